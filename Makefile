@@ -1,0 +1,42 @@
+# `make run` and `make test` are all a newcomer needs: each makes .venv, installs what is missing and goes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test test-all lint bench gpu install clean
+
+run: install
+	$(BIN)/memformer-lab run
+
+test: install lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# One table: workload W on every provider, with this machine's copy bandwidth and FMA rate measured in the same run.
+bench: install
+	$(BIN)/python -m benchmarks
+
+# For a machine with an NVIDIA GPU: correctness, then benchmarks, then one small JSON record.
+gpu: install
+	$(BIN)/python -m benchmarks.gpu
+
+install: $(INSTALLED)
+
+# torch and the build tools come first, so that the package itself is built against the torch it will run with.
+$(INSTALLED): pyproject.toml setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[lab,test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results

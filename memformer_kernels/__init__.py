@@ -1,0 +1,36 @@
+"""Memformers at the hardware's limit: linear Transformers with memory registers that run learned first-order methods.
+
+Start with `memformer_predict` and `memformer_loss` (whole networks on batches of small regression tasks),
+`memformer_layer` (one layer for another model) or `nn.Memformer` (a module). The contract is the docstring of
+`memformer_kernels.functional`; a call goes functional -> problem -> plan -> ops -> backends.
+"""
+
+from importlib.metadata import version
+
+from memformer_kernels import nn
+from memformer_kernels.build import build_info
+from memformer_kernels.explain import explain, warmup
+from memformer_kernels.functional import (
+    context_gram,
+    lfom_solve,
+    memformer_layer,
+    memformer_loss,
+    memformer_predict,
+    memformer_stack,
+)
+
+__version__ = version("memformer_kernels")
+
+__all__ = [
+    "__version__",
+    "build_info",
+    "context_gram",
+    "explain",
+    "lfom_solve",
+    "memformer_layer",
+    "memformer_loss",
+    "memformer_predict",
+    "memformer_stack",
+    "nn",
+    "warmup",
+]

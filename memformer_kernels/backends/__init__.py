@@ -1,0 +1,6 @@
+"""The backends behind one small interface (`base.Backend`), by name."""
+
+from memformer_kernels.backends.base import Backend
+from memformer_kernels.backends.torch import TorchBackend
+
+BACKENDS: dict[str, Backend] = {"torch": TorchBackend()}

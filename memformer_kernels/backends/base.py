@@ -1,0 +1,80 @@
+"""What a backend is: the five operations of the package and their gradients, on checked tensors.
+
+A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
+and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
+(`None` arguments and those whose `needs` entry is false are left out; registers count one entry each).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+Needs = Sequence[bool]
+
+
+class Network(NamedTuple):
+    """The arguments of a stack, gates folded into q or gamma; `lengths` (B,) are ragged contexts, else None."""
+
+    z: Tensor
+    q: Tensor
+    p: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    lengths: Tensor | None
+    context: int
+    algorithm: str
+
+
+class Layer(NamedTuple):
+    """The arguments of one layer; `registers` are those of the layers before it."""
+
+    z: Tensor
+    q: Tensor
+    p: Tensor | None
+    registers: Sequence[Tensor]
+    gamma: Tensor | None
+    beta: Tensor | None
+    lengths: Tensor | None
+    context: int
+
+
+class Quadratics(NamedTuple):
+    """The arguments of a learned first-order method on w^T h w / 2 - b^T w."""
+
+    h: Tensor
+    b: Tensor
+    a: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    w0: Tensor | None
+
+
+class Backend(Protocol):
+    """The operations mean what they mean in `functional`; `layers` asks for every layer's result."""
+
+    def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor: ...
+
+    def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor: ...
+
+    def stack(self, network: Network) -> Tensor: ...
+
+    def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]: ...
+
+    def predict(self, network: Network, queries: int, layers: bool) -> Tensor: ...
+
+    def predict_backward(
+        self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
+    ) -> list[Tensor]: ...
+
+    def layer(self, layer: Layer) -> tuple[Tensor, Tensor]: ...
+
+    def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]: ...
+
+    def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor: ...
+
+    def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
+
+    def warmup(self) -> None:
+        """Load or compile ahead whatever the first call would otherwise wait for."""
+        ...

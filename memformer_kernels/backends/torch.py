@@ -1,0 +1,173 @@
+"""The PyTorch backend: any device, any size, every rule; batched matrix products through torch (MKL, cuBLAS).
+
+Half-precision tokens are computed in float32. The backward recomputes the forward, so that nothing but the inputs is
+kept between the two.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
+from memformer_kernels.maths import response
+from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
+from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
+from memformer_kernels.maths.layer import LayerForm
+from memformer_kernels.maths.memory import Memory
+from memformer_kernels.reference import projections
+
+
+class TorchBackend:
+    """The five operations on plain PyTorch."""
+
+    def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        return gram(z.to(_compute_dtype(z)), Labelled(context, lengths))
+
+    def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        grad_z = gram_backward(grad, z.to(_compute_dtype(z)), Labelled(context, lengths))
+        return grad_z.to(z.dtype).contiguous()
+
+    def stack(self, network: Network) -> Tensor:
+        return _own(_form(network).tokens(), network.z)
+
+    def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        grads = _form(network).tokens_backward(grad.to(_compute_dtype(network.z)), needs[0])
+        return _asked(_listed(grads), network[:6], needs)
+
+    def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
+        return _form(_network_without_padding(network, queries)).predictions(queries, layers).contiguous()
+
+    def predict_backward(
+        self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        grads = _form(_network_without_padding(network, queries)).predictions_backward(grad, needs[0])
+        labelled = Labelled(network.context, network.lengths)
+        if grads.z is not None:
+            grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
+        grads.gamma = _restored(grads.gamma, network.gamma, network.context)
+        grads.beta = _restored(grads.beta, network.beta, network.context)
+        return _asked(_listed(grads), network[:6], needs)
+
+    def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        form = _layer_form(layer)
+        return _own(form.tokens(), layer.z), _own(form.registers[-1], layer.z)
+
+    def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
+        dtype = _compute_dtype(layer.z)
+        grads = _layer_form(layer).backward(grad.to(dtype), register_grad.to(dtype))
+        q_width, p_width = layer.q.shape[-1], 0 if layer.p is None else layer.p.shape[-1]
+        listed = [
+            grads.z,
+            grads.q[..., :q_width, :q_width],
+            grads.p[..., :p_width, :p_width],
+            *grads.registers,
+            grads.gamma,
+            grads.beta,
+            None,
+        ]
+        arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
+        return _asked(listed, arguments, needs)
+
+    def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
+        iterates = _first_order(quadratics)[0].states
+        return -torch.stack(iterates[1:] if layers else iterates[-1:])
+
+    def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
+        trace, residual, a, memory = _first_order(quadratics)
+        outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
+        grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory)
+        listed = [
+            grads.residual @ torch.stack(trace.states[:-1], 1),
+            grads.residual.sum(2),
+            grads.a[:, 0],
+            None if grads.gamma is None else grads.gamma[:, :, 0],
+            None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
+            -grads.state,
+        ]
+        return _asked(listed, quadratics, needs)
+
+    def warmup(self) -> None:
+        """Nothing to build."""
+
+
+def _compute_dtype(z: Tensor) -> torch.dtype:
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
+def _cast(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _own(result: Tensor, argument: Tensor) -> Tensor:
+    """A result in the argument's dtype and contiguous."""
+    return result.to(argument.dtype).contiguous()
+
+
+def _asked(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None], needs: Needs) -> list[Tensor]:
+    """The gradients that were asked for; a tensor argument that nothing reads has gradient zero."""
+    return [
+        torch.zeros_like(argument, memory_format=torch.contiguous_format) if grad is None else _own(grad, argument)
+        for grad, argument, needed in zip(grads, arguments, needs, strict=True)
+        if needed and argument is not None
+    ]
+
+
+def _listed(grads: Gradients) -> list[Tensor | None]:
+    return [grads.z, grads.q, grads.p, grads.gamma, grads.beta, None]
+
+
+def _form(network: Network) -> GeneralForm | ResponseForm:
+    dtype = _compute_dtype(network.z)
+    z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
+    gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
+    labelled = Labelled(network.context, network.lengths)
+    if p is None and q.shape[-1] != z.shape[-1]:
+        return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
+    return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram")
+
+
+def _network_without_padding(network: Network, queries: int) -> Network:
+    """The network on its context and query tokens alone, so that nothing between them is ever read."""
+    total = network.z.shape[1]
+    z = without_padding(network.z, Labelled(network.context, network.lengths), queries)
+    if z.shape[1] == total:
+        return network._replace(z=z)
+
+    def kept(coefficient: Tensor | None) -> Tensor | None:
+        if coefficient is None or coefficient.ndim < 2 or coefficient.shape[-2] == 1:
+            return coefficient
+        before, after = coefficient[..., : network.context, :], coefficient[..., total - queries :, :]
+        return torch.cat([before, after], -2)
+
+    return network._replace(z=z, gamma=kept(network.gamma), beta=kept(network.beta))
+
+
+def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> Tensor | None:
+    """The gradient of a coefficient whose padding tokens were cut out: zero for those."""
+    if grad is None or coefficient is None or grad.shape == coefficient.shape:
+        return grad
+    missing = coefficient.shape[-2] - grad.shape[-2]
+    padding = grad.new_zeros(*grad.shape[:-2], missing, grad.shape[-1])
+    return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
+
+
+def _layer_form(layer: Layer) -> LayerForm:
+    dtype = _compute_dtype(layer.z)
+    z = layer.z.to(dtype)
+    q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
+    registers = [register.to(dtype) for register in layer.registers]
+    gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
+    return LayerForm(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
+
+
+def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
+    """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
+    h, b, a, gamma, beta, w0 = quadratics
+    residual = response.GramResidual(h, b)
+    preconditioners = a[:, None]
+    if beta is not None:
+        beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]
+    memory = Memory(None if gamma is None else gamma[:, :, None], beta, diagonal=gamma is None)
+    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory)
+    return trace, residual, preconditioners, memory

@@ -1,0 +1,75 @@
+"""What is built, for which architectures, and why something is missing."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from memformer_kernels.backends import BACKENDS
+
+_MISSING = {
+    "cpu": "this version has no native CPU library; the torch backend serves CPU tensors",
+    "cuda": "this version has no CUDA library; the torch backend serves CUDA tensors",
+    "triton": "this version has no Triton kernels; the torch backend serves every device",
+}
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """One backend: whether it can run here, for which architectures it is built, and if not, why and the mend."""
+
+    name: str
+    available: bool
+    architectures: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """The package, what it runs on, and its backends by name."""
+
+    version: str
+    python: str
+    torch: str
+    cuda: str | None
+    triton: str | None
+    backends: dict[str, BackendInfo]
+
+    def __str__(self) -> str:
+        lines = [
+            f"memformer_kernels {self.version} on Python {self.python}, torch {self.torch}, "
+            f"CUDA {self.cuda or 'absent'}, triton {self.triton or 'absent'}"
+        ]
+        for info in self.backends.values():
+            state = "available" if info.available else "missing"
+            built = f" for {', '.join(info.architectures)}" if info.architectures else ""
+            lines.append(f"  {info.name:<7} {state}{built}: {info.reason}")
+        return "\n".join(lines)
+
+
+def build_info() -> BuildInfo:
+    """Which backends are built, for which architectures, and why one is missing. Touches no GPU."""
+    architectures = (
+        (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
+    )
+    backends = {"torch": BackendInfo("torch", True, architectures, "plain PyTorch, every device torch supports")}
+    for name, reason in _MISSING.items():
+        backends[name] = BackendInfo(name, False, (), reason)
+    return BuildInfo(
+        version=importlib.metadata.version("memformer_kernels"),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        triton=importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        backends=backends,
+    )
+
+
+def require(backend: str) -> None:
+    """Raises RuntimeError, with the mend, for a backend that cannot run here."""
+    if backend not in BACKENDS:
+        raise RuntimeError(
+            f"backend={backend!r} is not available: {_MISSING[backend]}. See memformer_kernels.build_info()."
+        )

@@ -1,0 +1,84 @@
+"""`explain` and `warmup`: what a call would run, told from its arguments alone."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from memformer_kernels import functional, plan, problem
+from memformer_kernels.backends import BACKENDS
+
+
+def explain(*arguments: Any, **options: Any) -> plan.Plan:
+    """Backend, algorithm, regime and the reason for them, for the arguments of any public function.
+
+    The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
+    `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
+    a)` a first-order method and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
+    """
+    function = _recognise(arguments, options)
+    try:
+        bound = inspect.signature(function).bind(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}: {error}") from None
+    bound.apply_defaults()
+    return _PLANNERS[function](bound.arguments)
+
+
+def warmup(*arguments: Any, **options: Any) -> plan.Plan:
+    """Builds, loads or compiles ahead whatever a call with these arguments would wait for, and returns its plan."""
+    chosen = explain(*arguments, **options)
+    BACKENDS[chosen.backend].warmup()
+    return chosen
+
+
+def _axes(arguments: tuple[Any, ...], options: dict[str, Any], place: int, name: str) -> int | None:
+    value = arguments[place] if len(arguments) > place else options.get(name)
+    return value.ndim if isinstance(value, Tensor) else None
+
+
+def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[..., Any]:
+    """The public function whose arguments these are, by their names and numbers of axes."""
+    quadratic = not options.keys().isdisjoint({"h", "b", "a", "w0"})
+    if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
+        return functional.lfom_solve
+    if "target" in options or _axes(arguments, options, 1, "target") == 2:
+        return functional.memformer_loss
+    q_axes = _axes(arguments, options, 1, "q")
+    if q_axes == 3 or "registers" in options:
+        return functional.memformer_layer
+    return functional.memformer_predict if q_axes == 4 else functional.context_gram
+
+
+def _plan_network(a: dict[str, Any]) -> plan.Plan:
+    checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
+    queries = problem.check_queries(a["queries"], a["z"], checked.count, checked.lengths)
+    if "target" in a:
+        problem.check_target(a["target"], a["z"], queries)
+    return plan.plan_network(checked, a["backend"], a["algorithm"])
+
+
+def _plan_layer(a: dict[str, Any]) -> plan.Plan:
+    checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
+    return plan.plan_layer(checked, a["backend"])
+
+
+def _plan_gram(a: dict[str, Any]) -> plan.Plan:
+    tokens = problem.check_tokens(a["z"])
+    problem.check_context(a["context"], tokens)
+    return plan.plan_gram(tokens.shape[2])
+
+
+def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
+    checked = problem.check_quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
+    return plan.plan_quadratics(checked, a["backend"])
+
+
+_PLANNERS: dict[Callable[..., Any], Callable[[dict[str, Any]], plan.Plan]] = {
+    functional.memformer_predict: _plan_network,
+    functional.memformer_loss: _plan_network,
+    functional.memformer_layer: _plan_layer,
+    functional.context_gram: _plan_gram,
+    functional.lfom_solve: _plan_quadratics,
+}

@@ -1,0 +1,182 @@
+"""The public functions: the contract, in docstrings.
+
+Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot. The
+first n = `context` tokens of a task are labelled examples; the others are queries, whose response slot is 0. In the
+notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums over the context,
+
+    att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
+    R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}                         R_{-1} = 0
+    Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+
+Parameters of a network of L layers and H heads:
+
+    q      (L, H, D, D) dense, or (L, H, d, d): the block A of Q = [[A, 0], [0, 0]].
+    p      None: response-only, P = [[0, 0], [0, 1]]; (L, H, d, d): the block Bm of P = [[Bm, 0], [0, 1]];
+           (L, H, D, D): dense.
+    gamma  None: each layer adds its own register (the linear transformer). 4 axes, broadcastable to (L, H, N, D): layer
+           l weighs only its own register. 5 axes, broadcastable to (L, L, H, N, D): [l, j] weighs register j in layer
+           l's update; entries j > l are ignored, and a first axis of size 1 says "shared by layers".
+    beta   None: 0. Else broadcastable to (L, H, N, D).
+    gate   None: 1. Else (H,) or (L, H).
+
+and of the tasks:
+
+    context  None: N - 1. An int from 1 to N, or an integer tensor (B,) for ragged contexts: each task divides by its
+             own n.
+    queries  None: N - context, or 1 for ragged contexts. The last `queries` tokens are predicted; the tokens between
+             the context and them are padding: never read into a result, and of exactly zero gradient.
+
+`backend` is "auto" or a backend's name, `algorithm` "auto", "gram" (all layers on D-by-D matrices; not where gamma or
+beta has a token axis) or "token" (tokens updated layer by layer); `explain` says what "auto" chooses and why.
+
+Everything is differentiable, twice, in every floating argument. float32 and float64 throughout; z may be bfloat16 or
+float16 beside parameters in float32 or in z's dtype, and then Gram matrices, predictions and losses are float32 and
+tokens keep z's dtype. Shapes and values that do not fit raise ValueError, wrong kinds raise TypeError, and a backend
+that is not available RuntimeError, before any work.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from memformer_kernels import gates, ops, plan, problem
+
+
+def memformer_stack(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: int | Tensor | None = None,
+    backend: str = "auto",
+    algorithm: str = "auto",
+) -> Tensor:
+    """Tokens after all L layers, Z_L (B, N, D), in z's dtype.
+
+    Every token past the context is a query: row i depends on the context and on itself, and its response slot is read
+    as given. Arguments and errors: see the module's head.
+    """
+    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    return ops.stack(z, q, p, gamma, beta, checked.lengths, checked.count, chosen.algorithm, chosen.backend)
+
+
+def memformer_predict(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: int | Tensor | None = None,
+    queries: int | None = None,
+    layers: bool = False,
+    backend: str = "auto",
+    algorithm: str = "auto",
+) -> Tensor:
+    """Predictions -[Z_L]_{query, D-1} of the last `queries` tokens, (B, queries).
+
+    With `layers`, those after each layer, (L, B, queries). float64 for float64 tokens, else float32. Arguments and
+    errors: see the module's head.
+    """
+    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
+    predicted = problem.check_queries(queries, z, checked.count, checked.lengths)
+    problem.check_flag("layers", layers)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    after_layers = ops.predict(
+        z, q, p, gamma, beta, checked.lengths, checked.count, chosen.algorithm, predicted, layers, chosen.backend
+    )
+    return after_layers if layers else after_layers[0]
+
+
+def memformer_loss(
+    z: Tensor,
+    target: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: int | Tensor | None = None,
+    queries: int | None = None,
+    backend: str = "auto",
+    algorithm: str = "auto",
+) -> Tensor:
+    """Mean squared error of the predictions against `target` (B, queries), a scalar.
+
+    float64 for float64 tokens, else float32. The loss of no predictions is NaN, with zero gradients. Arguments and
+    errors: see the module's head.
+    """
+    tokens = problem.check_tokens(z)
+    count, lengths = problem.check_context(context, tokens)
+    responses = problem.check_target(target, tokens, problem.check_queries(queries, tokens, count, lengths))
+    predictions = memformer_predict(
+        z, q, p, gamma, beta, gate, context=context, queries=queries, backend=backend, algorithm=algorithm
+    )
+    return (predictions - responses.to(predictions.dtype)).square().mean()
+
+
+def memformer_layer(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    registers: Sequence[Tensor] = (),
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    context: int | Tensor | None = None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """One layer, for use inside other models: (z_next (B, N, D), register (B, R, N, D)), both in z's dtype.
+
+    q, p and beta are one layer's, without the L axis. `registers` are those of the layers before, oldest first. gamma,
+    broadcastable to (len(registers) + 1, H, N, D), weighs them and, last, the new one; None adds the new one alone.
+    beta multiplies registers[-1]. R = H where gamma or beta has a head axis larger than 1, else 1 (heads summed).
+    A gate folds into gamma. Other arguments and errors: see the module's head.
+    """
+    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
+    chosen = plan.plan_layer(checked, backend)
+    return ops.layer(z, q, p, list(registers), gamma, beta, checked.lengths, checked.count, chosen.backend)
+
+
+def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
+    """The context Gram matrix sum_{i<n} z_i z_i^T, (B, D, D), not divided by n.
+
+    float64 for float64 tokens, else float32. Gram matrices of disjoint parts of a context add up to that of the whole.
+    """
+    tokens = problem.check_tokens(z)
+    count, lengths = problem.check_context(context, tokens)
+    return ops.context_gram(z, lengths, count, plan.plan_gram(tokens.shape[2]).backend)
+
+
+def lfom_solve(
+    h: Tensor,
+    b: Tensor,
+    a: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    w0: Tensor | None = None,
+    layers: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w:
+
+        g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j
+
+    h (B, d, d) is read in full, and its gradient is dense; b (B, d); preconditioners a (L, d, d); gamma with three
+    axes, broadcastable to (L, L, d), or None for ones on the diagonal; beta broadcastable to (L, d), or None for 0;
+    w0 (B, d), or None for 0. All float32 or all float64. Returns w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
+    """
+    checked = problem.check_quadratics(h, b, a, gamma, beta, w0)
+    problem.check_flag("layers", layers)
+    chosen = plan.plan_quadratics(checked, backend)
+    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen.backend)
+    return iterates if layers else iterates[0]

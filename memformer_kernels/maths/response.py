@@ -1,0 +1,139 @@
+"""The response-only recurrence: features stay fixed, so a task's state is one vector s (B, M).
+
+    g_l = g(s_l);  r_{l,h} = U A_{l,h} g_l + beta * r_{l-1,h};  s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
+
+On tokens s is the response column, g(s) = X^T s / n over the context and U = X. In Gram space s = -w, g(s) = b + H s
+and U = 1: a linear first-order method on w^T H w / 2 - b^T w (Dutta & Sra, arXiv 2410.07263), since g = b - H w.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.maths.context import Labelled
+from memformer_kernels.maths.memory import Memory
+
+
+@dataclass(frozen=True)
+class GramResidual:
+    """g(s) = b + H s with h (B, d, d) and b (B, d); the state lives where the residual does, so U = 1."""
+
+    h: Tensor
+    b: Tensor
+
+    def at(self, state: Tensor) -> Tensor:
+        """g (B, d) at the state (B, d)."""
+        return self.b + (self.h @ state[..., None])[..., 0]
+
+    def transpose(self, grad: Tensor) -> Tensor:
+        """Gradient of the state from that of g."""
+        return (grad[:, None] @ self.h)[:, 0]
+
+    def lift(self, preconditioned: Tensor) -> Tensor:
+        return preconditioned
+
+    def lift_transpose(self, grad: Tensor) -> Tensor:
+        return grad
+
+
+@dataclass(frozen=True)
+class TokenResidual:
+    """g(s) = (1/n) sum_{i<n} x_i s_i and U = X, for features x (B, N, d) and s the response column (B, N)."""
+
+    features: Tensor
+    labelled: Labelled
+
+    def at(self, state: Tensor) -> Tensor:
+        """g (B, d) at the state (B, N)."""
+        rows = self.labelled.select(self.features).transpose(-1, -2)
+        return self.labelled.mean(rows @ self.labelled.select(state[..., None]))[..., 0]
+
+    def transpose(self, grad: Tensor) -> Tensor:
+        """Gradient of the state from that of g."""
+        rows = self.labelled.select(self.features) @ self.labelled.mean(grad[..., None])
+        return self.labelled.place(rows, self.features.shape[1])[..., 0]
+
+    def lift(self, preconditioned: Tensor) -> Tensor:
+        return preconditioned @ self.features.transpose(-1, -2)
+
+    def lift_transpose(self, grad: Tensor) -> Tensor:
+        return grad @ self.features
+
+
+Residual = GramResidual | TokenResidual
+
+
+@dataclass
+class ResponseTrace:
+    """What a forward run keeps for its backward: states s_0, ..., s_L and registers r_0, ..., r_{L-1} (B, R, M)."""
+
+    states: list[Tensor]
+    registers: list[Tensor] = field(default_factory=list)
+
+
+def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory) -> ResponseTrace:
+    """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
+    trace = ResponseTrace([state])
+    for layer in range(a.shape[0]):
+        fresh = residual.lift(precondition(residual.at(state), a[layer]))
+        trace.registers.append(memory.register(layer, fresh, trace.registers))
+        state = state + memory.update(layer, trace.registers)
+        trace.states.append(state)
+    return trace
+
+
+def precondition(residual: Tensor, a: Tensor) -> Tensor:
+    """A_h g for every head, (B, R, d), as one product with the stacked heads a (R, d, d)."""
+    heads, width = a.shape[0], a.shape[-1]
+    return (residual @ a.reshape(heads * width, width).T).reshape(residual.shape[0], heads, width)
+
+
+@dataclass
+class ResponseGrads:
+    """Gradients of `run`.
+
+    state: of s_0. residual (B, d, L) and register (L of (B, R, M)): of g_0, ..., g_{L-1} and r_0, ..., r_{L-1}, from
+    which the caller makes the gradients of what its residual was built from. a, gamma, beta: of the parameters.
+    """
+
+    state: Tensor
+    residual: Tensor
+    register: list[Tensor]
+    a: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+def run_backward(
+    state_grads: Sequence[Tensor | None], trace: ResponseTrace, residual: Residual, a: Tensor, memory: Memory
+) -> ResponseGrads:
+    """Backward of `run` from the gradients that reach s_1, ..., s_L from outside (None where nothing does)."""
+    layers, heads, width, _ = a.shape
+    grad = torch.zeros_like(trace.states[0])
+    update_grads: list[Tensor] = []
+    register_grads: list[Tensor] = []
+    residual_grads: list[Tensor] = []
+    a_grads: list[Tensor] = []
+    for layer in reversed(range(layers)):
+        outer = state_grads[layer]
+        grad = grad if outer is None else grad + outer
+        update_grads.insert(0, grad)
+        later = register_grads[0] if register_grads else None
+        register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])
+        register_grads.insert(0, register_grad)
+        preconditioned = residual.lift_transpose(register_grad)
+        flat = preconditioned.reshape(preconditioned.shape[0], heads * width)
+        a_grads.insert(0, (flat.T @ residual.at(trace.states[layer])).reshape(heads, width, width))
+        residual_grad = flat @ a[layer].reshape(heads * width, width)
+        residual_grads.insert(0, residual_grad)
+        grad = grad + residual.transpose(residual_grad)
+    return ResponseGrads(
+        state=grad,
+        residual=torch.stack(residual_grads, 2),
+        register=register_grads,
+        a=torch.stack(a_grads),
+        gamma=memory.gamma_grad(trace.registers, update_grads),
+        beta=memory.beta_grad(trace.registers, register_grads),
+    )

@@ -1,0 +1,260 @@
+"""Modules over the public functions: a whole Memformer by the name of its rule, and one layer for other models."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+
+from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
+
+RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
+"""The published models, by what memory does.
+
+linear: none (preconditioned gradient descent; GD++ with block structure). cgd: R_l = att + beta_l R_{l-1}, layer l adds
+alpha_l R_l (Dutta & Sra, arXiv 2410.07263, eqs. 17-18). recursive: the same with a Hadamard beta. lfom: layer l adds
+sum_{j<=l} gamma_{l,j} * R_j (eqs. 19-20); lfom_shared: one gamma_j for every layer; lfom_residual: 1 for the new
+register, gamma_{l,j} for the past ones. gated_heads: a mixture of experts, lfom_residual for each head, with one gate a
+head.
+"""
+
+GRANULARITIES = ("scalar", "feature", "token", "full")
+STRUCTURES = ("response-only", "block", "dense")
+
+_DEFAULT_GRANULARITY = {"cgd": "scalar", "recursive": "full"}
+_PRECONDITIONER_START = -0.5
+_NOISE = 0.02
+
+
+class StackArguments(TypedDict):
+    """A network's parameters as the functions of `memformer_kernels.functional` take them."""
+
+    q: Tensor
+    p: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    gate: Tensor | None
+
+
+def _coefficient_shape(granularity: str, width: int, tokens: int | None) -> tuple[int, int]:
+    """(token axis, feature axis) of a gamma or beta."""
+    if granularity in ("token", "full"):
+        if tokens is None:
+            raise ValueError(f"tokens: expected the number of tokens N, since granularity is {granularity!r}, got None")
+        return tokens, width if granularity == "full" else 1
+    return 1, width if granularity == "feature" else 1
+
+
+def _choose(name: str, value: str, choices: Sequence[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__})")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return value
+
+
+def _projections(
+    lead: tuple[int, ...], d: int, structure: str, factory: dict[str, object]
+) -> tuple[nn.Parameter, nn.Parameter | None]:
+    """q starts near a multiple of the identity: a plain gradient step; p near the response-only corner."""
+    size = d + 1 if structure == "dense" else d
+    start = _PRECONDITIONER_START * torch.eye(size, **factory)  # type: ignore[call-overload]
+    if structure == "dense":
+        start[-1, -1] = 0.0
+    q = nn.Parameter(start / lead[-1] + _NOISE * torch.randn(*lead, size, size, **factory))  # type: ignore[call-overload]
+    if structure == "response-only":
+        return q, None
+    p = _NOISE * torch.randn(*lead, size, size, **factory)  # type: ignore[call-overload]
+    if structure == "dense":
+        p[..., -1, -1] += 1.0
+    return q, nn.Parameter(p)
+
+
+class Memformer(nn.Module):
+    """L layers of memory-augmented linear attention on tasks z (B, N, d + 1).
+
+    rule: one of RULES. granularity: what gamma or beta varies over: "scalar", "feature" (D), "token" (N) or "full"
+    (N, D); None takes the rule's own (cgd: scalar, recursive: full, else feature). structure: "response-only"
+    (features never change), "block" (GD++: P and Q have blocks, features are transformed too) or "dense" (any P and Q).
+    tokens: N, needed by token and full granularity. Parameters start near gradient descent without memory: q near -I/2
+    (divided among heads), gamma the identity (lfom_shared: 1/L), beta 0; the noise is drawn from torch's default
+    generator.
+
+    Raises ValueError for an unknown name, a size below 1 or missing `tokens`, TypeError for a size that is no int.
+    """
+
+    q: nn.Parameter
+    p: nn.Parameter | None
+    gamma: nn.Parameter | None
+    beta: nn.Parameter | None
+    gate: nn.Parameter | None
+
+    def __init__(
+        self,
+        d: int,
+        layers: int,
+        *,
+        heads: int = 1,
+        rule: str = "lfom",
+        granularity: str | None = None,
+        structure: str = "response-only",
+        tokens: int | None = None,
+        backend: str = "auto",
+        algorithm: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d, self.layers = _at_least_one("d", d), _at_least_one("layers", layers)
+        self.heads = _at_least_one("heads", heads)
+        self.tokens = None if tokens is None else _at_least_one("tokens", tokens)
+        self.rule = _choose("rule", rule, RULES)
+        self.structure = _choose("structure", structure, STRUCTURES)
+        default = _DEFAULT_GRANULARITY.get(rule, "feature")
+        self.granularity = _choose("granularity", granularity or default, GRANULARITIES)
+        self.backend, self.algorithm = backend, algorithm
+        factory: dict[str, object] = {"device": device, "dtype": dtype}
+        self.q, self.p = _projections((layers, heads), d, structure, factory)
+        self._make_memory(factory)
+
+    def _make_memory(self, factory: dict[str, object]) -> None:
+        layers, heads = self.layers, self.heads
+
+        def filled(value: float, *shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.full(shape, value, **factory))  # type: ignore[call-overload]
+
+        self.gamma = self.beta = self.gate = None
+        if self.rule == "linear":
+            return
+        grid = _coefficient_shape(self.granularity, self.d + 1, self.tokens)
+        if self.rule in ("cgd", "recursive"):
+            self.gamma = filled(1.0, layers, 1, 1, 1)
+            self.beta = filled(0.0, layers, 1, *grid)
+        elif self.rule == "lfom_shared":
+            self.gamma = filled(1.0 / layers, 1, layers, 1, *grid)
+        elif self.rule == "lfom":
+            self.gamma = filled(0.0, layers, layers, 1, *grid)
+            with torch.no_grad():
+                self.gamma[range(layers), range(layers)] = 1.0
+        elif self.rule == "lfom_residual":
+            self.gamma = filled(0.0, layers, layers, 1, *grid)
+        else:
+            self.gamma = filled(0.0, layers, layers, heads, *grid)
+            self.gate = filled(1.0, heads)
+
+    def stack_arguments(self) -> StackArguments:
+        """The parameters as the functions take them; residual rules get their fixed 1 for the new register here."""
+        gamma: Tensor | None = self.gamma
+        if gamma is not None and self.rule in ("lfom_residual", "gated_heads"):
+            own = torch.eye(self.layers, dtype=torch.bool, device=gamma.device)[:, :, None, None, None]
+            gamma = torch.where(own, 1.0, gamma)
+        return {"q": self.q, "p": self.p, "gamma": gamma, "beta": self.beta, "gate": self.gate}
+
+    def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
+        """Z_L (B, N, d + 1)."""
+        return memformer_stack(
+            z, **self.stack_arguments(), context=context, backend=self.backend, algorithm=self.algorithm
+        )
+
+    def predict(
+        self, z: Tensor, *, context: int | Tensor | None = None, queries: int | None = None, layers: bool = False
+    ) -> Tensor:
+        """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries)."""
+        return memformer_predict(
+            z,
+            **self.stack_arguments(),
+            context=context,
+            queries=queries,
+            layers=layers,
+            backend=self.backend,
+            algorithm=self.algorithm,
+        )
+
+    def loss(
+        self, z: Tensor, target: Tensor, *, context: int | Tensor | None = None, queries: int | None = None
+    ) -> Tensor:
+        """Mean squared error of the predictions against `target` (B, queries)."""
+        return memformer_loss(
+            z,
+            target,
+            **self.stack_arguments(),
+            context=context,
+            queries=queries,
+            backend=self.backend,
+            algorithm=self.algorithm,
+        )
+
+    def extra_repr(self) -> str:
+        parts = (
+            f"d={self.d}, layers={self.layers}, heads={self.heads}, rule={self.rule!r}, structure={self.structure!r}"
+        )
+        return parts if self.rule == "linear" else f"{parts}, granularity={self.granularity!r}"
+
+
+class MemformerLayer(nn.Module):
+    """One layer of memory-augmented linear attention on tokens z (B, N, d + 1), for use inside other models.
+
+    registers: how many registers of earlier layers it is given and weighs (0: plain linear attention). momentum:
+    whether the new register keeps beta times the last one. Heads share gamma and beta: a register is (B, 1, N, d + 1).
+    granularity, structure, tokens, start and errors as in `Memformer`.
+
+    Layers chain by passing registers on:
+
+        registers = []
+        for layer in layers:  # the l-th was made with registers=l
+            z, register = layer(z, registers)
+            registers.append(register)
+    """
+
+    q: nn.Parameter
+    p: nn.Parameter | None
+    gamma: nn.Parameter
+    beta: nn.Parameter | None
+
+    def __init__(
+        self,
+        d: int,
+        *,
+        heads: int = 1,
+        registers: int = 0,
+        momentum: bool = False,
+        granularity: str = "feature",
+        structure: str = "block",
+        tokens: int | None = None,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.d, self.heads = _at_least_one("d", d), _at_least_one("heads", heads)
+        if isinstance(registers, bool) or not isinstance(registers, int) or registers < 0:
+            raise ValueError(f"registers: expected an int of at least 0, got {registers!r}")
+        self.registers = registers
+        _choose("structure", structure, STRUCTURES)
+        grid = _coefficient_shape(_choose("granularity", granularity, GRANULARITIES), d + 1, tokens)
+        self.backend = backend
+        factory: dict[str, object] = {"device": device, "dtype": dtype}
+        self.q, self.p = _projections((heads,), d, structure, factory)
+        gamma = torch.zeros(registers + 1, 1, *grid, **factory)  # type: ignore[call-overload]
+        gamma[-1] = 1.0
+        self.gamma = nn.Parameter(gamma)
+        self.beta = nn.Parameter(torch.zeros(1, *grid, **factory)) if momentum else None  # type: ignore[call-overload]
+
+    def forward(
+        self, z: Tensor, registers: Sequence[Tensor] = (), *, context: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(z_next (B, N, d + 1), register (B, 1, N, d + 1)) from the tokens and the registers of the layers before."""
+        if len(registers) != self.registers:
+            raise ValueError(f"registers: expected {self.registers} of them, got {len(registers)}")
+        return memformer_layer(
+            z, self.q, self.p, registers, self.gamma, self.beta, context=context, backend=self.backend
+        )
+
+    def extra_repr(self) -> str:
+        return f"d={self.d}, heads={self.heads}, registers={self.registers}, momentum={self.beta is not None}"

@@ -1,0 +1,180 @@
+"""The five operations that PyTorch knows: context_gram, stack, predict, layer, lfom_solve.
+
+Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
+backend it was told; each fake says the shapes of the results.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends.base import Layer, Network, Quadratics
+from memformer_kernels.maths.memory import kept_heads
+from memformer_kernels.problem import check_lengths
+from memformer_kernels.registration import Operation, define
+
+_NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
+
+
+def _result_dtype(z: Tensor) -> torch.dtype:
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
+def _context_gram(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
+    if lengths is not None:
+        check_lengths(lengths, z.shape[1], 0)
+    return BACKENDS[backend].context_gram(z, lengths, context)
+
+
+def _context_gram_backward(
+    grad: Tensor, z: Tensor, lengths: Tensor | None, context: int, backend: str, needs: list[bool]
+) -> list[Tensor]:
+    return [BACKENDS[backend].context_gram_backward(grad, z, lengths, context)] if needs[0] else []
+
+
+def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
+    return z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_result_dtype(z))
+
+
+def _stack(*arguments: Any) -> Tensor:
+    *network, backend = arguments
+    call = Network(*network)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], 0)
+    return BACKENDS[backend].stack(call)
+
+
+def _stack_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *network, backend, needs = arguments
+    return BACKENDS[backend].stack_backward(grad, Network(*network), needs)
+
+
+def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _predict(*arguments: Any) -> Tensor:
+    *network, queries, layers, backend = arguments
+    call = Network(*network)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], queries)
+    return BACKENDS[backend].predict(call, queries, layers)
+
+
+def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *network, queries, layers, backend, needs = arguments
+    return BACKENDS[backend].predict_backward(grad, Network(*network), queries, layers, needs)
+
+
+def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
+    queries, layers = arguments[-3:-1]
+    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=_result_dtype(z))
+
+
+def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *layer, backend = arguments
+    call = Layer(*layer)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], 0)
+    return BACKENDS[backend].layer(call)
+
+
+def _layer_backward(grad: Tensor, register_grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *layer, backend, needs = arguments
+    return BACKENDS[backend].layer_backward(grad, register_grad, Layer(*layer), needs)
+
+
+def _layer_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Layer(*arguments[:-1])
+    heads = kept_heads(call.q.shape[0], call.gamma, call.beta)
+    batch, tokens, width = call.z.shape
+    return torch.empty_like(call.z, memory_format=torch.contiguous_format), call.z.new_empty(
+        (batch, heads, tokens, width)
+    )
+
+
+def _lfom_solve(*arguments: Any) -> Tensor:
+    *quadratics, layers, backend = arguments
+    return BACKENDS[backend].lfom_solve(Quadratics(*quadratics), layers)
+
+
+def _lfom_solve_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *quadratics, layers, backend, needs = arguments
+    return BACKENDS[backend].lfom_solve_backward(grad, Quadratics(*quadratics), layers, needs)
+
+
+def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor:
+    layers = arguments[-2]
+    return b.new_empty((a.shape[0] if layers else 1, *b.shape))
+
+
+define(
+    Operation(
+        "context_gram",
+        "Tensor z, Tensor? lengths",
+        "SymInt context, str backend",
+        _context_gram,
+        _context_gram_backward,
+        _context_gram_fake,
+        task_arguments=frozenset({0, 1}),
+    )
+)
+define(
+    Operation(
+        "stack",
+        _NETWORK,
+        "SymInt context, str algorithm, str backend",
+        _stack,
+        _stack_backward,
+        _stack_fake,
+        task_arguments=frozenset({0, 5}),
+    )
+)
+define(
+    Operation(
+        "predict",
+        _NETWORK,
+        "SymInt context, str algorithm, SymInt queries, bool layers, str backend",
+        _predict,
+        _predict_backward,
+        _predict_fake,
+        task_arguments=frozenset({0, 5}),
+        task_axis=1,
+    )
+)
+define(
+    Operation(
+        "layer",
+        _LAYER,
+        "SymInt context, str backend",
+        _layer,
+        _layer_backward,
+        _layer_fake,
+        task_arguments=frozenset({0, 3, 6}),
+        results=2,
+    )
+)
+define(
+    Operation(
+        "lfom_solve",
+        _QUADRATICS,
+        "bool layers, str backend",
+        _lfom_solve,
+        _lfom_solve_backward,
+        _lfom_solve_fake,
+        task_arguments=frozenset({0, 1, 5}),
+        task_axis=1,
+        tokens_first=False,
+    )
+)
+
+context_gram: Callable[..., Tensor] = torch.ops.memformer_kernels.context_gram.default
+stack: Callable[..., Tensor] = torch.ops.memformer_kernels.stack.default
+predict: Callable[..., Tensor] = torch.ops.memformer_kernels.predict.default
+layer: Callable[..., tuple[Tensor, Tensor]] = torch.ops.memformer_kernels.layer.default
+lfom_solve: Callable[..., Tensor] = torch.ops.memformer_kernels.lfom_solve.default

@@ -1,0 +1,92 @@
+"""From a problem to a backend, an algorithm and a regime: every dispatch rule of the package, in one place.
+
+Rules look at shapes, structure and device, never at values or at timings, so that the same call always takes the same
+path. None depends on the number of tasks, so that a compiled graph serves every batch size.
+"""
+
+from typing import NamedTuple
+
+from memformer_kernels import build
+from memformer_kernels.problem import ALGORITHMS, BACKENDS, Problem, QuadraticProblem, check_choice
+
+
+class Plan(NamedTuple):
+    """What will run: `reason` says which rule chose it."""
+
+    backend: str
+    algorithm: str
+    regime: str
+    reason: str
+
+
+TINY_WIDTH = 16
+"""Largest d of the tiny Gram regime and largest D of the tiny token regime: a task's matrices fit in registers."""
+
+TINY_TOKENS = 128
+"""Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
+
+TILE_WIDTH = 128
+"""Largest D of the tile regime: a D-by-D tile fits in shared memory."""
+
+
+def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
+    """The plan of a stack, a prediction or a loss."""
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    algorithm, why = _algorithm(problem, algorithm)
+    backend, where = _backend(backend)
+    return Plan(backend, algorithm, _regime(problem, algorithm), f"{why}; {where}")
+
+
+def plan_layer(problem: Problem, backend: str) -> Plan:
+    """The plan of one layer, which always works on tokens: its output is tokens."""
+    backend, where = _backend(backend)
+    return Plan(backend, "token", _regime(problem, "token"), f"one layer reads and writes tokens; {where}")
+
+
+def plan_gram(width: int, backend: str = "auto") -> Plan:
+    """The plan of a context Gram matrix."""
+    backend, where = _backend(backend)
+    return Plan(backend, "gram", _gram_regime(width), f"a Gram matrix is one pass over the context; {where}")
+
+
+def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
+    """The plan of a learned first-order method."""
+    backend, where = _backend(backend)
+    return Plan(backend, "gram", _gram_regime(problem.weights + 1), f"quadratics are in Gram space already; {where}")
+
+
+def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
+    if requested == "gram" and problem.token_axis:
+        raise ValueError(
+            'algorithm: expected "token" or "auto", since gamma or beta has a token axis and a coefficient per token '
+            'does not commute with the tokens, got "gram"'
+        )
+    if requested != "auto":
+        return requested, "the algorithm was asked for"
+    if problem.token_axis:
+        return "token", "gamma or beta has a token axis, so tokens must be updated one by one"
+    if problem.width > problem.tokens:
+        return "token", "there are fewer tokens than features, so N-by-D tokens are smaller than D-by-D matrices"
+    return "gram", "no coefficient varies along the token axis, so all layers run on D-by-D matrices"
+
+
+def _backend(requested: str) -> tuple[str, str]:
+    check_choice("backend", requested, BACKENDS)
+    if requested == "auto":
+        return "torch", "torch is the only backend of this version"
+    build.require(requested)
+    return requested, "the backend was asked for"
+
+
+def _regime(problem: Problem, algorithm: str) -> str:
+    if algorithm == "gram":
+        return _gram_regime(problem.width)
+    if problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
+        return "tiny token"
+    return "tile" if problem.width <= TILE_WIDTH else "large"
+
+
+def _gram_regime(width: int) -> str:
+    if width - 1 <= TINY_WIDTH:
+        return "tiny Gram"
+    return "tile" if width <= TILE_WIDTH else "large"

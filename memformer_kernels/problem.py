@@ -1,0 +1,353 @@
+"""Validates the arguments of a public function once and names what they are: sizes, structure, granularity, rule.
+
+Nothing is computed here and no tensor is read, except for the range of ragged contexts, which `ops` checks where the
+lengths are at hand on the host. Shapes and values that do not fit raise ValueError, wrong kinds raise TypeError; every
+message names the argument, what came and what was expected.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
+_REAL = (torch.float32, torch.float64, *_HALF)
+
+BACKENDS = ("auto", "torch", "cpu", "cuda", "triton")
+ALGORITHMS = ("auto", "gram", "token")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a network's arguments are. B, N, D: tasks, tokens, token width. L, H: layers, heads (L = 1 for a layer).
+
+    structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
+    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. count: labelled
+    tokens, or N where contexts are ragged and `lengths` (B,) holds them.
+    """
+
+    tasks: int
+    tokens: int
+    width: int
+    layers: int
+    heads: int
+    structure: str
+    rule: str
+    token_axis: bool
+    count: int
+    lengths: Tensor | None
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class QuadraticProblem:
+    """What a learned first-order method's arguments are: B quadratics in d weights, L layers."""
+
+    tasks: int
+    weights: int
+    layers: int
+    rule: str
+    device: torch.device
+    dtype: torch.dtype
+
+
+def describe(value: object) -> str:
+    """What came, for an error message."""
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def reject(name: str, came: object, expected: str) -> NoReturn:
+    """Raises the ValueError of an argument whose kind is right and whose shape or value is not."""
+    raise ValueError(f"{name}: expected {expected}, got {describe(came)}")
+
+
+def reject_kind(name: str, came: object, expected: str) -> NoReturn:
+    """Raises the TypeError of an argument of the wrong kind."""
+    raise TypeError(f"{name}: expected {expected}, got {describe(came)}")
+
+
+def check_tokens(z: object, name: str = "z") -> Tensor:
+    """z as a real floating tensor (B, N, D) with N, D >= 1."""
+    tokens = _floating(name, z)
+    if tokens.ndim != 3 or tokens.shape[1] < 1 or tokens.shape[2] < 1:
+        reject(name, z, "tasks of tokens (B, N, D) with N >= 1 and D >= 1")
+    return tokens
+
+
+def check_context(context: object, z: Tensor) -> tuple[int, Tensor | None]:
+    """The number of labelled tokens and, for ragged contexts, its tensor of lengths (the number is then N)."""
+    total = z.shape[1]
+    if context is None:
+        if total < 2:
+            reject("context", context, f"an int from 1 to N, since the default N - 1 is empty for N = {total}")
+        return total - 1, None
+    if isinstance(context, Tensor):
+        if context.dtype.is_floating_point or context.dtype.is_complex or context.dtype == torch.bool:
+            reject_kind("context", context, "an integer tensor (B,) or an int")
+        if context.ndim != 1 or context.shape[0] != z.shape[0]:
+            reject("context", context, f"one length per task, shape ({z.shape[0]},)")
+        _same_device("context", context, z)
+        return total, context
+    count = _integer("context", context)
+    if not 1 <= count <= total:
+        reject("context", context, f"an int from 1 to N = {total}")
+    return count, None
+
+
+def check_queries(queries: object, z: Tensor, context: int, lengths: Tensor | None) -> int:
+    """The number of query tokens at the end of every task."""
+    if queries is None:
+        return z.shape[1] - context if lengths is None else 1
+    count = _integer("queries", queries)
+    room = z.shape[1] - (1 if lengths is not None else context)
+    if not 0 <= count <= room:
+        reject("queries", queries, f"an int from 0 to {room}, the tokens past the context")
+    return count
+
+
+def check_lengths(lengths: Tensor, tokens: int, queries: int) -> None:
+    """The range of ragged contexts, where reading them does not wait for a device."""
+    if lengths.device.type != "cpu" or lengths.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 1 or high > tokens - queries:
+        raise ValueError(
+            f"context: expected lengths from 1 to {tokens - queries} (N = {tokens} tokens, {queries} of them queries), "
+            f"got lengths from {low} to {high}"
+        )
+
+
+def check_network(
+    z: object,
+    q: object,
+    p: object,
+    gamma: object,
+    beta: object,
+    gate: object,
+    context: object,
+) -> Problem:
+    """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
+    tokens = check_tokens(z)
+    batch, total, width = tokens.shape
+    queries = _floating("q", q)
+    if queries.ndim != 4 or queries.shape[0] < 1 or queries.shape[1] < 1:
+        reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
+    layers, heads = queries.shape[:2]
+    structure = _check_projections(queries, p, (layers, heads), width)
+    rule, token_axis = "linear", False
+    if gamma is not None:
+        weights = _floating("gamma", gamma)
+        if weights.ndim == 5:
+            _broadcasts("gamma", weights, (layers, layers, heads, total, width))
+            rule = "shared" if weights.shape[0] == 1 and layers > 1 else "full"
+        elif weights.ndim == 4:
+            _broadcasts("gamma", weights, (layers, heads, total, width))
+            rule = "diagonal"
+        else:
+            reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
+        token_axis = weights.shape[-2] != 1
+    if beta is not None:
+        decay = _floating("beta", beta)
+        _broadcasts("beta", decay, (layers, heads, total, width))
+        token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
+    if gate is not None:
+        gates = _floating("gate", gate)
+        if tuple(gates.shape) not in ((heads,), (layers, heads)):
+            reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
+    count, lengths = check_context(context, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
+    return Problem(
+        tasks=batch,
+        tokens=total,
+        width=width,
+        layers=layers,
+        heads=heads,
+        structure=structure,
+        rule=rule,
+        token_axis=token_axis,
+        count=count,
+        lengths=lengths,
+        device=tokens.device,
+        dtype=tokens.dtype,
+    )
+
+
+def check_target(target: object, z: Tensor, queries: int) -> Tensor:
+    """The responses of the queries, (B, queries)."""
+    responses = _floating("target", target)
+    if responses.shape != (z.shape[0], queries):
+        reject("target", target, f"shape (B, queries) = ({z.shape[0]}, {queries})")
+    _agree(z, target=responses)
+    return responses
+
+
+def check_layer(
+    z: object,
+    q: object,
+    p: object,
+    registers: object,
+    gamma: object,
+    beta: object,
+    context: object,
+) -> Problem:
+    """The arguments of `memformer_layer`."""
+    tokens = check_tokens(z)
+    batch, total, width = tokens.shape
+    queries = _floating("q", q)
+    if queries.ndim != 3 or queries.shape[0] < 1:
+        reject("q", q, "one layer's preconditioners (H, d, d) or (H, D, D) with H >= 1")
+    heads = queries.shape[0]
+    structure = _check_projections(queries, p, (heads,), width)
+    if isinstance(registers, Tensor) or not isinstance(registers, Sequence):
+        reject_kind("registers", registers, "a sequence of tensors (B, R, N, D)")
+    depth = len(registers) + 1
+    kept, token_axis, rule = 1, False, "linear"
+    if gamma is not None:
+        weights = _floating("gamma", gamma)
+        if weights.ndim != 4:
+            reject("gamma", gamma, "4 axes, broadcastable to (len(registers) + 1, H, N, D)")
+        _broadcasts("gamma", weights, (depth, heads, total, width))
+        kept, token_axis, rule = weights.shape[1], weights.shape[2] != 1, "full"
+    if beta is not None:
+        decay = _floating("beta", beta)
+        _broadcasts("beta", decay, (heads, total, width))
+        kept = max(kept, decay.shape[-3] if decay.ndim == 3 else 1)
+        token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
+    for index, register in enumerate(registers):
+        name = f"registers[{index}]"
+        if _floating(name, register).shape != (batch, kept, total, width):
+            reject(name, register, f"shape (B, R, N, D) = ({batch}, {kept}, {total}, {width})")
+        if register.dtype != tokens.dtype and (register.dtype == torch.float64 or not _autocast(tokens)):
+            reject_kind(name, register, f"z's dtype {tokens.dtype}")
+        _same_device(name, register, tokens)
+    count, lengths = check_context(context, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta)
+    return Problem(
+        tasks=batch,
+        tokens=total,
+        width=width,
+        layers=1,
+        heads=heads,
+        structure=structure,
+        rule=rule,
+        token_axis=token_axis,
+        count=count,
+        lengths=lengths,
+        device=tokens.device,
+        dtype=tokens.dtype,
+    )
+
+
+def check_quadratics(h: object, b: object, a: object, gamma: object, beta: object, w0: object) -> QuadraticProblem:
+    """The arguments of `lfom_solve`."""
+    matrices, vectors, preconditioners = _floating("h", h), _floating("b", b), _floating("a", a)
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
+        reject("h", h, "square matrices (B, d, d)")
+    batch, weights = matrices.shape[:2]
+    if vectors.shape != (batch, weights):
+        reject("b", b, f"shape (B, d) = ({batch}, {weights})")
+    if preconditioners.ndim != 3 or preconditioners.shape[0] < 1 or preconditioners.shape[1:] != matrices.shape[1:]:
+        reject("a", a, f"preconditioners (L, d, d) = (L, {weights}, {weights}) with L >= 1")
+    layers = preconditioners.shape[0]
+    rule = "linear"
+    if gamma is not None:
+        coefficients = _floating("gamma", gamma)
+        if coefficients.ndim != 3:
+            reject("gamma", gamma, "3 axes, broadcastable to (L, L, d)")
+        _broadcasts("gamma", coefficients, (layers, layers, weights))
+        rule = "shared" if coefficients.shape[0] == 1 and layers > 1 else "full"
+    if beta is not None:
+        _broadcasts("beta", _floating("beta", beta), (layers, weights))
+    if w0 is not None and _floating("w0", w0).shape != (batch, weights):
+        reject("w0", w0, f"shape (B, d) = ({batch}, {weights})")
+    for name, tensor in {
+        "h": matrices,
+        "b": vectors,
+        "a": preconditioners,
+        "gamma": gamma,
+        "beta": beta,
+        "w0": w0,
+    }.items():
+        if isinstance(tensor, Tensor):
+            fits = tensor.dtype == matrices.dtype and tensor.dtype not in _HALF
+            if not fits and (tensor.dtype == torch.float64 or not _autocast(matrices)):
+                reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
+            _same_device(name, tensor, matrices)
+    return QuadraticProblem(
+        tasks=batch, weights=weights, layers=layers, rule=rule, device=matrices.device, dtype=matrices.dtype
+    )
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+    """A word out of a fixed few."""
+    if not isinstance(value, str):
+        reject_kind(name, value, f"one of {', '.join(choices)}")
+    if value not in choices:
+        reject(name, value, f"one of {', '.join(choices)}")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """A bool."""
+    if not isinstance(value, bool):
+        reject_kind(name, value, "a bool")
+    return value
+
+
+def _floating(name: str, value: object) -> Tensor:
+    if not isinstance(value, Tensor) or value.dtype not in _REAL or value.layout != torch.strided:
+        reject_kind(name, value, "a dense tensor of float32, float64, bfloat16 or float16")
+    return value
+
+
+def _integer(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        reject_kind(name, value, "an int")
+    return value  # type: ignore[return-value]
+
+
+def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
+    """The structure that q and p make: response-only, block or dense."""
+    block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
+    if tuple(q.shape) not in (block, dense):
+        reject("q", q, f"shape {block} (the block A) or {dense} (dense)")
+    if p is None:
+        return "response-only" if tuple(q.shape) == block else "dense"
+    values = _floating("p", p)
+    if tuple(values.shape) not in (block, dense):
+        reject("p", p, f"shape {block} (the block Bm with corner 1) or {dense} (dense)")
+    return "block" if q.shape == values.shape and tuple(q.shape) == block else "dense"
+
+
+def _broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
+    fits = tensor.ndim <= len(full)
+    if fits and tensor.ndim:
+        fits = all(size in (1, whole) for size, whole in zip(tensor.shape, full[-tensor.ndim :], strict=True))
+    if not fits:
+        reject(name, tensor, f"a shape broadcastable to {full}")
+
+
+def _same_device(name: str, tensor: Tensor, z: Tensor) -> None:
+    if tensor.device != z.device:
+        reject(name, tensor, f"a tensor on {z.device}, where the tasks are")
+
+
+def _autocast(z: Tensor) -> bool:
+    """Whether autocast will bring the floating arguments of z's device to one dtype."""
+    kind = z.device.type
+    return z.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def _agree(z: Tensor, **parameters: object) -> None:
+    """Parameters live where z does, in float32 or z's dtype; under autocast any mixture without float64 is cast."""
+    allowed: tuple[torch.dtype, ...] = (z.dtype, torch.float32) if z.dtype in _HALF else (z.dtype,)
+    for name, tensor in parameters.items():
+        if isinstance(tensor, Tensor):
+            if tensor.dtype not in allowed and (tensor.dtype == torch.float64 or not _autocast(z)):
+                reject_kind(name, tensor, " or ".join(str(x) for x in allowed) + f", since z is {z.dtype}")
+            _same_device(name, tensor, z)

@@ -1,0 +1,260 @@
+"""The mathematics, twice, in the plainest PyTorch: what every backend is checked against.
+
+`literal` follows the published equations token by token and forms the N-by-N attention matrix, `reassociated` is the
+same with the products regrouped, and `gram` carries the whole network on D-by-D matrices: it shares no arithmetic with
+the first, so that each is a check of the other. All run in the dtype they are given and leave gradients to autograd.
+
+Notation (Dutta & Sra, arXiv 2410.07263, tokens as rows here): tasks z (B, N, D) with D = d + 1, the first `context`
+tokens labelled, layers l, heads h, registers R_{l,h}, and
+
+    att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
+    R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+    Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+Context = int | Tensor | None
+
+
+def border(q: Tensor, width: int, corner: float) -> Tensor:
+    """The block `q` (..., d, d) with a zero border and a last `corner`: (..., width, width). Dense passes."""
+    if q.shape[-1] == width:
+        return q
+    bordered = pad(q, (0, 1, 0, 1))
+    if corner == 0.0:
+        return bordered
+    place = torch.zeros(width, width, dtype=q.dtype, device=q.device)
+    place[-1, -1] = corner
+    return bordered + place
+
+
+def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P with a lone corner of 1."""
+    block = q.new_zeros(*q.shape[:-2], width - 1, width - 1) if p is None else p
+    return border(q, width, 0.0), border(block, width, 1.0)
+
+
+def weight(gamma: Tensor | None, layer: int, register: int) -> Tensor | None:
+    """gamma_{l,j}, broadcastable to (H, N, D); None where layer `l` does not weigh register `j`."""
+    if gamma is not None and gamma.ndim == 5:
+        return gamma[layer % gamma.shape[0], register % gamma.shape[1]]
+    if layer != register:
+        return None
+    return torch.ones(1, 1, 1) if gamma is None else gamma[layer % gamma.shape[0]]
+
+
+def _lengths(z: Tensor, context: Context) -> Tensor:
+    if isinstance(context, Tensor):
+        return context.to(z.device)
+    return torch.full((z.shape[0],), z.shape[1] - 1 if context is None else context, device=z.device)
+
+
+def _gates(gate: Tensor | None, q: Tensor) -> Tensor:
+    gates = q.new_ones(1) if gate is None else gate
+    return gates.expand(q.shape[0], q.shape[1])
+
+
+def _momentum(beta: Tensor | None, q: Tensor, z: Tensor) -> Tensor:
+    if beta is None:
+        return q.new_zeros(q.shape[0], 1, 1, 1)
+    return beta.expand(q.shape[0], q.shape[1], *z.shape[1:])
+
+
+def _literal_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor) -> Tensor:
+    """Z Q K^T as an N-by-N matrix, then times K P^T, as the publication writes it."""
+    return ((z @ query) @ keys.transpose(-1, -2)) @ (keys @ value.transpose(-1, -2))
+
+
+def _reassociated_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor) -> Tensor:
+    """Z (Q (K^T K) P^T): the same product at O(N D^2)."""
+    return z @ (query @ (keys.transpose(-1, -2) @ keys) @ value.transpose(-1, -2))
+
+
+def _token_states(
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    gate: Tensor | None,
+    context: Context,
+) -> list[Tensor]:
+    lengths = _lengths(z, context)
+    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    queries, values = projections(q, p, z.shape[-1])
+    gates, momentum = _gates(gate, q), _momentum(beta, q, z)
+    registers: list[Tensor] = []
+    states: list[Tensor] = []
+    for layer in range(q.shape[0]):
+        keys = torch.where(labelled[:, :, None], z, 0.0)[:, None]
+        register = attend(z[:, None], queries[layer], values[layer], keys) / lengths[:, None, None, None]
+        if registers:
+            register = register + momentum[layer] * registers[-1]
+        registers.append(register)
+        for index, past in enumerate(registers):
+            gamma_lj = weight(gamma, layer, index)
+            if gamma_lj is not None:
+                z = z + (gates[layer][:, None, None] * gamma_lj.to(past) * past).sum(1)
+        states.append(z)
+    return states
+
+
+def literal_states(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: Context = None,
+) -> list[Tensor]:
+    """Z_1, ..., Z_L, each (B, N, D), through the N-by-N attention matrix of the publication."""
+    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context)
+
+
+def reassociated_states(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: Context = None,
+) -> list[Tensor]:
+    """Z_1, ..., Z_L, each (B, N, D), with the attention product re-associated around the context Gram matrix."""
+    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context)
+
+
+def gram_states(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    context: Context = None,
+) -> list[Tensor]:
+    """T_1, ..., T_L, each (B, D, D), with Z_l = Z_0 T_l: the whole network on D-by-D matrices.
+
+    Only for gamma and beta without a token axis, since a coefficient per token does not commute with Z_0.
+    """
+    lengths = _lengths(z, context)
+    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    queries, values = projections(q, p, z.shape[-1])
+    gates, momentum = _gates(gate, q), _momentum(beta, q, z[:, :1])
+    tokens = torch.where(labelled[:, :, None], z, 0.0)
+    gram = tokens.transpose(-1, -2) @ tokens / lengths[:, None, None]
+    transform = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand_as(gram)
+    registers: list[Tensor] = []
+    transforms: list[Tensor] = []
+    for layer in range(q.shape[0]):
+        current = transform.transpose(-1, -2) @ gram @ transform
+        register = transform[:, None] @ queries[layer] @ current[:, None] @ values[layer].transpose(-1, -2)
+        if registers:
+            register = register + momentum[layer] * registers[-1]
+        registers.append(register)
+        for index, past in enumerate(registers):
+            gamma_lj = weight(gamma, layer, index)
+            if gamma_lj is not None:
+                transform = transform + (gates[layer][:, None, None] * gamma_lj.to(past) * past).sum(1)
+        transforms.append(transform)
+    return transforms
+
+
+def stack(z: Tensor, q: Tensor, *parameters: Tensor | None, context: Context = None, form: str = "literal") -> Tensor:
+    """Z_L (B, N, D); `parameters` are p, gamma, beta, gate; `form` is literal, reassociated or gram."""
+    if form == "gram":
+        return z @ gram_states(z, q, *parameters, context=context)[-1]
+    return _FORMS[form](z, q, *parameters, context=context)[-1]
+
+
+def predict(
+    z: Tensor,
+    q: Tensor,
+    *parameters: Tensor | None,
+    context: Context = None,
+    queries: int | None = None,
+    form: str = "literal",
+) -> Tensor:
+    """Predictions after each layer (L, B, queries): minus the response slot of the query rows of Z_1, ..., Z_L."""
+    lengths = _lengths(z, context)
+    if queries is None:
+        queries = z.shape[1] - context if isinstance(context, int) else 1
+    first = z.shape[1] - queries
+    position = torch.arange(z.shape[1], device=z.device)
+    kept = (position < lengths[:, None]) | (position >= first)
+    z = torch.where(kept[:, :, None], z, 0.0)
+    states = _FORMS[form](z, q, *parameters, context=context)
+    if form == "gram":
+        return torch.stack([-(z[:, first:] @ transform[:, :, -1:])[..., 0] for transform in states])
+    return torch.stack([-state[:, first:, -1] for state in states])
+
+
+_FORMS = {"literal": literal_states, "reassociated": reassociated_states, "gram": gram_states}
+
+
+def layer(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    registers: Sequence[Tensor] = (),
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    context: Context = None,
+) -> tuple[Tensor, Tensor]:
+    """One layer by the literal form: Z + sum_j gamma_j * R_j and the new register (B, R, N, D)."""
+    lengths = _lengths(z, context)
+    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    queries, values = projections(q, p, z.shape[-1])
+    keys = torch.where(labelled[:, :, None], z, 0.0)[:, None]
+    register = _literal_attention(z[:, None], queries, values, keys) / lengths[:, None, None, None]
+    per_head = any(x is not None and x.ndim >= 3 and x.shape[-3] > 1 for x in (gamma, beta))
+    if not per_head:
+        register = register.sum(1, keepdim=True)
+    if registers and beta is not None:
+        register = register + beta * registers[-1]
+    if gamma is None:
+        return z + register.sum(1), register
+    for index, past in enumerate((*registers, register)):
+        z = z + (gamma[index % gamma.shape[0]] * past).sum(1)
+    return z, register
+
+
+def lfom_solve(
+    h: Tensor,
+    b: Tensor,
+    a: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    w0: Tensor | None = None,
+) -> Tensor:
+    """Iterates w_1, ..., w_L (L, B, d) of the learned first-order method on w^T h w / 2 - b^T w, term by term:
+
+    g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j.
+    """
+    w = torch.zeros_like(b) if w0 is None else w0
+    registers: list[Tensor] = []
+    iterates: list[Tensor] = []
+    for layer in range(a.shape[0]):
+        residual = b - (h @ w[..., None])[..., 0]
+        register = -(residual @ a[layer].transpose(-1, -2))
+        if registers and beta is not None:
+            register = register + beta.expand(a.shape[0], b.shape[-1])[layer] * registers[-1]
+        registers.append(register)
+        if gamma is None:
+            w = w + register
+        else:
+            for index in range(layer + 1):
+                w = w + gamma[layer % gamma.shape[0], index % gamma.shape[1]] * registers[index]
+        iterates.append(w)
+    return torch.stack(iterates)
