@@ -113,7 +113,7 @@ def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor
     return b.new_empty((a.shape[0] if layers else 1, *b.shape))
 
 
-define(
+context_gram: Callable[..., Tensor] = define(
     Operation(
         "context_gram",
         "Tensor z, Tensor? lengths",
@@ -124,7 +124,7 @@ define(
         task_arguments=frozenset({0, 1}),
     )
 )
-define(
+stack: Callable[..., Tensor] = define(
     Operation(
         "stack",
         _NETWORK,
@@ -135,7 +135,7 @@ define(
         task_arguments=frozenset({0, 5}),
     )
 )
-define(
+predict: Callable[..., Tensor] = define(
     Operation(
         "predict",
         _NETWORK,
@@ -147,7 +147,7 @@ define(
         task_axis=1,
     )
 )
-define(
+layer: Callable[..., tuple[Tensor, Tensor]] = define(
     Operation(
         "layer",
         _LAYER,
@@ -159,7 +159,7 @@ define(
         results=2,
     )
 )
-define(
+lfom_solve: Callable[..., Tensor] = define(
     Operation(
         "lfom_solve",
         _QUADRATICS,
@@ -172,9 +172,3 @@ define(
         tokens_first=False,
     )
 )
-
-context_gram: Callable[..., Tensor] = torch.ops.memformer_kernels.context_gram.default
-stack: Callable[..., Tensor] = torch.ops.memformer_kernels.stack.default
-predict: Callable[..., Tensor] = torch.ops.memformer_kernels.predict.default
-layer: Callable[..., tuple[Tensor, Tensor]] = torch.ops.memformer_kernels.layer.default
-lfom_solve: Callable[..., Tensor] = torch.ops.memformer_kernels.lfom_solve.default

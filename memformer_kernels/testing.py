@@ -1,0 +1,144 @@
+"""How right is right: error budgets from a twin, and the cases they are measured on.
+
+No tolerance here is a matter of taste. A backend's float32 error against the float64 reference may be at most twice
+that of its twin (three times for gradients), the worst of the literal, re-associated and Gram forms in plain float32
+PyTorch on the same inputs; a float64 result agrees to 1e-10.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from memformer_kernels import reference
+from memformer_kernels.functional import memformer_predict, memformer_stack
+
+OUTPUT_FACTOR = 2.0
+GRADIENT_FACTOR = 3.0
+FLOAT64_ERROR = 1e-10
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """||value - exact|| / ||exact|| over all entries, in float64; the plain norm of the difference where exact is 0."""
+    difference = (value.double() - exact.double()).norm().item()
+    scale = exact.double().norm().item()
+    return difference / scale if scale > 0 else difference
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of a network, and the target that makes a loss of its predictions."""
+
+    z: Tensor
+    q: Tensor
+    p: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    gate: Tensor | None = None
+    context: int | Tensor | None = None
+    queries: int | None = None
+    target: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> "Case":
+        """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
+        changed = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                changed[field.name] = value.detach().to(dtype).requires_grad_(field.name != "target")
+        return replace(self, **changed)
+
+    @property
+    def parameters(self) -> tuple[Tensor | None, ...]:
+        return self.p, self.gamma, self.beta, self.gate
+
+    @property
+    def token_axis(self) -> bool:
+        """Whether gamma or beta varies from token to token, which the Gram form cannot express."""
+        return any(x is not None and x.ndim >= 2 and x.shape[-2] != 1 for x in (self.gamma, self.beta))
+
+
+Implementation = Callable[[Case], tuple[Tensor, Tensor]]
+"""From a case to its tokens Z_L (B, N, D) and its predictions after every layer (L, B, queries)."""
+
+
+def public(backend: str = "auto", algorithm: str = "auto") -> Implementation:
+    """The package's own functions."""
+
+    def run(case: Case) -> tuple[Tensor, Tensor]:
+        z, q, parameters = case.z, case.q, case.parameters
+        tokens = memformer_stack(z, q, *parameters, context=case.context, backend=backend, algorithm=algorithm)
+        predictions = memformer_predict(
+            z,
+            q,
+            *parameters,
+            context=case.context,
+            queries=case.queries,
+            layers=True,
+            backend=backend,
+            algorithm=algorithm,
+        )
+        return tokens, predictions
+
+    return run
+
+
+def in_form(form: str) -> Implementation:
+    """A reference form: literal, reassociated or gram."""
+
+    def run(case: Case) -> tuple[Tensor, Tensor]:
+        z, q, parameters = case.z, case.q, case.parameters
+        tokens = reference.stack(z, q, *parameters, context=case.context, form=form)
+        predictions = reference.predict(z, q, *parameters, context=case.context, queries=case.queries, form=form)
+        return tokens, predictions
+
+    return run
+
+
+def results(implementation: Implementation, case: Case) -> dict[str, Tensor]:
+    """Tokens, predictions, and the gradients of a fixed scalar of both (the loss, where the case has a target)."""
+    tokens, predictions = implementation(case)
+    if case.target is not None:
+        scalar = (predictions[-1] - case.target).square().mean()
+    else:
+        scalar = _weighed(tokens) + _weighed(predictions)
+    names = ("z", "q", "p", "gamma", "beta", "gate")
+    leaves = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
+    grads = torch.autograd.grad(scalar, list(leaves.values()), allow_unused=True)
+    made = {"tokens": tokens.detach(), "predictions": predictions.detach()}
+    for (name, leaf), grad in zip(leaves.items(), grads, strict=True):
+        made[f"grad_{name}"] = torch.zeros_like(leaf) if grad is None else grad
+    return made
+
+
+def _weighed(values: Tensor) -> Tensor:
+    """A scalar to which every entry contributes differently, the same in every dtype."""
+    weights = torch.arange(values.numel(), dtype=torch.float64, device=values.device).mul(0.7).cos()
+    return (values * weights.view(values.shape).to(values.dtype)).sum() / max(values.shape[0], 1)
+
+
+def twin_violations(implementation: Implementation, case: Case) -> dict[str, tuple[float, float]]:
+    """Results whose float32 error exceeds the budget: name -> (error, budget). Empty when all is right."""
+    exact = results(in_form("literal"), case.to(torch.float64))
+    single = case.to(torch.float32)
+    forms = ["literal", "reassociated"] + ([] if case.token_axis else ["gram"])
+    twins = [results(in_form(form), single) for form in forms]
+    ours = results(implementation, single)
+    floor = torch.finfo(torch.float32).eps
+    violations = {}
+    for name, value in exact.items():
+        factor = GRADIENT_FACTOR if name.startswith("grad_") else OUTPUT_FACTOR
+        budget = factor * max(max(relative_error(twin[name], value) for twin in twins), floor)
+        error = relative_error(ours[name], value)
+        if not error <= budget:
+            violations[name] = (error, budget)
+    return violations
+
+
+def float64_violations(implementation: Implementation, case: Case) -> dict[str, float]:
+    """Results in float64 that differ from the literal reference by more than 1e-10: name -> error."""
+    double = case.to(torch.float64)
+    exact, ours = results(in_form("literal"), double), results(implementation, double)
+    errors = {name: relative_error(ours[name], value) for name, value in exact.items()}
+    return {name: error for name, error in errors.items() if not error <= FLOAT64_ERROR}

@@ -1,0 +1,163 @@
+"""torch.func over the registered operations: vmap rules, and derivatives inside transforms.
+
+An operation registered with the dispatcher knows ordinary autograd and vmap. Inside grad, jvp and their nestings a call
+goes through a torch.autograd.Function instead, made here from the same pieces.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+@dataclass(frozen=True)
+class Flat:
+    """Arguments one by one; `template` holds the length of those that are lists, None for the others."""
+
+    values: list[Any]
+    template: list[int | None]
+
+    def restored(self) -> list[Any]:
+        """The arguments as they were, lists included."""
+        values = iter(self.values)
+        return [next(values) if size is None else [next(values) for _ in range(size)] for size in self.template]
+
+
+def flatten(arguments: Sequence[Any]) -> Flat:
+    """Spells out the lists among the arguments."""
+    values: list[Any] = []
+    template: list[int | None] = []
+    for argument in arguments:
+        if isinstance(argument, list | tuple):
+            values.extend(argument)
+            template.append(len(argument))
+        else:
+            values.append(argument)
+            template.append(None)
+    return Flat(values, template)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One registered schema: the first `tensors` arguments of `op` may be tensors.
+
+    on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
+    from the flat arguments, which of them are wanted and the results' gradients. task_arguments and task_axis: which
+    arguments, and which axis of the results, have one entry per task.
+    """
+
+    name: str
+    op: Any
+    tensors: int
+    on_torch: Callable[..., tuple[Tensor, ...]]
+    pull_back: Callable[[Flat, Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
+    task_arguments: frozenset[int] = frozenset()
+    task_axis: int = 0
+
+
+def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[int | None], Flat], Any]:
+    """Mapped tasks become more tasks; anything else mapped (parameters, gradients) is a loop over its slices.
+
+    The rule takes the size of the mapped axis, its place in each flat argument, and the flat arguments; it returns the
+    results of `call` and the mapped axis of each.
+    """
+
+    def rule(size: int, dims: Sequence[int | None], flat: Flat) -> Any:
+        positions = [p for p, length in enumerate(flat.template) for _ in range(1 if length is None else length)]
+        per_task = [position in step.task_arguments for position in positions]
+        if all(dim is None or is_task for dim, is_task in zip(dims, per_task, strict=True)):
+            folded = [
+                _fold(value, dim, size) if is_task and isinstance(value, Tensor) else value
+                for value, dim, is_task in zip(flat.values, dims, per_task, strict=True)
+            ]
+            out = call(*Flat(folded, flat.template).restored())
+            if isinstance(out, Tensor):
+                return _split(out, step.task_axis, size), step.task_axis
+            return tuple(_split(x, step.task_axis, size) for x in out), tuple(step.task_axis for _ in out)
+        outs = []
+        for index in range(size):
+            one = [x if dim is None else x.select(dim, index) for x, dim in zip(flat.values, dims, strict=True)]
+            outs.append(call(*Flat(one, flat.template).restored()))
+        if isinstance(outs[0], Tensor):
+            return torch.stack(outs), 0
+        kind = type(outs[0])
+        return kind(torch.stack(x) for x in zip(*outs, strict=True)), kind(0 for _ in outs[0])
+
+    return rule
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    """The mapped axis merged into the tasks' axis, which comes first."""
+    moved = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return moved.reshape(size * moved.shape[1], *moved.shape[2:])
+
+
+def _split(folded: Tensor, axis: int, size: int) -> Tensor:
+    """The mapped axis back in front of the tasks' axis."""
+    shape = folded.shape
+    return folded.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
+
+
+def functorch_function(step: Step) -> Callable[..., Any]:
+    """`step.op`, or inside torch.func's transforms and forward-mode AD the same as a torch.autograd.Function."""
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(template: list[int | None], *values: Any) -> Any:
+            made = step.op(*Flat(list(values), template).restored())
+            return tuple(made) if isinstance(made, list) else made
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            template, *values = inputs
+            ctx.template = template
+            ctx.options = [None if isinstance(value, Tensor) else value for value in values]
+            ctx.tensors = [isinstance(value, Tensor) for value in values]
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
+
+        @staticmethod
+        def _arguments(ctx: Any) -> Flat:
+            saved = iter(ctx.saved_tensors)
+            values = [next(saved) if is_tensor else x for x, is_tensor in zip(ctx.options, ctx.tensors, strict=True)]
+            return Flat(values, ctx.template)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            flat = Function._arguments(ctx)
+            leading = sum(1 if size is None else size for size in flat.template[: step.tensors])
+            made = step.pull_back(flat, ctx.needs_input_grad[1 : 1 + leading], grads)
+            return (None, *made, *(None for _ in flat.values[leading:]))
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+            flat = Function._arguments(ctx)
+            places = [place for place, tangent in enumerate(tangents) if tangent is not None]
+
+            def varied(*tensors: Tensor) -> Any:
+                values = list(flat.values)
+                for place, tensor in zip(places, tensors, strict=True):
+                    values[place] = tensor
+                return step.on_torch(*Flat(values, flat.template).restored())
+
+            primals = tuple(flat.values[place] for place in places)
+            made = torch.func.jvp(varied, primals, tuple(tangents[place] for place in places))[1]
+            return made[0] if len(made) == 1 else made
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Sequence[Any], template: list[int | None], *values: Any) -> Any:
+            return vmap_rule(step, call)(info.batch_size, in_dims[1:], Flat(list(values), template))
+
+    def call(*arguments: Any) -> Any:
+        if not torch.compiler.is_compiling() and (
+            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        ):
+            flat = flatten(arguments)
+            return Function.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
+        return step.op(*arguments)
+
+    return call
