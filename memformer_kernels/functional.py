@@ -37,6 +37,7 @@ that is not available RuntimeError, before any work.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from memformer_kernels import gates, ops, plan, problem
@@ -114,13 +115,14 @@ def memformer_loss(
     float64 for float64 tokens, else float32. The loss of no predictions is NaN, with zero gradients. Arguments and
     errors: see the module's head.
     """
-    tokens = problem.check_tokens(z)
-    count, lengths = problem.check_context(context, tokens)
-    responses = problem.check_target(target, tokens, problem.check_queries(queries, tokens, count, lengths))
-    predictions = memformer_predict(
-        z, q, p, gamma, beta, gate, context=context, queries=queries, backend=backend, algorithm=algorithm
-    )
-    return (predictions - responses.to(predictions.dtype)).square().mean()
+    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
+    predicted = problem.check_queries(queries, z, checked.count, checked.lengths)
+    problem.check_target(target, z, predicted)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    tensors = (z, target, q, p, gamma, beta, checked.lengths)
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
+    return ops.loss(*tensors, checked.count, chosen.algorithm, predicted, wanted, chosen.backend)[0]
 
 
 def memformer_layer(

@@ -1,4 +1,4 @@
-"""The five operations that PyTorch knows: context_gram, stack, predict, layer, lfom_solve.
+"""The operations that PyTorch knows: context_gram, stack, predict, loss, layer, lfom_solve.
 
 Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
 backend it was told; each fake says the shapes of the results.
@@ -14,7 +14,7 @@ from memformer_kernels.backends import BACKENDS
 from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.maths.memory import kept_heads
 from memformer_kernels.problem import check_lengths
-from memformer_kernels.registration import Operation, define
+from memformer_kernels.registration import Operation, define, define_with_gradients
 
 _NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
@@ -74,6 +74,24 @@ def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
     queries, layers = arguments[-3:-1]
     return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=_result_dtype(z))
+
+
+def _loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
+    *network, queries, needs, backend = arguments
+    call = Network(z, *network)
+    if call.lengths is not None:
+        check_lengths(call.lengths, z.shape[1], queries)
+    return BACKENDS[backend].loss(call, target, queries, needs)
+
+
+def _loss_fake(*arguments: Any) -> list[Tensor]:
+    z, needs = arguments[0], arguments[-2]
+    grads = [
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        for tensor, needed in zip(arguments, needs, strict=False)
+        if needed and tensor is not None
+    ]
+    return [z.new_empty((), dtype=_result_dtype(z)), *grads]
 
 
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -146,6 +164,13 @@ predict: Callable[..., Tensor] = define(
         task_arguments=frozenset({0, 5}),
         task_axis=1,
     )
+)
+loss: Callable[..., list[Tensor]] = define_with_gradients(
+    "loss",
+    _NETWORK.replace("Tensor z,", "Tensor z, Tensor target,"),
+    "SymInt context, str algorithm, SymInt queries, bool[] needs, str backend",
+    _loss,
+    _loss_fake,
 )
 layer: Callable[..., tuple[Tensor, Tensor]] = define(
     Operation(

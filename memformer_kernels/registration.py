@@ -65,20 +65,64 @@ def define(operation: Operation) -> Callable[..., Any]:
     def gradients_on_torch(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(operation.gradients(*arguments[:-2], "torch", arguments[-1]))
 
-    def second_pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def second_pull_back(
+        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
         return _pull_back_on_torch(gradients_on_torch, flat, wanted, grads)
 
     backward_step = Step(f"{name}_backward", backward_op, results + count, gradients_on_torch, second_pull_back)
     backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens_first)
 
-    def pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def pull_back(
+        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
         arguments = flat.restored()
         needs = list(wanted)
         made = iter(backward(*grads, *arguments, needs))
         return [next(made) if needed else None for needed in needs]
 
-    forward_step = Step(name, forward_op, count, on_torch, pull_back, operation.task_arguments, operation.task_axis)
+    forward_step = Step(
+        name,
+        forward_op,
+        count,
+        on_torch,
+        pull_back,
+        task_arguments=operation.task_arguments,
+        task_axis=operation.task_axis,
+    )
     return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens_first)
+
+
+def define_with_gradients(
+    name: str, tensors: str, options: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Registers a scalar operation that works out its gradients along with its value.
+
+    Its last options are `bool[] needs`, one flag per tensor argument, and the backend's name; its results are the value
+    and then the gradients needed. A backward only scales these, unless it must itself be differentiable.
+    """
+    count = tensors.count(",") + 1
+    _LIBRARY.define(f"{name}({tensors}, {options}) -> Tensor[]")
+
+    def on_torch(*arguments: Any) -> tuple[Tensor, ...]:
+        return tuple(kernel(*arguments[:-1], "torch"))
+
+    def value_on_torch(*arguments: Any) -> tuple[Tensor, ...]:
+        return on_torch(*arguments[:-2], [False] * count, "torch")
+
+    def pull_back(
+        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        needs, scale = flat.restored()[-2], grads[0]
+        missing = any(wants and not needed for wants, needed in zip(wanted, needs, strict=True))
+        if missing or torch.is_grad_enabled():
+            return _pull_back_on_torch(value_on_torch, flat, wanted, grads[:1])
+        made = iter(kept)
+        ready = [next(made) if needed else None for needed in needs]
+        return [None if grad is None or scale is None else grad * scale.to(grad.dtype) for grad in ready]
+
+    op = getattr(torch.ops.memformer_kernels, name).default
+    return _install(Step(name, op, count, on_torch, pull_back, kept_from=1), kernel, fake, 0, tokens_first=True)
 
 
 def _pull_back_on_torch(
@@ -125,15 +169,19 @@ def _install(
 def _register_autograd(step: Step) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors = flatten(inputs[: step.tensors])
-        ctx.template, ctx.options = tensors.template, list(inputs[step.tensors :])
-        ctx.save_for_backward(*tensors.values)
+        options = flatten(inputs[step.tensors :])
+        ctx.template, ctx.options = [*tensors.template, *options.template], options.values
+        ctx.save_for_backward(*tensors.values, *step.kept(output))
+        ctx.count = len(tensors.values)
 
     def formula(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         cotangents = grads[0] if len(grads) == 1 and isinstance(grads[0], list | tuple) else grads
-        flat = Flat([*ctx.saved_tensors, *ctx.options], [*ctx.template, *(None for _ in ctx.options)])
+        saved = ctx.saved_tensors
+        flat = Flat([*saved[: ctx.count], *ctx.options], ctx.template)
         wanted = flatten(ctx.needs_input_grad[: step.tensors]).values
-        made = step.pull_back(flat, wanted, cotangents)
-        return (*Flat(made, ctx.template).restored(), *(None for _ in ctx.options))
+        made = step.pull_back(flat, saved[ctx.count :], wanted, cotangents)
+        leading, rest = ctx.template[: step.tensors], ctx.template[step.tensors :]
+        return (*Flat(made, leading).restored(), *(None for _ in rest))
 
     torch.library.register_autograd(step.op, formula, setup_context=setup_context, lib=_LIBRARY)
 

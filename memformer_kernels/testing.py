@@ -7,6 +7,7 @@ PyTorch on the same inputs; a float64 result agrees to 1e-10.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ FLOAT64_ERROR = 1e-10
 
 def relative_error(value: Tensor, exact: Tensor) -> float:
     """||value - exact|| / ||exact|| over all entries, in float64; the plain norm of the difference where exact is 0."""
-    difference = (value.double() - exact.double()).norm().item()
-    scale = exact.double().norm().item()
+    difference = float((value.double() - exact.double()).norm())
+    scale = float(exact.double().norm())
     return difference / scale if scale > 0 else difference
 
 
@@ -42,7 +43,7 @@ class Case:
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, Tensor) and value.is_floating_point():

@@ -40,22 +40,31 @@ def flatten(arguments: Sequence[Any]) -> Flat:
     return Flat(values, template)
 
 
+PullBack = Callable[[Flat, Sequence[Tensor], Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
+
+
 @dataclass(frozen=True)
 class Step:
     """One registered schema: the first `tensors` arguments of `op` may be tensors.
 
     on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
-    from the flat arguments, which of them are wanted and the results' gradients. task_arguments and task_axis: which
-    arguments, and which axis of the results, have one entry per task.
+    from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
+    be used), which gradients are wanted and those of the results. task_arguments and task_axis: which arguments, and
+    which axis of the results, have one entry per task.
     """
 
     name: str
     op: Any
     tensors: int
     on_torch: Callable[..., tuple[Tensor, ...]]
-    pull_back: Callable[[Flat, Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
+    pull_back: PullBack
+    kept_from: int | None = None
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
+
+    def kept(self, output: Any) -> list[Tensor]:
+        """The results that the backward will use."""
+        return [] if self.kept_from is None else list(output[self.kept_from :])
 
 
 def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[int | None], Flat], Any]:
@@ -101,6 +110,16 @@ def _split(folded: Tensor, axis: int, size: int) -> Tensor:
     return folded.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
 
 
+def _push_forward(
+    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """J v as the transpose of u -> u^T J, since forward-mode AD does not nest."""
+    outputs, pull_back, *_ = torch.func.vjp(function, *primals)
+    _, push, *_ = torch.func.vjp(lambda *u: pull_back(u), *(torch.zeros_like(output) for output in outputs))
+    made: tuple[Tensor, ...] = push(tuple(tangents))
+    return made
+
+
 def functorch_function(step: Step) -> Callable[..., Any]:
     """`step.op`, or inside torch.func's transforms and forward-mode AD the same as a torch.autograd.Function."""
 
@@ -117,7 +136,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
             ctx.options = [None if isinstance(value, Tensor) else value for value in values]
             ctx.tensors = [isinstance(value, Tensor) for value in values]
             tensors = [value for value in values if isinstance(value, Tensor)]
-            ctx.save_for_backward(*tensors)
+            ctx.save_for_backward(*tensors, *step.kept(output))
             ctx.save_for_forward(*tensors)
 
         @staticmethod
@@ -130,7 +149,8 @@ def functorch_function(step: Step) -> Callable[..., Any]:
         def backward(ctx: Any, *grads: Any) -> Any:
             flat = Function._arguments(ctx)
             leading = sum(1 if size is None else size for size in flat.template[: step.tensors])
-            made = step.pull_back(flat, ctx.needs_input_grad[1 : 1 + leading], grads)
+            kept = ctx.saved_tensors[sum(ctx.tensors) :]
+            made = step.pull_back(flat, kept, ctx.needs_input_grad[1 : 1 + leading], grads)
             return (None, *made, *(None for _ in flat.values[leading:]))
 
         @staticmethod
@@ -144,13 +164,15 @@ def functorch_function(step: Step) -> Callable[..., Any]:
                     values[place] = tensor
                 return step.on_torch(*Flat(values, flat.template).restored())
 
-            primals = tuple(flat.values[place] for place in places)
-            made = torch.func.jvp(varied, primals, tuple(tangents[place] for place in places))[1]
+            made = _push_forward(
+                varied, [flat.values[place] for place in places], [tangents[place] for place in places]
+            )
             return made[0] if len(made) == 1 else made
 
         @staticmethod
         def vmap(info: Any, in_dims: Sequence[Any], template: list[int | None], *values: Any) -> Any:
-            return vmap_rule(step, call)(info.batch_size, in_dims[1:], Flat(list(values), template))
+            made, dims = vmap_rule(step, call)(info.batch_size, in_dims[1:], Flat(list(values), template))
+            return (tuple(made), tuple(dims)) if isinstance(made, list) else (made, dims)
 
     def call(*arguments: Any) -> Any:
         if not torch.compiler.is_compiling() and (

@@ -41,13 +41,19 @@ class TorchBackend:
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
-        grads = _form(_network_without_padding(network, queries)).predictions_backward(grad, needs[0])
-        labelled = Labelled(network.context, network.lengths)
-        if grads.z is not None:
-            grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
-        grads.gamma = _restored(grads.gamma, network.gamma, network.context)
-        grads.beta = _restored(grads.beta, network.beta, network.context)
-        return _asked(_listed(grads), network[:6], needs)
+        form = _form(_network_without_padding(network, queries))
+        return _asked(_prediction_grads(form, grad, network, queries, needs[0]), network[:6], needs)
+
+    def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
+        form = _form(_network_without_padding(network, queries))
+        predictions = form.predictions(queries, layers=False)
+        error = predictions - target.to(predictions.dtype)
+        value = error.square().mean()
+        if not any(needs):
+            return [value]
+        grad = error * (2 / max(error.numel(), 1))
+        z_grad, *parameter_grads = _prediction_grads(form, grad, network, queries, needs[0])
+        return [value, *_asked([z_grad, -grad[0], *parameter_grads], [network.z, target, *network[1:6]], needs)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = _layer_form(layer)
@@ -111,6 +117,19 @@ def _asked(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None], n
         for grad, argument, needed in zip(grads, arguments, needs, strict=True)
         if needed and argument is not None
     ]
+
+
+def _prediction_grads(
+    form: GeneralForm | ResponseForm, grad: Tensor, network: Network, queries: int, need_z: bool
+) -> list[Tensor | None]:
+    """Gradients of a network's tensors from those of its predictions, which `form` made without the padding."""
+    grads = form.predictions_backward(grad, need_z)
+    if grads.z is not None:
+        labelled = Labelled(network.context, network.lengths)
+        grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
+    grads.gamma = _restored(grads.gamma, network.gamma, network.context)
+    grads.beta = _restored(grads.beta, network.beta, network.context)
+    return _listed(grads)
 
 
 def _listed(grads: Gradients) -> list[Tensor | None]:
