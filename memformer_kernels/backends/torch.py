@@ -17,6 +17,9 @@ from memformer_kernels.maths.layer import LayerForm
 from memformer_kernels.maths.memory import Memory
 from memformer_kernels.reference import projections
 
+_BLOCK_ELEMENTS = 2**20
+"""Token entries in a block of tasks on the CPU: 4 MiB of float32, about what the second-level caches hold."""
+
 
 class TorchBackend:
     """The five operations on plain PyTorch."""
@@ -29,31 +32,47 @@ class TorchBackend:
         return grad_z.to(z.dtype).contiguous()
 
     def stack(self, network: Network) -> Tensor:
-        return _own(_form(network).tokens(), network.z)
+        return torch.cat([_own(_form(block).tokens(), network.z) for block, _ in _blocks(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
-        grads = _form(network).tokens_backward(grad.to(_compute_dtype(network.z)), needs[0])
-        return _asked(_listed(grads), network[:6], needs)
+        dtype = _compute_dtype(network.z)
+        parts = [_form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)]
+        return _asked(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
-        return _form(_network_without_padding(network, queries)).predictions(queries, layers).contiguous()
+        blocks = _blocks(network)
+        return torch.cat(
+            [_form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
+        )
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
-        form = _form(_network_without_padding(network, queries))
-        return _asked(_prediction_grads(form, grad, network, queries, needs[0]), network[:6], needs)
+        parts = []
+        for block, tasks in _blocks(network):
+            form = _form(_without_padding(block, queries))
+            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
+        return _asked(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        form = _form(_network_without_padding(network, queries))
-        predictions = form.predictions(queries, layers=False)
-        error = predictions - target.to(predictions.dtype)
-        value = error.square().mean()
+        total = network.z.new_zeros((), dtype=_compute_dtype(network.z))
+        parts: list[Gradients] = []
+        target_grads: list[Tensor] = []
+        for block, tasks in _blocks(network):
+            form = _form(_without_padding(block, queries))
+            predictions = form.predictions(queries, layers=False)
+            error = predictions - target[tasks].to(predictions.dtype)
+            total = total + error.square().sum()
+            if any(needs):
+                grad = error * (2 / max(target.numel(), 1))
+                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
+                target_grads.append(-grad[0])
+        value = total / target.numel()
         if not any(needs):
             return [value]
-        grad = error * (2 / max(error.numel(), 1))
-        z_grad, *parameter_grads = _prediction_grads(form, grad, network, queries, needs[0])
-        return [value, *_asked([z_grad, -grad[0], *parameter_grads], [network.z, target, *network[1:6]], needs)]
+        z_grad, *parameter_grads = _merged(parts)
+        arguments = [network.z, target, *network[1:6]]
+        return [value, *_asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = _layer_form(layer)
@@ -119,21 +138,30 @@ def _asked(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None], n
     ]
 
 
-def _prediction_grads(
-    form: GeneralForm | ResponseForm, grad: Tensor, network: Network, queries: int, need_z: bool
-) -> list[Tensor | None]:
-    """Gradients of a network's tensors from those of its predictions, which `form` made without the padding."""
-    grads = form.predictions_backward(grad, need_z)
-    if grads.z is not None:
-        labelled = Labelled(network.context, network.lengths)
-        grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
-    grads.gamma = _restored(grads.gamma, network.gamma, network.context)
-    grads.beta = _restored(grads.beta, network.beta, network.context)
-    return _listed(grads)
+def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
+    """The gradients of all tasks from those of their blocks, in the order of a network's tensors."""
+    rows = [part.z for part in parts if part.z is not None]
+    columns = zip(*((part.q, part.p, part.gamma, part.beta) for part in parts), strict=True)
+    return [torch.cat(rows) if rows else None, *(_total(column) for column in columns), None]
 
 
-def _listed(grads: Gradients) -> list[Tensor | None]:
-    return [grads.z, grads.q, grads.p, grads.gamma, grads.beta, None]
+def _total(grads: Sequence[Tensor | None]) -> Tensor | None:
+    present = [grad for grad in grads if grad is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _blocks(network: Network) -> list[tuple[Network, slice]]:
+    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory."""
+    batch, tokens, width = network.z.shape
+    size = max(1, _BLOCK_ELEMENTS // (max(tokens, width) * width))
+    if batch <= size or network.z.device.type != "cpu":
+        return [(network, slice(0, batch))]
+    blocks = []
+    for start in range(0, batch, size):
+        tasks = slice(start, min(start + size, batch))
+        lengths = None if network.lengths is None else network.lengths[tasks]
+        blocks.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
+    return blocks
 
 
 def _form(network: Network) -> GeneralForm | ResponseForm:
@@ -146,7 +174,7 @@ def _form(network: Network) -> GeneralForm | ResponseForm:
     return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram")
 
 
-def _network_without_padding(network: Network, queries: int) -> Network:
+def _without_padding(network: Network, queries: int) -> Network:
     """The network on its context and query tokens alone, so that nothing between them is ever read."""
     total = network.z.shape[1]
     z = without_padding(network.z, Labelled(network.context, network.lengths), queries)
@@ -160,6 +188,16 @@ def _network_without_padding(network: Network, queries: int) -> Network:
         return torch.cat([before, after], -2)
 
     return network._replace(z=z, gamma=kept(network.gamma), beta=kept(network.beta))
+
+
+def _with_padding(grads: Gradients, network: Network, queries: int) -> Gradients:
+    """Gradients of a network from those of the network without its padding: exactly zero for what was cut out."""
+    if grads.z is not None:
+        labelled = Labelled(network.context, network.lengths)
+        grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
+    grads.gamma = _restored(grads.gamma, network.gamma, network.context)
+    grads.beta = _restored(grads.beta, network.beta, network.context)
+    return grads
 
 
 def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> Tensor | None:
