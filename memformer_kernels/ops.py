@@ -87,7 +87,7 @@ def _loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
 def _loss_fake(*arguments: Any) -> list[Tensor]:
     z, needs = arguments[0], arguments[-2]
     grads = [
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        torch.empty_like(tensor, dtype=_result_dtype(z), memory_format=torch.contiguous_format)
         for tensor, needed in zip(arguments, needs, strict=False)
         if needed and tensor is not None
     ]

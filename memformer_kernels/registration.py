@@ -119,7 +119,10 @@ def define_with_gradients(
             return _pull_back_on_torch(value_on_torch, flat, wanted, grads[:1])
         made = iter(kept)
         ready = [next(made) if needed else None for needed in needs]
-        return [None if grad is None or scale is None else grad * scale.to(grad.dtype) for grad in ready]
+        return [
+            None if grad is None or scale is None else (grad * scale).to(argument.dtype)
+            for grad, argument in zip(ready, flat.values, strict=False)
+        ]
 
     op = getattr(torch.ops.memformer_kernels, name).default
     return _install(Step(name, op, count, on_torch, pull_back, kept_from=1), kernel, fake, 0, tokens_first=True)

@@ -68,7 +68,11 @@ class Backend(Protocol):
     ) -> list[Tensor]: ...
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        """The mean squared error, then the gradients of (z, target, q, p, gamma, beta, lengths) that are needed."""
+        """The mean squared error, then the gradients of (z, target, q, p, gamma, beta, lengths) that are needed.
+
+        All in float64 for float64 tokens, else float32: half precision could not hold a gradient that a loss scale has
+        yet to multiply.
+        """
         ...
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]: ...

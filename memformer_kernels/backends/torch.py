@@ -72,7 +72,7 @@ class TorchBackend:
             return [value]
         z_grad, *parameter_grads = _merged(parts)
         arguments = [network.z, target, *network[1:6]]
-        return [value, *_asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs)]
+        return [value, *_asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = _layer_form(layer)
@@ -129,13 +129,19 @@ def _own(result: Tensor, argument: Tensor) -> Tensor:
     return result.to(argument.dtype).contiguous()
 
 
-def _asked(grads: Sequence[Tensor | None], arguments: Sequence[Tensor | None], needs: Needs) -> list[Tensor]:
-    """The gradients that were asked for; a tensor argument that nothing reads has gradient zero."""
-    return [
-        torch.zeros_like(argument, memory_format=torch.contiguous_format) if grad is None else _own(grad, argument)
-        for grad, argument, needed in zip(grads, arguments, needs, strict=True)
-        if needed and argument is not None
-    ]
+def _asked(
+    grads: Sequence[Tensor | None],
+    arguments: Sequence[Tensor | None],
+    needs: Needs,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """The gradients that were asked for, in `dtype` or their arguments'; what nothing reads has gradient zero."""
+    asked = []
+    for grad, argument, needed in zip(grads, arguments, needs, strict=True):
+        if needed and argument is not None:
+            made = torch.zeros_like(argument) if grad is None else grad
+            asked.append(made.to(dtype or argument.dtype).contiguous())
+    return asked
 
 
 def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:

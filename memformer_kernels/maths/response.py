@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memformer_kernels.maths.context import Labelled
 from memformer_kernels.maths.memory import Memory
@@ -90,6 +91,21 @@ def precondition(residual: Tensor, a: Tensor) -> Tensor:
     return (residual @ a.reshape(heads * width, width).T).reshape(residual.shape[0], heads, width)
 
 
+_TASKS_PER_PRODUCT = 32
+
+
+def _outer_total(left: Tensor, right: Tensor) -> Tensor:
+    """sum_b left_b right_b^T, (I, J) from (B, I) and (B, J).
+
+    One product over all tasks would add them up one after another; short products and a pairwise sum over those keep
+    the float32 error from growing with B.
+    """
+    missing = -left.shape[0] % _TASKS_PER_PRODUCT
+    left = pad(left, (0, 0, 0, missing)).reshape(-1, _TASKS_PER_PRODUCT, left.shape[1])
+    right = pad(right, (0, 0, 0, missing)).reshape(-1, _TASKS_PER_PRODUCT, right.shape[1])
+    return (left.transpose(-1, -2) @ right).sum(0)
+
+
 @dataclass
 class ResponseGrads:
     """Gradients of `run`.
@@ -125,7 +141,7 @@ def run_backward(
         register_grads.insert(0, register_grad)
         preconditioned = residual.lift_transpose(register_grad)
         flat = preconditioned.reshape(preconditioned.shape[0], heads * width)
-        a_grads.insert(0, (flat.T @ residual.at(trace.states[layer])).reshape(heads, width, width))
+        a_grads.insert(0, _outer_total(flat, residual.at(trace.states[layer])).reshape(heads, width, width))
         residual_grad = flat @ a[layer].reshape(heads * width, width)
         residual_grads.insert(0, residual_grad)
         grad = grad + residual.transpose(residual_grad)
