@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def _precise(parameter: Tensor) -> Tensor:
+    """A product of half-precision parameters would be rounded once more than the ungated network's."""
+    return parameter.float() if parameter.dtype in (torch.bfloat16, torch.float16) else parameter
+
+
 def fold(gate: Tensor | None, q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """(q, gamma) of the ungated network that equals the gated one.
 
@@ -13,6 +18,7 @@ def fold(gate: Tensor | None, q: Tensor, gamma: Tensor | None, beta: Tensor | No
     """
     if gate is None:
         return q, gamma
+    gate, q, gamma = _precise(gate), _precise(q), None if gamma is None else _precise(gamma)
     diagonal = gamma is None or gamma.ndim == 4
     if gate.ndim == 1 or (diagonal and beta is None):
         return q * gate[..., None, None], gamma

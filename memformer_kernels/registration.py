@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.transforms import Flat, Step, flatten, functorch_function, vmap_rule
+from memformer_kernels.transforms import Flat, Step, flatten, full_precision, functorch_function, vmap_rule
 
 _LIBRARY: Any = torch.library.Library("memformer_kernels", "DEF")  # type: ignore[no-untyped-call]
 
@@ -140,10 +140,12 @@ def _pull_back_on_torch(
             values[place] = tensor
         return function(*replace(flat, values=values).restored())
 
-    outputs, pull_back, *_ = torch.func.vjp(varied, *(flat.values[place] for place in places))
-    cotangents = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grads, outputs, strict=True))
+    with full_precision(flat):
+        outputs, pull_back, *_ = torch.func.vjp(varied, *(flat.values[place] for place in places))
+        cotangents = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grads, outputs, strict=True))
+        made = pull_back(cotangents)
     filled: list[Tensor | None] = [None] * len(wanted)
-    for place, grad in zip(places, pull_back(cotangents), strict=True):
+    for place, grad in zip(places, made, strict=True):
         filled[place] = grad
     return filled
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 
@@ -38,6 +39,11 @@ def flatten(arguments: Sequence[Any]) -> Flat:
             values.append(argument)
             template.append(None)
     return Flat(values, template)
+
+
+def full_precision(flat: Flat) -> torch.autocast:
+    """The context for plain PyTorch formulas: autocast, where it is on, must not round their products."""
+    return torch.autocast(flat.values[0].device.type, enabled=False)
 
 
 PullBack = Callable[[Flat, Sequence[Tensor], Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
@@ -164,9 +170,13 @@ def functorch_function(step: Step) -> Callable[..., Any]:
                     values[place] = tensor
                 return step.on_torch(*Flat(values, flat.template).restored())
 
-            made = _push_forward(
-                varied, [flat.values[place] for place in places], [tangents[place] for place in places]
-            )
+            if eager_transforms.JVP_NESTING > 1:
+                raise NotImplementedError(
+                    f"{step.name}: forward-mode derivatives of forward-mode derivatives are not supported; take one of "
+                    "them in reverse mode, as torch.func.hessian does"
+                )
+            with full_precision(flat):
+                made = _push_forward(varied, [flat.values[i] for i in places], [tangents[i] for i in places])
             return made[0] if len(made) == 1 else made
 
         @staticmethod
