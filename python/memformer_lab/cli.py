@@ -1,0 +1,205 @@
+"""The `memformer-lab` command: train, evaluate, info and run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import torch
+import typer
+from rich.console import Console
+
+from memformer_kernels import build_info
+from memformer_lab import checkpoint as checkpoints
+from memformer_lab.budget import Budget
+from memformer_lab.config import TrainingConfig
+from memformer_lab.evaluation import evaluate as judge
+from memformer_lab.models import load_model
+from memformer_lab.progress import task_progress
+from memformer_lab.showcase import run_showcase
+from memformer_lab.tables import estimate_table
+from memformer_lab.trainer import Record, TrainingDiverged
+from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
+from memformer_lab.training import train as train_anew
+
+RESULTS = Path("results")
+"""Where commands write unless told otherwise, below the current folder."""
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train Memformers on random regression tasks, judge them, and run the main job.",
+)
+
+_RUN = TrainingConfig()
+_FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
+
+
+def main() -> None:
+    """Entry point of `memformer-lab`. Exit codes: 0, 1 for a run that diverged, 2 for bad input."""
+    app()
+
+
+@app.command()
+def train(
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder for the checkpoint and the metrics.")] = RESULTS / "train",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 1000,
+    device: Annotated[str, typer.Option(help="Where to train, e.g. cpu or cuda.")] = "cpu",
+    d: Annotated[int, typer.Option(help="Features.")] = _RUN.d,
+    n: Annotated[int, typer.Option(help="Labelled examples in a context.")] = _RUN.n,
+    layers: Annotated[int, typer.Option(help="Layers.")] = _RUN.layers,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = _RUN.heads,
+    rule: Annotated[
+        str, typer.Option(help="linear, cgd, recursive, lfom, lfom_shared, lfom_residual or gated_heads.")
+    ] = _RUN.rule,
+    granularity: Annotated[
+        Optional[str],  # noqa: UP045, typer before 0.13 cannot read the other spelling
+        typer.Option(help="Of memory: scalar, feature, token or full.", show_default="the rule's own"),
+    ] = _RUN.granularity,
+    structure: Annotated[str, typer.Option(help="response-only, block or dense.")] = _RUN.structure,
+    tasks: Annotated[str, typer.Option(help="nonisotropic, isotropic or standardised.")] = _RUN.tasks,
+    rotation_seed: Annotated[int, typer.Option(help="Seed of the tasks' rotation.")] = _RUN.rotation_seed,
+    queries: Annotated[int, typer.Option(help="Queries a task, where they are drawn.")] = _RUN.queries,
+    batch: Annotated[int, typer.Option(help="Tasks a step.")] = _RUN.batch,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _RUN.steps,
+    resample: Annotated[int, typer.Option(help="Steps that a batch is kept for.")] = _RUN.resample,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = _RUN.learning_rate,
+    betas: Annotated[tuple[float, float], typer.Option(help="Adam's decay rates.")] = _RUN.betas,
+    clip: Annotated[float, typer.Option(help="Largest gradient norm of a matrix; 0: any.")] = _RUN.clip or 0.0,
+    schedule: Annotated[str, typer.Option(help="constant, step or cosine.")] = _RUN.schedule,
+    warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _RUN.warmup,
+    decay: Annotated[float, typer.Option(help="Factor of the step schedule.")] = _RUN.decay,
+    decay_every: Annotated[int, typer.Option(help="Steps between two such factors.")] = _RUN.decay_every,
+    seed: Annotated[int, typer.Option(help="Seed of parameters and tasks.")] = _RUN.seed,
+    log_every: Annotated[int, typer.Option(help="Steps between two lines of metrics.")] = _RUN.log_every,
+) -> None:
+    """Train one model; leaves checkpoint.safetensors and metrics.jsonl."""
+    console = Console()
+    with _one_line_errors():
+        place, exists = _device(device), (output / CHECKPOINT).exists()
+        if resume:
+            given = [name for name in _FIELDS if _was_given(context, name)]
+            if given or overwrite:
+                names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["overwrite"])
+                raise ValueError(f"{names} cannot go with --resume, which takes the run from its checkpoint")
+            config = checkpoints.load(output / CHECKPOINT).config
+        else:
+            if exists and not overwrite:
+                raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
+            values = {name: context.params[name] for name in _FIELDS}
+            config = TrainingConfig(**{**values, "clip": clip or None})
+        result = _train(config, output, resume, checkpoint_every, place, console)
+    rate = result.tasks / result.seconds if result.tasks else 0.0
+    console.print(f"Trained on {result.tasks:,} tasks in {result.seconds:.1f} s, {rate:,.0f} tasks/s.")
+    console.print(f"Wrote {output / CHECKPOINT} and {output / METRICS}", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Fresh tasks to judge on.")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh tasks.")] = 0,
+    layers: Annotated[bool, typer.Option("--layers", help="Judge the prediction after each layer.")] = False,
+) -> None:
+    """Print a trained model's log mean squared query error on fresh tasks."""
+    with _one_line_errors():
+        model, config = load_model(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
+        estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
+    rows = range(1, config.layers + 1) if layers else [config.layers]
+    title = (
+        f"{config.rule}, {config.structure}, {config.layers} layers on {config.tasks} tasks, d={config.d}, n={config.n}"
+    )
+    Console().print(estimate_table(title, dict(zip(map(str, rows), estimates, strict=True))))
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Argument(help="A checkpoint file, or the folder of a run.", show_default="none"),
+    ] = None,
+) -> None:
+    """Print versions, backends and where results go; or what a checkpoint holds."""
+    console = Console(soft_wrap=True, highlight=False)
+    if checkpoint is None:
+        console.print(str(build_info()), markup=False)
+        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {_cores()}")
+        console.print(f"results: {RESULTS.resolve()}", markup=False)
+        return
+    with _one_line_errors():
+        held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
+    console.print(f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}")
+    console.print(json.dumps(held.config.to_dict()), markup=False)
+    for name, value in held.model.items():
+        console.print(f"{name}: {tuple(value.shape)} {value.dtype}", markup=False)
+
+
+@app.command()
+def run(
+    output: Annotated[Path, typer.Option(help="Folder for the report, the figure and the runs.")] = RESULTS,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes that share the work.", show_default="one a core"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few seconds of work, for a trial.")] = False,
+) -> None:
+    """The main job: train, judge beside classical optimisers and on measured data, and draw."""
+    with _one_line_errors():
+        budget = Budget.quick() if quick else Budget()
+        run_showcase(output, seed=seed, budget=budget, workers=workers or _cores())
+
+
+def _train(
+    config: TrainingConfig, output: Path, resume: bool, checkpoint_every: int, device: torch.device, console: Console
+) -> TrainingResult:
+    with task_progress(console) as progress:
+        bar = progress.add_task("training", total=config.steps * config.batch, note="")
+
+        def show(record: Record) -> None:
+            progress.update(bar, completed=record["step"] * config.batch, note=f"loss {record['loss']:.4g}")
+
+        if resume:
+            return continue_training(output, checkpoint_every=checkpoint_every, device=device, on_record=show)
+        return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Bad input ends in one line on stderr and exit code 2, a run that diverged in exit code 1."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    except TrainingDiverged as error:
+        typer.echo(f"stopped: {error}", err=True)
+        raise typer.Exit(1) from error

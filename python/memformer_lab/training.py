@@ -1,0 +1,127 @@
+"""A training run on the disk: metrics, checkpoints, and continuing where the last checkpoint was taken."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from memformer_kernels.nn import Memformer
+from memformer_lab import checkpoint as checkpoints
+from memformer_lab.config import TrainingConfig
+from memformer_lab.metrics import MetricsLog
+from memformer_lab.trainer import Record, Trainer, TrainingDiverged
+
+CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What `train` or `continue_training` did.
+
+    Attributes:
+        model: the trained model.
+        tasks: tasks trained on in this call.
+        seconds: time that took.
+    """
+
+    model: Memformer
+    tasks: int
+    seconds: float
+
+
+def train(
+    config: TrainingConfig,
+    output: str | os.PathLike[str],
+    *,
+    checkpoint_every: int = 1000,
+    device: torch.device | str = "cpu",
+    on_record: Callable[[Record], None] | None = None,
+) -> TrainingResult:
+    """Train a fresh model to the last step, leaving "checkpoint.safetensors" and "metrics.jsonl" in `output`.
+
+    Metrics are one JSON line every `config.log_every` steps and at the last step: step, mean loss since the line
+    before, gradient_norm and learning_rate of that step, and tasks_per_second.
+
+    Args:
+        config: the run.
+        output: folder to write to; a run that is there is replaced.
+        checkpoint_every: steps between two checkpoints; the first and the last step always have one.
+        device: where to train.
+        on_record: called with every line of metrics.
+
+    Raises:
+        ValueError: for an argument out of range.
+        TrainingDiverged: for a non-finite loss, gradient or parameter; the last good checkpoint stays.
+    """
+    _check_interval(checkpoint_every)
+    folder = Path(output)
+    trainer = Trainer(config, device)
+    (folder / METRICS).unlink(missing_ok=True)
+    checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
+    return _run(trainer, folder, checkpoint_every, on_record)
+
+
+def continue_training(
+    output: str | os.PathLike[str],
+    *,
+    checkpoint_every: int = 1000,
+    device: torch.device | str = "cpu",
+    on_record: Callable[[Record], None] | None = None,
+) -> TrainingResult:
+    """Go on from the checkpoint in `output`, to the same parameters as if the run had never stopped.
+
+    Arguments and errors are those of `train`; further
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if the checkpoint or the metrics cannot be continued, naming the file.
+    """
+    _check_interval(checkpoint_every)
+    folder = Path(output)
+    checkpoint = checkpoints.load(folder / CHECKPOINT)
+    try:
+        trainer = Trainer.resume(checkpoint, device)
+    except ValueError as error:
+        raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
+    return _run(trainer, folder, checkpoint_every, on_record)
+
+
+def _check_interval(checkpoint_every: int) -> None:
+    if checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+
+
+def _run(
+    trainer: Trainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
+) -> TrainingResult:
+    config, first = trainer.config, trainer.step
+    begin = lap = time.perf_counter()
+    lap_step = first
+    with MetricsLog(folder / METRICS, after=first, every=config.log_every) as log:
+        while trainer.step < config.steps:
+            try:
+                record = trainer.advance()
+                done = trainer.step == config.steps
+                if done or trainer.step % config.log_every == 0:
+                    now = time.perf_counter()
+                    rate = (trainer.step - lap_step) * config.batch / (now - lap)
+                    record |= {"step": trainer.step, "loss": trainer.pop_mean_loss(), "tasks_per_second": rate}
+                    lap, lap_step = now, trainer.step
+                    log.write(record)
+                    if on_record:
+                        on_record(record)
+                if done or trainer.step % checkpoint_every == 0:
+                    snapshot = trainer.snapshot()
+                    log.sync()
+                    checkpoints.save(folder / CHECKPOINT, snapshot)
+            except TrainingDiverged as error:
+                kept = checkpoints.load(folder / CHECKPOINT).step
+                raise TrainingDiverged(f"{error}; {folder / CHECKPOINT} keeps step {kept}") from error
+    seconds = time.perf_counter() - begin
+    return TrainingResult(trainer.model, (trainer.step - first) * config.batch, seconds)
