@@ -51,27 +51,38 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     return functional.memformer_predict if q_axes == 4 else functional.context_gram
 
 
+def _check_lengths(lengths: Tensor | None, z: Tensor, queries: int) -> None:
+    if lengths is not None:
+        problem.check_lengths(lengths, z.shape[1], queries)
+
+
 def _plan_network(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
     queries = problem.check_queries(a["queries"], a["z"], checked.count, checked.lengths)
     if "target" in a:
         problem.check_target(a["target"], a["z"], queries)
+    else:
+        problem.check_flag("layers", a["layers"])
+    # Without a word on queries the call may be a stack, whose contexts may fill a task.
+    _check_lengths(checked.lengths, a["z"], queries if "target" in a or a["queries"] is not None else 0)
     return plan.plan_network(checked, a["backend"], a["algorithm"])
 
 
 def _plan_layer(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
+    _check_lengths(checked.lengths, a["z"], 0)
     return plan.plan_layer(checked, a["backend"])
 
 
 def _plan_gram(a: dict[str, Any]) -> plan.Plan:
     tokens = problem.check_tokens(a["z"])
-    problem.check_context(a["context"], tokens)
+    _check_lengths(problem.check_context(a["context"], tokens)[1], tokens, 0)
     return plan.plan_gram(tokens.shape[2])
 
 
 def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
+    problem.check_flag("layers", a["layers"])
     return plan.plan_quadratics(checked, a["backend"])
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.problem import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
 """The published models, by what memory does.
@@ -43,20 +44,6 @@ def _coefficient_shape(granularity: str, width: int, tokens: int | None) -> tupl
             raise ValueError(f"tokens: expected the number of tokens N, since granularity is {granularity!r}, got None")
         return tokens, width if granularity == "full" else 1
     return 1, width if granularity == "feature" else 1
-
-
-def _choose(name: str, value: str, choices: Sequence[str]) -> str:
-    if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__})")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return value
 
 
 def _projections(
@@ -111,14 +98,15 @@ class Memformer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d, self.layers = _at_least_one("d", d), _at_least_one("layers", layers)
-        self.heads = _at_least_one("heads", heads)
-        self.tokens = None if tokens is None else _at_least_one("tokens", tokens)
-        self.rule = _choose("rule", rule, RULES)
-        self.structure = _choose("structure", structure, STRUCTURES)
+        self.d, self.layers, self.heads = check_size("d", d), check_size("layers", layers), check_size("heads", heads)
+        self.tokens = None if tokens is None else check_size("tokens", tokens)
+        self.rule = check_choice("rule", rule, RULES)
+        self.structure = check_choice("structure", structure, STRUCTURES)
         default = _DEFAULT_GRANULARITY.get(rule, "feature")
-        self.granularity = _choose("granularity", granularity or default, GRANULARITIES)
-        self.backend, self.algorithm = backend, algorithm
+        self.granularity = check_choice("granularity", default if granularity is None else granularity, GRANULARITIES)
+        self.backend = check_choice("backend", backend, BACKENDS)
+        self.algorithm = check_choice("algorithm", algorithm, ALGORITHMS)
+        check_dtype("dtype", dtype)
         factory: dict[str, object] = {"device": device, "dtype": dtype}
         self.q, self.p = _projections((layers, heads), d, structure, factory)
         self._make_memory(factory)
@@ -232,13 +220,14 @@ class MemformerLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d, self.heads = _at_least_one("d", d), _at_least_one("heads", heads)
-        if isinstance(registers, bool) or not isinstance(registers, int) or registers < 0:
-            raise ValueError(f"registers: expected an int of at least 0, got {registers!r}")
-        self.registers = registers
-        _choose("structure", structure, STRUCTURES)
-        grid = _coefficient_shape(_choose("granularity", granularity, GRANULARITIES), d + 1, tokens)
-        self.backend = backend
+        self.d, self.heads = check_size("d", d), check_size("heads", heads)
+        self.registers = check_size("registers", registers, least=0)
+        check_choice("structure", structure, STRUCTURES)
+        check_choice("granularity", granularity, GRANULARITIES)
+        grid = _coefficient_shape(granularity, d + 1, None if tokens is None else check_size("tokens", tokens))
+        self.backend = check_choice("backend", backend, BACKENDS)
+        check_flag("momentum", momentum)
+        check_dtype("dtype", dtype)
         factory: dict[str, object] = {"device": device, "dtype": dtype}
         self.q, self.p = _projections((heads,), d, structure, factory)
         gamma = torch.zeros(registers + 1, 1, *grid, **factory)  # type: ignore[call-overload]

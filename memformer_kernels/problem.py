@@ -57,7 +57,8 @@ class QuadraticProblem:
 def describe(value: object) -> str:
     """What came, for an error message."""
     if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+        layout = "" if value.layout == torch.strided else f"{value.layout} "
+        return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     return f"{value!r} ({type(value).__name__})"
 
 
@@ -290,6 +291,20 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
     if value not in choices:
         reject(name, value, f"one of {', '.join(choices)}")
     return value
+
+
+def check_size(name: str, value: object, least: int = 1) -> int:
+    """An int of at least `least`."""
+    size = _integer(name, value)
+    if size < least:
+        reject(name, value, f"an int of at least {least}")
+    return size
+
+
+def check_dtype(name: str, value: object) -> None:
+    """A dtype that parameters may have, or None for torch's default."""
+    if value is not None and value not in _REAL:
+        reject_kind(name, value, "torch.float32, float64, bfloat16 or float16, or None")
 
 
 def check_flag(name: str, value: object) -> bool:
