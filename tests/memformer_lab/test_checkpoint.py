@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load as parse
+from safetensors.torch import save as serialise
+
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.models import load_model
 from memformer_lab.trainer import Trainer
 from memformer_lab.training import CHECKPOINT, continue_training
-from safetensors import safe_open
-from safetensors.torch import load as parse
-from safetensors.torch import save as serialise
 
 CONFIG = TrainingConfig(d=3, n=6, layers=2, tasks="isotropic", structure="block", batch=8, steps=20)
 

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.cli import app
 from memformer_lab.metrics import read_metrics
 from memformer_lab.training import CHECKPOINT, METRICS
-from typer.testing import CliRunner, Result
 
 QUICK = ["train", "--steps", "40", "--batch", "16", "--layers", "2", "--log-every", "10"]
 

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
+from memformer_kernels import context_gram
+from memformer_kernels.nn import Memformer
 from memformer_lab.config import TrainingConfig
 from memformer_lab.estimates import Chunks, Estimate, Tally, estimate, tally
 from memformer_lab.evaluation import evaluate, model_errors, prediction_errors, solver_errors, weight_errors
@@ -15,10 +19,6 @@ from memformer_lab.models import build_model
 from memformer_lab.optimizers import conjugate_gradient
 from memformer_lab.seeds import seed_for
 from memformer_lab.tasks import GaussianTasks
-from torch import Tensor
-
-from memformer_kernels import context_gram
-from memformer_kernels.nn import Memformer
 
 CONFIG = TrainingConfig(layers=3)
 

@@ -8,6 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from torch import Tensor
+
 from memformer_lab.optimizers import (
     OPTIMIZERS,
     conjugate_gradient,
@@ -19,7 +21,6 @@ from memformer_lab.optimizers import (
     ridge,
 )
 from memformer_lab.tasks import GaussianTasks
-from torch import Tensor
 
 Array = npt.NDArray[np.float64]
 Optimizer = Callable[[Tensor, Tensor, int], Tensor]

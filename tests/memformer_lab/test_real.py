@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+
 from memformer_lab.optimizers import ols
 from memformer_lab.real import RegressionSet, contexts, load, names
-from torch import Tensor
 
 SHAPES = {
     "diabetes": (442, 10),

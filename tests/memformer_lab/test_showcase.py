@@ -10,6 +10,8 @@ from typing import Any
 import matplotlib.image
 import pytest
 import torch
+from rich.console import Console
+
 from memformer_lab import real
 from memformer_lab.budget import DEPTHS, Budget, depth_runs, real_runs
 from memformer_lab.contests import METHODS, depth_contests
@@ -23,7 +25,6 @@ from memformer_lab.report import Report
 from memformer_lab.showcase import run_showcase
 from memformer_lab.tables import depth_table, print_report, set_table
 from memformer_lab.training import CHECKPOINT, METRICS
-from rich.console import Console
 
 TINY = Budget(
     response_steps=6,

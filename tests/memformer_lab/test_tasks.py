@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from memformer_lab.tasks import GaussianTasks, StandardisedTasks, TaskBatch
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
+
+from memformer_lab.tasks import GaussianTasks, StandardisedTasks, TaskBatch
 
 SAMPLERS = ("tokens", "quadratics", "compressed")
 # A two-sided normal tail of 5 standard errors is 6e-7: with a few hundred comparisons, a false alarm has odds < 1e-3.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.metrics import MetricsLog, read_metrics

@@ -1,0 +1,51 @@
+"""One clock and one memory gauge for every device."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def milliseconds(action: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call: CUDA events around it on a GPU, the wall clock elsewhere."""
+    if device.type == "cuda":
+        begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        action()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+    begun = time.perf_counter()
+    action()
+    return (time.perf_counter() - begun) * 1e3
+
+
+def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None:
+    """Bytes one call takes at its peak beyond what was held before it: the allocator's count on a GPU, resident memory
+    elsewhere (a lower bound: memory the process already held and reuses does not show). None where neither is told.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        action()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+        before = _resident("VmRSS")
+        action()
+        return max(0, _resident("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _resident(name: str) -> int:
+    for line in _STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{_STATUS} has no {name}")

@@ -1,0 +1,89 @@
+"""`python -m benchmarks.gpu`: the one command for a machine with an NVIDIA GPU. Runs every part, writes one record."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.machine import ROOT, measure_machine
+from benchmarks.providers import PROVIDERS
+from benchmarks.record import FORMAT, Timing, write_json
+from benchmarks.run import run
+from benchmarks.table import print_report
+from benchmarks.workloads import BATCHES, WORKLOADS
+
+RECORDS = Path(__file__).resolve().parent / "results"
+DEVICE = torch.device("cuda")
+
+Part = Callable[[Console], dict[str, Any]]
+
+
+class PartFailed(Exception):
+    """A part's own check failed: the run ends and nothing is recorded."""
+
+
+def correctness(console: Console) -> dict[str, Any]:
+    """The tests marked gpu and the package's parity tests, in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu or not slow", "tests/gpu", "tests/memformer_kernels"]
+    finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    lines = finished.stdout.strip().splitlines()
+    if finished.returncode:
+        console.print(finished.stdout, markup=False, highlight=False)
+        raise PartFailed(f"{' '.join(command[1:])} ended with status {finished.returncode}")
+    return {"tests": lines[-1].strip("= ") if lines else ""}
+
+
+def registry(console: Console) -> dict[str, Any]:
+    """Every provider on every workload at every batch size, timed with CUDA events."""
+    workloads = [workload.with_batch(size) for workload in WORKLOADS.values() for size in BATCHES]
+    report = run(workloads, PROVIDERS, DEVICE, announce=lambda text: console.print(text, style="dim"))
+    print_report(report, console)
+    return {"seconds": report.seconds, "timings": [_figures(timing) for timing in report.timings]}
+
+
+# Each backend with something to show on a GPU adds its part here, with the name its figures are recorded under.
+PARTS: tuple[tuple[str, Part], ...] = (("correctness", correctness), ("registry", registry))
+
+
+def main() -> None:
+    """Run every part and write benchmarks/results/<gpu>-<date>.json; exit status 1 without a GPU or if a part fails."""
+    console = Console()
+    if not torch.cuda.is_available():
+        console.print(
+            f"No NVIDIA GPU that torch {torch.__version__} can use: "
+            + ("it is built without CUDA." if torch.version.cuda is None else "check nvidia-smi and the driver.")
+            + " Nothing was run and nothing written. `make bench` measures the CPU."
+        )
+        raise typer.Exit(1)
+    machine = measure_machine(DEVICE)
+    date = datetime.now(timezone.utc).date().isoformat()
+    try:
+        parts = {name: part(console) for name, part in PARTS}
+    except PartFailed as error:
+        console.print(f"{error}. Nothing was written.")
+        raise typer.Exit(1) from error
+    path = RECORDS / f"{_slug(machine.gpu or 'gpu')}-{date}.json"
+    write_json(path, {"format": FORMAT, "date": date, "machine": asdict(machine), **parts})
+    console.print(f"record: {path}", soft_wrap=True)
+
+
+def _figures(timing: Timing) -> dict[str, Any]:
+    """A timing in a few words: the workload by name and batch size, and only what was found."""
+    found = {key: value for key, value in asdict(timing).items() if value not in (None, "")}
+    return {**found, "workload": timing.workload.name, "batch": timing.workload.batch}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,185 @@
+"""The one way anything here is timed: first the correctness gate, then interleaved runs, then medians and quantiles."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import cycle
+
+import numpy as np
+import torch
+
+from benchmarks.clock import milliseconds, peak_bytes
+from benchmarks.data import Batch, Parameters, make_batch, make_parameters
+from benchmarks.formulations import reassociated
+from benchmarks.providers import Outcome, Provider, Step
+from benchmarks.record import Quantiles, Timing
+from benchmarks.workloads import Workload
+
+# Relative error against float64 that a provider may show over the whole batch, by dtype: (loss, gradients). The honest
+# peers stay below a quarter of it at a million tasks; TF32 products, at 1e-3, are turned away.
+BUDGETS = {"float32": (1e-5, 1e-4), "float64": (1e-12, 1e-10)}
+
+# A batch below this was most likely just made by the same process, so it is timed out of the cache.
+WARM_BYTES = 8 << 20
+# Inputs above it are rotated until they exceed any cache together.
+COLD_BYTES = 192 << 20
+REFERENCE_CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long to time: about `seconds` per provider and workload, within [min_runs, max_runs], in bursts of about
+    `burst_ms` so that a fast provider runs warm, as it does in a training loop.
+    """
+
+    seconds: float = 2.0
+    min_runs: int = 3
+    max_runs: int = 400
+    burst_ms: float = 5.0
+
+
+STANDARD = Policy()
+QUICK = Policy(seconds=0.2, max_runs=50)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A provider that passed the gate, and how it takes part: `runs` in bursts of `burst`."""
+
+    provider: Provider
+    step: Step
+    runs: int
+    burst: int
+
+
+def run_workload(
+    workload: Workload,
+    providers: Sequence[Provider],
+    device: torch.device,
+    policy: Policy = STANDARD,
+    announce: Callable[[str], None] = lambda text: None,
+) -> tuple[Timing, ...]:
+    """Gate and time every provider on one workload; results in the providers' order.
+
+    Rounds go over all providers in turn, so that a disturbance of the machine hits them alike; slow providers sit
+    rounds out, evenly. Each run takes the next of several input buffers.
+    """
+    torch.compiler.reset()
+    parameters = make_parameters(workload, seed=0, device=device)
+    buffers = [make_batch(workload, seed=1 + i, device=device) for i in range(buffer_count(workload))]
+    reference = reference_outcome(workload, buffers[0], parameters)
+    timings: dict[str, Timing] = {}
+    entries: list[_Entry] = []
+    for provider in providers:
+        announce(f"{workload.name} B={workload.batch:,}: checking {provider.name}")
+        timing, entry = _admit(provider, workload, parameters, buffers[0], reference, device, policy)
+        timings[provider.name] = timing
+        if entry:
+            entries.append(entry)
+    announce(f"{workload.name} B={workload.batch:,}: timing {len(entries)} providers")
+    for name, samples in _rounds(entries, buffers, device).items():
+        q10, median, q90 = np.quantile(samples, [0.1, 0.5, 0.9]).tolist()
+        timings[name] = replace(timings[name], quantiles=Quantiles(median, q10, q90, len(samples)))
+    return tuple(timings.values())
+
+
+def buffer_count(workload: Workload) -> int:
+    """How many input buffers to rotate: one for a batch that fits a cache, else enough to leave every cache cold."""
+    if workload.bytes_moved < WARM_BYTES:
+        return 1
+    return max(2, -(-COLD_BYTES // workload.bytes_moved))
+
+
+def reference_outcome(workload: Workload, batch: Batch, parameters: Parameters) -> Outcome:
+    """Loss and gradients of the whole batch in float64, by the re-associated form, a chunk of tasks at a time."""
+    q, gamma = (parameter.detach().double().requires_grad_() for parameter in parameters)
+    total = torch.zeros((), dtype=torch.float64, device=q.device)
+    gradients = {"q": torch.zeros_like(q), "gamma": torch.zeros_like(gamma)}
+    for z, target in zip(*(torch.split(tensor, REFERENCE_CHUNK) for tensor in batch), strict=True):
+        loss = reassociated(z.double(), target.double(), q, gamma, workload.n) * (z.shape[0] / workload.batch)
+        for sum_, gradient in zip(gradients.values(), torch.autograd.grad(loss, (q, gamma)), strict=True):
+            sum_ += gradient
+        total += loss.detach()
+    return Outcome(total, gradients)
+
+
+def errors(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
+    """Relative errors ||x - x64|| / ||x64|| of the loss and of the worst parameter's gradient.
+
+    Raises:
+        ValueError: a gradient is missing or has another shape.
+    """
+    if outcome.gradients.keys() != reference.gradients.keys():
+        raise ValueError(f"gradients of {sorted(outcome.gradients)}, expected {sorted(reference.gradients)}")
+    for name, gradient in outcome.gradients.items():
+        expected = reference.gradients[name].shape
+        if gradient.shape != expected:
+            raise ValueError(f"gradient of {name} has shape {tuple(gradient.shape)}, expected {tuple(expected)}")
+    gradients = [_relative(gradient, reference.gradients[name]) for name, gradient in outcome.gradients.items()]
+    return _relative(outcome.loss, reference.loss), max(gradients)
+
+
+def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+    error = ((value.double() - reference).norm() / reference.norm()).item()
+    # A NaN would pass every "is larger than" comparison.
+    return error if np.isfinite(error) else float("inf")
+
+
+def _admit(
+    provider: Provider,
+    workload: Workload,
+    parameters: Parameters,
+    batch: Batch,
+    reference: Outcome,
+    device: torch.device,
+    policy: Policy,
+) -> tuple[Timing, _Entry | None]:
+    """Build a provider, hold its result against the reference and find how often it can run."""
+    timing = Timing(provider.name, provider.peer, workload, "timed")
+    supported = provider.supports(workload, device)
+    if not supported:
+        return replace(timing, status="unsupported", reason=supported.reason), None
+    begun = time.perf_counter()
+    # Whatever a peer raises (no compiler, no memory, a bug in it) is its own result and must not end the others' run.
+    try:
+        step = provider.build(workload, parameters)
+        outcome = step(batch)
+        loss_error, gradient_error = errors(outcome, reference)
+        first_call_s = time.perf_counter() - begun
+        loss_budget, gradient_budget = BUDGETS[workload.dtype]
+        if loss_error > loss_budget or gradient_error > gradient_budget:
+            reason = (
+                f"wrong result: relative error {loss_error:.1e} in the loss (budget {loss_budget:.0e}), "
+                f"{gradient_error:.1e} in the gradients (budget {gradient_budget:.0e})"
+            )
+            return replace(timing, status="rejected", reason=reason), None
+        del outcome
+        gc.collect()
+        spent: list[float] = []
+        peak = peak_bytes(lambda: spent.append(milliseconds(partial(step, batch), device)), device)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200]
+        return replace(timing, status="failed", reason=reason), None
+    runs = int(np.clip(policy.seconds * 1e3 / spent[0], policy.min_runs, policy.max_runs))
+    burst = int(np.clip(policy.burst_ms / spent[0], 1, runs))
+    timing = replace(
+        timing, loss_error=loss_error, gradient_error=gradient_error, first_call_s=first_call_s, peak_bytes=peak
+    )
+    return timing, _Entry(provider, step, runs, burst)
+
+
+def _rounds(entries: Sequence[_Entry], buffers: Sequence[Batch], device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of every run, by provider."""
+    samples: dict[str, list[float]] = {entry.provider.name: [] for entry in entries}
+    bursts = [-(-entry.runs // entry.burst) for entry in entries]
+    rounds = max(bursts, default=0)
+    following = cycle(buffers)
+    for i in range(rounds):
+        for entry, count in zip(entries, bursts, strict=True):
+            if (i + 1) * count // rounds == i * count // rounds:
+                continue
+            for _ in range(entry.burst):
+                samples[entry.provider.name].append(milliseconds(partial(entry.step, next(following)), device))
+    return samples

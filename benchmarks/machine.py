@@ -1,0 +1,86 @@
+"""The machine a run takes place on, and the two rates that bound any kernel there: bytes and multiply-adds."""
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+from benchmarks.clock import milliseconds
+from benchmarks.record import Machine
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def measure_machine(device: torch.device, *, quick: bool = False) -> Machine:
+    """Name the machine and measure its rates on `device`; about a second, a tenth of that when quick."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return Machine(
+        device=device.type,
+        processor=processor_name(),
+        threads=torch.get_num_threads(),
+        copy_gb_s=copy_bandwidth(device, quick=quick),
+        fma_gflop_s=fma_rate(device, quick=quick),
+        python=platform.python_version(),
+        torch=torch.__version__,
+        package=importlib.metadata.version("memformer_kernels"),
+        revision=git_revision(),
+        gpu=gpu,
+        driver=_driver() if gpu else None,
+        cuda=torch.version.cuda if gpu else None,
+    )
+
+
+def copy_bandwidth(device: torch.device, *, quick: bool = False) -> float:
+    """GB/s of copying one large tensor, read and write both counted: the best of several, far beyond any cache."""
+    size = (64 if quick else 256) << 20
+    if device.type == "cuda":
+        size *= 4
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source).copy_(source)
+    best = min(milliseconds(lambda: target.copy_(source), device) for _ in range(3 if quick else 9))
+    return 2 * size / best / 1e6
+
+
+def fma_rate(device: torch.device, *, quick: bool = False) -> float:
+    """GFLOP/s of a square float32 matrix product (two operations per multiply-add), the best of several."""
+    side = 1024 if quick else 2048
+    if device.type == "cuda":
+        side *= 4
+    a = torch.ones(side, side, device=device)
+    out = torch.empty_like(a)
+    torch.mm(a, a, out=out)
+    best = min(milliseconds(lambda: torch.mm(a, a, out=out), device) for _ in range(3 if quick else 7))
+    return 2 * side**3 / best / 1e6
+
+
+def processor_name() -> str:
+    """The processor's marketing name where the system tells it, else its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def git_revision() -> str:
+    """The tree's short revision, "+" behind it if tracked files had changed, "unknown" outside git."""
+    revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "--verify", "HEAD")
+    if not revision:
+        return "unknown"
+    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    return f"{revision}+" if changed else revision
+
+
+def _driver() -> str | None:
+    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    return lines[0] if lines else None
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,139 @@
+"""What a run leaves behind: frozen results, written as JSON and read back."""
+
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from benchmarks.workloads import Workload
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run took place. Rates are measured in the run itself.
+
+    copy_gb_s      GB/s of a large tensor copy, read and write both counted
+    fma_gflop_s    GFLOP/s of a large float32 matrix product, a multiply-add being two operations
+    revision       git revision of the tree, with "+" behind it if files had changed; "unknown" outside git
+    """
+
+    device: str
+    processor: str
+    threads: int
+    copy_gb_s: float
+    fma_gflop_s: float
+    python: str
+    torch: str
+    package: str
+    revision: str
+    gpu: str | None = None
+    driver: str | None = None
+    cuda: str | None = None
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """Milliseconds of one forward and backward pass over the whole batch, and over how many runs."""
+
+    median_ms: float
+    q10_ms: float
+    q90_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One provider on one workload.
+
+    status            timed: passed the gate and was timed; rejected: wrong result; failed: raised; unsupported
+    reason            why it was not timed, empty otherwise
+    loss_error, gradient_error  relative errors against float64; the gradient's is its worst parameter's
+    first_call_s      seconds of the first call, compilation included
+    peak_bytes        memory one pass takes beyond its inputs, where the platform tells
+    """
+
+    provider: str
+    peer: bool
+    workload: Workload
+    status: Literal["timed", "rejected", "failed", "unsupported"]
+    reason: str = ""
+    quantiles: Quantiles | None = None
+    loss_error: float | None = None
+    gradient_error: float | None = None
+    first_call_s: float | None = None
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run of the benchmarks: when it began (ISO 8601, UTC), how many seconds it took, where, and what came out."""
+
+    began: str
+    seconds: float
+    machine: Machine
+    timings: tuple[Timing, ...]
+
+    def best_peer_ms(self, workload: Workload) -> float | None:
+        """Median of the fastest peer on this workload, None if no peer was timed."""
+        medians = [
+            timing.quantiles.median_ms
+            for timing in self.timings
+            if timing.workload == workload and timing.peer and timing.quantiles is not None
+        ]
+        return min(medians, default=None)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write JSON so that the file is either the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write a report atomically. Figures must be finite (ValueError otherwise)."""
+    write_json(path, {"format": FORMAT, **asdict(report)})
+
+
+def read_report(path: Path) -> Report:
+    """The report written by `write_report`.
+
+    Raises:
+        ValueError: not such a file, or one of another format.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.pop("format", None)
+        if found != FORMAT:
+            raise ValueError(f"format is {found!r}, expected {FORMAT}")
+        return Report(
+            began=content["began"],
+            seconds=content["seconds"],
+            machine=Machine(**content["machine"]),
+            timings=tuple(map(_timing, content["timings"])),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a benchmark report: {error}") from error
+
+
+def _timing(content: dict[str, Any]) -> Timing:
+    quantiles = content.pop("quantiles")
+    return Timing(
+        workload=Workload(**content.pop("workload")),
+        quantiles=None if quantiles is None else Quantiles(**quantiles),
+        **content,
+    )

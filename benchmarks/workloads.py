@@ -1,0 +1,149 @@
+"""What is measured: one frozen configuration each, with its model of the bytes and operations no method can avoid."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+
+DTYPES: Mapping[str, torch.dtype] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
+
+RULES = ("lfom",)
+GRANULARITIES = ("scalar", "feature", "token", "full")
+STRUCTURES = ("response-only",)
+DIRECTIONS = ("forward+backward",)
+
+
+class Operations(NamedTuple):
+    """Multiply-adds of one task: forming the context Gram matrix, the forward pass, the backward pass."""
+
+    gram: int
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        return self.gram + self.forward + self.backward
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A batch of tasks through one Memformer: mean squared query error and its gradients in every parameter.
+
+    Each task has `n` context examples and one query with `d` features; tokens are rows (N, D) with N = n + 1 and
+    D = d + 1. Parameters are q (L, H, d, d) and gamma (L, L, 1, 1 or N, 1 or D); entries gamma[l, j] with j > l are
+    ignored. The learned first-order method (LFOM) is eqs. 19-20 of Dutta & Sra, arXiv 2410.07263.
+
+    Raises:
+        ValueError: a size below 1, or a name that is not one of RULES, GRANULARITIES, STRUCTURES, DIRECTIONS, DTYPES.
+    """
+
+    name: str
+    d: int
+    n: int
+    layers: int
+    heads: int
+    batch: int
+    rule: str = "lfom"
+    granularity: str = "feature"
+    structure: str = "response-only"
+    dtype: str = "float32"
+    direction: str = "forward+backward"
+
+    def __post_init__(self) -> None:
+        for field in ("d", "n", "layers", "heads", "batch"):
+            size = getattr(self, field)
+            if size < 1:
+                raise ValueError(f"{field} must be at least 1, got {size}")
+        for field, known in (
+            ("rule", RULES),
+            ("granularity", GRANULARITIES),
+            ("structure", STRUCTURES),
+            ("dtype", tuple(DTYPES)),
+            ("direction", DIRECTIONS),
+        ):
+            value = getattr(self, field)
+            if value not in known:
+                raise ValueError(f"{field} must be one of {', '.join(known)}, got {value!r}")
+
+    @property
+    def tokens(self) -> int:
+        """N: the context and one query."""
+        return self.n + 1
+
+    @property
+    def width(self) -> int:
+        """D: the features and the response."""
+        return self.d + 1
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+    @property
+    def token_axis(self) -> bool:
+        """Whether gamma varies along the tokens, which rules Gram space out."""
+        return self.granularity in ("token", "full")
+
+    @property
+    def gamma_shape(self) -> tuple[int, int, int, int, int]:
+        """(L, L, 1, N or 1, D or 1): gamma is shared by heads."""
+        tokens = self.tokens if self.token_axis else 1
+        features = self.width if self.granularity in ("feature", "full") else 1
+        return (self.layers, self.layers, 1, tokens, features)
+
+    def with_batch(self, batch: int) -> "Workload":
+        return replace(self, batch=batch)
+
+    @property
+    def bytes_per_task(self) -> int:
+        """Bytes one task must move: its tokens and its target, read once."""
+        return (self.tokens * self.width + 1) * self.torch_dtype.itemsize
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of the whole batch: the tasks, plus parameters read and gradients written once."""
+        layers, _, _, tokens, features = self.gamma_shape
+        parameters = layers * self.heads * self.d**2 + layers**2 * tokens * features
+        return self.batch * self.bytes_per_task + 2 * parameters * self.torch_dtype.itemsize
+
+    @property
+    def operations(self) -> Operations:
+        """Multiply-adds of one task, by the cheapest known method.
+
+        Heads cost nothing here: with gamma shared by heads and features fixed, sum_h A_h acts as one head.
+        """
+        return self._token_operations() if self.token_axis else self._gram_operations()
+
+    def _gram_operations(self) -> Operations:
+        """On H (symmetric), b and w alone: g_l = b - H w_l, r_l = -A_l g_l, w += sum_{j<=l} gamma_lj r_j; w_0 = 0."""
+        d, layers = self.d, self.layers
+        pairs = layers * (layers + 1) // 2
+        gram = self.n * (d * (d + 1) // 2 + d)
+        products = layers * d * d + (layers - 1) * d * d
+        forward = products + pairs * d + d
+        # Each pair (l, j) gives gamma's gradient and register j's adjoint; each layer A's gradient and the adjoints of
+        # its products, H's only after layer 0, where w_l depends on a parameter.
+        backward = products + layers * d * d + 2 * pairs * d + d
+        return Operations(gram, forward, backward)
+
+    def _token_operations(self) -> Operations:
+        """On the fixed features X (N, d) and the response column y (N): b_l = X^T y / n over the context,
+        r_l = X A_l b_l, y += sum_{j<=l} gamma_lj * r_j. The last layer need only reach the query's row.
+        """
+        d, n, rows, layers = self.d, self.n, self.tokens, self.layers
+        pairs_before_last = (layers - 1) * layers // 2
+        updates = pairs_before_last * rows + layers
+        registers = (layers - 1) * rows * d + d
+        forward = layers * (n * d + d * d) + registers + updates
+        backward = 2 * updates + registers + 2 * layers * d * d + (layers - 1) * n * d
+        return Operations(0, forward, backward)
+
+
+W = Workload(name="W", d=5, n=20, layers=4, heads=1, batch=100_000)
+W_FULL = replace(W, name="W_full", granularity="full")
+
+WORKLOADS: Mapping[str, Workload] = MappingProxyType({w.name: w for w in (W, W_FULL)})
+BATCHES = (1000, 100_000, 1_000_000)
+QUICK_BATCHES = (1000, 10_000)

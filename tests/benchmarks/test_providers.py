@@ -1,0 +1,56 @@
+"""The registry: names, reasons, selection."""
+
+import pytest
+import torch
+
+from benchmarks.data import make_batch, make_parameters
+from benchmarks.harness import BUDGETS, errors, reference_outcome
+from benchmarks.providers import PROVIDERS, select
+from benchmarks.workloads import BATCHES, W_FULL, W
+
+CPU = torch.device("cpu")
+
+
+def test_names_are_unique_and_ours_are_no_peers() -> None:
+    names = [provider.name for provider in PROVIDERS]
+    assert len(set(names)) == len(names)
+    assert {p.name for p in PROVIDERS if not p.peer} == {n for n in names if n.startswith("memformer_kernels")}
+
+
+@pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
+@pytest.mark.parametrize("provider", [p for p in PROVIDERS if "compiled" not in p.name], ids=lambda p: p.name)
+def test_a_provider_is_right_or_says_why_not(provider, workload) -> None:  # type: ignore[no-untyped-def]
+    workload = workload.with_batch(300)
+    support = provider.supports(workload, CPU)
+    if not support:
+        assert "gamma" in support.reason
+        return
+    parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
+    outcome = provider.build(workload, parameters)(batch)
+    loss_error, gradient_error = errors(outcome, reference_outcome(workload, batch, parameters))
+    loss_budget, gradient_budget = BUDGETS["float32"]
+    assert loss_error <= loss_budget
+    assert gradient_error <= gradient_budget
+
+
+def test_every_provider_supports_some_workload() -> None:
+    for provider in PROVIDERS:
+        assert any(provider.supports(workload, CPU) for workload in (W, W_FULL)), provider.name
+
+
+def test_n_by_n_stops_beyond_a_hundred_thousand_tasks() -> None:
+    for provider in select(["published"]):
+        found = [provider.supports(W.with_batch(batch), CPU) for batch in BATCHES]
+        assert [support.ok for support in found] == [True, True, False]
+        assert "GB of n-by-n intermediates" in found[-1].reason
+
+
+def test_selection_by_words_keeps_the_order() -> None:
+    assert select([]) == PROVIDERS
+    assert [p.name for p in select(["Gram, eager", "memformer"])] == [
+        "Gram, eager",
+        "batch-last Gram, eager",
+        "memformer_kernels (torch)",
+    ]
+    with pytest.raises(ValueError, match=r"'jax' matches no name.*re-associated, eager"):
+        select(["jax"])

@@ -1,0 +1,43 @@
+"""The table's figures by hand."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from benchmarks.record import Quantiles, Report, Timing
+from benchmarks.table import memory_floor_ms, operations_floor_ms, print_report
+from benchmarks.workloads import W
+from tests.benchmarks.test_record import MACHINE, report
+
+
+def printed(value: Report) -> str:
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_report(value, console)
+    return console.export_text()
+
+
+def test_floors() -> None:
+    machine = replace(MACHINE, copy_gb_s=33.0, fma_gflop_s=202.0)
+    assert memory_floor_ms(W, machine) == pytest.approx((508 * 100_000 + 1568) / 33e9 * 1e3)
+    assert operations_floor_ms(W, machine) == pytest.approx(1.0)
+
+
+def test_ratios_are_to_the_best_peer_and_rows_go_fastest_first() -> None:
+    lines = printed(report()).splitlines()
+    rows = [line.split() for line in lines if line.split()[:1] in (["ours"], ["fast"], ["slow"])]
+    assert [row[0] for row in rows] == ["ours", "fast", "slow"]
+    assert [row[-2] for row in rows] == ["3.00", "1.00", "0.25"]
+    assert rows[0][1:4] == ["0.5", "(0.4..0.6)", "5"]
+    assert float(rows[0][-1]) == pytest.approx(100 * 1.539 / 0.5, rel=1e-2)
+
+
+def test_what_was_not_timed_is_listed_with_its_reason() -> None:
+    assert "W_full, B = 100,000, unsupported, token axis: fast" in printed(report())
+
+
+def test_without_a_peer_there_is_no_ratio() -> None:
+    timing = Timing("ours", False, W, "timed", "", Quantiles(2.0, 1.0, 3.0, 5))
+    (row,) = (line.split() for line in printed(replace(report(), timings=(timing,))).splitlines() if "ours" in line)
+    assert row[:4] == ["ours", "2", "(1..3)", "20"]
+    assert len(row) == 5

@@ -1,0 +1,26 @@
+"""What all tests share: uninitialised memory holds NaN, so a result that was never written cannot look right."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch.utils import deterministic
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty and its kin return NaN (or the largest integer).
+
+    PyTorch poisons fresh memory only in its deterministic mode. `warn_only`, since a CUDA operation without a
+    deterministic form is not what a test of this project is about.
+    """
+    mode, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(mode, warn_only=warn_only)
+    deterministic.fill_uninitialized_memory = fill

@@ -1,0 +1,39 @@
+"""The ways a call can take: every pair of backend and algorithm that this machine can run. New backends add theirs."""
+
+from typing import NamedTuple, TypedDict
+
+import pytest
+
+from memformer_kernels.testing import Case
+
+
+class Options(TypedDict):
+    """A path as keyword arguments of the public functions."""
+
+    backend: str
+    algorithm: str
+
+
+class Path(NamedTuple):
+    """One backend and one algorithm."""
+
+    backend: str
+    algorithm: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}-{self.algorithm}"
+
+    @property
+    def options(self) -> Options:
+        return {"backend": self.backend, "algorithm": self.algorithm}
+
+    def serves(self, case: Case) -> bool:
+        """Whether this path can run the case: Gram space has no token axis."""
+        return self.algorithm == "token" or not case.token_axis
+
+
+PATHS = [Path("torch", "gram"), Path("torch", "token")]
+BACKENDS = sorted({path.backend for path in PATHS})
+
+on_every_path = pytest.mark.parametrize("path", PATHS, ids=str)
+on_every_backend = pytest.mark.parametrize("backend", BACKENDS)

@@ -1,0 +1,127 @@
+"""Imports point downward: the floors of the package, and who may use what of it."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import memformer_kernels
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "memformer_kernels"
+# A module imports from floors below its own, or from its own folder. New modules get a floor here.
+FLOORS = [
+    {"reference", "problem", "transforms", "gates", "kernels"},
+    {"maths", "registration"},
+    {"backends"},
+    {"build", "ops"},
+    {"plan"},
+    {"functional"},
+    {"explain", "nn", "testing"},
+    {"__init__"},
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def _imported(path: Path) -> list[tuple[str, str | None]]:
+    """(module, name taken from it or None) of every import, wherever in the file it stands."""
+    found: list[tuple[str, str | None]] = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.extend((alias.name, None) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            found.extend((node.module or "", alias.name) for alias in node.names)
+    return found
+
+
+def _own_imports(path: Path) -> set[str]:
+    """The modules of the package that a file imports."""
+    modules = set()
+    for module, name in _imported(path):
+        if module.split(".")[0] == "memformer_kernels":
+            inner = f"{module}.{name}"
+            modules.add(inner if inner in MODULES else module)
+    return modules
+
+
+def _top(module: str) -> str:
+    """The file or folder of the package that a module is in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_downward(module: str) -> None:
+    top = _top(module)
+    assert top in FLOOR, f"give {top} a floor"
+    for other in _own_imports(MODULES[module]):
+        allowed = FLOOR[_top(other)] < FLOOR[top] or (_top(other) == top and other != module)
+        assert allowed, f"{module} (floor {FLOOR[top]}) imports {other} (floor {FLOOR[_top(other)]})"
+
+
+def test_imports_have_no_cycle() -> None:
+    edges = {module: _own_imports(path) for module, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(module: str, trail: tuple[str, ...]) -> None:
+        assert module not in trail, " imports ".join((*trail, module))
+        if module not in done:
+            for other in edges[module]:
+                visit(other, (*trail, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+    assert done == set(MODULES)
+
+
+def test_the_reference_stands_alone() -> None:
+    """It is what everything is checked against: it shares no code with what it checks."""
+    assert _own_imports(PACKAGE / "reference.py") == set()
+    assert {module for module, _ in _imported(PACKAGE / "reference.py")} <= {
+        "collections.abc",
+        "torch",
+        "torch.nn.functional",
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_package_knows_neither_lab_nor_benchmarks_nor_tests(module: str) -> None:
+    tops = {name.split(".")[0] for name, _ in _imported(MODULES[module])}
+    assert not tops & {"memformer_lab", "benchmarks", "tests", "pytest", "hypothesis"}
+
+
+def test_the_package_needs_nothing_but_its_dependencies() -> None:
+    known = {*sys.stdlib_module_names, "torch", "numpy", "triton", "memformer_kernels"}
+    for module, path in MODULES.items():
+        assert {name.split(".")[0] for name, _ in _imported(path)} <= known, module
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "python" / "memformer_lab").rglob("*.py")), ids=lambda p: p.name)
+def test_the_lab_uses_public_names_alone(path: Path) -> None:
+    public = set(memformer_kernels.__all__)
+    for module, name in _imported(path):
+        if module.split(".")[0] == "memformer_kernels":
+            assert module in ("memformer_kernels", "memformer_kernels.nn"), module
+            assert name is None or not name.startswith("_")
+            if module == "memformer_kernels" and name is not None:
+                assert name in public, name
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.value.id != "memformer_kernels" or node.attr in public, node.attr
+
+
+def test_nothing_is_unpickled() -> None:
+    """Neither the package nor the lab calls what runs code from a file."""
+    for folder in (PACKAGE, ROOT / "python" / "memformer_lab"):
+        for path in folder.rglob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            assert not any(module.split(".")[0] in ("pickle", "dill", "joblib") for module, _ in _imported(path))
+            for call in ("torch.load(", "torch.save(", "allow_pickle=True", "pickle"):
+                assert call not in text, (path.name, call)
