@@ -66,11 +66,11 @@ def processor_name() -> str:
 
 
 def git_revision() -> str:
-    """The tree's short revision, "+" behind it if tracked files had changed, "unknown" outside git."""
+    """The tree's short revision, "+" behind it if files differ from it, "unknown" outside git."""
     revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "--verify", "HEAD")
     if not revision:
         return "unknown"
-    changed = _output("git", "-C", str(ROOT), "status", "--porcelain", "--untracked-files=no")
+    changed = _output("git", "-C", str(ROOT), "status", "--porcelain")
     return f"{revision}+" if changed else revision
 
 

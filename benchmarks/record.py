@@ -18,7 +18,7 @@ class Machine:
 
     copy_gb_s      GB/s of a large tensor copy, read and write both counted
     fma_gflop_s    GFLOP/s of a large float32 matrix product, a multiply-add being two operations
-    revision       git revision of the tree, with "+" behind it if files had changed; "unknown" outside git
+    revision       git revision of the tree, with "+" behind it if files differ from it; "unknown" outside git
     """
 
     device: str

@@ -79,7 +79,12 @@ def test_what_is_traced_under_compile_equals_the_eager_form(loss: formulations.L
 def test_the_published_form_forms_the_n_by_n_matrix() -> None:
     z, target, q, gamma, n = arguments(2, 30, 3, 1, 1, "feature")
     shapes: list[tuple[int, ...]] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: shapes.append(tuple(t.shape)) or t, lambda t: t):
+
+    def note(kept: Tensor) -> Tensor:
+        shapes.append(tuple(kept.shape))
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
         formulations.published(z, target, q, gamma, n)
     # The first layer's matrix is not kept: its values depend on no parameter.
     assert shapes.count((9, 31, 31)) == 2

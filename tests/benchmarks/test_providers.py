@@ -5,8 +5,8 @@ import torch
 
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import PROVIDERS, select
-from benchmarks.workloads import BATCHES, W_FULL, W
+from benchmarks.providers import PROVIDERS, Provider, select
+from benchmarks.workloads import BATCHES, W_FULL, W, Workload
 
 CPU = torch.device("cpu")
 
@@ -19,7 +19,7 @@ def test_names_are_unique_and_ours_are_no_peers() -> None:
 
 @pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
 @pytest.mark.parametrize("provider", [p for p in PROVIDERS if "compiled" not in p.name], ids=lambda p: p.name)
-def test_a_provider_is_right_or_says_why_not(provider, workload) -> None:  # type: ignore[no-untyped-def]
+def test_a_provider_is_right_or_says_why_not(provider: Provider, workload: Workload) -> None:
     workload = workload.with_batch(300)
     support = provider.supports(workload, CPU)
     if not support:
