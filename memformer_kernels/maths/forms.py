@@ -167,8 +167,10 @@ class ResponseForm:
     def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from that of Z_L."""
         outer: list[Tensor | None] = [None] * self.a.shape[0]
-        outer[-1], direct = self._responses_backward(grad[..., -1], self.trace.states[-1], 0)
-        return self._finish(outer, direct + pad(grad[..., :-1], (0, 1)), need_z)
+        last = self.trace.states[-1]
+        outer[-1] = self._state_grad(grad[..., -1], 0)
+        direct = self._direct_grad(grad[..., -1], last, 0) + pad(grad[..., :-1], (0, 1)) if need_z else None
+        return self._finish(outer, direct)
 
     def predictions(self, queries: int, layers: bool) -> Tensor:
         """Minus the response slot of the last `queries` tokens, after every layer or the last: (L or 1, B, queries)."""
@@ -181,36 +183,31 @@ class ResponseForm:
         depth = self.a.shape[0]
         outer: list[Tensor | None] = [None] * depth
         first = self.z.shape[1] - grad.shape[2]
-        direct = torch.zeros_like(self.z)
+        direct = torch.zeros_like(self.z) if need_z else None
         for layer, layer_grad in zip(range(depth - grad.shape[0], depth), grad, strict=True):
-            outer[layer], own = self._responses_backward(-layer_grad, self.trace.states[layer + 1], first)
-            direct = direct + own
-        return self._finish(outer, direct, need_z)
+            outer[layer] = self._state_grad(-layer_grad, first)
+            if direct is not None:
+                direct = direct + self._direct_grad(-layer_grad, self.trace.states[layer + 1], first)
+        return self._finish(outer, direct)
 
-    def _responses_backward(self, grad: Tensor, state: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Gradient of the state, and the direct one of z, from the gradient of `_responses`."""
+    def _state_grad(self, grad: Tensor, first: int) -> Tensor:
+        """Gradient of the state from that of `_responses`."""
         if not self.gram_space:
-            return pad(grad, (first, 0)), torch.zeros_like(self.z)
-        state_grad = (grad[:, None] @ self.features[:, first:])[:, 0]
-        direct = torch.cat([grad[..., None] * state[:, None], grad[..., None]], -1)
-        return state_grad, pad(direct, (0, 0, first, 0))
+            return pad(grad, (first, 0))
+        return (grad[:, None] @ self.features[:, first:])[:, 0]
 
-    def _finish(self, outer: Sequence[Tensor | None], direct: Tensor, need_z: bool) -> Gradients:
+    def _direct_grad(self, grad: Tensor, state: Tensor, first: int) -> Tensor:
+        """Gradient of z from that of `_responses`, not counting what reaches z through the state."""
+        if not self.gram_space:
+            return torch.zeros_like(self.z)
+        return pad(torch.cat([grad[..., None] * state[:, None], grad[..., None]], -1), (0, 0, first, 0))
+
+    def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None) -> Gradients:
+        """All gradients; that of z is made where its direct part was asked for."""
         grads = response.run_backward(outer, self.trace, self.residual, self.a, self.memory)
-        states = torch.stack(self.trace.states[:-1], 1)
         z_grad: Tensor | None = None
-        if need_z and self.gram_space:
-            matrix = torch.cat([grads.residual @ states, grads.residual.sum(2, keepdim=True)], -1)
-            matrix = self.labelled.mean(pad(matrix, (0, 0, 0, 1)))
-            z_grad = direct + gram_backward(matrix, self.z, self.labelled)
-        elif need_z:
-            rows = self.labelled.select(states.transpose(-1, -2)) @ grads.residual.transpose(-1, -2)
-            features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
-            for layer, register_grad in enumerate(grads.register):
-                residual = self.residual.at(self.trace.states[layer])
-                preconditioned = response.precondition(residual, self.a[layer])
-                features = features + register_grad.transpose(-1, -2) @ preconditioned
-            z_grad = direct + torch.cat([features, grads.state[..., None]], -1)
+        if direct is not None:
+            z_grad = direct + self._z_grad(grads)
         q_grad = grads.a
         if q_grad.shape[1] != self.heads:
             q_grad = q_grad.expand(-1, self.heads, -1, -1)
@@ -221,6 +218,18 @@ class ResponseForm:
             gamma=_last_column(grads.gamma, self.gamma),
             beta=_last_column(grads.beta, self.beta),
         )
+
+    def _z_grad(self, grads: response.ResponseGrads) -> Tensor:
+        """The gradient that reaches z through the recurrence."""
+        states = torch.stack(self.trace.states[:-1], 1)
+        if self.gram_space:
+            matrix = torch.cat([grads.residual @ states, grads.residual.sum(2, keepdim=True)], -1)
+            return gram_backward(self.labelled.mean(pad(matrix, (0, 0, 0, 1))), self.z, self.labelled)
+        rows = self.labelled.select(states.transpose(-1, -2)) @ grads.residual.transpose(-1, -2)
+        features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
+        for residual, a, register_grad in zip(self.trace.residuals, self.a, grads.register, strict=True):
+            features = features + register_grad.transpose(-1, -2) @ response.precondition(residual, a)
+        return torch.cat([features, grads.state[..., None]], -1)
 
 
 def _last_column(grad: Tensor | None, coefficient: Tensor | None) -> Tensor | None:

@@ -68,9 +68,12 @@ Residual = GramResidual | TokenResidual
 
 @dataclass
 class ResponseTrace:
-    """What a forward run keeps for its backward: states s_0, ..., s_L and registers r_0, ..., r_{L-1} (B, R, M)."""
+    """What a forward run keeps for its backward: states s_0, ..., s_L (B, M), g_0, ..., g_{L-1} (B, d) and registers
+    r_0, ..., r_{L-1} (B, R, M).
+    """
 
     states: list[Tensor]
+    residuals: list[Tensor] = field(default_factory=list)
     registers: list[Tensor] = field(default_factory=list)
 
 
@@ -78,7 +81,8 @@ def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory) -> Respons
     """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
     trace = ResponseTrace([state])
     for layer in range(a.shape[0]):
-        fresh = residual.lift(precondition(residual.at(state), a[layer]))
+        trace.residuals.append(residual.at(state))
+        fresh = residual.lift(precondition(trace.residuals[layer], a[layer]))
         trace.registers.append(memory.register(layer, fresh, trace.registers))
         state = state + memory.update(layer, trace.registers)
         trace.states.append(state)
@@ -141,7 +145,7 @@ def run_backward(
         register_grads.insert(0, register_grad)
         preconditioned = residual.lift_transpose(register_grad)
         flat = preconditioned.reshape(preconditioned.shape[0], heads * width)
-        a_grads.insert(0, _outer_total(flat, residual.at(trace.states[layer])).reshape(heads, width, width))
+        a_grads.insert(0, _outer_total(flat, trace.residuals[layer]).reshape(heads, width, width))
         residual_grad = flat @ a[layer].reshape(heads * width, width)
         residual_grads.insert(0, residual_grad)
         grad = grad + residual.transpose(residual_grad)
