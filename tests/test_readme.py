@@ -1,5 +1,6 @@
 """The README is the product's face: what it shows must run, and what it names must exist."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
+from benchmarks.record import read_report
+from benchmarks.workloads import BATCHES
 from memformer_kernels.nn import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -47,3 +50,45 @@ def test_every_environment_variable_the_code_reads_is_in_the_table() -> None:
     for source in sources:
         read |= set(re.findall(r"""(?:environ(?:\.get)?|getenv)[\[(]\s*["']([A-Z_]+)["']""", source.read_text()))
     assert read <= table
+
+
+def _rows(heading: str) -> dict[str, list[str]]:
+    """The table below a heading: first cell -> the other cells, without markup."""
+    section = README.split(heading, 1)[1].split("\n#", 1)[0]
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return {row[0].strip(" *`"): [cell.strip(" *`") for cell in row[1:]] for row in rows[2:]}
+
+
+def test_what_was_learnt_is_what_the_record_says() -> None:
+    record = json.loads((ROOT / "docs" / "showcase.json").read_text())
+    names = {
+        "gradient descent": "gradient_descent",
+        "momentum": "momentum",
+        "Nesterov": "nesterov",
+        "exact conjugate gradient": "conjugate_gradient",
+        "LFOM": "response-only",
+        "LFOM, Bm free": "block",
+    }
+    found = {method["name"]: method["depths"] for method in record["methods"]}
+    table = _rows("### What they learn")
+    assert table.keys() == names.keys()
+    for row, method in names.items():
+        assert table[row][:4] == [f"{depth['log_mean']:.2f}" for depth in found[method]]
+        assert table[row][4] == f"{found[method][0]['tasks']:,}"
+    # The bar for a well-trained model, judged by the whole bootstrap interval.
+    assert found["response-only"][3]["high"] <= -2.75
+
+
+def test_speed_is_what_the_record_says() -> None:
+    report = read_report(ROOT / "benchmarks" / "results" / "cpu-w.json")
+    found = {
+        (timing.provider, timing.workload.batch): timing.quantiles.median_ms
+        for timing in report.timings
+        if timing.quantiles is not None
+    }
+    table = _rows("### Speed")
+    assert len(table) >= 5
+    for provider, cells in table.items():
+        for batch, cell in zip(BATCHES, cells, strict=True):
+            expected = found.get((provider, batch))
+            assert cell == ("" if expected is None else f"{expected:.3g}")

@@ -144,6 +144,7 @@ FUNCTIONS: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (memformer_stack, (z, q), {"context": torch.tensor([0, 3])}),
     (memformer_loss, (z, _zeros(B, 3), q), {}),
     (memformer_layer, (z, q[0], None, [_zeros(1, 1)]), {}),
+    (memformer_layer, (z, q), {"registers": [past]}),
     (context_gram, (z, 99), {}),
     (context_gram, (z, torch.tensor([3, 99])), {}),
     (lfom_solve, (h, b, a, _zeros(L, L)), {}),

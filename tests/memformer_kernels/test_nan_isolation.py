@@ -93,20 +93,43 @@ def test_gradients(path: Path, structure: str, granularity: str, place: tuple[in
         assert q_gradient.isnan().all()
 
 
-@on_every_path
-def test_a_spoilt_query_spoils_itself_alone(path: Path) -> None:
-    case = _case("block", "feature")
+CONTEXTS = pytest.mark.parametrize("context", [4, torch.tensor([4, 1, 5, 2, 3])], ids=["int", "ragged"])
+
+
+@CONTEXTS
+@ON_NETWORKS
+def test_a_spoilt_query_spoils_itself_alone(
+    path: Path, structure: str, granularity: str, context: int | Tensor
+) -> None:
+    case = _case(structure, granularity)
     spoilt = case.z.clone()
     spoilt[BAD, 5] = torch.nan
     network = (case.q, *case.parameters)
-    clean = memformer_stack(case.z, *network, context=4, **path.options)
-    made = memformer_stack(spoilt, *network, context=4, **path.options)
+    clean = memformer_stack(case.z, *network, context=context, **path.options)
+    made = memformer_stack(spoilt, *network, context=context, **path.options)
     rows = torch.ones(TASKS, 7, dtype=torch.bool)
     rows[BAD, 5] = False
     assert torch.equal(made[rows], clean[rows])
     assert made[BAD, 5].isnan().all()
-    predictions = memformer_predict(spoilt, *network, context=4, **path.options)
-    assert predictions.isnan().nonzero().tolist() == [[BAD, 1]]
+    predictions = memformer_predict(spoilt, *network, context=context, queries=2, **path.options)
+    assert predictions.isnan().nonzero().tolist() == [[BAD, 0]]
+
+
+@CONTEXTS
+@on_every_path
+def test_a_spoilt_query_spoils_its_own_gradient_alone(path: Path, context: int | Tensor) -> None:
+    """The context's Gram matrix is a selection backward too; only what sums over tokens sees the query."""
+    case = _case("block", "feature")
+    spoilt = case.z.clone()
+    spoilt[:, 6] = torch.nan
+    z = spoilt.requires_grad_()
+    (gradient,) = torch.autograd.grad(context_gram(z, context).square().sum(), z)
+    assert gradient.isfinite().all()
+    tokens = memformer_stack(z, case.q, *case.parameters, context=context, **path.options)
+    weights = torch.ones_like(tokens)
+    weights[:, 6] = 0
+    (gradient,) = torch.autograd.grad(tokens, z, weights)
+    assert gradient[:, 5].isfinite().all()
 
 
 @on_every_path
@@ -146,6 +169,8 @@ def test_gram(value: float) -> None:
     spoilt = z.clone()
     spoilt[BAD, 4:] = value
     assert torch.equal(context_gram(spoilt, 4), clean)
+    lengths = torch.tensor([4, 1, 4, 6, 2])
+    assert torch.equal(context_gram(spoilt, lengths), context_gram(z, lengths))
 
 
 @VALUES
@@ -168,6 +193,13 @@ def test_layer(backend: str, value: float) -> None:
             assert torch.equal(ours[KEPT], exact[KEPT])
             assert not ours[BAD].isfinite().all()
     assert int((~run(case.z, spoilt_past)[1].isfinite()).sum()) == 1
+    spoilt = case.z.clone()
+    spoilt[BAD, 6, 1] = value
+    for context in (4, torch.tensor([4, 1, 5, 2, 3])):
+        made = memformer_layer(spoilt, case.q[0], case.p[0], context=context, backend=backend)
+        clean = memformer_layer(case.z, case.q[0], case.p[0], context=context, backend=backend)
+        assert torch.equal(made[0][:, :6], clean[0][:, :6])
+        assert torch.equal(made[1][:, :, :6], clean[1][:, :, :6])
 
 
 @VALUES

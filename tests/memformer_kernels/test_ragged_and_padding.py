@@ -136,6 +136,29 @@ def test_padding_is_dropped_by_selection(
         assert not made[1][task, list(rows)].any()
 
 
+@pytest.mark.parametrize("kind", CONTEXTS)
+@STRUCTURES
+@EVERY_PATH_AND_GRANULARITY
+def test_padding_of_a_spoilt_task_has_zero_gradient(path: Path, granularity: str, structure: str, kind: str) -> None:
+    """A gradient of zero by multiplication would be NaN where the rest of the task is."""
+    context, queries, padding = CONTEXTS[kind]
+    case = _case(structure=structure, granularity=granularity)
+    z = case.z.clone()
+    z[:, 0] = torch.nan
+    z.requires_grad_()
+    predictions = memformer_predict(
+        z, case.q, *case.parameters, context=context, queries=queries, layers=True, **path.options
+    )
+    loss = memformer_loss(
+        z, predictions[0].detach(), case.q, *case.parameters, context=context, queries=queries, **path.options
+    )
+    (gradient,) = torch.autograd.grad(predictions.sum() + loss, z)
+    for task, rows in enumerate(padding):
+        assert not gradient[task, list(rows)].any()
+    if queries:
+        assert gradient[:, 0].isnan().any()
+
+
 @pytest.mark.parametrize("granularity", ["feature", "full"])
 @pytest.mark.parametrize("axes", ["(L, L)", "(L, 1)", "(1, L)"])
 @pytest.mark.parametrize("gates", [None, 1, 2])
