@@ -125,8 +125,11 @@ def test_rules_of_the_regime() -> None:
 
 def test_rules_do_not_depend_on_the_number_of_tasks_or_on_values() -> None:
     for options in ({}, {"gamma": TOKEN_GAMMA}, {"algorithm": "token"}):
-        plans = {explain(_zeros(tasks, N, D), q, **options) for tasks in (0, 1, 7, 1000, 100_000)}
-        assert len(plans) == 1
+        for tokens, width in ((N, D), (3, 9), (200, 40)):
+            network = _zeros(L, H, width - 1, width - 1)
+            weights = {"gamma": _zeros(L, L, 1, tokens, 1)} if "gamma" in options else options
+            plans = {explain(z.new_empty(tasks, tokens, width), network, **weights) for tasks in (0, 1, 7, 1000, 5000)}
+            assert len(plans) == 1
     assert explain(torch.full_like(z, torch.nan), torch.full_like(q, torch.nan)) == explain(z, q)
     assert explain(z, q, gamma=torch.eye(L)[:, :, None, None, None]) == explain(z, q, gamma=_zeros(L, L, 1, 1, 1))
 
