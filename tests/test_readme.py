@@ -91,4 +91,4 @@ def test_speed_is_what_the_record_says() -> None:
     for provider, cells in table.items():
         for batch, cell in zip(BATCHES, cells, strict=True):
             expected = found.get((provider, batch))
-            assert cell == ("" if expected is None else f"{expected:.3g}")
+            assert cell == ("" if expected is None else f"{expected:,.0f}" if expected >= 100 else f"{expected:.3g}")
