@@ -5,8 +5,6 @@ Start with `memformer_predict` and `memformer_loss` (whole networks on batches o
 `memformer_kernels.functional`; a call goes functional -> problem -> plan -> ops -> backends.
 """
 
-from importlib.metadata import version
-
 from memformer_kernels import nn
 from memformer_kernels.build import build_info
 from memformer_kernels.explain import explain, warmup
@@ -18,8 +16,7 @@ from memformer_kernels.functional import (
     memformer_predict,
     memformer_stack,
 )
-
-__version__ = version("memformer_kernels")
+from memformer_kernels.version import __version__
 
 __all__ = [
     "__version__",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from memformer_kernels.backends import BACKENDS
+from memformer_kernels.version import __version__
 
 _MISSING = {
     "cpu": "this version has no native CPU library; the torch backend serves CPU tensors",
@@ -58,13 +59,22 @@ def build_info() -> BuildInfo:
     for name, reason in _MISSING.items():
         backends[name] = BackendInfo(name, False, (), reason)
     return BuildInfo(
-        version=importlib.metadata.version("memformer_kernels"),
+        version=__version__,
         python=platform.python_version(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        triton=importlib.metadata.version("triton") if importlib.util.find_spec("triton") else None,
+        triton=_triton_version(),
         backends=backends,
     )
+
+
+def _triton_version() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "of another distribution"
 
 
 def require(backend: str) -> None:

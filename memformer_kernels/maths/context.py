@@ -17,7 +17,8 @@ class Labelled:
     count: int
     lengths: Tensor | None
 
-    def _mask(self, tokens: Tensor) -> Tensor:
+    def mask(self, tokens: Tensor) -> Tensor:
+        """Which tokens of (B, N, .) ragged contexts hold, (B, N, 1)."""
         assert self.lengths is not None
         return (torch.arange(tokens.shape[1], device=tokens.device) < self.lengths[:, None])[:, :, None]
 
@@ -25,13 +26,13 @@ class Labelled:
         """Context rows of (B, N, D): (B, n, D), or (B, N, D) with zeros past each task's own context."""
         if self.lengths is None:
             return tokens[:, : self.count]
-        return torch.where(self._mask(tokens), tokens, 0.0)
+        return torch.where(self.mask(tokens), tokens, 0.0)
 
     def place(self, rows: Tensor, total: int) -> Tensor:
         """The transpose of `select`: gradients of context rows as gradients of all `total` tokens."""
         if self.lengths is None:
             return pad(rows, (0, 0, 0, total - self.count))
-        return torch.where(self._mask(rows), rows, 0.0)
+        return torch.where(self.mask(rows), rows, 0.0)
 
     def mean(self, total: Tensor) -> Tensor:
         """A sum over the context, (B, ., .), divided by each task's n."""
@@ -59,7 +60,7 @@ def without_padding(tokens: Tensor, labelled: Labelled, queries: int) -> Tensor:
             return tokens
         return torch.cat([tokens[:, : labelled.count], tokens[:, total - queries :]], 1)
     is_query = torch.arange(total, device=tokens.device) >= total - queries
-    return torch.where(labelled._mask(tokens) | is_query[:, None], tokens, 0.0)
+    return torch.where(labelled.mask(tokens) | is_query[:, None], tokens, 0.0)
 
 
 def restore_padding(grad: Tensor, total: int, labelled: Labelled, queries: int) -> Tensor:
