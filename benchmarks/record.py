@@ -1,13 +1,12 @@
 """What a run leaves behind: frozen results, written as JSON and read back."""
 
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.workloads import Workload
+from memformer_lab.files import write_atomically
 
 FORMAT = 1
 
@@ -89,19 +88,7 @@ class Report:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write JSON so that the file is either the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_report(path: Path, report: Report) -> None:

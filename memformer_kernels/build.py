@@ -51,7 +51,7 @@ class BuildInfo:
 
 
 def build_info() -> BuildInfo:
-    """Which backends are built, for which architectures, and why one is missing. Touches no GPU."""
+    """Which backends are built, for which architectures, and why one is missing. Runs nothing on a GPU."""
     architectures = (
         (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
     )

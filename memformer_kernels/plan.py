@@ -43,9 +43,9 @@ def plan_layer(problem: Problem, backend: str) -> Plan:
     return Plan(backend, "token", _regime(problem, "token"), f"one layer reads and writes tokens; {where}")
 
 
-def plan_gram(width: int, backend: str = "auto") -> Plan:
-    """The plan of a context Gram matrix."""
-    backend, where = _backend(backend)
+def plan_gram(width: int) -> Plan:
+    """The plan of a context Gram matrix, whose backend no caller chooses."""
+    backend, where = _backend("auto")
     return Plan(backend, "gram", _gram_regime(width), f"a Gram matrix is one pass over the context; {where}")
 
 

@@ -21,14 +21,13 @@ ALGORITHMS = ("auto", "gram", "token")
 
 @dataclass(frozen=True)
 class Problem:
-    """What a network's arguments are. B, N, D: tasks, tokens, token width. L, H: layers, heads (L = 1 for a layer).
+    """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
 
     structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
     is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. count: labelled
     tokens, or N where contexts are ragged and `lengths` (B,) holds them.
     """
 
-    tasks: int
     tokens: int
     width: int
     layers: int
@@ -38,20 +37,15 @@ class Problem:
     token_axis: bool
     count: int
     lengths: Tensor | None
-    device: torch.device
-    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
 class QuadraticProblem:
-    """What a learned first-order method's arguments are: B quadratics in d weights, L layers."""
+    """What a learned first-order method's arguments are: quadratics in d weights, L layers."""
 
-    tasks: int
     weights: int
     layers: int
     rule: str
-    device: torch.device
-    dtype: torch.dtype
 
 
 def describe(value: object) -> str:
@@ -134,7 +128,7 @@ def check_network(
 ) -> Problem:
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
     tokens = check_tokens(z)
-    batch, total, width = tokens.shape
+    total, width = tokens.shape[1:]
     queries = _floating("q", q)
     if queries.ndim != 4 or queries.shape[0] < 1 or queries.shape[1] < 1:
         reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
@@ -163,7 +157,6 @@ def check_network(
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
     return Problem(
-        tasks=batch,
         tokens=total,
         width=width,
         layers=layers,
@@ -173,8 +166,6 @@ def check_network(
         token_axis=token_axis,
         count=count,
         lengths=lengths,
-        device=tokens.device,
-        dtype=tokens.dtype,
     )
 
 
@@ -229,7 +220,6 @@ def check_layer(
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta)
     return Problem(
-        tasks=batch,
         tokens=total,
         width=width,
         layers=1,
@@ -239,8 +229,6 @@ def check_layer(
         token_axis=token_axis,
         count=count,
         lengths=lengths,
-        device=tokens.device,
-        dtype=tokens.dtype,
     )
 
 
@@ -279,9 +267,7 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not _autocast(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             _same_device(name, tensor, matrices)
-    return QuadraticProblem(
-        tasks=batch, weights=weights, layers=layers, rule=rule, device=matrices.device, dtype=matrices.dtype
-    )
+    return QuadraticProblem(weights=weights, layers=layers, rule=rule)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

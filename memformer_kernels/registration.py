@@ -6,7 +6,7 @@ and forward-mode ones, run through the PyTorch backend's formulas, whatever back
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -76,9 +76,8 @@ def define(operation: Operation) -> Callable[..., Any]:
     def pull_back(
         flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        arguments = flat.restored()
         needs = list(wanted)
-        made = iter(backward(*grads, *arguments, needs))
+        made = iter(backward(*grads, *flat.restored(), needs))
         return [next(made) if needed else None for needed in needs]
 
     forward_step = Step(
@@ -133,13 +132,7 @@ def _pull_back_on_torch(
 ) -> list[Tensor | None]:
     """Gradients of the wanted arguments of a plain PyTorch function."""
     places = [place for place, wants in enumerate(wanted) if wants]
-
-    def varied(*tensors: Tensor) -> tuple[Tensor, ...]:
-        values = list(flat.values)
-        for place, tensor in zip(places, tensors, strict=True):
-            values[place] = tensor
-        return function(*replace(flat, values=values).restored())
-
+    varied = flat.varying(places, function)
     with full_precision(flat):
         outputs, pull_back, *_ = torch.func.vjp(varied, *(flat.values[place] for place in places))
         cotangents = tuple(torch.zeros_like(o) if g is None else g for g, o in zip(grads, outputs, strict=True))

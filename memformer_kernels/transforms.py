@@ -26,6 +26,17 @@ class Flat:
         values = iter(self.values)
         return [next(values) if size is None else [next(values) for _ in range(size)] for size in self.template]
 
+    def varying(self, places: Sequence[int], function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` of these arguments, as a function of those at `places` alone."""
+
+        def varied(*tensors: Tensor) -> Any:
+            values = list(self.values)
+            for place, tensor in zip(places, tensors, strict=True):
+                values[place] = tensor
+            return function(*Flat(values, self.template).restored())
+
+        return varied
+
 
 def flatten(arguments: Sequence[Any]) -> Flat:
     """Spells out the lists among the arguments."""
@@ -163,13 +174,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
         def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
             flat = Function._arguments(ctx)
             places = [place for place, tangent in enumerate(tangents) if tangent is not None]
-
-            def varied(*tensors: Tensor) -> Any:
-                values = list(flat.values)
-                for place, tensor in zip(places, tensors, strict=True):
-                    values[place] = tensor
-                return step.on_torch(*Flat(values, flat.template).restored())
-
+            varied = flat.varying(places, step.on_torch)
             if eager_transforms.JVP_NESTING > 1:
                 raise NotImplementedError(
                     f"{step.name}: forward-mode derivatives of forward-mode derivatives are not supported; take one of "
