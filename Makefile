@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: run test test-all lint bench gpu install clean
+.PHONY: run test test-all lint bench gpu install native clean
 
 run: install
 	$(BIN)/memformer-lab run
@@ -31,14 +31,18 @@ bench: install
 gpu: install
 	$(BIN)/python -m benchmarks.gpu
 
-install: $(INSTALLED)
+install: native
+
+# The native library from csrc, in the source tree. Asks ninja every time, which takes no time when nothing changed.
+native: $(INSTALLED)
+	$(BIN)/python setup.py -q build_native --inplace
 
 # torch and the build tools come first, so that the package itself is built against the torch it will run with.
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel torch numpy
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel ninja torch numpy
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[lab,test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results memformer_kernels/_lib

@@ -1,8 +1,104 @@
-"""Where the two packages live. The metadata is in pyproject.toml; nothing here imports torch."""
+"""Where the two packages live, and the command that builds the native library. The metadata is in pyproject.toml.
 
-from setuptools import find_packages, setup
+Nothing here imports torch. A build that cannot make the native library makes a pure-Python package and says why.
+"""
+
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+from setuptools import Command, Distribution, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).resolve().parent
+# A build front end runs this file without its folder on the path.
+sys.path.insert(0, str(ROOT))
+
+import native_build  # noqa: E402
+
+FOLDER = Path("memformer_kernels", "_lib")
+
+
+def builds_native() -> bool:
+    try:
+        native_build.find_toolchain()
+    except native_build.CannotBuild:
+        return False
+    except native_build.BuildFailed as failure:
+        raise CompileError(str(failure)) from failure
+    return True
+
+
+class BuildNative(Command):
+    """Compiles csrc into the shared object that the package loads when it is first used."""
+
+    description = "build the native CPU library"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = [
+        ("inplace", "i", "put the library into the source tree"),
+        ("sanitize", None, "build with AddressSanitizer and UBSan, into <build-base>/sanitized"),
+    ]
+    boolean_options: ClassVar[list[str]] = ["inplace", "sanitize"]
+
+    def initialize_options(self) -> None:
+        self.inplace = False
+        self.sanitize = False
+        self.editable_mode = False
+        self.build_base: str | None = None
+        self.build_lib: str | None = None
+
+    def finalize_options(self) -> None:
+        self.set_undefined_options("build", ("build_base", "build_base"), ("build_lib", "build_lib"))
+
+    def run(self) -> None:
+        base = Path(self.build_base or "build")
+        folder = base / ("native-sanitized" if self.sanitize else "native")
+        quiet = self.distribution.verbose < 1
+        try:
+            native_build.build(ROOT, folder, self._destination(), sanitize=bool(self.sanitize), quiet=quiet)
+        except native_build.CannotBuild as reason:
+            print(f"memformer_kernels without its native CPU library: {reason}", file=sys.stderr, flush=True)
+        except native_build.BuildFailed as failure:
+            raise CompileError(str(failure)) from failure
+
+    def _destination(self) -> Path:
+        if self.sanitize:
+            return Path(self.build_base or "build") / "sanitized"
+        return ROOT / FOLDER if self.inplace or self.editable_mode else Path(self.build_lib or ".") / FOLDER
+
+    def get_outputs(self) -> list[str]:
+        names = [native_build.LIBRARY, native_build.RECORD] if builds_native() else [native_build.RECORD]
+        return [str(Path(self.build_lib or ".") / FOLDER / name) for name in names]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        if not self.editable_mode:
+            return {}
+        return {output: str(ROOT / FOLDER / Path(output).name) for output in self.get_outputs()}
+
+
+class BuildWithNative(build):
+    sub_commands: ClassVar = [*build.sub_commands, ("build_native", None)]
+
+
+class NativeDistribution(Distribution):
+    """A package with compiled code, although none of it is a Python extension module."""
+
+    def has_ext_modules(self) -> bool:
+        return builds_native()
+
+
+class Wheel(bdist_wheel):
+    """One wheel serves every Python: the library uses the stable ABI of torch and nothing of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, machine = super().get_tag()
+        return (python, abi, machine) if self.root_is_pure else ("py3", "none", machine)
+
 
 setup(
+    distclass=NativeDistribution,
+    cmdclass={"build": BuildWithNative, "build_native": BuildNative, "bdist_wheel": Wheel},
     packages=[
         *find_packages(include=["memformer_kernels", "memformer_kernels.*"]),
         *find_packages("python"),

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from memformer_kernels.backends import BACKENDS
+from memformer_kernels import library
 from memformer_kernels.version import __version__
 
 _MISSING = {
-    "cpu": "this version has no native CPU library; the torch backend serves CPU tensors",
     "cuda": "this version has no CUDA library; the torch backend serves CUDA tensors",
     "triton": "this version has no Triton kernels; the torch backend serves every device",
 }
@@ -56,6 +55,8 @@ def build_info() -> BuildInfo:
         (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
     )
     backends = {"torch": BackendInfo("torch", True, architectures, "plain PyTorch, every device torch supports")}
+    native = library.status("cpu")
+    backends["cpu"] = BackendInfo("cpu", native.path is not None, native.instruction_sets, native.reason)
     for name, reason in _MISSING.items():
         backends[name] = BackendInfo(name, False, (), reason)
     return BuildInfo(
@@ -77,9 +78,15 @@ def _triton_version() -> str | None:
         return "of another distribution"
 
 
-def require(backend: str) -> None:
-    """Raises RuntimeError, with the mend, for a backend that cannot run here."""
-    if backend not in BACKENDS:
-        raise RuntimeError(
-            f"backend={backend!r} is not available: {_MISSING[backend]}. See memformer_kernels.build_info()."
-        )
+def available(backend: str) -> bool:
+    """Whether a backend can run here."""
+    return backend == "torch" or (backend == "cpu" and library.status("cpu").path is not None)
+
+
+def require(backend: str, device: str) -> None:
+    """Raises RuntimeError, with the mend, for a backend that cannot run here, or not on tensors of this device."""
+    if not available(backend):
+        reason = _MISSING.get(backend) or library.status(backend).reason
+        raise RuntimeError(f"backend={backend!r} is not available: {reason}. See memformer_kernels.build_info().")
+    if backend == "cpu" and device != "cpu":
+        raise RuntimeError(f"backend='cpu' serves tensors on the CPU, got tensors on {device}: backend='auto' serves both")

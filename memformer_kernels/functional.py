@@ -155,7 +155,8 @@ def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
     """
     tokens = problem.check_tokens(z)
     count, lengths = problem.check_context(context, tokens)
-    return ops.context_gram(z, lengths, count, plan.plan_gram(tokens.shape[2]).backend)
+    chosen = plan.plan_gram(tokens.shape[2], tokens.device.type)
+    return ops.context_gram(z, lengths, count, chosen.backend)
 
 
 def lfom_solve(

@@ -33,26 +33,30 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     """The plan of a stack, a prediction or a loss."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     algorithm, why = _algorithm(problem, algorithm)
-    backend, where = _backend(backend)
-    return Plan(backend, algorithm, _regime(problem, algorithm), f"{why}; {where}")
+    regime = _regime(problem, algorithm)
+    backend, where = _backend(backend, problem.device, regime)
+    return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
 def plan_layer(problem: Problem, backend: str) -> Plan:
     """The plan of one layer, which always works on tokens: its output is tokens."""
-    backend, where = _backend(backend)
-    return Plan(backend, "token", _regime(problem, "token"), f"one layer reads and writes tokens; {where}")
+    regime = _regime(problem, "token")
+    backend, where = _backend(backend, problem.device, regime)
+    return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
 
-def plan_gram(width: int) -> Plan:
+def plan_gram(width: int, device: str) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
-    backend, where = _backend("auto")
-    return Plan(backend, "gram", _gram_regime(width), f"a Gram matrix is one pass over the context; {where}")
+    regime = _gram_regime(width)
+    backend, where = _backend("auto", device, regime)
+    return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
-    backend, where = _backend(backend)
-    return Plan(backend, "gram", _gram_regime(problem.weights + 1), f"quadratics are in Gram space already; {where}")
+    regime = _gram_regime(problem.weights + 1)
+    backend, where = _backend(backend, problem.device, regime)
+    return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
 def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
@@ -70,23 +74,31 @@ def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
     return "gram", "no coefficient varies along the token axis, so all layers run on D-by-D matrices"
 
 
-def _backend(requested: str) -> tuple[str, str]:
+def _backend(requested: str, device: str, regime: str) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
-    if requested == "auto":
-        return "torch", "torch is the only backend of this version"
-    build.require(requested)
-    return requested, "the backend was asked for"
+    if requested != "auto":
+        build.require(requested, device)
+        if requested == "cpu" and not regime.startswith("tiny"):
+            return "torch", "the native library hands what is not tiny to torch's batched matrix products"
+        return requested, "the backend was asked for"
+    if device != "cpu":
+        return "torch", f"torch is this version's only backend for tensors on {device}"
+    if not regime.startswith("tiny"):
+        return "torch", "torch's batched matrix products serve what is not tiny"
+    if not build.available("cpu"):
+        return "torch", "the native library is missing, see build_info()"
+    return "cpu", "tiny problems run one task per SIMD lane"
 
 
 def _regime(problem: Problem, algorithm: str) -> str:
     if algorithm == "gram":
         return _gram_regime(problem.width)
-    if problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
+    if 1 < problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
         return "tiny token"
     return "tile" if problem.width <= TILE_WIDTH else "large"
 
 
 def _gram_regime(width: int) -> str:
-    if width - 1 <= TINY_WIDTH:
+    if 1 < width <= TINY_WIDTH + 1:
         return "tiny Gram"
     return "tile" if width <= TILE_WIDTH else "large"

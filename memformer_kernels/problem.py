@@ -25,7 +25,7 @@ class Problem:
 
     structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
     is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. count: labelled
-    tokens, or N where contexts are ragged and `lengths` (B,) holds them.
+    tokens, or N where contexts are ragged and `lengths` (B,) holds them. device: the kind of device the tasks are on.
     """
 
     tokens: int
@@ -37,15 +37,17 @@ class Problem:
     token_axis: bool
     count: int
     lengths: Tensor | None
+    device: str
 
 
 @dataclass(frozen=True)
 class QuadraticProblem:
-    """What a learned first-order method's arguments are: quadratics in d weights, L layers."""
+    """What a learned first-order method's arguments are: quadratics in d weights, L layers, on a kind of device."""
 
     weights: int
     layers: int
     rule: str
+    device: str
 
 
 def describe(value: object) -> str:
@@ -166,6 +168,7 @@ def check_network(
         token_axis=token_axis,
         count=count,
         lengths=lengths,
+        device=tokens.device.type,
     )
 
 
@@ -229,6 +232,7 @@ def check_layer(
         token_axis=token_axis,
         count=count,
         lengths=lengths,
+        device=tokens.device.type,
     )
 
 
@@ -267,7 +271,7 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not _autocast(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             _same_device(name, tensor, matrices)
-    return QuadraticProblem(weights=weights, layers=layers, rule=rule)
+    return QuadraticProblem(weights=weights, layers=layers, rule=rule, device=matrices.device.type)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

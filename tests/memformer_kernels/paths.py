@@ -32,7 +32,7 @@ class Path(NamedTuple):
         return self.algorithm == "token" or not case.token_axis
 
 
-PATHS = [Path("torch", "gram"), Path("torch", "token")]
+PATHS = [Path(backend, algorithm) for backend in ("torch", "cpu") for algorithm in ("gram", "token")]
 BACKENDS = sorted({path.backend for path in PATHS})
 
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=str)

@@ -1,0 +1,176 @@
+// The operators of the native CPU library, memformer_native::*, on PyTorch's stable ABI.
+//
+// Results and gradients are allocated by the caller and written here; a gradient that is not wanted is None. Arguments have
+// been checked by the package, which is the only caller.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "binding/network.h"
+#include "binding/solve.h"
+
+namespace memformer::binding {
+namespace {
+
+void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
+             const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries, const Tensor& result) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
+    call.network.pass = cpu::Pass::forward;
+    call.network.result = array_of(result);
+    if (queries >= 0) call.network.result_layers = static_cast<int>(result.size(0));
+    call.run();
+  });
+}
+
+void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+              const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries,
+              const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
+              const MaybeTensor& grad_beta) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
+    call.network.pass = cpu::Pass::backward;
+    call.network.result = array_of(grad);
+    if (queries >= 0) call.network.result_layers = static_cast<int>(grad.size(0));
+    call.network.grad_z = array_of(grad_z);
+    call.run();
+    call.write({grad_q, grad_p, grad_gamma, grad_beta});
+  });
+}
+
+void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+          const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries,
+          const Tensor& value, const MaybeTensor& grad_z, const MaybeTensor& grad_target, const MaybeTensor& grad_q,
+          const MaybeTensor& grad_p, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
+    const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
+    call.network.pass = grads.any() || grad_z || grad_target ? cpu::Pass::loss_backward : cpu::Pass::loss;
+    call.network.target = array_of(target);
+    call.network.grad_z = array_of(grad_z);
+    call.network.grad_target = array_of(grad_target);
+    call.run();
+    call.write(grads);
+    Entries(value).write(0, call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries)));
+  });
+}
+
+void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
+  with_compute_type(z, [&](auto type) {
+    const auto call = gram_call<decltype(type)>(z, lengths, context, matrix);
+    cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
+  });
+}
+
+void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTensor& lengths, int64_t context,
+                           const Tensor& grad_z) {
+  with_compute_type(z, [&](auto type) {
+    auto call = gram_call<decltype(type)>(z, lengths, context, grad);
+    call.backward = true;
+    call.grad_z = array_of(grad_z);
+    cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
+  });
+}
+
+void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma, const MaybeTensor& beta,
+                const MaybeTensor& w0, const Tensor& result) {
+  with_compute_type(h, [&](auto type) { QuadraticsCall<decltype(type)>(h, b, a, gamma, beta, w0, result).run(); });
+}
+
+void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma,
+                         const MaybeTensor& beta, const MaybeTensor& w0, const MaybeTensor& grad_h, const MaybeTensor& grad_b,
+                         const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
+                         const MaybeTensor& grad_w0) {
+  with_compute_type(h, [&](auto type) {
+    QuadraticsCall<decltype(type)> made(h, b, a, gamma, beta, w0, grad);
+    made.call.backward = true;
+    made.call.grad_h = array_of(grad_h);
+    made.call.grad_b = array_of(grad_b);
+    made.call.grad_w0 = array_of(grad_w0);
+    made.run();
+    made.write(grad_a, grad_gamma, grad_beta);
+  });
+}
+
+void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers, const MaybeTensor& gamma,
+           const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const Tensor& result, const Tensor& fresh) {
+  with_compute_type(z, [&](auto type) {
+    LayerCall<decltype(type)> made({z, q, p, registers, gamma, beta, lengths, context});
+    made.call.result = array_of(result);
+    made.call.fresh = registers_of(fresh);
+    made.run();
+  });
+}
+
+void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& z, const Tensor& q, const MaybeTensor& p,
+                    const std::vector<Tensor>& registers, const MaybeTensor& gamma, const MaybeTensor& beta,
+                    const MaybeTensor& lengths, int64_t context, const MaybeTensor& grad_z, const std::vector<Tensor>& grad_registers,
+                    const std::vector<bool>& wanted, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                    const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+  with_compute_type(z, [&](auto type) {
+    LayerCall<decltype(type)> made({z, q, p, registers, gamma, beta, lengths, context});
+    made.call.backward = true;
+    made.call.result = array_of(grad);
+    made.call.fresh = registers_of(grad_fresh);
+    made.call.grad_z = array_of(grad_z);
+    std::vector<cpu::Registers> places(wanted.size());
+    for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
+      if (wanted[k]) places[k] = registers_of(grad_registers[next++]);
+    }
+    made.call.grad_registers = places.data();
+    made.run();
+    made.write(grad_q, grad_p, grad_gamma, grad_beta);
+  });
+}
+
+std::string instruction_set() { return cpu::instruction_set(); }
+
+void use_instruction_set(const std::string& name) {
+  STD_TORCH_CHECK(cpu::use_instruction_set(name.c_str()), "this build or this processor has no instruction set ", name);
+}
+
+}  // namespace
+}  // namespace memformer::binding
+
+#define MEMFORMER_NETWORK \
+  "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, bool gram_space, int queries, "
+#define MEMFORMER_LAYER \
+  "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
+#define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
+#define MEMFORMER_PARAMETER_GRADS "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
+
+STABLE_TORCH_LIBRARY(memformer_native, m) {
+  m.def("forward(Tensor z, " MEMFORMER_NETWORK "Tensor(a!) result) -> ()");
+  m.def("backward(Tensor grad, Tensor z, " MEMFORMER_NETWORK "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("loss(Tensor z, Tensor target, " MEMFORMER_NETWORK
+        "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("context_gram(Tensor z, Tensor? lengths, int context, Tensor(a!) matrix) -> ()");
+  m.def("context_gram_backward(Tensor grad, Tensor z, Tensor? lengths, int context, Tensor(a!) grad_z) -> ()");
+  m.def("lfom_solve(" MEMFORMER_QUADRATICS "Tensor(a!) result) -> ()");
+  m.def("lfom_solve_backward(Tensor grad, " MEMFORMER_QUADRATICS
+        "Tensor(a!)? grad_h, Tensor(b!)? grad_b, Tensor(c!)? grad_a, Tensor(d!)? grad_gamma, Tensor(e!)? grad_beta, "
+        "Tensor(f!)? grad_w0) -> ()");
+  m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
+  m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
+        "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("instruction_set() -> str");
+  m.def("use_instruction_set(str name) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
+  m.impl("forward", TORCH_BOX(&memformer::binding::forward));
+  m.impl("backward", TORCH_BOX(&memformer::binding::backward));
+  m.impl("loss", TORCH_BOX(&memformer::binding::loss));
+  m.impl("context_gram", TORCH_BOX(&memformer::binding::context_gram));
+  m.impl("context_gram_backward", TORCH_BOX(&memformer::binding::context_gram_backward));
+  m.impl("lfom_solve", TORCH_BOX(&memformer::binding::lfom_solve));
+  m.impl("lfom_solve_backward", TORCH_BOX(&memformer::binding::lfom_solve_backward));
+  m.impl("layer", TORCH_BOX(&memformer::binding::layer));
+  m.impl("layer_backward", TORCH_BOX(&memformer::binding::layer_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {
+  m.impl("instruction_set", TORCH_BOX(&memformer::binding::instruction_set));
+  m.impl("use_instruction_set", TORCH_BOX(&memformer::binding::use_instruction_set));
+}

@@ -1,0 +1,111 @@
+// Tensors as the kernels see them: pointers, strides, storage; and their entries, for the small ones.
+
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <vector>
+
+#include "cpu/calls.h"
+#include "cpu/half.h"
+
+namespace memformer::binding {
+
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+inline cpu::Storage storage_of(const Tensor& tensor) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return cpu::Storage::float32;
+    case ScalarType::Double: return cpu::Storage::float64;
+    case ScalarType::BFloat16: return cpu::Storage::bfloat16;
+    case ScalarType::Half: return cpu::Storage::float16;
+    default: STD_TORCH_CHECK(false, "expected a tensor of float32, float64, bfloat16 or float16");
+  }
+}
+
+inline int64_t bytes_of(cpu::Storage storage) {
+  return storage == cpu::Storage::float64 ? 8 : storage == cpu::Storage::float32 ? 4 : 2;
+}
+
+// The tensor's axes [skip, skip + 3), as far as it has them.
+inline cpu::Array array_of(const Tensor& tensor, int64_t skip = 0) {
+  cpu::Array array;
+  array.data = tensor.data_ptr();
+  array.storage = storage_of(tensor);
+  const int64_t axes = tensor.dim() - skip;
+  for (int64_t k = 0; k < axes && k < 3; ++k) array.stride[k] = tensor.stride(skip + k);
+  return array;
+}
+
+inline cpu::Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*tensor) : cpu::Array{}; }
+
+// The registers (B, R, N, D) of a layer.
+inline cpu::Registers registers_of(const Tensor& tensor) {
+  cpu::Registers registers;
+  registers.array = array_of(tensor);
+  registers.stride = tensor.stride(1);
+  registers.array.stride[1] = tensor.stride(2);
+  registers.array.stride[2] = tensor.stride(3);
+  return registers;
+}
+
+// A small tensor broadcast to a shape that its own is aligned to at the end: reads and adds by index.
+class Entries {
+ public:
+  explicit Entries(const Tensor& tensor)
+      : data_(tensor.data_ptr()), storage_(storage_of(tensor)), sizes_(tensor.dim()), strides_(tensor.dim()) {
+    for (int64_t k = 0; k < tensor.dim(); ++k) {
+      sizes_[k] = tensor.size(k);
+      strides_[k] = tensor.stride(k);
+    }
+  }
+
+  int64_t axes() const { return static_cast<int64_t>(sizes_.size()); }
+  // The size of an axis counted from the end; 1 where the tensor does not have it.
+  int64_t size_from_end(int64_t k) const { return k <= axes() ? sizes_[axes() - k] : 1; }
+  int64_t count() const {
+    int64_t entries = 1;
+    for (int64_t size : sizes_) entries *= size;
+    return entries;
+  }
+
+  // Offset of the entry at an index of the broadcast shape, given innermost axis last.
+  template <int Axes>
+  int64_t offset(const int64_t (&index)[Axes]) const {
+    int64_t at = 0;
+    for (int64_t k = 1; k <= axes(); ++k) {
+      if (sizes_[axes() - k] != 1) at += index[Axes - k] * strides_[axes() - k];
+    }
+    return at;
+  }
+
+  double read(int64_t offset) const {
+    switch (storage_) {
+      case cpu::Storage::float64: return static_cast<const double*>(data_)[offset];
+      case cpu::Storage::bfloat16: return cpu::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
+      case cpu::Storage::float16: return cpu::from_float16(static_cast<const uint16_t*>(data_)[offset]);
+      default: return static_cast<const float*>(data_)[offset];
+    }
+  }
+
+  void write(int64_t offset, double value) const {
+    switch (storage_) {
+      case cpu::Storage::float64: static_cast<double*>(data_)[offset] = value; return;
+      case cpu::Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = cpu::to_bfloat16(static_cast<float>(value)); return;
+      case cpu::Storage::float16: static_cast<uint16_t*>(data_)[offset] = cpu::to_float16(static_cast<float>(value)); return;
+      default: static_cast<float*>(data_)[offset] = static_cast<float>(value);
+    }
+  }
+
+ private:
+  void* data_;
+  cpu::Storage storage_;
+  std::vector<int64_t> sizes_, strides_;
+};
+
+}  // namespace memformer::binding

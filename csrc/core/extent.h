@@ -1,0 +1,30 @@
+// Sizes known when compiling (Fixed) and sizes known only when running (UpTo): one spelling of every loop for both.
+
+#pragma once
+
+#include "core/scalar.h"
+
+namespace memformer::core {
+
+// A size that is part of the type: its loops unroll, its arrays fit exactly.
+template <int Size>
+struct Fixed {
+  static constexpr int limit = Size;
+  MEMFORMER_INLINE constexpr operator int() const { return Size; }
+};
+
+// A size from 1 to Limit: one instantiation serves them all.
+template <int Limit>
+struct UpTo {
+  static constexpr int limit = Limit;
+  int size;
+  MEMFORMER_INLINE constexpr operator int() const { return size; }
+};
+
+// Entries of a packed symmetric matrix: row by row, the lower triangle.
+MEMFORMER_INLINE constexpr int packed_size(int width) { return width * (width + 1) / 2; }
+MEMFORMER_INLINE constexpr int packed(int row, int column) {
+  return row >= column ? row * (row + 1) / 2 + column : column * (column + 1) / 2 + row;
+}
+
+}  // namespace memformer::core

@@ -1,0 +1,27 @@
+// The kernels of the instruction set in use: the widest that the processor has, unless another was asked for.
+
+#pragma once
+
+#include "cpu/calls.h"
+
+namespace memformer::cpu {
+
+template <class T>
+struct Kernels {
+  void (*response_gram)(const Network<T>&, ParallelFor);
+  void (*response_tokens)(const Network<T>&, ParallelFor);
+  void (*general_gram)(const Network<T>&, ParallelFor);
+  void (*general_tokens)(const Network<T>&, ParallelFor);
+  void (*context_gram)(const Gram<T>&, ParallelFor);
+  void (*quadratics)(const Quadratics<T>&, ParallelFor);
+  void (*layer)(const Layer<T>&, ParallelFor);
+};
+
+template <class T>
+const Kernels<T>& kernels();
+
+// The name of the set in use, and the choice of another; false if this build or this processor does not have it.
+const char* instruction_set();
+bool use_instruction_set(const char* name);
+
+}  // namespace memformer::cpu

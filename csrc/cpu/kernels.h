@@ -1,0 +1,29 @@
+// The kernels, once for every instruction set, each set in a namespace of its own (cpu/kernels/*.cpp).
+
+#pragma once
+
+#include "cpu/calls.h"
+
+#define MEMFORMER_KERNELS_OF(T)                                 \
+  void response_gram(const Network<T>& call, ParallelFor run);  \
+  void response_tokens(const Network<T>& call, ParallelFor run); \
+  void general_gram(const Network<T>& call, ParallelFor run);   \
+  void general_tokens(const Network<T>& call, ParallelFor run); \
+  void context_gram(const Gram<T>& call, ParallelFor run);      \
+  void quadratics(const Quadratics<T>& call, ParallelFor run);  \
+  void layer(const Layer<T>& call, ParallelFor run);
+
+#define MEMFORMER_KERNELS(isa)      \
+  namespace memformer::cpu::isa {   \
+  MEMFORMER_KERNELS_OF(float)       \
+  MEMFORMER_KERNELS_OF(double)      \
+  }
+
+MEMFORMER_KERNELS(baseline)
+#if defined(__x86_64__)
+MEMFORMER_KERNELS(avx2)
+MEMFORMER_KERNELS(avx512)
+#endif
+
+#undef MEMFORMER_KERNELS
+#undef MEMFORMER_KERNELS_OF

@@ -1,0 +1,120 @@
+// Learned first-order methods on given quadratics on the CPU: one task per lane.
+//
+// Bytes per task: h, b and w0 read, the iterates written; backward: those again, and the gradients of h, b and w0.
+// Operations per task: those of core/response_gram.h.
+
+#include "core/response_gram.h"
+#include "cpu/kernels.h"
+#include "cpu/parts.h"
+#include "cpu/response_sums.h"
+
+namespace memformer::cpu::MEMFORMER_ISA {
+namespace {
+
+template <class T, class Extent>
+class FirstOrderGroup {
+  using S = Lanes<T>;
+  using Task = core::FullQuadratic<S, Extent>;
+  using Trace = core::ResponseTrace<S, Extent, 1>;
+
+ public:
+  FirstOrderGroup(const Quadratics<T>& call, Extent d)
+      : call_(call), d_(d), method_{call.layers, 1, call.diagonal, call.a, call.gamma, call.beta} {}
+
+  int sums() const {
+    const int pairs = call_.diagonal ? call_.layers : call_.layers * call_.layers;
+    return call_.layers * d_ * d_ + (call_.gamma ? pairs * d_ : 0) + (call_.beta ? call_.layers * d_ : 0);
+  }
+
+  std::size_t scratch_cells() const { return static_cast<std::size_t>(Trace::size(call_.layers, 1, d_)); }
+
+  void operator()(Tasks tasks, S* sums, S* scratch) {
+    const int d = d_, layers = call_.layers, first_layer = layers - call_.result_layers;
+    Task task;
+    task.extent = d_;
+    load_rows(call_.h, tasks, 0, d, d, task.h);
+    load_vector(call_.b, tasks, task.b);
+    S s[Extent::limit];
+    for (int c = 0; c < d; ++c) s[c] = S(T(0));
+    if (call_.w0.data) {
+      load_vector(call_.w0, tasks, s);
+      for (int c = 0; c < d; ++c) s[c] = -s[c];
+    }
+    const Trace trace{{scratch}, layers, 1, d_};
+    core::response_forward<true>(task, method_, s, trace);
+    if (!call_.backward) {
+      for (int l = first_layer; l < layers; ++l) {
+        for (int c = 0; c < d; ++c) s[c] = -trace.state(l + 1)[c];
+        store_vector(s, layer_of(call_.result, l - first_layer), tasks);
+      }
+      return;
+    }
+    ResponseSums<S> sink{sums, sums + layers * d * d, sums + this->sums() - (call_.beta ? layers * d : 0)};
+    Task grad;
+    grad.extent = d_;
+    for (int k = 0; k < d * d; ++k) grad.h[k] = S(T(0));
+    for (int c = 0; c < d; ++c) grad.b[c] = S(T(0));
+    core::response_backward<true>(
+        task, method_, trace,
+        [&](int l, S* ds) {
+          if (l < first_layer) return;
+          S incoming[Extent::limit];
+          load_vector(layer_of(call_.result, l - first_layer), tasks, incoming);
+          for (int c = 0; c < d; ++c) ds[c] -= incoming[c];
+        },
+        sink, s, &grad);
+    if (call_.grad_h.data) store_rows(grad.h, call_.grad_h, tasks, 0, d, d);
+    if (call_.grad_b.data) store_vector(grad.b, call_.grad_b, tasks);
+    if (call_.grad_w0.data) {
+      for (int c = 0; c < d; ++c) s[c] = -s[c];
+      store_vector(s, call_.grad_w0, tasks);
+    }
+  }
+
+ private:
+  // A batch of vectors (B, d) as one of single rows.
+  static Array as_rows(Array array) {
+    array.stride[2] = array.stride[1];
+    array.stride[1] = 0;
+    return array;
+  }
+
+  void load_vector(const Array& array, Tasks tasks, S* to) const { load_rows(as_rows(array), tasks, 0, 1, d_, to); }
+  void store_vector(const S* from, const Array& array, Tasks tasks) const {
+    store_rows(from, as_rows(array), tasks, 0, 1, d_);
+  }
+
+  static Array layer_of(Array array, int layer) {
+    array.data = static_cast<T*>(array.data) + layer * array.stride[0];
+    array.stride[0] = array.stride[1];
+    array.stride[1] = array.stride[2];
+    return array;
+  }
+
+  const Quadratics<T>& call_;
+  Extent d_;
+  core::FirstOrder<T> method_;
+};
+
+template <class T, class Extent>
+void run(const Quadratics<T>& call, Extent d, ParallelFor parallel) {
+  const FirstOrderGroup<T, Extent> group(call, d);
+  over_parts<T>(call.tasks, call.backward ? group.sums() : 0, group.scratch_cells(), call.totals, parallel, group);
+}
+
+}  // namespace
+
+void quadratics(const Quadratics<float>& call, ParallelFor parallel) {
+#if MEMFORMER_VECTOR_BYTES > 16
+  switch (call.weights) {
+    case 3: return run(call, core::Fixed<3>{}, parallel);
+    case 5: return run(call, core::Fixed<5>{}, parallel);
+    case 8: return run(call, core::Fixed<8>{}, parallel);
+  }
+#endif
+  run(call, core::UpTo<16>{call.weights}, parallel);
+}
+
+void quadratics(const Quadratics<double>& call, ParallelFor parallel) { run(call, core::UpTo<16>{call.weights}, parallel); }
+
+}  // namespace memformer::cpu::MEMFORMER_ISA

@@ -1,0 +1,268 @@
+// Response-only networks in Gram space on the CPU: one task per lane, tokens read once (twice for their own gradient).
+//
+// A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result or token
+// gradient is asked for. Operations per task (d features, n examples, L layers): n d (d + 3) / 2 for H and b, then those of
+// core/response_gram.h.
+
+#include "core/response_gram.h"
+#include "cpu/context_gram.h"
+#include "cpu/kernels.h"
+#include "cpu/parts.h"
+#include "cpu/readout.h"
+#include "cpu/response_sums.h"
+#include "cpu/token_rows.h"
+
+namespace memformer::cpu::MEMFORMER_ISA {
+namespace {
+
+template <int D>
+constexpr core::Fixed<D + 1> with_response(core::Fixed<D>) {
+  return {};
+}
+template <int Limit>
+constexpr core::UpTo<Limit + 1> with_response(core::UpTo<Limit> d) {
+  return {d.size + 1};
+}
+
+template <class T, class Extent>
+class ResponseGram {
+  using S = Lanes<T>;
+  using Width = decltype(with_response(Extent{}));
+  using Task = core::SymmetricQuadratic<S, Extent>;
+
+ public:
+  ResponseGram(const Network<T>& network, Extent d)
+      : network_(network),
+        d_(d),
+        width_(with_response(d)),
+        method_{network.layers, network.kept, network.diagonal, network.q, network.gamma, network.beta},
+        rows_(network),
+        readout_(network),
+        first_layer_(network.layers - network.result_layers) {}
+
+  int sums() const {
+    const int pairs = network_.diagonal ? network_.layers : network_.layers * network_.layers;
+    return a_count() + (network_.gamma ? pairs * network_.kept : 0) + (network_.beta ? network_.layers * network_.kept : 0) + 1;
+  }
+
+  std::size_t scratch_cells() const {
+    return static_cast<std::size_t>(rows_.cells()) + waiting_cells(rows_.context_count(), width_) + trace_cells() +
+           network_.layers * d_ + 2 * core::gram_block * width_;
+  }
+
+  void operator()(Tasks tasks, S* sums, S* scratch) {
+    S* const tile = scratch;
+    S* const waiting = tile + rows_.cells();
+    S* const trace_cells_begin = waiting + waiting_cells(rows_.context_count(), width_);
+    S* const outer = trace_cells_begin + trace_cells();
+    S* const buffer = outer + network_.layers * d_;
+
+    rows_.begin(tasks, tile);
+    const S scale = S(T(1)) / rows_.count();
+    S matrix[core::packed_size(Width::limit)];
+    sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+    Task task;
+    task.extent = d_;
+    const int d = d_;
+    MEMFORMER_UNROLL
+    for (int k = 0; k < core::packed_size(d); ++k) task.h[k] = matrix[k] * scale;
+    MEMFORMER_UNROLL
+    for (int c = 0; c < d; ++c) task.b[c] = matrix[core::packed_size(d_) + c] * scale;
+
+    const core::ResponseTrace<S, Extent, 1> trace{{trace_cells_begin}, network_.layers, network_.kept, d_};
+    S s[Extent::limit];
+    MEMFORMER_UNROLL
+    for (int c = 0; c < d; ++c) s[c] = S(T(0));
+    core::response_forward<false>(task, method_, s, trace);
+
+    readout_.begin(tasks);
+    if (network_.pass == Pass::forward) {
+      write_result(tasks, trace, buffer);
+      return;
+    }
+    read_errors(trace, outer, &sums[this->sums() - 1], buffer);
+    if (network_.pass == Pass::loss) return;
+
+    ResponseSums<S> sink{sums, sums + a_count(), sums + this->sums() - 1 - (network_.beta ? network_.layers * network_.kept : 0)};
+    Task grad;
+    grad.extent = d_;
+    const bool wants_z = network_.grad_z.data != nullptr;
+    if (wants_z) {
+      for (int k = 0; k < core::packed_size(d); ++k) grad.h[k] = S(T(0));
+      for (int c = 0; c < d; ++c) grad.b[c] = S(T(0));
+    }
+    core::response_backward<false>(
+        task, method_, trace,
+        [&, d](int l, S* ds) {
+          if (l < first_layer_) return;
+          MEMFORMER_UNROLL
+          for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer_) * d_ + c];
+        },
+        sink, s, wants_z ? &grad : nullptr);
+    if (wants_z) write_token_grads(tasks, trace, grad, scale, buffer);
+  }
+
+ private:
+  int a_count() const { return network_.layers * network_.kept * d_ * d_; }
+  int trace_cells() const { return core::ResponseTrace<S, Extent, 1>::size(network_.layers, network_.kept, d_); }
+
+  // The response slot of a row after layer l: y + x . s_{l+1}.
+  template <class Trace>
+  MEMFORMER_INLINE S response(const S* row, const Trace& trace, int l) const {
+    const int d = d_;
+    const auto state = trace.state(l + 1);
+    S sum = row[d_];
+    MEMFORMER_UNROLL
+    for (int c = 0; c < d; ++c) sum += row[c] * state[c];
+    return sum;
+  }
+
+  template <class Trace>
+  void write_result(Tasks tasks, const Trace& trace, S* buffer) {
+    const int d = d_;
+    for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      const int count = readout_.block(first);
+      const S* const rows = rows_.out(first, count);
+      if (rows_.is_stack()) {
+        for (int i = 0; i < count; ++i) {
+          for (int c = 0; c < d; ++c) buffer[i * width_ + c] = rows[i * width_ + c];
+          buffer[i * width_ + d_] = response(rows + i * width_, trace, network_.layers - 1);
+        }
+        store_rows(buffer, network_.result, tasks, first, count, width_);
+        continue;
+      }
+      for (int l = first_layer_; l < network_.layers; ++l) {
+        for (int i = 0; i < count; ++i) readout_.predict(l - first_layer_, first + i, -response(rows + i * width_, trace, l));
+      }
+    }
+  }
+
+  // outer[l] = sum over rows of the gradient e of their response slot times their features; squared errors, for a loss.
+  template <class Trace>
+  void read_errors(const Trace& trace, S* outer, S* squared, S* buffer) {
+    const int d = d_;
+    for (int k = 0; k < network_.result_layers * d_; ++k) outer[k] = S(T(0));
+    for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      const int count = readout_.block(first);
+      const S* const rows = rows_.out(first, count);
+      if (rows_.is_stack()) readout_.load_grads(first, count, buffer);
+      for (int l = first_layer_; l < network_.layers; ++l) {
+        S sum[Extent::limit];
+        MEMFORMER_UNROLL
+        for (int c = 0; c < d; ++c) sum[c] = outer[(l - first_layer_) * d_ + c];
+        for (int i = 0; i < count; ++i) {
+          const S* const row = rows + i * width_;
+          S e;
+          if (rows_.is_stack()) {
+            e = buffer[i * width_ + d_];
+          } else if (readout_.is_loss()) {
+            const S error = readout_.error(first + i, response(row, trace, l));
+            *squared += error * error;
+            e = readout_.grad_of_error(first + i, error);
+          } else {
+            e = readout_.grad(l - first_layer_, first + i);
+          }
+          MEMFORMER_UNROLL
+          for (int c = 0; c < d; ++c) sum[c] += e * row[c];
+        }
+        MEMFORMER_UNROLL
+        for (int c = 0; c < d; ++c) outer[(l - first_layer_) * d_ + c] = sum[c];
+      }
+    }
+  }
+
+  // Rows of the context get (dG + dG^T) z / n, rows with a result e s in their features and e in their response slot.
+  template <class Trace>
+  void write_token_grads(Tasks tasks, const Trace& trace, const Task& grad, S scale, S* buffer) {
+    const int d = d_, width = width_;
+    S symmetric[core::packed_size(Width::limit)];
+    for (int k = 0; k < core::packed_size(d); ++k) symmetric[k] = grad.h[k] * scale;
+    for (int c = 0; c < d; ++c) symmetric[core::packed_size(d_) + c] = grad.b[c] * scale;
+    symmetric[core::packed_size(width_) - 1] = S(T(0));
+    S* const incoming = buffer + core::gram_block * width_;
+    for (int first = 0; first < rows_.context_count(); first += core::gram_block) {
+      const int left = rows_.context_count() - first;
+      const int count = left < core::gram_block ? left : core::gram_block;
+      const S* const rows = rows_.context(first, count);
+      for (int i = 0; i < count; ++i) {
+        for (int c = 0; c < width; ++c) buffer[i * width_ + c] = S(T(0));
+        core::add_gram_grad(symmetric, core::Cells<const S>{rows + i * width_}, width_, core::Cells<S>{buffer + i * width_});
+        for (int c = 0; c < width; ++c) buffer[i * width_ + c] = rows_.labelled(first + i, buffer[i * width_ + c]);
+      }
+      if (rows_.is_stack()) {
+        readout_.load_grads(first, count, incoming);
+        const S* const own = rows_.out(first, count);
+        for (int i = 0; i < count; ++i) add_out_grad(trace, first + i, own + i * width_, incoming + i * width_, buffer + i * width_);
+      }
+      store_rows(buffer, network_.grad_z, tasks, first, count, width_);
+    }
+    const int padding = rows_.out_first() - rows_.context_count();
+    if (padding > 0) store_zeros<T>(network_.grad_z, tasks, rows_.context_count(), padding, width_);
+    for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count(); first += core::gram_block) {
+      const int count = readout_.block(first);
+      const S* const rows = rows_.out(first, count);
+      if (rows_.is_stack()) readout_.load_grads(first, count, incoming);
+      for (int i = 0; i < count; ++i) {
+        for (int c = 0; c < width; ++c) buffer[i * width_ + c] = S(T(0));
+        add_out_grad(trace, first + i, rows + i * width_, incoming + i * width_, buffer + i * width_);
+      }
+      store_rows(buffer, network_.grad_z, tasks, rows_.out_first() + first, count, width_);
+    }
+  }
+
+  template <class Trace>
+  MEMFORMER_INLINE void add_out_grad(const Trace& trace, int index, const S* row, const S* incoming, S* grad) const {
+    const int d = d_;
+    for (int l = first_layer_; l < network_.layers; ++l) {
+      S e;
+      if (rows_.is_stack()) {
+        for (int c = 0; c < d; ++c) grad[c] += incoming[c];
+        e = incoming[d_];
+      } else if (readout_.is_loss()) {
+        e = readout_.grad_of_error(readout_.error(index, response(row, trace, l)));
+      } else {
+        e = readout_.grad(l - first_layer_, index);
+      }
+      for (int c = 0; c < d; ++c) grad[c] += e * trace.state(l + 1)[c];
+      grad[d_] += e;
+    }
+  }
+
+  const Network<T>& network_;
+  Extent d_;
+  Width width_;
+  core::FirstOrder<T> method_;
+  TokenRows<T> rows_;
+  Readout<T> readout_;
+  int first_layer_;
+};
+
+template <class T, class Extent>
+void run(const Network<T>& network, Extent d, ParallelFor parallel) {
+  const ResponseGram<T, Extent> group(network, d);
+  const int sums = network.pass == Pass::forward ? 0 : group.sums();
+  over_parts<T>(network.tasks, sums, group.scratch_cells(), network.totals, parallel, group);
+}
+
+}  // namespace
+
+void response_gram(const Network<float>& network, ParallelFor parallel) {
+  const int d = network.width - 1;
+#if MEMFORMER_VECTOR_BYTES > 16
+  switch (d) {
+    case 2: return run(network, core::Fixed<2>{}, parallel);
+    case 3: return run(network, core::Fixed<3>{}, parallel);
+    case 4: return run(network, core::Fixed<4>{}, parallel);
+    case 5: return run(network, core::Fixed<5>{}, parallel);
+    case 6: return run(network, core::Fixed<6>{}, parallel);
+    case 8: return run(network, core::Fixed<8>{}, parallel);
+  }
+#endif
+  run(network, core::UpTo<16>{d}, parallel);
+}
+
+void response_gram(const Network<double>& network, ParallelFor parallel) {
+  run(network, core::UpTo<16>{network.width - 1}, parallel);
+}
+
+}  // namespace memformer::cpu::MEMFORMER_ISA

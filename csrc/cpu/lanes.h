@@ -1,0 +1,266 @@
+// Tasks to lanes and back: the numbers of `width` tasks, each contiguous in memory, as one vector for each number.
+//
+// A tile holds K numbers of every task, tile[k] being number k of all of them. The fast path transposes blocks of width by
+// width numbers in registers: four numbers at a time are gathered by 128-bit loads, so that only the transposes inside a
+// 128-bit lane are left (two shuffles a vector; one for doubles). Anything strided, half precision or at the end of the
+// batch goes number by number, through the same functions.
+
+#pragma once
+
+#include <cstring>
+
+#include "cpu/calls.h"
+#include "cpu/half.h"
+#include "cpu/simd.h"
+
+namespace memformer::cpu::MEMFORMER_ISA {
+
+// Numbers in 128 bits, and 128-bit quarters in a vector.
+template <class T>
+constexpr int quarter = 16 / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int quarters = Lanes<T>::width / quarter<T>;
+
+template <class T>
+MEMFORMER_INLINE typename VectorsOf<T>::Quarter load_quarter(const T* from) {
+  return *reinterpret_cast<const typename VectorsOf<T>::UnalignedQuarter*>(from);
+}
+
+// The vector whose 128-bit quarters start at from, from + step, ...
+template <class T>
+MEMFORMER_INLINE typename Lanes<T>::Vector load_quarters(const T* from, int64_t step) {
+  if constexpr (quarters<T> == 1) {
+    return load_quarter(from);
+  } else if constexpr (quarters<T> == 2) {
+    if constexpr (sizeof(T) == 4) {
+      return __builtin_shufflevector(load_quarter(from), load_quarter(from + step), 0, 1, 2, 3, 4, 5, 6, 7);
+    } else {
+      return __builtin_shufflevector(load_quarter(from), load_quarter(from + step), 0, 1, 2, 3);
+    }
+  } else {
+    if constexpr (sizeof(T) == 4) {
+      const auto low = __builtin_shufflevector(load_quarter(from), load_quarter(from + step), 0, 1, 2, 3, 4, 5, 6, 7);
+      const auto high = __builtin_shufflevector(load_quarter(from + 2 * step), load_quarter(from + 3 * step), 0, 1, 2, 3, 4, 5, 6, 7);
+      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    } else {
+      const auto low = __builtin_shufflevector(load_quarter(from), load_quarter(from + step), 0, 1, 2, 3);
+      const auto high = __builtin_shufflevector(load_quarter(from + 2 * step), load_quarter(from + 3 * step), 0, 1, 2, 3);
+      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7);
+    }
+  }
+}
+
+// Writes the 128-bit quarters of a vector to to, to + step, ...
+template <class T>
+MEMFORMER_INLINE void store_quarters(typename Lanes<T>::Vector vector, T* to, int64_t step) {
+  for (int k = 0; k < quarters<T>; ++k) std::memcpy(to + k * step, reinterpret_cast<const T*>(&vector) + k * quarter<T>, 16);
+}
+
+// Transposes the square of numbers inside every 128-bit quarter of `quarter<T>` vectors; its own inverse.
+template <class T>
+MEMFORMER_INLINE void transpose_quarters(typename Lanes<T>::Vector* rows) {
+  using V = typename Lanes<T>::Vector;
+  if constexpr (sizeof(T) == 8) {
+    const V a = rows[0], b = rows[1];
+    if constexpr (quarters<T> == 1) {
+      rows[0] = __builtin_shufflevector(a, b, 0, 2);
+      rows[1] = __builtin_shufflevector(a, b, 1, 3);
+    } else if constexpr (quarters<T> == 2) {
+      rows[0] = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+      rows[1] = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+    } else {
+      rows[0] = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+      rows[1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+  } else if constexpr (quarters<T> == 1) {
+    const V a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), b = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+    const V c = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5), d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+    rows[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
+    rows[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
+    rows[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);
+    rows[3] = __builtin_shufflevector(b, d, 2, 3, 6, 7);
+  } else if constexpr (quarters<T> == 2) {
+    const V a = __builtin_shufflevector(rows[0], rows[1], 0, 8, 1, 9, 4, 12, 5, 13);
+    const V b = __builtin_shufflevector(rows[0], rows[1], 2, 10, 3, 11, 6, 14, 7, 15);
+    const V c = __builtin_shufflevector(rows[2], rows[3], 0, 8, 1, 9, 4, 12, 5, 13);
+    const V d = __builtin_shufflevector(rows[2], rows[3], 2, 10, 3, 11, 6, 14, 7, 15);
+    rows[0] = __builtin_shufflevector(a, c, 0, 1, 8, 9, 4, 5, 12, 13);
+    rows[1] = __builtin_shufflevector(a, c, 2, 3, 10, 11, 6, 7, 14, 15);
+    rows[2] = __builtin_shufflevector(b, d, 0, 1, 8, 9, 4, 5, 12, 13);
+    rows[3] = __builtin_shufflevector(b, d, 2, 3, 10, 11, 6, 7, 14, 15);
+  } else {
+    const V a = __builtin_shufflevector(rows[0], rows[1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    const V b = __builtin_shufflevector(rows[0], rows[1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    const V c = __builtin_shufflevector(rows[2], rows[3], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+    const V d = __builtin_shufflevector(rows[2], rows[3], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+    rows[0] = __builtin_shufflevector(a, c, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    rows[1] = __builtin_shufflevector(a, c, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    rows[2] = __builtin_shufflevector(b, d, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    rows[3] = __builtin_shufflevector(b, d, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  }
+}
+
+// Task k * quarter + r of the batch sits in row r, quarter k, so that a transpose inside quarters is a whole transpose.
+template <class T>
+MEMFORMER_INLINE void load_columns(const T* from, int64_t task_stride, Lanes<T>* tile) {
+  typename Lanes<T>::Vector rows[quarter<T>];
+  MEMFORMER_UNROLL
+  for (int r = 0; r < quarter<T>; ++r) rows[r] = load_quarters<T>(from + r * task_stride, quarter<T> * task_stride);
+  transpose_quarters<T>(rows);
+  MEMFORMER_UNROLL
+  for (int r = 0; r < quarter<T>; ++r) tile[r].v = rows[r];
+}
+
+template <class T>
+MEMFORMER_INLINE void store_columns(const Lanes<T>* tile, T* to, int64_t task_stride) {
+  typename Lanes<T>::Vector rows[quarter<T>];
+  MEMFORMER_UNROLL
+  for (int r = 0; r < quarter<T>; ++r) rows[r] = tile[r].v;
+  transpose_quarters<T>(rows);
+  MEMFORMER_UNROLL
+  for (int r = 0; r < quarter<T>; ++r) store_quarters<T>(rows[r], to + r * task_stride, quarter<T> * task_stride);
+}
+
+template <class T>
+constexpr Storage storage_of = sizeof(T) == 4 ? Storage::float32 : Storage::float64;
+
+// The number at an offset, in the compute type. Storage other than T is half precision, or float32 beside double.
+template <class T>
+MEMFORMER_INLINE T read_number(const Array& array, int64_t offset) {
+  switch (array.storage) {
+    case Storage::float64: return static_cast<T>(static_cast<const double*>(array.data)[offset]);
+    case Storage::bfloat16: return static_cast<T>(from_bfloat16(static_cast<const uint16_t*>(array.data)[offset]));
+    case Storage::float16: return static_cast<T>(from_float16(static_cast<const uint16_t*>(array.data)[offset]));
+    default: return static_cast<T>(static_cast<const float*>(array.data)[offset]);
+  }
+}
+
+template <class T>
+MEMFORMER_INLINE void write_number(const Array& array, int64_t offset, T value) {
+  switch (array.storage) {
+    case Storage::float64: static_cast<double*>(array.data)[offset] = static_cast<double>(value); return;
+    case Storage::bfloat16: static_cast<uint16_t*>(array.data)[offset] = to_bfloat16(static_cast<float>(value)); return;
+    case Storage::float16: static_cast<uint16_t*>(array.data)[offset] = to_float16(static_cast<float>(value)); return;
+    default: static_cast<float*>(array.data)[offset] = static_cast<float>(value);
+  }
+}
+
+// Which tasks a group holds: `active` of them from `first`; the lanes past them hold zeros and are never written back.
+struct Tasks {
+  int64_t first;
+  int active;
+};
+
+// Numbers in a cache line.
+template <class T>
+constexpr int line = 64 / static_cast<int>(sizeof(T));
+
+// tile[k] = number k of rows [row, row + count) of every task, rows of `columns` numbers: array (tasks, rows, columns).
+template <class T>
+inline void load_rows(const Array& array, Tasks tasks, int row, int count, int columns, Lanes<T>* tile) {
+  constexpr int width = Lanes<T>::width;
+  const int numbers = count * columns;
+  const bool contiguous = array.stride[2] == 1 && (array.stride[1] == columns || count == 1);
+  if (array.storage == storage_of<T> && contiguous && tasks.active == width && numbers >= quarter<T>) {
+    const T* from = static_cast<const T*>(array.data) + tasks.first * array.stride[0] + row * array.stride[1];
+    const int64_t step = array.stride[0];
+    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) {
+      // The next group's line of every task, while this one's is worked on: short rows defeat the hardware's prefetcher.
+      if (k % line<T> == 0) {
+        for (int lane = 0; lane < width; ++lane) __builtin_prefetch(from + (width + lane) * step + k);
+      }
+      load_columns(from + k, step, tile + k);
+    }
+    if (numbers % quarter<T>) load_columns(from + numbers - quarter<T>, step, tile + numbers - quarter<T>);
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int c = 0; c < columns; ++c) {
+      T values[width];
+      for (int lane = 0; lane < width; ++lane) values[lane] = T(0);
+      for (int lane = 0; lane < tasks.active; ++lane) {
+        const int64_t task = tasks.first + lane;
+        values[lane] = read_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2]);
+      }
+      tile[i * columns + c] = Lanes<T>::load(values);
+    }
+  }
+}
+
+// The way back.
+template <class T>
+inline void store_rows(const Lanes<T>* tile, const Array& array, Tasks tasks, int row, int count, int columns) {
+  constexpr int width = Lanes<T>::width;
+  const int numbers = count * columns;
+  const bool contiguous = array.stride[2] == 1 && (array.stride[1] == columns || count == 1);
+  if (array.storage == storage_of<T> && contiguous && tasks.active == width && numbers >= quarter<T>) {
+    T* to = static_cast<T*>(array.data) + tasks.first * array.stride[0] + row * array.stride[1];
+    const int64_t step = array.stride[0];
+    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) store_columns(tile + k, to + k, step);
+    if (numbers % quarter<T>) store_columns(tile + numbers - quarter<T>, to + numbers - quarter<T>, step);
+    return;
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int c = 0; c < columns; ++c) {
+      T values[width];
+      tile[i * columns + c].store(values);
+      for (int lane = 0; lane < tasks.active; ++lane) {
+        const int64_t task = tasks.first + lane;
+        write_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2], values[lane]);
+      }
+    }
+  }
+}
+
+// Zeros in rows [row, row + count) of every task.
+template <class T>
+inline void store_zeros(const Array& array, Tasks tasks, int row, int count, int columns) {
+  for (int lane = 0; lane < tasks.active; ++lane) {
+    for (int i = 0; i < count; ++i) {
+      for (int c = 0; c < columns; ++c) {
+        const int64_t task = tasks.first + lane;
+        write_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2], T(0));
+      }
+    }
+  }
+}
+
+// One number of every task of an array (tasks, entries).
+template <class T>
+inline Lanes<T> load_entry(const Array& array, Tasks tasks, int64_t entry) {
+  constexpr int width = Lanes<T>::width;
+  const int64_t start = tasks.first * array.stride[0] + entry * array.stride[1];
+  if (array.storage == storage_of<T> && array.stride[0] == 1 && tasks.active == width) {
+    return Lanes<T>::load(static_cast<const T*>(array.data) + start);
+  }
+  T values[width];
+  for (int lane = 0; lane < width; ++lane) values[lane] = T(0);
+  for (int lane = 0; lane < tasks.active; ++lane) values[lane] = read_number<T>(array, start + lane * array.stride[0]);
+  return Lanes<T>::load(values);
+}
+
+template <class T>
+inline void store_entry(Lanes<T> value, const Array& array, Tasks tasks, int64_t entry) {
+  constexpr int width = Lanes<T>::width;
+  const int64_t start = tasks.first * array.stride[0] + entry * array.stride[1];
+  if (array.storage == storage_of<T> && array.stride[0] == 1 && tasks.active == width) {
+    value.store(static_cast<T*>(array.data) + start);
+    return;
+  }
+  T values[width];
+  value.store(values);
+  for (int lane = 0; lane < tasks.active; ++lane) write_number<T>(array, start + lane * array.stride[0], values[lane]);
+}
+
+// Labelled tokens of every task, as numbers: `count` where contexts are not ragged. Lanes without a task hold 1.
+template <class T>
+inline Lanes<T> load_lengths(const int64_t* lengths, int count, Tasks tasks) {
+  if (!lengths) return Lanes<T>(static_cast<T>(count));
+  T values[Lanes<T>::width];
+  for (int lane = 0; lane < Lanes<T>::width; ++lane) {
+    values[lane] = lane < tasks.active ? static_cast<T>(lengths[tasks.first + lane]) : T(1);
+  }
+  return Lanes<T>::load(values);
+}
+
+}  // namespace memformer::cpu::MEMFORMER_ISA

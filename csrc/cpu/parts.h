@@ -1,0 +1,82 @@
+// Tasks to threads, and sums over tasks in an order that no number of threads changes.
+//
+// A part is 128 tasks, worked through by one thread, one vector of tasks after the other; its sums are float (or double)
+// vectors, added up over the part's 128 / width vectors and then over their lanes, pairwise. Eight parts make a block of 1024
+// tasks, whose parts are added pairwise; blocks are added in double, in order.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/calls.h"
+#include "cpu/lanes.h"
+#include "cpu/scratch.h"
+
+namespace memformer::cpu::MEMFORMER_ISA {
+
+constexpr int64_t part_tasks = 128;
+constexpr int64_t parts_per_block = 8;
+
+// Partial sums kept at a time, in bytes: small beside any batch that has more of them.
+constexpr int64_t partial_bytes = 1 << 20;
+
+template <class T, class Group>
+struct PartsJob {
+  const Group& prototype;
+  int64_t tasks;
+  int64_t first_part;
+  int sums;
+  std::size_t scratch_cells;
+  T* partial;
+
+  static void run(int64_t begin, int64_t end, void* context) {
+    auto& job = *static_cast<PartsJob*>(context);
+    using S = Lanes<T>;
+    Group group(job.prototype);
+    S* const sums = static_cast<S*>(thread_scratch((job.sums + job.scratch_cells) * sizeof(S)));
+    for (int64_t part = begin; part < end; ++part) {
+      for (int k = 0; k < job.sums; ++k) sums[k] = S(0);
+      const int64_t first = (job.first_part + part) * part_tasks;
+      const int64_t last = first + part_tasks < job.tasks ? first + part_tasks : job.tasks;
+      for (int64_t task = first; task < last; task += S::width) {
+        const int64_t left = last - task;
+        group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, sums, sums + job.sums);
+      }
+      for (int k = 0; k < job.sums; ++k) job.partial[part * job.sums + k] = sum_of_lanes(sums[k]);
+    }
+  }
+};
+
+// Runs group(tasks, sums, scratch) over all tasks, each thread on its own copy of the group; `totals` gets the sums over
+// tasks of the `sums` vectors that every call adds to. `scratch` are `scratch_cells` vectors to use at will.
+template <class T, class Group>
+inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, double* totals, ParallelFor parallel,
+                       const Group& group) {
+  const int64_t parts = (tasks + part_tasks - 1) / part_tasks;
+  const int64_t fit = sums ? partial_bytes / (sums * static_cast<int64_t>(sizeof(T))) : parts;
+  const int64_t least = 4 * parts_per_block;
+  const int64_t at_once = (fit < least ? least : fit) / parts_per_block * parts_per_block;
+  for (int k = 0; k < sums; ++k) totals[k] = 0.0;
+  for (int64_t start = 0; start < parts; start += at_once) {
+    const int64_t count = parts - start < at_once ? parts - start : at_once;
+    T* const partial = sums ? static_cast<T*>(call_scratch(count * sums * sizeof(T))) : nullptr;
+    PartsJob<T, Group> job{group, tasks, start, sums, scratch_cells, partial};
+    if (count == 1) {
+      PartsJob<T, Group>::run(0, 1, &job);
+    } else {
+      parallel(count, &PartsJob<T, Group>::run, &job);
+    }
+    for (int64_t block = 0; sums && block < count; block += parts_per_block) {
+      const int64_t in_block = count - block < parts_per_block ? count - block : parts_per_block;
+      T* const first = partial + block * sums;
+      for (int64_t step = 1; step < in_block; step *= 2) {
+        for (int64_t part = 0; part + step < in_block; part += 2 * step) {
+          for (int k = 0; k < sums; ++k) first[part * sums + k] += first[(part + step) * sums + k];
+        }
+      }
+      for (int k = 0; k < sums; ++k) totals[k] += static_cast<double>(first[k]);
+    }
+  }
+}
+
+}  // namespace memformer::cpu::MEMFORMER_ISA

@@ -1,0 +1,147 @@
+"""The native CPU backend: one task per SIMD lane, all layers in registers and cache (csrc/core, csrc/cpu).
+
+Tensors go to the library as they are, of any strides and precision; results and gradients are allocated here and
+written there. Sums over tasks run in an order that no number of threads changes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memformer_kernels import library
+from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
+from memformer_kernels.maths.memory import kept_heads
+
+
+class NativeBackend:
+    """The five operations on CPU tensors of tiny problems; `plan` says which those are."""
+
+    def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_compute_dtype(z))
+        _operators().context_gram.default(z, _plain(lengths), context, matrix)
+        return matrix
+
+    def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        grad_z = _like(z)
+        _operators().context_gram_backward.default(grad, z, _plain(lengths), context, grad_z)
+        return grad_z
+
+    def stack(self, network: Network) -> Tensor:
+        result = _like(network.z)
+        _operators().forward.default(*_arguments(network), -1, result)
+        return result
+
+    def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        grads = _gradients(network[:6], needs)
+        _operators().backward.default(grad, *_arguments(network), -1, *grads[:5])
+        return _made(grads)
+
+    def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
+        depth = network.q.shape[0] if layers else 1
+        result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=_compute_dtype(network.z))
+        _operators().forward.default(*_arguments(network), queries, result)
+        return result
+
+    def predict_backward(
+        self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        grads = _gradients(network[:6], needs)
+        _operators().backward.default(grad, *_arguments(network), queries, *grads[:5])
+        return _made(grads)
+
+    def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
+        z, *parameters = _arguments(network)
+        dtype = _compute_dtype(z)
+        value = z.new_empty((), dtype=dtype)
+        grads = _gradients((z, target, *network[1:6]), needs, dtype)
+        _operators().loss.default(z, target, *parameters, queries, value, *grads[:6])
+        return [value, *_made(grads)]
+
+    def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        batch, tokens, width = layer.z.shape
+        heads = kept_heads(layer.q.shape[0], layer.gamma, layer.beta)
+        result, register = _like(layer.z), layer.z.new_empty((batch, heads, tokens, width))
+        _operators().layer.default(*_layer_arguments(layer), result, register)
+        return result, register
+
+    def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
+        arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
+        grads = _gradients(arguments, needs)
+        z, q, p, *registers, gamma, beta, _ = grads
+        wanted = [register is not None for register in registers]
+        _operators().layer_backward.default(
+            grad, register_grad, *_layer_arguments(layer), z, _made(registers), wanted, q, p, gamma, beta
+        )
+        return _made(grads)
+
+    def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
+        depth = quadratics.a.shape[0] if layers else 1
+        result = quadratics.b.new_empty((depth, *quadratics.b.shape))
+        _operators().lfom_solve.default(*_spread(quadratics), result)
+        return result
+
+    def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
+        grads = _gradients(quadratics, needs)
+        h, b, a, gamma, beta, w0 = grads
+        spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
+        _operators().lfom_solve_backward.default(
+            grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0
+        )
+        return _made(grads)
+
+    def warmup(self) -> None:
+        library.load("cpu")
+
+
+def _operators() -> Any:
+    library.load("cpu")
+    return torch.ops.memformer_native
+
+
+def _compute_dtype(z: Tensor) -> torch.dtype:
+    return torch.float64 if z.dtype == torch.float64 else torch.float32
+
+
+def _like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _plain(lengths: Tensor | None) -> Tensor | None:
+    """Lengths as the library reads them: contiguous int64."""
+    return None if lengths is None else lengths.to(torch.int64).contiguous()
+
+
+def _arguments(network: Network) -> tuple[Any, ...]:
+    z, q, p, gamma, beta, lengths, context, algorithm = network
+    return z, q, p, gamma, beta, _plain(lengths), context, algorithm == "gram"
+
+
+def _layer_arguments(layer: Layer) -> tuple[Any, ...]:
+    *tensors, lengths, context = layer
+    return *tensors, _plain(lengths), context
+
+
+def _spread(quadratics: Quadratics) -> Quadratics:
+    """gamma and beta with the axes of a network's: (L, L, 1, 1, d) and (L, 1, 1, d)."""
+    gamma, beta = quadratics.gamma, quadratics.beta
+    if gamma is not None:
+        gamma = gamma[:, :, None, None]
+    if beta is not None:
+        beta = beta.view((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None, None]
+    return quadratics._replace(gamma=gamma, beta=beta)
+
+
+def _gradients(
+    arguments: Sequence[Tensor | None], needs: Needs, dtype: torch.dtype | None = None
+) -> list[Tensor | None]:
+    """Room for the gradients that are needed, None for the others."""
+    return [
+        _like(argument, dtype) if needed and argument is not None else None
+        for argument, needed in zip(arguments, needs, strict=True)
+    ]
+
+
+def _made(grads: Sequence[Tensor | None]) -> list[Tensor]:
+    return [grad for grad in grads if grad is not None]

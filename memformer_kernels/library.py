@@ -1,0 +1,74 @@
+"""Finds the native libraries and loads them when they are first used. Importing loads nothing; nothing compiles."""
+
+import functools
+import json
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILES = {"cpu": "memformer_cpu"}
+REBUILD = "build it by installing the package with --no-build-isolation where torch, ninja and a C++ compiler are"
+
+_lock = threading.Lock()
+_loaded: set[str] = set()
+_failed: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Status:
+    """A native library: its file and the instruction sets in it, or no file and the reason with the mend."""
+
+    path: Path | None
+    instruction_sets: tuple[str, ...]
+    reason: str
+
+
+def status(name: str) -> Status:
+    """What is known of a library ("cpu") without loading it; once loading it has failed, why."""
+    return Status(None, (), _failed[name]) if name in _failed else _find(name)
+
+
+@functools.cache
+def _find(name: str) -> Status:
+    chosen = os.environ.get("MEMFORMER_LIBRARY_DIR")
+    folder = Path(chosen) if chosen else Path(__file__).with_name("_lib")
+    path = folder / f"{FILES[name]}.so"
+    record = _record(folder / f"{FILES[name]}.json")
+    if path.is_file():
+        built = f"built by {record.get('compiler', 'an unknown compiler')}"
+        return Status(path, tuple(record.get("instruction_sets", ())), built)
+    return Status(None, (), record.get("reason") or f"{folder} holds no {path.name}; {REBUILD}")
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What the build left beside the library, or left instead of it."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def load(name: str) -> None:
+    """Registers the operators of a library with torch, once in a process; threads may call it at the same time.
+
+    Raises RuntimeError with the mend if the library is missing or does not load.
+    """
+    if name in _loaded:
+        return
+    with _lock:
+        if name in _loaded:
+            return
+        found = status(name)
+        if found.path is None:
+            raise RuntimeError(f"the native {name} library is not available: {found.reason}")
+        try:
+            torch.ops.load_library(found.path)  # type: ignore[no-untyped-call]
+        except (OSError, RuntimeError) as error:
+            _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {REBUILD}"
+            raise RuntimeError(f"the native {name} library is not available: {_failed[name]}") from error
+        _loaded.add(name)
