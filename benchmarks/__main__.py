@@ -1,5 +1,8 @@
-"""`python -m benchmarks`: one table, every provider on one workload at several batch sizes, and its JSON record."""
+"""`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
+`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes.
+"""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -7,45 +10,148 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.machine import ROOT
-from benchmarks.providers import select
-from benchmarks.record import write_report
+from benchmarks import floors, growth, overhead
+from benchmarks.machine import ROOT, measure_machine
+from benchmarks.providers import Provider, select
+from benchmarks.record import Report, write_json, write_report
 from benchmarks.run import run
-from benchmarks.table import print_report
-from benchmarks.workloads import BATCHES, QUICK_BATCHES, WORKLOADS
+from benchmarks.table import not_timed, print_report
+from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
+from memformer_kernels import build_info
+from memformer_lab.files import write_atomically
 
 app = typer.Typer(add_completion=False)
 
+CPU = torch.device("cpu")
+RESULTS = ROOT / "results" / "bench"
 
-@app.command()
-def main(
-    workload: Annotated[str, typer.Option(help=f"One of {', '.join(WORKLOADS)}.")] = "W",
+Quick = Annotated[bool, typer.Option("--quick", help="Small batches, few runs: a look, not a record.")]
+Words = Annotated[list[str] | None, typer.Option("--provider", help="Part of a provider's name; repeat for several.")]
+Backend = Annotated[
+    str, typer.Option(help="One of memformer_kernels' backends; default cpu, or torch where it is missing.")
+]
+Folder = Annotated[Path, typer.Option(help="Where the records go, one <device>-<what>.json each.")]
+
+
+@app.callback(invoke_without_command=True)
+def bench(
+    context: typer.Context,
+    workload: Annotated[
+        list[str] | None, typer.Option(help=f"Any of {', '.join(WORKLOADS)}; repeat for several; default all.")
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Tasks; repeat for several sizes.", min=1)] = None,
-    provider: Annotated[list[str] | None, typer.Option(help="Part of a provider's name; repeat for several.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Small batches, few runs: a look, not a record.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Record; default results/bench/<workload>.json.")] = None,
+    provider: Words = None,
+    quick: Quick = False,
+    out: Folder = RESULTS,
 ) -> None:
-    """Time every provider on one workload on the CPU, each behind a correctness gate, and print one table."""
-    if workload not in WORKLOADS:
-        raise typer.BadParameter(f"{workload!r} is not one of {', '.join(WORKLOADS)}", param_hint="--workload")
+    """Time every provider on each workload on the CPU, each behind a correctness gate; one table and record each."""
+    if context.invoked_subcommand:
+        return
+    names = workload or list(WORKLOADS)
+    for name in names:
+        if name not in WORKLOADS:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(WORKLOADS)}", param_hint="--workload")
+    providers = _selected(provider)
+    console = Console()
+    for name in names:
+        sizes = batch or (QUICK_BATCHES if quick else WORKLOAD_BATCHES[name])
+        with console.status("starting") as status:
+            report = run(
+                [WORKLOADS[name].with_batch(size) for size in sizes],
+                providers,
+                CPU,
+                quick=quick,
+                announce=status.update,
+            )
+        path = out / f"cpu-{name.lower().replace('_', '-')}.json"
+        write_report(path, report)
+        print_report(report, console)
+        console.print(f"{report.seconds:.0f} s; record: {path}", soft_wrap=True)
+
+
+@app.command("growth")
+def grow(
+    axis: Annotated[
+        list[str] | None, typer.Option(help=f"Any of {', '.join(a.field for a in growth.AXES)}; default all.")
+    ] = None,
+    provider: Words = None,
+    quick: Quick = False,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "growth-cpu.json",
+    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "growth.png",
+) -> None:
+    """Time ours and the best peers against batch, context, layers and features; one record and one picture."""
+    fields = [a.field for a in growth.AXES]
+    for field in axis or []:
+        if field not in fields:
+            raise typer.BadParameter(f"{field!r} is not one of {', '.join(fields)}", param_hint="--axis")
+    providers = _selected(provider or [*growth.PEERS, f"memformer_kernels ({best_backend()})"])
+    console = Console()
+    workloads = [w for a in growth.AXES if not axis or a.field in axis for w in a.workloads(quick)]
+    with console.status("starting") as status:
+        policy = None if quick else growth.POLICY
+        report = run(workloads, providers, CPU, quick=quick, policy=policy, announce=status.update)
+    write_report(json, report)
+    write_atomically(figure, _picture(report))
+    console.print(growth.growth_table(report))
+    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
+    for line in not_timed(replace(report, timings=failed)):
+        console.print(line, markup=False)
+    console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
+
+
+@app.command("overhead")
+def call_overhead(
+    backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "overhead-cpu.json"
+) -> None:
+    """Hold a public call on one task against an empty registered operation, in the same run."""
+    found = overhead.measure(_backend(backend), **({"rounds": 10, "calls": 5} if quick else {}))
+    write_json(json, overhead.as_record(found))
+    console = Console()
+    overhead.print_overhead(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command("floors")
+def memory_floors(
+    backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "floors-cpu.json"
+) -> None:
+    """Say where the time between a backend and the memory's limit goes, on each workload."""
+    name = _backend(backend)
+    console = Console()
+    machine = measure_machine(CPU, quick=quick)
+    rounds, batch = (3, 1000) if quick else (floors.ROUNDS, floors.BATCH)
+    profiles = [floors.profile(w.with_batch(batch), name, machine, rounds) for w in floors.WORKLOADS]
+    write_json(json, floors.as_record(machine, profiles))
+    for found in profiles:
+        floors.print_profile(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+def best_backend() -> str:
+    """The fastest backend that can run on this CPU."""
+    return "cpu" if build_info().backends["cpu"].available else "torch"
+
+
+def _backend(asked: str) -> str:
+    known = build_info().backends
+    if asked and (asked not in known or not known[asked].available):
+        reason = known[asked].reason if asked in known else f"the backends are {', '.join(known)}"
+        raise typer.BadParameter(f"{asked!r}: {reason}", param_hint="--backend")
+    return asked or best_backend()
+
+
+def _selected(words: list[str] | None) -> tuple[Provider, ...]:
     try:
-        providers = select(provider or [])
+        return select(words or [])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--provider") from error
-    sizes = batch or (QUICK_BATCHES if quick else BATCHES)
-    path = json or ROOT / "results" / "bench" / f"{workload}.json"
-    console = Console()
-    with console.status("starting") as status:
-        report = run(
-            [WORKLOADS[workload].with_batch(size) for size in sizes],
-            providers,
-            torch.device("cpu"),
-            quick=quick,
-            announce=status.update,
-        )
-    write_report(path, report)
-    print_report(report, console)
-    console.print(f"{report.seconds:.0f} s; record: {path}", soft_wrap=True)
+
+
+def _picture(report: Report) -> bytes:
+    # matplotlib takes longer to import than most commands to start.
+    from benchmarks.growth_figure import draw
+
+    return draw(report)
 
 
 if __name__ == "__main__":

@@ -31,13 +31,20 @@ REFERENCE_CHUNK = 10_000
 @dataclass(frozen=True)
 class Policy:
     """How long to time: about `seconds` per provider and workload, within [min_runs, max_runs], in bursts of about
-    `burst_ms` so that a fast provider runs warm, as it does in a training loop.
+    `burst_ms` so that a fast provider runs warm, as it does in a training loop. Where min_runs would take more than
+    `longest_s`, as many as fit, and at least one.
     """
 
     seconds: float = 2.0
     min_runs: int = 3
     max_runs: int = 400
     burst_ms: float = 5.0
+    longest_s: float = 10.0
+
+    def runs(self, pass_ms: float) -> int:
+        """How many times to run what takes `pass_ms` a pass."""
+        least = int(np.clip(self.longest_s * 1e3 / pass_ms, 1, self.min_runs))
+        return int(np.clip(self.seconds * 1e3 / pass_ms, least, self.max_runs))
 
 
 STANDARD = Policy()
@@ -145,7 +152,7 @@ def _admit(
     # Whatever a peer raises (no compiler, no memory, a bug in it) is its own result and must not end the others' run.
     try:
         step = provider.build(workload, parameters)
-        outcome = step(batch)
+        outcome = provider.outcome(step(batch))
         loss_error, gradient_error = errors(outcome, reference)
         first_call_s = time.perf_counter() - begun
         loss_budget, gradient_budget = BUDGETS[workload.dtype]
@@ -162,7 +169,7 @@ def _admit(
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200]
         return replace(timing, status="failed", reason=reason), None
-    runs = int(np.clip(policy.seconds * 1e3 / spent[0], policy.min_runs, policy.max_runs))
+    runs = policy.runs(spent[0])
     burst = int(np.clip(policy.burst_ms / spent[0], 1, runs))
     timing = replace(
         timing, loss_error=loss_error, gradient_error=gradient_error, first_call_s=first_call_s, peak_bytes=peak

@@ -1,4 +1,4 @@
-"""The machine a run takes place on, and the two rates that bound any kernel there: bytes and multiply-adds."""
+"""The machine a run takes place on, and the rates that bound any kernel there: bytes and multiply-adds."""
 
 import importlib.metadata
 import platform
@@ -21,6 +21,7 @@ def measure_machine(device: torch.device, *, quick: bool = False) -> Machine:
         processor=processor_name(),
         threads=torch.get_num_threads(),
         copy_gb_s=copy_bandwidth(device, quick=quick),
+        read_gb_s=read_bandwidth(device, quick=quick),
         fma_gflop_s=fma_rate(device, quick=quick),
         python=platform.python_version(),
         torch=torch.__version__,
@@ -34,13 +35,29 @@ def measure_machine(device: torch.device, *, quick: bool = False) -> Machine:
 
 def copy_bandwidth(device: torch.device, *, quick: bool = False) -> float:
     """GB/s of copying one large tensor, read and write both counted: the best of several, far beyond any cache."""
-    size = (64 if quick else 256) << 20
-    if device.type == "cuda":
-        size *= 4
-    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    source = _large_buffer(device, 64 if quick else 256)
     target = torch.empty_like(source).copy_(source)
     best = min(milliseconds(lambda: target.copy_(source), device) for _ in range(3 if quick else 9))
-    return 2 * size / best / 1e6
+    return 2 * source.nbytes / best / 1e6
+
+
+def read_bandwidth(device: torch.device, *, quick: bool = False) -> float:
+    """GB/s of reading one large tensor on all threads and writing nothing, which is what a loss with gradients to the
+    parameters does: the best of several sums, dot products with itself and maxima, far beyond any cache.
+
+    A lower bound of what the memory can do, as any program's rate is. Loops in C++ over several streams at once, or
+    with prefetches by hand, came within a tenth of it.
+    """
+    # Not smaller when quick: part of a smaller one would still lie in a server's cache from the pass before.
+    source = _large_buffer(device, 256)
+    reductions = (source.sum, source.amax, lambda: torch.dot(source, source))
+    best = min(milliseconds(read, device) for _ in range(3 if quick else 9) for read in reductions)
+    return source.nbytes / best / 1e6
+
+
+def _large_buffer(device: torch.device, mebibytes: int) -> torch.Tensor:
+    size = (mebibytes << 20) * (4 if device.type == "cuda" else 1)
+    return torch.ones(size // 4, dtype=torch.float32, device=device)
 
 
 def fma_rate(device: torch.device, *, quick: bool = False) -> float:

@@ -1,11 +1,13 @@
 """The registry: everything that can compute a workload's loss and gradients. A new backend is one line in OURS."""
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from benchmarks import formulations
 from benchmarks.data import Batch, Parameters
@@ -14,6 +16,8 @@ from memformer_kernels import build_info, memformer_loss
 
 # What one provider may take for intermediates, so that a whole run fits a machine with 24 GB.
 MEMORY_LIMIT = 12e9
+
+NO_JAX = "jax is not installed"
 
 
 class Outcome(NamedTuple):
@@ -33,10 +37,15 @@ class Support(NamedTuple):
         return self.ok
 
 
-Step = Callable[[Batch], Outcome]
+# One forward and backward pass, awaited. What it returns is a provider's own; `Provider.outcome` reads it.
+Step = Callable[[Batch], Any]
 # The values torch.compile takes in `options`.
 CompileOption = str | int | bool | Callable[..., Any]
 Supports = Callable[[Workload, torch.device], Support]
+
+
+def _as_returned(found: Outcome) -> Outcome:
+    return found
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,14 @@ class Provider:
     supports  (workload, device) -> Support
     build     (workload, parameters) -> a function of a batch that runs one forward and backward pass; called once per
               workload, outside the timing
+    outcome   what such a function returned, as an Outcome; outside the timing
     """
 
     name: str
     peer: bool
     supports: Supports
     build: Callable[[Workload, Parameters], Step]
+    outcome: Callable[[Any], Outcome] = _as_returned
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def _gram_space(workload: Workload, device: torch.device) -> Support:
 
 def _token_space(workload: Workload, device: torch.device) -> Support:
     if not workload.token_axis:
-        return Support(False, "batch-last Gram costs less, since gamma has no token axis")
+        return Support(False, "a Gram form costs less, since gamma has no token axis")
     return Support(True)
 
 
@@ -146,10 +157,33 @@ def _ours(backend: str, devices: tuple[str, ...]) -> Provider:
     return Provider(f"memformer_kernels ({backend})", False, supports, build)
 
 
-OURS = (_ours("torch", ("cpu", "cuda")),)
+def _jax(form: str, fits: Supports) -> Provider:
+    def supports(workload: Workload, device: torch.device) -> Support:
+        if importlib.util.find_spec("jax") is None:
+            return Support(False, NO_JAX)
+        if device.type != "cpu":
+            return Support(False, f"the JAX peers run on the CPU, not on {device.type}")
+        return fits(workload, device)
+
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        # JAX is optional, and XLA starts threads when it is imported.
+        from benchmarks import jax_formulations
+
+        return jax_formulations.build(form, workload, parameters)
+
+    def outcome(found: Any) -> Outcome:
+        loss, (q, gamma) = found
+        return Outcome(from_dlpack(loss), {"q": from_dlpack(q), "gamma": from_dlpack(gamma)})
+
+    return Provider(f"{form}, JAX jit", True, supports, build, outcome)
+
+
+OURS = (_ours("torch", ("cpu", "cuda")), _ours("cpu", ("cpu",)))
 
 PROVIDERS: tuple[Provider, ...] = (
     *(make(formulation) for formulation in FORMULATIONS for make in (_eager, _compiled)),
+    _jax("Gram", _gram_space),
+    _jax("re-associated", _token_space),
     *OURS,
 )
 

@@ -16,6 +16,7 @@ class Machine:
     """Where a run took place. Rates are measured in the run itself.
 
     copy_gb_s      GB/s of a large tensor copy, read and write both counted
+    read_gb_s      GB/s of reading a large tensor; None in records made before it was measured
     fma_gflop_s    GFLOP/s of a large float32 matrix product, a multiply-add being two operations
     revision       git revision of the tree, with "+" behind it if files differ from it; "unknown" outside git
     """
@@ -29,6 +30,7 @@ class Machine:
     torch: str
     package: str
     revision: str
+    read_gb_s: float | None = None
     gpu: str | None = None
     driver: str | None = None
     cuda: str | None = None
@@ -48,7 +50,8 @@ class Quantiles:
 class Timing:
     """One provider on one workload.
 
-    status            timed: passed the gate and was timed; rejected: wrong result; failed: raised; unsupported
+    status            timed: passed the gate and was timed; rejected: wrong result; failed: raised; unsupported;
+                      skipped: too slow to run at this size
     reason            why it was not timed, empty otherwise
     loss_error, gradient_error  relative errors against float64; the gradient's is its worst parameter's
     first_call_s      seconds of the first call, compilation included
@@ -58,7 +61,7 @@ class Timing:
     provider: str
     peer: bool
     workload: Workload
-    status: Literal["timed", "rejected", "failed", "unsupported"]
+    status: Literal["timed", "rejected", "failed", "unsupported", "skipped"]
     reason: str = ""
     quantiles: Quantiles | None = None
     loss_error: float | None = None

@@ -17,39 +17,45 @@ def print_report(report: Report, console: Console) -> None:
     )
     console.print(
         f"measured in this run: copy {machine.copy_gb_s:,.1f} GB/s, "
-        f"float32 matrix products {machine.fma_gflop_s:,.0f} GFLOP/s"
+        + ("" if machine.read_gb_s is None else f"read {machine.read_gb_s:,.1f} GB/s, ")
+        + f"float32 matrix products {machine.fma_gflop_s:,.0f} GFLOP/s"
     )
     console.print(report_table(report))
     console.print("x best peer: the fastest peer's median over this one's; more is better.")
-    console.print("% of floor: the time the bytes need at the copy bandwidth, over the median.")
-    for line in _not_timed(report):
+    console.print("% of copy, read: the time the bytes need at that bandwidth, over the median.")
+    for line in not_timed(report):
         console.print(line, markup=False)
 
 
 def report_table(report: Report) -> Table:
     """One section per workload and batch size, fastest first, headed by the workload's two floors."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("provider", no_wrap=True)
-    for header in ("ms, median (q10..q90)", "ns/task", "x best\npeer", "% of\nfloor"):
+    for header in ("ms, median\n(q10..q90)", "ns a\ntask", "x best\npeer", "% of\ncopy", "% of\nread"):
         table.add_column(header, justify="right", no_wrap=True)
     for workload in _workloads(report):
         timed = [timing for timing in report.timings if timing.workload == workload and timing.quantiles is not None]
         table.add_section()
         table.add_row(f"[bold]{workload.name}, B = {workload.batch:,}[/bold]")
-        for floor, milliseconds in (
-            ("memory floor", memory_floor_ms(workload, report.machine)),
-            ("operations floor", operations_floor_ms(workload, report.machine)),
-        ):
-            table.add_row(f"[dim]{floor}[/dim]", _figure(milliseconds), _figure(milliseconds * 1e6 / workload.batch))
+        for floor, milliseconds in floors_ms(workload, report.machine).items():
+            table.add_row(f"[dim]{floor}[/dim]", figure(milliseconds), figure(milliseconds * 1e6 / workload.batch))
         best = report.best_peer_ms(workload)
         for timing in sorted(timed, key=_median):
             table.add_row(*_row(timing, best, report.machine))
     return table
 
 
-def memory_floor_ms(workload: Workload, machine: Machine) -> float:
-    """Milliseconds the machine's copy bandwidth needs for the bytes no method can avoid."""
-    return workload.bytes_moved / machine.copy_gb_s / 1e6
+def floors_ms(workload: Workload, machine: Machine) -> dict[str, float]:
+    """The milliseconds no method can stay below, by the name of the rate that says so."""
+    floors = {"bytes at copy bandwidth": memory_floor_ms(workload, machine.copy_gb_s)}
+    if machine.read_gb_s is not None:
+        floors["bytes at read bandwidth"] = memory_floor_ms(workload, machine.read_gb_s)
+    return {**floors, "operations": operations_floor_ms(workload, machine)}
+
+
+def memory_floor_ms(workload: Workload, gb_s: float) -> float:
+    """Milliseconds a bandwidth needs for the bytes no method can avoid."""
+    return workload.bytes_moved / gb_s / 1e6
 
 
 def operations_floor_ms(workload: Workload, machine: Machine) -> float:
@@ -67,17 +73,20 @@ def _median(timing: Timing) -> float:
 
 def _row(timing: Timing, best_ms: float | None, machine: Machine) -> tuple[str, ...]:
     found, median = timing.quantiles, _median(timing)
-    spread = f" ({_figure(found.q10_ms)}..{_figure(found.q90_ms)})" if found else ""
+    spread = f" ({figure(found.q10_ms)}..{figure(found.q90_ms)})" if found else ""
     return (
         timing.provider if timing.peer else f"[green]{timing.provider}[/green]",
-        f"{_figure(median)}{spread}",
-        _figure(median * 1e6 / timing.workload.batch),
+        f"{figure(median)}{spread}",
+        figure(median * 1e6 / timing.workload.batch),
         "" if best_ms is None else f"{best_ms / median:.2f}",
-        f"{100 * memory_floor_ms(timing.workload, machine) / median:.1f}",
+        *(
+            "" if gb_s is None else f"{100 * memory_floor_ms(timing.workload, gb_s) / median:.1f}"
+            for gb_s in (machine.copy_gb_s, machine.read_gb_s)
+        ),
     )
 
 
-def _not_timed(report: Report) -> list[str]:
+def not_timed(report: Report) -> list[str]:
     """One line per workload, batch size and reason, naming the providers it holds for."""
     providers: dict[str, list[str]] = {}
     for timing in report.timings:
@@ -87,6 +96,6 @@ def _not_timed(report: Report) -> list[str]:
     return [f"{reason}: {'; '.join(names)}" for reason, names in providers.items()]
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     """Three significant digits, no exponent."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

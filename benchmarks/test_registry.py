@@ -27,7 +27,7 @@ def test_provider(benchmark: BenchmarkFixture, workload: Workload, provider: Pro
     parameters = make_parameters(workload, seed=0, device=CPU)
     batch = make_batch(workload, seed=1, device=CPU)
     step = provider.build(workload, parameters)
-    loss_error, gradient_error = errors(step(batch), reference_outcome(workload, batch, parameters))
+    loss_error, gradient_error = errors(provider.outcome(step(batch)), reference_outcome(workload, batch, parameters))
     loss_budget, gradient_budget = BUDGETS[workload.dtype]
     assert loss_error <= loss_budget
     assert gradient_error <= gradient_budget

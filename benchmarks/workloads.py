@@ -146,4 +146,6 @@ W_FULL = replace(W, name="W_full", granularity="full")
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType({w.name: w for w in (W, W_FULL)})
 BATCHES = (1000, 100_000, 1_000_000)
+# Token space costs its peers two to four times as much: the largest size would take minutes and say nothing new.
+WORKLOAD_BATCHES: Mapping[str, tuple[int, ...]] = MappingProxyType({"W": BATCHES, "W_full": BATCHES[:2]})
 QUICK_BATCHES = (1000, 10_000)

@@ -78,6 +78,7 @@ def _triton_version() -> str | None:
         return "of another distribution"
 
 
+@torch.compiler.assume_constant_result  # what is installed does not change: a compiler need not trace the look at it
 def available(backend: str) -> bool:
     """Whether a backend can run here."""
     return backend == "torch" or (backend == "cpu" and library.status("cpu").path is not None)
@@ -89,4 +90,6 @@ def require(backend: str, device: str) -> None:
         reason = _MISSING.get(backend) or library.status(backend).reason
         raise RuntimeError(f"backend={backend!r} is not available: {reason}. See memformer_kernels.build_info().")
     if backend == "cpu" and device != "cpu":
-        raise RuntimeError(f"backend='cpu' serves tensors on the CPU, got tensors on {device}: backend='auto' serves both")
+        raise RuntimeError(
+            f"backend='cpu' serves tensors on the CPU, got tensors on {device}: backend='auto' serves both"
+        )

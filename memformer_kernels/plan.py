@@ -20,7 +20,7 @@ class Plan(NamedTuple):
 
 
 TINY_WIDTH = 16
-"""Largest d of the tiny Gram regime and largest D of the tiny token regime: a task's matrices fit in registers."""
+"""Largest D of the tiny regimes, where a task's matrices fit in registers and cache; largest d where features stay."""
 
 TINY_TOKENS = 128
 """Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
@@ -92,13 +92,13 @@ def _backend(requested: str, device: str, regime: str) -> tuple[str, str]:
 
 def _regime(problem: Problem, algorithm: str) -> str:
     if algorithm == "gram":
-        return _gram_regime(problem.width)
+        return _gram_regime(problem.width, problem.structure == "response-only")
     if 1 < problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
         return "tiny token"
     return "tile" if problem.width <= TILE_WIDTH else "large"
 
 
-def _gram_regime(width: int) -> str:
-    if 1 < width <= TINY_WIDTH + 1:
+def _gram_regime(width: int, features_stay: bool = True) -> str:
+    if 1 < width <= TINY_WIDTH + features_stay:
         return "tiny Gram"
     return "tile" if width <= TILE_WIDTH else "large"

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.transforms import Flat, Step, flatten, full_precision, functorch_function, vmap_rule
+from memformer_kernels.transforms import (
+    Flat,
+    Step,
+    flatten,
+    full_precision,
+    functorch_function,
+    transforming,
+    vmap_rule,
+)
 
 _LIBRARY: Any = torch.library.Library("memformer_kernels", "DEF")  # type: ignore[no-untyped-call]
 
@@ -70,7 +78,9 @@ def define(operation: Operation) -> Callable[..., Any]:
     ) -> list[Tensor | None]:
         return _pull_back_on_torch(gradients_on_torch, flat, wanted, grads)
 
-    backward_step = Step(f"{name}_backward", backward_op, results + count, gradients_on_torch, second_pull_back)
+    backward_step = Step(
+        f"{name}_backward", backward_op, results + count, gradients_on_torch, second_pull_back, returns_list=True
+    )
     backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens_first)
 
     def pull_back(
@@ -124,7 +134,8 @@ def define_with_gradients(
         ]
 
     op = getattr(torch.ops.memformer_kernels, name).default
-    return _install(Step(name, op, count, on_torch, pull_back, kept_from=1), kernel, fake, 0, tokens_first=True)
+    step = Step(name, op, count, on_torch, pull_back, kept_from=1, returns_list=True)
+    return _install(step, kernel, fake, 0, tokens_first=True)
 
 
 def _pull_back_on_torch(
@@ -149,7 +160,8 @@ def _install(
     """Registers everything about one schema, and returns the callable that also serves torch.func's transforms."""
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
-    _register_autograd(step)
+    differentiable = _differentiable(step)
+    _register_autograd(step, differentiable)
     _register_autocast(step, tokens_at if tokens_first else None)
     rule = vmap_rule(step, step.op)
 
@@ -161,27 +173,71 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
-    return functorch_function(step)
+    return _dispatching(step, differentiable, functorch_function(step))
 
 
-def _register_autograd(step: Step) -> None:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors = flatten(inputs[: step.tensors])
-        options = flatten(inputs[step.tensors :])
-        ctx.template, ctx.options = [*tensors.template, *options.template], options.values
-        ctx.save_for_backward(*tensors.values, *step.kept(output))
-        ctx.count = len(tensors.values)
+def _dispatching(step: Step, differentiable: Callable[..., Any], transformed: Callable[..., Any]) -> Callable[..., Any]:
+    """`step.op` by the shortest way that the state of PyTorch allows.
 
-    def formula(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        cotangents = grads[0] if len(grads) == 1 and isinstance(grads[0], list | tuple) else grads
-        saved = ctx.saved_tensors
-        flat = Flat([*saved[: ctx.count], *ctx.options], ctx.template)
-        wanted = flatten(ctx.needs_input_grad[: step.tensors]).values
-        made = step.pull_back(flat, saved[ctx.count :], wanted, cotangents)
-        leading, rest = ctx.template[: step.tensors], ctx.template[step.tensors :]
-        return (*Flat(made, leading).restored(), *(None for _ in rest))
+    Inside torch.func's transforms and forward-mode AD a call goes through `transformed`. Where nothing but autograd has
+    a say, the question whether a gradient is required is settled here, which spares the dispatcher a turn.
+    """
 
-    torch.library.register_autograd(step.op, formula, setup_context=setup_context, lib=_LIBRARY)
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return step.op(*arguments)
+        if transforming():
+            return transformed(*arguments)
+        if torch._C._is_any_autocast_enabled():
+            return step.op(*arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return differentiable(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return step.op(*arguments)
+
+    return call
+
+
+def _differentiable(step: Step) -> Callable[..., Any]:
+    """The operation as one node of autograd's graph, for calls where an argument requires a gradient.
+
+    torch.library.register_autograd would do the same at five times the cost of a small task's arithmetic.
+    """
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, template: list[int | None], *values: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = step.op(*Flat(list(values), template).restored())
+            ctx.template = template
+            ctx.leading = step.leading(template)
+            ctx.options = values[ctx.leading :]
+            ctx.save_for_backward(*values[: ctx.leading], *step.kept(output))
+            return tuple(output) if isinstance(output, list) else output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            saved = ctx.saved_tensors
+            flat = Flat([*saved[: ctx.leading], *ctx.options], ctx.template)
+            made = step.pull_back(flat, saved[ctx.leading :], ctx.needs_input_grad[1 : 1 + ctx.leading], grads)
+            return (None, *made, *(None for _ in ctx.options))
+
+    def call(*arguments: Any) -> Any:
+        flat = flatten(arguments)
+        made = Differentiable.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
+        return list(made) if step.returns_list and isinstance(made, tuple) else made
+
+    return call
+
+
+def _register_autograd(step: Step, differentiable: Callable[..., Any]) -> None:
+    def kernel(keys: Any, *arguments: Any) -> Any:
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+            return differentiable(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+    _LIBRARY.impl(step.name, kernel, "Autograd", with_keyset=True)
 
 
 def _register_autocast(step: Step, tokens_at: int | None) -> None:

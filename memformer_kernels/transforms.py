@@ -40,6 +40,8 @@ class Flat:
 
 def flatten(arguments: Sequence[Any]) -> Flat:
     """Spells out the lists among the arguments."""
+    if not any(isinstance(argument, list | tuple) for argument in arguments):
+        return Flat(list(arguments), [None] * len(arguments))
     values: list[Any] = []
     template: list[int | None] = []
     for argument in arguments:
@@ -66,8 +68,8 @@ class Step:
 
     on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
     from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
-    be used), which gradients are wanted and those of the results. task_arguments and task_axis: which arguments, and
-    which axis of the results, have one entry per task.
+    be used), which gradients are wanted and those of the results. returns_list: the results are a list. task_arguments
+    and task_axis: which arguments, and which axis of the results, have one entry per task.
     """
 
     name: str
@@ -76,8 +78,13 @@ class Step:
     on_torch: Callable[..., tuple[Tensor, ...]]
     pull_back: PullBack
     kept_from: int | None = None
+    returns_list: bool = False
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
+
+    def leading(self, template: Sequence[int | None]) -> int:
+        """How many flat arguments may be tensors."""
+        return sum(1 if size is None else size for size in template[: self.tensors])
 
     def kept(self, output: Any) -> list[Tensor]:
         """The results that the backward will use."""
@@ -137,8 +144,13 @@ def _push_forward(
     return made
 
 
+def transforming() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is active."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def functorch_function(step: Step) -> Callable[..., Any]:
-    """`step.op`, or inside torch.func's transforms and forward-mode AD the same as a torch.autograd.Function."""
+    """`step.op` as a torch.autograd.Function that torch.func's transforms and forward-mode AD know."""
 
     class Function(torch.autograd.Function):
         @staticmethod
@@ -165,7 +177,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             flat = Function._arguments(ctx)
-            leading = sum(1 if size is None else size for size in flat.template[: step.tensors])
+            leading = step.leading(flat.template)
             kept = ctx.saved_tensors[sum(ctx.tensors) :]
             made = step.pull_back(flat, kept, ctx.needs_input_grad[1 : 1 + leading], grads)
             return (None, *made, *(None for _ in flat.values[leading:]))
@@ -186,15 +198,14 @@ def functorch_function(step: Step) -> Callable[..., Any]:
 
         @staticmethod
         def vmap(info: Any, in_dims: Sequence[Any], template: list[int | None], *values: Any) -> Any:
-            made, dims = vmap_rule(step, call)(info.batch_size, in_dims[1:], Flat(list(values), template))
+            made, dims = vmap_rule(step, inner)(info.batch_size, in_dims[1:], Flat(list(values), template))
             return (tuple(made), tuple(dims)) if isinstance(made, list) else (made, dims)
 
+    def inner(*arguments: Any) -> Any:
+        return call(*arguments) if transforming() else step.op(*arguments)
+
     def call(*arguments: Any) -> Any:
-        if not torch.compiler.is_compiling() and (
-            torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-        ):
-            flat = flatten(arguments)
-            return Function.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
-        return step.op(*arguments)
+        flat = flatten(arguments)
+        return Function.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
 
     return call

@@ -7,7 +7,6 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <optional>
-#include <vector>
 
 #include "cpu/calls.h"
 #include "cpu/half.h"
@@ -32,13 +31,14 @@ inline int64_t bytes_of(cpu::Storage storage) {
   return storage == cpu::Storage::float64 ? 8 : storage == cpu::Storage::float32 ? 4 : 2;
 }
 
-// The tensor's axes [skip, skip + 3), as far as it has them.
-inline cpu::Array array_of(const Tensor& tensor, int64_t skip = 0) {
+// The tensor's first three axes, as far as it has them.
+inline cpu::Array array_of(const Tensor& tensor) {
   cpu::Array array;
   array.data = tensor.data_ptr();
   array.storage = storage_of(tensor);
-  const int64_t axes = tensor.dim() - skip;
-  for (int64_t k = 0; k < axes && k < 3; ++k) array.stride[k] = tensor.stride(skip + k);
+  const auto strides = tensor.strides();
+  const int64_t axes = static_cast<int64_t>(strides.size());
+  for (int64_t k = 0; k < axes && k < 3; ++k) array.stride[k] = strides[k];
   return array;
 }
 
@@ -54,20 +54,14 @@ inline cpu::Registers registers_of(const Tensor& tensor) {
   return registers;
 }
 
-// A small tensor broadcast to a shape that its own is aligned to at the end: reads and adds by index.
+// A small tensor broadcast to a shape that its own is aligned to at the end: reads and writes by index. The tensor outlives
+// it.
 class Entries {
  public:
   explicit Entries(const Tensor& tensor)
-      : data_(tensor.data_ptr()), storage_(storage_of(tensor)), sizes_(tensor.dim()), strides_(tensor.dim()) {
-    for (int64_t k = 0; k < tensor.dim(); ++k) {
-      sizes_[k] = tensor.size(k);
-      strides_[k] = tensor.stride(k);
-    }
-  }
+      : data_(tensor.data_ptr()), storage_(storage_of(tensor)), sizes_(tensor.sizes()), strides_(tensor.strides()) {}
 
   int64_t axes() const { return static_cast<int64_t>(sizes_.size()); }
-  // The size of an axis counted from the end; 1 where the tensor does not have it.
-  int64_t size_from_end(int64_t k) const { return k <= axes() ? sizes_[axes() - k] : 1; }
   int64_t count() const {
     int64_t entries = 1;
     for (int64_t size : sizes_) entries *= size;
@@ -105,7 +99,7 @@ class Entries {
  private:
   void* data_;
   cpu::Storage storage_;
-  std::vector<int64_t> sizes_, strides_;
+  torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
 };
 
 }  // namespace memformer::binding

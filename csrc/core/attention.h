@@ -1,8 +1,8 @@
 // The matrices of attention: M = sum_h Q_h G P_h^T for the Gram matrix G of a task, and its backward.
 //
-// Block: Q_h = [[A_h, 0], [0, 0]] and P_h = [[Bm_h, 0], [0, 1]] with A, Bm (d x d): only the first d rows of M are not zero, and
-// they need only the first d rows of G. So G and M are rows x width: d x D (block) or D x D (dense). One task per S; with
-// rows = width = D: 2 D^3 multiply-adds a head, 4 D^3 backward (6 D^3 with several heads).
+// Block: Q_h = [[A_h, 0], [0, 0]] and P_h = [[Bm_h, 0], [0, 1]] with A, Bm (d x d): only the first d rows of M are not
+// zero, and they need only the first d rows of G. So G and M are rows x width: d x D (block) or D x D (dense). One task
+// per S; with rows = width = D: 2 D^3 multiply-adds a head, 4 D^3 backward (6 D^3 with several heads).
 
 #pragma once
 
@@ -52,7 +52,8 @@ struct PGrad {
 
 // `mixed` = sum over `heads` heads of Q_h G P_h^T; `query_gram` is left with Q_h G of the last head.
 template <class S, class Shape, class View>
-MEMFORMER_INLINE void mix(Shape shape, const ValueOf<S>* q, const ValueOf<S>* p, int heads, View gram, View query_gram, View mixed) {
+MEMFORMER_INLINE void mix(Shape shape, const ValueOf<S>* q, const ValueOf<S>* p, int heads, View gram, View query_gram,
+                          View mixed) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int d = rows;
@@ -75,11 +76,12 @@ MEMFORMER_INLINE void mix(Shape shape, const ValueOf<S>* q, const ValueOf<S>* p,
   }
 }
 
-// Adds the gradient of G to `gram_grad`, and gives those of q and p to the sink, by the index of their head's first entry
-// `begin`. `query_gram` as `mix` has left it; `query_grad` is free to be overwritten.
+// Adds the gradient of G to `gram_grad`, and gives those of q and p to the sink, by the index of their head's first
+// entry `begin`. `query_gram` as `mix` has left it; `query_grad` is free to be overwritten.
 template <class S, class Shape, class View, class Sink>
-MEMFORMER_INLINE void mix_backward(Shape shape, const ValueOf<S>* q, const ValueOf<S>* p, int heads, int begin, View gram,
-                                   View query_gram, View mixed_grad, View query_grad, View gram_grad, Sink& sink) {
+MEMFORMER_INLINE void mix_backward(Shape shape, const ValueOf<S>* q, const ValueOf<S>* p, int heads, int begin,
+                                   View gram, View query_gram, View mixed_grad, View query_grad, View gram_grad,
+                                   Sink& sink) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int d = rows;

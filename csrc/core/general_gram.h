@@ -1,10 +1,12 @@
 // Gram space for any P, Q and heads: with Z_l = Z_0 T_l the whole network runs on one D x D matrix a task.
 //
-//   G_l = T_l^T G_0 T_l;  R_{l,r} = T_l sum_h Q_h G_l P_h^T + beta_{l,r} * R_{l-1,r};  T_{l+1} = T_l + sum_r sum_{j<=l} gamma_{l,j,r} * R_{j,r}
+//   G_l = T_l^T G_0 T_l;   R_{l,r} = T_l sum_h Q_h G_l P_h^T + beta_{l,r} * R_{l-1,r}
+//   T_{l+1} = T_l + sum_r sum_{j<=l} gamma_{l,j,r} * R_{j,r}
 //
-// (Dutta & Sra, arXiv 2410.07263.) One task per S. G_0 is the context's Gram matrix divided by n, packed. Block structure keeps
-// T = [X | s] (d x D): its last row is always 0 ... 0 1, and R's is zero. Operations for a layer and a head, dense, in
-// multiply-adds: 4.5 D^3 + (l + 1) R D^2 forward, 12 D^3 + (2 l + 3) R D^2 backward. The trace lies with the caller.
+// (Dutta & Sra, arXiv 2410.07263.) One task per S. G_0 is the context's Gram matrix divided by n, packed. Block
+// structure keeps T = [X | s] (d x D): its last row is always 0 ... 0 1, and R's is zero. Operations for a layer and a
+// head, dense, in multiply-adds: 4.5 D^3 + (l + 1) R D^2 forward, 12 D^3 + (2 l + 3) R D^2 backward. The trace lies
+// with the caller.
 
 #pragma once
 
@@ -45,8 +47,9 @@ MEMFORMER_INLINE void first_gram(Shape shape, Cells<S, Stride> gram0, View gram)
 
 // All L layers. after(l, state) is called with the cells of T_{l+1}, rows x width, once they are made.
 template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class After>
-MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters, Cells<S, GramStride> gram0,
-                                           const Trace<S, Stride>& trace, Cells<S, ScratchStride> scratch, After after) {
+MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters,
+                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
+                                           Cells<S, ScratchStride> scratch, After after) {
   using T = ValueOf<S>;
   const auto rows = shape.rows;
   const auto width = shape.width();
@@ -84,8 +87,8 @@ MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf
 // Gradient of T, added to `grad`, and of G_0, added to `gram_grad` where wanted, from `change`: the gradient of G, its
 // square part made symmetric. `weighed` = K; `spare` is free to be overwritten.
 template <class S, class Shape, int Stride, class State, class View>
-MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, View weighed, View change,
-                                                View spare, View grad, Cells<S, Stride> gram_grad) {
+MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, View weighed,
+                                                View change, View spare, View grad, Cells<S, Stride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   [[maybe_unused]] const int d = rows;
@@ -108,14 +111,16 @@ MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gr
   }
 }
 
-// Backward of a run that kept its trace. outer(l, grad) adds the gradient that reaches T_{l+1} from outside to the cells
-// `grad`, rows x width; T_{l+1} is still in the trace then. The sink takes the gradients of q, p, gamma and beta by their
-// flat index. `gram_grad`, where not null, collects the packed symmetric matrix C = E + E^T for the gradient E of G_0 taken as
-// a matrix without symmetry: the gradient of a context row is C z / n. Block structure never touches C's last corner.
+// Backward of a run that kept its trace. outer(l, grad) adds the gradient that reaches T_{l+1} from outside to the
+// cells `grad`, rows x width; T_{l+1} is still in the trace then. The sink takes the gradients of q, p, gamma and beta
+// by their flat index. `gram_grad`, where not null, collects the packed symmetric matrix C = E + E^T for the gradient E
+// of G_0 taken as a matrix without symmetry: the gradient of a context row is C z / n. Block structure never touches
+// C's last corner.
 template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class Outer, class Sink>
-MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters, Cells<S, GramStride> gram0,
-                                            const Trace<S, Stride>& trace, Cells<S, ScratchStride> scratch, Outer outer,
-                                            Sink& sink, Cells<S, GramStride> gram_grad) {
+MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters,
+                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
+                                            Cells<S, ScratchStride> scratch, Outer outer, Sink& sink,
+                                            Cells<S, GramStride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;
@@ -152,8 +157,8 @@ MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueO
         product<S>(rows, rows, width, mixed_grad, Transposed{state}, memory_grad);
         product<S>(rows, width, rows, Adding{grad}, memory_grad, Transposed{mixed});
       }
-      mix_backward<S>(shape, parameters.q + head, parameters.p + head, per_register, head, gram, query_gram, mixed_grad, mixed,
-                      change, sink);
+      mix_backward<S>(shape, parameters.q + head, parameters.p + head, per_register, head, gram, query_gram, mixed_grad,
+                      mixed, change, sink);
     }
     symmetrise(rows, change);
     if (l > 0) {

@@ -2,8 +2,9 @@
 //
 //   R_r = Z sum_h Q_h G P_h^T + beta_r * R_before,r;   Z' = Z + sum_r (sum_j gamma_{j,r} * R_{j,r} + gamma_{J,r} * R_r)
 //
-// with G = (1/n) sum over the context of z_i z_i^T (Dutta & Sra, arXiv 2410.07263). One task per S; tokens are N x D cells. Operations
-// for H heads in R registers: n D^2 / 2 + 2 H D^3 + R N D^2 multiply-adds forward, and about three times that backward.
+// with G = (1/n) sum over the context of z_i z_i^T (Dutta & Sra, arXiv 2410.07263). One task per S; tokens are N x D
+// cells. Operations for H heads in R registers: n D^2 / 2 + 2 H D^3 + R N D^2 multiply-adds forward, and about three
+// times that backward.
 
 #pragma once
 
@@ -79,7 +80,8 @@ MEMFORMER_INLINE void mean_gram(Shape shape, const Labelled<S>& labelled, Cells<
   each_entry(shape.rows, width, [&](int i, int c, int) { gram(i, c) = sum[packed(i, c)] * labelled.inverse; });
 }
 
-// Parameters of one layer: one of a network, or one that stands alone. q, p (H, rows, rows); beta (R, beta_rows, D) or null.
+// Parameters of one layer: one of a network, or one that stands alone. q, p (H, rows, rows); beta (R, beta_rows, D) or
+// null.
 template <class T>
 struct LayerParameters {
   int heads;
@@ -99,9 +101,9 @@ MEMFORMER_INLINE int layer_scratch(Shape shape, bool ragged, bool backward) {
 
 // The layer's registers: memory(r) and before(r) give the cells of register r of this layer and of the one before.
 template <class S, class Shape, int Stride, int ScratchStride, class Memory, class Before>
-MEMFORMER_INLINE void layer_registers(Shape shape, const LayerParameters<ValueOf<S>>& layer, const Labelled<S>& labelled,
-                                      int rows, Cells<S, Stride> tokens, Cells<S, ScratchStride> scratch, Memory memory,
-                                      Before before) {
+MEMFORMER_INLINE void layer_registers(Shape shape, const LayerParameters<ValueOf<S>>& layer,
+                                      const Labelled<S>& labelled, int rows, Cells<S, Stride> tokens,
+                                      Cells<S, ScratchStride> scratch, Memory memory, Before before) {
   const auto width = shape.width();
   const int per_register = layer.heads / layer.kept;
   const Matrix gram{scratch, width};
@@ -123,8 +125,8 @@ MEMFORMER_INLINE void layer_registers(Shape shape, const LayerParameters<ValueOf
   }
 }
 
-// From the gradients of the layer's registers, memory_grad(r): adds to that of the tokens, and gives those of q and p to the
-// sink, `begin` being the flat index of the layer's first entry.
+// From the gradients of the layer's registers, memory_grad(r): adds to that of the tokens, and gives those of q and p
+// to the sink, `begin` being the flat index of the layer's first entry.
 template <class S, class Shape, int Stride, int ScratchStride, int GradStride, class MemoryGrad, class Sink>
 MEMFORMER_INLINE void layer_registers_backward(Shape shape, const LayerParameters<ValueOf<S>>& layer,
                                                const Labelled<S>& labelled, int rows, Cells<S, Stride> tokens,
@@ -149,8 +151,8 @@ MEMFORMER_INLINE void layer_registers_backward(Shape shape, const LayerParameter
     mix<S>(shape, layer.q + head, layer.p + head, per_register, gram, query_gram, mixed);
     product<S>(shape.rows, rows, width, mixed_grad, Transposed{state}, outer);
     product<S>(rows, width, shape.rows, Adding{token_grad}, outer, Transposed{mixed});
-    mix_backward<S>(shape, layer.q + head, layer.p + head, per_register, begin + head, gram, query_gram, mixed_grad, mixed,
-                    gram_grad, sink);
+    mix_backward<S>(shape, layer.q + head, layer.p + head, per_register, begin + head, gram, query_gram, mixed_grad,
+                    mixed, gram_grad, sink);
   }
   symmetrise(shape.rows, gram_grad);
   each_entry(shape.rows, width, [&](int i, int c, int) { change(i, c) = gram_grad(i, c) * labelled.inverse; });
@@ -170,12 +172,13 @@ struct Weighing {
   const T* gamma;
 };
 
-// Z' from Z (rows x D). `memory` holds the registers, slot (j R + r) N D cells on: those of the J earlier layers are given, the
-// new ones are written behind them.
+// Z' from Z (rows x D). `memory` holds the registers, slot (j R + r) N D cells on: those of the J earlier layers are
+// given, the new ones are written behind them.
 template <class S, class Shape, int Stride, int ScratchStride>
-MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> layer, const Weighing<ValueOf<S>>& weighing,
-                                    const Labelled<S>& labelled, int rows, Cells<S, Stride> tokens, Cells<S, Stride> memory,
-                                    Cells<S, Stride> next, Cells<S, ScratchStride> scratch) {
+MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> layer,
+                                    const Weighing<ValueOf<S>>& weighing, const Labelled<S>& labelled, int rows,
+                                    Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> next,
+                                    Cells<S, ScratchStride> scratch) {
   const auto width = shape.width();
   const int size = rows * width, earlier = weighing.earlier;
   const auto slot = [&](int j, int r) { return memory.at((j * layer.kept + r) * size); };
@@ -187,20 +190,20 @@ MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> lay
   const int grid = weighing.gamma_rows * width;
   for (int r = 0; r < layer.kept; ++r) {
     const ValueOf<S>* gamma = weighing.gamma ? weighing.gamma + r * grid : nullptr;
-    const Weighed<S, Stride> weighed{slot(oldest, r), layer.kept * size, earlier - oldest + 1, gamma, layer.kept * grid,
-                                     row_step(weighing.gamma_rows, width)};
+    const Weighed<S, Stride> weighed{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
+                                     gamma,           layer.kept * grid, row_step(weighing.gamma_rows, width)};
     add_weighed(rows, width, r == 0 ? tokens : next, next, weighed);
   }
 }
 
-// Backward of `layer_forward`, whose `memory` is given whole. `grad` comes as the gradient of Z' and leaves as that of Z.
-// `memory_grad` has the slots of `memory`: the last ones come as the outer gradient of the new registers (and are overwritten),
-// the others leave as the gradients of the earlier registers.
+// Backward of `layer_forward`, whose `memory` is given whole. `grad` comes as the gradient of Z' and leaves as that of
+// Z. `memory_grad` has the slots of `memory`: the last ones come as the outer gradient of the new registers (and are
+// overwritten), the others leave as the gradients of the earlier registers.
 template <class S, class Shape, int Stride, int ScratchStride, class Sink>
-MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> layer, const Weighing<ValueOf<S>>& weighing,
-                                     const Labelled<S>& labelled, int rows, Cells<S, Stride> tokens, Cells<S, Stride> memory,
-                                     Cells<S, Stride> grad, Cells<S, Stride> memory_grad, Cells<S, ScratchStride> scratch,
-                                     Sink& sink) {
+MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> layer,
+                                     const Weighing<ValueOf<S>>& weighing, const Labelled<S>& labelled, int rows,
+                                     Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> grad,
+                                     Cells<S, Stride> memory_grad, Cells<S, ScratchStride> scratch, Sink& sink) {
   const auto width = shape.width();
   const int size = rows * width, earlier = weighing.earlier;
   const int grid = weighing.gamma_rows * width;
@@ -214,7 +217,8 @@ MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> la
       if (weighing.gamma) {
         const int begin = place * grid;
         add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, weighing.gamma + begin, 0, gamma_step});
-        coefficient_grad(rows, width, memory.at(place * size), grad, begin, gamma_step, [&](int k, S value) { sink.gamma(k, value); });
+        coefficient_grad(rows, width, memory.at(place * size), grad, begin, gamma_step,
+                         [&](int k, S value) { sink.gamma(k, value); });
       } else if (j == earlier) {
         add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, nullptr, 0, 0});
       } else {
@@ -227,12 +231,13 @@ MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> la
       const int begin = r * layer.beta_rows * width;
       const Cells<S, Stride> before = memory_grad.at(last * size);
       add_weighed(rows, width, before, before, Weighed<S, Stride>{own, 0, 1, layer.beta + begin, 0, beta_step});
-      coefficient_grad(rows, width, memory.at(last * size), own, begin, beta_step, [&](int k, S value) { sink.beta(k, value); });
+      coefficient_grad(rows, width, memory.at(last * size), own, begin, beta_step,
+                       [&](int k, S value) { sink.beta(k, value); });
     }
   }
   layer_registers_backward(
-      shape, layer, labelled, rows, tokens, scratch, [&](int r) { return memory_grad.at((earlier * layer.kept + r) * size); }, 0,
-      grad, sink);
+      shape, layer, labelled, rows, tokens, scratch,
+      [&](int r) { return memory_grad.at((earlier * layer.kept + r) * size); }, 0, grad, sink);
 }
 
 }  // namespace memformer::core

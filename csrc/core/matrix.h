@@ -1,16 +1,17 @@
 // Products of the small matrices of one task: views of where a matrix lies, and one product that serves them all.
 //
-// A view gives entries by (row, column); a target takes them by put(row, column, value). One row of a product is summed in
-// registers, at most `tile` columns at a time, and then put. Nothing here owns memory.
+// A view gives entries by (row, column); a target takes them by put(row, column, value). One row of a product is summed
+// in registers, a few columns at a time, and then put. Nothing here owns memory.
 
 #pragma once
 
 #include "core/extent.h"
 #include "core/scalar.h"
 
-// Two kinds of loops. Those over the columns in registers and the products they add up have compile-time bounds, and become
-// straight code everywhere. Those over rows become straight code only where a GPU thread keeps its matrices in registers,
-// so that every index must be a constant; on a CPU matrices lie in its first cache, and straight code would only be long.
+// Two kinds of loops. Those over the columns in registers and the products they add up have compile-time bounds, and
+// become straight code everywhere. Those over rows become straight code only where a GPU thread keeps its matrices in
+// registers, so that every index must be a constant; on a CPU matrices lie in its first cache, and straight code would
+// only be long.
 #if defined(__CUDACC__)
 #define MEMFORMER_UNROLL_COLUMNS _Pragma("unroll")
 #define MEMFORMER_UNROLL_ROWS _Pragma("unroll")

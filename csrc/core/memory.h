@@ -11,8 +11,8 @@
 namespace memformer::core {
 
 // Parameters of a network, the same for every task. q, p (L, H, rows, rows) with rows = d (block) or D (dense); gamma
-// (L, L, R, gamma_rows, D), (L, R, gamma_rows, D) if `diagonal`, or null for ones on the diagonal; beta (L, R, beta_rows, D)
-// or null. R = `kept` registers a layer: H, or 1 for the sum over heads.
+// (L, L, R, gamma_rows, D), (L, R, gamma_rows, D) if `diagonal`, or null for ones on the diagonal; beta (L, R,
+// beta_rows, D) or null. R = `kept` registers a layer: H, or 1 for the sum over heads.
 template <class T>
 struct Parameters {
   int layers;
@@ -93,7 +93,8 @@ template <class S, int Stride, class Rows, class Width, int SourceStride>
 MEMFORMER_INLINE void add_weighed(Rows rows, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
                                   const Weighed<S, SourceStride>& weighed) {
   if (!weighed.coefficient) {
-    each_entry(rows, width, [&](int, int, int k) { target[k] = base.data ? base[k] + weighed.source[k] : weighed.source[k]; });
+    each_entry(rows, width,
+               [&](int, int, int k) { target[k] = base.data ? base[k] + weighed.source[k] : weighed.source[k]; });
     return;
   }
   const int row_count = rows, column_count = width;
@@ -115,10 +116,11 @@ MEMFORMER_INLINE void weigh(Rows rows, Width width, Cells<S, Stride> cells, cons
   each_entry(rows, width, [&](int i, int c, int k) { cells[k] = cells[k] * coefficient[i * step + c]; });
 }
 
-// Gradient of a coefficient that multiplies `source` into what has the gradient `grad`: add(index, value) from `begin` on.
+// Gradient of a coefficient that multiplies `source` into what has the gradient `grad`: add(index, value) from `begin`
+// on.
 template <class S, int Stride, int GradStride, class Rows, class Width, class Add>
-MEMFORMER_INLINE void coefficient_grad(Rows rows, Width width, Cells<S, Stride> source, Cells<S, GradStride> grad, int begin,
-                                       int step, Add add) {
+MEMFORMER_INLINE void coefficient_grad(Rows rows, Width width, Cells<S, Stride> source, Cells<S, GradStride> grad,
+                                       int begin, int step, Add add) {
   if (step) {
     each_entry(rows, width, [&](int i, int c, int k) { add(begin + i * step + c, source[k] * grad[k]); });
     return;
@@ -145,10 +147,10 @@ MEMFORMER_INLINE void coefficient_grad(Rows rows, Width width, Cells<S, Stride> 
   }
 }
 
-// The grids of a run, `size` cells each: states X_0, ..., X_L, then registers R_{l,r}, then a layer's register gradients. A run
-// that nothing goes back through has no `keep`: it needs only the newest state, only the newest registers where no older one
-// is weighed, and no gradients.
-// A backward run overwrites X_{l+1}, once it is past layer l, with the gradient of layer l's update.
+// The grids of a run, `size` cells each: states X_0, ..., X_L, then registers R_{l,r}, then a layer's register
+// gradients. A run that nothing goes back through has no `keep`: it needs only the newest state, only the newest
+// registers where no older one is weighed, and no gradients. A backward run overwrites X_{l+1}, once it is past layer
+// l, with the gradient of layer l's update.
 template <class S, int Stride>
 struct Trace {
   Cells<S, Stride> cells;
@@ -170,7 +172,9 @@ struct Trace {
   template <class T>
   static MEMFORMER_INLINE int count(const Parameters<T>& parameters, int grid, bool keep) {
     const bool registers = keep || !parameters.newest_only();
-    return ((keep ? parameters.layers + 1 : 1) + ((registers ? parameters.layers : 1) + (keep ? 1 : 0)) * parameters.kept) * grid;
+    return ((keep ? parameters.layers + 1 : 1) +
+            ((registers ? parameters.layers : 1) + (keep ? 1 : 0)) * parameters.kept) *
+           grid;
   }
 
   MEMFORMER_INLINE Cells<S, Stride> state(int l) const { return cells.at(keep_states ? l * size : 0); }
@@ -189,7 +193,8 @@ MEMFORMER_INLINE void update_state(const Parameters<ValueOf<S>>& parameters, int
   const int oldest = parameters.newest_only() ? l : 0;
   const int step = row_step(parameters.gamma_rows, width);
   for (int r = 0; r < parameters.kept; ++r) {
-    const ValueOf<S>* gamma = parameters.gamma ? parameters.gamma + parameters.gamma_index(l, oldest, r, width) : nullptr;
+    const ValueOf<S>* gamma =
+        parameters.gamma ? parameters.gamma + parameters.gamma_index(l, oldest, r, width) : nullptr;
     const Weighed<S, Stride> weighed{trace.memory(oldest, r),
                                      parameters.kept * trace.size,
                                      l - oldest + 1,
@@ -200,8 +205,8 @@ MEMFORMER_INLINE void update_state(const Parameters<ValueOf<S>>& parameters, int
   }
 }
 
-// Gradients of layer l's registers, in place of those of layer l + 1, and of gamma_{., l} and beta_l. `update` is the gradient
-// of layer l's update.
+// Gradients of layer l's registers, in place of those of layer l + 1, and of gamma_{., l} and beta_l. `update` is the
+// gradient of layer l's update.
 template <class S, int Stride, int ScratchStride, class Rows, class Width, class Sink>
 MEMFORMER_INLINE void register_grads(const Parameters<ValueOf<S>>& parameters, int l, Rows rows, Width width,
                                      const Trace<S, Stride>& trace, Cells<S, ScratchStride> update, Sink& sink) {
@@ -227,12 +232,13 @@ MEMFORMER_INLINE void register_grads(const Parameters<ValueOf<S>>& parameters, i
       add_weighed(rows, width, base, grad,
                   Weighed<S, Stride>{trace.update_grad(l), trace.size, layers - l, gamma, next, gamma_step});
       for (int later = l; later < layers; ++later) {
-        coefficient_grad(rows, width, trace.memory(l, r), trace.update_grad(later), parameters.gamma_index(later, l, r, width),
-                         gamma_step, add_gamma);
+        coefficient_grad(rows, width, trace.memory(l, r), trace.update_grad(later),
+                         parameters.gamma_index(later, l, r, width), gamma_step, add_gamma);
       }
     }
     if (parameters.beta && l > 0) {
-      coefficient_grad(rows, width, trace.memory(l - 1, r), grad, parameters.beta_index(l, r, width), beta_step, add_beta);
+      coefficient_grad(rows, width, trace.memory(l - 1, r), grad, parameters.beta_index(l, r, width), beta_step,
+                       add_beta);
     }
   }
 }

@@ -86,9 +86,7 @@ class NativeBackend:
         grads = _gradients(quadratics, needs)
         h, b, a, gamma, beta, w0 = grads
         spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
-        _operators().lfom_solve_backward.default(
-            grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0
-        )
+        _operators().lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
     def warmup(self) -> None:

@@ -82,6 +82,20 @@ def test_a_provider_that_raises_or_declines_does_not_end_the_run() -> None:
     assert right.status == "timed"
 
 
+def test_what_a_step_returns_is_read_by_its_provider() -> None:
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        step = RIGHT.build(workload, parameters)
+        return lambda batch: [step(batch)]
+
+    (boxed,) = timed(Provider("boxed", True, RIGHT.supports, build, lambda found: found[0]))
+    assert boxed.status == "timed"
+
+
+def test_the_number_of_runs_follows_the_time_of_a_pass() -> None:
+    policy = Policy(seconds=2.0, min_runs=3, max_runs=400, longest_s=10.0)
+    assert [policy.runs(ms) for ms in (0.1, 10, 900, 3600, 7000, 50_000)] == [400, 200, 3, 2, 1, 1]
+
+
 def test_providers_take_turns() -> None:
     calls: list[str] = []
 

@@ -21,7 +21,8 @@ def test_rates_and_names() -> None:
     assert found.torch == torch.__version__
     assert found.gpu is None
     assert found.driver is None
-    for rate in (found.copy_gb_s, found.fma_gflop_s):
+    for rate in (found.copy_gb_s, found.fma_gflop_s, found.read_gb_s):
+        assert rate is not None
         assert math.isfinite(rate)
         assert rate > 0
 

@@ -5,8 +5,9 @@ import torch
 
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import PROVIDERS, Provider, select
+from benchmarks.providers import NO_JAX, OURS, PROVIDERS, Provider, select
 from benchmarks.workloads import BATCHES, W_FULL, W, Workload
+from memformer_kernels import build_info
 
 CPU = torch.device("cpu")
 
@@ -23,19 +24,45 @@ def test_a_provider_is_right_or_says_why_not(provider: Provider, workload: Workl
     workload = workload.with_batch(300)
     support = provider.supports(workload, CPU)
     if not support:
-        assert "gamma" in support.reason
+        missing = {info.reason for info in build_info().backends.values() if not info.available} | {NO_JAX}
+        assert "gamma" in support.reason or support.reason in missing
         return
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
-    outcome = provider.build(workload, parameters)(batch)
+    outcome = provider.outcome(provider.build(workload, parameters)(batch))
     loss_error, gradient_error = errors(outcome, reference_outcome(workload, batch, parameters))
     loss_budget, gradient_budget = BUDGETS["float32"]
     assert loss_error <= loss_budget
     assert gradient_error <= gradient_budget
 
 
-def test_every_provider_supports_some_workload() -> None:
+def test_every_peer_in_pytorch_supports_some_workload() -> None:
     for provider in PROVIDERS:
-        assert any(provider.supports(workload, CPU) for workload in (W, W_FULL)), provider.name
+        if provider.peer and "JAX" not in provider.name:
+            assert any(provider.supports(workload, CPU) for workload in (W, W_FULL)), provider.name
+
+
+def test_ours_run_where_they_are_built() -> None:
+    assert [provider.name for provider in OURS] == ["memformer_kernels (torch)", "memformer_kernels (cpu)"]
+    for provider, backend in zip(OURS, ("torch", "cpu"), strict=True):
+        info = build_info().backends[backend]
+        support = provider.supports(W, CPU)
+        assert support.ok == info.available
+        assert support.ok or support.reason == info.reason
+    assert not OURS[1].supports(W, torch.device("cuda"))
+
+
+def test_without_jax_its_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for provider in select(["JAX"]):
+        assert provider.supports(W, CPU) == (False, "jax is not installed")
+
+
+def test_jax_serves_the_cpu_and_each_workload_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    peers = select(["JAX"])
+    for workload in (W, W_FULL):
+        assert sum(bool(provider.supports(workload, CPU)) for provider in peers) == 1
+    assert not any(provider.supports(W, torch.device("cuda")) for provider in peers)
 
 
 def test_n_by_n_stops_beyond_a_hundred_thousand_tasks() -> None:
@@ -51,6 +78,7 @@ def test_selection_by_words_keeps_the_order() -> None:
         "Gram, eager",
         "batch-last Gram, eager",
         "memformer_kernels (torch)",
+        "memformer_kernels (cpu)",
     ]
-    with pytest.raises(ValueError, match=r"'jax' matches no name.*re-associated, eager"):
-        select(["jax"])
+    with pytest.raises(ValueError, match=r"'numpy' matches no name.*re-associated, eager"):
+        select(["numpy"])

@@ -14,6 +14,7 @@ MACHINE = Machine(
     threads=2,
     copy_gb_s=33.0,
     fma_gflop_s=150.0,
+    read_gb_s=44.0,
     python="3.11.7",
     torch="2.13.0",
     package="0.1.0",
@@ -54,6 +55,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_json(path, {"figure": float("nan")})
     assert json.loads(path.read_text()) == {"figure": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["W.json"]
+
+
+def test_a_record_from_before_the_read_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "W.json"
+    write_report(path, report())
+    content = json.loads(path.read_text())
+    del content["machine"]["read_gb_s"]
+    path.write_text(json.dumps(content))
+    assert read_report(path).machine.read_gb_s is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.formulations import Loss, gram, reassociated
-from benchmarks.workloads import W_FULL, WORKLOADS, Operations, W, Workload
+from benchmarks.workloads import BATCHES, W_FULL, WORKLOAD_BATCHES, WORKLOADS, Operations, W, Workload
 
 
 def test_workload_w_by_hand() -> None:
@@ -115,3 +115,9 @@ def test_a_bad_field_is_named(field: str, value: object) -> None:
 
 def test_the_registry_knows_workloads_by_their_name() -> None:
     assert {name: workload.name for name, workload in WORKLOADS.items()} == {"W": "W", "W_full": "W_full"}
+
+
+def test_every_workload_has_its_sizes() -> None:
+    assert WORKLOAD_BATCHES.keys() == WORKLOADS.keys()
+    assert WORKLOAD_BATCHES["W"] == BATCHES
+    assert set(WORKLOAD_BATCHES["W_full"]) < set(BATCHES)

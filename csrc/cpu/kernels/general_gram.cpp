@@ -1,4 +1,5 @@
-// Networks with any P and Q in Gram space on the CPU: one task per lane, tokens read once (twice for their own gradient).
+// Networks with any P and Q in Gram space on the CPU: one task per lane, tokens read once (twice for their own
+// gradient).
 //
 // A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result or token
 // gradient is asked for. Operations per task: n D (D + 1) / 2 multiply-adds for the Gram matrix, then those of
@@ -26,8 +27,8 @@ class GeneralGram {
   GeneralGram(const Network<T>& network, Shape shape)
       : network_(network),
         shape_(shape),
-        parameters_{network.layers, network.heads, network.kept,  network.diagonal, 1,
-                    1,              network.q,     network.p,     network.gamma,    network.beta},
+        parameters_{network.layers, network.heads, network.kept,  network.diagonal, 1, 1,
+                    network.q,      network.p,     network.gamma, network.beta},
         counts_(counts_of(parameters_, shape.head(), shape.width())),
         rows_(network),
         readout_(network),
@@ -38,8 +39,9 @@ class GeneralGram {
   int sums() const { return counts_.all() + 1; }
 
   std::size_t scratch_cells() const {
-    return static_cast<std::size_t>(rows_.cells()) + waiting_cells(rows_.context_count(), shape_.width()) + trace_cells() +
-           core::general_gram_scratch(shape_, backward_) + 2 * read_cells() + 2 * core::gram_block * shape_.width();
+    return static_cast<std::size_t>(rows_.cells()) + waiting_cells(rows_.context_count(), shape_.width()) +
+           trace_cells() + core::general_gram_scratch(shape_, backward_) + 2 * read_cells() +
+           2 * core::gram_block * shape_.width();
   }
 
   void operator()(Tasks tasks, S* sums, S* scratch) {
@@ -56,8 +58,9 @@ class GeneralGram {
     readout_.begin(tasks);
     const S scale = S(T(1)) / rows_.count();
     S gram[core::packed_size(width_limit)];
-    sum_context(rows_.context_count(), shape_.width(), [&](int first, int count) { return rows_.context(first, count); }, waiting,
-                gram);
+    sum_context(
+        rows_.context_count(), shape_.width(), [&](int first, int count) { return rows_.context(first, count); },
+        waiting, gram);
     for (int k = 0; k < core::packed_size(width); ++k) gram[k] = gram[k] * scale;
     const core::Trace<S, 1> trace(Cells{trace_begin}, parameters_, shape_.size(), backward_);
     core::general_gram_forward(shape_, parameters_, Cells{gram}, trace, Cells{work},
@@ -84,7 +87,8 @@ class GeneralGram {
  private:
   int trace_cells() const { return core::Trace<S, 1>::count(parameters_, shape_.size(), backward_); }
 
-  // What the result needs of the states: all of the last for tokens, the last columns of `result_layers` for predictions.
+  // What the result needs of the states: all of the last for tokens, the last columns of `result_layers` for
+  // predictions.
   int read_cells() const { return rows_.is_stack() ? shape_.size() : network_.result_layers * shape_.rows; }
 
   void keep_read(int l, Cells state, S* read) const {
@@ -133,7 +137,8 @@ class GeneralGram {
         continue;
       }
       for (int l = 0; l < network_.result_layers; ++l) {
-        for (int i = 0; i < count; ++i) readout_.predict(l, first + i, -response(rows + i * width, read + l * shape_.rows));
+        for (int i = 0; i < count; ++i)
+          readout_.predict(l, first + i, -response(rows + i * width, read + l * shape_.rows));
       }
     }
   }
@@ -155,7 +160,8 @@ class GeneralGram {
         readout_.load_grads(first, count, buffer);
         const core::Transposed tokens{core::Matrix<const S, 1>{{rows}, width}};
         const core::Matrix<S, 1> incoming{{buffer}, width};
-        core::product<S>(shape_.rows, count, shape_.width(), core::Adding{core::Matrix<S, 1>{{outer}, width}}, tokens, incoming);
+        core::product<S>(shape_.rows, count, shape_.width(), core::Adding{core::Matrix<S, 1>{{outer}, width}}, tokens,
+                         incoming);
         continue;
       }
       for (int l = 0; l < network_.result_layers; ++l) {
@@ -186,7 +192,8 @@ class GeneralGram {
       const S* const rows = rows_.context(first, count);
       for (int i = 0; i < count; ++i) {
         for (int c = 0; c < width; ++c) buffer[i * width + c] = S(T(0));
-        core::add_gram_grad(symmetric, core::Cells<const S>{rows + i * width}, shape_.width(), Cells{buffer + i * width});
+        core::add_gram_grad(symmetric, core::Cells<const S>{rows + i * width}, shape_.width(),
+                            Cells{buffer + i * width});
         for (int c = 0; c < width; ++c) buffer[i * width + c] = rows_.labelled(first + i, buffer[i * width + c]);
       }
       if (rows_.is_stack()) add_result_grads(read, first, count, incoming, buffer);
@@ -194,7 +201,8 @@ class GeneralGram {
     }
     const int padding = rows_.out_first() - rows_.context_count();
     if (padding > 0) store_zeros<T>(network_.grad_z, tasks, rows_.context_count(), padding, width);
-    for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count(); first += core::gram_block) {
+    for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count();
+         first += core::gram_block) {
       const int count = readout_.block(first);
       for (int k = 0; k < count * width; ++k) buffer[k] = S(T(0));
       add_result_grads(read, first, count, incoming, buffer);
@@ -209,7 +217,8 @@ class GeneralGram {
       readout_.load_grads(first, count, incoming);
       const core::Matrix<S, 1> given{{incoming}, width};
       const core::Transposed state{core::Matrix<const S, 1>{{read}, width}};
-      core::product<S>(count, shape_.width(), shape_.rows, core::Adding{core::Matrix<S, 1>{{grads}, width}}, given, state);
+      core::product<S>(count, shape_.width(), shape_.rows, core::Adding{core::Matrix<S, 1>{{grads}, width}}, given,
+                       state);
       if constexpr (Shape::block) {
         for (int i = 0; i < count; ++i) grads[i * width + width - 1] += incoming[i * width + width - 1];
       }

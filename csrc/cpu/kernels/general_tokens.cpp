@@ -67,12 +67,8 @@ class GeneralTokens {
   }
 
  private:
-  int trace_cells() const {
-    return core::Trace<S, 1>::count(parameters_, tokens_.rows() * shape_.width(), backward_);
-  }
-  int work_cells() const {
-    return core::general_tokens_scratch(shape_, tokens_.rows(), tokens_.masks(), backward_);
-  }
+  int trace_cells() const { return core::Trace<S, 1>::count(parameters_, tokens_.rows() * shape_.width(), backward_); }
+  int work_cells() const { return core::general_tokens_scratch(shape_, tokens_.rows(), tokens_.masks(), backward_); }
 
   const Network<T>& network_;
   Shape shape_;

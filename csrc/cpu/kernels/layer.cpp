@@ -1,7 +1,7 @@
 // One layer on tokens on the CPU, with the registers of the layers before it: one task per lane.
 //
-// A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens and J + 1 layers' registers, read or
-// written once, and as much again for their gradients. Operations per task: those of core/layer.h.
+// A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens and J + 1 layers' registers,
+// read or written once, and as much again for their gradients. Operations per task: those of core/layer.h.
 
 #include "core/layer.h"
 
@@ -58,10 +58,12 @@ class OneLayer {
     load_rows(layer_.result, tasks, 0, layer_.tokens, layer_.width, grad.data);
     load(layer_.fresh, tasks, memory_grad.at(layer_.earlier * layer_.kept * size()));
     GeneralSums<S> sink = counts_.from(sums);
-    core::layer_backward(shape_, parameters_, weighing_, labelled, layer_.tokens, tokens, memory, grad, memory_grad, work, sink);
+    core::layer_backward(shape_, parameters_, weighing_, labelled, layer_.tokens, tokens, memory, grad, memory_grad,
+                         work, sink);
     if (layer_.grad_z.data) store_rows(grad.data, layer_.grad_z, tasks, 0, layer_.tokens, layer_.width);
     for (int j = 0; layer_.grad_registers && j < layer_.earlier; ++j) {
-      if (layer_.grad_registers[j].array.data) store(memory_grad.at(j * layer_.kept * size()), layer_.grad_registers[j], tasks);
+      if (layer_.grad_registers[j].array.data)
+        store(memory_grad.at(j * layer_.kept * size()), layer_.grad_registers[j], tasks);
     }
   }
 
@@ -73,8 +75,10 @@ class OneLayer {
   static Array of_head(const Registers& registers, int r) {
     const Storage storage = registers.array.storage;
     Array one = registers.array;
-    one.data = static_cast<char*>(one.data) +
-               r * registers.stride * (storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2);
+    one.data = static_cast<char*>(one.data) + r * registers.stride *
+                                                  (storage == Storage::float64   ? 8
+                                                   : storage == Storage::float32 ? 4
+                                                                                 : 2);
     return one;
   }
 

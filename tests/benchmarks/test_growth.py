@@ -1,0 +1,100 @@
+"""The axes of growth, what is read off a report, and the picture."""
+
+from dataclasses import replace
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from benchmarks.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, growth_table, held, points
+from benchmarks.growth_figure import draw
+from benchmarks.providers import select
+from benchmarks.record import Quantiles, Report, Timing
+from benchmarks.workloads import W
+from tests.benchmarks.test_record import MACHINE
+
+LAYERS = next(axis for axis in AXES if axis.field == "layers")
+
+
+def timing(axis: Axis, value: int, provider: str, peer: bool, median: float | None) -> Timing:
+    workload = next(w for w in axis.workloads() if getattr(w, axis.field) == value)
+    if median is None:
+        return Timing(provider, peer, workload, "unsupported", "no")
+    return Timing(provider, peer, workload, "timed", "", Quantiles(median, 0.9 * median, 1.1 * median, 5), 0.0, 0.0)
+
+
+REPORT = Report(
+    "2030-01-01T00:00:00+00:00",
+    1.0,
+    MACHINE,
+    (
+        timing(LAYERS, 4, "a", True, 9.0),
+        timing(LAYERS, 1, "a", True, 5.0),
+        timing(LAYERS, 1, "b", True, 4.0),
+        timing(LAYERS, 1, "ours", False, 1.0),
+        timing(LAYERS, 4, "b", True, None),
+        timing(LAYERS, 4, "ours", False, None),
+    ),
+)
+
+
+@pytest.mark.parametrize("axis", AXES, ids=lambda axis: axis.field)
+def test_an_axis_changes_one_size_of_workload_w(axis: Axis) -> None:
+    workloads = axis.workloads()
+    assert [getattr(workload, axis.field) for workload in workloads] == list(axis.values)
+    for workload in workloads:
+        as_in_w = {axis.field: getattr(W, axis.field), "name": "W", "batch": W.batch}
+        assert replace(workload, **as_in_w) == W
+    quick = axis.workloads(quick=True)
+    assert all(w.batch * w.tokens <= 1_000_000 for w in quick)
+    assert all(w.batch >= 1 for w in quick)
+
+
+def test_the_ranges_reach_what_is_claimed() -> None:
+    found = {axis.field: (axis.values[0], axis.values[-1]) for axis in AXES}
+    assert found == {"batch": (1, 10**6), "n": (20, 10_000), "layers": (1, 32), "d": (2, 16)}
+    context = next(axis for axis in AXES if axis.field == "n")
+    assert {workload.batch * workload.n for workload in context.workloads()} == {CONTEXT_TOKENS}
+    assert select(list(PEERS))
+
+
+def test_a_point_is_ours_and_the_fastest_peer() -> None:
+    first, second = points(LAYERS, REPORT)
+    assert (first.value, second.value) == (1, 4)
+    assert first.ours is not None
+    assert first.ours.provider == "ours"
+    assert first.peer is not None
+    assert first.peer.provider == "b"
+    assert second.ours is None
+    assert second.peer is not None
+    assert second.peer.provider == "a"
+    assert points(AXES[0], REPORT) == ()
+
+
+def test_what_is_held_is_read_off_the_points() -> None:
+    def words(field: str, quick: bool) -> str:
+        axis = next(axis for axis in AXES if axis.field == field)
+        return held(axis, [Point(getattr(w, field), w, None, None) for w in axis.workloads(quick)])
+
+    assert words("layers", False) == "B = 100,000, n = 20, d = 5"
+    assert words("layers", True) == "B = 1,000, n = 20, d = 5"
+    assert words("n", False) == "B n = 2,000,000, L = 4, d = 5"
+    assert words("batch", False) == "n = 20, L = 4, d = 5"
+
+
+def test_the_table_shows_the_ratio() -> None:
+    text = StringIO()
+    Console(width=80, file=text).print(growth_table(REPORT))
+    rows = [line.split() for line in text.getvalue().splitlines() if "layers" in line]
+    assert rows == [["layers", "L", "=", "1", "1", "10", "4", "4", "b"], ["layers", "L", "=", "4", "9", "a"]]
+
+
+@pytest.mark.parametrize("read_gb_s", [44.0, None])
+def test_the_picture_is_drawn_from_whatever_was_measured(read_gb_s: float | None) -> None:
+    report = replace(REPORT, machine=replace(MACHINE, read_gb_s=read_gb_s))
+    batch = AXES[0]
+    more = (timing(batch, 1, "ours", False, 1.0), timing(batch, 1000, "ours", False, 2.0))
+    one, two = draw(report), draw(replace(report, timings=(*report.timings, *more)))
+    assert one.startswith(b"\x89PNG")
+    assert two.startswith(b"\x89PNG")
+    assert len(two) > len(one)
