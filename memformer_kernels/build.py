@@ -78,7 +78,8 @@ def _triton_version() -> str | None:
         return "of another distribution"
 
 
-@torch.compiler.assume_constant_result  # what is installed does not change: a compiler need not trace the look at it
+# What is installed does not change: a compiler need not trace the look at it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available(backend: str) -> bool:
     """Whether a backend can run here."""
     return backend == "torch" or (backend == "cpu" and library.status("cpu").path is not None)

@@ -58,7 +58,7 @@ def _check_lengths(lengths: Tensor | None, z: Tensor, queries: int) -> None:
 
 def _plan_network(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
-    queries = problem.check_queries(a["queries"], a["z"], checked.count, checked.lengths)
+    queries = problem.check_queries(a["queries"], a["z"], checked.context, checked.lengths)
     if "target" in a:
         problem.check_target(a["target"], a["z"], queries)
     else:

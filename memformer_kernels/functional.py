@@ -63,7 +63,7 @@ def memformer_stack(
     checked = problem.check_network(z, q, p, gamma, beta, gate, context)
     chosen = plan.plan_network(checked, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
-    return ops.stack(z, q, p, gamma, beta, checked.lengths, checked.count, chosen.algorithm, chosen.backend)
+    return ops.stack(z, q, p, gamma, beta, checked.lengths, checked.context, chosen.algorithm, chosen.backend)
 
 
 def memformer_predict(
@@ -86,12 +86,12 @@ def memformer_predict(
     errors: see the module's head.
     """
     checked = problem.check_network(z, q, p, gamma, beta, gate, context)
-    predicted = problem.check_queries(queries, z, checked.count, checked.lengths)
+    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     problem.check_flag("layers", layers)
     chosen = plan.plan_network(checked, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
     after_layers = ops.predict(
-        z, q, p, gamma, beta, checked.lengths, checked.count, chosen.algorithm, predicted, layers, chosen.backend
+        z, q, p, gamma, beta, checked.lengths, checked.context, chosen.algorithm, predicted, layers, chosen.backend
     )
     return after_layers if layers else after_layers[0]
 
@@ -116,13 +116,13 @@ def memformer_loss(
     errors: see the module's head.
     """
     checked = problem.check_network(z, q, p, gamma, beta, gate, context)
-    predicted = problem.check_queries(queries, z, checked.count, checked.lengths)
+    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     problem.check_target(target, z, predicted)
     chosen = plan.plan_network(checked, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, checked.lengths)
     wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
-    return ops.loss(*tensors, checked.count, chosen.algorithm, predicted, wanted, chosen.backend)[0]
+    return ops.loss(*tensors, checked.context, chosen.algorithm, predicted, wanted, chosen.backend)[0]
 
 
 def memformer_layer(
@@ -145,7 +145,7 @@ def memformer_layer(
     """
     checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
     chosen = plan.plan_layer(checked, backend)
-    return ops.layer(z, q, p, list(registers), gamma, beta, checked.lengths, checked.count, chosen.backend)
+    return ops.layer(z, q, p, list(registers), gamma, beta, checked.lengths, checked.context, chosen.backend)
 
 
 def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:

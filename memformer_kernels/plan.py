@@ -47,7 +47,7 @@ def plan_layer(problem: Problem, backend: str) -> Plan:
 
 def plan_gram(width: int, device: str) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
-    regime = _gram_regime(width)
+    regime = _gram_regime(max(width, 2))  # a matrix of one number is as tiny; only a network needs a feature beside it
     backend, where = _backend("auto", device, regime)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 

@@ -6,25 +6,23 @@ message names the argument, what came and what was expected.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 _HALF = (torch.bfloat16, torch.float16)
-_REAL = (torch.float32, torch.float64, *_HALF)
+_REAL = frozenset((torch.float32, torch.float64, *_HALF))
 
 BACKENDS = ("auto", "torch", "cpu", "cuda", "triton")
 ALGORITHMS = ("auto", "gram", "token")
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
 
     structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
-    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. count: labelled
+    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: labelled
     tokens, or N where contexts are ragged and `lengths` (B,) holds them. device: the kind of device the tasks are on.
     """
 
@@ -35,13 +33,12 @@ class Problem:
     structure: str
     rule: str
     token_axis: bool
-    count: int
+    context: int
     lengths: Tensor | None
     device: str
 
 
-@dataclass(frozen=True)
-class QuadraticProblem:
+class QuadraticProblem(NamedTuple):
     """What a learned first-order method's arguments are: quadratics in d weights, L layers, on a kind of device."""
 
     weights: int
@@ -166,7 +163,7 @@ def check_network(
         structure=structure,
         rule=rule,
         token_axis=token_axis,
-        count=count,
+        context=count,
         lengths=lengths,
         device=tokens.device.type,
     )
@@ -230,7 +227,7 @@ def check_layer(
         structure=structure,
         rule=rule,
         token_axis=token_axis,
-        count=count,
+        context=count,
         lengths=lengths,
         device=tokens.device.type,
     )
@@ -330,9 +327,13 @@ def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) 
 
 
 def _broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
-    fits = tensor.ndim <= len(full)
-    if fits and tensor.ndim:
-        fits = all(size in (1, whole) for size, whole in zip(tensor.shape, full[-tensor.ndim :], strict=True))
+    shape = tensor.shape
+    missing = len(full) - len(shape)
+    fits = missing >= 0
+    if fits:
+        for axis, size in enumerate(shape, missing):
+            if size != 1 and size != full[axis]:
+                fits = False
     if not fits:
         reject(name, tensor, f"a shape broadcastable to {full}")
 
@@ -350,9 +351,13 @@ def _autocast(z: Tensor) -> bool:
 
 def _agree(z: Tensor, **parameters: object) -> None:
     """Parameters live where z does, in float32 or z's dtype; under autocast any mixture without float64 is cast."""
-    allowed: tuple[torch.dtype, ...] = (z.dtype, torch.float32) if z.dtype in _HALF else (z.dtype,)
+    dtype, device = z.dtype, z.device
     for name, tensor in parameters.items():
         if isinstance(tensor, Tensor):
-            if tensor.dtype not in allowed and (tensor.dtype == torch.float64 or not _autocast(z)):
-                reject_kind(name, tensor, " or ".join(str(x) for x in allowed) + f", since z is {z.dtype}")
-            _same_device(name, tensor, z)
+            own = tensor.dtype
+            fits = own == dtype or (own == torch.float32 and dtype in _HALF)
+            if not fits and (own == torch.float64 or not _autocast(z)):
+                allowed = f"{dtype} or torch.float32" if dtype in _HALF else str(dtype)
+                reject_kind(name, tensor, f"{allowed}, since z is {dtype}")
+            if tensor.device != device:
+                _same_device(name, tensor, z)

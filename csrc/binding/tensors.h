@@ -27,10 +27,6 @@ inline cpu::Storage storage_of(const Tensor& tensor) {
   }
 }
 
-inline int64_t bytes_of(cpu::Storage storage) {
-  return storage == cpu::Storage::float64 ? 8 : storage == cpu::Storage::float32 ? 4 : 2;
-}
-
 // The tensor's first three axes, as far as it has them.
 inline cpu::Array array_of(const Tensor& tensor) {
   cpu::Array array;

@@ -121,7 +121,7 @@ MEMFORMER_INLINE void coefficient_grad(Extent extent, const S* left, Cells<S, St
 }
 
 // Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
-// gradient of s_0. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null, collects
+// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null, collects
 // those of H and b.
 template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Stride, class Outer, class Sink>
 MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>>& method,
@@ -179,10 +179,13 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       MEMFORMER_UNROLL
       for (int i = 0; i < d; ++i) {
         MEMFORMER_UNROLL
-        for (int j = 0; j < d; ++j) {
-          sink.a(place + i * d + j, dr[i] * trace.residual(l)[j]);
-          dg[j] += dr[i] * a[i * d + j];
-        }
+        for (int j = 0; j < d; ++j) sink.a(place + i * d + j, dr[i] * trace.residual(l)[j]);
+      }
+      if (l == 0 && !grad) continue;
+      MEMFORMER_UNROLL
+      for (int i = 0; i < d; ++i) {
+        MEMFORMER_UNROLL
+        for (int j = 0; j < d; ++j) dg[j] += dr[i] * a[i * d + j];
       }
     }
     if (grad) {
@@ -191,7 +194,7 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       for (int c = 0; c < d; ++c) s[c] = trace.state(l)[c];
       add_residual_grad(*grad, dg, s);
     }
-    add_residual_transpose(task, dg, ds);
+    if (l > 0 || grad) add_residual_transpose(task, dg, ds);
   }
 }
 

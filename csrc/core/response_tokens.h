@@ -26,11 +26,13 @@ struct TokenMethod {
   const T* gamma;
   const T* beta;
 
-  MEMFORMER_INLINE int pair(int l, int j, int h) const { return (diagonal ? l : l * layers + j) * heads + h; }
-  MEMFORMER_INLINE int gamma_at(int pair, int row) const { return pair * gamma_rows + (gamma_rows > 1 ? row : 0); }
-  MEMFORMER_INLINE int beta_at(int l, int h, int row) const {
-    return (l * heads + h) * beta_rows + (beta_rows > 1 ? row : 0);
+  // Where the coefficients of a register start; those of a row lie `gamma_step`, `beta_step` apart.
+  MEMFORMER_INLINE int gamma_at(int l, int j, int h) const {
+    return ((diagonal ? l : l * layers + j) * heads + h) * gamma_rows;
   }
+  MEMFORMER_INLINE int beta_at(int l, int h) const { return (l * heads + h) * beta_rows; }
+  MEMFORMER_INLINE int gamma_step() const { return gamma_rows > 1; }
+  MEMFORMER_INLINE int beta_step() const { return beta_rows > 1; }
 };
 
 // A task's tokens: rows of d features and the response slot; the first `context` of them are labelled, or for ragged
@@ -87,6 +89,60 @@ MEMFORMER_INLINE void precondition(int d, const ValueOf<S>* a, const S* g, S* v)
   }
 }
 
+// total += sum over rows [first, last) of x_i weights_i, even and odd rows apart: half as long a chain of additions.
+template <class S, class Extent, int Stride>
+MEMFORMER_INLINE void add_rows(const TokenTask<S, Extent, Stride>& task, int first, int last, Cells<S, Stride> weights,
+                               S* total) {
+  const int d = task.extent, width = d + 1;
+  S other[Extent::limit];
+  MEMFORMER_UNROLL
+  for (int c = 0; c < d; ++c) other[c] = S(0);
+  int i = first;
+  for (; i + 1 < last; i += 2) {
+    MEMFORMER_UNROLL
+    for (int c = 0; c < d; ++c) {
+      total[c] += task.z[i * width + c] * weights[i];
+      other[c] += task.z[(i + 1) * width + c] * weights[i + 1];
+    }
+  }
+  if (i < last) {
+    MEMFORMER_UNROLL
+    for (int c = 0; c < d; ++c) total[c] += task.z[i * width + c] * weights[i];
+  }
+  MEMFORMER_UNROLL
+  for (int c = 0; c < d; ++c) total[c] += other[c];
+}
+
+// x_i . v of a row.
+template <class S, class Extent, int Stride>
+MEMFORMER_INLINE S row_product(const TokenTask<S, Extent, Stride>& task, int row, const S* v) {
+  const int d = task.extent, width = d + 1;
+  S sum = task.z[row * width] * v[0];
+  MEMFORMER_UNROLL
+  for (int c = 1; c < d; ++c) sum += task.z[row * width + c] * v[c];
+  return sum;
+}
+
+// to_i += from_i * coefficients_i over rows [first, last), coefficients `step` apart.
+template <class S, int Stride>
+MEMFORMER_INLINE void add_weighed(Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients, int step,
+                                  int first, int last) {
+  for (int i = first; i < last; ++i) to[i] += from[i] * coefficients[i * step];
+}
+
+// add(at + i * step, left_i * right_i) over rows [first, last); once, with the sum over rows, where they share `at`.
+template <class S, int Stride, class Add>
+MEMFORMER_INLINE void row_products(Cells<S, Stride> left, Cells<S, Stride> right, int first, int last, int at, int step,
+                                   Add add) {
+  if (step) {
+    for (int i = first; i < last; ++i) add(at + i, left[i] * right[i]);
+    return;
+  }
+  S sum = S(0);
+  for (int i = first; i < last; ++i) sum += left[i] * right[i];
+  add(at, sum);
+}
+
 // All L layers; trace.state(l) holds s_l, also for l = L. `after(l)` is called when s_{l+1} is complete.
 template <class S, class Extent, int Stride, class After>
 MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, const TokenMethod<ValueOf<S>>& method,
@@ -99,9 +155,13 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
     S g[Extent::limit], v[Extent::limit];
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) g[c] = S(0);
-    for (int i = 0; i < task.context; ++i) {
-      MEMFORMER_UNROLL
-      for (int c = 0; c < d; ++c) g[c] += task.select(i, task.z[i * width + c] * s[i]);
+    if (task.ragged) {
+      for (int i = 0; i < task.context; ++i) {
+        MEMFORMER_UNROLL
+        for (int c = 0; c < d; ++c) g[c] += task.select(i, task.z[i * width + c] * s[i]);
+      }
+    } else {
+      add_rows(task, 0, task.context, s, g);
     }
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.residual(l)[c] = g[c] = g[c] * task.scale;
@@ -109,22 +169,18 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
     for (int i = first; i < task.rows; ++i) next[i] = s[i];
     for (int h = 0; h < heads; ++h) {
       precondition(d, method.a + (l * heads + h) * d * d, g, v);
-      for (int i = first; i < task.rows; ++i) {
-        S r = task.z[i * width] * v[0];
-        MEMFORMER_UNROLL
-        for (int c = 1; c < d; ++c) r += task.z[i * width + c] * v[c];
-        if (method.beta && l > 0) r += trace.memory(l - 1, h)[i] * method.beta[method.beta_at(l, h, i)];
-        trace.memory(l, h)[i] = r;
-        S sum = next[i];
-        if (!method.gamma) {
-          sum += r;
-        } else if (method.diagonal) {
-          sum += r * method.gamma[method.gamma_at(method.pair(l, l, h), i)];
-        } else {
-          for (int j = 0; j < l; ++j) sum += trace.memory(j, h)[i] * method.gamma[method.gamma_at(method.pair(l, j, h), i)];
-          sum += r * method.gamma[method.gamma_at(method.pair(l, l, h), i)];
-        }
-        next[i] = sum;
+      const Cells<S, Stride> r = trace.memory(l, h);
+      for (int i = first; i < task.rows; ++i) r[i] = row_product(task, i, v);
+      if (method.beta && l > 0) {
+        add_weighed(r, trace.memory(l - 1, h), method.beta + method.beta_at(l, h), method.beta_step(), first, task.rows);
+      }
+      if (!method.gamma) {
+        for (int i = first; i < task.rows; ++i) next[i] += r[i];
+        continue;
+      }
+      for (int j = method.diagonal ? l : 0; j <= l; ++j) {
+        const ValueOf<S>* gamma = method.gamma + method.gamma_at(l, j, h);
+        add_weighed(next, trace.memory(j, h), gamma, method.gamma_step(), first, task.rows);
       }
     }
     after(l);
@@ -159,53 +215,35 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride>& task, c
         const int last = method.diagonal ? l : layers - 1;
         for (int later = l; later <= last; ++later) {
           const Cells<S, Stride> u = trace.update(later);
-          const int pair = method.pair(later, l, h), from = task.first_row(later, layers);
-          S shared = S(0);
-          for (int i = from; i < rows; ++i) {
-            dr[i] += u[i] * method.gamma[method.gamma_at(pair, i)];
-            if (method.gamma_rows > 1) {
-              sink.gamma(method.gamma_at(pair, i), r[i] * u[i]);
-            } else {
-              shared += r[i] * u[i];
-            }
-          }
-          if (method.gamma_rows == 1) sink.gamma(pair, shared);
+          const int at = method.gamma_at(later, l, h), from = task.first_row(later, layers);
+          add_weighed(dr, u, method.gamma + at, method.gamma_step(), from, rows);
+          row_products(r, u, from, rows, at, method.gamma_step(), [&](int k, S value) { sink.gamma(k, value); });
         }
       }
       if (method.beta && l + 1 < layers) {
-        const Cells<S, Stride> later = trace.memory_grad(l + 1, h);
-        for (int i = task.first_row(l + 1, layers); i < rows; ++i) {
-          dr[i] += later[i] * method.beta[method.beta_at(l + 1, h, i)];
-        }
+        add_weighed(dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
+                    task.first_row(l + 1, layers), rows);
       }
       if (method.beta && l > 0) {
-        S shared = S(0);
-        for (int i = first; i < rows; ++i) {
-          const S product = dr[i] * trace.memory(l - 1, h)[i];
-          if (method.beta_rows > 1) {
-            sink.beta(method.beta_at(l, h, i), product);
-          } else {
-            shared += product;
-          }
-        }
-        if (method.beta_rows == 1) sink.beta(l * heads + h, shared);
+        row_products(dr, trace.memory(l - 1, h), first, rows, method.beta_at(l, h), method.beta_step(),
+                     [&](int k, S value) { sink.beta(k, value); });
       }
       S dv[Extent::limit];
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) dv[c] = S(0);
-      for (int i = first; i < rows; ++i) {
-        MEMFORMER_UNROLL
-        for (int c = 0; c < d; ++c) dv[c] += task.z[i * width + c] * dr[i];
-      }
+      add_rows(task, first, rows, dr, dv);
       const int place = (l * heads + h) * d * d;
       const ValueOf<S>* a = method.a + place;
       MEMFORMER_UNROLL
       for (int i = 0; i < d; ++i) {
         MEMFORMER_UNROLL
-        for (int j = 0; j < d; ++j) {
-          sink.a(place + i * d + j, dv[i] * g[j]);
-          dg[j] += dv[i] * a[i * d + j];
-        }
+        for (int j = 0; j < d; ++j) sink.a(place + i * d + j, dv[i] * g[j]);
+      }
+      if (l == 0 && !grad.data) continue;
+      MEMFORMER_UNROLL
+      for (int i = 0; i < d; ++i) {
+        MEMFORMER_UNROLL
+        for (int j = 0; j < d; ++j) dg[j] += dv[i] * a[i * d + j];
       }
       if (grad.data) {
         S v[Extent::limit];
@@ -219,11 +257,10 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride>& task, c
     if (l == 0 && !grad.data) return;
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) dg[c] = dg[c] * task.scale;
-    for (int i = 0; i < task.context; ++i) {
-      S sum = task.z[i * width] * dg[0];
-      MEMFORMER_UNROLL
-      for (int c = 1; c < d; ++c) sum += task.z[i * width + c] * dg[c];
-      ds[i] += task.select(i, sum);
+    if (task.ragged) {
+      for (int i = 0; i < task.context; ++i) ds[i] += task.select(i, row_product(task, i, dg));
+    } else {
+      for (int i = 0; i < task.context; ++i) ds[i] += row_product(task, i, dg);
     }
     if (grad.data) {
       for (int i = 0; i < task.context; ++i) {

@@ -15,6 +15,10 @@ struct Array {
   int64_t stride[3] = {0, 0, 0};
 };
 
+inline int64_t bytes_of_number(Storage storage) {
+  return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
+}
+
 // Runs body(begin, end, context) over parts of [0, count), on as many threads as the caller's library is set to.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = void (*)(int64_t count, Body body, void* context);

@@ -151,10 +151,6 @@ struct Tasks {
   int active;
 };
 
-// Numbers in a cache line.
-template <class T>
-constexpr int line = 64 / static_cast<int>(sizeof(T));
-
 // tile[k] = number k of rows [row, row + count) of every task, rows of `columns` numbers: array (tasks, rows, columns).
 template <class T>
 inline void load_rows(const Array& array, Tasks tasks, int row, int count, int columns, Lanes<T>* tile) {
@@ -164,13 +160,7 @@ inline void load_rows(const Array& array, Tasks tasks, int row, int count, int c
   if (array.storage == storage_of<T> && contiguous && tasks.active == width && numbers >= quarter<T>) {
     const T* from = static_cast<const T*>(array.data) + tasks.first * array.stride[0] + row * array.stride[1];
     const int64_t step = array.stride[0];
-    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) {
-      // The next group's line of every task, while this one's is worked on: short rows defeat the hardware's prefetcher.
-      if (k % line<T> == 0) {
-        for (int lane = 0; lane < width; ++lane) __builtin_prefetch(from + (width + lane) * step + k);
-      }
-      load_columns(from + k, step, tile + k);
-    }
+    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) load_columns(from + k, step, tile + k);
     if (numbers % quarter<T>) load_columns(from + numbers - quarter<T>, step, tile + numbers - quarter<T>);
     return;
   }

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/calls.h"
 #include "cpu/lanes.h"
@@ -19,6 +20,27 @@ constexpr int64_t parts_per_block = 8;
 
 // Partial sums kept at a time, in bytes: small beside any batch that has more of them.
 constexpr int64_t partial_bytes = 1 << 20;
+
+// to[k] = the sum of the lanes of sums[k], pairwise, for a `count` that is a multiple of quarter<T>: a transpose brings the
+// lanes of that many sums under each other.
+template <class T>
+inline void sums_of_lanes(const Lanes<T>* sums, int count, T* to) {
+  using Part = typename VectorsOf<T>::Quarter;
+  for (int k = 0; k < count; k += quarter<T>) {
+    typename Lanes<T>::Vector rows[quarter<T>];
+    for (int r = 0; r < quarter<T>; ++r) rows[r] = sums[k + r].v;
+    transpose_quarters<T>(rows);
+    for (int half = quarter<T> / 2; half > 0; half /= 2) {
+      for (int r = 0; r < half; ++r) rows[r] += rows[r + half];
+    }
+    Part parts[quarters<T>];
+    std::memcpy(parts, rows, sizeof parts);
+    for (int half = quarters<T> / 2; half > 0; half /= 2) {
+      for (int r = 0; r < half; ++r) parts[r] += parts[r + half];
+    }
+    std::memcpy(to + k, parts, sizeof(Part));
+  }
+}
 
 template <class T, class Group>
 struct PartsJob {
@@ -42,7 +64,7 @@ struct PartsJob {
         const int64_t left = last - task;
         group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, sums, sums + job.sums);
       }
-      for (int k = 0; k < job.sums; ++k) job.partial[part * job.sums + k] = sum_of_lanes(sums[k]);
+      sums_of_lanes(sums, job.sums, job.partial + part * job.sums);
     }
   }
 };
@@ -53,10 +75,12 @@ template <class T, class Group>
 inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, double* totals, ParallelFor parallel,
                        const Group& group) {
   const int64_t parts = (tasks + part_tasks - 1) / part_tasks;
+  const int wanted = sums;
+  sums = (sums + quarter<T> - 1) / quarter<T> * quarter<T>;
   const int64_t fit = sums ? partial_bytes / (sums * static_cast<int64_t>(sizeof(T))) : parts;
   const int64_t least = 4 * parts_per_block;
   const int64_t at_once = (fit < least ? least : fit) / parts_per_block * parts_per_block;
-  for (int k = 0; k < sums; ++k) totals[k] = 0.0;
+  for (int k = 0; k < wanted; ++k) totals[k] = 0.0;
   for (int64_t start = 0; start < parts; start += at_once) {
     const int64_t count = parts - start < at_once ? parts - start : at_once;
     T* const partial = sums ? static_cast<T*>(call_scratch(count * sums * sizeof(T))) : nullptr;
@@ -74,7 +98,7 @@ inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, doubl
           for (int k = 0; k < sums; ++k) first[part * sums + k] += first[(part + step) * sums + k];
         }
       }
-      for (int k = 0; k < sums; ++k) totals[k] += static_cast<double>(first[k]);
+      for (int k = 0; k < wanted; ++k) totals[k] += static_cast<double>(first[k]);
     }
   }
 }

@@ -58,7 +58,7 @@ class Readout {
   // Predictions (layers, B, queries) after one layer.
   Array of_layer(int layer) const {
     Array one = result_;
-    const int64_t bytes = layer * result_.stride[0] * (result_.storage == Storage::float64 ? 8 : result_.storage == Storage::float32 ? 4 : 2);
+    const int64_t bytes = layer * result_.stride[0] * bytes_of_number(result_.storage);
     one.data = static_cast<char*>(result_.data) + bytes;
     one.stride[0] = result_.stride[1];
     one.stride[1] = result_.stride[2];

@@ -66,17 +66,6 @@ MEMFORMER_INLINE Lanes<T> where_less(T index, Lanes<T> count, Lanes<T> chosen) {
   return Lanes<T>((typename Lanes<T>::Vector)((Mask)chosen.v & mask));
 }
 
-// Sum of the lanes, pairwise.
-template <class T>
-MEMFORMER_INLINE T sum_of_lanes(Lanes<T> lanes) {
-  T values[Lanes<T>::width];
-  lanes.store(values);
-  for (int half = Lanes<T>::width / 2; half > 0; half /= 2) {
-    for (int k = 0; k < half; ++k) values[k] += values[k + half];
-  }
-  return values[0];
-}
-
 }  // namespace memformer::cpu::MEMFORMER_ISA
 
 namespace memformer::core {

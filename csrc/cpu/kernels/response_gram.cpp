@@ -5,6 +5,7 @@
 // core/response_gram.h.
 
 #include "core/response_gram.h"
+#include "cpu/ahead.h"
 #include "cpu/context_gram.h"
 #include "cpu/kernels.h"
 #include "cpu/parts.h"
@@ -51,16 +52,21 @@ class ResponseGram {
   }
 
   void operator()(Tasks tasks, S* sums, S* scratch) {
+    const int asks = 4 + (network_.pass == Pass::backward || network_.pass == Pass::loss_backward ? network_.layers : 0);
     S* const tile = scratch;
     S* const waiting = tile + rows_.cells();
     S* const trace_cells_begin = waiting + waiting_cells(rows_.context_count(), width_);
     S* const outer = trace_cells_begin + trace_cells();
     S* const buffer = outer + network_.layers * d_;
 
+    ahead_.begin(network_.z, tasks);
+    ahead_.ask(1, asks);
     rows_.begin(tasks, tile);
+    ahead_.ask(2, asks);
     const S scale = S(T(1)) / rows_.count();
     S matrix[core::packed_size(Width::limit)];
     sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+    ahead_.ask(3, asks);
     Task task;
     task.extent = d_;
     const int d = d_;
@@ -75,6 +81,7 @@ class ResponseGram {
     for (int c = 0; c < d; ++c) s[c] = S(T(0));
     core::response_forward<false>(task, method_, s, trace);
 
+    ahead_.ask(4, asks);
     readout_.begin(tasks);
     if (network_.pass == Pass::forward) {
       write_result(tasks, trace, buffer);
@@ -94,6 +101,7 @@ class ResponseGram {
     core::response_backward<false>(
         task, method_, trace,
         [&, d](int l, S* ds) {
+          ahead_.ask(asks - l, asks);
           if (l < first_layer_) return;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer_) * d_ + c];
@@ -234,6 +242,7 @@ class ResponseGram {
   core::FirstOrder<T> method_;
   TokenRows<T> rows_;
   Readout<T> readout_;
+  Ahead<T> ahead_;
   int first_layer_;
 };
 

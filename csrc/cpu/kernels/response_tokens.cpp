@@ -4,6 +4,7 @@
 // is asked for. Operations per task: those of core/response_tokens.h.
 
 #include "core/response_tokens.h"
+#include "cpu/ahead.h"
 #include "cpu/kernels.h"
 #include "cpu/parts.h"
 #include "cpu/response_sums.h"
@@ -46,6 +47,7 @@ class ResponseTokens {
     S* const errors = ds + rows;
     S* const grad = errors + tokens_.error_cells();
 
+    ahead_.begin(network_.z, tasks);
     tokens_.load(tasks, z);
     const core::TokenTask<S, Extent, 1> task{{z},
                                              d_,
@@ -58,6 +60,7 @@ class ResponseTokens {
     const Trace trace{{cells}, layers, network_.kept, rows, d_};
     S* const squared = sums + this->sums() - 1;
     core::token_forward(task, method_, trace, [&](int l) {
+      ahead_.ask(l + 1, 2 * layers);
       tokens_.read_out(l, trace.state(l + 1).data + tokens_.out_row(), 1, errors, squared);
     });
     if (network_.pass == Pass::forward) {
@@ -84,7 +87,11 @@ class ResponseTokens {
       for (int k = 0; k < rows * width; ++k) grad[k] = S(T(0));
     }
     core::token_backward(
-        task, method_, trace, [&](int l, core::Cells<S> to) { tokens_.add_outer(l, errors, to.data + tokens_.out_row(), 1); },
+        task, method_, trace,
+        [&](int l, core::Cells<S> to) {
+          ahead_.ask(2 * layers - l, 2 * layers);
+          tokens_.add_outer(l, errors, to.data + tokens_.out_row(), 1);
+        },
         sink, core::Cells<S>{ds}, core::Cells<S>{wants_z ? grad : nullptr});
     if (wants_z) tokens_.store_grad(grad);
   }
@@ -94,6 +101,7 @@ class ResponseTokens {
   Extent d_;
   core::TokenMethod<T> method_;
   TokenGroup<T> tokens_;
+  Ahead<T> ahead_;
 };
 
 template <class T, class Extent>

@@ -1,0 +1,33 @@
+"""The core is device code too: compiled by nvcc for a real architecture, it keeps a small task in registers."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NVCC = shutil.which("nvcc")
+
+
+@pytest.mark.skipif(NVCC is None, reason="no nvcc to compile device code with")
+def test_a_task_stays_in_registers(tmp_path: Path) -> None:
+    """d = 5 with run-time L for sm_90: no stack, no spills, and registers for at least 512 threads on a processor."""
+    command = [
+        str(NVCC),
+        *("-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-I", str(ROOT / "csrc")),
+        *(str(ROOT / "tests" / "native" / "device_code.cu"), "-o", str(tmp_path / "device_code.cubin")),
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    functions = re.findall(
+        r"entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers",
+        finished.stderr,
+        re.DOTALL,
+    )
+    assert {name for name, *_ in functions} == {"gram_loss", "token_loss"}
+    for name, stack, stores, loads, registers in functions:
+        assert (int(stack), int(stores), int(loads)) == (0, 0, 0), name
+        assert int(registers) <= 128, name
