@@ -21,6 +21,16 @@ struct UpTo {
   MEMFORMER_INLINE constexpr operator int() const { return size; }
 };
 
+// The size one above: D for d.
+template <int Size>
+MEMFORMER_INLINE constexpr Fixed<Size + 1> successor(Fixed<Size>) {
+  return {};
+}
+template <int Limit>
+MEMFORMER_INLINE constexpr UpTo<Limit + 1> successor(UpTo<Limit> extent) {
+  return {extent.size + 1};
+}
+
 // Entries of a packed symmetric matrix: row by row, the lower triangle.
 MEMFORMER_INLINE constexpr int packed_size(int width) { return width * (width + 1) / 2; }
 MEMFORMER_INLINE constexpr int packed(int row, int column) {

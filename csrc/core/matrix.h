@@ -33,16 +33,6 @@ inline constexpr bool is_fixed = false;
 template <int Size>
 inline constexpr bool is_fixed<Fixed<Size>> = true;
 
-// The size one above: D for d.
-template <int Size>
-MEMFORMER_INLINE constexpr Fixed<Size + 1> successor(Fixed<Size>) {
-  return {};
-}
-template <int Limit>
-MEMFORMER_INLINE constexpr UpTo<Limit + 1> successor(UpTo<Limit> extent) {
-  return {extent.size + 1};
-}
-
 // A matrix in memory, row by row; as a target it is overwritten.
 template <class S, int Stride>
 struct Matrix {

@@ -121,6 +121,31 @@ MEMFORMER_INLINE void store_columns(const Lanes<T>* tile, T* to, int64_t task_st
   for (int r = 0; r < quarter<T>; ++r) store_quarters<T>(rows[r], to + r * task_stride, quarter<T> * task_stride);
 }
 
+// The same for a group that is not full: the lanes past its last task hold zeros, and are not written back.
+template <class T>
+MEMFORMER_INLINE void load_some_columns(const T* from, int64_t task_stride, int active, Lanes<T>* tile) {
+  T numbers[quarter<T>][Lanes<T>::width] = {};
+  for (int task = 0; task < active; ++task) {
+    std::memcpy(&numbers[task % quarter<T>][task / quarter<T> * quarter<T>], from + task * task_stride, 16);
+  }
+  typename Lanes<T>::Vector rows[quarter<T>];
+  std::memcpy(rows, numbers, sizeof rows);
+  transpose_quarters<T>(rows);
+  std::memcpy(tile, rows, sizeof rows);
+}
+
+template <class T>
+MEMFORMER_INLINE void store_some_columns(const Lanes<T>* tile, T* to, int64_t task_stride, int active) {
+  typename Lanes<T>::Vector rows[quarter<T>];
+  std::memcpy(rows, tile, sizeof rows);
+  transpose_quarters<T>(rows);
+  T numbers[quarter<T>][Lanes<T>::width];
+  std::memcpy(numbers, rows, sizeof rows);
+  for (int task = 0; task < active; ++task) {
+    std::memcpy(to + task * task_stride, &numbers[task % quarter<T>][task / quarter<T> * quarter<T>], 16);
+  }
+}
+
 template <class T>
 constexpr Storage storage_of = sizeof(T) == 4 ? Storage::float32 : Storage::float64;
 
@@ -157,11 +182,17 @@ inline void load_rows(const Array& array, Tasks tasks, int row, int count, int c
   constexpr int width = Lanes<T>::width;
   const int numbers = count * columns;
   const bool contiguous = array.stride[2] == 1 && (array.stride[1] == columns || count == 1);
-  if (array.storage == storage_of<T> && contiguous && tasks.active == width && numbers >= quarter<T>) {
+  if (array.storage == storage_of<T> && contiguous && numbers >= quarter<T>) {
     const T* from = static_cast<const T*>(array.data) + tasks.first * array.stride[0] + row * array.stride[1];
     const int64_t step = array.stride[0];
-    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) load_columns(from + k, step, tile + k);
-    if (numbers % quarter<T>) load_columns(from + numbers - quarter<T>, step, tile + numbers - quarter<T>);
+    const int last = numbers - quarter<T>;
+    if (tasks.active < width) {
+      for (int k = 0; k < last; k += quarter<T>) load_some_columns(from + k, step, tasks.active, tile + k);
+      load_some_columns(from + last, step, tasks.active, tile + last);
+      return;
+    }
+    for (int k = 0; k < last; k += quarter<T>) load_columns(from + k, step, tile + k);
+    load_columns(from + last, step, tile + last);
     return;
   }
   for (int i = 0; i < count; ++i) {
@@ -183,11 +214,17 @@ inline void store_rows(const Lanes<T>* tile, const Array& array, Tasks tasks, in
   constexpr int width = Lanes<T>::width;
   const int numbers = count * columns;
   const bool contiguous = array.stride[2] == 1 && (array.stride[1] == columns || count == 1);
-  if (array.storage == storage_of<T> && contiguous && tasks.active == width && numbers >= quarter<T>) {
+  if (array.storage == storage_of<T> && contiguous && numbers >= quarter<T>) {
     T* to = static_cast<T*>(array.data) + tasks.first * array.stride[0] + row * array.stride[1];
     const int64_t step = array.stride[0];
-    for (int k = 0; k + quarter<T> <= numbers; k += quarter<T>) store_columns(tile + k, to + k, step);
-    if (numbers % quarter<T>) store_columns(tile + numbers - quarter<T>, to + numbers - quarter<T>, step);
+    const int last = numbers - quarter<T>;
+    if (tasks.active < width) {
+      for (int k = 0; k < last; k += quarter<T>) store_some_columns(tile + k, to + k, step, tasks.active);
+      store_some_columns(tile + last, to + last, step, tasks.active);
+      return;
+    }
+    for (int k = 0; k < last; k += quarter<T>) store_columns(tile + k, to + k, step);
+    store_columns(tile + last, to + last, step);
     return;
   }
   for (int i = 0; i < count; ++i) {

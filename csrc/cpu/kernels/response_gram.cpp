@@ -16,26 +16,17 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-template <int D>
-constexpr core::Fixed<D + 1> with_response(core::Fixed<D>) {
-  return {};
-}
-template <int Limit>
-constexpr core::UpTo<Limit + 1> with_response(core::UpTo<Limit> d) {
-  return {d.size + 1};
-}
-
 template <class T, class Extent>
 class ResponseGram {
   using S = Lanes<T>;
-  using Width = decltype(with_response(Extent{}));
+  using Width = decltype(core::successor(Extent{}));
   using Task = core::SymmetricQuadratic<S, Extent>;
 
  public:
   ResponseGram(const Network<T>& network, Extent d)
       : network_(network),
         d_(d),
-        width_(with_response(d)),
+        width_(core::successor(d)),
         method_{network.layers, network.kept, network.diagonal, network.q, network.gamma, network.beta},
         rows_(network),
         readout_(network),
