@@ -130,6 +130,12 @@ MEMFORMER_INLINE void add_weighed(Cells<S, Stride> to, Cells<S, Stride> from, co
   for (int i = first; i < last; ++i) to[i] += from[i] * coefficients[i * step];
 }
 
+template <class S, int Stride>
+MEMFORMER_INLINE void add_two_weighed(Cells<S, Stride> to, Cells<S, Stride> one, Cells<S, Stride> other,
+                                      const ValueOf<S>* of_one, const ValueOf<S>* of_other, int step, int first, int last) {
+  for (int i = first; i < last; ++i) to[i] += one[i] * of_one[i * step] + other[i] * of_other[i * step];
+}
+
 // add(at + i * step, left_i * right_i) over rows [first, last); once, with the sum over rows, where they share `at`.
 template <class S, int Stride, class Add>
 MEMFORMER_INLINE void row_products(Cells<S, Stride> left, Cells<S, Stride> right, int first, int last, int at, int step,
@@ -166,21 +172,33 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.residual(l)[c] = g[c] = g[c] * task.scale;
     const int first = task.first_row(l, layers);
-    for (int i = first; i < task.rows; ++i) next[i] = s[i];
     for (int h = 0; h < heads; ++h) {
       precondition(d, method.a + (l * heads + h) * d * d, g, v);
-      const Cells<S, Stride> r = trace.memory(l, h);
-      for (int i = first; i < task.rows; ++i) r[i] = row_product(task, i, v);
+      const Cells<S, Stride> r = trace.memory(l, h), base = h == 0 ? s : next;
+      const ValueOf<S> one = 1;
+      const ValueOf<S>* const own = method.gamma ? method.gamma + method.gamma_at(l, l, h) : &one;
+      const int step = method.gamma ? method.gamma_step() : 0;
       if (method.beta && l > 0) {
-        add_weighed(r, trace.memory(l - 1, h), method.beta + method.beta_at(l, h), method.beta_step(), first, task.rows);
+        const ValueOf<S>* const beta = method.beta + method.beta_at(l, h);
+        for (int i = first; i < task.rows; ++i) {
+          r[i] = row_product(task, i, v) + trace.memory(l - 1, h)[i] * beta[i * method.beta_step()];
+          next[i] = base[i] + r[i] * own[i * step];
+        }
+      } else {
+        for (int i = first; i < task.rows; ++i) {
+          const S fresh = row_product(task, i, v);
+          r[i] = fresh;
+          next[i] = base[i] + fresh * own[i * step];
+        }
       }
-      if (!method.gamma) {
-        for (int i = first; i < task.rows; ++i) next[i] += r[i];
-        continue;
+      if (!method.gamma || method.diagonal) continue;
+      int j = 0;
+      for (; j + 1 < l; j += 2) {
+        add_two_weighed(next, trace.memory(j, h), trace.memory(j + 1, h), method.gamma + method.gamma_at(l, j, h),
+                        method.gamma + method.gamma_at(l, j + 1, h), step, first, task.rows);
       }
-      for (int j = method.diagonal ? l : 0; j <= l; ++j) {
-        const ValueOf<S>* gamma = method.gamma + method.gamma_at(l, j, h);
-        add_weighed(next, trace.memory(j, h), gamma, method.gamma_step(), first, task.rows);
+      if (j < l) {
+        add_weighed(next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
       }
     }
     after(l);
@@ -208,16 +226,25 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride>& task, c
     }
     for (int h = 0; h < heads; ++h) {
       const Cells<S, Stride> r = trace.memory(l, h), dr = trace.memory_grad(l, h);
-      for (int i = first; i < rows; ++i) dr[i] = S(0);
       if (!method.gamma) {
         for (int i = first; i < rows; ++i) dr[i] = ds[i];
       } else {
-        const int last = method.diagonal ? l : layers - 1;
+        const int last = method.diagonal ? l : layers - 1, step = method.gamma_step();
         for (int later = l; later <= last; ++later) {
           const Cells<S, Stride> u = trace.update(later);
           const int at = method.gamma_at(later, l, h), from = task.first_row(later, layers);
-          add_weighed(dr, u, method.gamma + at, method.gamma_step(), from, rows);
-          row_products(r, u, from, rows, at, method.gamma_step(), [&](int k, S value) { sink.gamma(k, value); });
+          const ValueOf<S>* const gamma = method.gamma + at;
+          S shared = S(0);
+          for (int i = from; i < rows; ++i) {
+            const S change = u[i];
+            dr[i] = later == l ? change * gamma[i * step] : dr[i] + change * gamma[i * step];
+            if (step) {
+              sink.gamma(at + i, r[i] * change);
+            } else {
+              shared += r[i] * change;
+            }
+          }
+          if (!step) sink.gamma(at, shared);
         }
       }
       if (method.beta && l + 1 < layers) {

@@ -1,8 +1,8 @@
 // Tasks to threads, and sums over tasks in an order that no number of threads changes.
 //
-// A part is 128 tasks, worked through by one thread, one vector of tasks after the other; its sums are float (or double)
-// vectors, added up over the part's 128 / width vectors and then over their lanes, pairwise. Eight parts make a block of 1024
-// tasks, whose parts are added pairwise; blocks are added in double, in order.
+// A part is 16 vectors of tasks, worked through by one thread, one after the other; its sums are float (or double) vectors,
+// added up over those 16 and then over their lanes, pairwise. Parts make a block of 1024 tasks, within which they are added
+// pairwise; blocks are added in double, in order.
 
 #pragma once
 
@@ -15,8 +15,9 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
-constexpr int64_t part_tasks = 128;
-constexpr int64_t parts_per_block = 8;
+constexpr int64_t block_tasks = 1024;
+template <class T>
+constexpr int64_t part_tasks = 16 * Lanes<T>::width;
 
 // Partial sums kept at a time, in bytes: small beside any batch that has more of them.
 constexpr int64_t partial_bytes = 1 << 20;
@@ -58,8 +59,8 @@ struct PartsJob {
     S* const sums = static_cast<S*>(thread_scratch((job.sums + job.scratch_cells) * sizeof(S)));
     for (int64_t part = begin; part < end; ++part) {
       for (int k = 0; k < job.sums; ++k) sums[k] = S(0);
-      const int64_t first = (job.first_part + part) * part_tasks;
-      const int64_t last = first + part_tasks < job.tasks ? first + part_tasks : job.tasks;
+      const int64_t first = (job.first_part + part) * part_tasks<T>;
+      const int64_t last = first + part_tasks<T> < job.tasks ? first + part_tasks<T> : job.tasks;
       for (int64_t task = first; task < last; task += S::width) {
         const int64_t left = last - task;
         group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, sums, sums + job.sums);
@@ -74,7 +75,8 @@ struct PartsJob {
 template <class T, class Group>
 inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, double* totals, ParallelFor parallel,
                        const Group& group) {
-  const int64_t parts = (tasks + part_tasks - 1) / part_tasks;
+  const int64_t parts = (tasks + part_tasks<T> - 1) / part_tasks<T>;
+  constexpr int64_t parts_per_block = block_tasks / part_tasks<T>;
   const int wanted = sums;
   sums = (sums + quarter<T> - 1) / quarter<T> * quarter<T>;
   const int64_t fit = sums ? partial_bytes / (sums * static_cast<int64_t>(sizeof(T))) : parts;
