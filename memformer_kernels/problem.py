@@ -22,8 +22,8 @@ class Problem(NamedTuple):
     """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
 
     structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
-    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: labelled
-    tokens, or N where contexts are ragged and `lengths` (B,) holds them. device: the kind of device the tasks are on.
+    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: the
+    labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device: the kind the tasks are on.
     """
 
     tokens: int
@@ -68,7 +68,8 @@ def reject_kind(name: str, came: object, expected: str) -> NoReturn:
 def check_tokens(z: object, name: str = "z") -> Tensor:
     """z as a real floating tensor (B, N, D) with N, D >= 1."""
     tokens = _floating(name, z)
-    if tokens.ndim != 3 or tokens.shape[1] < 1 or tokens.shape[2] < 1:
+    shape = tokens.shape
+    if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
         reject(name, z, "tasks of tokens (B, N, D) with N >= 1 and D >= 1")
     return tokens
 
@@ -127,24 +128,26 @@ def check_network(
 ) -> Problem:
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
     tokens = check_tokens(z)
-    total, width = tokens.shape[1:]
+    _, total, width = tokens.shape
     queries = _floating("q", q)
-    if queries.ndim != 4 or queries.shape[0] < 1 or queries.shape[1] < 1:
+    shape = queries.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1] < 1:
         reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
-    layers, heads = queries.shape[:2]
+    layers, heads, _, _ = shape
     structure = _check_projections(queries, p, (layers, heads), width)
     rule, token_axis = "linear", False
     if gamma is not None:
         weights = _floating("gamma", gamma)
-        if weights.ndim == 5:
+        shape = weights.shape
+        if len(shape) == 5:
             _broadcasts("gamma", weights, (layers, layers, heads, total, width))
-            rule = "shared" if weights.shape[0] == 1 and layers > 1 else "full"
-        elif weights.ndim == 4:
+            rule = "shared" if shape[0] == 1 and layers > 1 else "full"
+        elif len(shape) == 4:
             _broadcasts("gamma", weights, (layers, heads, total, width))
             rule = "diagonal"
         else:
             reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
-        token_axis = weights.shape[-2] != 1
+        token_axis = shape[-2] != 1
     if beta is not None:
         decay = _floating("beta", beta)
         _broadcasts("beta", decay, (layers, heads, total, width))

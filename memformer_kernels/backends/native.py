@@ -4,6 +4,7 @@ Tensors go to the library as they are, of any strides and precision; results and
 written there. Sums over tasks run in an order that no number of threads changes.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ class NativeBackend:
         library.load("cpu")
 
 
+@functools.cache
 def _operators() -> Any:
     library.load("cpu")
     return torch.ops.memformer_native

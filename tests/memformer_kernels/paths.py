@@ -4,6 +4,7 @@ from typing import NamedTuple, TypedDict
 
 import pytest
 
+from memformer_kernels import build_info
 from memformer_kernels.testing import Case
 
 
@@ -32,7 +33,12 @@ class Path(NamedTuple):
         return self.algorithm == "token" or not case.token_axis
 
 
-PATHS = [Path(backend, algorithm) for backend in ("torch", "cpu") for algorithm in ("gram", "token")]
+PATHS = [
+    Path(name, algorithm)
+    for name, backend in build_info().backends.items()
+    if backend.available
+    for algorithm in ("gram", "token")
+]
 BACKENDS = sorted({path.backend for path in PATHS})
 
 on_every_path = pytest.mark.parametrize("path", PATHS, ids=str)

@@ -19,6 +19,8 @@ from memformer_kernels import (
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import STRUCTURES, make_case, normal, seeded
 
+if library.status("cpu").path is None:
+    pytest.skip(library.status("cpu").reason, allow_module_level=True)
 library.load("cpu")
 NATIVE = torch.ops.memformer_native
 

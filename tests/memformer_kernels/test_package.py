@@ -33,7 +33,7 @@ CONTRACT = {
 # Joined here, so that this file does not hold them.
 MACHINE_PATHS = ["/".join(parts) for parts in (("", "work", ""), ("", "home", ""), ("", "root", ""), ("", "tmp", ""))]
 TEXTS = {".py", ".md", ".toml", ".txt", ".cfg", ".json", ".yml", ".yaml", ".in", ".sh", ".h", ".cpp", ".cu", ".cuh"}
-GENERATED = {"__pycache__", "results", "build", "dist"}
+GENERATED = {"__pycache__", "results", "build", "dist", "_lib"}
 
 
 def test_public_names() -> None:
@@ -80,7 +80,8 @@ def test_signatures_are_the_contract() -> None:
 
 def _python(code: str, *arguments: str, cwd: Path | None = None) -> str:
     """Runs code in a fresh interpreter and returns what it prints."""
-    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MEMFORMER_")}
+    environment |= {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
     )
@@ -139,13 +140,11 @@ runpy.run_path("setup.py", run_name="__main__")
 
 def _copy_of_the_source(folder: Path) -> Path:
     """What a clone holds, without what a build leaves behind."""
-    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "_lib")
     for name in ("memformer_kernels", "python", "csrc"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in ("pyproject.toml", "setup.py", "native_build.py", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, folder / name)
     return folder
 
 
@@ -156,13 +155,20 @@ def test_metadata_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
-    """A wheel is built from the source distribution alone; both hold the type marks and all modules."""
+    """A wheel is built from the source distribution alone; both hold the type marks and all modules.
+
+    The source distribution holds the native sources; a wheel built without torch holds the reason for their absence.
+    """
     source = _copy_of_the_source(tmp_path / "clone")
     _python(SETUP, "-q", "sdist", "-d", str(tmp_path), cwd=source)
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
+    native = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp")}
+    assert native
+    assert [path for path in native if not (unpacked / path).is_file()] == []
+    assert list(unpacked.rglob("*.so")) == []
     modules = {
         str(path.relative_to(base))
         for base, package in ((ROOT, "memformer_kernels"), (ROOT / "python", "memformer_lab"))
@@ -173,6 +179,11 @@ def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed_wheel:
         names = set(packed_wheel.namelist())
+        record = json.loads(packed_wheel.read("memformer_kernels/_lib/memformer_cpu.json"))
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "torch" in record["reason"]
+    assert "--no-build-isolation" in record["reason"]
+    assert not any(name.endswith(".so") for name in names)
     assert modules | typed <= names
     assert any(name.endswith("entry_points.txt") for name in names)
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)

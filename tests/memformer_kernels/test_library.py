@@ -1,0 +1,90 @@
+"""Finding and loading the native library: lazily, once, and with a mend where it is missing or broken."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from memformer_kernels import library
+
+
+def _python(code: str, folder: Path | None) -> str:
+    """Runs code in a fresh interpreter whose libraries are in a folder, and returns what it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("MEMFORMER_LIBRARY_DIR", None)
+    if folder is not None:
+        environment["MEMFORMER_LIBRARY_DIR"] = str(folder)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+MISSING = """
+from memformer_kernels import library
+found = library.status("cpu")
+assert found.path is None and found.instruction_sets == ()
+try:
+    library.load("cpu")
+except RuntimeError as error:
+    assert found.reason in str(error)
+    print(error)
+"""
+
+
+def test_a_missing_library_names_the_mend(tmp_path: Path) -> None:
+    printed = _python(MISSING, tmp_path)
+    assert "memformer_cpu.so" in printed
+    assert "--no-build-isolation" in printed
+
+
+def test_the_reason_that_the_build_left_is_told(tmp_path: Path) -> None:
+    (tmp_path / "memformer_cpu.json").write_text(json.dumps({"reason": "no C++ compiler was found"}))
+    assert "no C++ compiler was found" in _python(MISSING, tmp_path)
+
+
+BROKEN = """
+from memformer_kernels import library
+assert library.status("cpu").path is not None
+for _ in range(2):
+    try:
+        library.load("cpu")
+    except RuntimeError as error:
+        print(error)
+found = library.status("cpu")
+assert found.path is None
+print(found.reason)
+"""
+
+
+@pytest.mark.parametrize("record", ["", "not JSON", "[1]"])
+def test_a_library_that_does_not_load_is_an_error_that_stays(tmp_path: Path, record: str) -> None:
+    (tmp_path / "memformer_cpu.so").write_bytes(b"no library")
+    (tmp_path / "memformer_cpu.json").write_text(record)
+    lines = _python(BROKEN, tmp_path).splitlines()
+    assert len(lines) == 3
+    assert all("does not load into torch" in line and "--no-build-isolation" in line for line in lines)
+
+
+LOADED = """
+import sys, threading
+opened = []
+sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "ctypes.dlopen" else None)
+from memformer_kernels import build_info, library
+found = library.status("cpu")
+build_info()
+assert not any("memformer" in name for name in opened), opened
+threads = [threading.Thread(target=library.load, args=("cpu",)) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+library.load("cpu")
+assert [name for name in opened if "memformer" in name] == [str(found.path)], opened
+print("once")
+"""
+
+
+@pytest.mark.skipif(library.status("cpu").path is None, reason=library.status("cpu").reason)
+def test_a_library_is_loaded_when_asked_for_and_once() -> None:
+    assert _python(LOADED, None).strip() == "once"
