@@ -1,4 +1,4 @@
-"""The native CPU backend's own promises: fixed orders of summation, every instruction set, any layout, long contexts."""
+"""The native CPU backend: fixed orders of summation, every instruction set, any layout, contexts of any length."""
 
 from collections.abc import Callable, Iterator
 
