@@ -78,11 +78,13 @@ def _triton_version() -> str | None:
         return "of another distribution"
 
 
-# What is installed does not change: a compiler need not trace the look at it.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+# Looked up once: a compiler that traces a call meets a constant.
+_HAS_LIBRARY = library.status("cpu").path is not None
+
+
 def available(backend: str) -> bool:
     """Whether a backend can run here."""
-    return backend == "torch" or (backend == "cpu" and library.status("cpu").path is not None)
+    return backend == "torch" or (backend == "cpu" and _HAS_LIBRARY)
 
 
 def require(backend: str, device: str) -> None:

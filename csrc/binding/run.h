@@ -10,7 +10,7 @@ namespace memformer::binding {
 
 // On torch's own pool of threads, which torch.set_num_threads sizes: a second one would fight it for the cores.
 inline void parallel_for(int64_t count, cpu::Body body, void* context) {
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
 }
 
 // Calls body with a double for float64 tokens, else with a float.

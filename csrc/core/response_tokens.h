@@ -175,20 +175,19 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
     for (int h = 0; h < heads; ++h) {
       precondition(d, method.a + (l * heads + h) * d * d, g, v);
       const Cells<S, Stride> r = trace.memory(l, h), base = h == 0 ? s : next;
-      const ValueOf<S> one = 1;
-      const ValueOf<S>* const own = method.gamma ? method.gamma + method.gamma_at(l, l, h) : &one;
+      const ValueOf<S>* const own = method.gamma ? method.gamma + method.gamma_at(l, l, h) : nullptr;
       const int step = method.gamma ? method.gamma_step() : 0;
       if (method.beta && l > 0) {
         const ValueOf<S>* const beta = method.beta + method.beta_at(l, h);
         for (int i = first; i < task.rows; ++i) {
           r[i] = row_product(task, i, v) + trace.memory(l - 1, h)[i] * beta[i * method.beta_step()];
-          next[i] = base[i] + r[i] * own[i * step];
+          next[i] = base[i] + (own ? r[i] * own[i * step] : r[i]);
         }
       } else {
         for (int i = first; i < task.rows; ++i) {
           const S fresh = row_product(task, i, v);
           r[i] = fresh;
-          next[i] = base[i] + fresh * own[i * step];
+          next[i] = base[i] + (own ? fresh * own[i * step] : fresh);
         }
       }
       if (!method.gamma || method.diagonal) continue;
