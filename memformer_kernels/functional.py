@@ -121,7 +121,8 @@ def memformer_loss(
     chosen = plan.plan_network(checked, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, checked.lengths)
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad for x in tensors]
+    enabled = torch.is_grad_enabled()
+    wanted = [enabled and x is not None and x.requires_grad for x in tensors]
     return ops.loss(*tensors, checked.context, chosen.algorithm, predicted, wanted, chosen.backend)[0]
 
 
