@@ -10,7 +10,7 @@
 #include "cpu/context_gram.h"
 #include "cpu/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
+#include "cpu/run_network.h"
 #include "cpu/readout.h"
 #include "cpu/token_rows.h"
 
@@ -245,38 +245,17 @@ class GeneralGram {
   int first_layer_;
 };
 
-// Blocks of d x d, or dense matrices of D x D.
-template <bool Block, class T, class Extent>
-void run(const Network<T>& network, Extent rows, ParallelFor parallel) {
-  const GeneralGram<T, core::Shape<Block, Extent>> group(network, {rows});
-  const int sums = network.pass == Pass::forward ? 0 : group.sums();
-  over_parts<T>(network.tasks, sums, group.scratch_cells(), network.totals, parallel, group);
+template <class T>
+void run(const Network<T>& network, ParallelFor parallel) {
+  with_shape(network, [&](auto shape) {
+    run_network(network, GeneralGram<T, decltype(shape)>(network, shape), parallel);
+  });
 }
 
 }  // namespace
 
-// Sizes that experiments use most are compiled for themselves, 1.5 times as fast; one instance serves all others.
-void general_gram(const Network<float>& network, ParallelFor parallel) {
-#if MEMFORMER_VECTOR_BYTES > 16
-  if (network.block) {
-    switch (network.width) {
-      case 4: return run<true>(network, core::Fixed<3>{}, parallel);
-      case 5: return run<true>(network, core::Fixed<4>{}, parallel);
-      case 6: return run<true>(network, core::Fixed<5>{}, parallel);
-      case 7: return run<true>(network, core::Fixed<6>{}, parallel);
-      case 9: return run<true>(network, core::Fixed<8>{}, parallel);
-    }
-  } else if (network.width == 6) {
-    return run<false>(network, core::Fixed<6>{}, parallel);
-  }
-#endif
-  if (network.block) return run<true>(network, core::UpTo<16>{network.width - 1}, parallel);
-  run<false>(network, core::UpTo<16>{network.width}, parallel);
-}
+void general_gram(const Network<float>& network, ParallelFor parallel) { run(network, parallel); }
 
-void general_gram(const Network<double>& network, ParallelFor parallel) {
-  if (network.block) return run<true>(network, core::UpTo<16>{network.width - 1}, parallel);
-  run<false>(network, core::UpTo<16>{network.width}, parallel);
-}
+void general_gram(const Network<double>& network, ParallelFor parallel) { run(network, parallel); }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -73,12 +73,8 @@ class OneLayer {
 
   // Register r of each task.
   static Array of_head(const Registers& registers, int r) {
-    const Storage storage = registers.array.storage;
     Array one = registers.array;
-    one.data = static_cast<char*>(one.data) + r * registers.stride *
-                                                  (storage == Storage::float64   ? 8
-                                                   : storage == Storage::float32 ? 4
-                                                                                 : 2);
+    one.data = static_cast<char*>(one.data) + r * registers.stride * bytes_of_number(one.storage);
     return one;
   }
 

@@ -8,7 +8,7 @@
 #include "cpu/ahead.h"
 #include "cpu/context_gram.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
+#include "cpu/run_network.h"
 #include "cpu/readout.h"
 #include "cpu/response_sums.h"
 #include "cpu/token_rows.h"
@@ -237,32 +237,17 @@ class ResponseGram {
   int first_layer_;
 };
 
-template <class T, class Extent>
-void run(const Network<T>& network, Extent d, ParallelFor parallel) {
-  const ResponseGram<T, Extent> group(network, d);
-  const int sums = network.pass == Pass::forward ? 0 : group.sums();
-  over_parts<T>(network.tasks, sums, group.scratch_cells(), network.totals, parallel, group);
+template <class T>
+void run(const Network<T>& network, ParallelFor parallel) {
+  with_features(network, [&](auto d) {
+    run_network(network, ResponseGram<T, decltype(d)>(network, d), parallel);
+  });
 }
 
 }  // namespace
 
-void response_gram(const Network<float>& network, ParallelFor parallel) {
-  const int d = network.width - 1;
-#if MEMFORMER_VECTOR_BYTES > 16
-  switch (d) {
-    case 2: return run(network, core::Fixed<2>{}, parallel);
-    case 3: return run(network, core::Fixed<3>{}, parallel);
-    case 4: return run(network, core::Fixed<4>{}, parallel);
-    case 5: return run(network, core::Fixed<5>{}, parallel);
-    case 6: return run(network, core::Fixed<6>{}, parallel);
-    case 8: return run(network, core::Fixed<8>{}, parallel);
-  }
-#endif
-  run(network, core::UpTo<16>{d}, parallel);
-}
+void response_gram(const Network<float>& network, ParallelFor parallel) { run(network, parallel); }
 
-void response_gram(const Network<double>& network, ParallelFor parallel) {
-  run(network, core::UpTo<16>{network.width - 1}, parallel);
-}
+void response_gram(const Network<double>& network, ParallelFor parallel) { run(network, parallel); }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA
