@@ -18,7 +18,7 @@ from benchmarks.providers import PROVIDERS
 from benchmarks.record import FORMAT, Timing, write_json
 from benchmarks.run import run
 from benchmarks.table import print_report
-from benchmarks.workloads import BATCHES, WORKLOADS
+from benchmarks.workloads import BATCHES, TILE_64, TILE_128, WORKLOADS
 
 RECORDS = Path(__file__).resolve().parent / "results"
 DEVICE = torch.device("cuda")
@@ -49,8 +49,19 @@ def registry(console: Console) -> dict[str, Any]:
     return {"seconds": report.seconds, "timings": [_figures(timing) for timing in report.timings]}
 
 
+def triton_tiles(console: Console) -> dict[str, Any]:
+    """The tile workloads: the Triton backend and every peer."""
+    report = run((TILE_64, TILE_128), PROVIDERS, DEVICE, announce=lambda text: console.print(text, style="dim"))
+    print_report(report, console)
+    return {"seconds": report.seconds, "timings": [_figures(timing) for timing in report.timings]}
+
+
 # Each backend with something to show on a GPU adds its part here, with the name its figures are recorded under.
-PARTS: tuple[tuple[str, Part], ...] = (("correctness", correctness), ("registry", registry))
+PARTS: tuple[tuple[str, Part], ...] = (
+    ("correctness", correctness),
+    ("registry", registry),
+    ("triton_tiles", triton_tiles),
+)
 
 
 def main() -> None:

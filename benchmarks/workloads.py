@@ -144,6 +144,10 @@ class Workload:
 W = Workload(name="W", d=5, n=20, layers=4, heads=1, batch=100_000)
 W_FULL = replace(W, name="W_full", granularity="full")
 
+# The tiles of the Triton kernels, at the sizes their figures are set for.
+TILE_64 = Workload(name="tile_64", d=63, n=511, layers=4, heads=1, batch=8192)
+TILE_128 = Workload(name="tile_128", d=127, n=2047, layers=4, heads=1, batch=1024)
+
 WORKLOADS: Mapping[str, Workload] = MappingProxyType({w.name: w for w in (W, W_FULL)})
 BATCHES = (1000, 100_000, 1_000_000)
 # Token space costs its peers two to four times as much: the largest size would take minutes and say nothing new.

@@ -2,18 +2,19 @@
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 from dataclasses import dataclass
 
 import torch
+from torch.torch_version import TorchVersion
 
 from memformer_kernels import library
 from memformer_kernels.version import __version__
 
-_MISSING = {
-    "cuda": "this version has no CUDA library; the torch backend serves CUDA tensors",
-    "triton": "this version has no Triton kernels; the torch backend serves every device",
-}
+_MISSING = {"cuda": "this version has no CUDA library; the triton and torch backends serve CUDA tensors"}
+
+_OLDEST_TRITON = "3.5"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def build_info() -> BuildInfo:
     backends["cpu"] = BackendInfo("cpu", native.path is not None, native.instruction_sets, native.reason)
     for name, reason in _MISSING.items():
         backends[name] = BackendInfo(name, False, (), reason)
+    runs, reason = _triton_status()
+    backends["triton"] = BackendInfo("triton", runs, ("sm_80", "sm_90", "sm_100"), reason)
     return BuildInfo(
         version=__version__,
         python=platform.python_version(),
@@ -78,21 +81,52 @@ def _triton_version() -> str | None:
         return "of another distribution"
 
 
-# Looked up once: a compiler that traces a call meets a constant.
-_HAS_LIBRARY = library.status("cpu").path is not None
+def _triton_fault() -> str | None:
+    """Why the Triton kernels cannot run anywhere in this process, with the mend."""
+    version = _triton_version()
+    if version is None:
+        return "triton is not installed: pip install 'memformer_kernels[triton]'"
+    if version[0].isdigit() and TorchVersion(version) < _OLDEST_TRITON:
+        return f"triton {version} is too old: pip install 'triton>={_OLDEST_TRITON}'"
+    return None
+
+
+# Looked up once, at import: a compiler that traces a call meets constants. None of it touches a GPU.
+INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
+_AVAILABLE = {
+    "torch": True,
+    "cpu": library.status("cpu").path is not None,
+    "triton": _triton_fault() is None and (INTERPRETS or torch.version.cuda is not None),
+}
 
 
 def available(backend: str) -> bool:
-    """Whether a backend can run here."""
-    return backend == "torch" or (backend == "cpu" and _HAS_LIBRARY)
+    """Whether a backend is built and can run on tensors of a device that it serves."""
+    return _AVAILABLE.get(backend, False)
+
+
+def _triton_status() -> tuple[bool, str]:
+    fault = _triton_fault()
+    if fault is not None:
+        return False, fault
+    if INTERPRETS:
+        return True, "Triton's interpreter, slow and exact, on CPU tensors (TRITON_INTERPRET=1)"
+    if not torch.cuda.is_available():
+        return False, "no NVIDIA GPU that torch can use; TRITON_INTERPRET=1 runs the kernels in Triton's interpreter"
+    return True, "fused kernels, compiled at their first call"
 
 
 def require(backend: str, device: str) -> None:
     """Raises RuntimeError, with the mend, for a backend that cannot run here, or not on tensors of this device."""
     if not available(backend):
-        reason = _MISSING.get(backend) or library.status(backend).reason
+        reason = build_info().backends[backend].reason
         raise RuntimeError(f"backend={backend!r} is not available: {reason}. See memformer_kernels.build_info().")
     if backend == "cpu" and device != "cpu":
         raise RuntimeError(
             f"backend='cpu' serves tensors on the CPU, got tensors on {device}: backend='auto' serves both"
+        )
+    if backend == "triton" and device != "cuda" and not INTERPRETS:
+        raise RuntimeError(
+            f"backend='triton' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both, and "
+            "TRITON_INTERPRET=1, set before this package is first imported, runs the kernels in Triton's interpreter"
         )

@@ -28,34 +28,41 @@ TINY_TOKENS = 128
 TILE_WIDTH = 128
 """Largest D of the tile regime: a D-by-D tile fits in shared memory."""
 
+FUSED_WIDTH = 64
+"""Largest D for which the Triton kernels are chosen where features move: above it a layer's D-by-D matrices outgrow the
+chip, and batched products through torch keep a GPU busier."""
+
+FUSED_TOKENS = 4096
+"""Largest N for which the Triton kernels are chosen on tokens: there a program owns a whole task."""
+
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     """The plan of a stack, a prediction or a loss."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     algorithm, why = _algorithm(problem, algorithm)
     regime = _regime(problem, algorithm)
-    backend, where = _backend(backend, problem.device, regime)
+    backend, where = _backend(backend, problem.device, regime, _fuses(problem, algorithm))
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
 def plan_layer(problem: Problem, backend: str) -> Plan:
     """The plan of one layer, which always works on tokens: its output is tokens."""
     regime = _regime(problem, "token")
-    backend, where = _backend(backend, problem.device, regime)
+    backend, where = _backend(backend, problem.device, regime, _fuses(problem, "token"))
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
 
 def plan_gram(width: int, device: str) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
     regime = _gram_regime(max(width, 2))  # a matrix of one number is as tiny; only a network needs a feature beside it
-    backend, where = _backend("auto", device, regime)
+    backend, where = _backend("auto", device, regime, width <= TILE_WIDTH)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
     regime = _gram_regime(problem.weights + 1)
-    backend, where = _backend(backend, problem.device, regime)
+    backend, where = _backend(backend, problem.device, regime, problem.weights <= TILE_WIDTH)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
@@ -74,15 +81,26 @@ def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
     return "gram", "no coefficient varies along the token axis, so all layers run on D-by-D matrices"
 
 
-def _backend(requested: str, device: str, regime: str) -> tuple[str, str]:
+def _fuses(problem: Problem, algorithm: str) -> bool:
+    """Whether one program of the Triton kernels can keep a task on chip."""
+    if algorithm == "gram" and problem.structure == "response-only":
+        return problem.width <= TILE_WIDTH
+    return problem.width <= FUSED_WIDTH and (algorithm == "gram" or problem.tokens <= FUSED_TOKENS)
+
+
+def _backend(requested: str, device: str, regime: str, fuses: bool) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
     if requested != "auto":
         build.require(requested, device)
         if requested == "cpu" and not regime.startswith("tiny"):
             return "torch", "the native library hands what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
+    if device == "cuda" and not fuses:
+        return "torch", "torch's batched matrix products serve tasks that one program cannot keep on chip"
+    if device == "cuda" and not build.INTERPRETS and build.available("triton"):
+        return "triton", "one fused Triton kernel runs all layers of a task"
     if device != "cpu":
-        return "torch", f"torch is this version's only backend for tensors on {device}"
+        return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
     if not regime.startswith("tiny"):
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not build.available("cpu"):

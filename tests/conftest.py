@@ -1,10 +1,15 @@
 """What all tests share: uninitialised memory holds NaN, so a result that was never written cannot look right."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.utils import deterministic
+
+# Without a GPU Triton's kernels run in its interpreter, which must be chosen before anything imports triton.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 @pytest.fixture(autouse=True)

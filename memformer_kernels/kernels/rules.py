@@ -1,0 +1,101 @@
+"""Which configuration runs: every size that a kernel is compiled for, by rule from D, N and dtype, with its reason.
+
+Nothing is tuned at run time. No rule looks at the number of tasks except `gram_splits` and `programs`, which change how
+work is spread and not what is compiled; sums over tasks do not depend on either.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+
+DOT_MINIMUM = 16
+"""The smallest side `tl.dot` takes. Narrower tasks are packed, several to a program, and multiplied elementwise."""
+
+TILE_WIDTH = 128
+"""Largest D of the fused kernels: an accumulator of 128 by 128 float32 is half of what 8 warps hold in registers."""
+
+TOKENS_AT_ONCE = 32
+"""Tokens summed by one product before the sum joins the running one, so that float32 errors do not grow with n."""
+
+TOKENS_A_SPLIT = 4096
+"""Tokens whose Gram matrix one program sums; longer contexts are split, and the splits added pairwise."""
+
+SPLIT_BELOW = 256
+"""Tasks below which contexts are split further, since an H100 or H200 has 132 multiprocessors to fill."""
+
+PROGRAMS = 1056
+"""Most programs that own scratch: 8 for each of an H200's 132 multiprocessors."""
+
+SCRATCH_BYTES = 2**28
+"""Most scratch of a launch: a small part of any GPU's memory, and for common sizes near what the caches hold."""
+
+
+class Config(NamedTuple):
+    """tasks: per program at a time. block: D rounded up. rows: tokens at a time. chunk: inner length of a product.
+
+    lanes: tasks whose parameter gradients make one partial sum; a divisor of 1024, so that a block of 1024 tasks is a
+    whole number of them whatever the batch.
+    """
+
+    tasks: int
+    block: int
+    rows: int
+    chunk: int
+    lanes: int
+    warps: int
+    stages: int
+
+    @property
+    def tile(self) -> int:
+        """A side that `tl.dot` takes."""
+        return max(self.block, DOT_MINIMUM)
+
+
+def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) -> Config:
+    """The configuration for tasks of `tokens` rows, `width` wide, computed in `dtype`.
+
+    `matrices`: for the matrix recurrence, whose steps hold more tiles at once than a Gram matrix and vectors do.
+    """
+    block = triton.next_power_of_2(width)
+    if width < DOT_MINIMUM:
+        # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
+        # 1024 leave room for the other tiles of the matrix recurrence.
+        tasks = max(2, min(64, (512 if matrices else 1024) // (block * block)))
+        lanes = 256 if block <= 8 else 128
+        chunk = min(block, 2 if matrices else 8)
+        return Config(tasks, block, min(8, triton.next_power_of_2(tokens)), chunk, lanes, 4, 1)
+    # 64 rows of 128 float32 are 32 registers of 256 threads; state, fresh register and update are three such tiles.
+    rows = max(DOT_MINIMUM, min(triton.next_power_of_2(tokens), 64 if block >= 64 else 32))
+    # More tasks a partial sum would leave multiprocessors idle in batches of a few thousand; fewer would make the
+    # partial sums of D-by-D gradients a noticeable part of the memory.
+    lanes = 8 if block >= 64 else 32
+    warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
+    # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
+    chunk = DOT_MINIMUM if matrices or block == 128 else min(block, TOKENS_AT_ONCE)
+    # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
+    return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else 2)
+
+
+def programs(work: int, scratch: int) -> int:
+    """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece."""
+    return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
+
+
+def gram_splits(batch: int, longest: int) -> int:
+    """Programs that share one task's context: a power of 2."""
+    needed = -(-longest // TOKENS_A_SPLIT)
+    if batch < SPLIT_BELOW:
+        useful = -(-longest // (8 * TOKENS_AT_ONCE))
+        needed = max(needed, min(useful, SPLIT_BELOW // max(batch, 1)))
+    return int(triton.next_power_of_2(needed))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """How `tl.dot` multiplies: float32 in three TF32 products, of float32-grade error, unless torch allows TF32.
+
+    Half-precision operands are multiplied exactly and float64 ones in full.
+    """
+    if dtype == torch.float64:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"

@@ -1,0 +1,116 @@
+"""The layer, the Gram matrix, the first-order method and the sum over tasks on the Triton kernels."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from memformer_kernels import lfom_solve, memformer_layer
+from memformer_kernels.backends.triton import TritonBackend
+from memformer_kernels.maths.context import Labelled, gram, gram_backward
+from memformer_kernels.testing import FLOAT64_ERROR, relative_error
+from tests.memformer_kernels.cases import normal, seeded
+
+LAYERS = {
+    # past registers, shape of gamma, shape of beta, with J registers in all, H heads, N tokens, D features
+    "linear": (0, None, None),
+    "heads": (0, "JHND", None),
+    "weighed past": (2, "J11D", None),
+    "momentum": (1, None, "1N1"),
+    "all": (2, "JHND", "HND"),
+    "one weight for all": (2, "1111", "D"),
+}
+
+
+def _agree(made: list[Tensor], exact: list[Tensor]) -> None:
+    for ours, theirs in zip(made, exact, strict=True):
+        assert ours.shape == theirs.shape
+        assert relative_error(ours.detach(), theirs.detach()) <= FLOAT64_ERROR
+
+
+def _run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) -> list[Tensor]:
+    generator = seeded(4)
+    past, gamma_axes, beta_axes = LAYERS[rule]
+    sizes = {"1": 1, "J": past + 1, "H": 2, "N": tokens, "D": width}
+
+    def draw(*shape: int) -> Tensor:
+        return normal(generator, *shape, scale=width**-0.5).requires_grad_()
+
+    def coefficient(axes: str | None) -> Tensor | None:
+        return None if axes is None else draw(*(sizes[axis] for axis in axes))
+
+    gamma, beta = coefficient(gamma_axes), coefficient(beta_axes)
+    kept = 2 if any(axes is not None and "H" in axes for axes in (gamma_axes, beta_axes)) else 1
+    z, q, p = draw(2, tokens, width), draw(2, width - 1, width - 1), draw(2, width, width)
+    registers = [draw(2, kept, tokens, width) for _ in range(past)]
+    context = torch.tensor([1, tokens]) if ragged else max(tokens - 2, 1)
+    results = memformer_layer(z, q, p, registers, gamma, beta, context=context, backend=backend)
+    total = sum((x * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in results)
+    leaves = [x for x in (z, q, p, *registers, gamma, beta) if x is not None]
+    grads = torch.autograd.grad(total, leaves, allow_unused=True)  # type: ignore[arg-type]
+    return [*results, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True))]
+
+
+@pytest.mark.parametrize("rule", LAYERS)
+def test_layer(rule: str) -> None:
+    _agree(_run_layer("triton", rule, 7, 4, False), _run_layer("torch", rule, 7, 4, False))
+
+
+def test_a_layer_of_ragged_contexts() -> None:
+    _agree(_run_layer("triton", "momentum", 7, 4, True), _run_layer("torch", "momentum", 7, 4, True))
+
+
+@pytest.mark.parametrize(("tokens", "width"), [(1, 2), (33, 17), (40, 3)])
+def test_layers_of_awkward_sizes(tokens: int, width: int) -> None:
+    _agree(_run_layer("triton", "all", tokens, width, False), _run_layer("torch", "all", tokens, width, False))
+
+
+@pytest.mark.parametrize(
+    ("tasks", "tokens", "width"), [(3, 7, 4), (70, 5, 2), (2, 33, 17), (1, 20, 1), (2, 300, 5), (1, 15, 16), (0, 4, 3)]
+)
+def test_context_gram(tasks: int, tokens: int, width: int) -> None:
+    generator, backend = seeded(5), TritonBackend()
+    z = normal(generator, tasks, tokens, width).transpose(1, 2).contiguous().transpose(1, 2)
+    grad = normal(generator, tasks, width, width)
+    lengths = torch.randint(1, tokens + 1, (tasks,), generator=generator)
+    for labelled in (Labelled(max(tokens - 3, 1), None), Labelled(tokens, lengths)):
+        made = backend.context_gram(z, labelled.lengths, labelled.count)
+        made_grad = backend.context_gram_backward(grad, z, labelled.lengths, labelled.count)
+        _agree([made, made_grad], [gram(z, labelled), gram_backward(grad, z, labelled)])
+
+
+@pytest.mark.parametrize("width", [1, 3, 17])
+@pytest.mark.parametrize("rich", [False, True])
+def test_first_order_method(width: int, rich: bool) -> None:
+    """h is not symmetric here, and its gradient is dense."""
+
+    def run(backend: str, layers: bool) -> list[Tensor]:
+        generator = seeded(6)
+
+        def draw(*shape: int) -> Tensor:
+            return normal(generator, *shape, scale=0.7 * width**-0.5).requires_grad_()
+
+        arguments = [draw(3, width, width), draw(3, width), draw(2, width, width)]
+        if rich:
+            arguments += [draw(2, 2, width), draw(2, 1)]
+        start = draw(3, width) if rich else None
+        weights = lfom_solve(*arguments, w0=start, layers=layers, backend=backend)
+        leaves = arguments if start is None else [*arguments, start]
+        return [weights, *torch.autograd.grad((weights * weights.detach().cos()).sum(), leaves)]
+
+    for layers in (False, True):
+        _agree(run("triton", layers), run("torch", layers))
+
+
+def test_sums_over_tasks_run_in_blocks_of_1024() -> None:
+    """float32 inside a block, float64 across: ones beside a large number survive in another block, not in its own."""
+    from memformer_kernels.kernels import sums
+
+    lanes = 256
+    partials = torch.ones(3 * 1024 // lanes, 2)
+    partials[0, 0] = 2.0**24
+    total = sums.over_tasks(partials, lanes)
+    assert total[1] == 12
+    assert total[0] in (2.0**24 + 8, 2.0**24 + 10, 2.0**24 + 12)
+    exact = torch.rand(1000, 3, generator=seeded(7))
+    torch.testing.assert_close(sums.over_tasks(exact, 8), exact.double().sum(0).float(), rtol=1e-6, atol=0)
+    assert sums.over_tasks(torch.empty(0, 5), 8).tolist() == [0.0] * 5

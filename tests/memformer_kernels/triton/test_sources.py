@@ -1,0 +1,92 @@
+"""What must hold of every kernel's text, since no machine without a GPU could see it go wrong."""
+
+import ast
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+import memformer_kernels
+
+FOLDER = Path(memformer_kernels.__file__).parent / "kernels"
+FILES = sorted(FOLDER.glob("*.py"))
+
+
+def _calls(path: Path, name: str) -> list[ast.Call]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return [x for x in ast.walk(tree) if isinstance(x, ast.Call) and ast.unparse(x.func) == name]
+
+
+def test_there_are_kernels() -> None:
+    assert len(FILES) > 5
+    assert sum(len(_calls(path, "tl.dot")) for path in FILES) == 1
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_product_says_its_precision(path: Path) -> None:
+    for call in _calls(path, "tl.dot"):
+        assert "input_precision" in {keyword.arg for keyword in call.keywords}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_tile_is_transposed(path: Path) -> None:
+    """`tl.dot(tl.trans(acc), ...)` of a computed accumulator is miscompiled for Hopper by Triton 3.4 to 3.7.0."""
+    for name in ("tl.trans", "tl.permute"):
+        assert _calls(path, name) == []
+    assert ".T" not in {f".{x.attr}" for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Attribute)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_sums_have_a_fixed_order(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "atomic_" not in text
+    assert "autotune" not in text
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
+    """The others end at 65,535."""
+    for name in ("tl.program_id", "tl.num_programs"):
+        for call in _calls(path, name):
+            assert ast.unparse(call.args[0]) == "0"
+
+
+def test_configurations_follow_rules() -> None:
+    from memformer_kernels.kernels import rules
+    from memformer_kernels.kernels.sums import TASKS_A_BLOCK
+
+    for width in range(1, rules.TILE_WIDTH + 1):
+        for dtype, matrices in product((torch.float32, torch.float64), (False, True)):
+            chosen = rules.config(width, 21, dtype, matrices)
+            assert TASKS_A_BLOCK % chosen.lanes == 0
+            assert chosen.lanes % chosen.tasks == 0
+            assert chosen.block >= width
+            if chosen.tasks == 1:
+                assert min(chosen.block, chosen.rows, chosen.chunk) >= rules.DOT_MINIMUM
+            else:
+                assert chosen.tasks * chosen.rows * chosen.block * chosen.chunk <= 2**14
+    assert rules.gram_splits(1, 100_000) >= 100_000 / rules.TOKENS_A_SPLIT
+    assert rules.gram_splits(10_000, 21) == 1
+
+
+def test_plain_tf32_only_when_torch_allows_it() -> None:
+    from memformer_kernels.kernels import rules
+
+    kept = torch.get_float32_matmul_precision()
+    try:
+        for allowed, expected in (("highest", "tf32x3"), ("high", "tf32")):
+            torch.set_float32_matmul_precision(allowed)
+            assert rules.precision(torch.float32) == expected
+            assert rules.precision(torch.float64) == "ieee"
+    finally:
+        torch.set_float32_matmul_precision(kept)
+
+
+def test_tensors_on_the_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memformer_kernels.kernels import launch
+
+    launch.check_device(torch.zeros(1))
+    monkeypatch.setattr(launch, "interpreted", lambda: False)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
+        launch.check_device(torch.zeros(1))
