@@ -17,7 +17,7 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
              const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries, const Tensor& result) {
   with_compute_type(z, [&](auto type) {
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
-    call.network.pass = cpu::Pass::forward;
+    call.network.pass = Pass::forward;
     call.network.result = array_of(result);
     if (queries >= 0) call.network.result_layers = static_cast<int>(result.size(0));
     call.run();
@@ -30,7 +30,7 @@ void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeT
               const MaybeTensor& grad_beta) {
   with_compute_type(z, [&](auto type) {
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
-    call.network.pass = cpu::Pass::backward;
+    call.network.pass = Pass::backward;
     call.network.result = array_of(grad);
     if (queries >= 0) call.network.result_layers = static_cast<int>(grad.size(0));
     call.network.grad_z = array_of(grad_z);
@@ -46,7 +46,7 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
   with_compute_type(z, [&](auto type) {
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
     const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
-    call.network.pass = grads.any() || grad_z || grad_target ? cpu::Pass::loss_backward : cpu::Pass::loss;
+    call.network.pass = grads.any() || grad_z || grad_target ? Pass::loss_backward : Pass::loss;
     call.network.target = array_of(target);
     call.network.grad_z = array_of(grad_z);
     call.network.grad_target = array_of(grad_target);
@@ -114,7 +114,7 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
     made.call.result = array_of(grad);
     made.call.fresh = registers_of(grad_fresh);
     made.call.grad_z = array_of(grad_z);
-    std::vector<cpu::Registers> places(wanted.size());
+    std::vector<Registers> places(wanted.size());
     for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
       if (wanted[k]) places[k] = registers_of(grad_registers[next++]);
     }

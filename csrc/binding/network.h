@@ -118,7 +118,7 @@ class NetworkCall {
     if (grads.beta) beta_form_.write(totals, *grads.beta);
   }
 
-  cpu::Network<T> network{};
+  Network<T> network{};
 
  private:
   Projections q_form_{}, p_form_{};

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include "binding/tensors.h"
+#include "cpu/threads.h"
 
 namespace memformer::binding {
 
@@ -16,7 +17,7 @@ inline void parallel_for(int64_t count, cpu::Body body, void* context) {
 // Calls body with a double for float64 tokens, else with a float.
 template <class Body>
 void with_compute_type(const Tensor& z, Body body) {
-  if (storage_of(z) == cpu::Storage::float64) {
+  if (storage_of(z) == Storage::float64) {
     body(double{});
   } else {
     body(float{});

@@ -16,8 +16,8 @@ inline const int64_t* lengths_of(const MaybeTensor& lengths) {
 }
 
 template <class T>
-cpu::Gram<T> gram_call(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
-  cpu::Gram<T> call{};
+Gram<T> gram_call(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
+  Gram<T> call{};
   call.tasks = z.size(0);
   call.tokens = static_cast<int>(z.size(1));
   call.width = static_cast<int>(z.size(2));
@@ -73,7 +73,7 @@ class QuadraticsCall {
     if (grad_beta) beta_form_.write(totals_.data() + a_.size() + gamma_.size(), *grad_beta);
   }
 
-  cpu::Quadratics<T> call{};
+  Quadratics<T> call{};
 
  private:
   Projections a_form_{};
@@ -160,10 +160,10 @@ class LayerCall {
     }
   }
 
-  cpu::Layer<T> call{};
+  Layer<T> call{};
 
  private:
-  std::vector<cpu::Registers> registers_;
+  std::vector<Registers> registers_;
   Projections q_form_{}, p_form_{};
   Coefficients gamma_form_{}, beta_form_{};
   std::vector<T> q_, p_, gamma_, beta_;

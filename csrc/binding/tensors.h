@@ -8,7 +8,7 @@
 
 #include <optional>
 
-#include "cpu/calls.h"
+#include "core/calls.h"
 #include "cpu/half.h"
 
 namespace memformer::binding {
@@ -16,20 +16,20 @@ namespace memformer::binding {
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-inline cpu::Storage storage_of(const Tensor& tensor) {
+inline Storage storage_of(const Tensor& tensor) {
   using torch::headeronly::ScalarType;
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return cpu::Storage::float32;
-    case ScalarType::Double: return cpu::Storage::float64;
-    case ScalarType::BFloat16: return cpu::Storage::bfloat16;
-    case ScalarType::Half: return cpu::Storage::float16;
+    case ScalarType::Float: return Storage::float32;
+    case ScalarType::Double: return Storage::float64;
+    case ScalarType::BFloat16: return Storage::bfloat16;
+    case ScalarType::Half: return Storage::float16;
     default: STD_TORCH_CHECK(false, "expected a tensor of float32, float64, bfloat16 or float16");
   }
 }
 
 // The tensor's first three axes, as far as it has them.
-inline cpu::Array array_of(const Tensor& tensor) {
-  cpu::Array array;
+inline Array array_of(const Tensor& tensor) {
+  Array array;
   array.data = tensor.data_ptr();
   array.storage = storage_of(tensor);
   const auto strides = tensor.strides();
@@ -38,11 +38,11 @@ inline cpu::Array array_of(const Tensor& tensor) {
   return array;
 }
 
-inline cpu::Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*tensor) : cpu::Array{}; }
+inline Array array_of(const MaybeTensor& tensor) { return tensor ? array_of(*tensor) : Array{}; }
 
 // The registers (B, R, N, D) of a layer.
-inline cpu::Registers registers_of(const Tensor& tensor) {
-  cpu::Registers registers;
+inline Registers registers_of(const Tensor& tensor) {
+  Registers registers;
   registers.array = array_of(tensor);
   registers.stride = tensor.stride(1);
   registers.array.stride[1] = tensor.stride(2);
@@ -76,25 +76,25 @@ class Entries {
 
   double read(int64_t offset) const {
     switch (storage_) {
-      case cpu::Storage::float64: return static_cast<const double*>(data_)[offset];
-      case cpu::Storage::bfloat16: return cpu::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
-      case cpu::Storage::float16: return cpu::from_float16(static_cast<const uint16_t*>(data_)[offset]);
+      case Storage::float64: return static_cast<const double*>(data_)[offset];
+      case Storage::bfloat16: return cpu::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
+      case Storage::float16: return cpu::from_float16(static_cast<const uint16_t*>(data_)[offset]);
       default: return static_cast<const float*>(data_)[offset];
     }
   }
 
   void write(int64_t offset, double value) const {
     switch (storage_) {
-      case cpu::Storage::float64: static_cast<double*>(data_)[offset] = value; return;
-      case cpu::Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = cpu::to_bfloat16(static_cast<float>(value)); return;
-      case cpu::Storage::float16: static_cast<uint16_t*>(data_)[offset] = cpu::to_float16(static_cast<float>(value)); return;
+      case Storage::float64: static_cast<double*>(data_)[offset] = value; return;
+      case Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = cpu::to_bfloat16(static_cast<float>(value)); return;
+      case Storage::float16: static_cast<uint16_t*>(data_)[offset] = cpu::to_float16(static_cast<float>(value)); return;
       default: static_cast<float*>(data_)[offset] = static_cast<float>(value);
     }
   }
 
  private:
   void* data_;
-  cpu::Storage storage_;
+  Storage storage_;
   torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
 };
 

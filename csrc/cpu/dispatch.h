@@ -2,7 +2,8 @@
 
 #pragma once
 
-#include "cpu/calls.h"
+#include "core/calls.h"
+#include "cpu/threads.h"
 
 namespace memformer::cpu {
 

@@ -2,7 +2,8 @@
 
 #pragma once
 
-#include "cpu/calls.h"
+#include "core/calls.h"
+#include "cpu/threads.h"
 
 #define MEMFORMER_KERNELS_OF(T)                                 \
   void response_gram(const Network<T>& call, ParallelFor run);  \

@@ -9,7 +9,7 @@
 
 #include <cstring>
 
-#include "cpu/calls.h"
+#include "core/calls.h"
 #include "cpu/half.h"
 #include "cpu/simd.h"
 

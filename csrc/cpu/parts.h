@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/calls.h"
+#include "core/calls.h"
+#include "cpu/threads.h"
 #include "cpu/lanes.h"
 #include "cpu/scratch.h"
 

@@ -1,10 +1,10 @@
-// What the binding hands to a kernel: pointers, strides and numbers; no torch.
+// What the binding hands to a kernel of any device: pointers, strides and numbers; no torch.
 
 #pragma once
 
 #include <cstdint>
 
-namespace memformer::cpu {
+namespace memformer {
 
 enum class Storage : int { none, float32, float64, bfloat16, float16 };
 
@@ -18,10 +18,6 @@ struct Array {
 inline int64_t bytes_of_number(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
-
-// Runs body(begin, end, context) over parts of [0, count), on as many threads as the caller's library is set to.
-using Body = void (*)(int64_t begin, int64_t end, void* context);
-using ParallelFor = void (*)(int64_t count, Body body, void* context);
 
 // What a call wants done with the network's result.
 enum class Pass : int {
@@ -139,4 +135,4 @@ struct Layer {
   double* totals;          // gradients of q, p, gamma, beta in the layouts above, one after another
 };
 
-}  // namespace memformer::cpu
+}  // namespace memformer
