@@ -6,7 +6,7 @@ message names the argument, what came and what was expected.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -158,18 +158,7 @@ def check_network(
             reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
-    return Problem(
-        tokens=total,
-        width=width,
-        layers=layers,
-        heads=heads,
-        structure=structure,
-        rule=rule,
-        token_axis=token_axis,
-        context=count,
-        lengths=lengths,
-        device=tokens.device.type,
-    )
+    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, tokens.device.type)
 
 
 def check_target(target: object, z: Tensor, queries: int) -> Tensor:
@@ -352,13 +341,13 @@ def _autocast(z: Tensor) -> bool:
     return z.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
-def _agree(z: Tensor, **parameters: object) -> None:
+def _agree(z: Tensor, **parameters: Any) -> None:
     """Parameters live where z does, in float32 or z's dtype; under autocast any mixture without float64 is cast."""
     dtype, device = z.dtype, z.device
     for name, tensor in parameters.items():
-        if isinstance(tensor, Tensor):
+        if tensor is not None:
             own = tensor.dtype
-            fits = own == dtype or (own == torch.float32 and dtype in _HALF)
+            fits = own is dtype or (own == torch.float32 and dtype in _HALF)
             if not fits and (own == torch.float64 or not _autocast(z)):
                 allowed = f"{dtype} or torch.float32" if dtype in _HALF else str(dtype)
                 reject_kind(name, tensor, f"{allowed}, since z is {dtype}")

@@ -137,6 +137,8 @@ def _gradients(
     arguments: Sequence[Tensor | None], needs: Needs, dtype: torch.dtype | None = None
 ) -> list[Tensor | None]:
     """Room for the gradients that are needed, None for the others."""
+    if True not in needs:
+        return [None] * len(needs)
     return [
         _like(argument, dtype) if needed and argument is not None else None
         for argument, needed in zip(arguments, needs, strict=True)
