@@ -64,6 +64,8 @@ struct Network {
   Array grad_z;       // (B, N, D) or null
   Array grad_target;  // (B, queries) or null
   double* totals;     // gradients of q, p, gamma, beta in the layouts above, one after another, then the squared error
+  Array gram;         // (B, D, D) in the type T, Gram space: of the contexts, where they are summed before, or null
+  Array grad_gram;    // (B, D, D), where `gram` is given and grad_z is wanted: written instead of the context's rows of grad_z
 };
 
 // Gram matrices of contexts, or the gradient of the tokens from that of the matrices.

@@ -14,33 +14,42 @@ inline int waiting_cells(int count, int width) {
   return levels * core::packed_size(width);
 }
 
+// Adds up matrices pairwise as they come: sums of 1, 2, 4, ... of them wait in their own places, as the binary digits of
+// their number so far.
+template <class S>
+class PairwiseSum {
+ public:
+  PairwiseSum(S* waiting, int entries) : waiting_(waiting), entries_(entries) {}
+
+  // `sum` is the next matrix; if it is the last it ends as the sum of all.
+  MEMFORMER_INLINE void add(S* sum, bool last) {
+    int place = 0;
+    for (int64_t carry = added_; last ? carry != 0 : carry & 1; carry >>= 1, ++place) {
+      if (!(carry & 1)) continue;
+      for (int k = 0; k < entries_; ++k) sum[k] = waiting_[place * entries_ + k] + sum[k];
+    }
+    ++added_;
+    if (last) return;
+    for (int k = 0; k < entries_; ++k) waiting_[place * entries_ + k] = sum[k];
+  }
+
+ private:
+  S* waiting_;
+  int entries_;
+  int64_t added_ = 0;
+};
+
 // matrix = sum over rows i < count of z_i z_i^T, packed; rows(first, number) gives a block of them.
 template <class S, class Width, class Rows>
 inline void sum_context(int count, Width width, Rows rows, S* waiting, S* matrix) {
-  const int entries = core::packed_size(width);
-  S block[core::packed_size(Width::limit)];
-  int done = 0, blocks = 0;
+  PairwiseSum<S> sum(waiting, core::packed_size(width));
+  int done = 0;
   while (done < count) {
     const int number = count - done < core::gram_block ? count - done : core::gram_block;
-    core::block_gram(core::Cells<const S>{rows(done, number)}, number, width, block);
+    core::block_gram(core::Cells<const S>{rows(done, number)}, number, width, matrix);
     done += number;
-    // Sums of 1, 2, 4, ... blocks wait in their own places, as the binary digits of the number of blocks so far.
-    int level = 0;
-    for (int carry = blocks; carry & 1; carry >>= 1, ++level) {
-      for (int k = 0; k < entries; ++k) block[k] = waiting[level * entries + k] + block[k];
-    }
-    ++blocks;
-    if (done < count) {
-      for (int k = 0; k < entries; ++k) waiting[level * entries + k] = block[k];
-    } else {
-      for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {
-        if (carry & 1) {
-          for (int k = 0; k < entries; ++k) block[k] = waiting[place * entries + k] + block[k];
-        }
-      }
-    }
+    sum.add(matrix, done == count);
   }
-  for (int k = 0; k < entries; ++k) matrix[k] = block[k];
 }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

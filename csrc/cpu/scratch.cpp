@@ -6,6 +6,14 @@
 namespace memformer::cpu {
 namespace {
 
+void* allocate(std::size_t bytes) {
+  void* const data = std::aligned_alloc(64, bytes);
+  if (!data) throw std::bad_alloc();
+  return data;
+}
+
+std::size_t whole_pages(std::size_t bytes) { return (bytes / 4096 + 1) * 4096; }
+
 class Arena {
  public:
   ~Arena() { std::free(data_); }
@@ -14,10 +22,9 @@ class Arena {
     if (bytes > size_) {
       std::free(data_);
       size_ = 0;
-      const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
-      data_ = std::aligned_alloc(64, rounded);
-      if (!data_) throw std::bad_alloc();
-      size_ = rounded;
+      data_ = nullptr;
+      data_ = allocate(whole_pages(bytes));
+      size_ = whole_pages(bytes);
     }
     return data_;
   }
@@ -28,6 +35,10 @@ class Arena {
 };
 
 }  // namespace
+
+Memory::Memory(std::size_t bytes) : data_(allocate(whole_pages(bytes))) {}
+
+Memory::~Memory() { std::free(data_); }
 
 void* thread_scratch(std::size_t bytes) {
   thread_local Arena arena;

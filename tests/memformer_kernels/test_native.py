@@ -157,6 +157,32 @@ def test_contexts_that_stream(tokens: int) -> None:
             assert float64_violations(public("cpu", "gram"), case) == {}
 
 
+@pytest.mark.parametrize("contexts", ["all", "ragged"])
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize(("tasks", "tokens"), [(1, 4096), (1, 20_000), (3, 17_409)])
+def test_a_long_context_has_the_same_bits_alone_and_among_many(
+    structure: str, contexts: str, tasks: int, tokens: int
+) -> None:
+    """Few tasks share their long contexts among lanes, many do not."""
+    random = seeded(5)
+    q, p = normal(random, 3, 1, 5, 5) / 5, normal(random, 3, 1, 5, 5) / 5
+    tensors = [x.float() for x in (q, p, normal(random, 3, 3, 1, 1, 6))]
+    q, p, gamma = tensors
+    few = normal(random, tasks, tokens, 6).float()
+    many = torch.cat([few, normal(random, 40, tokens, 6).float()])
+    lengths = torch.randint(1, tokens, (tasks + 40,), generator=random)
+    results = []
+    for z in (few, many):
+        z.requires_grad_()
+        context = lengths[: len(z)] if contexts == "ragged" else None
+        predictions = memformer_predict(z, q, p if structure == "block" else None, gamma, context=context, layers=True)
+        gram = context_gram(z, context)
+        (grad,) = torch.autograd.grad([predictions[:, :tasks].cos().sum(), gram[:tasks].cos().sum()], z)
+        results.append((predictions[:, :tasks], gram[:tasks], grad[:tasks]))
+    for alone, among_many in zip(*results, strict=True):
+        assert torch.equal(alone, among_many)
+
+
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 95, 96, 97, 1000, 4097])
 @pytest.mark.parametrize("width", [1, 2, 6, 8, 17])
 def test_gram_matrices_of_any_length(tokens: int, width: int) -> None:

@@ -6,6 +6,7 @@
 #include "cpu/context_gram.h"
 
 #include "cpu/kernels.h"
+#include "cpu/long_contexts.h"
 #include "cpu/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -73,8 +74,12 @@ class ContextGram {
 
 template <class T, class Width>
 void run(const Gram<T>& gram, Width width, ParallelFor parallel) {
-  const ContextGram<T, Width> group(gram, width);
-  over_parts<T>(gram.tasks, 0, group.scratch_cells(), nullptr, parallel, group);
+  const auto whole_tasks = [&](const Gram<T>& call) {
+    const ContextGram<T, Width> group(call, width);
+    over_parts<T>(call.tasks, 0, group.scratch_cells(), nullptr, parallel, group);
+  };
+  if (cutting_pays<T>(gram.tasks, gram.context)) return over_pieces(gram, whole_tasks);
+  whole_tasks(gram);
 }
 
 }  // namespace

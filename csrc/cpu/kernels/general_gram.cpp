@@ -10,6 +10,7 @@
 #include "cpu/context_gram.h"
 #include "cpu/general_sums.h"
 #include "cpu/kernels.h"
+#include "cpu/long_contexts.h"
 #include "cpu/run_network.h"
 #include "cpu/readout.h"
 #include "cpu/token_rows.h"
@@ -58,9 +59,13 @@ class GeneralGram {
     readout_.begin(tasks);
     const S scale = S(T(1)) / rows_.count();
     S gram[core::packed_size(width_limit)];
-    sum_context(
-        rows_.context_count(), shape_.width(), [&](int first, int count) { return rows_.context(first, count); },
-        waiting, gram);
+    if (network_.gram.data) {
+      load_packed(network_.gram, tasks, width, buffer, gram);
+    } else {
+      sum_context(
+          rows_.context_count(), shape_.width(), [&](int first, int count) { return rows_.context(first, count); },
+          waiting, gram);
+    }
     for (int k = 0; k < core::packed_size(width); ++k) gram[k] = gram[k] * scale;
     const core::Trace<S, 1> trace(Cells{trace_begin}, parameters_, shape_.size(), backward_);
     core::general_gram_forward(shape_, parameters_, Cells{gram}, trace, Cells{work},
@@ -186,7 +191,8 @@ class GeneralGram {
   void write_token_grads(Tasks tasks, const S* read, const S* symmetric, S* buffer) {
     const int width = shape_.width();
     S* const incoming = buffer + core::gram_block * width;
-    for (int first = 0; first < rows_.context_count(); first += core::gram_block) {
+    if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
+    for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
       const int left = rows_.context_count() - first;
       const int count = left < core::gram_block ? left : core::gram_block;
       const S* const rows = rows_.context(first, count);
@@ -247,8 +253,8 @@ class GeneralGram {
 
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
-  with_shape(network, [&](auto shape) {
-    run_network(network, GeneralGram<T, decltype(shape)>(network, shape), parallel);
+  with_long_contexts(network, parallel, [&](const Network<T>& call) {
+    with_shape(call, [&](auto shape) { run_network(call, GeneralGram<T, decltype(shape)>(call, shape), parallel); });
   });
 }
 

@@ -8,6 +8,7 @@
 #include "cpu/ahead.h"
 #include "cpu/context_gram.h"
 #include "cpu/kernels.h"
+#include "cpu/long_contexts.h"
 #include "cpu/run_network.h"
 #include "cpu/readout.h"
 #include "cpu/response_sums.h"
@@ -56,7 +57,11 @@ class ResponseGram {
     ahead_.ask(2, asks);
     const S scale = S(T(1)) / rows_.count();
     S matrix[core::packed_size(Width::limit)];
-    sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+    if (network_.gram.data) {
+      load_packed(network_.gram, tasks, width_, buffer, matrix);
+    } else {
+      sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+    }
     ahead_.ask(3, asks);
     Task task;
     task.extent = d_;
@@ -179,7 +184,8 @@ class ResponseGram {
     for (int c = 0; c < d; ++c) symmetric[core::packed_size(d_) + c] = grad.b[c] * scale;
     symmetric[core::packed_size(width_) - 1] = S(T(0));
     S* const incoming = buffer + core::gram_block * width_;
-    for (int first = 0; first < rows_.context_count(); first += core::gram_block) {
+    if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
+    for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
       const int left = rows_.context_count() - first;
       const int count = left < core::gram_block ? left : core::gram_block;
       const S* const rows = rows_.context(first, count);
@@ -239,8 +245,8 @@ class ResponseGram {
 
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
-  with_features(network, [&](auto d) {
-    run_network(network, ResponseGram<T, decltype(d)>(network, d), parallel);
+  with_long_contexts(network, parallel, [&](const Network<T>& call) {
+    with_features(call, [&](auto d) { run_network(call, ResponseGram<T, decltype(d)>(call, d), parallel); });
   });
 }
 
