@@ -40,7 +40,8 @@ def test_every_global_symbol_of_a_kernel_names_its_instruction_set(path: Path) -
     mark = f"{len(name)}{name}"
     symbols = _symbols(path, "--defined-only", "--extern-only")
     assert symbols
-    assert [symbol for symbol in symbols if mark not in symbol] == []
+    # A pointer to the C++ library's own handler of exceptions: data, alike in every object.
+    assert [symbol for symbol in symbols if mark not in symbol and symbol != "V DW.ref.__gxx_personality_v0"] == []
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=_name)
