@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: run test test-all lint bench gpu install native clean
+.PHONY: run test test-all lint bench bench-compare gpu install native clean
 
 run: install
 	$(BIN)/memformer-lab run
@@ -26,6 +26,10 @@ lint: install
 # One table: workload W on every provider, with this machine's copy bandwidth and FMA rate measured in the same run.
 bench: install
 	$(BIN)/python -m benchmarks
+
+# Ours against the committed records, in ratios to the fastest peer of the same run; fails if one fell beyond the noise.
+bench-compare: install
+	$(BIN)/python -m benchmarks compare
 
 # For a machine with an NVIDIA GPU: correctness, then benchmarks, then one small JSON record.
 gpu: install

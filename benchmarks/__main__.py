@@ -1,5 +1,6 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
-`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes.
+`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes;
+`compare` holds a run of today against the committed records.
 """
 
 from dataclasses import replace
@@ -10,10 +11,10 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import floors, growth, overhead
+from benchmarks import compare, floors, growth, overhead
 from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import Provider, select
-from benchmarks.record import Report, write_json, write_report
+from benchmarks.providers import PROVIDERS, Provider, select
+from benchmarks.record import Report, read_report, write_json, write_report
 from benchmarks.run import run
 from benchmarks.table import not_timed, print_report
 from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
@@ -24,6 +25,7 @@ app = typer.Typer(add_completion=False)
 
 CPU = torch.device("cpu")
 RESULTS = ROOT / "results" / "bench"
+COMMITTED = tuple(ROOT / "benchmarks" / "results" / name for name in ("cpu-w.json", "cpu-w-full.json"))
 
 Quick = Annotated[bool, typer.Option("--quick", help="Small batches, few runs: a look, not a record.")]
 Words = Annotated[list[str] | None, typer.Option("--provider", help="Part of a provider's name; repeat for several.")]
@@ -125,6 +127,43 @@ def memory_floors(
     for found in profiles:
         floors.print_profile(found, console)
     console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command("compare")
+def compare_with_records(
+    record: Annotated[
+        list[Path] | None, typer.Argument(help="Records of this command; default: the committed ones of the CPU.")
+    ] = None,
+    quick: Quick = False,
+) -> None:
+    """Run a record's sizes again and hold today's ratios to a peer against it; exit status 1 if one fell."""
+    console = Console()
+    fell = False
+    for path in record or COMMITTED:
+        try:
+            then = read_report(path)
+        except (OSError, ValueError) as error:
+            raise typer.BadParameter(str(error), param_hint="RECORD") from error
+        runnable = frozenset(p.name for p in PROVIDERS if any(p.supports(w, CPU) for w in compare.sizes(then)))
+        chosen = compare.contenders(then, runnable)
+        with console.status("starting") as status:
+            now = run(
+                [w for w in compare.sizes(then) if not quick or w.batch <= QUICK_BATCHES[0]],
+                [provider for provider in PROVIDERS if provider.name in chosen],
+                CPU,
+                quick=quick,
+                announce=status.update,
+            )
+        found = list(compare.changes(then, now))
+        console.print(f"\n{path.name}: revision {then.machine.revision} then, {now.machine.revision} now")
+        console.print(compare.change_table(found))
+        unheard = [] if quick else compare.missing(then, now)
+        for line in unheard:
+            console.print(line, markup=False)
+        fell = fell or bool(unheard) or any(change.verdict == "slower" for change in found)
+    console.print("x: the peer's median over ours in one run; more is better. band: what both runs' spread explains.")
+    if fell:
+        raise typer.Exit(1)
 
 
 def best_backend() -> str:
