@@ -1,6 +1,6 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes;
-`compare` holds a run of today against the committed records.
+`compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider.
 """
 
 from dataclasses import replace
@@ -11,9 +11,9 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import compare, floors, growth, overhead
+from benchmarks import compare, dispatch, floors, growth, overhead
 from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import PROVIDERS, Provider, select
+from benchmarks.providers import PROVIDERS, Provider, automatic, select
 from benchmarks.record import Report, read_report, write_json, write_report
 from benchmarks.run import run
 from benchmarks.table import not_timed, print_report
@@ -163,6 +163,33 @@ def compare_with_records(
         fell = fell or bool(unheard) or any(change.verdict == "slower" for change in found)
     console.print("x: the peer's median over ours in one run; more is better. band: what both runs' spread explains.")
     if fell:
+        raise typer.Exit(1)
+
+
+@app.command("dispatch")
+def check_dispatch(
+    workload: Annotated[list[str] | None, typer.Option(help="Part of a workload's name; default all.")] = None,
+    provider: Words = None,
+    quick: Quick = False,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "dispatch-cpu.json",
+) -> None:
+    """Hold backend="auto" against every provider on workloads of every size; exit status 1 if it chose badly."""
+    chosen = [w for name, w in dispatch.WORKLOADS.items() if not workload or any(part in name for part in workload)]
+    if not chosen:
+        raise typer.BadParameter(f"no name holds it; they are {'; '.join(dispatch.WORKLOADS)}", param_hint="--workload")
+    providers = (*_selected(provider), automatic())
+    console = Console()
+    with console.status("starting") as status:
+        policy = None if quick else dispatch.POLICY
+        report = run(chosen, providers, CPU, quick=quick, policy=policy, announce=status.update)
+    write_report(json, report)
+    found = list(dispatch.choices(report))
+    console.print(dispatch.choice_table(found))
+    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
+    for line in not_timed(replace(report, timings=failed)):
+        console.print(line, markup=False)
+    console.print(f"{report.seconds:.0f} s; record: {json}", soft_wrap=True)
+    if not all(choice.good for choice in found):
         raise typer.Exit(1)
 
 

@@ -141,8 +141,15 @@ def _compiled(formulation: Formulation) -> Provider:
     return Provider(f"{formulation.name}, compiled", True, formulation.supports, build)
 
 
+def automatic() -> Provider:
+    """The package as most people call it: the backend that `plan` chooses."""
+    return _ours("auto", ("cpu", "cuda"))
+
+
 def _ours(backend: str, devices: tuple[str, ...]) -> Provider:
     def supports(workload: Workload, device: torch.device) -> Support:
+        if backend == "auto":
+            return Support(True)
         if device.type not in devices:
             return Support(False, f"backend {backend} runs on {' and '.join(devices)}, not on {device.type}")
         info = build_info().backends[backend]
