@@ -1,28 +1,16 @@
 """One clock and one memory gauge for every device."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from memformer_lab.profiling.rates import milliseconds
+
+__all__ = ["milliseconds", "peak_bytes"]
+
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
-
-
-def milliseconds(action: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call: CUDA events around it on a GPU, the wall clock elsewhere."""
-    if device.type == "cuda":
-        begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
-        torch.cuda.synchronize(device)
-        begin.record()
-        action()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end))
-    begun = time.perf_counter()
-    action()
-    return (time.perf_counter() - begun) * 1e3
 
 
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None:

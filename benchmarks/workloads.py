@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
+
+from memformer_lab.profiling.costs import Network, Operations
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType({"float32": torch.float32, "float64": torch.float64})
 
@@ -13,18 +14,6 @@ RULES = ("lfom",)
 GRANULARITIES = ("scalar", "feature", "token", "full")
 STRUCTURES = ("response-only",)
 DIRECTIONS = ("forward+backward",)
-
-
-class Operations(NamedTuple):
-    """Multiply-adds of one task: forming the context Gram matrix, the forward pass, the backward pass."""
-
-    gram: int
-    forward: int
-    backward: int
-
-    @property
-    def total(self) -> int:
-        return self.gram + self.forward + self.backward
 
 
 @dataclass(frozen=True)
@@ -114,31 +103,9 @@ class Workload:
 
         Heads cost nothing here: with gamma shared by heads and features fixed, sum_h A_h acts as one head.
         """
-        return self._token_operations() if self.token_axis else self._gram_operations()
-
-    def _gram_operations(self) -> Operations:
-        """On H (symmetric), b and w alone: g_l = b - H w_l, r_l = -A_l g_l, w += sum_{j<=l} gamma_lj r_j; w_0 = 0."""
-        d, layers = self.d, self.layers
-        pairs = layers * (layers + 1) // 2
-        gram = self.n * (d * (d + 1) // 2 + d)
-        products = layers * d * d + (layers - 1) * d * d
-        forward = products + pairs * d + d
-        # Each pair (l, j) gives gamma's gradient and register j's adjoint; each layer A's gradient and the adjoints of
-        # its products, H's only after layer 0, where w_l depends on a parameter.
-        backward = products + layers * d * d + 2 * pairs * d + d
-        return Operations(gram, forward, backward)
-
-    def _token_operations(self) -> Operations:
-        """On the fixed features X (N, d) and the response column y (N): b_l = X^T y / n over the context,
-        r_l = X A_l b_l, y += sum_{j<=l} gamma_lj * r_j. The last layer need only reach the query's row.
-        """
-        d, n, rows, layers = self.d, self.n, self.tokens, self.layers
-        pairs_before_last = (layers - 1) * layers // 2
-        updates = pairs_before_last * rows + layers
-        registers = (layers - 1) * rows * d + d
-        forward = layers * (n * d + d * d) + registers + updates
-        backward = 2 * updates + registers + 2 * layers * d * d + (layers - 1) * n * d
-        return Operations(0, forward, backward)
+        pairs = self.layers * (self.layers + 1) // 2
+        network = Network(self.d, self.n, 1, self.layers, 1, self.structure, pairs, 0, self.token_axis)
+        return network.operations(training=True)
 
 
 W = Workload(name="W", d=5, n=20, layers=4, heads=1, batch=100_000)

@@ -1,4 +1,4 @@
-"""The `memformer-lab` command: train, evaluate, info and run."""
+"""The `memformer-lab` command: train, evaluate, info, run and profile."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from memformer_lab.budget import Budget
 from memformer_lab.config import TrainingConfig
 from memformer_lab.evaluation import evaluate as judge
 from memformer_lab.models import load_model
+from memformer_lab.profiling.call import Call, profile_call
+from memformer_lab.profiling.view import print_profile
 from memformer_lab.progress import task_progress
 from memformer_lab.showcase import run_showcase
 from memformer_lab.tables import estimate_table
@@ -38,6 +40,7 @@ app = typer.Typer(
 )
 
 _RUN = TrainingConfig()
+_CALL = Call()
 _FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
@@ -157,6 +160,42 @@ def run(
     with _one_line_errors():
         budget = Budget.quick() if quick else Budget()
         run_showcase(output, seed=seed, budget=budget, workers=workers or _cores())
+
+
+@app.command()
+def profile(
+    d: Annotated[int, typer.Option(help="Features.")] = _CALL.d,
+    n: Annotated[int, typer.Option(help="Labelled examples in a context.")] = _CALL.n,
+    queries: Annotated[int, typer.Option(help="Queries a task.")] = _CALL.queries,
+    batch: Annotated[int, typer.Option(help="Tasks.")] = _CALL.batch,
+    layers: Annotated[int, typer.Option(help="Layers.")] = _CALL.layers,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = _CALL.heads,
+    rule: Annotated[str, typer.Option(help="As in train.")] = _CALL.rule,
+    granularity: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="As in train.", show_default="the rule's own"),
+    ] = _CALL.granularity,
+    structure: Annotated[str, typer.Option(help="response-only, block or dense.")] = _CALL.structure,
+    dtype: Annotated[str, typer.Option(help="Of the tokens: float32, float64, bfloat16 or float16.")] = _CALL.dtype,
+    direction: Annotated[
+        str, typer.Option(help="training (a loss and the parameters' gradients) or forward (a prediction).")
+    ] = _CALL.direction,
+    backend: Annotated[str, typer.Option(help="auto, torch, cpu, cuda or triton.")] = _CALL.backend,
+    algorithm: Annotated[str, typer.Option(help="auto, gram or token.")] = _CALL.algorithm,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _CALL.device,
+    seconds: Annotated[float, typer.Option(min=0.0, help="How long to time.")] = 1.0,
+    trace: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Where a torch.profiler trace of one call goes.", show_default="none"),
+    ] = None,
+) -> None:
+    """Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."""
+    given = locals()
+    values = {field.name: given[field.name] for field in dataclasses.fields(Call)}
+    with _one_line_errors():
+        _device(device)
+        found = profile_call(Call(**values), seconds=seconds, trace=trace)
+    print_profile(found, Console())
 
 
 def _train(
