@@ -90,8 +90,8 @@ def run(state: Tensor, metric: Metric, q: Tensor, p: Tensor, memory: Memory, hea
     trace = AttentionTrace([state])
     for layer in range(q.shape[0]):
         fresh = attend(state, metric.gram(state), q[layer], p[layer], heads)
-        trace.registers.append(memory.register(layer, fresh, trace.registers))
-        state = state + memory.update(layer, trace.registers)
+        register, state = memory.advance(layer, state, fresh, trace.registers)
+        trace.registers.append(register)
         trace.states.append(state)
     return trace
 
@@ -119,7 +119,7 @@ def run_backward(
     p_grads: list[Tensor] = []
     for layer in reversed(range(layers)):
         outer = state_grads[layer]
-        grad = grad if outer is None else grad + outer
+        grad = memory.hold(layer, grad if outer is None else grad + outer)
         update_grads.insert(0, grad)
         later = register_grads[0] if register_grads else None
         register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])
