@@ -70,7 +70,8 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int) -> _Launch:
     strides: tuple[int, ...] = (0, 0, 0)
     if z is not None:
         strides = z.stride()
-        if rules.gram_splits(triton.cdiv(batch, config.tasks), recurrence.context) > 1:
+        splits = rules.gram_splits(triton.cdiv(batch, config.tasks), recurrence.context)
+        if splits > 1 or rules.gram_apart(width):
             total = gram(z, recurrence.lengths, recurrence.context)
             count = recurrence.context if recurrence.lengths is None else recurrence.lengths[:, None, None]
             matrix = total / count

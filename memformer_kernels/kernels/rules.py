@@ -72,7 +72,7 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
     lanes = 8 if block >= 64 else 32
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
-    chunk = DOT_MINIMUM if matrices or block == 128 else min(block, TOKENS_AT_ONCE)
+    chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
     return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else 2)
 
@@ -80,6 +80,15 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
 def programs(work: int, scratch: int) -> int:
     """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece."""
     return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
+
+
+def gram_apart(width: int) -> bool:
+    """Whether a kernel of its own makes the Gram matrices of response-only tasks before their layers run.
+
+    From 64 features on a matrix is a quarter of a program's registers; one that also runs the layers has none left to
+    keep tokens in flight. It writes and reads D^2 numbers a task for the n D that it streams.
+    """
+    return width > 64
 
 
 def gram_splits(batch: int, longest: int) -> int:
