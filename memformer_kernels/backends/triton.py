@@ -17,6 +17,7 @@ from memformer_kernels.backends.torch import TorchBackend
 
 if TYPE_CHECKING:
     from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
+    from memformer_kernels.backends.triton_spread import SpreadCalls
 
 WIDEST = 128
 """Largest D of the kernels for Gram matrices and for the vectors of response-only networks and quadratics."""
@@ -154,12 +155,15 @@ def _response_only(network: Network) -> bool:
     return network.p is None and network.q.shape[-1] != network.z.shape[2]
 
 
-def _calls(network: Network) -> "NetworkCalls | ResponseCalls":
-    from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
+def _calls(network: Network) -> "NetworkCalls | ResponseCalls | SpreadCalls":
+    from memformer_kernels.backends import triton_calls, triton_spread
 
-    if _response_only(network) and network.algorithm == "gram":
-        return ResponseCalls(network)
-    return NetworkCalls.of_network(network)
+    batch, tokens, _ = network.z.shape
+    if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
+        return triton_spread.SpreadCalls(network, _response_only(network))
+    if network.algorithm == "gram" and _response_only(network):
+        return triton_calls.ResponseCalls(network)
+    return triton_calls.NetworkCalls.of_network(network)
 
 
 def _asked(

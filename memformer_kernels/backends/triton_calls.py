@@ -1,5 +1,7 @@
 """Networks, layers and quadratics as calls of the Triton kernels' recurrences, and their gradients back."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -26,9 +28,12 @@ def _rule(gamma: Tensor | None) -> int:
 
 
 class ResponseCalls:
-    """A response-only network in Gram space: coefficients are read in the response column alone."""
+    """A response-only network in Gram space: coefficients are read in the response column alone.
 
-    def __init__(self, network: Network) -> None:
+    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
+    """
+
+    def __init__(self, network: Network, matrix: Tensor | None = None) -> None:
         self.network = network
         dtype = compute_dtype(network.z)
         layers, heads = network.q.shape[:2]
@@ -45,6 +50,7 @@ class ResponseCalls:
             z=network.z,
             lengths=network.lengths,
             context=network.context,
+            matrix=matrix,
         )
 
     def predict(self, queries: int, layers: bool) -> Tensor:
@@ -74,11 +80,15 @@ class ResponseCalls:
         return grads.squares, error[0], self._gradients(grads)
 
     def _gradients(self, grads: call_solve.Gradients) -> NetworkGradients:
-        return grads.z, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
+        tasks = grads.z if self.recurrence.matrix is None else grads.matrix
+        return tasks, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
 
 
 class NetworkCalls:
-    """A network of any structure, on tokens or in Gram space, or a single layer."""
+    """A network of any structure, on tokens or in Gram space, or a single layer.
+
+    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
+    """
 
     def __init__(
         self,
@@ -91,6 +101,7 @@ class NetworkCalls:
         context: int,
         space: str,
         past: Tensor | None = None,
+        matrix: Tensor | None = None,
     ) -> None:
         dtype = compute_dtype(z)
         layers, heads = q.shape[:2]
@@ -114,11 +125,12 @@ class NetworkCalls:
             beta=in_full(beta, (layers, kept, _token_axis(beta)), width, dtype),
             kept=kept,
             past=past,
+            matrix=matrix,
         )
 
     @classmethod
-    def of_network(cls, network: Network) -> "NetworkCalls":
-        return cls(*network)
+    def of_network(cls, network: Network, matrix: Tensor | None = None) -> "NetworkCalls":
+        return cls(*network, matrix=matrix)
 
     @classmethod
     def of_layer(cls, layer: Layer) -> "NetworkCalls":
@@ -132,7 +144,7 @@ class NetworkCalls:
             layer.lengths,
             layer.context,
             "token",
-            torch.stack(tuple(layer.registers)) if layer.registers else None,
+            _stacked(layer.registers),
         )
 
     def layer(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +182,14 @@ class NetworkCalls:
     def _gradients(self, grads: call_network.Gradients) -> NetworkGradients:
         q = grads.q[..., : self.q_width, : self.q_width]
         p = None if grads.p is None else grads.p[..., : self.p_width, : self.p_width]
-        return grads.z, q, p, grads.gamma, grads.beta
+        tasks = grads.z if self.recurrence.matrix is None else grads.matrix
+        return tasks, q, p, grads.gamma, grads.beta
+
+
+def _stacked(registers: Sequence[Tensor]) -> Tensor | None:
+    if not registers:
+        return None
+    return registers[0].contiguous()[None] if len(registers) == 1 else torch.stack(tuple(registers))
 
 
 def _token_axis(coefficient: Tensor | None) -> int:

@@ -6,7 +6,7 @@ import triton
 from torch import Tensor
 
 from memformer_kernels.kernels import sums
-from memformer_kernels.kernels.launch import on_device
+from memformer_kernels.kernels.launch import launch
 from memformer_kernels.kernels.registers import update_backward_kernel, update_kernel
 
 TILE_NUMBERS = 2048
@@ -51,27 +51,28 @@ def update(
     moved = fresh.new_empty((batch, rows, width))
     programs = batch * triton.cdiv(rows, tile_rows) * triton.cdiv(width, block)
     if programs:
-        with on_device(fresh):
-            update_kernel[(programs,)](
-                state,
-                fresh.contiguous(),
-                before,
-                kept,
-                gamma,
-                beta,
-                register,
-                moved,
-                *state.stride(),
-                0 if kept is None else kept.stride(0),
-                rows,
-                width,
-                heads,
-                0 if kept is None else kept.shape[0],
-                GAMMA_TOKENS=_token_axis(gamma),
-                BETA_TOKENS=_token_axis(beta),
-                ROWS=tile_rows,
-                BLOCK=block,
-            )
+        launch(
+            update_kernel,
+            programs,
+            state,
+            fresh.contiguous(),
+            before,
+            kept,
+            gamma,
+            beta,
+            register,
+            moved,
+            *state.stride(),
+            0 if kept is None else kept.stride(0),
+            rows,
+            width,
+            heads,
+            0 if kept is None else kept.shape[0],
+            GAMMA_TOKENS=_token_axis(gamma),
+            BETA_TOKENS=_token_axis(beta),
+            ROWS=tile_rows,
+            BLOCK=block,
+        )
     return moved
 
 
@@ -104,31 +105,32 @@ def update_backward(
     gamma_partials = partials(gamma, gamma_tokens)
     beta_partials = partials(None if carried is None else beta, beta_tokens)
     if batch:
-        with on_device(register):
-            update_backward_kernel[(blocks * row_blocks * triton.cdiv(width, block),)](
-                updates,
-                register,
-                gamma,
-                carried,
-                beta,
-                asked,
-                grad,
-                gamma_partials,
-                beta_partials,
-                updates.stride(0),
-                batch,
-                rows,
-                width,
-                heads,
-                updates.shape[0],
-                0 if gamma is None else gamma.numel(),
-                0 if beta is None else beta.numel(),
-                GAMMA_TOKENS=gamma_tokens,
-                BETA_TOKENS=beta_tokens,
-                LANES=lanes,
-                ROWS=tile_rows,
-                BLOCK=block,
-            )
+        launch(
+            update_backward_kernel,
+            blocks * row_blocks * triton.cdiv(width, block),
+            updates,
+            register,
+            gamma,
+            carried,
+            beta,
+            asked,
+            grad,
+            gamma_partials,
+            beta_partials,
+            updates.stride(0),
+            batch,
+            rows,
+            width,
+            heads,
+            updates.shape[0],
+            0 if gamma is None else gamma.numel(),
+            0 if beta is None else beta.numel(),
+            GAMMA_TOKENS=gamma_tokens,
+            BETA_TOKENS=beta_tokens,
+            LANES=lanes,
+            ROWS=tile_rows,
+            BLOCK=block,
+        )
 
     def total(parts: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
         if parts is None or coefficient is None:

@@ -57,16 +57,16 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
 
     `matrices`: for the matrix recurrence, whose steps hold more tiles at once than a Gram matrix and vectors do.
     """
-    block = triton.next_power_of_2(width)
+    block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
         # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
         # 1024 leave room for the other tiles of the matrix recurrence.
         tasks = max(2, min(64, (512 if matrices else 1024) // (block * block)))
         lanes = 256 if block <= 8 else 128
         chunk = min(block, 2 if matrices else 8)
-        return Config(tasks, block, min(8, triton.next_power_of_2(tokens)), chunk, lanes, 4, 1)
+        return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)
     # 64 rows of 128 float32 are 32 registers of 256 threads; state, fresh register and update are three such tiles.
-    rows = max(DOT_MINIMUM, min(triton.next_power_of_2(tokens), 64 if block >= 64 else 32))
+    rows = max(DOT_MINIMUM, min(most_rows, 64 if block >= 64 else 32))
     # More tasks a partial sum would leave multiprocessors idle in batches of a few thousand; fewer would make the
     # partial sums of D-by-D gradients a noticeable part of the memory.
     lanes = 8 if block >= 64 else 32
@@ -93,7 +93,7 @@ def gram_apart(width: int) -> bool:
 
 def gram_splits(batch: int, longest: int) -> int:
     """Programs that share one task's context: a power of 2."""
-    needed = -(-longest // TOKENS_A_SPLIT)
+    needed = max(1, -(-longest // TOKENS_A_SPLIT))
     if batch < SPLIT_BELOW:
         useful = -(-longest // (8 * TOKENS_AT_ONCE))
         needed = max(needed, min(useful, SPLIT_BELOW // max(batch, 1)))

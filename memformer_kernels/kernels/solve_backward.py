@@ -105,9 +105,7 @@ def layer_gradients(
             else:
                 tl.debug_barrier()
                 vectors = memory + (layers * kept + 2 * layers + 1 + index) * slot
-                residual_grad += times_vector(
-                    square, 1, features, vectors, features, lane, width, live, BLOCK, ACC
-                )
+                residual_grad += times_vector(square, 1, features, vectors, features, lane, width, live, BLOCK, ACC)
         if MATRIX:
             state = tl.load(states + layer * slot, mask=mask, other=0.0)
             matrix_grad += residual_grad[:, :, None] * state[:, None, :]
@@ -400,6 +398,7 @@ def solve_backward_kernel(
             if matrix_grad is not None:
                 at = matrix_grad + task[:, :, None] * width * width + row * width + column
                 tl.store(at, grad_matrix, mask=live[:, :, None] & (row < width) & (column < width))
+            if offset_grad is not None:
                 tl.store(offset_grad + task * width + i, grad_offset, mask=mask)
             if start_grad is not None:
                 tl.store(start_grad + task * width + i, -grad, mask=mask)
