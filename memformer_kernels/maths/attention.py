@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memformer_kernels.maths.context import Labelled, gram, gram_backward
+from memformer_kernels.maths.context import Labelled, across_tokens, gram, gram_backward
 from memformer_kernels.maths.memory import Memory
 
 
@@ -69,7 +69,7 @@ def attend_backward(
     if grad.shape[1] != q.shape[0]:
         matrices = matrices.sum(1, keepdim=True)
     state_grad = (grad @ matrices.transpose(-1, -2)).sum(1)
-    matrices_grad = state.transpose(-1, -2)[:, None] @ grad
+    matrices_grad = across_tokens(state[:, None], grad)
     projected = matrices_grad @ p
     q_grad = (projected @ gram[:, None]).sum(0)
     p_grad = (matrices_grad.transpose(-1, -2) @ query_gram).sum(0)
