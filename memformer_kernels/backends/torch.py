@@ -4,7 +4,7 @@ Half-precision tokens are computed in float32. The backward recomputes the forwa
 kept between the two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -141,7 +141,7 @@ class TorchBackend:
         gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
         return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
 
-    def warmup(self) -> None:
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Nothing to build."""
 
 

@@ -5,7 +5,7 @@ Where a task is too large for either, products go through torch and the register
 Kernels are imported with the first call, so that the package imports without Triton.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -125,9 +125,13 @@ class TritonBackend:
 
         return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
-    def warmup(self) -> None:
-        """Imports Triton and the kernels; a kernel compiles for a configuration when that is first called."""
-        from memformer_kernels.backends import triton_calls  # noqa: F401
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
+        from memformer_kernels.kernels import launch
+
+        if not launch.interpreted():
+            with torch.no_grad(), launch.compile_only():
+                rehearsal()
 
     def _is_wide(self, tokens: Tensor) -> bool:
         _check_device(tokens)

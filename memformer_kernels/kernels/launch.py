@@ -37,12 +37,7 @@ def observed(observer: Observer) -> Iterator[None]:
 
 def compile_only() -> AbstractContextManager[None]:
     """Compiles the kernels of the calls made inside for their arguments, and runs none."""
-
-    def compile_kernel(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        if not interpreted():
-            kernel.warmup(*arguments, grid=(1,), **constants)
-
-    return observed(compile_kernel)
+    return observed(lambda kernel, arguments, constants: kernel.warmup(*arguments, grid=(1,), **constants))
 
 
 def interpreted() -> bool:
