@@ -2,7 +2,8 @@
 
 The package's own calls are made on CPU tensors with launches observed instead of made, so that what is compiled is what
 a GPU would be asked to run. One table: registers, spills, shared memory, and the instructions that multiply. Triton's
-cache keeps what was compiled: a run that was stopped goes on where it was.
+cache keeps what was compiled: a run that was stopped goes on where it was. The record is written after every case, and
+names those still missing.
 """
 
 import json
@@ -144,16 +145,14 @@ def _disassemble(cubin: bytes) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def compile_all(names: list[str], architectures: tuple[int, ...]) -> Iterator[Compiled]:
-    """Every kernel of the named cases on every architecture, each once, under the first case that launches it."""
-    known, seen = cases(), set[str]()
-    for name in names:
-        for launch in launches_of(known[name]()):
-            same = identity(launch)
-            if same not in seen:
-                seen.add(same)
-                for architecture in architectures:
-                    yield compile_launch(name, launch, architecture)
+def compile_case(name: str, architectures: tuple[int, ...], seen: set[str]) -> Iterator[Compiled]:
+    """Every kernel that a case launches and that is not among `seen`, on every architecture."""
+    for launch in launches_of(cases()[name]()):
+        same = identity(launch)
+        if same not in seen:
+            seen.add(same)
+            for architecture in architectures:
+                yield compile_launch(name, launch, architecture)
 
 
 def is_green(made: Compiled) -> bool:
@@ -201,19 +200,17 @@ def main(
     names = [name for name in cases() if not only or any(word in name for word in only)]
     if not names:
         raise typer.BadParameter(f"no case's name contains {' or '.join(map(repr, only or []))}")
-    kernels = []
-    for made in compile_all(names, tuple(architecture or ARCHITECTURES)):
-        kernels.append(made)
-        console.print(f"{made.case}, {made.kernel}, sm_{made.architecture}", style="dim")
+    kernels: list[Compiled] = []
+    seen = set[str]()
+    for place, name in enumerate(names):
+        for made in compile_case(name, tuple(architecture or ARCHITECTURES), seen):
+            kernels.append(made)
+            console.print(f"{made.case}, {made.kernel}, sm_{made.architecture}", style="dim")
+        if out is not None:
+            versions = {"revision": git_revision(), "torch": torch.__version__, "triton": triton.__version__}
+            found = {"missing": names[place + 1 :], "kernels": [asdict(made) for made in kernels]}
+            write_json(out, {"format": FORMAT, **versions, **found})
     console.print(as_table(kernels))
-    if out is not None:
-        record = {
-            "format": FORMAT,
-            "revision": git_revision(),
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-        }
-        write_json(out, {**record, "kernels": [asdict(made) for made in kernels]})
     if not all(map(is_green, kernels)):
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.backends.triton import WIDEST_MATRICES
 from memformer_kernels.backends.triton_spread import SpreadCalls
 from memformer_kernels.backends.triton_wide import WideBackend
-from memformer_kernels.kernels import gram
+from memformer_kernels.kernels import gram, rules
 
 SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -40,9 +40,14 @@ def _network(
     return Network(_draw(tasks, tokens, width, dtype=dtype), q, p, gamma, beta, None, tokens - 1, space)
 
 
-def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.NetworkCalls:
-    response = network.p is None and network.algorithm == "gram"
-    return triton_calls.ResponseCalls(network) if response else triton_calls.NetworkCalls.of_network(network)
+def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
+    if network.p is not None:
+        return triton_calls.NetworkCalls.of_network(network)
+    if network.algorithm == "gram":
+        return triton_calls.ResponseCalls(network)
+    config = rules.columns_config(network.z.shape[2], network.z.shape[1])
+    assert config is not None
+    return triton_calls.ColumnCalls(network, config)
 
 
 def _loss(
@@ -101,6 +106,7 @@ def _large(width: int, rule: str, space: str) -> Callable[[], object]:
 
 HOT: dict[str, Case] = {
     "loss, W": partial(_loss, 6, 21, "response-only", "gram"),
+    "loss, W_full": partial(_loss, 6, 21, "response-only", "token", SINGLE, "full"),
     "loss, tile D=64": partial(_loss, 64, 512, "response-only", "gram"),
     "loss, tile D=128": partial(_loss, 128, 2048, "response-only", "gram"),
     "layer, D=64": partial(_layer, 64, 512, backward=False),
@@ -111,29 +117,47 @@ WIDTHS = (3, 6, 9, 16, 32, 64, 128)
 
 
 def cases() -> dict[str, Case]:
-    """All block sizes, both spaces, the dtypes at a packed and a tile size, and the calls for few and large tasks."""
+    """All block sizes, both spaces, the dtypes at a packed and a tile size, and the calls for few and large tasks.
+
+    What takes longest to compile, the backward of networks that move features, comes last.
+    """
     made = dict(HOT)
     for width in WIDTHS:
-        for dtype in NAMES if width in (6, 64) else (SINGLE,):
+        for dtype in _dtypes(width):
             kind = f"D={width} {NAMES[dtype]}"
             made[f"response-only, {kind}"] = partial(_loss, width, 40, "response-only", "gram", dtype)
             made[f"Gram matrix, {kind}"] = partial(_gram, width, dtype)
-            if width <= WIDEST_MATRICES:
-                made[f"block, Gram space, {kind}"] = partial(_loss, width, 40, "block", "gram", dtype)
-                made[f"block, tokens, {kind}"] = partial(_loss, width, 40, "block", "token", dtype, "full")
-        made[f"quadratics, d={width}"] = partial(_quadratics, width)
         made[f"response-only, results, D={width}"] = partial(_results, width, "response-only", "gram")
-        if width <= WIDEST_MATRICES:
-            made[f"layer, D={width} bf16"] = partial(_layer, width, 100, backward=False, dtype=HALF)
-            made[f"layer backward, D={width}"] = partial(_layer, width, 100, backward=True)
+        made[f"quadratics, d={width}"] = partial(_quadratics, width)
+    for width in (3, 9, 16):
+        made[f"response-only, tokens, D={width}"] = partial(_loss, width, 100, "response-only", "token", SINGLE, "full")
+    made["response-only, results, tokens, D=6"] = partial(_results, 6, "response-only", "token")
     for width in (6, 64):
         made[f"response-only, recursive, D={width}"] = partial(
             _loss, width, 40, "response-only", "gram", SINGLE, "recursive"
         )
         made[f"few tasks, response-only, D={width}"] = partial(_few_tasks, width, "response-only")
+    for rule, space in (("lfom", "gram"), ("recursive", "gram"), ("full", "token")):
+        made[f"large tasks, {rule}, D=256"] = partial(_large, 256, rule, space)
+    return made | _moving_features()
+
+
+def _moving_features() -> dict[str, Case]:
+    made: dict[str, Case] = {}
+    widths = [width for width in WIDTHS if width <= WIDEST_MATRICES]
+    for width in widths:
+        made[f"layer, D={width} bf16"] = partial(_layer, width, 100, backward=False, dtype=HALF)
+        made[f"layer backward, D={width}"] = partial(_layer, width, 100, backward=True)
+        for dtype in _dtypes(width):
+            kind = f"D={width} {NAMES[dtype]}"
+            made[f"block, Gram space, {kind}"] = partial(_loss, width, 40, "block", "gram", dtype)
+            made[f"block, tokens, {kind}"] = partial(_loss, width, 40, "block", "token", dtype, "full")
+    for width in (6, 64):
         made[f"few tasks, block, D={width}"] = partial(_few_tasks, width, "block")
     for space in ("gram", "token"):
         made[f"block, results, {space}, D=6"] = partial(_results, 6, "block", space)
-    for rule, space in (("lfom", "gram"), ("recursive", "gram"), ("full", "token")):
-        made[f"large tasks, {rule}, D=256"] = partial(_large, 256, rule, space)
     return made
+
+
+def _dtypes(width: int) -> tuple[torch.dtype, ...]:
+    return tuple(NAMES) if width in (6, 64) else (SINGLE,)

@@ -16,7 +16,7 @@ from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.backends.torch import TorchBackend
 
 if TYPE_CHECKING:
-    from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
+    from memformer_kernels.backends.triton_calls import ColumnCalls, NetworkCalls, ResponseCalls
     from memformer_kernels.backends.triton_spread import SpreadCalls
 
 WIDEST = 128
@@ -159,14 +159,19 @@ def _response_only(network: Network) -> bool:
     return network.p is None and network.q.shape[-1] != network.z.shape[2]
 
 
-def _calls(network: Network) -> "NetworkCalls | ResponseCalls | SpreadCalls":
+def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
     from memformer_kernels.backends import triton_calls, triton_spread
+    from memformer_kernels.kernels import rules
 
-    batch, tokens, _ = network.z.shape
+    batch, tokens, width = network.z.shape
     if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
         return triton_spread.SpreadCalls(network, _response_only(network))
     if network.algorithm == "gram" and _response_only(network):
         return triton_calls.ResponseCalls(network)
+    if _response_only(network):
+        config = rules.columns_config(width, tokens)
+        if config is not None:
+            return triton_calls.ColumnCalls(network, config)
     return triton_calls.NetworkCalls.of_network(network)
 
 

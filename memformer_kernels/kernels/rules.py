@@ -77,6 +77,18 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
     return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else 2)
 
 
+def columns_config(width: int, tokens: int) -> Config | None:
+    """The configuration of response-only tasks on tokens, or None where features do not fit in registers.
+
+    Features of a program's tasks are at most 4096 numbers: 32 registers of 128 threads, and their gradient as many.
+    """
+    block, rows = triton.next_power_of_2(max(width - 1, 1)), triton.next_power_of_2(tokens)
+    if width > DOT_MINIMUM or rows > 128:
+        return None
+    tasks = min(32, 4096 // (block * rows))
+    return Config(tasks, block, rows, 1, 128, 4, 1)
+
+
 def programs(work: int, scratch: int) -> int:
     """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece."""
     return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
