@@ -1,39 +1,45 @@
 """`python -m benchmarks.aot`: compiles every Triton kernel in every configuration for GPUs that need not be here.
 
-The package's own calls are made on small CPU tensors with the launch replaced by a recorder, so that what is compiled
-is what a GPU would be asked to run. One table: registers, spills, shared memory, and the instructions that multiply.
+The package's own calls are made on CPU tensors with launches observed instead of made, so that what is compiled is what
+a GPU would be asked to run. One table: registers, spills, shared memory, and the instructions that multiply. Triton's
+cache keeps what was compiled: a run that was stopped goes on where it was. The record is written after every case, and
+names those still missing.
 """
 
+import json
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
 import triton
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from memformer_kernels.backends import triton_calls
-from memformer_kernels.backends.base import Layer, Network, Quadratics
-from memformer_kernels.kernels import call_network, call_solve, gram, sums
-from memformer_kernels.kernels.launch import interpreted
+from benchmarks.aot_cases import HOT, cases
+from benchmarks.machine import git_revision
+from benchmarks.record import write_json
+from memformer_kernels.kernels.launch import interpreted, observed
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""
 
 ARCHITECTURES = tuple(SHARED_LIMIT)
 
-SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
+NO_SPILLS_ON = (90, 100)
+"""Hopper, which the figures to reach are set for, and Blackwell; on Ampere the table says how much is spilled."""
+
+RECORD = Path(__file__).resolve().parent / "results" / "triton-aot.json"
+FORMAT = 1
 
 _TYPES = {
     torch.float64: "fp64",
@@ -42,15 +48,6 @@ _TYPES = {
     torch.bfloat16: "bf16",
     torch.int64: "i64",
     torch.int32: "i32",
-}
-_HOLDERS = {
-    "gram_kernel": gram,
-    "gram_backward_kernel": gram,
-    "sum_kernel": sums,
-    "solve_kernel": call_solve,
-    "solve_backward_kernel": call_solve,
-    "network_kernel": call_network,
-    "network_backward_kernel": call_network,
 }
 
 
@@ -82,36 +79,15 @@ class Compiled:
         return self.shared <= SHARED_LIMIT[self.architecture]
 
 
-class _Recorder:
-    """Stands in for a kernel: `kernel[grid](...)` keeps the arguments and launches nothing."""
-
-    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def record(*arguments: Any, **named: Any) -> None:
-            names = [parameter.name for parameter in self.kernel.params]
-            self.launches.append(Launch(self.kernel, {**dict(zip(names, arguments, strict=False)), **named}))
-
-        return record
-
-
-@contextmanager
-def _recorded() -> Iterator[list[Launch]]:
-    launches: list[Launch] = []
-    kept = {name: getattr(holder, name) for name, holder in _HOLDERS.items()}
-    for name, holder in _HOLDERS.items():
-        setattr(holder, name, _Recorder(kept[name], launches))
-    try:
-        yield launches
-    finally:
-        for name, holder in _HOLDERS.items():
-            setattr(holder, name, kept[name])
-
-
 def launches_of(call: Callable[[], object]) -> list[Launch]:
     """What a call would launch."""
-    with _recorded() as launches:
+    launches: list[Launch] = []
+
+    def record(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+        names = [parameter.name for parameter in kernel.params]
+        launches.append(Launch(kernel, {**dict(zip(names, arguments, strict=False)), **constants}))
+
+    with observed(record):
         call()
     return launches
 
@@ -135,6 +111,12 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
             if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(place,)] = [["tt.divisibility", 16]]
     return ASTSource(launch.kernel, signature, constants, attributes), arguments
+
+
+def identity(launch: Launch) -> str:
+    """Equal for launches that the same machine code serves."""
+    source, options = _source(launch)
+    return f"{source.hash()} {sorted(options.items())}"
 
 
 def compile_launch(case: str, launch: Launch, architecture: int) -> Compiled:
@@ -163,114 +145,73 @@ def _disassemble(cubin: bytes) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def _draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
-
-
-def _network(width: int, tokens: int, structure: str, space: str, dtype: torch.dtype, token_axis: bool) -> Network:
-    side = width if structure == "dense" else width - 1
-    parameter = torch.float64 if dtype == torch.float64 else torch.float32
-    q = _draw(4, 1, side, side, dtype=parameter)
-    p = None if structure == "response-only" else q
-    gamma = _draw(4, 4, 1, tokens if token_axis else 1, width, dtype=parameter)
-    return Network(_draw(2048, tokens, width, dtype=dtype), q, p, gamma, None, None, tokens - 1, space)
-
-
-def _loss(network: Network) -> Callable[[], object]:
-    target = _draw(network.z.shape[0], 1)
-    response = network.p is None and network.algorithm == "gram"
-    calls = triton_calls.ResponseCalls(network) if response else triton_calls.NetworkCalls.of_network(network)
-    return lambda: calls.loss(target, 1, need_z=False)
-
-
-def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
-    z, q = _draw(512, tokens, width, dtype=dtype), _draw(1, width, width)
-    past = _draw(512, 1, tokens, width, dtype=dtype)
-    calls = triton_calls.NetworkCalls.of_layer(Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1))
-    if backward:
-        return lambda: calls.layer_backward(z, past, need_z=True)
-    return calls.layer
-
-
-def _quadratics(width: int) -> Callable[[], object]:
-    h, b, a = _draw(512, width, width), _draw(512, width), _draw(4, width, width)
-    calls = triton_calls.QuadraticCalls(Quadratics(h, b, a, None, None, None))
-    return lambda: (calls.solve(layers=False), calls.backward(b[None]))
-
-
-Case = Callable[[], Callable[[], object]]
-"""Makes a call's arguments; what it returns makes the call."""
-
-
-def _fused_loss(
-    width: int, tokens: int, structure: str, space: str, dtype: torch.dtype = SINGLE, token_axis: bool = False
-) -> Callable[[], object]:
-    return _loss(_network(width, tokens, structure, space, dtype, token_axis))
-
-
-def _gram(width: int, dtype: torch.dtype) -> Callable[[], object]:
-    z = _draw(512, 100, width, dtype=dtype)
-    return lambda: gram.gram_backward(gram.gram(z, None, 99), z, None, 99)
-
-
-HOT: dict[str, Case] = {
-    "loss, W": partial(_fused_loss, 6, 21, "response-only", "gram"),
-    "loss, tile D=64": partial(_fused_loss, 64, 512, "response-only", "gram"),
-    "loss, tile D=128": partial(_fused_loss, 128, 2048, "response-only", "gram"),
-    "layer, D=64": partial(_layer, 64, 512, backward=False),
-}
-"""The configurations of the headline workloads: none may spill on NO_SPILLS_ON."""
-
-NO_SPILLS_ON = 90
-"""Hopper, which the figures to reach are set for; elsewhere the table says how much the assembler spills."""
-
-WIDTHS = (3, 6, 9, 16, 64, 128)
-
-
-def cases() -> dict[str, Case]:
-    """Every kernel in every configuration: all block sizes, both spaces, and the dtypes at a packed and a tile size."""
-    made = dict(HOT)
-    for width in WIDTHS:
-        for dtype in (SINGLE, HALF, DOUBLE) if width in (6, 64) else (SINGLE,):
-            kind = f"D={width} {_TYPES[dtype]}"
-            made[f"response-only, {kind}"] = partial(_fused_loss, width, 40, "response-only", "gram", dtype)
-            made[f"block, Gram space, {kind}"] = partial(_fused_loss, width, 40, "block", "gram", dtype)
-            made[f"block, tokens, {kind}"] = partial(_fused_loss, width, 40, "block", "token", dtype, True)
-            made[f"Gram matrix, {kind}"] = partial(_gram, width, dtype)
-        made[f"quadratics, d={width}"] = partial(_quadratics, width)
-        made[f"layer, D={width} bf16"] = partial(_layer, width, 100, backward=False, dtype=HALF)
-        made[f"layer backward, D={width}"] = partial(_layer, width, 100, backward=True)
-    return made
-
-
-def compile_all(names: list[str], architectures: tuple[int, ...]) -> Iterator[Compiled]:
-    """Every kernel of the named cases on every architecture, each once."""
-    known = cases()
-    for name in names or list(known):
-        for launch in launches_of(known[name]()):
+def compile_case(name: str, architectures: tuple[int, ...], seen: set[str]) -> Iterator[Compiled]:
+    """Every kernel that a case launches and that is not among `seen`, on every architecture."""
+    for launch in launches_of(cases()[name]()):
+        same = identity(launch)
+        if same not in seen:
+            seen.add(same)
             for architecture in architectures:
                 yield compile_launch(name, launch, architecture)
+
+
+def is_green(made: Compiled) -> bool:
+    """Whether a kernel fits, and does not spill where a headline workload needs it not to."""
+    return made.fits and not (made.case in HOT and made.architecture in NO_SPILLS_ON and made.spills)
+
+
+def as_table(kernels: list[Compiled]) -> Table:
+    """A line for each kernel and case, with the figures of its architectures beside each other."""
+    table = Table("case", "kernel", "sm", "registers", "spills", "shared", "tensor core", "FMA", box=box.SIMPLE_HEAD)
+    lines: dict[tuple[str, str, int], list[Compiled]] = {}
+    order: dict[int, int] = {}
+    for made in kernels:
+        # A case may launch a kernel in two configurations: the n-th of one architecture is the n-th of the others.
+        place = order[made.architecture] = order.get(made.architecture, -1) + 1
+        lines.setdefault((made.case, made.kernel, place), []).append(made)
+    for (case, kernel, _), found in lines.items():
+        figures = zip(
+            *((x.architecture, x.registers, x.spills, x.shared, x.tensor_core, x.fma) for x in found), strict=True
+        )
+        table.add_row(case, kernel, *(" / ".join(map(str, column)) for column in figures))
+    return table
+
+
+def read_record(path: Path) -> list[Compiled]:
+    """The kernels of a record."""
+    return [Compiled(**made) for made in json.loads(path.read_text(encoding="utf-8"))["kernels"]]
 
 
 def main(
     only: Annotated[list[str] | None, typer.Argument(help="cases whose name contains any of these; none: all")] = None,
     architecture: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; none: all")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help=f"where to write a record, {RECORD.name} for the committed one")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="print the committed record and compile nothing")] = False,
 ) -> None:
-    """Print the table; exit status 1 where a kernel does not fit or a hot one spills on sm_90."""
+    """Print the table; exit status 1 where a kernel does not fit or a hot one spills on sm_90 or sm_100."""
+    console = Console(width=140)
+    if show:
+        console.print(as_table(read_record(RECORD)))
+        return
     if interpreted():
         raise typer.BadParameter("nothing is compiled with TRITON_INTERPRET=1: unset it")
     names = [name for name in cases() if not only or any(word in name for word in only)]
     if not names:
         raise typer.BadParameter(f"no case's name contains {' or '.join(map(repr, only or []))}")
-    table = Table("case", "kernel", "sm", "registers", "spills", "shared", "tensor core", "FMA")
-    broken = False
-    console = Console(width=110)
-    for made in compile_all(names, tuple(architecture or ARCHITECTURES)):
-        broken |= not made.fits or (made.case in HOT and made.architecture == NO_SPILLS_ON and made.spills > 0)
-        figures = (made.architecture, made.registers, made.spills, made.shared, made.tensor_core, made.fma)
-        table.add_row(made.case, made.kernel, *map(str, figures))
-    console.print(table)
-    if broken:
+    kernels: list[Compiled] = []
+    seen = set[str]()
+    for place, name in enumerate(names):
+        for made in compile_case(name, tuple(architecture or ARCHITECTURES), seen):
+            kernels.append(made)
+            console.print(f"{made.case}, {made.kernel}, sm_{made.architecture}", style="dim")
+        if out is not None:
+            versions = {"revision": git_revision(), "torch": torch.__version__, "triton": triton.__version__}
+            found = {"missing": names[place + 1 :], "kernels": [asdict(made) for made in kernels]}
+            write_json(out, {"format": FORMAT, **versions, **found})
+    console.print(as_table(kernels))
+    if not all(map(is_green, kernels)):
         raise typer.Exit(1)
 
 

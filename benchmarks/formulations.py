@@ -78,6 +78,11 @@ def gram(z: Tensor, target: Tensor, q: Tensor, gamma: Tensor, n: int) -> Tensor:
         g = reduce(add, [context[:, i, :, None] * context[:, i, None, :] for i in range(n)]) / n
     else:
         g = torch.bmm(context.transpose(1, 2), context) / n
+    return from_gram(g, z, target, q, gamma, n)
+
+
+def from_gram(g: Tensor, z: Tensor, target: Tensor, q: Tensor, gamma: Tensor, n: int) -> Tensor:
+    """The steps of `gram` from the mean context Gram matrices g (B, D, D)."""
     h, b = g[:, :-1, :-1], g[:, :-1, -1]
     a = q.sum(1).transpose(1, 2)
     weights = gamma[:, :, 0, 0, -1]

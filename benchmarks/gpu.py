@@ -1,5 +1,6 @@
 """`python -m benchmarks.gpu`: the one command for a machine with an NVIDIA GPU. Runs every part, writes one record."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,15 +14,17 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import PROVIDERS
+from benchmarks.machine import ROOT, fma_rate, measure_machine
+from benchmarks.providers import PROVIDERS, select
 from benchmarks.record import FORMAT, Timing, write_json
 from benchmarks.run import run
-from benchmarks.table import print_report
-from benchmarks.workloads import BATCHES, TILE_64, TILE_128, WORKLOADS
+from benchmarks.table import memory_floor_ms, print_report
+from benchmarks.workloads import BATCHES, TILE_64, TILE_128, WORKLOADS, Workload
 
 RECORDS = Path(__file__).resolve().parent / "results"
 DEVICE = torch.device("cuda")
+MOST_WORKERS = 12
+TILE_PROVIDERS = select(["Gram, eager", "Gram, compiled", "re-associated", "JAX", "flash-linear-attention", "(triton)"])
 
 Part = Callable[[Console], dict[str, Any]]
 
@@ -31,8 +34,13 @@ class PartFailed(Exception):
 
 
 def correctness(console: Console) -> dict[str, Any]:
-    """The tests marked gpu and the package's parity tests, in a process of their own."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu or not slow", "tests/gpu", "tests/memformer_kernels"]
+    """The tests marked gpu and the package's parity tests, in processes of their own.
+
+    Several, since most of their time compiles kernels: hundreds, each a few seconds of one processor.
+    """
+    workers = str(min(MOST_WORKERS, os.cpu_count() or 1))
+    tests = ["-m", "gpu or not slow", "tests/gpu", "tests/memformer_kernels"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *tests]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     lines = finished.stdout.strip().splitlines()
     if finished.returncode:
@@ -50,10 +58,40 @@ def registry(console: Console) -> dict[str, Any]:
 
 
 def triton_tiles(console: Console) -> dict[str, Any]:
-    """The tile workloads: the Triton backend and every peer."""
-    report = run((TILE_64, TILE_128), PROVIDERS, DEVICE, announce=lambda text: console.print(text, style="dim"))
+    """The tile workloads: the Triton backend and the peers that can be fastest there, against the hardware's limit.
+
+    The limit is the larger of the bytes at copy bandwidth and the operations at a third of the TF32 rate, since a
+    product of float32's accuracy takes three of TF32's.
+    """
+    tf32 = tf32_rate()
+    report = run((TILE_64, TILE_128), TILE_PROVIDERS, DEVICE, announce=lambda text: console.print(text, style="dim"))
     print_report(report, console)
-    return {"seconds": report.seconds, "timings": [_figures(timing) for timing in report.timings]}
+    timings = []
+    for timing in report.timings:
+        limit = tile_limit_ms(timing.workload, report.machine.copy_gb_s, tf32)
+        figures = {**_figures(timing), "limit_ms": limit}
+        if timing.quantiles is not None:
+            figures["percent_of_limit"] = 100 * limit / timing.quantiles.median_ms
+            text = f"{timing.workload.name}, {timing.provider}: {figures['percent_of_limit']:.0f}% of the limit"
+            console.print(text, markup=False)
+        timings.append(figures)
+    return {"seconds": report.seconds, "tf32_gflop_s": tf32, "timings": timings}
+
+
+def tf32_rate() -> float:
+    """GFLOP/s of a large matrix product in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return fma_rate(DEVICE)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def tile_limit_ms(workload: Workload, copy_gb_s: float, tf32_gflop_s: float) -> float:
+    """Milliseconds that no method of float32's accuracy can stay below."""
+    operations = 2 * workload.batch * workload.operations.total
+    return max(memory_floor_ms(workload, copy_gb_s), 3 * operations / tf32_gflop_s / 1e6)
 
 
 # Each backend with something to show on a GPU adds its part here, with the name its figures are recorded under.

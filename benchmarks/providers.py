@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.dlpack import from_dlpack
 
 from benchmarks import formulations
@@ -18,6 +19,7 @@ from memformer_kernels import build_info, memformer_loss
 MEMORY_LIMIT = 12e9
 
 NO_JAX = "jax is not installed"
+NO_FLA = "flash-linear-attention is not installed"
 
 
 class Outcome(NamedTuple):
@@ -185,12 +187,43 @@ def _jax(form: str, fits: Supports) -> Provider:
     return Provider(f"{form}, JAX jit", True, supports, build, outcome)
 
 
+def _flash_linear_attention() -> Provider:
+    """Gram space with the context's Gram matrix by flash-linear-attention (fla-org/flash-linear-attention).
+
+    It has causal linear attention only, which no layer of a Memformer is: all tokens attend to the whole context. What
+    it shares is the state: `chunk_linear_attn` with the context as queries, keys and values ends in sum_i z_i z_i^T.
+    Its causal outputs, of the tokens' own size, are made on the way and dropped. The layers are those of "Gram, eager".
+    """
+
+    def supports(workload: Workload, device: torch.device) -> Support:
+        if importlib.util.find_spec("fla") is None:
+            return Support(False, NO_FLA)
+        if device.type != "cuda":
+            return Support(False, f"flash-linear-attention runs on cuda, not on {device.type}")
+        return _gram_space(workload, device)
+
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        from fla.ops.linear_attn import chunk_linear_attn
+
+        def loss(z: Tensor, target: Tensor, q: Tensor, gamma: Tensor, n: int) -> Tensor:
+            width = z.shape[2]
+            # Its kernels work on tiles of 16 columns and more.
+            rows = pad(z[:, :n], (0, -width % 16))[:, :, None]
+            _, state = chunk_linear_attn(rows, rows, rows, scale=1.0, output_final_state=True, normalize=False)
+            return formulations.from_gram(state[:, 0, :width, :width] / n, z, target, q, gamma, n)
+
+        return _step(loss, workload, parameters)
+
+    return Provider("Gram, flash-linear-attention", True, supports, build)
+
+
 OURS = (_ours("torch", ("cpu", "cuda")), _ours("cpu", ("cpu",)), _ours("triton", ("cuda",)))
 
 PROVIDERS: tuple[Provider, ...] = (
     *(make(formulation) for formulation in FORMULATIONS for make in (_eager, _compiled)),
     _jax("Gram", _gram_space),
     _jax("re-associated", _token_space),
+    _flash_linear_attention(),
     *OURS,
 )
 

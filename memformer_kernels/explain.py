@@ -1,13 +1,15 @@
 """`explain` and `warmup`: what a call would run, told from its arguments alone."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from memformer_kernels import functional, plan, problem
+from memformer_kernels import functional, gates, plan, problem
 from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends.base import Backend, Layer, Network, Quadratics
 
 
 def explain(*arguments: Any, **options: Any) -> plan.Plan:
@@ -17,20 +19,33 @@ def explain(*arguments: Any, **options: Any) -> plan.Plan:
     `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
     a)` a first-order method and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
     """
+    function, bound = _bind(arguments, options)
+    return _PLANNERS[function](bound)
+
+
+def warmup(*arguments: Any, **options: Any) -> plan.Plan:
+    """Builds, loads or compiles ahead whatever a call with these arguments would wait for, and returns its plan.
+
+    Backward, for the arguments that require a gradient, as well as forward; the arguments of a prediction stand for a
+    stack too. No kernel runs. What is compiled serves every number of tasks, and other numbers of tokens mostly too:
+    sizes that are 1, or multiples of 16, have code of their own.
+    """
+    function, bound = _bind(arguments, options)
+    chosen = _PLANNERS[function](bound)
+    backend = BACKENDS[chosen.backend]
+    backend.warmup(lambda: _REHEARSALS[function](backend, bound, chosen))
+    return chosen
+
+
+def _bind(arguments: tuple[Any, ...], options: dict[str, Any]) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The public function whose arguments these are, and all of them by name."""
     function = _recognise(arguments, options)
     try:
         bound = inspect.signature(function).bind(*arguments, **options)
     except TypeError as error:
         raise TypeError(f"{function.__name__}: {error}") from None
     bound.apply_defaults()
-    return _PLANNERS[function](bound.arguments)
-
-
-def warmup(*arguments: Any, **options: Any) -> plan.Plan:
-    """Builds, loads or compiles ahead whatever a call with these arguments would wait for, and returns its plan."""
-    chosen = explain(*arguments, **options)
-    BACKENDS[chosen.backend].warmup()
-    return chosen
+    return function, bound.arguments
 
 
 def _axes(arguments: tuple[Any, ...], options: dict[str, Any], place: int, name: str) -> int | None:
@@ -92,4 +107,59 @@ _PLANNERS: dict[Callable[..., Any], Callable[[dict[str, Any]], plan.Plan]] = {
     functional.memformer_layer: _plan_layer,
     functional.context_gram: _plan_gram,
     functional.lfom_solve: _plan_quadratics,
+}
+
+
+def _needs(tensors: Sequence[Tensor | None]) -> list[bool]:
+    return [x is not None and x.requires_grad for x in tensors]
+
+
+def _rehearse_network(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
+    queries = problem.check_queries(a["queries"], a["z"], checked.context, checked.lengths)
+    with torch.enable_grad():  # so that what a gate is folded into requires a gradient where the gate does
+        q, gamma = gates.fold(a["gate"], a["q"], a["gamma"], a["beta"])
+    network = Network(a["z"], q, a["p"], gamma, a["beta"], checked.lengths, checked.context, chosen.algorithm)
+    needs = _needs(network[:6])
+    if "target" in a:
+        backend.loss(network, a["target"], queries, [needs[0], *_needs([a["target"]]), *needs[1:]])
+        return
+    predictions = backend.predict(network, queries, a["layers"])
+    tokens = backend.stack(network)
+    if any(needs):
+        backend.predict_backward(torch.empty_like(predictions), network, queries, a["layers"], needs)
+        backend.stack_backward(torch.empty_like(tokens), network, needs)
+
+
+def _rehearse_layer(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
+    tensors = (a["z"], a["q"], a["p"], list(a["registers"]), a["gamma"], a["beta"], checked.lengths)
+    layer = Layer(*tensors, checked.context)
+    tokens, register = backend.layer(layer)
+    needs = _needs([*tensors[:3], *tensors[3], *tensors[4:]])
+    if any(needs):
+        backend.layer_backward(torch.empty_like(tokens), torch.empty_like(register), layer, needs)
+
+
+def _rehearse_gram(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    context, lengths = problem.check_context(a["context"], a["z"])
+    made = backend.context_gram(a["z"], lengths, context)
+    if a["z"].requires_grad:
+        backend.context_gram_backward(torch.empty_like(made), a["z"], lengths, context)
+
+
+def _rehearse_quadratics(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    quadratics = Quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
+    made = backend.lfom_solve(quadratics, a["layers"])
+    needs = _needs(quadratics)
+    if any(needs):
+        backend.lfom_solve_backward(torch.empty_like(made), quadratics, a["layers"], needs)
+
+
+_REHEARSALS: dict[Callable[..., Any], Callable[[Backend, dict[str, Any], plan.Plan], None]] = {
+    functional.memformer_predict: _rehearse_network,
+    functional.memformer_loss: _rehearse_network,
+    functional.memformer_layer: _rehearse_layer,
+    functional.context_gram: _rehearse_gram,
+    functional.lfom_solve: _rehearse_quadratics,
 }

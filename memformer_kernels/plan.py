@@ -7,6 +7,7 @@ path. None depends on the number of tasks, so that a compiled graph serves every
 from typing import NamedTuple
 
 from memformer_kernels import build
+from memformer_kernels.backends.triton import fuses
 from memformer_kernels.problem import ALGORITHMS, BACKENDS, Problem, QuadraticProblem, check_choice
 
 
@@ -28,41 +29,36 @@ TINY_TOKENS = 128
 TILE_WIDTH = 128
 """Largest D of the tile regime: a D-by-D tile fits in shared memory."""
 
-FUSED_WIDTH = 64
-"""Largest D for which the Triton kernels are chosen where features move: above it a layer's D-by-D matrices outgrow the
-chip, and batched products through torch keep a GPU busier."""
-
-FUSED_TOKENS = 4096
-"""Largest N for which the Triton kernels are chosen on tokens: there a program owns a whole task."""
-
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     """The plan of a stack, a prediction or a loss."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     algorithm, why = _algorithm(problem, algorithm)
     regime = _regime(problem, algorithm)
-    backend, where = _backend(backend, problem.device, regime, _fuses(problem, algorithm))
+    backend, where = _backend(
+        backend, problem.device, regime, _on_triton(problem, algorithm, problem.structure == "response-only")
+    )
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
 def plan_layer(problem: Problem, backend: str) -> Plan:
     """The plan of one layer, which always works on tokens: its output is tokens."""
     regime = _regime(problem, "token")
-    backend, where = _backend(backend, problem.device, regime, _fuses(problem, "token"))
+    backend, where = _backend(backend, problem.device, regime, _on_triton(problem, "token", vectors=False))
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
 
 def plan_gram(width: int, device: str) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
     regime = _gram_regime(max(width, 2))  # a matrix of one number is as tiny; only a network needs a feature beside it
-    backend, where = _backend("auto", device, regime, width <= TILE_WIDTH)
+    backend, where = _backend("auto", device, regime, _ONE_PASS if width <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
     regime = _gram_regime(problem.weights + 1)
-    backend, where = _backend(backend, problem.device, regime, problem.weights <= TILE_WIDTH)
+    backend, where = _backend(backend, problem.device, regime, _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
@@ -81,24 +77,32 @@ def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
     return "gram", "no coefficient varies along the token axis, so all layers run on D-by-D matrices"
 
 
-def _fuses(problem: Problem, algorithm: str) -> bool:
-    """Whether one program of the Triton kernels can keep a task on chip."""
-    if algorithm == "gram" and problem.structure == "response-only":
-        return problem.width <= TILE_WIDTH
-    return problem.width <= FUSED_WIDTH and (algorithm == "gram" or problem.tokens <= FUSED_TOKENS)
+def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
+    """Why the Triton kernels serve a task on a GPU, or None where they have nothing to fuse.
+
+    vectors: registers are vectors, since only the response column moves.
+    """
+    if fuses(problem.width, problem.tokens, algorithm, vectors):
+        return _ONE_LAUNCH
+    return None if vectors else _ONE_PASS_A_LAYER
 
 
-def _backend(requested: str, device: str, regime: str, fuses: bool) -> tuple[str, str]:
+_ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_ONE_PASS = "one Triton kernel streams the context"
+_ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
+
+
+def _backend(requested: str, device: str, regime: str, on_triton: str | None) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
     if requested != "auto":
         build.require(requested, device)
         if requested == "cpu" and not regime.startswith("tiny"):
             return "torch", "the native library hands what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
-    if device == "cuda" and not fuses:
-        return "torch", "torch's batched matrix products serve tasks that one program cannot keep on chip"
-    if device == "cuda" and not build.INTERPRETS and build.available("triton"):
-        return "triton", "one fused Triton kernel runs all layers of a task"
+    if device == "cuda" and on_triton is None:
+        return "torch", "torch's batched matrix products serve vectors too long for one program"
+    if device == "cuda" and on_triton is not None and not build.INTERPRETS and build.available("triton"):
+        return "triton", on_triton
     if device != "cpu":
         return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
     if not regime.startswith("tiny"):

@@ -5,7 +5,7 @@ and the algorithm. Every result is a new contiguous tensor. Gradients come as a 
 (`None` arguments and those whose `needs` entry is false are left out; registers count one entry each).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -83,6 +83,9 @@ class Backend(Protocol):
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
 
-    def warmup(self) -> None:
-        """Load or compile ahead whatever the first call would otherwise wait for."""
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
+
+        A backend that compiles calls it, with no kernel run; others never do.
+        """
         ...

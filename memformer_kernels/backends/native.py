@@ -5,7 +5,7 @@ written there. Sums over tasks run in an order that no number of threads changes
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class NativeBackend:
         _operators().lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
-    def warmup(self) -> None:
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
         library.load("cpu")
 
 

@@ -4,7 +4,8 @@ Half-precision tokens are computed in float32. The backward recomputes the forwa
 kept between the two.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from memformer_kernels.maths import response
 from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
 from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.maths.layer import LayerForm
-from memformer_kernels.maths.memory import Memory
+from memformer_kernels.maths.memory import Memory, kept_heads
 from memformer_kernels.reference import projections
 
 _BLOCK_ELEMENTS = 2**20
@@ -24,6 +25,8 @@ _BLOCK_ELEMENTS = 2**20
 class TorchBackend:
     """The five operations on plain PyTorch."""
 
+    _layer_type: type[LayerForm] = LayerForm
+
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         return gram(z.to(_compute_dtype(z)), Labelled(context, lengths))
 
@@ -32,17 +35,19 @@ class TorchBackend:
         return grad_z.to(z.dtype).contiguous()
 
     def stack(self, network: Network) -> Tensor:
-        return torch.cat([_own(_form(block).tokens(), network.z) for block, _ in _blocks(network)])
+        return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         dtype = _compute_dtype(network.z)
-        parts = [_form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)]
+        parts = [
+            self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
+        ]
         return _asked(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         blocks = _blocks(network)
         return torch.cat(
-            [_form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
+            [self._form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
         )
 
     def predict_backward(
@@ -50,7 +55,7 @@ class TorchBackend:
     ) -> list[Tensor]:
         parts = []
         for block, tasks in _blocks(network):
-            form = _form(_without_padding(block, queries))
+            form = self._form(_without_padding(block, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
         return _asked(_merged(parts), network[:6], needs)
 
@@ -59,7 +64,7 @@ class TorchBackend:
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
         for block, tasks in _blocks(network):
-            form = _form(_without_padding(block, queries))
+            form = self._form(_without_padding(block, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
             total = total + error.square().sum()
@@ -75,12 +80,12 @@ class TorchBackend:
         return [value, *_asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        form = _layer_form(layer)
+        form = self._layer_form(layer)
         return _own(form.tokens(), layer.z), _own(form.registers[-1], layer.z)
 
     def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
         dtype = _compute_dtype(layer.z)
-        grads = _layer_form(layer).backward(grad.to(dtype), register_grad.to(dtype))
+        grads = self._layer_form(layer).backward(grad.to(dtype), register_grad.to(dtype))
         q_width, p_width = layer.q.shape[-1], 0 if layer.p is None else layer.p.shape[-1]
         listed = [
             grads.z,
@@ -112,7 +117,31 @@ class TorchBackend:
         ]
         return _asked(listed, quadratics, needs)
 
-    def warmup(self) -> None:
+    def _form(self, network: Network) -> GeneralForm | ResponseForm:
+        dtype = _compute_dtype(network.z)
+        z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
+        gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
+        labelled = Labelled(network.context, network.lengths)
+        if p is None and q.shape[-1] != z.shape[-1]:
+            return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
+        layers, heads = q.shape[0], kept_heads(q.shape[1], gamma, beta)
+        memory = partial(self._memory, layers, heads, z.shape[-1])
+        return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram", memory)
+
+    def _memory(
+        self, layers: int, heads: int, width: int, gamma: Tensor | None, beta: Tensor | None, diagonal: bool
+    ) -> Memory:
+        return Memory(gamma, beta, diagonal)
+
+    def _layer_form(self, layer: Layer) -> LayerForm:
+        dtype = _compute_dtype(layer.z)
+        z = layer.z.to(dtype)
+        q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
+        registers = [register.to(dtype) for register in layer.registers]
+        gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
+        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
+
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Nothing to build."""
 
 
@@ -170,16 +199,6 @@ def _blocks(network: Network) -> list[tuple[Network, slice]]:
     return blocks
 
 
-def _form(network: Network) -> GeneralForm | ResponseForm:
-    dtype = _compute_dtype(network.z)
-    z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
-    gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
-    labelled = Labelled(network.context, network.lengths)
-    if p is None and q.shape[-1] != z.shape[-1]:
-        return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
-    return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram")
-
-
 def _without_padding(network: Network, queries: int) -> Network:
     """The network on its context and query tokens alone, so that nothing between them is ever read."""
     total = network.z.shape[1]
@@ -213,15 +232,6 @@ def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> 
     missing = coefficient.shape[-2] - grad.shape[-2]
     padding = grad.new_zeros(*grad.shape[:-2], missing, grad.shape[-1])
     return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
-
-
-def _layer_form(layer: Layer) -> LayerForm:
-    dtype = _compute_dtype(layer.z)
-    z = layer.z.to(dtype)
-    q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
-    registers = [register.to(dtype) for register in layer.registers]
-    gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
-    return LayerForm(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
 
 
 def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:

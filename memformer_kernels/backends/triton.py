@@ -1,10 +1,12 @@
-"""The Triton backend: fused kernels for D up to 128; wider matrices go through the PyTorch backend's batched products.
+"""The Triton backend: one launch for a whole network where a program can keep a task, batched products elsewhere.
 
 Response-only networks in Gram space run the vector recurrence, every other network and the layer the matrix one.
+Where a task is too large for either, products go through torch and the registers' updates through fused kernels.
 Kernels are imported with the first call, so that the package imports without Triton.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,17 +16,36 @@ from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.backends.torch import TorchBackend
 
 if TYPE_CHECKING:
-    from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
+    from memformer_kernels.backends.triton_calls import ColumnCalls, NetworkCalls, ResponseCalls
+    from memformer_kernels.backends.triton_spread import SpreadCalls
 
 WIDEST = 128
-"""Largest D of the fused kernels."""
+"""Largest D of the kernels for Gram matrices and for the vectors of response-only networks and quadratics."""
+
+WIDEST_MATRICES = 64
+"""Largest D of the kernels that run all layers on D-by-D matrices: above it those outgrow what a program keeps on chip,
+and batched products through torch keep a GPU busier."""
+
+LONGEST = 4096
+"""Largest N of the kernels that run all layers on tokens: a program owns a whole task, and a longer one keeps a
+multiprocessor waiting for it."""
+
+
+def fuses(width: int, tokens: int, algorithm: str, response_only: bool) -> bool:
+    """Whether a program of the fused kernels can keep a task of this size."""
+    if algorithm == "gram" and response_only:
+        return width <= WIDEST
+    return width <= WIDEST_MATRICES and (algorithm == "gram" or tokens <= LONGEST)
 
 
 class TritonBackend:
     """The operations on Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter."""
 
-    def __init__(self) -> None:
-        self._wide = TorchBackend()
+    @cached_property
+    def _wide(self) -> TorchBackend:
+        from memformer_kernels.backends.triton_wide import WideBackend
+
+        return WideBackend()
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         if self._is_wide(z):
@@ -41,29 +62,29 @@ class TritonBackend:
         return gram_backward(grad, z, lengths, context)
 
     def stack(self, network: Network) -> Tensor:
-        if self._is_wide(network.z):
+        if self._is_large(network):
             return self._wide.stack(network)
         return _calls(network).stack()
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
-        if self._is_wide(network.z):
+        if self._is_large(network):
             return self._wide.stack_backward(grad, network, needs)
         return _asked([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
-        if self._is_wide(network.z):
+        if self._is_large(network):
             return self._wide.predict(network, queries, layers)
         return _calls(network).predict(queries, layers)
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
-        if self._is_wide(network.z):
+        if self._is_large(network):
             return self._wide.predict_backward(grad, network, queries, layers, needs)
         return _asked([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        if self._is_wide(network.z):
+        if self._is_large(network):
             return self._wide.loss(network, target, queries, needs)
         if not any(needs):
             error = self.predict(network, queries, layers=False)[0] - target
@@ -74,14 +95,14 @@ class TritonBackend:
         return [squares / target.numel(), *_asked(grads, arguments, needs, squares.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        if self._is_wide(layer.z):
+        if self._is_large_layer(layer):
             return self._wide.layer(layer)
         from memformer_kernels.backends.triton_calls import NetworkCalls
 
         return NetworkCalls.of_layer(layer).layer()
 
     def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
-        if self._is_wide(layer.z):
+        if self._is_large_layer(layer):
             return self._wide.layer_backward(grad, register_grad, layer, needs)
         from memformer_kernels.backends.triton_calls import NetworkCalls
 
@@ -104,29 +125,54 @@ class TritonBackend:
 
         return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
-    def warmup(self) -> None:
-        """Imports Triton and the kernels; a kernel compiles for a configuration when that is first called."""
-        from memformer_kernels.backends import triton_calls  # noqa: F401
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
+        from memformer_kernels.kernels import launch
+
+        if not launch.interpreted():
+            with torch.no_grad(), launch.compile_only():
+                rehearsal()
 
     def _is_wide(self, tokens: Tensor) -> bool:
-        """Whether the matrices are too wide for the fused kernels.
-
-        Raises:
-            RuntimeError: a CPU tensor, and kernels are compiled.
-        """
-        from memformer_kernels.kernels.launch import check_device
-
-        check_device(tokens)
+        _check_device(tokens)
         return tokens.shape[2] > WIDEST
 
+    def _is_large(self, network: Network) -> bool:
+        _check_device(network.z)
+        _, tokens, width = network.z.shape
+        return not fuses(width, tokens, network.algorithm, _response_only(network))
 
-def _calls(network: Network) -> "NetworkCalls | ResponseCalls":
-    from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
+    def _is_large_layer(self, layer: Layer) -> bool:
+        _check_device(layer.z)
+        _, tokens, width = layer.z.shape
+        return not fuses(width, tokens, "token", response_only=False)
 
-    response_only = network.p is None and network.q.shape[-1] != network.z.shape[2]
-    if response_only and network.algorithm == "gram":
-        return ResponseCalls(network)
-    return NetworkCalls.of_network(network)
+
+def _check_device(tokens: Tensor) -> None:
+    """Raises RuntimeError for a CPU tensor where kernels are compiled."""
+    from memformer_kernels.kernels.launch import check_device
+
+    check_device(tokens)
+
+
+def _response_only(network: Network) -> bool:
+    return network.p is None and network.q.shape[-1] != network.z.shape[2]
+
+
+def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
+    from memformer_kernels.backends import triton_calls, triton_spread
+    from memformer_kernels.kernels import rules
+
+    batch, tokens, width = network.z.shape
+    if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
+        return triton_spread.SpreadCalls(network, _response_only(network))
+    if network.algorithm == "gram" and _response_only(network):
+        return triton_calls.ResponseCalls(network)
+    if _response_only(network):
+        config = rules.columns_config(width, tokens)
+        if config is not None:
+            return triton_calls.ColumnCalls(network, config)
+    return triton_calls.NetworkCalls.of_network(network)
 
 
 def _asked(

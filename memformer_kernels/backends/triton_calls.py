@@ -1,12 +1,15 @@
 """Networks, layers and quadratics as calls of the Triton kernels' recurrences, and their gradients back."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.base import Layer, Network, Quadratics
-from memformer_kernels.kernels import call_network, call_solve
+from memformer_kernels.kernels import call_columns, call_network, call_solve
 from memformer_kernels.kernels.coefficients import DIAGONAL, FULL, LINEAR, in_full
+from memformer_kernels.kernels.rules import Config
 from memformer_kernels.maths.memory import kept_heads
 from memformer_kernels.reference import projections
 
@@ -26,9 +29,12 @@ def _rule(gamma: Tensor | None) -> int:
 
 
 class ResponseCalls:
-    """A response-only network in Gram space: coefficients are read in the response column alone."""
+    """A response-only network in Gram space: coefficients are read in the response column alone.
 
-    def __init__(self, network: Network) -> None:
+    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
+    """
+
+    def __init__(self, network: Network, matrix: Tensor | None = None) -> None:
         self.network = network
         dtype = compute_dtype(network.z)
         layers, heads = network.q.shape[:2]
@@ -45,6 +51,7 @@ class ResponseCalls:
             z=network.z,
             lengths=network.lengths,
             context=network.context,
+            matrix=matrix,
         )
 
     def predict(self, queries: int, layers: bool) -> Tensor:
@@ -74,11 +81,76 @@ class ResponseCalls:
         return grads.squares, error[0], self._gradients(grads)
 
     def _gradients(self, grads: call_solve.Gradients) -> NetworkGradients:
-        return grads.z, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
+        tasks = grads.z if self.recurrence.matrix is None else grads.matrix
+        return tasks, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
+
+
+class ColumnCalls:
+    """A response-only network on tokens, tiny enough that features stay in registers."""
+
+    def __init__(self, network: Network, config: Config) -> None:
+        self.network = network
+        dtype = compute_dtype(network.z)
+        layers, heads = network.q.shape[:2]
+        kept = kept_heads(heads, network.gamma, network.beta)
+        a = network.q.to(dtype)
+        rule = _rule(network.gamma)
+        leading = (layers, layers, kept) if rule == FULL else (layers, kept)
+        gamma_tokens, beta_tokens = _token_axis(network.gamma), _token_axis(network.beta)
+        self.recurrence = call_columns.Recurrence(
+            z=network.z,
+            lengths=network.lengths,
+            context=network.context,
+            a=(a if kept == heads else a.sum(1, keepdim=True)).contiguous(),
+            rule=rule,
+            gamma=in_full(network.gamma, (*leading, gamma_tokens), 1, dtype, column=True),
+            beta=in_full(network.beta, (layers, kept, beta_tokens), 1, dtype, column=True),
+            config=config,
+        )
+
+    def predict(self, queries: int, layers: bool) -> Tensor:
+        return call_columns.predictions(self.recurrence, queries, self.network.q.shape[0] if layers else 1)
+
+    def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
+        return self._backward(grad.contiguous(), None, grad.shape[2], grad.shape[0], need_z, self.network.z.dtype)[0]
+
+    def stack(self) -> Tensor:
+        z = self.network.z
+        responses = -self.predict(z.shape[1], layers=False)[0]
+        return torch.cat([z[..., :-1], responses[..., None].to(z.dtype)], -1)
+
+    def stack_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
+        responses = -grad[None, ..., -1].to(self.recurrence.a.dtype)
+        z, *parameters = self.predict_backward(responses, need_z)
+        return (z if z is None else z + pad(grad[..., :-1], (0, 1)), *parameters)  # type: ignore[return-value]
+
+    def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
+        """The sum of squared errors, and the gradients of the mean's predictions and arguments."""
+        dtype = self.recurrence.a.dtype
+        gradients, error, squares = self._backward(None, target.contiguous(), queries, 1, need_z, dtype)
+        return squares, error[0], gradients
+
+    def _backward(
+        self,
+        error: Tensor | None,
+        target: Tensor | None,
+        queries: int,
+        outputs: int,
+        need_z: bool,
+        z_dtype: torch.dtype,
+    ) -> tuple[NetworkGradients, Tensor, Tensor]:
+        grads, error = call_columns.predictions_backward(
+            self.recurrence, error, target, queries, outputs, need_z, z_dtype
+        )
+        gradients = grads.z, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
+        return gradients, error, grads.squares
 
 
 class NetworkCalls:
-    """A network of any structure, on tokens or in Gram space, or a single layer."""
+    """A network of any structure, on tokens or in Gram space, or a single layer.
+
+    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
+    """
 
     def __init__(
         self,
@@ -91,6 +163,7 @@ class NetworkCalls:
         context: int,
         space: str,
         past: Tensor | None = None,
+        matrix: Tensor | None = None,
     ) -> None:
         dtype = compute_dtype(z)
         layers, heads = q.shape[:2]
@@ -114,11 +187,12 @@ class NetworkCalls:
             beta=in_full(beta, (layers, kept, _token_axis(beta)), width, dtype),
             kept=kept,
             past=past,
+            matrix=matrix,
         )
 
     @classmethod
-    def of_network(cls, network: Network) -> "NetworkCalls":
-        return cls(*network)
+    def of_network(cls, network: Network, matrix: Tensor | None = None) -> "NetworkCalls":
+        return cls(*network, matrix=matrix)
 
     @classmethod
     def of_layer(cls, layer: Layer) -> "NetworkCalls":
@@ -132,7 +206,7 @@ class NetworkCalls:
             layer.lengths,
             layer.context,
             "token",
-            torch.stack(tuple(layer.registers)) if layer.registers else None,
+            _stacked(layer.registers),
         )
 
     def layer(self) -> tuple[Tensor, Tensor]:
@@ -170,7 +244,14 @@ class NetworkCalls:
     def _gradients(self, grads: call_network.Gradients) -> NetworkGradients:
         q = grads.q[..., : self.q_width, : self.q_width]
         p = None if grads.p is None else grads.p[..., : self.p_width, : self.p_width]
-        return grads.z, q, p, grads.gamma, grads.beta
+        tasks = grads.z if self.recurrence.matrix is None else grads.matrix
+        return tasks, q, p, grads.gamma, grads.beta
+
+
+def _stacked(registers: Sequence[Tensor]) -> Tensor | None:
+    if not registers:
+        return None
+    return registers[0].contiguous()[None] if len(registers) == 1 else torch.stack(tuple(registers))
 
 
 def _token_axis(coefficient: Tensor | None) -> int:

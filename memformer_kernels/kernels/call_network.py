@@ -8,8 +8,7 @@ from torch import Tensor
 
 from memformer_kernels.kernels import rules, sums
 from memformer_kernels.kernels.coefficients import Coefficient
-from memformer_kernels.kernels.gram import gram
-from memformer_kernels.kernels.launch import on_device, triton_type
+from memformer_kernels.kernels.launch import launch, triton_type
 from memformer_kernels.kernels.network import network_kernel
 from memformer_kernels.kernels.network_backward import network_backward_kernel
 
@@ -22,6 +21,7 @@ class Recurrence(NamedTuple):
     """z (B, N, D) with its contexts; dense q, p (L, H, D, D) and coefficients in full, in the working dtype.
 
     kept: R. past: registers (J, B, R, N, D) from before the first layer, contiguous, or None. p_grad: p is an argument.
+    matrix: mean context Gram matrices (B, D, D) for Gram space, contiguous, which are not made from z then.
     """
 
     z: Tensor
@@ -36,12 +36,14 @@ class Recurrence(NamedTuple):
     beta: Coefficient
     kept: int
     past: Tensor | None = None
+    matrix: Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """Of z, past, dense q and p, gamma and beta (in their arguments' shapes); the sum of squared errors."""
+    """Of z, matrix, past, dense q and p, gamma and beta (in their arguments' shapes); the sum of squared errors."""
 
     z: Tensor | None
+    matrix: Tensor | None
     past: Tensor | None
     q: Tensor
     p: Tensor | None
@@ -73,11 +75,6 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int, stack: bool) ->
     batch, tokens, width = z.shape
     rows = width if recurrence.space == "gram" else tokens
     config = rules.config(width, rows, q.dtype, matrices=True)
-    matrix: Tensor | None = None
-    if recurrence.space == "gram" and rules.gram_splits(triton.cdiv(batch, config.tasks), recurrence.context) > 1:
-        total = gram(z, recurrence.lengths, recurrence.context)
-        count = recurrence.context if recurrence.lengths is None else recurrence.lengths[:, None, None]
-        matrix = total / count
     depth = 0 if past is None else past.shape[0]
     layers, heads = q.shape[:2]
     valid_from = 0 if stack else tokens - queries
@@ -86,7 +83,7 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int, stack: bool) ->
         rows,
         (
             z,
-            matrix,
+            recurrence.matrix,
             recurrence.lengths,
             z if past is None else past,
             q,
@@ -148,28 +145,29 @@ def predictions(recurrence: Recurrence, queries: int, outputs: int) -> Tensor:
 def _forward(
     recurrence: Recurrence, queries: int, outputs: int, out: Tensor, register: Tensor | None, stack: bool
 ) -> None:
-    launch = _prepare(recurrence, queries, outputs, stack)
-    config, q = launch.config, recurrence.q
+    prepared = _prepare(recurrence, queries, outputs, stack)
+    config, q = prepared.config, recurrence.q
     batch, _, width = recurrence.z.shape
     layers = q.shape[0]
     states = layers + 1 if outputs > 1 else 1
-    tall = (states + layers * recurrence.kept) * launch.rows * width
+    tall = (states + layers * recurrence.kept) * prepared.rows * width
     scratch_size = config.tasks * (tall + (_SQUARES + recurrence.kept) * width * width)
     programs = rules.programs(triton.cdiv(batch, config.tasks), scratch_size * q.itemsize)
     scratch = q.new_empty(programs * scratch_size)
     if out.numel():
-        with on_device(out):
-            network_kernel[(programs,)](
-                *launch.tensors,
-                out,
-                register,
-                scratch,
-                *launch.strides,
-                *launch.sizes,
-                scratch_size,
-                KEEP=outputs > 1,
-                **launch.constants,
-            )
+        launch(
+            network_kernel,
+            programs,
+            *prepared.tensors,
+            out,
+            register,
+            scratch,
+            *prepared.strides,
+            *prepared.sizes,
+            scratch_size,
+            KEEP=outputs > 1,
+            **prepared.constants,
+        )
 
 
 def tokens_backward(recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool) -> Gradients:
@@ -199,46 +197,50 @@ def _backward(
     out_grads: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Gradients, Tensor]:
     stack = out_grads[0] is not None
-    launch = _prepare(recurrence, queries, outputs, stack)
-    config, z, q, past = launch.config, recurrence.z, recurrence.q, recurrence.past
+    prepared = _prepare(recurrence, queries, outputs, stack)
+    config, z, q, past = prepared.config, recurrence.z, recurrence.q, recurrence.past
     batch, _, width = z.shape
     layers, kept = q.shape[0], recurrence.kept
     if error is None:
         error = q.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
+    matrix_grad = None if recurrence.matrix is None else torch.empty_like(recurrence.matrix)
     past_grad = None if past is None else torch.empty_like(past)
     coefficients = [x.values.numel() if x.values is not None else 0 for x in (recurrence.gamma, recurrence.beta)]
     sizes = [q.numel(), q.numel() if recurrence.p_grad else 0, *coefficients, 1]
     partials = q.new_zeros((triton.cdiv(batch, config.lanes), sum(sizes)))
-    tall = (2 * layers + 2 + layers * kept + kept) * launch.rows * width
+    tall = (2 * layers + 2 + layers * kept + kept) * prepared.rows * width
     scratch_size = config.tasks * (tall + (_SQUARES + kept) * width * width)
     programs = rules.programs(partials.shape[0], scratch_size * q.itemsize)
     scratch = q.new_empty(programs * scratch_size)
     if batch:
-        with on_device(q):
-            network_backward_kernel[(programs,)](
-                *launch.tensors,
-                error,
-                target,
-                z if out_grads[0] is None else out_grads[0],
-                out_grads[1],
-                z_grad,
-                z if past_grad is None else past_grad,
-                partials,
-                scratch,
-                *launch.strides,
-                *launch.sizes,
-                scratch_size,
-                sum(sizes),
-                max(error.numel(), 1),
-                LOSS=target is not None,
-                P_GRAD=recurrence.p_grad,
-                LANES=config.lanes,
-                **launch.constants,
-            )
+        launch(
+            network_backward_kernel,
+            programs,
+            *prepared.tensors,
+            error,
+            target,
+            z if out_grads[0] is None else out_grads[0],
+            out_grads[1],
+            z_grad,
+            matrix_grad,
+            z if past_grad is None else past_grad,
+            partials,
+            scratch,
+            *prepared.strides,
+            *prepared.sizes,
+            scratch_size,
+            sum(sizes),
+            max(error.numel(), 1),
+            LOSS=target is not None,
+            P_GRAD=recurrence.p_grad,
+            LANES=config.lanes,
+            **prepared.constants,
+        )
     q_grad, p_grad, gamma_grad, beta_grad, squares = torch.split(sums.over_tasks(partials, config.lanes), sizes)
     return Gradients(
         z_grad,
+        matrix_grad,
         past_grad,
         q_grad.view(q.shape),
         p_grad.view(q.shape) if recurrence.p_grad else None,

@@ -9,7 +9,7 @@ from torch import Tensor
 from memformer_kernels.kernels import rules, sums
 from memformer_kernels.kernels.coefficients import Coefficient
 from memformer_kernels.kernels.gram import gram
-from memformer_kernels.kernels.launch import on_device, triton_type
+from memformer_kernels.kernels.launch import launch, triton_type
 from memformer_kernels.kernels.solve import solve_kernel
 from memformer_kernels.kernels.solve_backward import solve_backward_kernel
 
@@ -17,7 +17,10 @@ QUERIES_AT_ONCE = 8
 
 
 class Recurrence(NamedTuple):
-    """z (B, N, D) with its contexts, or h (B, d, d), b and start (B, d); a (L, R, d, d); coefficients in full."""
+    """z (B, N, D) with its contexts, or h (B, d, d), b and start (B, d); a (L, R, d, d); coefficients in full.
+
+    matrix: mean context Gram matrices (B, D, D), contiguous, which are not made from z then.
+    """
 
     a: Tensor
     rule: int
@@ -29,12 +32,14 @@ class Recurrence(NamedTuple):
     h: Tensor | None = None
     b: Tensor | None = None
     start: Tensor | None = None
+    matrix: Tensor | None = None
 
 
 class Gradients(NamedTuple):
-    """Of z, or of h, b and start; of a, gamma, beta in their arguments' shapes; the sum of squared errors."""
+    """Of z and matrix, or h, b and start; of a, gamma, beta in their arguments' shapes; the sum of squared errors."""
 
     z: Tensor | None
+    matrix: Tensor | None
     h: Tensor | None
     b: Tensor | None
     start: Tensor | None
@@ -70,7 +75,8 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int) -> _Launch:
     strides: tuple[int, ...] = (0, 0, 0)
     if z is not None:
         strides = z.stride()
-        if rules.gram_splits(triton.cdiv(batch, config.tasks), recurrence.context) > 1:
+        matrix = recurrence.matrix
+        if matrix is None and rules.gram_apart(width):
             total = gram(z, recurrence.lengths, recurrence.context)
             count = recurrence.context if recurrence.lengths is None else recurrence.lengths[:, None, None]
             matrix = total / count
@@ -108,18 +114,25 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int) -> _Launch:
 
 def solve(recurrence: Recurrence, queries: int, outputs: int) -> Tensor:
     """Predictions (outputs, B, queries) of a network, or weights (outputs, B, d) of a quadratic."""
-    launch = _prepare(recurrence, queries, outputs)
-    a, config = recurrence.a, launch.config
+    prepared = _prepare(recurrence, queries, outputs)
+    a, config = recurrence.a, prepared.config
     layers, kept = a.shape[:2]
-    out = a.new_empty((outputs, launch.batch, launch.width if recurrence.z is None else queries))
-    scratch_size = (layers * kept + 2 * layers + 1) * config.tasks * launch.width
-    programs = rules.programs(triton.cdiv(launch.batch, config.tasks), scratch_size * a.itemsize)
+    out = a.new_empty((outputs, prepared.batch, prepared.width if recurrence.z is None else queries))
+    scratch_size = (layers * kept + 2 * layers + 1) * config.tasks * prepared.width
+    programs = rules.programs(triton.cdiv(prepared.batch, config.tasks), scratch_size * a.itemsize)
     scratch = a.new_empty(programs * scratch_size)
     if out.numel():
-        with on_device(out):
-            solve_kernel[(programs,)](
-                *launch.tensors, out, scratch, *launch.strides, *launch.sizes, scratch_size, **launch.constants
-            )
+        launch(
+            solve_kernel,
+            programs,
+            *prepared.tensors,
+            out,
+            scratch,
+            *prepared.strides,
+            *prepared.sizes,
+            scratch_size,
+            **prepared.constants,
+        )
     return out
 
 
@@ -136,14 +149,15 @@ def solve_backward(
 
     Returns the gradient of the predictions too, which for a loss is made here.
     """
-    launch = _prepare(recurrence, queries, outputs)
-    a, config, z = recurrence.a, launch.config, recurrence.z
-    batch, width = launch.batch, launch.width
+    prepared = _prepare(recurrence, queries, outputs)
+    a, config, z = recurrence.a, prepared.config, recurrence.z
+    batch, width = prepared.batch, prepared.width
     layers, kept = a.shape[:2]
     if error is None:
         error = a.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if needs_tasks and z is not None else None
-    h_grad = a.new_empty((batch, width, width)) if z is None else None
+    given = z is None or recurrence.matrix is not None
+    matrix_grad = a.new_empty((batch, width, width)) if given else None
     b_grad = a.new_empty((batch, width)) if z is None else None
     start_grad = a.new_empty((batch, width)) if z is None else None
     coefficients = [x.values.numel() if x.values is not None else 0 for x in (recurrence.gamma, recurrence.beta)]
@@ -154,33 +168,35 @@ def solve_backward(
     programs = rules.programs(partials.shape[0], scratch_size * a.itemsize)
     scratch = a.new_empty(programs * scratch_size)
     if batch:
-        with on_device(a):
-            solve_backward_kernel[(programs,)](
-                *launch.tensors,
-                error,
-                target,
-                z_grad,
-                h_grad,
-                b_grad,
-                start_grad,
-                partials,
-                scratch,
-                *launch.strides,
-                *launch.sizes,
-                scratch_size,
-                sum(sizes),
-                max(error.numel(), 1),
-                LOSS=target is not None,
-                LANES=config.lanes,
-                ROWS=config.rows,
-                TILE=config.tile,
-                LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
-                **launch.constants,
-            )
+        launch(
+            solve_backward_kernel,
+            programs,
+            *prepared.tensors,
+            error,
+            target,
+            z_grad,
+            matrix_grad,
+            b_grad,
+            start_grad,
+            partials,
+            scratch,
+            *prepared.strides,
+            *prepared.sizes,
+            scratch_size,
+            sum(sizes),
+            max(error.numel(), 1),
+            LOSS=target is not None,
+            LANES=config.lanes,
+            ROWS=config.rows,
+            TILE=config.tile,
+            LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
+            **prepared.constants,
+        )
     a_grad, gamma_grad, beta_grad, squares = torch.split(sums.over_tasks(partials, config.lanes), sizes)
     return Gradients(
         z_grad,
-        h_grad,
+        None if z is None else matrix_grad,
+        matrix_grad if z is None else None,
         b_grad,
         start_grad,
         a_grad.view(a.shape),

@@ -1,9 +1,12 @@
-"""The context Gram matrix sum_{i<n} z_i z_i^T by streaming the context once, and its backward.
+"""Tokens summed into small matrices, and tokens times small matrices: the two passes over a context.
 
-Forward: a program owns TASKS tasks and one of `splits` equal runs of their contexts; it reads n D numbers a task and
-makes n D^2 multiply-adds, in products of at most 32 tokens. Splits are added pairwise. Backward: a program owns ROWS
-tokens of TASKS tasks and multiplies them by G' + G'^T; it reads and writes every token once.
+`across_kernel`, sum_i left_i right_i^T: a program owns TASKS tasks and one of `splits` equal runs of their tokens, in
+products of at most 32 tokens; splits are added pairwise. The context Gram matrix is left = right = z: n D numbers read
+and n D^2 multiply-adds a task. `rows_kernel`, left_i matrix: a program owns ROWS tokens of TASKS tasks; it reads and
+writes every token once, with D^2 multiply-adds each.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
@@ -11,67 +14,88 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.kernels import rules
-from memformer_kernels.kernels.launch import on_device, triton_type
+from memformer_kernels.kernels.launch import launch, triton_type
 from memformer_kernels.kernels.tiles import load_counts, product
 
 
 @triton.jit(do_not_specialize=["batch", "context", "splits", "split_tokens"])
-def gram_kernel(
-    z,
+def across_kernel(
+    left,
+    right,
     lengths,
     out,
-    z_task,
-    z_row,
-    z_column,
+    left_task,
+    left_row,
+    left_column,
+    right_task,
+    right_row,
+    right_column,
     batch,
     context,
     width: tl.constexpr,
+    columns: tl.constexpr,
     splits,
     split_tokens,
     TASKS: tl.constexpr,
     BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
     CHUNK: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out (B, splits, D, D)."""
+    """out (B, splits, width, columns) from left (B, ., width) and right (B, ., columns)."""
     split = tl.program_id(0) % splits
     task = tl.cast(tl.program_id(0) // splits, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
     live = task < batch
     count = load_counts(lengths, task, context, live)
     first = split * split_tokens
-    tokens = z + task * z_task + tl.cast(first, tl.int64) * z_row
     inside = tl.minimum(count - first, split_tokens)
     total = product(
-        (tokens, z_column, z_row),
-        (tokens, z_row, z_column),
-        (live, width, inside, width, tl.minimum(split_tokens, context - first)),
+        (left + task * left_task + tl.cast(first, tl.int64) * left_row, left_column, left_row),
+        (right + task * right_task + tl.cast(first, tl.int64) * right_row, right_row, right_column),
+        (live, width, inside, columns, tl.minimum(split_tokens, context - first)),
         TASKS,
         BLOCK,
-        BLOCK,
+        COLUMNS,
         CHUNK,
         ACC,
         PRECISION,
     )
     i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
-    at = out + (task * splits + split) * width * width + i * width + j
-    tl.store(at, total, mask=live & (i < width) & (j < width))
+    j = tl.arange(0, COLUMNS)[None, None, :]
+    at = out + (task * splits + split) * width * columns + i * columns + j
+    tl.store(at, total, mask=live & (i < width) & (j < columns))
 
 
 @triton.jit(do_not_specialize=["batch", "tokens", "context", "row_blocks"])
-def gram_backward_kernel(
-    z,
+def rows_kernel(
+    left,
+    matrix,
+    other,
+    other_matrix,
     lengths,
-    symmetric,
     out,
-    z_task,
-    z_row,
-    z_column,
+    left_task,
+    left_row,
+    left_column,
+    matrix_task,
+    matrix_row,
+    matrix_column,
+    other_task,
+    other_row,
+    other_column,
+    other_matrix_task,
+    other_matrix_row,
+    other_matrix_column,
+    out_task,
+    out_row,
+    out_column,
     batch,
     tokens,
     context,
-    width: tl.constexpr,
+    inner: tl.constexpr,
+    other_inner: tl.constexpr,
+    columns: tl.constexpr,
     row_blocks,
     TASKS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -80,15 +104,21 @@ def gram_backward_kernel(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """out (B, N, D): context rows times `symmetric` (B, D, D), exactly zero past the context."""
+    """out (B, N, columns): left (B, N, inner) times matrix (B, inner, columns), exactly zero past the context.
+
+    To every row, `other` (B, N, other_inner) times `other_matrix` is added where it is given.
+    """
     first = tl.program_id(0) % row_blocks * ROWS
+    start = tl.cast(first, tl.int64)
     task = tl.cast(tl.program_id(0) // row_blocks, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
     live = task < batch
     count = load_counts(lengths, task, context, live)
-    grad = product(
-        (z + task * z_task + tl.cast(first, tl.int64) * z_row, z_row, z_column),
-        (symmetric + task * width * width, width, 1),
-        (live, count - first, width, width, width),
+    row = tl.arange(0, ROWS)[None, :, None]
+    j = tl.arange(0, BLOCK)[None, None, :]
+    total = product(
+        (left + task * left_task + start * left_row, left_row, left_column),
+        (matrix + task * matrix_task, matrix_row, matrix_column),
+        (live, count - first, inner, columns, inner),
         TASKS,
         ROWS,
         BLOCK,
@@ -96,74 +126,140 @@ def gram_backward_kernel(
         ACC,
         PRECISION,
     )
-    row = first + tl.arange(0, ROWS)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
-    kept = tl.where(row < count, grad, 0.0)
-    tl.store(out + (task * tokens + row) * width + j, kept, mask=live & (row < tokens) & (j < width))
+    total = tl.where(first + row < count, total, 0.0)
+    if other is not None:
+        total += product(
+            (other + task * other_task + start * other_row, other_row, other_column),
+            (other_matrix + task * other_matrix_task, other_matrix_row, other_matrix_column),
+            (live, tokens - first, other_inner, columns, other_inner),
+            TASKS,
+            ROWS,
+            BLOCK,
+            CHUNK,
+            ACC,
+            PRECISION,
+        )
+    at = out + task * out_task + (start + row) * out_row + j * out_column
+    tl.store(at, total, mask=live & (first + row < tokens) & (j < columns))
 
 
-def gram(z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-    """The context Gram matrices of z (B, N, D), (B, D, D), for D up to 128."""
-    batch, tokens, width = z.shape
+class _Sizes(NamedTuple):
+    config: rules.Config
+    dtype: torch.dtype
+
+    @property
+    def constants(self) -> dict[str, object]:
+        return {
+            "TASKS": self.config.tasks,
+            "CHUNK": self.config.chunk,
+            "ACC": triton_type(self.dtype),
+            "PRECISION": rules.precision(self.dtype),
+            "num_warps": self.config.warps,
+            "num_stages": self.config.stages,
+        }
+
+
+def _sizes(width: int, tokens: int, z: Tensor) -> _Sizes:
     dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-    chosen = rules.config(width, tokens, dtype)
+    return _Sizes(rules.config(width, tokens, dtype), dtype)
+
+
+def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+    """sum_{i<n} left_i right_i^T, (B, D, K), of left (B, N, D), D up to 128, and right (B, N, K), K up to D's block."""
+    batch, tokens, width = left.shape
+    columns = right.shape[2]
+    chosen, dtype = sizes = _sizes(max(width, columns), tokens, left)
     blocks = triton.cdiv(batch, chosen.tasks)
     splits = rules.gram_splits(blocks, context)
     # A split is a whole number of products, so that no product straddles two.
     split_tokens = triton.cdiv(triton.cdiv(context, splits), rules.TOKENS_AT_ONCE) * rules.TOKENS_AT_ONCE
-    parts = z.new_empty((batch, splits, width, width), dtype=dtype)
-    if batch:
-        with on_device(z):
-            gram_kernel[(blocks * splits,)](
-                z,
-                lengths,
-                parts,
-                *z.stride(),
-                batch,
-                context,
-                width,
-                splits,
-                split_tokens,
-                TASKS=chosen.tasks,
-                BLOCK=chosen.block,
-                CHUNK=chosen.chunk,
-                ACC=triton_type(dtype),
-                PRECISION=rules.precision(dtype),
-                num_warps=chosen.warps,
-                num_stages=chosen.stages,
-            )
+    parts = left.new_empty((batch, splits, width, columns), dtype=dtype)
+    if parts.numel():
+        launch(
+            across_kernel,
+            blocks * splits,
+            left,
+            right,
+            lengths,
+            parts,
+            *left.stride(),
+            *right.stride(),
+            batch,
+            context,
+            width,
+            columns,
+            splits,
+            split_tokens,
+            BLOCK=chosen.block,
+            COLUMNS=chosen.block,
+            **sizes.constants,
+        )
     while parts.shape[1] > 1:
         parts = parts[:, ::2] + parts[:, 1::2]
     return parts[:, 0]
 
 
-def gram_backward(grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-    """Gradient of `gram` with respect to z, in z's dtype."""
-    batch, tokens, width = z.shape
-    dtype = grad.dtype
-    chosen = rules.config(width, tokens, dtype)
-    out = torch.empty_like(z, memory_format=torch.contiguous_format)
-    row_blocks = triton.cdiv(tokens, chosen.rows)
-    if batch:
-        with on_device(z):
-            gram_backward_kernel[(triton.cdiv(batch, chosen.tasks) * row_blocks,)](
-                z,
-                lengths,
-                (grad + grad.mT).contiguous(),
-                out,
-                *z.stride(),
-                batch,
-                tokens,
-                context,
-                width,
-                row_blocks,
-                TASKS=chosen.tasks,
-                BLOCK=chosen.block,
-                ROWS=chosen.rows,
-                CHUNK=chosen.chunk,
-                ACC=triton_type(dtype),
-                PRECISION=rules.precision(dtype),
-                num_warps=chosen.warps,
-                num_stages=chosen.stages,
-            )
+def gram(z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+    """The context Gram matrices of z (B, N, D), (B, D, D), for D up to 128."""
+    return across(z, z, lengths, context)
+
+
+def times(
+    left: Tensor,
+    matrix: Tensor,
+    out: Tensor,
+    lengths: Tensor | None = None,
+    context: int | None = None,
+    other: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """out (B, N, K), of any strides: left (B, N, I) times matrix (B, I, K), K up to 128.
+
+    Rows past the context, if one is given, are exactly zero. other, (B, N, J) and (B, J, K), is a second product, which
+    is added to every row.
+    """
+    batch, tokens, inner = left.shape
+    columns = matrix.shape[2]
+    sizes = _sizes(min(max(inner, columns), rules.TILE_WIDTH), tokens, left)
+    row_blocks = triton.cdiv(tokens, sizes.config.rows)
+    second, second_matrix = other or (None, None)
+    none = (0, 0, 0)
+    if out.numel():
+        launch(
+            rows_kernel,
+            triton.cdiv(batch, sizes.config.tasks) * row_blocks,
+            left,
+            matrix,
+            second,
+            second_matrix,
+            lengths,
+            out,
+            *left.stride(),
+            *matrix.stride(),
+            *(none if second is None else second.stride()),
+            *(none if second_matrix is None else second_matrix.stride()),
+            *out.stride(),
+            batch,
+            tokens,
+            tokens if context is None else context,
+            inner,
+            0 if second is None else second.shape[2],
+            columns,
+            row_blocks,
+            BLOCK=sizes.config.block,
+            ROWS=sizes.config.rows,
+            **sizes.constants,
+        )
     return out
+
+
+def gram_backward(
+    grad: Tensor,
+    z: Tensor,
+    lengths: Tensor | None,
+    context: int,
+    out: Tensor | None = None,
+    other: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Gradient of `gram` with respect to z, in z's dtype or into `out`; other: as for `times`."""
+    made = torch.empty_like(z, memory_format=torch.contiguous_format) if out is None else out
+    return times(z, (grad + grad.mT).contiguous(), made, lengths, context, other)

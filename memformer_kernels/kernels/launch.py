@@ -1,10 +1,43 @@
-"""Launching: the device of the tensors, and whether kernels run on a GPU or in Triton's interpreter."""
+"""Launching: the device of the tensors, and whether kernels run on a GPU, in Triton's interpreter, or not at all."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
+
+Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], object]
+"""Takes a kernel, its arguments and its named constants."""
+
+_OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel on the GPU of its first tensor; under `observed` the observer gets the launch instead."""
+    observer = _OBSERVER.get()
+    with on_device(next(x for x in arguments if isinstance(x, Tensor))):
+        if observer is None:
+            kernel[(programs,)](*arguments, **constants)
+        else:
+            observer(kernel, arguments, constants)
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Hands every launch to `observer` and makes none: results stay uninitialised."""
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def compile_only() -> AbstractContextManager[None]:
+    """Compiles the kernels of the calls made inside for their arguments, and runs none."""
+    return observed(lambda kernel, arguments, constants: kernel.warmup(*arguments, grid=(1,), **constants))
 
 
 def interpreted() -> bool:

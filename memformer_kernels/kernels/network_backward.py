@@ -58,6 +58,7 @@ def network_backward_kernel(
     z_out_grad,
     register_out_grad,
     z_grad,
+    matrix_grad,
     past_grad,
     partials,
     scratch,
@@ -100,8 +101,9 @@ def network_backward_kernel(
     """Gradients from that of Z_L (and of the last register), from those of predictions, or of the squared errors.
 
     A chunk's partial sum holds the gradients of q, of p where P_GRAD, of gamma and beta and, for the loss, the sum of
-    squares. For the loss `error` (1, B, queries) receives 2 (prediction - target) / predicted. Scratch: states (L + 1),
-    gradients (L + 1), registers (L, R), register gradients (R), D-by-D slots.
+    squares. matrix_grad (B, D, D) is the gradient of G_0 where that was given. For the loss `error` (1, B, queries)
+    receives 2 (prediction - target) / predicted. Scratch: states (L + 1), gradients (L + 1), registers (L, R), register
+    gradients (R), D-by-D slots.
     """
     strides = (z_task, z_row, z_column)
     sizes = (rows, width, layers, heads, kept, depth, context)
@@ -302,7 +304,7 @@ def network_backward_kernel(
                     live,
                     SPACE,
                     P_GRAD,
-                    z_grad is not None,
+                    (z_grad is not None) or (matrix_grad is not None),
                     TASKS,
                     BLOCK,
                     CHUNK,
@@ -351,6 +353,10 @@ def network_backward_kernel(
                     ACC,
                     PRECISION,
                 )
+            if matrix_grad is not None:
+                square = live & (i < width) & (column < width)
+                initial = tl.load(squares + INITIAL_GRAD * size + i * width + column, mask=square, other=0.0)
+                tl.store(matrix_grad + task * width * width + i * width + column, initial, mask=square)
             tl.debug_barrier()
         if LOSS:
             tl.store(partial + partial_size - 1, tl.sum(tl.sum(squared, 1), 0))

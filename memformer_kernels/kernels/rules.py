@@ -57,24 +57,36 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
 
     `matrices`: for the matrix recurrence, whose steps hold more tiles at once than a Gram matrix and vectors do.
     """
-    block = triton.next_power_of_2(width)
+    block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
         # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
         # 1024 leave room for the other tiles of the matrix recurrence.
         tasks = max(2, min(64, (512 if matrices else 1024) // (block * block)))
         lanes = 256 if block <= 8 else 128
         chunk = min(block, 2 if matrices else 8)
-        return Config(tasks, block, min(8, triton.next_power_of_2(tokens)), chunk, lanes, 4, 1)
+        return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)
     # 64 rows of 128 float32 are 32 registers of 256 threads; state, fresh register and update are three such tiles.
-    rows = max(DOT_MINIMUM, min(triton.next_power_of_2(tokens), 64 if block >= 64 else 32))
+    rows = max(DOT_MINIMUM, min(most_rows, 64 if block >= 64 else 32))
     # More tasks a partial sum would leave multiprocessors idle in batches of a few thousand; fewer would make the
     # partial sums of D-by-D gradients a noticeable part of the memory.
     lanes = 8 if block >= 64 else 32
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
-    chunk = DOT_MINIMUM if matrices or block == 128 else min(block, TOKENS_AT_ONCE)
+    chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
     return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else 2)
+
+
+def columns_config(width: int, tokens: int) -> Config | None:
+    """The configuration of response-only tasks on tokens, or None where features do not fit in registers.
+
+    Features of a program's tasks are at most 4096 numbers: 32 registers of 128 threads, and their gradient as many.
+    """
+    block, rows = triton.next_power_of_2(max(width - 1, 1)), triton.next_power_of_2(tokens)
+    if width > DOT_MINIMUM or rows > 128:
+        return None
+    tasks = min(32, 4096 // (block * rows))
+    return Config(tasks, block, rows, 1, 128, 4, 1)
 
 
 def programs(work: int, scratch: int) -> int:
@@ -82,9 +94,18 @@ def programs(work: int, scratch: int) -> int:
     return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
 
 
+def gram_apart(width: int) -> bool:
+    """Whether a kernel of its own makes the Gram matrices of response-only tasks before their layers run.
+
+    From 64 features on a matrix is a quarter of a program's registers; one that also runs the layers has none left to
+    keep tokens in flight. It writes and reads D^2 numbers a task for the n D that it streams.
+    """
+    return width > 64
+
+
 def gram_splits(batch: int, longest: int) -> int:
     """Programs that share one task's context: a power of 2."""
-    needed = -(-longest // TOKENS_A_SPLIT)
+    needed = max(1, -(-longest // TOKENS_A_SPLIT))
     if batch < SPLIT_BELOW:
         useful = -(-longest // (8 * TOKENS_AT_ONCE))
         needed = max(needed, min(useful, SPLIT_BELOW // max(batch, 1)))

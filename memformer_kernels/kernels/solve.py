@@ -13,6 +13,9 @@ import triton.language as tl
 
 from memformer_kernels.kernels.tiles import load_counts, product
 
+WHOLE_MATRIX: tl.constexpr = tl.constexpr(32)
+"""Widest block whose shared matrices are read whole, beside a task's own."""
+
 
 @triton.jit
 def task_matrix(
@@ -58,6 +61,29 @@ def task_matrix(
 
 
 @triton.jit
+def times_vector(
+    matrix, row_stride, column_stride, vectors, features, lane, width, live, BLOCK: tl.constexpr, ACC: tl.constexpr
+):
+    """A shared matrix times the stored vectors of `lane` (TASKS, 1), a part of its columns at a time, (TASKS, BLOCK).
+
+    The task's own matrix stays in registers meanwhile, and a second one of that size would not fit beside it.
+    """
+    PART: tl.constexpr = 16
+    row = tl.arange(0, BLOCK)[None, :, None]
+    total = tl.zeros((1, BLOCK), ACC)
+    for first in range(0, features, PART):
+        column = first + tl.arange(0, PART)
+        part = tl.load(
+            matrix + row * row_stride + column[None, None, :] * column_stride,
+            mask=(row < features) & (column < features)[None, None, :],
+            other=0.0,
+        )
+        vector = tl.load(vectors + lane * width + column[None, :], mask=live & (column < features)[None, :], other=0.0)
+        total += tl.sum(part * vector[:, None, :], 2)
+    return total
+
+
+@triton.jit
 def run_layers(
     tile,
     offset,
@@ -87,17 +113,21 @@ def run_layers(
     mask = live & (i < width)
     for layer in range(layers):
         residual = tl.where(i < features, offset + tl.sum(tile * state[:, None, :], 2), 0.0)
-        if KEEP:
-            tl.store(own + (layers * kept + layer) * slot, residual, mask=mask)
+        own_residual = memory + (layers * kept + layer) * slot
+        if KEEP or BLOCK > WHOLE_MATRIX:
+            tl.store(own_residual + lane * width + i, residual, mask=mask)
+            tl.debug_barrier()
             tl.store(own + (layers * kept + layers + layer) * slot, state, mask=mask)
         for head in range(kept):
             index = layer * kept + head
-            a_tile = tl.load(
-                a + index * features * features + row * features + column,
-                mask=(row < features) & (column < features),
-                other=0.0,
-            )
-            register = tl.sum(a_tile * residual[:, None, :], 2)
+            square = a + index * features * features
+            if BLOCK <= WHOLE_MATRIX:
+                a_tile = tl.load(
+                    square + row * features + column, mask=(row < features) & (column < features), other=0.0
+                )
+                register = tl.sum(a_tile * residual[:, None, :], 2)
+            else:
+                register = times_vector(square, features, 1, own_residual, features, lane, width, live, BLOCK, ACC)
             if BETA:
                 decay = tl.load(beta + index * width + i, mask=i < width, other=0.0)
                 before = tl.load(own + (index - kept) * slot, mask=mask & (layer > 0), other=0.0)

@@ -13,7 +13,14 @@ scratch after a chunk's last task, one product per layer and chunk, and written 
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.solve import first_state, predictions, run_layers, task_matrix
+from memformer_kernels.kernels.solve import (
+    WHOLE_MATRIX,
+    first_state,
+    predictions,
+    run_layers,
+    task_matrix,
+    times_vector,
+)
 from memformer_kernels.kernels.tiles import load_counts, product, put
 
 
@@ -89,12 +96,16 @@ def layer_gradients(
                 decay = tl.load(beta + (index + kept) * width + i, mask=(i < features) & (step > 0), other=0.0)
                 register_grad += decay * tl.load(register_grads + (index + kept) * slot, mask=later_mask, other=0.0)
             tl.store(register_grads + index * slot, register_grad, mask=mask)
-            a_tile = tl.load(
-                a + index * features * features + row * features + column,
-                mask=(row < features) & (column < features),
-                other=0.0,
-            )
-            residual_grad += tl.sum(a_tile * register_grad[:, :, None], 1)
+            square = a + index * features * features
+            if BLOCK <= WHOLE_MATRIX:
+                a_tile = tl.load(
+                    square + row * features + column, mask=(row < features) & (column < features), other=0.0
+                )
+                residual_grad += tl.sum(a_tile * register_grad[:, :, None], 1)
+            else:
+                tl.debug_barrier()
+                vectors = memory + (layers * kept + 2 * layers + 1 + index) * slot
+                residual_grad += times_vector(square, 1, features, vectors, features, lane, width, live, BLOCK, ACC)
         if MATRIX:
             state = tl.load(states + layer * slot, mask=mask, other=0.0)
             matrix_grad += residual_grad[:, :, None] * state[:, None, :]
@@ -387,6 +398,7 @@ def solve_backward_kernel(
             if matrix_grad is not None:
                 at = matrix_grad + task[:, :, None] * width * width + row * width + column
                 tl.store(at, grad_matrix, mask=live[:, :, None] & (row < width) & (column < width))
+            if offset_grad is not None:
                 tl.store(offset_grad + task * width + i, grad_offset, mask=mask)
             if start_grad is not None:
                 tl.store(start_grad + task * width + i, -grad, mask=mask)

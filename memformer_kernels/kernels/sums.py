@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memformer_kernels.kernels.launch import on_device
+from memformer_kernels.kernels.launch import launch
 
 TASKS_A_BLOCK = 1024
 _NUMBERS = 4096
@@ -35,6 +35,5 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     blocks = triton.cdiv(count, together)
     totals = partials.new_empty(blocks, size)
     if blocks and size:
-        with on_device(partials):
-            sum_kernel[(blocks,)](partials, totals, count, size, COUNT=together, BLOCK=max(16, _NUMBERS // together))
+        launch(sum_kernel, blocks, partials, totals, count, size, COUNT=together, BLOCK=max(16, _NUMBERS // together))
     return totals.sum(0, dtype=torch.float64).to(partials.dtype)

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memformer_kernels.maths.context import Labelled, gram, gram_backward
+from memformer_kernels.maths.context import Labelled, across_tokens, gram, gram_backward
 from memformer_kernels.maths.memory import Memory
 
 
@@ -69,7 +69,7 @@ def attend_backward(
     if grad.shape[1] != q.shape[0]:
         matrices = matrices.sum(1, keepdim=True)
     state_grad = (grad @ matrices.transpose(-1, -2)).sum(1)
-    matrices_grad = state.transpose(-1, -2)[:, None] @ grad
+    matrices_grad = across_tokens(state[:, None], grad)
     projected = matrices_grad @ p
     q_grad = (projected @ gram[:, None]).sum(0)
     p_grad = (matrices_grad.transpose(-1, -2) @ query_gram).sum(0)
@@ -90,8 +90,8 @@ def run(state: Tensor, metric: Metric, q: Tensor, p: Tensor, memory: Memory, hea
     trace = AttentionTrace([state])
     for layer in range(q.shape[0]):
         fresh = attend(state, metric.gram(state), q[layer], p[layer], heads)
-        trace.registers.append(memory.register(layer, fresh, trace.registers))
-        state = state + memory.update(layer, trace.registers)
+        register, state = memory.advance(layer, state, fresh, trace.registers)
+        trace.registers.append(register)
         trace.states.append(state)
     return trace
 
@@ -119,7 +119,7 @@ def run_backward(
     p_grads: list[Tensor] = []
     for layer in reversed(range(layers)):
         outer = state_grads[layer]
-        grad = grad if outer is None else grad + outer
+        grad = memory.hold(layer, grad if outer is None else grad + outer)
         update_grads.insert(0, grad)
         later = register_grads[0] if register_grads else None
         register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])

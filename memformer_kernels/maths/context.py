@@ -44,7 +44,27 @@ class Labelled:
 def gram(tokens: Tensor, labelled: Labelled) -> Tensor:
     """sum_{i<n} z_i z_i^T, (B, D, D)."""
     rows = labelled.select(tokens)
-    return rows.transpose(-1, -2) @ rows
+    return across_tokens(rows, rows)
+
+
+_TOKENS_A_BLOCK = 4096
+
+
+def across_tokens(left: Tensor, right: Tensor) -> Tensor:
+    """sum_i left_i right_i^T, (..., D, K), from (..., N, D) and (..., N, K).
+
+    Long sums run in blocks of tokens: a library gives one small result one processor, and few tasks would leave the
+    others idle.
+    """
+    blocks = left.shape[-2] // _TOKENS_A_BLOCK
+    if blocks < 2:
+        return left.transpose(-1, -2) @ right
+    whole = blocks * _TOKENS_A_BLOCK
+    left_blocks, right_blocks = (
+        x[..., :whole, :].reshape(*x.shape[:-2], blocks, _TOKENS_A_BLOCK, x.shape[-1]) for x in (left, right)
+    )
+    rest = left[..., whole:, :].transpose(-1, -2) @ right[..., whole:, :]
+    return (left_blocks.transpose(-1, -2) @ right_blocks).sum(-3) + rest
 
 
 def gram_backward(grad: Tensor, tokens: Tensor, labelled: Labelled) -> Tensor:

@@ -4,7 +4,7 @@ Two structures (`GeneralForm`, `ResponseForm`), each on tokens or in Gram space.
 `tokens` and `predictions` read the result, and their `_backward` twins give the gradients of all arguments.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +45,14 @@ class GeneralForm:
         beta: Tensor | None,
         labelled: Labelled,
         gram_space: bool,
+        memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, gram_space
         self.block = q.shape[-1], None if p is None else p.shape[-1]
         width = z.shape[-1]
         self.q, self.p = projections(q, p, width)
         self.beta = beta
-        self.memory = Memory(gamma, _four_axes(beta), diagonal=gamma is None or gamma.ndim == 4)
+        self.memory = memory(gamma, _four_axes(beta), gamma is None or gamma.ndim == 4)
         self.metric: attention.TokenMetric | attention.GramMetric
         state = z
         if gram_space:

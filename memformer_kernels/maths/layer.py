@@ -43,10 +43,12 @@ class LayerForm:
         self.beta = beta if registers else None
         self.metric = TokenMetric(labelled)
         self.gram = self.metric.gram(z)
-        register = attend(z, self.gram, q, p, kept_heads(q.shape[0], gamma, beta))
-        if self.beta is not None:
-            register = register + self.beta * registers[-1]
-        self.registers = [*registers, register]
+        fresh = attend(z, self.gram, q, p, kept_heads(q.shape[0], gamma, beta))
+        self.registers = [*registers, self._register(fresh, registers)]
+
+    def _register(self, fresh: Tensor, previous: Sequence[Tensor]) -> Tensor:
+        """The new register from the attention output and the registers before it."""
+        return fresh if self.beta is None else fresh + self.beta * previous[-1]
 
     def tokens(self) -> Tensor:
         """Z after the layer, (B, N, D)."""
@@ -56,6 +58,21 @@ class LayerForm:
 
     def backward(self, grad: Tensor, register_grad: Tensor) -> LayerGradients:
         """Gradients from those of the tokens (B, N, D) and of the new register (B, R, N, D)."""
+        fresh_grad, kept_grads, gamma_grad, beta_grad = self._memory_backward(grad, register_grad)
+        z_grad, gram_grad, q_grad, p_grad = attend_backward(fresh_grad, self.z, self.gram, self.q, self.p)
+        return LayerGradients(
+            z=grad + z_grad + self.metric.backward(gram_grad, self.z),
+            q=q_grad,
+            p=p_grad,
+            registers=kept_grads,
+            gamma=gamma_grad,
+            beta=beta_grad,
+        )
+
+    def _memory_backward(
+        self, grad: Tensor, register_grad: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor | None, Tensor | None]:
+        """Gradients of the new register, of those before it, of gamma and of beta."""
         update_grad = grad.unsqueeze(1)
         gamma_grad: Tensor | None = None
         if self.gamma is None:
@@ -71,12 +88,4 @@ class LayerForm:
         if self.beta is not None:
             kept_grads[-1] = kept_grads[-1] + self.beta * fresh_grad
             beta_grad = over_tasks(self.registers[-2] * fresh_grad, self.beta.shape)
-        z_grad, gram_grad, q_grad, p_grad = attend_backward(fresh_grad, self.z, self.gram, self.q, self.p)
-        return LayerGradients(
-            z=grad + z_grad + self.metric.backward(gram_grad, self.z),
-            q=q_grad,
-            p=p_grad,
-            registers=kept_grads,
-            gamma=gamma_grad,
-            beta=beta_grad,
-        )
+        return fresh_grad, kept_grads, gamma_grad, beta_grad

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class Memory:
     """gamma and beta of the update R_l = fresh + beta_l * R_{l-1}, X_{l+1} = X_l + sum_h sum_{j<=l} gamma_{l,j} * R_j.
 
@@ -32,6 +32,15 @@ class Memory:
         if self.beta is None or not previous:
             return fresh
         return fresh + self._beta(layer) * previous[-1]
+
+    def advance(self, layer: int, state: Tensor, fresh: Tensor, previous: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """R_l and X_{l+1} from X_l (B, *S), this layer's attention output and the registers before it."""
+        register = self.register(layer, fresh, previous)
+        return register, state + self.update(layer, [*previous, register])
+
+    def hold(self, layer: int, update_grad: Tensor) -> Tensor:
+        """The gradient of layer l's update where later calls will read it again."""
+        return update_grad
 
     def update(self, layer: int, registers: Sequence[Tensor]) -> Tensor:
         """sum_h sum_{j<=l} gamma_{l,j,h} * R_{j,h}, (B, *S)."""

@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'memformer_kernels[triton]'")
+
+from benchmarks import aot
+from benchmarks.aot_cases import HOT, cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,8 +24,30 @@ def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+def test_the_committed_record_is_green_on_every_architecture() -> None:
+    kernels = aot.read_record(aot.RECORD)
+    assert all(map(aot.is_green, kernels))
+    assert {made.architecture for made in kernels} == set(aot.ARCHITECTURES)
+    assert {made.case for made in kernels} <= set(cases())
+    for architecture in aot.ARCHITECTURES:
+        assert set(HOT) <= {made.case for made in kernels if made.architecture == architecture}
+    table = Console(width=140, file=StringIO())
+    table.print(aot.as_table(kernels))
+    assert "90 / 100" in table.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_is_not_green() -> None:
+    fine = aot.Compiled("loss, W", "kernel", 90, registers=255, spills=0, shared=1000, tensor_core=1, fma=1)
+    assert aot.is_green(fine)
+    assert not aot.is_green(replace(fine, spills=1))
+    assert aot.is_green(replace(fine, spills=1, architecture=80))
+    assert aot.is_green(replace(fine, spills=1, case="block, tokens, D=64 fp32"))
+    assert not aot.is_green(replace(fine, shared=200_000, architecture=80))
+    assert aot.is_green(replace(fine, shared=200_000))
+
+
 def test_hot_kernels_for_sm_90_neither_spill_nor_overflow_shared_memory() -> None:
-    finished = _compile("loss", "layer, D=64", "--architecture", "90")
+    finished = _compile(*HOT, "--architecture", "90")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     for name in ("solve_backward_kernel", "network_kernel", "sum_kernel", "loss, W", "D=128", "layer, D=64"):
         assert name in finished.stdout

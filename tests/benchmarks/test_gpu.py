@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks import gpu
 from benchmarks.machine import ROOT
+from benchmarks.workloads import TILE_64
 from tests.benchmarks.test_record import MACHINE
 
 
@@ -57,3 +58,11 @@ def test_a_failing_part_records_nothing(monkeypatch: pytest.MonkeyPatch, tmp_pat
         gpu.main()
     assert ended.value.exit_code == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_limit_of_tiles_is_the_larger_of_bytes_and_products() -> None:
+    """By hand: 8192 tasks of 512 tokens of 64 numbers are 1.07 GB."""
+    by_bytes = gpu.tile_limit_ms(TILE_64, copy_gb_s=1000.0, tf32_gflop_s=1e9)
+    assert by_bytes == pytest.approx(1.074, rel=0.01)
+    by_products = gpu.tile_limit_ms(TILE_64, copy_gb_s=1e9, tf32_gflop_s=3e6)
+    assert by_products == pytest.approx(2 * 8192 * TILE_64.operations.total / 1e12)

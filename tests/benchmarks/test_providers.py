@@ -1,11 +1,15 @@
 """The registry: names, reasons, selection."""
 
+import sys
+import types
+
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import NO_JAX, OURS, PROVIDERS, Provider, select
+from benchmarks.providers import NO_FLA, NO_JAX, OURS, PROVIDERS, Provider, select
 from benchmarks.workloads import BATCHES, W_FULL, W, Workload
 from memformer_kernels import build_info
 
@@ -24,7 +28,7 @@ def test_a_provider_is_right_or_says_why_not(provider: Provider, workload: Workl
     workload = workload.with_batch(300)
     support = provider.supports(workload, CPU)
     if not support:
-        missing = {info.reason for info in build_info().backends.values() if not info.available} | {NO_JAX}
+        missing = {info.reason for info in build_info().backends.values() if not info.available} | {NO_JAX, NO_FLA}
         assert "gamma" in support.reason or "runs on cuda" in support.reason or support.reason in missing
         return
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
@@ -37,7 +41,7 @@ def test_a_provider_is_right_or_says_why_not(provider: Provider, workload: Workl
 
 def test_every_peer_in_pytorch_supports_some_workload() -> None:
     for provider in PROVIDERS:
-        if provider.peer and "JAX" not in provider.name:
+        if provider.peer and not any(word in provider.name for word in ("JAX", "flash")):
             assert any(provider.supports(workload, CPU) for workload in (W, W_FULL)), provider.name
 
 
@@ -57,6 +61,34 @@ def test_without_jax_its_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for provider in select(["JAX"]):
         assert provider.supports(W, CPU) == (False, "jax is not installed")
+
+
+def test_flash_linear_attention_makes_the_gram_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the package's signature, in plain PyTorch: sizes and layout are those its documentation gives."""
+    (provider,) = select(["flash-linear-attention"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert provider.supports(W, torch.device("cuda")) == (False, NO_FLA)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert provider.supports(W, torch.device("cuda"))
+    assert not provider.supports(W_FULL, torch.device("cuda"))
+    assert not provider.supports(W, CPU)
+
+    def chunk_linear_attn(q: Tensor, k: Tensor, v: Tensor, **options: object) -> tuple[Tensor, Tensor]:
+        assert q.shape == (300, 20, 1, 16)
+        assert options == {"scale": 1.0, "output_final_state": True, "normalize": False}
+        return q, torch.einsum("bthk,bthv->bhkv", k, v)
+
+    module = types.ModuleType("fla.ops.linear_attn")
+    vars(module)["chunk_linear_attn"] = chunk_linear_attn
+    for name in ("fla", "fla.ops"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, "fla.ops.linear_attn", module)
+    workload = W.with_batch(300)
+    parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
+    outcome = provider.outcome(provider.build(workload, parameters)(batch))
+    loss_error, gradient_error = errors(outcome, reference_outcome(workload, batch, parameters))
+    assert loss_error <= BUDGETS["float32"][0]
+    assert gradient_error <= BUDGETS["float32"][1]
 
 
 def test_jax_serves_the_cpu_and_each_workload_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,19 @@ HOT: dict[str, tuple[str, dict[str, Any]]] = {
     "gated heads": ("gram", {"rule": "gated_heads", "structure": "response-only"}),
     "gated heads on tokens": ("token", {"rule": "gated_heads", "granularity": "token", "layers": 2}),
     "shared gamma": ("gram", {"rule": "lfom_shared", "layers": 2}),
+    "response column, heads": ("token", {"structure": "response-only", "rule": "recursive", "granularity": "token"}),
+    "response column, gated heads, padding": (
+        "token",
+        {
+            "structure": "response-only",
+            "rule": "gated_heads",
+            "granularity": "full",
+            "tokens": 9,
+            "context": 4,
+            "queries": 2,
+        },
+    ),
+    "response column, one weight for all": ("token", {"structure": "response-only", "rule": "cgd", "tasks": 150}),
     "one token": ("gram", {"tokens": 1, "context": 1, "layers": 2}),
     "padding": ("gram", {"tokens": 9, "context": 4, "queries": 2, "structure": "response-only"}),
     "padding on tokens": ("token", {"tokens": 9, "context": 4, "queries": 2, "granularity": "token", "layers": 2}),
@@ -195,9 +208,11 @@ def test_a_spoilt_task_spoils_itself_alone(structure: str, algorithm: str, width
     assert made[3].isnan().all()
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_nothing_reads_padding(algorithm: str) -> None:
-    case = make_case(structure="block", tokens=9, context=4, queries=2, layers=2, heads=1).to(torch.float64)
+@pytest.mark.parametrize(
+    ("structure", "algorithm"), [("block", "gram"), ("block", "token"), ("response-only", "token")]
+)
+def test_nothing_reads_padding(structure: str, algorithm: str) -> None:
+    case = make_case(structure=structure, tokens=9, context=4, queries=2, layers=2, heads=1).to(torch.float64)
     poisoned = case.z.detach().clone()
     poisoned[:, 4:7] = torch.nan
     poisoned.requires_grad_()

@@ -21,13 +21,13 @@ LAYERS = {
 }
 
 
-def _agree(made: list[Tensor], exact: list[Tensor]) -> None:
+def agree(made: list[Tensor], exact: list[Tensor]) -> None:
     for ours, theirs in zip(made, exact, strict=True):
         assert ours.shape == theirs.shape
         assert relative_error(ours.detach(), theirs.detach()) <= FLOAT64_ERROR
 
 
-def _run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) -> list[Tensor]:
+def run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) -> list[Tensor]:
     generator = seeded(4)
     past, gamma_axes, beta_axes = LAYERS[rule]
     sizes = {"1": 1, "J": past + 1, "H": 2, "N": tokens, "D": width}
@@ -52,16 +52,16 @@ def _run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) -
 
 @pytest.mark.parametrize("rule", LAYERS)
 def test_layer(rule: str) -> None:
-    _agree(_run_layer("triton", rule, 7, 4, False), _run_layer("torch", rule, 7, 4, False))
+    agree(run_layer("triton", rule, 7, 4, False), run_layer("torch", rule, 7, 4, False))
 
 
 def test_a_layer_of_ragged_contexts() -> None:
-    _agree(_run_layer("triton", "momentum", 7, 4, True), _run_layer("torch", "momentum", 7, 4, True))
+    agree(run_layer("triton", "momentum", 7, 4, True), run_layer("torch", "momentum", 7, 4, True))
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(1, 2), (33, 17), (40, 3)])
 def test_layers_of_awkward_sizes(tokens: int, width: int) -> None:
-    _agree(_run_layer("triton", "all", tokens, width, False), _run_layer("torch", "all", tokens, width, False))
+    agree(run_layer("triton", "all", tokens, width, False), run_layer("torch", "all", tokens, width, False))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_context_gram(tasks: int, tokens: int, width: int) -> None:
     for labelled in (Labelled(max(tokens - 3, 1), None), Labelled(tokens, lengths)):
         made = backend.context_gram(z, labelled.lengths, labelled.count)
         made_grad = backend.context_gram_backward(grad, z, labelled.lengths, labelled.count)
-        _agree([made, made_grad], [gram(z, labelled), gram_backward(grad, z, labelled)])
+        agree([made, made_grad], [gram(z, labelled), gram_backward(grad, z, labelled)])
 
 
 @pytest.mark.parametrize("width", [1, 3, 17])
@@ -98,7 +98,7 @@ def test_first_order_method(width: int, rich: bool) -> None:
         return [weights, *torch.autograd.grad((weights * weights.detach().cos()).sum(), leaves)]
 
     for layers in (False, True):
-        _agree(run("triton", layers), run("torch", layers))
+        agree(run("triton", layers), run("torch", layers))
 
 
 def test_sums_over_tasks_run_in_blocks_of_1024() -> None:

@@ -13,14 +13,42 @@ FOLDER = Path(memformer_kernels.__file__).parent / "kernels"
 FILES = sorted(FOLDER.glob("*.py"))
 
 
+TRANSPOSES = {"trans", "permute", "T", "mT", "transpose", "swapaxes"}
+PRODUCTS = {"dot", "dot_scaled"}
+
+
 def _calls(path: Path, name: str) -> list[ast.Call]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return [x for x in ast.walk(tree) if isinstance(x, ast.Call) and ast.unparse(x.func) == name]
 
 
+def _device_words(source: str) -> list[str]:
+    """Every name and attribute that functions compiled by Triton use, by whatever it is reached."""
+    functions = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.FunctionDef)]
+    compiled = [x for x in functions if any("jit" in ast.unparse(y) for y in x.decorator_list)]
+    nodes = [node for function in compiled for statement in function.body for node in ast.walk(statement)]
+    names = [node.id for node in nodes if isinstance(node, ast.Name)]
+    return names + [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+
+
+def _aliases(source: str) -> list[str]:
+    """What a file imports of Triton's language under a name of its own, or gives another name."""
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("triton"):
+            found += [alias.name for alias in node.names]
+        if isinstance(node, ast.Import):
+            found += [x.name for x in node.names if x.name.startswith("triton.language") and x.asname != "tl"]
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
+            found += [ast.unparse(node.value)] if node.value.attr in TRANSPOSES | PRODUCTS else []
+    return found
+
+
 def test_there_are_kernels() -> None:
     assert len(FILES) > 5
-    assert sum(len(_calls(path, "tl.dot")) for path in FILES) == 1
+    words = [word for path in FILES for word in _device_words(path.read_text(encoding="utf-8"))]
+    assert sum(word in PRODUCTS for word in words) == sum(len(_calls(path, "tl.dot")) for path in FILES) == 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -32,9 +60,38 @@ def test_every_product_says_its_precision(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_no_tile_is_transposed(path: Path) -> None:
     """`tl.dot(tl.trans(acc), ...)` of a computed accumulator is miscompiled for Hopper by Triton 3.4 to 3.7.0."""
-    for name in ("tl.trans", "tl.permute"):
-        assert _calls(path, name) == []
-    assert ".T" not in {f".{x.attr}" for x in ast.walk(ast.parse(path.read_text())) if isinstance(x, ast.Attribute)}
+    source = path.read_text(encoding="utf-8")
+    assert TRANSPOSES.isdisjoint(_device_words(source))
+    assert _aliases(source) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "tl.trans(acc)",
+        "acc.trans()",
+        "acc.T",
+        "tl.permute(acc, (1, 0))",
+        "acc.permute(1, 0)",
+        "triton.language.trans(x)",
+    ],
+)
+def test_a_transposed_tile_would_be_found(body: str) -> None:
+    source = f"@triton.jit(do_not_specialize=['n'])\ndef kernel(acc, n):\n    return tl.dot({body}, acc)\n"
+    assert not TRANSPOSES.isdisjoint(_device_words(source))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from triton.language import trans as turned",
+        "import triton.language as language",
+        "turned = tl.trans",
+        "d = tl.dot",
+    ],
+)
+def test_an_alias_would_be_found(line: str) -> None:
+    assert _aliases(line) != []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

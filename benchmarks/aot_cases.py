@@ -1,0 +1,163 @@
+"""The calls whose launches `aot` compiles: every kernel, in every configuration that a rule can choose."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends import triton_calls
+from memformer_kernels.backends.base import Layer, Network, Quadratics
+from memformer_kernels.backends.triton import WIDEST_MATRICES
+from memformer_kernels.backends.triton_spread import SpreadCalls
+from memformer_kernels.backends.triton_wide import WideBackend
+from memformer_kernels.kernels import gram, rules
+
+SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
+
+NAMES = {SINGLE: "fp32", HALF: "bf16", DOUBLE: "fp64"}
+
+Case = Callable[[], Callable[[], object]]
+"""Makes a call's arguments; what it returns makes the call."""
+
+
+def _draw(*shape: int, dtype: torch.dtype = SINGLE) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+def _network(
+    width: int, tokens: int, structure: str, space: str, dtype: torch.dtype, rule: str = "lfom", tasks: int = 2048
+) -> Network:
+    """rule: "lfom", "full" for LFOM with a token axis, or "recursive"."""
+    side = width if structure == "dense" else width - 1
+    parameter = DOUBLE if dtype == DOUBLE else SINGLE
+    q = _draw(4, 1, side, side, dtype=parameter)
+    p = None if structure == "response-only" else q
+    if rule == "recursive":
+        gamma, beta = _draw(4, 1, 1, 1, dtype=parameter), _draw(4, 1, 1, width, dtype=parameter)
+    else:
+        gamma, beta = _draw(4, 4, 1, tokens if rule == "full" else 1, width, dtype=parameter), None
+    return Network(_draw(tasks, tokens, width, dtype=dtype), q, p, gamma, beta, None, tokens - 1, space)
+
+
+def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
+    if network.p is not None:
+        return triton_calls.NetworkCalls.of_network(network)
+    if network.algorithm == "gram":
+        return triton_calls.ResponseCalls(network)
+    config = rules.columns_config(network.z.shape[2], network.z.shape[1])
+    assert config is not None
+    return triton_calls.ColumnCalls(network, config)
+
+
+def _loss(
+    width: int, tokens: int, structure: str, space: str, dtype: torch.dtype = SINGLE, rule: str = "lfom"
+) -> Callable[[], object]:
+    network = _network(width, tokens, structure, space, dtype, rule)
+    target = _draw(network.z.shape[0], 1)
+    return lambda: _calls(network).loss(target, 1, need_z=False)
+
+
+def _results(width: int, structure: str, space: str) -> Callable[[], object]:
+    """Predictions after every layer, tokens, and the gradient of z."""
+    network = _network(width, 40, structure, space, SINGLE)
+    calls = _calls(network)
+    return lambda: (calls.predict(1, layers=True), calls.stack(), calls.stack_backward(network.z, need_z=True))
+
+
+def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE) -> Callable[[], object]:
+    z, q = _draw(512, tokens, width, dtype=dtype), _draw(1, width, width)
+    past = _draw(512, 1, tokens, width, dtype=dtype)
+    calls = triton_calls.NetworkCalls.of_layer(Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1))
+    if backward:
+        return lambda: calls.layer_backward(z, past, need_z=True)
+    return calls.layer
+
+
+def _quadratics(width: int) -> Callable[[], object]:
+    h, b, a = _draw(512, width, width), _draw(512, width), _draw(4, width, width)
+    calls = triton_calls.QuadraticCalls(Quadratics(h, b, a, None, None, None))
+    return lambda: (calls.solve(layers=False), calls.backward(b[None]))
+
+
+def _gram(width: int, dtype: torch.dtype) -> Callable[[], object]:
+    z = _draw(512, 100, width, dtype=dtype)
+    return lambda: gram.gram_backward(gram.gram(z, None, 99), z, None, 99)
+
+
+def _few_tasks(width: int, structure: str) -> Callable[[], object]:
+    network = _network(width, 5000, structure, "gram", SINGLE, tasks=2)
+    error = _draw(1, 2, 1)
+
+    def call() -> None:
+        calls = SpreadCalls(network, structure == "response-only")
+        calls.predict(1, layers=True)
+        calls.predict_backward(error, need_z=True)
+        calls.stack()
+        calls.stack_backward(network.z, need_z=True)
+
+    return call
+
+
+def _large(width: int, rule: str, space: str) -> Callable[[], object]:
+    network = _network(width, 40, "block", space, SINGLE, rule, tasks=2)
+    return lambda: WideBackend().loss(network, _draw(2, 1), 1, [False, False, True, True, True, True, False])
+
+
+HOT: dict[str, Case] = {
+    "loss, W": partial(_loss, 6, 21, "response-only", "gram"),
+    "loss, W_full": partial(_loss, 6, 21, "response-only", "token", SINGLE, "full"),
+    "loss, tile D=64": partial(_loss, 64, 512, "response-only", "gram"),
+    "loss, tile D=128": partial(_loss, 128, 2048, "response-only", "gram"),
+    "layer, D=64": partial(_layer, 64, 512, backward=False),
+}
+"""The configurations of the headline workloads."""
+
+WIDTHS = (3, 6, 9, 16, 32, 64, 128)
+
+
+def cases() -> dict[str, Case]:
+    """All block sizes, both spaces, the dtypes at a packed and a tile size, and the calls for few and large tasks.
+
+    What takes longest to compile, the backward of networks that move features, comes last.
+    """
+    made = dict(HOT)
+    for width in WIDTHS:
+        for dtype in _dtypes(width):
+            kind = f"D={width} {NAMES[dtype]}"
+            made[f"response-only, {kind}"] = partial(_loss, width, 40, "response-only", "gram", dtype)
+            made[f"Gram matrix, {kind}"] = partial(_gram, width, dtype)
+        made[f"response-only, results, D={width}"] = partial(_results, width, "response-only", "gram")
+        made[f"quadratics, d={width}"] = partial(_quadratics, width)
+    for width in (3, 9, 16):
+        made[f"response-only, tokens, D={width}"] = partial(_loss, width, 100, "response-only", "token", SINGLE, "full")
+    made["response-only, results, tokens, D=6"] = partial(_results, 6, "response-only", "token")
+    for width in (6, 64):
+        made[f"response-only, recursive, D={width}"] = partial(
+            _loss, width, 40, "response-only", "gram", SINGLE, "recursive"
+        )
+        made[f"few tasks, response-only, D={width}"] = partial(_few_tasks, width, "response-only")
+    for rule, space in (("lfom", "gram"), ("recursive", "gram"), ("full", "token")):
+        made[f"large tasks, {rule}, D=256"] = partial(_large, 256, rule, space)
+    return made | _moving_features()
+
+
+def _moving_features() -> dict[str, Case]:
+    made: dict[str, Case] = {}
+    widths = [width for width in WIDTHS if width <= WIDEST_MATRICES]
+    for width in widths:
+        made[f"layer, D={width} bf16"] = partial(_layer, width, 100, backward=False, dtype=HALF)
+        made[f"layer backward, D={width}"] = partial(_layer, width, 100, backward=True)
+        for dtype in _dtypes(width):
+            kind = f"D={width} {NAMES[dtype]}"
+            made[f"block, Gram space, {kind}"] = partial(_loss, width, 40, "block", "gram", dtype)
+            made[f"block, tokens, {kind}"] = partial(_loss, width, 40, "block", "token", dtype, "full")
+    for width in (6, 64):
+        made[f"few tasks, block, D={width}"] = partial(_few_tasks, width, "block")
+    for space in ("gram", "token"):
+        made[f"block, results, {space}, D=6"] = partial(_results, 6, "block", space)
+    return made
+
+
+def _dtypes(width: int) -> tuple[torch.dtype, ...]:
+    return tuple(NAMES) if width in (6, 64) else (SINGLE,)
