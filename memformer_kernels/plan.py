@@ -90,18 +90,21 @@ def _fuses(problem: Problem, algorithm: str) -> bool:
 
 def _backend(requested: str, device: str, regime: str, fuses: bool) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
+    tiny = regime.startswith("tiny")
     if requested != "auto":
         build.require(requested, device)
-        if requested == "cpu" and not regime.startswith("tiny"):
-            return "torch", "the native library hands what is not tiny to torch's batched matrix products"
+        if requested in ("cpu", "cuda") and not tiny:
+            return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
+    if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault() is None:
+        return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and not fuses:
         return "torch", "torch's batched matrix products serve tasks that one program cannot keep on chip"
     if device == "cuda" and not build.INTERPRETS and build.available("triton"):
         return "triton", "one fused Triton kernel runs all layers of a task"
     if device != "cpu":
         return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
-    if not regime.startswith("tiny"):
+    if not tiny:
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not build.available("cpu"):
         return "torch", "the native library is missing, see build_info()"

@@ -48,13 +48,16 @@ def build(root: Path, folder: Path, destination: Path, *, sanitize: bool = False
         _write(destination / cpu.RECORD, record)
         if device is not None:
             _replace(folder / cuda.LIBRARY, destination / cuda.LIBRARY)
-            version = ".".join(map(str, device.version))
-            built: dict[str, object] = {
-                "instruction_sets": device.targets(),
-                "compiler": f"nvcc {version}",
-                "torch": toolchain.torch_version,
-            }
-            _write(destination / cuda.RECORD, built)
+            _write(destination / cuda.RECORD, _cuda_record(device, toolchain))
+
+
+def _cuda_record(device: "cuda.Cuda", toolchain: Toolchain) -> dict[str, object]:
+    return {
+        "instruction_sets": device.targets(),
+        "driver": device.driver,
+        "compiler": f"nvcc {device.version[0]}.{device.version[1]}",
+        "torch": toolchain.torch_version,
+    }
 
 
 def _device(destination: Path) -> "cuda.Cuda | None":

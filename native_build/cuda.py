@@ -53,6 +53,11 @@ class Cuda:
     host: tuple[str, ...]
     architectures: tuple[Architecture, ...]
 
+    @property
+    def driver(self) -> int:
+        """The oldest driver that serves, as the driver numbers versions: any of the same major version of CUDA."""
+        return 1000 * self.version[0]
+
     def targets(self) -> list[str]:
         return [name for architecture in self.architectures for name in architecture.names()]
 
@@ -98,9 +103,9 @@ def _host_compiler() -> tuple[str, ...]:
 
 
 def architectures(listed: str, known: set[int]) -> tuple[Architecture, ...]:
-    """What TORCH_CUDA_ARCH_LIST lists, such as "8.0;9.0a 10.0+PTX"; empty: 8.0, 9.0 and 10.0, as far as nvcc knows them.
+    """What TORCH_CUDA_ARCH_LIST lists, such as "8.0;9.0a 10.0+PTX"; empty: 8.0, 9.0 and 10.0, where nvcc knows them.
 
-    Machine code serves its own generation and PTX every later one. The last of the default is the data centre's, not the
+    Machine code serves its own generation and PTX every later one. The default ends with the data centre's, not the
     newest: PTX of 12.1 would leave 10.0 with nothing. Entries before 8.0, which images list for others, are left out.
 
     Raises:
