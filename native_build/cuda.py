@@ -149,7 +149,7 @@ def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> l
     compile_device = [*nvcc, *generated, f"-Xcompiler={','.join(HOST_FLAGS)}"]
     # What the CUDA runtime defines stays inside: torch brings its own.
     closed = "-Xlinker=-z,now,--no-undefined,--exclude-libs,ALL"
-    link = [*nvcc, "-shared", "-cudart=static", "-Xcompiler=-pthread", closed]
+    link = [*nvcc, "-shared", "-nodlink", "-cudart=static", "-Xcompiler=-pthread", closed]
     # The stub's folder first: a torch with CUDA must not make another library than one without.
     folders = [f"-L{folder / Path(STUB).parent}", f"-L{toolchain.torch / 'lib'}"]
     libraries = ["-lstdc++", *folders, "-ltorch_cpu", "-ltorch_cuda"]
