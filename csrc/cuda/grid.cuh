@@ -61,4 +61,18 @@ int launch_totals(const Partials<T>& partials, const Parameters& parameters, int
   return cudaPeekAtLastError();
 }
 
+// Launches on one stream.
+struct DeviceMachine {
+  const Launch& launch;
+
+  template <class Kernel>
+  int run(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes) const {
+    return launch_kernel<Kernel>(arguments, work, shared_bytes, launch);
+  }
+  template <class T>
+  int totals(const Partials<T>& partials, const Parameters& parameters, int64_t tasks, double scale) const {
+    return launch_totals(partials, parameters, tasks, scale, launch);
+  }
+};
+
 }  // namespace memformer::cuda

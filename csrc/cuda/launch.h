@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "core/calls.h"
+#include "core/scalar.h"
 
 namespace memformer::cuda {
 
@@ -37,10 +38,10 @@ struct Parameter {
   void* grad = nullptr;    // dense, in the caller's shape; null: not wanted
   Storage grad_storage = Storage::none;
 
-  int64_t count() const {
+  MEMFORMER_INLINE int64_t count() const {
     return present ? static_cast<int64_t>(size[0]) * size[1] * size[2] * size[3] * size[4] : 0;
   }
-  int64_t grad_count() const {
+  MEMFORMER_INLINE int64_t grad_count() const {
     return grad ? static_cast<int64_t>(given[0]) * given[1] * given[2] * given[3] * given[4] : 0;
   }
 };

@@ -3,6 +3,7 @@
 // Every CUDA thread is a context of its own (ucontext). A barrier hands the core to the next thread; when all of them have
 // arrived, they go on. The order in which threads run between two barriers is the caller's choice, forwards, backwards or
 // shuffled: a result that depends on it lacks a barrier. Shared memory starts as NaN, and what lies behind it is checked.
+// Asynchronous copies leave NaN where they go to until the phase that waits for them ends, and arrive no sooner.
 
 #pragma once
 
@@ -11,7 +12,9 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "cuda/execution.cuh"
@@ -32,6 +35,10 @@ class HostThreads {
   template <class Body>
   void run(Body& body) {
     arrived_.assign(contexts_.size(), 0);
+    waits_for_.assign(contexts_.size(), 1);
+    copies_.assign(contexts_.size(), {});
+    phases_.clear();
+    yields_ = 0;
     done_.assign(contexts_.size(), false);
     body_ = &body;
     enter_ = [](void* given) { (*static_cast<Body*>(given))(); };
@@ -67,10 +74,60 @@ class HostThreads {
   void wait(int size) {
     const int self = current_;
     ++arrived_[self];
-    group_[size != warp_threads] = 0;
-    waits_for_.resize(contexts_.size());
     waits_for_[self] = size;
+    yields_ = 0;
     swapcontext(&contexts_[self], &home_);
+  }
+
+  // One asynchronous copy.
+  struct Copy {
+    char* to;
+    const char* from;
+    std::size_t bytes;
+  };
+
+  // A barrier that copies report to.
+  struct Phase {
+    int count = 0;
+    int missing = 0;
+    long bytes = 0;
+    unsigned parity = 0;
+    std::vector<Copy> copies;
+  };
+
+  Phase& phase(const void* arrivals) {
+    const auto found = phases_.find(arrivals);
+    if (found == phases_.end()) throw std::runtime_error("a barrier that was not made");
+    return found->second;
+  }
+  void make_phase(const void* arrivals, int count) { phases_[arrivals] = {count, count, 0, 0, {}}; }
+  void start(Phase* phase, Copy copy) {
+    std::memset(copy.to, 0xff, copy.bytes);
+    (phase ? phase->copies : copies_[current_]).push_back(copy);
+  }
+  void arrive(Phase& phase, bool with_copies) {
+    if (with_copies) {
+      for (const Copy& copy : copies_[current_]) phase.copies.push_back(copy);
+      copies_[current_].clear();
+    }
+    --phase.missing;
+  }
+  void wait_phase(const void* arrivals, unsigned parity) {
+    const int self = current_;
+    while (true) {
+      Phase& here = phase(arrivals);
+      if (here.missing < 0) throw std::runtime_error("more arrivals than were announced");
+      if (here.missing == 0) {
+        for (const Copy& copy : here.copies) std::memcpy(copy.to, copy.from, copy.bytes);
+        if (here.bytes != 0) throw std::runtime_error("other bytes than were announced");
+        here.copies.clear();
+        here.missing = here.count;
+        here.parity ^= 1;
+      }
+      if (here.parity != parity) return;
+      if (++yields_ > 100000) throw std::runtime_error("a phase that does not end");
+      swapcontext(&contexts_[self], &home_);
+    }
   }
 
   // Room for one value a thread to exchange.
@@ -88,6 +145,7 @@ class HostThreads {
   bool may_run(int k) {
     if (arrived_[k] == 0) return true;
     const int size = waits_for_[k];
+    if (size == 1) return true;
     const int first = k / size * size;
     for (int other = first; other < first + size; ++other) {
       if (arrived_[other] < arrived_[k]) {
@@ -118,14 +176,17 @@ class HostThreads {
   std::vector<std::uint64_t> exchange_;
   unsigned seed_;
   std::uint64_t state_ = 1;
-  int group_[2] = {0, 0};
+  std::vector<std::vector<Copy>> copies_;
+  std::map<const void*, Phase> phases_;
+  long yields_ = 0;
   int current_ = 0;
   void* body_ = nullptr;
   void (*enter_)(void*) = nullptr;
 };
 
-template <int Threads>
+template <int Threads, bool Bulk>
 struct HostBlock {
+  static constexpr bool has_bulk_copies = Bulk;
   static constexpr int threads = Threads;
   static constexpr int warps = Threads / warp_threads;
 
@@ -158,14 +219,41 @@ struct HostBlock {
     return *last_;
   }
 
+  void make_arrivals(Arrivals* arrivals, int count) const { host->make_phase(arrivals, count); }
+  void arrive(Arrivals* arrivals) const { host->arrive(host->phase(arrivals), false); }
+  void arrive_after_copies(Arrivals* arrivals) const { host->arrive(host->phase(arrivals), true); }
+  void arrive_and_expect(Arrivals* arrivals, unsigned bytes) const {
+    host->phase(arrivals).bytes += bytes;
+    host->arrive(host->phase(arrivals), false);
+  }
+  void wait(Arrivals* arrivals, unsigned parity) const { host->wait_phase(arrivals, parity); }
+  void copy_bulk(void* to, const void* from, unsigned bytes, Arrivals* arrivals) const {
+    check_aligned(to, from, 16);
+    if (bytes % 16) throw std::runtime_error("a bulk copy of a broken size");
+    host->phase(arrivals).bytes -= bytes;
+    host->start(&host->phase(arrivals), {static_cast<char*>(to), static_cast<const char*>(from), bytes});
+  }
+  template <int Bytes>
+  void copy(void* to, const void* from) const {
+    check_aligned(to, from, Bytes);
+    host->start(nullptr, {static_cast<char*>(to), static_cast<const char*>(from), Bytes});
+  }
+  void fence_copies() const {}
+
+  static void check_aligned(const void* to, const void* from, std::uintptr_t bytes) {
+    if (reinterpret_cast<std::uintptr_t>(to) % bytes || reinterpret_cast<std::uintptr_t>(from) % bytes) {
+      throw std::runtime_error("a copy that is not aligned");
+    }
+  }
+
   HostThreads* host;
   int64_t index_, count_;
   char* shared_;
   bool* last_;
 };
 
-// Runs a kernel's whole grid. `order`: 0 forwards, 1 backwards, else the seed of a shuffle.
-template <class Kernel>
+// Runs a kernel's whole grid. `order`: 0 forwards, 1 backwards, else the seed of a shuffle. Bulk: with the copies of sm_90.
+template <class Kernel, bool Bulk = true>
 void run_grid(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, unsigned order) {
   constexpr std::size_t guard = 256;
   constexpr char canary = 0x5a;
@@ -176,7 +264,7 @@ void run_grid(const typename Kernel::Arguments& arguments, int64_t blocks, std::
     const int64_t index = order == 1 ? blocks - 1 - step : step;
     std::memset(shared, 0xff, shared_bytes);
     std::memset(shared + shared_bytes, canary, guard);
-    const HostBlock<Kernel::threads> block{&host, index, blocks, shared, &last};
+    const HostBlock<Kernel::threads, Bulk> block{&host, index, blocks, shared, &last};
     auto body = [&] { Kernel::run(arguments, block); };
     host.run(body);
     for (std::size_t k = 0; k < guard; ++k) {
