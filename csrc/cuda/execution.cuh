@@ -25,8 +25,10 @@
 
 #ifdef __CUDACC__
 #define MEMFORMER_DEVICE __device__ __forceinline__
+#define MEMFORMER_CALL __device__ __noinline__
 #else
 #define MEMFORMER_DEVICE inline
+#define MEMFORMER_CALL inline
 #endif
 
 namespace memformer::cuda {

@@ -61,6 +61,10 @@ int launch_totals(const Partials<T>& partials, const Parameters& parameters, int
   return cudaPeekAtLastError();
 }
 
+// Compiled once, in kernels/totals.cu.
+extern template int launch_totals(const Partials<float>&, const Parameters&, int64_t, double, const Launch&);
+extern template int launch_totals(const Partials<double>&, const Parameters&, int64_t, double, const Launch&);
+
 // Launches on one stream.
 struct DeviceMachine {
   const Launch& launch;

@@ -288,21 +288,18 @@ class ResponseGram {
     MEMFORMER_DEVICE void write_result(const Trace& trace, const T* s) {
       const Width width = core::successor(call.d);
       each_chunk(out_first(), call.tokens, [&](char* rows, int row, int count) {
-        with_storage<T>(call.z.storage, [&](auto number) {
-          for (int i = 0; real && i < count; ++i) {
-            T values[Width::limit];
-            char* const here = rows + i * call.layout.row_bytes;
-            read_row(number, here, width, values);
-            if (call.stack) {
-              using Bits = typename decltype(number)::Bits;
-              reinterpret_cast<Bits*>(here)[call.d] = number.write(response(values, trace, s, 0));
-              continue;
-            }
-            for (int l = 0; l < call.result_layers; ++l) {
-              write_number(call.result, entry(call.result, l, task, row + i - out_first()), -response(values, trace, s, l));
-            }
+        for (int i = 0; real && i < count; ++i) {
+          T values[Width::limit];
+          char* const here = rows + i * call.layout.row_bytes;
+          read_any_row(call.z.storage, here, width, values);
+          if (call.stack) {
+            write_number_of_row(call.z.storage, here, call.d, response(values, trace, s, 0));
+            continue;
           }
-        });
+          for (int l = 0; l < call.result_layers; ++l) {
+            write_number(call.result, entry(call.result, l, task, row + i - out_first()), -response(values, trace, s, l));
+          }
+        }
         if (call.stack) write_rows(call.rows, row, count);
       });
     }
@@ -332,27 +329,25 @@ class ResponseGram {
         for (int k = 0; k < call.result_layers * d; ++k) outer[k] = T(0);
       }
       each_chunk(out_first(), call.tokens, [&](const char* rows, int row, int count) {
-        with_storage<T>(call.z.storage, [&](auto number) {
-          for (int i = 0; real && i < count; ++i) {
-            const int index = row + i - out_first();
-            T values[Width::limit];
-            read_row(number, rows + i * call.layout.row_bytes, width, values);
-            for (int l = 0; l < call.result_layers; ++l) {
-              T e;
-              if (Task == Work::forward || call.loss) {
-                const T error = -response(values, trace, s, l) - target(index, ready_target);
-                squared += error * error;
-                if (Task == Work::forward) continue;
-                e = -error * call.error_scale;
-                if (call.grad_target.data) write_number(call.grad_target, entry(call.grad_target, task, index, 0), e);
-              } else {
-                e = slot_grad(l, index);
-              }
-              MEMFORMER_UNROLL
-              for (int c = 0; c < d; ++c) outer[l * d + c] += e * values[c];
+        for (int i = 0; real && i < count; ++i) {
+          const int index = row + i - out_first();
+          T values[Width::limit];
+          read_any_row(call.z.storage, rows + i * call.layout.row_bytes, width, values);
+          for (int l = 0; l < call.result_layers; ++l) {
+            T e;
+            if (Task == Work::forward || call.loss) {
+              const T error = -response(values, trace, s, l) - target(index, ready_target);
+              squared += error * error;
+              if (Task == Work::forward) continue;
+              e = -error * call.error_scale;
+              if (call.grad_target.data) write_number(call.grad_target, entry(call.grad_target, task, index, 0), e);
+            } else {
+              e = slot_grad(l, index);
             }
+            MEMFORMER_UNROLL
+            for (int c = 0; c < d; ++c) outer[l * d + c] += e * values[c];
           }
-        });
+        }
       });
     }
 
@@ -368,20 +363,19 @@ class ResponseGram {
       for (int c = 0; c < d; ++c) symmetric[core::packed_size(d) + c] = grad.b[c] * scale;
       symmetric[core::packed_size(width) - 1] = T(0);
       each_chunk(0, call.tokens, [&](char* rows, int row, int count) {
-        with_storage<T>(call.z.storage, [&](auto number) {
-          for (int i = 0; real && i < count; ++i) {
-            T values[Width::limit], to[Width::limit];
-            char* const here = rows + i * call.layout.row_bytes;
-            read_row(number, here, width, values);
-            MEMFORMER_UNROLL
-            for (int c = 0; c < size; ++c) to[c] = T(0);
-            if (row + i < labelled) {
-              core::add_gram_grad(symmetric, core::Cells<const T>{values}, width, core::Cells<T>{to});
-            }
-            if (row + i >= out_first()) add_out_grad(trace, row + i - out_first(), values, ready_target, to);
-            write_row(number, to, width, here);
+        for (int i = 0; real && i < count; ++i) {
+          T values[Width::limit], to[Width::limit];
+          char* const here = rows + i * call.layout.row_bytes;
+          read_any_row(call.z.storage, here, width, values);
+          MEMFORMER_UNROLL
+          for (int c = 0; c < size; ++c) to[c] = T(0);
+          if (row + i < labelled) {
+            core::add_gram_grad(symmetric, core::Cells<const T>{values}, width, core::Cells<T>{to});
           }
-        });
+          if (row + i >= out_first()) add_out_grad(trace, row + i - out_first(), values, ready_target, to);
+          MEMFORMER_UNROLL
+          for (int c = 0; c < size; ++c) write_number_of_row(call.z.storage, here, c, to[c]);
+        }
         write_rows(call.grad_z, row, count);
       });
     }

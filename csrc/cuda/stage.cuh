@@ -83,7 +83,7 @@ inline TokenArray token_array(const Array& array, int width) {
 
 template <class Block>
 struct Tile {
-  const Block& block;
+  Block block;
   TileLayout layout;
   char* cells;
   Arrivals* arrivals;
@@ -106,15 +106,7 @@ struct Tile {
     const int64_t place = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from));
     if (together && place % 16 == 0) return start_together(from, tasks * bytes, tokens.number_bytes);
     const int word = vector_bytes(place | step | bytes | layout.task_bytes);
-    if (!tokens.rows_together || word < 4) return start_numbers(tokens, from, tasks, rows);
-    if constexpr (Block::has_bulk_copies) {
-      if (word == 16) return start_tasks(from, step, tasks, bytes);
-    }
-    switch (word) {
-      case 16: return start_words<16>(from, step, tasks, bytes);
-      case 8: return start_words<8>(from, step, tasks, bytes);
-      default: return start_words<4>(from, step, tasks, bytes);
-    }
+    start_apart(*this, tokens, from, tasks, rows, tokens.rows_together ? word : 1);
   }
 
   // Waits for what was started last: then all threads see it.
@@ -125,6 +117,15 @@ struct Tile {
 
   // Writes rows [0, rows) of the tile to rows from `first_row` on of `tasks` tasks. After a barrier.
   MEMFORMER_DEVICE void write(const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) const {
+    write_apart(*this, tokens, first, tasks, first_row, rows);
+  }
+
+ private:
+  static MEMFORMER_CALL void write_apart(Tile tile, const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) {
+    tile.write_now(tokens, first, tasks, first_row, rows);
+  }
+
+  MEMFORMER_DEVICE void write_now(const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) const {
     char* const to = tokens.data + first * tokens.stride[0] + first_row * tokens.stride[1];
     const int64_t step = tokens.stride[0];
     const int bytes = rows * layout.row_bytes;
@@ -142,11 +143,25 @@ struct Tile {
     }
   }
 
- private:
   template <int Bytes>
   struct alignas(Bytes) Word {
     uint32_t parts[Bytes / 4];
   };
+
+  // Tasks one by one, in words of so many bytes. A call, so that kernels hold this code once.
+  static MEMFORMER_CALL void start_apart(Tile tile, const TokenArray& tokens, const char* from, int tasks, int rows, int word) {
+    const int64_t step = tokens.stride[0];
+    const int bytes = rows * tile.layout.row_bytes;
+    if (word < 4) return tile.start_numbers(tokens, from, tasks, rows);
+    if constexpr (Block::has_bulk_copies) {
+      if (word == 16) return tile.start_tasks(from, step, tasks, bytes);
+    }
+    switch (word) {
+      case 16: return tile.template start_words<16>(from, step, tasks, bytes);
+      case 8: return tile.template start_words<8>(from, step, tasks, bytes);
+      default: return tile.template start_words<4>(from, step, tasks, bytes);
+    }
+  }
 
   static MEMFORMER_DEVICE void copy_number(char* to, const char* from, int bytes) {
     if (bytes == 8) {
@@ -229,22 +244,18 @@ struct Tile {
 struct Single {
   using Bits = float;
   static MEMFORMER_INLINE float read(Bits bits) { return bits; }
-  static MEMFORMER_INLINE Bits write(float value) { return value; }
 };
 struct Double {
   using Bits = double;
   static MEMFORMER_INLINE double read(Bits bits) { return bits; }
-  static MEMFORMER_INLINE Bits write(double value) { return value; }
 };
 struct Brain {
   using Bits = uint16_t;
   static MEMFORMER_INLINE float read(Bits bits) { return core::from_bfloat16(bits); }
-  static MEMFORMER_INLINE Bits write(float value) { return core::to_bfloat16(value); }
 };
 struct Half {
   using Bits = uint16_t;
   static MEMFORMER_INLINE float read(Bits bits) { return core::from_float16(bits); }
-  static MEMFORMER_INLINE Bits write(float value) { return core::to_float16(value); }
 };
 
 // Calls body with the way that tokens of a kernel in T are stored.
@@ -283,11 +294,34 @@ MEMFORMER_DEVICE void read_row(Number, const char* row, core::UpTo<Limit> width,
   for (int c = 0; c < width; ++c) to[c] = static_cast<T>(Number::read(reinterpret_cast<const typename Number::Bits*>(row)[c]));
 }
 
-template <class Number, class T, class Extent>
-MEMFORMER_DEVICE void write_row(Number, const T* from, Extent width, char* row) {
-  const int count = width;
-  MEMFORMER_UNROLL
-  for (int c = 0; c < count; ++c) reinterpret_cast<typename Number::Bits*>(row)[c] = Number::write(from[c]);
+// A row of whatever storage: for the few rows of a task that are read alone.
+template <class T, class Extent>
+MEMFORMER_DEVICE void read_any_row(Storage storage, const char* row, Extent width, T* to) {
+  if constexpr (sizeof(T) == 8) {
+    read_row(Double{}, row, width, to);
+  } else if (storage == Storage::float32) {
+    read_row(Single{}, row, width, to);
+  } else {
+    const int count = width;
+    MEMFORMER_UNROLL
+    for (int c = 0; c < count; ++c) {
+      const uint16_t bits = reinterpret_cast<const uint16_t*>(row)[c];
+      to[c] = storage == Storage::bfloat16 ? core::from_bfloat16(bits) : core::from_float16(bits);
+    }
+  }
+}
+
+// One number of a row.
+template <class T>
+MEMFORMER_DEVICE void write_number_of_row(Storage storage, char* row, int index, T value) {
+  if constexpr (sizeof(T) == 8) {
+    reinterpret_cast<double*>(row)[index] = value;
+  } else if (storage == Storage::float32) {
+    reinterpret_cast<float*>(row)[index] = value;
+  } else {
+    reinterpret_cast<uint16_t*>(row)[index] =
+        storage == Storage::bfloat16 ? core::to_bfloat16(value) : core::to_float16(value);
+  }
 }
 
 }  // namespace memformer::cuda
