@@ -1,5 +1,6 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
-`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes.
+`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
+`gpu-floors` what the CUDA kernels can reach on an H200.
 """
 
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import floors, growth, overhead
+from benchmarks import floors, gpu_floors, growth, overhead
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import Provider, select
 from benchmarks.record import Report, write_json, write_report
@@ -124,6 +125,16 @@ def memory_floors(
     write_json(json, floors.as_record(machine, profiles))
     for found in profiles:
         floors.print_profile(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command("gpu-floors")
+def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json") -> None:
+    """Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing."""
+    rows = gpu_floors.sheet()
+    write_json(json, gpu_floors.as_record(rows))
+    console = Console()
+    gpu_floors.print_sheet(rows, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 

@@ -178,7 +178,12 @@ def _jax(form: str, fits: Supports) -> Provider:
     return Provider(f"{form}, JAX jit", True, supports, build, outcome)
 
 
-OURS = (_ours("torch", ("cpu", "cuda")), _ours("cpu", ("cpu",)), _ours("triton", ("cuda",)))
+OURS = (
+    _ours("torch", ("cpu", "cuda")),
+    _ours("cpu", ("cpu",)),
+    _ours("triton", ("cuda",)),
+    _ours("cuda", ("cuda",)),
+)
 
 PROVIDERS: tuple[Provider, ...] = (
     *(make(formulation) for formulation in FORMULATIONS for make in (_eager, _compiled)),
