@@ -81,7 +81,7 @@ struct GeneralGram {
 
       const T count = labelled_count<T>(network.lengths, rows.context, task);
       const core::Labelled<T> labelled{rows.context, rows.ragged, count, T(1) / count};
-      sum_context(team, network.z, task, labelled, begin, gram);
+      sum_context(team, network.z, task, labelled, 0, rows.context, begin, gram);
       const core::Trace<T, Team::tasks> trace(begin, parameters, shape.size(), backward);
       core::general_gram_forward(shape, parameters, gram, trace, work,
                                  [&](int l, TaskCells state) { keep_read(l, state, read); });

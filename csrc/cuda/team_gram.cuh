@@ -28,21 +28,22 @@ MEMFORMER_DEVICE void each_lower(const Spread<Block, Tile, Grid>& team, S (&tile
   }
 }
 
-// matrix (packed) = the sum over labelled rows of z_i z_i^T, divided by their number. `space` takes a block of rows and
+// matrix (packed) = the sum over labelled rows [begin, end) of z_i z_i^T, times labelled.inverse. `space` takes a block of rows and
 // behind it the sums that wait: those of 1, 2, 4, ... blocks in their own places, as the binary digits of the blocks so far.
 template <class T, class Block, int Tile, int Grid>
 MEMFORMER_DEVICE void sum_context(const Spread<Block, Tile, Grid>& team, const Array& z, Task task,
-                                  const core::Labelled<T>& labelled, Cells<T, Spread<Block, Tile, Grid>::tasks> space,
+                                  const core::Labelled<T>& labelled, int begin, int end,
+                                  Cells<T, Spread<Block, Tile, Grid>::tasks> space,
                                   Cells<T, Spread<Block, Tile, Grid>::tasks> matrix) {
   constexpr int tasks = Spread<Block, Tile, Grid>::tasks;
   using TaskCells = Cells<T, tasks>;
   const int width = team, entries = core::packed_size(width);
-  const TaskCells waiting = space.at(smaller(labelled.rows, core::gram_block) * width);
+  const TaskCells waiting = space.at(smaller(end - begin, core::gram_block) * width);
   const auto waiting_at = [&](int level) { return waiting.at(level * entries); };
   T sum[Tile][Tile];
   int blocks = 0;
-  for (int first = 0; first < labelled.rows; first += core::gram_block) {
-    const int count = smaller(labelled.rows - first, core::gram_block);
+  for (int first = begin; first < end; first += core::gram_block) {
+    const int count = smaller(end - first, core::gram_block);
     load_rows(team, z, task, first, count, width, space);
     gram_tile(team, count, LabelledRows<T, tasks>{space, width, first, labelled}, sum);
     int level = 0;
@@ -50,7 +51,7 @@ MEMFORMER_DEVICE void sum_context(const Spread<Block, Tile, Grid>& team, const A
       each_lower(team, sum, [&](T& value, int k) { value += waiting_at(level)[k]; });
     }
     ++blocks;
-    if (first + count < labelled.rows) {
+    if (first + count < end) {
       each_lower(team, sum, [&](T& value, int k) { waiting_at(level)[k] = value; });
     } else {
       for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {

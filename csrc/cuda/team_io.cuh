@@ -29,13 +29,13 @@ MEMFORMER_DEVICE void each_number(const Team& team, int rows, int columns, Body 
   }
 }
 
-// cells[i * columns + c] = number (row + i, c) of the task, array (tasks, rows, columns).
+// cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns.
 template <class T, class Team>
 MEMFORMER_DEVICE void load_rows(const Team& team, const Array& array, Task task, int row, int count, int columns,
-                                Cells<T, Team::tasks> cells) {
+                                Cells<T, Team::tasks> cells, int pitch = 0) {
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   each_number(team, count, columns, [&](int i, int c, int k) {
-    cells[k] = task.active
+    cells[pitch ? i * pitch + c : k] = task.active
                    ? read_number<T>(array.data, array.storage, start + i * array.stride[1] + c * array.stride[2])
                    : T(0);
   });
@@ -44,11 +44,12 @@ MEMFORMER_DEVICE void load_rows(const Team& team, const Array& array, Task task,
 
 template <class T, class Team>
 MEMFORMER_DEVICE void store_rows(const Team& team, Cells<T, Team::tasks> cells, const Array& array, Task task, int row,
-                                 int count, int columns) {
+                                 int count, int columns, int pitch = 0) {
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   each_number(team, count, columns, [&](int i, int c, int k) {
     if (!task.active) return;
-    write_number(array.data, array.storage, start + i * array.stride[1] + c * array.stride[2], cells[k]);
+    write_number(array.data, array.storage, start + i * array.stride[1] + c * array.stride[2],
+                 cells[pitch ? i * pitch + c : k]);
   });
   team.sync();
 }

@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <initializer_list>
+
 #include "cuda/dense.cuh"
 #include "cuda/team_run.cuh"
 

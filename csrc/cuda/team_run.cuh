@@ -102,6 +102,7 @@ MEMFORMER_DEVICE void run_units(const Team& team, const TeamPlan<T>& plan, Body 
       const int64_t index = unit * plan.unit_tasks + first + team.task();
       if (index - team.task() >= plan.tasks) break;
       body(Task{index, index < plan.tasks}, Cells<T, Team::tasks>{cells + team.task()}, sums, &squared);
+      block.sync();
     }
     if (!plan.wants_sums) continue;
     for (int mask = 1; mask < warp_threads; mask *= 2) squared += block.shuffle_xor(squared, mask);
