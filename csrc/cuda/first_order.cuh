@@ -101,6 +101,25 @@ MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, c
   block.sync();
 }
 
+// body(first task, first of this block's next tile, row of sums) for every tile of the block's units; where there are sums, each
+// unit's are written when it is done. `unit_tasks` is a multiple of a tile's.
+template <class T, class Block, class Body>
+MEMFORMER_DEVICE void each_tile(const Block& block, int64_t tasks, int64_t unit_tasks, const MethodSpace& space, T* memory,
+                                const Partials<T>& partials, Body body) {
+  const bool sums = partials.count > 0;
+  for (int64_t unit = block.index(); unit * unit_tasks < tasks; unit += block.count()) {
+    if (sums) clear_sums(block, space, memory);
+    const int64_t begin = unit * unit_tasks;
+    const int64_t end = begin + unit_tasks < tasks ? begin + unit_tasks : tasks;
+    for (int64_t first = begin; first < end; first += tile_tasks) {
+      const int64_t next = first + tile_tasks < end ? first + tile_tasks : begin + block.count() * unit_tasks;
+      const int row = static_cast<int>((first - begin) / (2 * tile_tasks));
+      body(first, next, memory + space.sums + row * space.sum_step);
+    }
+    if (sums) write_sums(block, space, memory, partials, unit);
+  }
+}
+
 // Shared memory that a block may count on everywhere, less what the driver keeps; more than that lies in global memory.
 constexpr int64_t most_shared = 96 * 1024;
 constexpr int64_t blocks_in_global_memory = 264;

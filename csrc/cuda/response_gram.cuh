@@ -104,20 +104,9 @@ class ResponseGram {
       if (call.resident) start(block.index() * unit_tasks);
       const auto method = load_method(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
       block.sync();
-      for (int64_t unit = block.index(); unit < call.units; unit += block.count()) {
-        if (sums_wanted()) clear_sums(block, call.space, memory);
-        for (int turn = 0; turn < call.tiles_of_unit; ++turn) {
-          const int64_t first = unit * unit_tasks + turn * tile_tasks;
-          if (first >= call.tasks) break;
-          const bool last = turn + 1 == call.tiles_of_unit || first + tile_tasks >= call.tasks;
-          one_tile(method, first, last ? (unit + block.count()) * unit_tasks : first + tile_tasks,
-                   memory + call.space.sums + turn / 2 * call.space.sum_step);
-        }
-        if (sums_wanted()) write_sums(block, call.space, memory, call.partials, unit);
-      }
+      each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+                [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
     }
-
-    MEMFORMER_DEVICE bool sums_wanted() const { return Task != Work::forward || call.loss; }
 
     // Lets the tile of the tasks from `first` on come in, if there are any.
     MEMFORMER_DEVICE void start(int64_t first) const {

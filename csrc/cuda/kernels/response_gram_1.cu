@@ -1,4 +1,4 @@
-// Response-only networks in Gram space: 1 features, float.
+// Response-only networks in Gram space: one feature, float.
 
 #include "cuda/grid.cuh"
 #include "cuda/response_gram.cuh"
