@@ -17,8 +17,9 @@ namespace memformer::core {
 
 // Parameters shared by all tasks. a (L, R, d, d); gamma (L, L, R, C), (L, R, C) if `diagonal`, or null for ones on the
 // diagonal; beta (L, R, C) or null. C = 1: one coefficient for all weights; C = d: one per weight. Align: the matrices of a
-// start at multiples of so many numbers, with room between them.
-template <class T, int Align = 1>
+// start at multiples of so many numbers, with room between them. Most: layers are so many at most, with one register each,
+// and loops over them are straight code, so that a trace may live in registers; 0: any number.
+template <class T, int Align = 1, int Most = 0>
 struct FirstOrder {
   int layers;
   int heads;
@@ -67,14 +68,16 @@ struct Shared {
 };
 
 // All L layers from s (updated in place); the trace keeps s_0, ..., s_L. A trace is a ResponseTrace or has its functions.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, class Trace>
-MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align>& method, S* s,
-                                       const Trace& trace) {
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace>
+MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
+                                       S* s, const Trace& trace) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.heads;
   trace.keep_state(0, s);
-  for (int l = 0; l < layers; ++l) {
+  MEMFORMER_UNROLL_LAYERS
+  for (int l = 0; l < (most ? most : layers); ++l) {
+    if (most && l >= layers) continue;
     S g[Extent::limit];
     residual(task, s, g);
     MEMFORMER_UNROLL
@@ -104,7 +107,9 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const F
       }
     }
     if (method.gamma && !method.diagonal) {
-      for (int j = 0; j <= l; ++j) {
+      MEMFORMER_UNROLL_LAYERS
+      for (int j = 0; j < (most ? most : l + 1); ++j) {
+        if (most && j > l) continue;
         for (int h = 0; h < heads; ++h) {
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) {
@@ -150,16 +155,18 @@ MEMFORMER_INLINE void matrix_grad(Extent extent, const S* left, Cells<S, Stride>
 // Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
 // gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null, collects
 // those of H and b.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, class Trace, class Outer,
-          class Sink>
-MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align>& method,
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace,
+          class Outer, class Sink>
+MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
                                         const Trace& trace, Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.heads;
   MEMFORMER_UNROLL
   for (int c = 0; c < d; ++c) ds[c] = S(0);
-  for (int l = layers - 1; l >= 0; --l) {
+  MEMFORMER_UNROLL_LAYERS
+  for (int l = (most ? most : layers) - 1; l >= 0; --l) {
+    if (most && l >= layers) continue;
     outer(l, ds);
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.update(l)[c] = ds[c];
@@ -180,7 +187,9 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       } else {
         MEMFORMER_UNROLL
         for (int c = 0; c < d; ++c) dr[c] = S(0);
-        for (int later = l; later < layers; ++later) {
+        MEMFORMER_UNROLL_LAYERS
+        for (int later = most ? 0 : l; later < (most ? most : layers); ++later) {
+          if (most && (later < l || later >= layers)) continue;
           const int place = (later * layers + l) * heads + h;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) dr[c] += trace.update(later)[c] * method.gamma[At::index(place, d, c)];

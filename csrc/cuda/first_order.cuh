@@ -36,6 +36,24 @@ struct InPlaceTrace {
   }
 };
 
+// The same for at most Most layers with one register each, without states: u_l and r_l in registers, and in memory what the sums
+// over tasks read, g_l and then the gradients of r_l.
+template <class S, class Extent, int Stride, int Most>
+struct RegisterTrace {
+  core::Cells<S, Stride> cells;
+  S* updates;   // Most d numbers each
+  S* memories;
+  Extent d;
+
+  MEMFORMER_INLINE core::Cells<S, Stride> residual(int l) const { return cells.at(l * d); }
+  MEMFORMER_INLINE core::Cells<S> update(int l) const { return {updates + l * d}; }
+  MEMFORMER_INLINE core::Cells<S> memory(int l, int) const { return {memories + l * d}; }
+  MEMFORMER_INLINE core::Cells<S> memory_grad(int l, int h) const { return memory(l, h); }
+  // No states: they are for results and gradients that this trace does not serve.
+  MEMFORMER_INLINE core::Cells<S> state(int) const { return {nullptr}; }
+  MEMFORMER_INLINE void keep_state(int, const S*) const {}
+};
+
 inline int trace_cells(int layers, int heads, int d, bool states) {
   return ((2 + heads) * layers + (states ? layers + 1 : 0)) * d;
 }
@@ -66,8 +84,8 @@ inline MethodSpace method_space(const Parameters& parameters, int d, int64_t sum
 }
 
 // Reads the parameters into the block's memory; a barrier must follow.
-template <class T, class Block>
-MEMFORMER_DEVICE core::FirstOrder<T, 4> load_method(const Block& block, const Parameters& parameters, const MethodSpace& space,
+template <int Most, class T, class Block>
+MEMFORMER_DEVICE core::FirstOrder<T, 4, Most> load_method(const Block& block, const Parameters& parameters, const MethodSpace& space,
                                                     int layers, int heads, bool diagonal, int d, T* memory) {
   load_parameter(block, parameters.q, memory, d * d, core::FirstOrder<T, 4>::matrix_step(d));
   if (parameters.gamma.present) load_parameter(block, parameters.gamma, memory + space.gamma);

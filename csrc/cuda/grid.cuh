@@ -15,17 +15,20 @@ namespace memformer::cuda {
 // Shared memory that the driver keeps of every block's.
 constexpr int64_t reserved_shared = 1024;
 
-// Lets a kernel use as much shared memory as the device has to give, once for every device.
+// Lets a kernel use as much shared memory as the device has to give, and has it rather than cache: once for every device.
 template <class Kernel>
-int allow_shared(int64_t bytes) {
+int allow_shared() {
   static std::atomic<uint64_t> allowed{0};
-  if (bytes <= 48 * 1024 - reserved_shared) return 0;
   int device = 0, limit = 0;
   if (const int error = cudaGetDevice(&device)) return error;
   const uint64_t bit = uint64_t{1} << (device % 64);
   if (device < 64 && (allowed.load() & bit)) return 0;
   if (const int error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
-  if (const int error = cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, limit)) return error;
+  const auto kernel = run_kernel<Kernel>;
+  if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit)) return error;
+  if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared)) {
+    return error;
+  }
   allowed.fetch_or(bit);
   return 0;
 }
@@ -42,7 +45,7 @@ int64_t resident_blocks(int64_t shared_bytes, const Launch& launch) {
 template <class Kernel>
 int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes, const Launch& launch) {
   if (work == 0) return 0;
-  if (const int error = allow_shared<Kernel>(shared_bytes)) return error;
+  if (const int error = allow_shared<Kernel>()) return error;
   const int64_t fit = resident_blocks<Kernel>(shared_bytes, launch) * launch.multiprocessors;
   const int64_t grid = work < fit ? work : fit;
   run_kernel<Kernel><<<static_cast<unsigned>(grid), Kernel::threads, static_cast<std::size_t>(shared_bytes),

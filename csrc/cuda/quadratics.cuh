@@ -58,7 +58,7 @@ class QuadraticsKernel {
     block.sync();
     const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
     start(call, tile, block.index() * unit_tasks);
-    const auto method = load_method(block, call.parameters, call.space, call.layers, 1, call.diagonal, call.d, memory);
+    const auto method = load_method<0>(block, call.parameters, call.space, call.layers, 1, call.diagonal, call.d, memory);
     block.sync();
     each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials, [&](int64_t first, int64_t next, T* totals) {
       one_tile(call, block, tile, method, memory, first, next, totals);

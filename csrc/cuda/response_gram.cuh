@@ -12,6 +12,8 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "core/gram.h"
 #include "cuda/first_order.cuh"
 #include "cuda/stage.cuh"
@@ -51,11 +53,12 @@ struct ResponseGramCall {
   T* memory;           // for `space` of every block; null: in shared memory
 };
 
-template <class T, class Extent, Work Task>
+// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0: any.
+template <class T, class Extent, Work Task, int Most = 0>
 class ResponseGram {
   using Width = decltype(core::successor(Extent{}));
   using Cells = core::Cells<T, warp_threads>;
-  using Trace = InPlaceTrace<T, Extent, warp_threads>;
+  using Trace = std::conditional_t<Most != 0, RegisterTrace<T, Extent, warp_threads, Most>, InPlaceTrace<T, Extent, warp_threads>>;
   using Quadratic = core::SymmetricQuadratic<T, Extent>;
   static constexpr bool fixed = core::is_fixed<Extent>;
   static constexpr int arrivals_bytes = 32;
@@ -63,7 +66,8 @@ class ResponseGram {
  public:
   using Arguments = ResponseGramCall<T, Extent>;
   static constexpr int threads = tile_tasks;
-  static constexpr int blocks_of_multiprocessor = fixed && sizeof(T) == 4 && Extent::limit <= 5 ? 16 : 8;
+  // Shared memory for tiles and traces allows no more than ten of workload W.
+  static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 ? 8 : Most ? 10 : 16;
 
   static int64_t shared_bytes(const Arguments& call) {
     return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
@@ -102,7 +106,7 @@ class ResponseGram {
       block.sync();
       const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
       if (call.resident) start(block.index() * unit_tasks);
-      const auto method = load_method(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
+      const auto method = load_method<Most>(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
       block.sync();
       each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
                 [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
@@ -156,7 +160,14 @@ class ResponseGram {
       const T scale = T(1) / static_cast<T>(context);
       context_gram(quadratic, trace_cells, scale);
 
-      const Trace trace{trace_cells, call.layers, call.heads, call.d, Task == Work::tokens || call.result_layers > 1};
+      [[maybe_unused]] T updates[Most ? Most * Extent::limit : 1], memories[Most ? Most * Extent::limit : 1];
+      const Trace trace = [&] {
+        if constexpr (Most) {
+          return Trace{trace_cells, updates, memories, call.d};
+        } else {
+          return Trace{trace_cells, call.layers, call.heads, call.d, Task == Work::tokens || call.result_layers > 1};
+        }
+      }();
       T s[Extent::limit];
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) s[c] = T(0);
@@ -173,8 +184,8 @@ class ResponseGram {
       T squared = T(0);
       read_errors(trace, s, outer, ready_target, squared);
       TaskSums<T, Extent, Block> sums{block, call.d, call.heads, call.layers * call.heads, gamma_start(), beta_start(),
-                                      call.partials.count - 1, totals, memory + call.space.slot_cells, trace.memory(0, 0),
-                                      trace.residual(0)};
+                                      call.partials.count - 1, totals, memory + call.space.slot_cells,
+                                      trace_cells.at((Most ? 1 : 2) * call.layers * d), trace.residual(0)};
       if (call.loss) sums.squared_error(squared);
       if constexpr (Task == Work::forward) {
         sums.empty_slots();
@@ -256,7 +267,11 @@ class ResponseGram {
 
     // s after the layer that gives result `layer`: in registers where there is only one.
     MEMFORMER_DEVICE T state(const Trace& trace, const T* s, int layer, int c) const {
-      return call.result_layers == 1 ? s[c] : static_cast<T>(trace.state(call.layers - call.result_layers + layer + 1)[c]);
+      if constexpr (Most) {
+        return s[c];
+      } else {
+        return call.result_layers == 1 ? s[c] : static_cast<T>(trace.state(call.layers - call.result_layers + layer + 1)[c]);
+      }
     }
 
     // The response slot of a row: y + x . s.
@@ -394,6 +409,15 @@ class ResponseGram {
   };
 };
 
+// Whether a trace may live in registers: few layers with one register each, and only parameters' gradients of the last layer's
+// predictions are asked for.
+constexpr int layers_in_registers = 4;
+template <class T>
+bool in_registers(const Network<T>& network) {
+  return sizeof(T) == 4 && network.layers <= layers_in_registers && network.kept == 1 && network.result_layers == 1 &&
+         network.width <= 9 && (network.pass == Pass::backward || network.pass == Pass::loss_backward) && !network.grad_z.data;
+}
+
 // Everything about a call but where it runs.
 template <class T, class Extent>
 ResponseGramCall<T, Extent> response_gram_call(const Network<T>& network, const Parameters& parameters, Extent d) {
@@ -430,7 +454,8 @@ ResponseGramCall<T, Extent> response_gram_call(const Network<T>& network, const 
     if (call.layout.bytes(tile_tasks) <= 40 * 1024) break;
   }
   const bool states = network.grad_z.data || network.result_layers > 1;
-  call.trace_cells = trace_cells(network.layers, network.kept, d, states);
+  const bool registers = core::is_fixed<Extent> && in_registers(network);
+  call.trace_cells = registers ? 2 * network.layers * d : trace_cells(network.layers, network.kept, d, states);
   const int with_outer = call.trace_cells + (sums ? network.result_layers * d : 0);
   int waiting = 0;
   for (int blocks = (call.context + core::gram_block - 1) / core::gram_block; blocks > 1; blocks = (blocks + 1) / 2) {
@@ -479,10 +504,16 @@ int run_response_gram(const Network<T>& network, const Parameters& parameters, v
     using Kernel = decltype(kernel);
     return machine.template run<Kernel>(call, blocks, Kernel::shared_bytes(call));
   };
+  const auto run_parameters = [&] {
+    if constexpr (core::is_fixed<Extent>) {
+      if (in_registers(network)) return run(ResponseGram<T, Extent, Work::parameters, layers_in_registers>{});
+    }
+    return run(ResponseGram<T, Extent, Work::parameters>{});
+  };
   const bool forward = network.pass == Pass::forward || network.pass == Pass::loss;
   const int error = forward               ? run(ResponseGram<T, Extent, Work::forward>{})
                     : network.grad_z.data ? run(ResponseGram<T, Extent, Work::tokens>{})
-                                          : run(ResponseGram<T, Extent, Work::parameters>{});
+                                          : run_parameters();
   if (error || !sums) return error;
   Parameters wanted = parameters;
   if (network.pass == Pass::loss) wanted.q = wanted.p = wanted.gamma = wanted.beta = {};

@@ -51,6 +51,9 @@ template <class T, class Extent, class Block>
 struct TaskSums {
   static constexpr bool takes_outer_products = true;
   using Rows = core::Cells<T, warp_threads>;
+  struct alignas(16) Four {
+    T of[4];
+  };
 
   const Block& block;
   Extent d;
@@ -85,7 +88,8 @@ struct TaskSums {
   MEMFORMER_DEVICE void empty_slots() {
     block.sync_warp();
     const T* const from = slot_cells + block.lane() / 4 * slot_pitch + block.lane() % 4 * 8;
-    T sum = ((from[0] + from[1]) + (from[2] + from[3])) + ((from[4] + from[5]) + (from[6] + from[7]));
+    const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
+    T sum = ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
     sum += block.shuffle_xor(sum, 1);
     sum += block.shuffle_xor(sum, 2);
     if (block.lane() % 4 == 0 && block.lane() / 4 < used) totals[mine] += sum;
@@ -109,12 +113,9 @@ struct TaskSums {
   }
 
  private:
-  struct alignas(16) Four {
-    T of[4];
-  };
   static MEMFORMER_DEVICE Four four(Rows rows, int index) { return *reinterpret_cast<const Four*>(&rows[index]); }
   static MEMFORMER_DEVICE T product(const Four& a, const Four& b) {
-    return (a.of[0] * b.of[0] + a.of[1] * b.of[1]) + (a.of[2] * b.of[2] + a.of[3] * b.of[3]);
+    return ((a.of[0] * b.of[0] + a.of[1] * b.of[1]) + a.of[2] * b.of[2]) + a.of[3] * b.of[3];
   }
 
   MEMFORMER_DEVICE void add_products(Rows rows, Rows columns, T* to, bool real) const {
