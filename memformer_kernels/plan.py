@@ -28,6 +28,9 @@ TINY_TOKENS = 128
 TILE_WIDTH = 128
 """Largest D of the tile regime: a D-by-D tile fits in shared memory."""
 
+LAYER_REGISTERS = 32
+"""Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
+
 FUSED_WIDTH = 64
 """Largest D for which the Triton kernels are chosen where features move: above it a layer's D-by-D matrices outgrow the
 chip, and batched products through torch keep a GPU busier."""
@@ -45,9 +48,11 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
-def plan_layer(problem: Problem, backend: str) -> Plan:
-    """The plan of one layer, which always works on tokens: its output is tokens."""
+def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
+    """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
     regime = _regime(problem, "token")
+    if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
+        regime = "tile"
     backend, where = _backend(backend, problem.device, regime, _fuses(problem, "token"))
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 

@@ -26,8 +26,11 @@ OLDEST_NVCC = (12, 0)
 OLDEST_GENERATION = 8
 """The first with asynchronous copies to shared memory."""
 
+BULK_COPIES = ("response_", "quadratics")
+"""How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/stage.cuh)."""
+
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
-HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra")
+HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,17 @@ class Cuda:
     version: tuple[int, int]
     host: tuple[str, ...]
     architectures: tuple[Architecture, ...]
+
+    def flags(self, alike: bool) -> tuple[str, ...]:
+        """For each architecture on its own; or, where a source reads `alike` for all, from the oldest one's PTX, which
+        is most of the compiler's work, for all of them."""
+        oldest = min(self.architectures, key=lambda one: int(one.capability.rstrip("af")))
+        if not alike or not oldest.capability.isdigit():
+            return tuple(flag for architecture in self.architectures for flag in architecture.flags())
+        kinds = [f"sm_{architecture.capability}" for architecture in self.architectures]
+        if any(architecture.portable for architecture in self.architectures):
+            kinds.append(f"compute_{oldest.capability}")
+        return (f"-gencode=arch=compute_{oldest.capability},code=[{','.join(kinds)}]",)
 
     @property
     def driver(self) -> int:
@@ -129,11 +143,12 @@ def architectures(listed: str, known: set[int]) -> tuple[Architecture, ...]:
     return tuple(made)
 
 
-def objects(root: Path, toolchain: Toolchain) -> Iterator[ninja.Object]:
+def objects(root: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Object]:
     """csrc/cuda, a kernel instantiation a file, and csrc/binding/cuda; only the binding sees torch."""
     for source in ninja.sources(root, "csrc/cuda", "**/*.cu"):
         place = source.relative_to("csrc").with_suffix(".o")
-        yield ninja.Object(source, str(place), DEVICE_FLAGS)
+        alike = not source.name.startswith(BULK_COPIES)
+        yield ninja.Object(source, str(place), (*cuda.flags(alike), *DEVICE_FLAGS))
     include = toolchain.torch / "include"
     headers = ("-isystem", str(include), "-Xcompiler", f"-fmacro-prefix-map={include}/=")
     for source in ninja.sources(root, "csrc/binding/cuda"):
@@ -145,8 +160,7 @@ def objects(root: Path, toolchain: Toolchain) -> Iterator[ninja.Object]:
 def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> list[str]:
     """The rules of the library and everything it is made of."""
     nvcc = [cuda.nvcc, *cuda.host]
-    generated = [flag for architecture in cuda.architectures for flag in architecture.flags()]
-    compile_device = [*nvcc, *generated, f"-Xcompiler={','.join(HOST_FLAGS)}"]
+    compile_device = [*nvcc, f"-Xcompiler={','.join(HOST_FLAGS)}"]
     # What the CUDA runtime defines stays inside: torch brings its own.
     closed = "-Xlinker=-z,now,--no-undefined,--exclude-libs,ALL"
     link = [*nvcc, "-shared", "-nodlink", "-cudart=static", "-Xcompiler=-pthread", closed]
@@ -162,13 +176,7 @@ def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> l
         *ninja.made("link_stub", folder / STUB, ninja.sources(root, "csrc/binding/cuda/stubs")),
     ]
     made = []
-    for unit in objects(root, toolchain):
+    for unit in objects(root, toolchain, cuda):
         made.append(folder / unit.output)
         lines += ninja.made("compile_cuda", made[-1], [unit.source], [program], unit.flags)
     return [*lines, *ninja.made("link_cuda", folder / LIBRARY, made, [folder / STUB])]
-
-
-def compile_command(cuda: Cuda, source: Path, output: Path, capability: str, *extra: str) -> list[str]:
-    """How one source is compiled for one architecture alone, as the build compiles it; for looking at the code."""
-    words = [cuda.nvcc, *cuda.host, *DEVICE_FLAGS, f"-arch=sm_{capability}", *extra]
-    return [*words, "-cubin", str(source), "-o", str(output)]

@@ -21,7 +21,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiny_problems_on_a_gpu_take_the_cuda_library() -> None:
     assert plan.plan_network(W, "auto", "auto")[:3] == ("cuda", "gram", "tiny Gram")
     assert plan.plan_network(W._replace(token_axis=True), "auto", "auto")[:3] == ("cuda", "token", "tiny token")
-    assert plan.plan_layer(W, "auto").backend == "cuda"
+    assert plan.plan_layer(W, 32, "auto").backend == "cuda"
     assert plan.plan_gram(6, "cuda").backend == "cuda"
     assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda"), "auto").backend == "cuda"
 
@@ -31,7 +31,9 @@ def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
     wide = W._replace(width=18)
     assert plan.plan_network(wide, "auto", "auto")[:3] == ("triton", "gram", "tile")
     assert plan.plan_network(wide._replace(width=129, tokens=200), "auto", "auto")[:3] == ("torch", "gram", "large")
-    assert plan.plan_layer(W._replace(tokens=200), "auto").backend == "triton"
+    assert plan.plan_layer(W._replace(tokens=200), 0, "auto").backend == "triton"
+    assert plan.plan_layer(W, 33, "auto")[:3] == ("triton", "token", "tile")
+    assert plan.plan_layer(W._replace(device="cpu"), 33, "auto")[:3] == ("cpu", "token", "tiny token")
     assert plan.plan_quadratics(QuadraticProblem(17, 4, "full", "cuda"), "auto").backend == "triton"
 
 
