@@ -26,7 +26,7 @@ OLDEST_NVCC = (12, 0)
 OLDEST_GENERATION = 8
 """The first with asynchronous copies to shared memory."""
 
-BULK_COPIES = ("response_", "quadratics")
+BULK_COPIES = ("response_gram", "quadratics")
 """How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/stage.cuh)."""
 
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
