@@ -111,6 +111,7 @@ struct ContextRuns {
   using Arguments = GramRuns<T>;
   static constexpr int threads = 128;
   static constexpr int blocks_of_multiprocessor = 8;
+  static constexpr int batch = 8;  // pairs whose numbers are asked for before any of them is used
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
@@ -123,13 +124,29 @@ struct ContextRuns {
       const int r = static_cast<int>(k % square) / width, c = static_cast<int>(k % square) % width;
       if (c > r) continue;
       T* const column = arguments.partial + task * arguments.runs * entries + core::packed(r, c);
-      for (int apart = 1; apart < arguments.runs; apart *= 2) {
-        for (int run = 0; run + apart < arguments.runs; run += 2 * apart) {
-          column[static_cast<int64_t>(run) * entries] += column[static_cast<int64_t>(run + apart) * entries];
+      for (int64_t apart = 1; apart < arguments.runs; apart *= 2) {
+        for (int64_t first = 0; first + apart < arguments.runs; first += 2 * batch * apart) {
+          add_pairs(column, entries, first, apart, arguments.runs);
         }
       }
       write_number(to, task * to.stride[0] + r * to.stride[1] + c * to.stride[2], *column);
       if (c < r) write_number(to, task * to.stride[0] + c * to.stride[1] + r * to.stride[2], *column);
+    }
+  }
+
+ private:
+  // Adds run first + apart to run `first`, and so on for `batch` pairs 2 * apart apart.
+  static MEMFORMER_DEVICE void add_pairs(T* column, int64_t entries, int64_t first, int64_t apart, int64_t runs) {
+    T sum[batch];
+    MEMFORMER_UNROLL
+    for (int k = 0; k < batch; ++k) {
+      const int64_t run = first + 2 * k * apart;
+      sum[k] = run + apart < runs ? column[run * entries] + column[(run + apart) * entries] : T(0);
+    }
+    MEMFORMER_UNROLL
+    for (int k = 0; k < batch; ++k) {
+      const int64_t run = first + 2 * k * apart;
+      if (run + apart < runs) column[run * entries] = sum[k];
     }
   }
 };

@@ -37,7 +37,7 @@ MEMFORMER_INLINE GramCells gram_cells(const Network<T>& network, int64_t trace_c
           trace_cells > needed ? trace_cells : needed, layers > results ? layers : results};
 }
 
-template <class T, int Tile, int Grid, bool Resident>
+template <class T, int Tile, int Grid, bool InShared>
 struct GeneralGram {
   using Arguments = TeamNetwork<T>;
   static constexpr int threads = warp_threads;
@@ -51,8 +51,8 @@ struct GeneralGram {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     using Team = Spread<Block, Tile, Grid>;
     const Team team{block, arguments.network.width};
-    run_units<Resident, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
-      OfTask<Team>{arguments, arguments.network, team, task, Rows<T>(arguments.network), {arguments.network, task}}.run(cells, sums, squared);
+    run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
+      OfTask<Team>{arguments, arguments.network, team, task, Rows<T>(arguments.network), {arguments.network, task, arguments.error_scale}}.run(cells, sums, squared);
     });
   }
 

@@ -12,7 +12,7 @@
 
 namespace memformer::cuda {
 
-template <class T, int Tile, int Grid, bool Resident>
+template <class T, int Tile, int Grid, bool InShared>
 struct GeneralTokens {
   using Arguments = TeamNetwork<T>;
   static constexpr int threads = warp_threads;
@@ -30,7 +30,7 @@ struct GeneralTokens {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     using Team = Spread<Block, Tile, Grid>;
     const Team team{block, arguments.network.width};
-    run_units<Resident, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
+    run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
       run_tasks(arguments, team, task, cells, sums, squared);
     });
   }
@@ -48,7 +48,7 @@ struct GeneralTokens {
     const Network<T>& network = arguments.network;
     const core::Parameters<T>& parameters = arguments.parameters;
     const Rows<T> rows(network);
-    const Readout<T> readout{network, task};
+    const Readout<T> readout{network, task, arguments.error_scale};
     const core::Shape<false, Team> shape{team};
     const int width = team, count = rows.resident, first_layer = network.layers - network.result_layers;
     const bool backward = is_backward(network);

@@ -26,7 +26,7 @@ struct TeamLayer {
   Registers grad_registers[most_earlier];
 };
 
-template <class T, int Tile, int Grid, bool Resident>
+template <class T, int Tile, int Grid, bool InShared>
 struct OneLayer {
   using Arguments = TeamLayer<T>;
   static constexpr int threads = warp_threads;
@@ -42,7 +42,7 @@ struct OneLayer {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     using Team = Spread<Block, Tile, Grid>;
     const Team team{block, arguments.layer.width};
-    run_units<Resident, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T*) {
+    run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T*) {
       run_tasks(arguments, team, task, cells, sums);
     });
   }
@@ -110,7 +110,7 @@ struct OneLayer {
 
 template <class T>
 TeamLayout<T> layer_layout(const Layer<T>& layer, const Parameters& parameters) {
-  return team_layout<T>(layer.tasks, layer.width, completed(parameters, layer.width), OneLayer<T, 4, 4, true>::cells(layer),
+  return team_layout<T>(layer.tasks, layer.width, completed(parameters, layer.width), OneLayer<T, 4, 4, false>::cells(layer),
                         layer.backward, false);
 }
 

@@ -116,7 +116,7 @@ struct RowCells {
   MEMFORMER_INLINE int64_t all() const { return static_cast<int64_t>(tokens) + trace + slot + vector + errors + grad; }
 };
 
-template <class T, class Extent, int Members, bool Resident>
+template <class T, class Extent, int Members, bool InShared>
 struct ResponseTokens {
   using Arguments = TeamNetwork<T>;
   static constexpr int threads = warp_threads;
@@ -126,7 +126,7 @@ struct ResponseTokens {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     using Team = RowTeam<Block, Members>;
     const Team team{block};
-    run_units<Resident, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
+    run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
       run_tasks(arguments, team, task, cells, sums, squared);
     });
   }
@@ -140,7 +140,7 @@ struct ResponseTokens {
     const Network<T>& network = arguments.network;
     const core::Parameters<T>& given = arguments.parameters;
     const Rows<T> rows(network);
-    const Readout<T> readout{network, task};
+    const Readout<T> readout{network, task, arguments.error_scale};
     const Extent d = extent_of(network.width - 1, Extent{});
     const int layers = network.layers, first_layer = layers - network.result_layers;
     const int width = d + 1, pitch = Team::pitch(width), count = rows.resident, out_row = rows.out_row();
@@ -278,16 +278,14 @@ int run_response_tokens(const Network<T>& network, const Parameters& parameters,
   T* const dense = place(layout, scratch);
   using Dense = DenseParameters<T>;
   if (const int error = machine.template run<Dense>({layout.dense, dense}, Dense::parameters, 0)) return error;
-  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan};
+  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan, error_scale(network)};
   const auto run = [&](auto tag) {
     return machine.template run<typename decltype(tag)::type>(arguments, blocks_of(layout), layout.shared_bytes);
   };
   using Any = core::UpTo<16>;
   int error = 0;
-  if (!layout.resident) {
+  if (layout.team_tasks == 2) {
     error = run(KernelTag<ResponseTokens<T, Any, 16, false>>{});
-  } else if (layout.team_tasks == 2) {
-    error = run(KernelTag<ResponseTokens<T, Any, 16, true>>{});
   } else if (layout.team_tasks == 4) {
     error = run(KernelTag<ResponseTokens<T, core::UpTo<8>, 8, true>>{});
   } else if constexpr (small_teams<T>) {

@@ -188,6 +188,7 @@ MEMFORMER_DEVICE void each_entry(Rows rows, Spread<Block, Tile, Grid> width, Bod
   constexpr int members = Grid * Grid;
   const int count = rows * width;
   int row = width.member() / width, column = width.member() % width;
+#pragma unroll 1
   for (int k = width.member(); k < count; k += members) {
     body(row, column, k);
     for (column += members; column >= width; column -= width) ++row;
@@ -219,6 +220,7 @@ MEMFORMER_DEVICE void coefficient_grad(Rows rows, Spread<Block, Tile, Grid> widt
   const S* const left = source.data - width.task();
   const S* const right = grad.data - width.task();
   if (step) {
+#pragma unroll 1
     for (int k = lane; k < rows * width; k += warp_threads) {
       S sum = S(0);
       MEMFORMER_UNROLL
@@ -230,6 +232,7 @@ MEMFORMER_DEVICE void coefficient_grad(Rows rows, Spread<Block, Tile, Grid> widt
     const int column = lane % columns, first = lane / columns * share;
     S sum = S(0);
     if (column < width) {
+#pragma unroll 2
       for (int i = 0; i < rows; ++i) {
         const int k = i * width + column;
         MEMFORMER_UNROLL

@@ -13,6 +13,13 @@
 
 namespace memformer::cuda {
 
+// Functions of some length that are called from many places, and never where much is kept in registers.
+#ifdef __CUDACC__
+#define MEMFORMER_CALLED __device__ __noinline__
+#else
+#define MEMFORMER_CALLED inline
+#endif
+
 // One team's task.
 struct Task {
   int64_t index;
@@ -23,27 +30,56 @@ struct Task {
 template <class Team, class Body>
 MEMFORMER_DEVICE void each_number(const Team& team, int rows, int columns, Body body) {
   int row = team.member() / columns, column = team.member() % columns;
+#pragma unroll 1
   for (int k = team.member(); k < rows * columns; k += Team::members) {
     body(row, column, k);
     for (column += Team::members; column >= columns; column -= columns) ++row;
   }
 }
 
-// cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns.
+template <class T>
+constexpr Storage storage_of = sizeof(T) == 4 ? Storage::float32 : Storage::float64;
+
+// cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns. Contiguous rows are
+// asked for eight numbers at a time.
 template <class T, class Team>
-MEMFORMER_DEVICE void load_rows(const Team& team, const Array& array, Task task, int row, int count, int columns,
+MEMFORMER_CALLED void load_rows(Team team, Array array, Task task, int row, int count, int columns,
                                 Cells<T, Team::tasks> cells, int pitch = 0) {
+  constexpr int batch = 8;
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
-  each_number(team, count, columns, [&](int i, int c, int k) {
-    cells[pitch ? i * pitch + c : k] = task.active
-                   ? read_number<T>(array.data, array.storage, start + i * array.stride[1] + c * array.stride[2])
-                   : T(0);
-  });
+  if (array.storage == storage_of<T> && array.stride[2] == 1 && array.stride[1] == columns && task.active) {
+    const T* const from = static_cast<const T*>(array.data) + start;
+    const int step = pitch ? pitch : columns, total = count * columns;
+    int i = team.member() / columns, c = team.member() % columns;
+#pragma unroll 1
+    for (int first = team.member(); first < total; first += batch * Team::members) {
+      T values[batch];
+      MEMFORMER_UNROLL
+      for (int k = 0; k < batch; ++k) {
+        const int index = first + k * Team::members;
+        values[k] = index < total ? from[index] : T(0);
+      }
+      MEMFORMER_UNROLL
+      for (int k = 0; k < batch; ++k) {
+        if (first + k * Team::members < total) cells[i * step + c] = values[k];
+        c += Team::members;
+        while (c >= columns) {
+          c -= columns;
+          ++i;
+        }
+      }
+    }
+  } else {
+    each_number(team, count, columns, [&](int i, int c, int k) {
+      cells[pitch ? i * pitch + c : k] =
+          task.active ? read_number<T>(array, start + i * array.stride[1] + c * array.stride[2]) : T(0);
+    });
+  }
   team.sync();
 }
 
 template <class T, class Team>
-MEMFORMER_DEVICE void store_rows(const Team& team, Cells<T, Team::tasks> cells, const Array& array, Task task, int row,
+MEMFORMER_CALLED void store_rows(Team team, Cells<T, Team::tasks> cells, Array array, Task task, int row,
                                  int count, int columns, int pitch = 0) {
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   each_number(team, count, columns, [&](int i, int c, int k) {
@@ -74,6 +110,7 @@ template <class T>
 struct Readout {
   const Network<T>& network;
   Task task;
+  T error_scale;
 
   MEMFORMER_DEVICE bool is_loss() const { return network.pass == Pass::loss || network.pass == Pass::loss_backward; }
 
@@ -90,9 +127,7 @@ struct Readout {
                        : T(0);
   }
   // Gradient e of the response slot, from the error of a mean of squares.
-  MEMFORMER_DEVICE T grad_of_error(T error) const {
-    return -error * static_cast<T>(2.0 / (static_cast<double>(network.tasks) * network.queries));
-  }
+  MEMFORMER_DEVICE T grad_of_error(T error) const { return -error * error_scale; }
   // The target's gradient is e too.
   MEMFORMER_DEVICE void write_target_grad(int query, T e) const {
     const Array& to = network.grad_target;

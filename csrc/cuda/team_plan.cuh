@@ -124,6 +124,11 @@ double loss_scale(const Network<T>& network) {
   return is_loss(network) ? 1.0 / (static_cast<double>(network.tasks) * network.queries) : 0.0;
 }
 
+template <class T>
+T error_scale(const Network<T>& network) {
+  return static_cast<T>(2.0 * loss_scale(network));
+}
+
 // Double has one size of team for all: half as much to compile, for what is used to check the rest.
 template <class T>
 constexpr bool small_teams = sizeof(T) == 4;
@@ -134,16 +139,15 @@ struct KernelTag {
   using type = Kernel;
 };
 
-// Calls body(tag) with the instance that serves a layout: tiles and teams by width, one instance for cells in device memory.
+// Calls body(tag) with the instance that serves a layout: tiles and teams by width, and one for all the rest.
 template <class T, template <class, int, int, bool> class Kernel, class Body>
 int with_team(int width, const TeamLayout<T>& layout, Body body) {
-  if (!layout.resident) return body(KernelTag<Kernel<T, 4, 4, false>>{});
   if constexpr (small_teams<T>) {
     if (layout.team_tasks > 2) {
       return width <= 6 ? body(KernelTag<Kernel<T, 3, 2, true>>{}) : body(KernelTag<Kernel<T, 4, 2, true>>{});
     }
   }
-  return body(KernelTag<Kernel<T, 4, 4, true>>{});
+  return body(KernelTag<Kernel<T, 4, 4, false>>{});
 }
 
 // Teams of 4 lanes up to D = 8 in float, of 16 above and where 8 tasks do not fit in a block's shared memory.
@@ -158,7 +162,7 @@ TeamLayout<T> team_layout(int64_t tasks, int width, const Parameters& dense, int
 
 template <class T, template <class, int, int, bool> class Kernel>
 TeamLayout<T> network_layout(const Network<T>& network, const Parameters& parameters) {
-  const int64_t cells = Kernel<T, 4, 4, true>::cells(network, parameters);
+  const int64_t cells = Kernel<T, 4, 4, false>::cells(network, parameters);
   return team_layout<T>(network.tasks, network.width, completed(parameters, network.width), cells, is_backward(network),
                         is_loss(network));
 }
@@ -171,7 +175,7 @@ int run_team_network(const Network<T>& network, const Parameters& parameters, vo
   T* const dense = place(layout, scratch);
   using Dense = DenseParameters<T>;
   if (const int error = machine.template run<Dense>({layout.dense, dense}, Dense::parameters, 0)) return error;
-  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan};
+  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan, error_scale(network)};
   const int error = with_team<T, Kernel>(network.width, layout, [&](auto tag) {
     return machine.template run<typename decltype(tag)::type>(arguments, blocks_of(layout), layout.shared_bytes);
   });

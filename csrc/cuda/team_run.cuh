@@ -1,8 +1,9 @@
 // Teams on all tasks: units of tasks to blocks of one warp, their sums of gradients, and the memory they work in.
 //
 // A block owns a unit of 32, 128 or 1024 tasks at a time, 32 / members of them at once; its sums of K numbers lie in shared
-// memory while they are few, else in the unit's own place in device memory. A task's cells lie in shared memory
-// (`Resident`), or where they are too many in a block's own part of device memory.
+// memory while they are few, else in the unit's own place in device memory. A task's cells lie in shared memory, or where they
+// are too many in a block's own part of device memory; kernels that are compiled for the first alone (`InShared`) read them
+// with the shorter instructions of shared memory.
 
 #pragma once
 
@@ -58,6 +59,7 @@ struct TeamNetwork {
   Network<T> network;
   core::Parameters<T> parameters;
   TeamPlan<T> plan;
+  T error_scale;  // from an error to the gradient of the loss
 };
 
 template <class T>
@@ -79,16 +81,14 @@ int64_t trace_grids(const Network<T>& network, const Parameters& parameters) {
 }
 
 // Runs body(task, cells, sums, squared) for all tasks of the units that are this block's.
-template <bool Resident, class T, class Team, class Body>
+template <bool InShared, class T, class Team, class Body>
 MEMFORMER_DEVICE void run_units(const Team& team, const TeamPlan<T>& plan, Body body) {
   const auto& block = team.block;
   const int count = plan.wants_sums ? plan.partials.count : 0;
   T* const shared = reinterpret_cast<T*>(block.shared());
-  T* cells;
-  if constexpr (Resident) {
-    cells = shared + (plan.shared_sums ? count : 0);
-  } else {
-    cells = plan.work + block.index() * plan.block_cells;
+  T* cells = shared + (plan.shared_sums ? count : 0);
+  if constexpr (!InShared) {
+    if (plan.work) cells = plan.work + block.index() * plan.block_cells;
   }
   if (plan.wants_sums && block.index() == 0 && block.thread() == 0) *plan.partials.arrivals = 0;
   const int64_t units = (plan.tasks + plan.unit_tasks - 1) / plan.unit_tasks;

@@ -177,3 +177,77 @@ class NetworkCall:
             ),
             self.loss.data_ptr(),
         ]
+
+
+def registers(tensor: Tensor | None) -> list[int]:
+    """Registers (B, R, N, D): an array of tasks, tokens and features, and the stride of a register."""
+    if tensor is None:
+        return [0] * 6
+    task, register, *rest = tensor.stride()
+    return [tensor.data_ptr(), STORAGES[tensor.dtype], task, *rest, register]
+
+
+class LayerCall:
+    """One layer on the host blocks; q, p (H, D, D), gamma (J + 1, R or 1, N or 1, D or 1), beta (R or 1, ...)."""
+
+    def __init__(
+        self,
+        z: Tensor,
+        q: Tensor,
+        p: Tensor | None,
+        earlier: Sequence[Tensor],
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        context: int | Tensor,
+    ) -> None:
+        self.z, self.q, self.p, self.gamma, self.beta, self.context = z, q, p, gamma, beta, context
+        self.earlier = list(earlier)
+        self.kept = kept_registers(q.shape[0], gamma, beta)
+        self.result = torch.full_like(z, torch.nan)
+        self.fresh = torch.full((z.shape[0], self.kept, *z.shape[1:]), torch.nan, dtype=z.dtype)
+        named = {"z": z, "q": q, "p": p, "gamma": gamma, "beta": beta}
+        self.grads = {name: torch.full_like(value, torch.nan) for name, value in named.items() if value is not None}
+        self.grad_earlier = [torch.full_like(register, torch.nan) for register in earlier]
+
+    def numbers(self, grad: Tensor | None = None, grad_fresh: Tensor | None = None) -> list[int]:
+        """The forward call, or with the gradients of both results the backward one."""
+        tasks, tokens, width = self.z.shape
+        heads, count = self.q.shape[0], len(self.earlier)
+        ragged = isinstance(self.context, Tensor)
+        gamma_rows, beta_rows = (1 if x is None else x.shape[-2] for x in (self.gamma, self.beta))
+        wanted = {} if grad is None else self.grads
+        places = (tokens, tokens)
+        size = (1, 1, heads, width, width)
+        return [
+            *(int(grad is not None), tasks, tokens, width, heads, self.kept, count),
+            *(tokens if ragged else int(self.context), gamma_rows, beta_rows),
+            self.context.data_ptr() if isinstance(self.context, Tensor) else 0,
+            *array(self.z),
+            *array(self.result if grad is None else grad),
+            *array(wanted.get("z")),
+            *registers(self.fresh if grad_fresh is None else grad_fresh),
+            *(number for register in self.earlier for number in registers(register)),
+            *(number for register in self.grad_earlier for number in registers(None if grad is None else register)),
+            *parameter(self.q, size, axes=(2, 3, 4), grad=wanted.get("q"), matrix=True),
+            *parameter(self.p, size, axes=(2, 3, 4), grad=wanted.get("p"), matrix=True, corner=1, present=True),
+            *parameter(
+                self.gamma,
+                (count + 1, 1, self.kept, gamma_rows, width),
+                axes=(0, 2, 3, 4),
+                grad=wanted.get("gamma"),
+                rows=places,
+            ),
+            *parameter(
+                self.beta, (1, 1, self.kept, beta_rows, width), axes=(2, 3, 4), grad=wanted.get("beta"), rows=places
+            ),
+            0,
+        ]
+
+
+def gram_numbers(z: Tensor, context: int | Tensor, matrix: Tensor, grad_z: Tensor | None = None) -> list[int]:
+    """A context Gram matrix, or with `grad_z` its backward; `matrix` is the result or its gradient."""
+    tasks, tokens, width = z.shape
+    lengths = context.data_ptr() if isinstance(context, Tensor) else 0
+    labelled = tokens if isinstance(context, Tensor) else context
+    sizes = [int(grad_z is not None), tasks, tokens, width, labelled, lengths]
+    return [*sizes, *array(z), *array(matrix), *array(grad_z)]

@@ -1,10 +1,10 @@
-// Networks of any structure in Gram space: double, tiles of 4 x 4, teams of 16 lanes, cells in shared memory.
+// Networks of any structure in Gram space: double, tiles of 4 x 4, teams of 16 lanes, cells wherever they fit.
 
 #include "cuda/general_gram.cuh"
 #include "cuda/grid.cuh"
 
 namespace memformer::cuda {
 
-template int launch_kernel<GeneralGram<double, 4, 4, true>>(const GeneralGram<double, 4, 4, true>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<GeneralGram<double, 4, 4, false>>(const GeneralGram<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

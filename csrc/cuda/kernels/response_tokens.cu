@@ -9,14 +9,10 @@ extern template int launch_kernel<ResponseTokens<float, core::Fixed<5>, 4, true>
     const ResponseTokens<float, core::Fixed<5>, 4, true>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<ResponseTokens<float, core::UpTo<8>, 8, true>>(
     const ResponseTokens<float, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<float, core::UpTo<16>, 16, true>>(
-    const ResponseTokens<float, core::UpTo<16>, 16, true>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<ResponseTokens<float, core::UpTo<16>, 16, false>>(
     const ResponseTokens<float, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<ResponseTokens<double, core::UpTo<8>, 8, true>>(
     const ResponseTokens<double, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<double, core::UpTo<16>, 16, true>>(
-    const ResponseTokens<double, core::UpTo<16>, 16, true>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<ResponseTokens<double, core::UpTo<16>, 16, false>>(
     const ResponseTokens<double, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
 
