@@ -66,8 +66,8 @@ class ResponseGram {
  public:
   using Arguments = ResponseGramCall<T, Extent>;
   static constexpr int threads = tile_tasks;
-  // Shared memory for tiles and traces allows no more than ten of workload W.
-  static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 ? 8 : Most ? 10 : 16;
+  // Eight warps, two a scheduler, leave 255 registers for each; workload W's shared memory would allow nine.
+  static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 || Most ? 8 : 16;
 
   static int64_t shared_bytes(const Arguments& call) {
     return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
