@@ -31,8 +31,8 @@ MEMFORMER_INLINE constexpr UpTo<Limit + 1> successor(UpTo<Limit> extent) {
   return {extent.size + 1};
 }
 
-// Loops over an extent, written as one: in a GPU thread of compile-time length, so that small arrays stay in registers for
-// sizes that are only known when running too.
+// Loops over an extent, written as one: in a GPU thread of compile-time length, so that small arrays stay in
+// registers for sizes that are only known when running too.
 #ifdef __CUDACC__
 #define MEMFORMER_EACH_FROM(first, index, extent) \
   MEMFORMER_UNROLL                                \

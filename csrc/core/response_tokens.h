@@ -2,11 +2,11 @@
 //
 //   g_l = (1/n) sum_{i<n} x_i s_i;  r_{l,h} = X A_{l,h} g_l + beta_{l,h} * r_{l-1,h};  s += sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 //
-// One task per S; its rows (features and response slot, D = d + 1 numbers each) and its trace are in memory that the caller
-// provides, vectors of d numbers in registers. Operations per layer: n d (g) + R d^2 (A) + R N d (X A g) + (l + 1) R N; the
-// last layer moves only the rows whose result is read. Backward: the same again and R d^2 for the gradient of A, and
-// N d (R + 1) more for that of X. On a GPU a team of lanes may have one task: the rows are theirs in turn, vectors of d
-// numbers are kept by all of them.
+// One task per S; its rows (features and response slot, D = d + 1 numbers each) and its trace are in memory that the
+// caller provides, vectors of d numbers in registers. Operations per layer: n d (g) + R d^2 (A) + R N d (X A g) + (l
+// + 1) R N; the last layer moves only the rows whose result is read. Backward: the same again and R d^2 for the
+// gradient of A, and N d (R + 1) more for that of X. On a GPU a team of lanes may have one task: the rows are theirs
+// in turn, vectors of d numbers are kept by all of them.
 
 #pragma once
 
@@ -215,8 +215,8 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& ta
   }
 }
 
-// Backward of `token_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; the sink takes those of a,
-// gamma and beta. Where `grad` has cells, the gradient of z is added to them.
+// Backward of `token_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; the sink takes
+// those of a, gamma and beta. Where `grad` has cells, the gradient of z is added to them.
 template <class S, class Extent, int Stride, class Team, class Outer, class Sink>
 MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& task, const TokenMethod<ValueOf<S>>& method,
                                      const TokenTrace<S, Extent, Stride>& trace, Outer outer, Sink& sink,

@@ -1,10 +1,10 @@
-// Context Gram matrices on a GPU, any length of context: a team of 4 lanes (D <= 6) or 16 (D <= 20) to a task, tokens streamed
-// once.
+// Context Gram matrices on a GPU, any length of context: a team of 4 lanes (D <= 6) or 16 (D <= 20) to a task, tokens
+// streamed once.
 //
-// Who owns what: a warp, 8 or 2 tasks and a run of rows of their contexts; team.cuh for the lanes. Where there are too few
-// tasks to fill a machine, a context is split into runs of 32 * 2^k rows, whose sums a second kernel adds pairwise: the order
-// is the one of an unsplit context. Bytes per task: its context and D^2 numbers written; backward: the context read, and N D
-// numbers written. Operations per task: n D^2 multiply-adds, either way.
+// Who owns what: a warp, 8 or 2 tasks and a run of rows of their contexts; team.cuh for the lanes. Where there are
+// too few tasks to fill a machine, a context is split into runs of 32 * 2^k rows, whose sums a second kernel adds
+// pairwise: the order is the one of an unsplit context. Bytes per task: its context and D^2 numbers written;
+// backward: the context read, and N D numbers written. Operations per task: n D^2 multiply-adds, either way.
 
 #pragma once
 
@@ -26,7 +26,8 @@ template <class T>
 int64_t gram_cells_of(const GramRuns<T>& call) {
   const int64_t width = call.gram.width, rows = smaller(call.gram.context, core::gram_block) * width;
   const int run = smaller(call.run_rows, call.gram.context);
-  return packed_cells(call.gram.width) + rows + (call.gram.backward ? rows : waiting_levels(run) * packed_cells(call.gram.width));
+  const int64_t packed = packed_cells(call.gram.width);
+  return packed + rows + (call.gram.backward ? rows : waiting_levels(run) * packed);
 }
 
 template <class T, int Tile, int Grid>
@@ -73,7 +74,8 @@ struct ContextGram {
 
  private:
   template <class Team>
-  static MEMFORMER_DEVICE void write_matrix(const Gram<T>& gram, const Team& team, Task task, Cells<T, Team::tasks> matrix) {
+  static MEMFORMER_DEVICE void write_matrix(const Gram<T>& gram, const Team& team, Task task,
+                                            Cells<T, Team::tasks> matrix) {
     const Array& to = gram.matrix;
     each_number(team, gram.width, gram.width, [&](int r, int c, int) {
       if (!task.active) return;
@@ -83,8 +85,9 @@ struct ContextGram {
 
   // (dG + dG^T) z_i for the labelled rows in [begin, end), zeros for the others.
   template <class Team>
-  static MEMFORMER_DEVICE void write_row_grads(const Gram<T>& gram, const Team& team, Task task, const core::Labelled<T>& labelled,
-                                               int begin, int end, Cells<T, Team::tasks> matrix, Cells<T, Team::tasks> tile) {
+  static MEMFORMER_DEVICE void write_row_grads(const Gram<T>& gram, const Team& team, Task task,
+                                               const core::Labelled<T>& labelled, int begin, int end,
+                                               Cells<T, Team::tasks> matrix, Cells<T, Team::tasks> tile) {
     const int width = team;
     const auto grads = tile.at(smaller(gram.context, core::gram_block) * width);
     const int64_t start = task.index * gram.matrix.stride[0];

@@ -1,9 +1,10 @@
-// Networks with any P and Q in Gram space on a GPU: a team of 4 lanes (D <= 8) or 16 (D <= 16) to a task.
+// Networks with any P and Q in Gram space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task.
 //
-// Who owns what: team.cuh. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result or token
-// gradient is asked for; cells in shared memory: (2 L + 2) D^2 for a run with a backward and one register a layer, 7 D^2
-// more to work in, whatever N. Tokens pass through the cells of the trace, at most 32 rows at a time. Operations per task:
-// n D^2 multiply-adds for the Gram matrix, then those of core/general_gram.h.
+// Who owns what: team.cuh. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result
+// or token gradient is asked for; cells in shared memory: (2 L + 2) D^2 for a run with a backward and one register a
+// layer, 7 D^2 more to work in, whatever N; 21 KB for the 8 tasks of a block at D = 6, L = 4. Tokens pass through the
+// cells of the trace, at most 32 rows at a time. Operations per task: n D^2 multiply-adds for the Gram matrix, then
+// those of core/general_gram.h.
 
 #pragma once
 
@@ -16,8 +17,8 @@ namespace memformer::cuda {
 // Rows with a result that are worked on at a time.
 constexpr int result_rows = 16;
 
-// Cells of a task: the context's Gram matrix and its gradient, what the result needs of the states and its gradient, then the
-// trace (before and after the layers: tokens) and what they work in (between: rows with a result).
+// Cells of a task: the context's Gram matrix and its gradient, what the result needs of the states and its gradient,
+// then the trace (before and after the layers: tokens) and what they work in (between: rows with a result).
 struct GramCells {
   int64_t packed, read, trace, work;
 
@@ -52,7 +53,9 @@ struct GeneralGram {
     using Team = Spread<Block, Tile, Grid>;
     const Team team{block, arguments.network.width};
     run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
-      OfTask<Team>{arguments, arguments.network, team, task, Rows<T>(arguments.network), {arguments.network, task, arguments.error_scale}}.run(cells, sums, squared);
+      const Network<T>& network = arguments.network;
+      OfTask<Team>{arguments, network, team, task, Rows<T>(network), {network, task, arguments.error_scale}}.run(
+          cells, sums, squared);
     });
   }
 
@@ -114,7 +117,8 @@ struct GeneralGram {
         if (l + 1 < network.layers) return;
         each_entry(team, team, [&](int, int, int k) { read[k] = state[k]; });
       } else if (l >= first_layer()) {
-        each_entry(1, team, [&](int, int k, int) { read[(l - first_layer()) * width + k] = state[k * width + width - 1]; });
+        const TaskCells column = read.at((l - first_layer()) * width);
+        each_entry(1, team, [&](int, int k, int) { column[k] = state[k * width + width - 1]; });
       }
     }
 
@@ -124,7 +128,8 @@ struct GeneralGram {
         if (l + 1 < network.layers) return;
         each_entry(team, team, [&](int, int, int k) { grad[k] += outer[k]; });
       } else if (l >= first_layer()) {
-        each_entry(1, team, [&](int, int k, int) { grad[k * width + width - 1] += outer[(l - first_layer()) * width + k]; });
+        const TaskCells column = outer.at((l - first_layer()) * width);
+        each_entry(1, team, [&](int, int k, int) { grad[k * width + width - 1] += column[k]; });
       }
     }
 
@@ -151,7 +156,8 @@ struct GeneralGram {
       const TaskCells tile = work, next = work.at(smaller(rows.out_count, result_rows) * width);
       each_result_block(tile, [&](int first, int count) {
         if (rows.stack) {
-          product<T>(count, team, team, core::Matrix{next, width}, core::Matrix{tile, width}, core::Matrix{read, width});
+          product<T>(count, team, team, core::Matrix{next, width}, core::Matrix{tile, width},
+                     core::Matrix{read, width});
           store_rows(team, next, network.result, task, first, count, width);
           return;
         }
@@ -208,8 +214,10 @@ struct GeneralGram {
       for (int first = 0; first < rows.context; first += core::gram_block) {
         const int count = smaller(rows.context - first, core::gram_block);
         load_rows(team, network.z, task, first, count, width, tile);
-        product<T>(count, team, team, core::Matrix{grads, width}, core::Matrix{tile, width}, core::Symmetric{gram_grad});
-        each_entry(count, team, [&](int i, int, int k) { grads[k] = labelled.select(first + i, grads[k] * labelled.inverse); });
+        product<T>(count, team, team, core::Matrix{grads, width}, core::Matrix{tile, width},
+                   core::Symmetric{gram_grad});
+        each_entry(count, team,
+                   [&](int i, int, int k) { grads[k] = labelled.select(first + i, grads[k] * labelled.inverse); });
         if (rows.stack) add_result_grads(read, first, count, incoming, grads);
         store_rows(team, grads, network.grad_z, task, first, count, width);
       }
@@ -229,7 +237,8 @@ struct GeneralGram {
     }
 
     // Adds the gradients that reach tokens [first, first + count) from their own results.
-    MEMFORMER_DEVICE void add_result_grads(TaskCells read, int first, int count, TaskCells incoming, TaskCells grads) const {
+    MEMFORMER_DEVICE void add_result_grads(TaskCells read, int first, int count, TaskCells incoming,
+                                           TaskCells grads) const {
       const int width = team;
       load_rows(team, network.result, task, first, count, width, incoming);
       product<T>(count, team, team, Adding<core::Matrix<T, Team::tasks>>{{grads, width}}, core::Matrix{incoming, width},
@@ -243,9 +252,12 @@ struct GeneralGram {
       each_entry(count, team, [&](int, int, int k) { grads[k] = T(0); });
       for (int l = 0; l < network.result_layers; ++l) {
         for (int i = team.member(); i < count; i += Team::members) {
-          errors[i] = readout.is_loss()
-                          ? readout.grad_of_error(readout.error(first + i, response(tile.at(i * width), read.at(l * width))))
-                          : readout.grad(l, first + i);
+          if (readout.is_loss()) {
+            const T found = response(tile.at(i * width), read.at(l * width));
+            errors[i] = readout.grad_of_error(readout.error(first + i, found));
+          } else {
+            errors[i] = readout.grad(l, first + i);
+          }
         }
         team.sync();
         each_entry(count, team, [&](int i, int c, int k) { grads[k] += errors[i] * read[l * width + c]; });

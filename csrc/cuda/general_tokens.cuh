@@ -1,9 +1,10 @@
-// Networks with any P and Q in token space on a GPU: a team of 4 lanes (D <= 8) or 16 (D <= 16) to a task, its tokens on the
-// chip for all layers.
+// Networks with any P and Q in token space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task, its tokens
+// on the chip for all layers.
 //
-// Who owns what: team.cuh. Bytes per task: its tokens, read once, and whatever result or token gradient is asked for; cells
-// in shared memory: (2 L + 2) N D for a run with a backward (states, registers, a register gradient: one register a layer),
-// 5 D^2 and N D more. Operations per task: those of core/general_tokens.h.
+// Who owns what: team.cuh. Bytes per task: its tokens, read once, and whatever result or token gradient is asked for;
+// cells in shared memory: (2 L + 2) N D for a run with a backward (states, registers, a register gradient: one
+// register a layer), 6 D^2 and N D more; 51 KB for the 8 tasks of a block at D = 6, N = 21, L = 4. Operations per
+// task: those of core/general_tokens.h.
 
 #pragma once
 

@@ -1,9 +1,9 @@
-// One layer on tokens on a GPU, with the registers of the layers before it: a team of 4 lanes (D <= 8) or 16 (D <= 16) to a
-// task.
+// One layer on tokens on a GPU, with the registers of the layers before it: a team of 4 lanes (D <= 6 in float) or 16 (D <=
+// 16) to a task.
 //
-// Who owns what: team.cuh. Bytes per task: its tokens and J + 1 layers' registers, read or written once, and as much again
-// for their gradients. Cells in shared memory: (J + 3) N D forward, (2 J + 4) N D backward, one register a layer, and 6 D^2.
-// Operations per task: those of core/layer.h.
+// Who owns what: team.cuh. Bytes per task: its tokens and J + 1 layers' registers, read or written once, and as much
+// again for their gradients. Cells in shared memory: (J + 3) N D forward, (2 J + 4) N D backward, one register a
+// layer, and 6 D^2. Operations per task: those of core/layer.h.
 
 #pragma once
 
@@ -29,6 +29,7 @@ struct TeamLayer {
 template <class T, int Tile, int Grid, bool InShared>
 struct OneLayer {
   using Arguments = TeamLayer<T>;
+  static_assert(sizeof(Arguments) <= 4096, "what a launch takes as arguments");
   static constexpr int threads = warp_threads;
   static constexpr int blocks_of_multiprocessor = team_blocks<T, Tile, Grid>;
 
@@ -49,12 +50,13 @@ struct OneLayer {
 
  private:
   template <class Team>
-  static MEMFORMER_DEVICE void run_tasks(const Arguments& arguments, const Team& team, Task task, Cells<T, Team::tasks> tokens,
-                                         T* sums) {
+  static MEMFORMER_DEVICE void run_tasks(const Arguments& arguments, const Team& team, Task task,
+                                         Cells<T, Team::tasks> tokens, T* sums) {
     using TaskCells = Cells<T, Team::tasks>;
     const Layer<T>& layer = arguments.layer;
     const core::Shape<false, Team> shape{team};
-    const int size = layer.tokens * layer.width, per_layer = layer.kept * size, registers = (layer.earlier + 1) * per_layer;
+    const int size = layer.tokens * layer.width, per_layer = layer.kept * size;
+    const int registers = (layer.earlier + 1) * per_layer;
     const TaskCells next = tokens.at(size), memory = next.at(size), memory_grad = memory.at(registers);
     const TaskCells work = layer.backward ? memory_grad.at(registers) : memory_grad;
 
@@ -63,7 +65,8 @@ struct OneLayer {
     load_rows(team, layer.z, task, 0, layer.tokens, layer.width, tokens);
     for (int j = 0; j < layer.earlier; ++j) load(layer, team, arguments.registers[j], task, memory.at(j * per_layer));
     const TaskCells fresh = memory.at(layer.earlier * per_layer);
-    core::layer_forward(shape, arguments.parameters, arguments.weighing, labelled, layer.tokens, tokens, memory, next, work);
+    core::layer_forward(shape, arguments.parameters, arguments.weighing, labelled, layer.tokens, tokens, memory, next,
+                        work);
     if (!layer.backward) {
       store_rows(team, next, layer.result, task, 0, layer.tokens, layer.width);
       store(layer, team, fresh, layer.fresh, task);
@@ -100,8 +103,8 @@ struct OneLayer {
   }
 
   template <class Team>
-  static MEMFORMER_DEVICE void store(const Layer<T>& layer, const Team& team, Cells<T, Team::tasks> from, const Registers& to,
-                                     Task task) {
+  static MEMFORMER_DEVICE void store(const Layer<T>& layer, const Team& team, Cells<T, Team::tasks> from,
+                                     const Registers& to, Task task) {
     for (int r = 0; r < layer.kept; ++r) {
       store_rows(team, from.at(r * layer.tokens * layer.width), of_head(to, r), task, 0, layer.tokens, layer.width);
     }
@@ -110,8 +113,8 @@ struct OneLayer {
 
 template <class T>
 TeamLayout<T> layer_layout(const Layer<T>& layer, const Parameters& parameters) {
-  return team_layout<T>(layer.tasks, layer.width, completed(parameters, layer.width), OneLayer<T, 4, 4, false>::cells(layer),
-                        layer.backward, false);
+  return team_layout<T>(layer.tasks, layer.width, completed(parameters, layer.width),
+                        OneLayer<T, 4, 4, false>::cells(layer), layer.backward, false);
 }
 
 // All launches of a layer's call; -1 of scratch for more registers than a launch takes.
@@ -125,8 +128,9 @@ int run_team_layer(const Layer<T>& layer, const Parameters& parameters, void* sc
   if (const int error = machine.template run<Dense>({given, dense}, Dense::parameters, 0)) return error;
   const T* const p = dense + given.q.count();
   const T* const gamma = p + given.p.count();
+  const T* const beta = given.beta.present ? gamma + given.gamma.count() : nullptr;
   TeamLayer<T> arguments{layer,
-                         {layer.heads, layer.kept, dense, p, given.beta.present ? gamma + given.gamma.count() : nullptr, layer.beta_rows},
+                         {layer.heads, layer.kept, dense, p, beta, layer.beta_rows},
                          {layer.earlier, layer.gamma_rows, given.gamma.present ? gamma : nullptr},
                          layout.plan,
                          {},
@@ -135,7 +139,7 @@ int run_team_layer(const Layer<T>& layer, const Parameters& parameters, void* sc
     arguments.registers[j] = layer.registers[j];
     if (layer.grad_registers) arguments.grad_registers[j] = layer.grad_registers[j];
   }
-  const int error = with_team<T, OneLayer>(layer.width, layout, [&](auto tag) {
+  const int error = with_team<T, OneLayer>(layout, [&](auto tag) {
     return machine.template run<typename decltype(tag)::type>(arguments, blocks_of(layout), layout.shared_bytes);
   });
   if (error || !layout.plan.wants_sums) return error;

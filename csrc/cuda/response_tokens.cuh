@@ -1,13 +1,14 @@
-// Response-only networks in token space on a GPU: a team of 4 lanes (d = 5), 8 (d <= 8) or 16 to a task, its tokens on the chip for all
-// layers.
+// Response-only networks in token space on a GPU: a team of 4 lanes (d = 5), 8 (d <= 8) or 16 to a task, its tokens
+// on the chip for all layers.
 //
-// Who owns what: a lane has rows member, member + T, ... of its task (T lanes a task), whose states, registers and gradients no
-// other lane touches; vectors of d numbers are the sums over a team, by shuffles, and are kept by all of it. Sums over tasks
-// belong to lanes too, which read what they add up from the cells of all the warp's tasks: row i of a gamma or beta with a
-// token axis is lane i % 32's, entry e of an A is lane e % 32's. Cells lie as [cell][task], 32 / T tasks: rows of d + 1 numbers
-// (one more where d + 1 is even) keep the lanes of a warp in different banks. Bytes per task: its tokens, read once, and whatever
-// result or token gradient is asked for. Workload W with a full gamma: 7 x 21 + 15 x 21 + 20 + 47 numbers of 4 bytes a task, 2.1 KB;
-// operations: those of core/response_tokens.h, and 21 multiply-adds for each [l, j] of gamma.
+// Who owns what: a lane has rows member, member + T, ... of its task (T lanes a task), whose states, registers and
+// gradients no other lane touches; vectors of d numbers are the sums over a team, by shuffles, and are kept by all of
+// it. Sums over tasks belong to lanes too, which read what they add up from the cells of all the warp's tasks: row i
+// of a gamma or beta with a token axis is lane i % 32's, entry e of an A is lane e % 32's. Cells lie as [cell][task],
+// 32 / T tasks: rows of d + 1 numbers (one more where d + 1 is even) keep the lanes of a warp in different banks.
+// Bytes per task: its tokens, read once, and whatever result or token gradient is asked for. Workload W with a full
+// gamma: 7 x 21 + 15 x 21 + 20 + 27 numbers of 4 bytes a task, 2 KB; operations: those of core/response_tokens.h, and
+// 21 multiply-adds for each [l, j] of gamma.
 
 #pragma once
 
@@ -107,7 +108,8 @@ struct RowCells {
 
   MEMFORMER_INLINE RowCells(const Network<T>& network, const Rows<T>& rows, int pitch)
       : tokens(rows.resident * pitch),
-        trace((2 * network.layers + 1 + (network.layers + 2) * network.kept) * rows.resident + network.layers * (network.width - 1)),
+        trace((2 * network.layers + 1 + (network.layers + 2) * network.kept) * rows.resident +
+              network.layers * (network.width - 1)),
         slot(rows.resident),
         vector(network.width - 1),
         errors(network.result_layers * rows.out_count),
@@ -133,8 +135,8 @@ struct ResponseTokens {
 
  private:
   template <class Team>
-  static MEMFORMER_DEVICE void run_tasks(const Arguments& arguments, const Team& team, Task task, Cells<T, Team::tasks> z, T* sums,
-                                         T* squared) {
+  static MEMFORMER_DEVICE void run_tasks(const Arguments& arguments, const Team& team, Task task,
+                                         Cells<T, Team::tasks> z, T* sums, T* squared) {
     using TaskCells = Cells<T, Team::tasks>;
     using Trace = core::TokenTrace<T, Extent, Team::tasks>;
     const Network<T>& network = arguments.network;
@@ -149,9 +151,17 @@ struct ResponseTokens {
     const TaskCells errors = vector.at(parts.vector), grad = errors.at(parts.errors);
 
     const T labelled = load_tokens(network, rows, team, task, z, width, pitch);
-    const core::TokenTask<T, Extent, Team::tasks, Team> tokens{{z.data}, d, count, rows.context, rows.stack ? 0 : out_row,
-                                                               rows.stack && rows.ragged, labelled, T(1) / labelled, team};
-    const core::TokenMethod<T> method{layers, network.kept, given.diagonal, given.gamma_rows, given.beta_rows, given.q, given.gamma, given.beta};
+    const core::TokenTask<T, Extent, Team::tasks, Team> tokens{{z.data},
+                                                               d,
+                                                               count,
+                                                               rows.context,
+                                                               rows.stack ? 0 : out_row,
+                                                               rows.stack && rows.ragged,
+                                                               labelled,
+                                                               T(1) / labelled,
+                                                               team};
+    const core::TokenMethod<T> method{layers,          network.kept, given.diagonal, given.gamma_rows,
+                                      given.beta_rows, given.q,      given.gamma,    given.beta};
     const Trace trace{trace_begin, layers, network.kept, count, d};
     core::token_forward(tokens, method, trace, [&](int l) {
       if (rows.stack || l < first_layer) return;
@@ -200,7 +210,8 @@ struct ResponseTokens {
         tokens, method, trace,
         [&](int l, TaskCells to) {
           if (l < first_layer) return;
-          for (int i = team.from(out_row); i < count; i += Team::step) to[i] += errors[(l - first_layer) * rows.out_count + i - out_row];
+          const TaskCells own = errors.at((l - first_layer) * rows.out_count);
+          for (int i = team.from(out_row); i < count; i += Team::step) to[i] += own[i - out_row];
         },
         sink, ds, TaskCells{wants_z ? grad.data : nullptr});
     if (wants_z) store_grad(network, rows, team, task, labelled, grad, width, pitch);
@@ -226,8 +237,8 @@ struct ResponseTokens {
 
   // Zeros in the rows of the context that are not labelled.
   template <class Team>
-  static MEMFORMER_DEVICE void keep_labelled(const Rows<T>& rows, const Team& team, T labelled, Cells<T, Team::tasks> cells, int width,
-                                             int pitch) {
+  static MEMFORMER_DEVICE void keep_labelled(const Rows<T>& rows, const Team& team, T labelled,
+                                             Cells<T, Team::tasks> cells, int width, int pitch) {
     for (int i = team.from(0); i < rows.context; i += Team::step) {
       for (int c = 0; c < width; ++c) {
         cells[i * pitch + c] = core::where_less(static_cast<T>(i), labelled, cells[i * pitch + c]);
@@ -238,8 +249,8 @@ struct ResponseTokens {
 
   // What is neither context nor query gets zero.
   template <class Team>
-  static MEMFORMER_DEVICE void store_grad(const Network<T>& network, const Rows<T>& rows, const Team& team, Task task, T labelled,
-                                          Cells<T, Team::tasks> grad, int width, int pitch) {
+  static MEMFORMER_DEVICE void store_grad(const Network<T>& network, const Rows<T>& rows, const Team& team, Task task,
+                                          T labelled, Cells<T, Team::tasks> grad, int width, int pitch) {
     team.sync();
     if (rows.ragged && !rows.stack) keep_labelled(rows, team, labelled, grad, width, pitch);
     if (rows.resident == network.tokens) {
@@ -252,7 +263,8 @@ struct ResponseTokens {
   }
 };
 
-// Teams of 4 lanes for d = 5 in float, of 8 for any d <= 8 and of 16 above, for as long as their tasks fit in shared memory.
+// Teams of 4 lanes for d = 5 in float, of 8 for any d <= 8 and of 16 above, for as long as their tasks fit in shared
+// memory.
 template <class T>
 TeamLayout<T> response_tokens_layout(const Network<T>& network, const Parameters& parameters) {
   const int64_t cells = RowCells<T>(network, Rows<T>(network), network.width | 1).all();
@@ -278,7 +290,8 @@ int run_response_tokens(const Network<T>& network, const Parameters& parameters,
   T* const dense = place(layout, scratch);
   using Dense = DenseParameters<T>;
   if (const int error = machine.template run<Dense>({layout.dense, dense}, Dense::parameters, 0)) return error;
-  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan, error_scale(network)};
+  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan,
+                                 error_scale(network)};
   const auto run = [&](auto tag) {
     return machine.template run<typename decltype(tag)::type>(arguments, blocks_of(layout), layout.shared_bytes);
   };

@@ -1,10 +1,10 @@
 // Matrices of a task worked on by a few lanes of a warp: the products of core/matrix.h and the loops of core/memory.h,
 // core/attention.h and core/layer.h for a width that is spread over lanes.
 //
-// A team is Grid x Grid lanes with one task, and a warp holds 32 / Grid^2 teams. A lane owns one Tile x Tile tile of every
-// D x D product, D <= Tile Grid (tiles i, i + Grid, ... of its column where a product has N rows), and entries k, k + Grid^2,
-// ... of every loop over entries. Sums over tasks belong to lanes too: no two lanes ever add to the same number. Every
-// function ends with a barrier of the warp, so that what one wrote the next may read.
+// A team is Grid x Grid lanes with one task, and a warp holds 32 / Grid^2 teams. A lane owns one Tile x Tile tile of
+// every D x D product, D <= Tile Grid (tiles i, i + Grid, ... of its column where a product has N rows), and entries
+// k, k + Grid^2, ... of every loop over entries. Sums over tasks belong to lanes too: no two lanes ever add to the
+// same number. Every function ends with a barrier of the warp, so that what one wrote the next may read.
 //
 // Cells of a warp's tasks lie as [cell][task] in shared memory: lane = member * tasks + task, so that one cell of all
 // tasks is contiguous. A product of two D x D matrices reads 2 Tile numbers for Tile^2 multiply-adds.
@@ -44,10 +44,11 @@ struct Spread {
 
 MEMFORMER_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 
-// sum = the tile of left * right that starts at (row, column); what lies outside of rows x columns repeats the last ones.
+// sum = the tile of left * right that starts at (row, column); what lies outside of rows x columns repeats the last
+// ones.
 template <int Tile, class S, class Left, class Right>
-MEMFORMER_DEVICE void sum_tile(S (&sum)[Tile][Tile], int row, int rows, int column, int columns, int inner, const Left& left,
-                               const Right& right) {
+MEMFORMER_DEVICE void sum_tile(S (&sum)[Tile][Tile], int row, int rows, int column, int columns, int inner,
+                               const Left& left, const Right& right) {
   int row_of[Tile], column_of[Tile];
   MEMFORMER_UNROLL
   for (int t = 0; t < Tile; ++t) {
@@ -75,8 +76,8 @@ MEMFORMER_DEVICE void sum_tile(S (&sum)[Tile][Tile], int row, int rows, int colu
   }
 }
 
-// Adds the Count numbers of every lane over a warp's tasks, each lane ending with Count / tasks of the sums: lanes trade
-// halves of what they hold. Returns the index of the first.
+// Adds the Count numbers of every lane over a warp's tasks, each lane ending with Count / tasks of the sums: lanes
+// trade halves of what they hold. Returns the index of the first.
 template <int Count, int Mask, class Block, class S>
 MEMFORMER_DEVICE int scatter_sums(const Block& block, int task, S* values) {
   if constexpr (Mask == 0) {
@@ -152,13 +153,13 @@ MEMFORMER_DEVICE void product(Spread<Block, Tile, Grid> rows, Spread<Block, Tile
   spread_product<S>(rows, rows, inner, target, left, right);
 }
 template <class S, class Block, int Tile, int Grid, class Target, class Left, class Right>
-MEMFORMER_DEVICE void product(int rows, Spread<Block, Tile, Grid> inner, Spread<Block, Tile, Grid>, Target target, Left left,
-                              Right right) {
+MEMFORMER_DEVICE void product(int rows, Spread<Block, Tile, Grid> inner, Spread<Block, Tile, Grid>, Target target,
+                              Left left, Right right) {
   spread_product<S>(inner, rows, inner, target, left, right);
 }
 template <class S, class Block, int Tile, int Grid, class Target, class Left, class Right>
-MEMFORMER_DEVICE void product(Spread<Block, Tile, Grid> rows, int inner, Spread<Block, Tile, Grid>, Target target, Left left,
-                              Right right) {
+MEMFORMER_DEVICE void product(Spread<Block, Tile, Grid> rows, int inner, Spread<Block, Tile, Grid>, Target target,
+                              Left left, Right right) {
   spread_product<S>(rows, rows, inner, target, left, right);
 }
 
@@ -173,8 +174,8 @@ struct Lower {
 };
 
 template <class S, class Block, int Tile, int Grid, class Target, class Left, class Right>
-MEMFORMER_DEVICE void lower_product(Spread<Block, Tile, Grid> rows, Spread<Block, Tile, Grid> inner, Target target, Left left,
-                                    Right right) {
+MEMFORMER_DEVICE void lower_product(Spread<Block, Tile, Grid> rows, Spread<Block, Tile, Grid> inner, Target target,
+                                    Left left, Right right) {
   if (rows.first_column() <= rows.first_row()) {
     S sum[Tile][Tile];
     sum_tile(sum, rows.first_row(), rows, rows.first_column(), rows, inner, left, right);
@@ -197,8 +198,8 @@ MEMFORMER_DEVICE void each_entry(Rows rows, Spread<Block, Tile, Grid> width, Bod
 }
 
 template <class S, int Stride, class Rows, class Block, int Tile, int Grid, int SourceStride>
-MEMFORMER_DEVICE void add_weighed(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> base, Cells<S, Stride> target,
-                                  const core::Weighed<S, SourceStride>& weighed) {
+MEMFORMER_DEVICE void add_weighed(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> base,
+                                  Cells<S, Stride> target, const core::Weighed<S, SourceStride>& weighed) {
   each_entry(rows, width, [&](int row, int column, int k) {
     S sum = base.data ? base[k] : S(0);
     if (weighed.coefficient) {
@@ -210,8 +211,8 @@ MEMFORMER_DEVICE void add_weighed(Rows rows, Spread<Block, Tile, Grid> width, Ce
   });
 }
 
-// Lane k owns coefficient k, k + 32, ... where rows have their own; where they share it, lane c of C = 8 or 16 columns, and
-// its equals with c + C, c + 2 C, ... a part of the tasks each.
+// Lane k owns coefficient k, k + 32, ... where rows have their own; where they share it, lane c of C = 8 or 16
+// columns, and its equals with c + C, c + 2 C, ... a part of the tasks each.
 template <class S, int Stride, int GradStride, class Rows, class Block, int Tile, int Grid, class Add>
 MEMFORMER_DEVICE void coefficient_grad(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> source,
                                        Cells<S, GradStride> grad, int begin, int step, Add add) {
@@ -269,9 +270,11 @@ struct LabelledRows {
 
 // The lower tiles of the sum of z_i z_i^T over rows given as a view; tiles above the diagonal are zero.
 template <int Tile, class S, class Block, int Grid, class View>
-MEMFORMER_DEVICE void gram_tile(const Spread<Block, Tile, Grid>& spread, int count, const View& rows, S (&sum)[Tile][Tile]) {
+MEMFORMER_DEVICE void gram_tile(const Spread<Block, Tile, Grid>& spread, int count, const View& rows,
+                                S (&sum)[Tile][Tile]) {
   const bool wanted = spread.first_column() <= spread.first_row();
-  sum_tile(sum, spread.first_row(), spread, spread.first_column(), spread, wanted ? count : 0, core::Transposed<View>{rows}, rows);
+  sum_tile(sum, spread.first_row(), spread, spread.first_column(), spread, wanted ? count : 0,
+           core::Transposed<View>{rows}, rows);
 }
 
 // Blocks are added pairwise, four at a time.

@@ -28,8 +28,9 @@ MEMFORMER_DEVICE void each_lower(const Spread<Block, Tile, Grid>& team, S (&tile
   }
 }
 
-// matrix (packed) = the sum over labelled rows [begin, end) of z_i z_i^T, times labelled.inverse. `space` takes a block of rows and
-// behind it the sums that wait: those of 1, 2, 4, ... blocks in their own places, as the binary digits of the blocks so far.
+// matrix (packed) = the sum over labelled rows [begin, end) of z_i z_i^T, times labelled.inverse. `space` takes a
+// block of rows and behind it the sums that wait: those of 1, 2, 4, ... blocks in their own places, as the binary
+// digits of the blocks so far.
 template <class T, class Block, int Tile, int Grid>
 MEMFORMER_DEVICE void sum_context(const Spread<Block, Tile, Grid>& team, const Array& z, Task task,
                                   const core::Labelled<T>& labelled, int begin, int end,

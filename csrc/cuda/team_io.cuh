@@ -1,9 +1,9 @@
 // How the tasks of a warp meet memory: rows of tokens to cells and back, targets and predictions.
 //
-// Cells lie as [cell][task] (team.cuh). Lane (member, task) moves entries member, member + members, ... of its own task, so
-// that nothing is divided and every store to cells is free of bank conflicts; the members of a task read neighbouring
-// numbers, whose sectors stay in the first-level cache. Any strides and storage. Tasks past the last are zeros, and are never
-// written back.
+// Cells lie as [cell][task] (team.cuh). Lane (member, task) moves entries member, member + members, ... of its own
+// task, so that nothing is divided and every store to cells is free of bank conflicts; the members of a task read
+// neighbouring numbers, whose sectors stay in the first-level cache. Any strides and storage. Tasks past the last are
+// zeros, and are never written back.
 
 #pragma once
 
@@ -40,8 +40,8 @@ MEMFORMER_DEVICE void each_number(const Team& team, int rows, int columns, Body 
 template <class T>
 constexpr Storage storage_of = sizeof(T) == 4 ? Storage::float32 : Storage::float64;
 
-// cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns. Contiguous rows are
-// asked for eight numbers at a time.
+// cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns. Contiguous
+// rows are asked for eight numbers at a time.
 template <class T, class Team>
 MEMFORMER_CALLED void load_rows(Team team, Array array, Task task, int row, int count, int columns,
                                 Cells<T, Team::tasks> cells, int pitch = 0) {
@@ -123,8 +123,8 @@ struct Readout {
   }
   // Prediction minus target, from the response slot.
   MEMFORMER_DEVICE T error(int query, T response) const {
-    return task.active ? -response - read_number<T>(network.target.data, network.target.storage, target_place(network.target, query))
-                       : T(0);
+    const Array& target = network.target;
+    return task.active ? -response - read_number<T>(target, target_place(target, query)) : T(0);
   }
   // Gradient e of the response slot, from the error of a mean of squares.
   MEMFORMER_DEVICE T grad_of_error(T error) const { return -error * error_scale; }
@@ -144,8 +144,8 @@ struct Readout {
   }
 };
 
-// The tokens that a network reads, N at most: the context and, behind it, the queries; all N for ragged contexts and where
-// the result is the tokens.
+// The tokens that a network reads, N at most: the context and, behind it, the queries; all N for ragged contexts and
+// where the result is the tokens.
 template <class T>
 struct Rows {
   bool stack, ragged;

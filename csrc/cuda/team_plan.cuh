@@ -1,4 +1,5 @@
-// How a call of teams is laid out: units of tasks, the place of its sums, cells and dense parameters. Arithmetic on sizes.
+// How a call of teams is laid out: units of tasks, the place of its sums, cells and dense parameters. Arithmetic on
+// sizes.
 
 #pragma once
 
@@ -9,8 +10,9 @@
 
 namespace memformer::cuda {
 
-// Cells of a block that stay in shared memory, in bytes: two blocks and more to a multiprocessor of any kind.
-constexpr int64_t resident_bytes = 96 * 1024;
+// Cells of a block that stay in shared memory, in bytes: with the sums, what a block may have on any device from
+// sm_80 on.
+constexpr int64_t resident_bytes = 80 * 1024;
 // Sums of a block that lie in shared memory, in bytes.
 constexpr int64_t shared_sums_bytes = 16 * 1024;
 // Blocks that cells in device memory are provided for.
@@ -62,8 +64,8 @@ TeamLayout<T> team_layout(int64_t tasks, const Parameters& dense, int64_t cells,
   const int64_t sums_bytes = count * static_cast<int64_t>(sizeof(T));
   plan.shared_sums = plan.wants_sums && sums_bytes <= shared_sums_bytes;
   if (backward) {
-    plan.counts = {static_cast<int>(dense.q.count()), static_cast<int>(dense.p.count()), static_cast<int>(dense.gamma.count()),
-                   static_cast<int>(dense.beta.count())};
+    plan.counts = {static_cast<int>(dense.q.count()), static_cast<int>(dense.p.count()),
+                   static_cast<int>(dense.gamma.count()), static_cast<int>(dense.beta.count())};
   }
   const int64_t cell_bytes = cells * team_tasks * static_cast<int64_t>(sizeof(T));
   made.resident = cell_bytes <= resident_bytes;
@@ -91,7 +93,8 @@ T* place(TeamLayout<T>& layout, void* scratch) {
   const Parameters& given = layout.dense;
   const int64_t entries = given.q.count() + given.p.count() + given.gamma.count() + given.beta.count();
   if (!layout.resident) {
-    layout.plan.work = reinterpret_cast<T*>(start + layout.dense_offset + rounded_up(entries * static_cast<int64_t>(sizeof(T))));
+    const int64_t dense_bytes = rounded_up(entries * static_cast<int64_t>(sizeof(T)));
+    layout.plan.work = reinterpret_cast<T*>(start + layout.dense_offset + dense_bytes);
   }
   return dense;
 }
@@ -139,21 +142,19 @@ struct KernelTag {
   using type = Kernel;
 };
 
-// Calls body(tag) with the instance that serves a layout: tiles and teams by width, and one for all the rest.
+// Calls body(tag) with the instance that serves a layout: one for D <= 6 in float, and one for all the rest.
 template <class T, template <class, int, int, bool> class Kernel, class Body>
-int with_team(int width, const TeamLayout<T>& layout, Body body) {
+int with_team(const TeamLayout<T>& layout, Body body) {
   if constexpr (small_teams<T>) {
-    if (layout.team_tasks > 2) {
-      return width <= 6 ? body(KernelTag<Kernel<T, 3, 2, true>>{}) : body(KernelTag<Kernel<T, 4, 2, true>>{});
-    }
+    if (layout.team_tasks > 2) return body(KernelTag<Kernel<T, 3, 2, true>>{});
   }
   return body(KernelTag<Kernel<T, 4, 4, false>>{});
 }
 
-// Teams of 4 lanes up to D = 8 in float, of 16 above and where 8 tasks do not fit in a block's shared memory.
+// Teams of 4 lanes up to D = 6 in float, of 16 above and where 8 tasks do not fit in a block's shared memory.
 template <class T>
 TeamLayout<T> team_layout(int64_t tasks, int width, const Parameters& dense, int64_t cells, bool backward, bool loss) {
-  if (small_teams<T> && width <= 8) {
+  if (small_teams<T> && width <= 6) {
     const TeamLayout<T> layout = team_layout<T>(tasks, dense, cells, 8, backward, loss);
     if (layout.resident) return layout;
   }
@@ -175,8 +176,9 @@ int run_team_network(const Network<T>& network, const Parameters& parameters, vo
   T* const dense = place(layout, scratch);
   using Dense = DenseParameters<T>;
   if (const int error = machine.template run<Dense>({layout.dense, dense}, Dense::parameters, 0)) return error;
-  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan, error_scale(network)};
-  const int error = with_team<T, Kernel>(network.width, layout, [&](auto tag) {
+  const TeamNetwork<T> arguments{network, network_parameters(network, layout.dense, dense), layout.plan,
+                                 error_scale(network)};
+  const int error = with_team<T, Kernel>(layout, [&](auto tag) {
     return machine.template run<typename decltype(tag)::type>(arguments, blocks_of(layout), layout.shared_bytes);
   });
   if (error || !layout.plan.wants_sums) return error;

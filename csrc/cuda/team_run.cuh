@@ -1,9 +1,9 @@
 // Teams on all tasks: units of tasks to blocks of one warp, their sums of gradients, and the memory they work in.
 //
-// A block owns a unit of 32, 128 or 1024 tasks at a time, 32 / members of them at once; its sums of K numbers lie in shared
-// memory while they are few, else in the unit's own place in device memory. A task's cells lie in shared memory, or where they
-// are too many in a block's own part of device memory; kernels that are compiled for the first alone (`InShared`) read them
-// with the shorter instructions of shared memory.
+// A block owns a unit of 32, 128 or 1024 tasks at a time, 32 / members of them at once; its sums of K numbers lie in
+// shared memory while they are few, else in the unit's own place in device memory. A task's cells lie in shared
+// memory, or where they are too many in a block's own part of device memory; kernels that are compiled for the first
+// alone (`InShared`) read them with the shorter instructions of shared memory.
 
 #pragma once
 

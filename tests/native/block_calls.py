@@ -1,6 +1,7 @@
 """Calls of the CUDA kernels' host build: blocks run thread by thread on the CPU, straight from tensors to numbers.
 
-A call's arguments go over as one list of 64-bit integers (tests/native/host_blocks/numbers.h): sizes, addresses, strides.
+A call's arguments go over as one list of 64-bit integers (tests/native/host_blocks/numbers.h): sizes, addresses and
+strides.
 """
 
 import ctypes

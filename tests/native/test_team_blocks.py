@@ -172,8 +172,8 @@ def test_half_tokens(kernel: Kernel, name: str) -> None:
 
 def test_a_task_that_is_not_finite(kernel: Kernel) -> None:
     """It stays alone in its results; padding and what lies behind a ragged context may hold NaN."""
-    case = case_for("general_tokens", tasks=9, tokens=9, width=6, layers=2, context=5, queries=1).to(torch.float32)
-    z = case.z.detach().clone()
+    sizes = {"tasks": 9, "tokens": 9, "width": 6, "layers": 2, "context": 5, "queries": 1}
+    z = case_for("general_tokens", **sizes).z.float()
     z[3, 0, 0] = torch.nan
     z[:, 5:8] = torch.nan
     for name in ("general_tokens", "general_gram", "response_tokens"):

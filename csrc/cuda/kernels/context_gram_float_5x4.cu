@@ -5,6 +5,7 @@
 
 namespace memformer::cuda {
 
-template int launch_kernel<ContextGram<float, 5, 4>>(const ContextGram<float, 5, 4>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<ContextGram<float, 5, 4>>(
+    const ContextGram<float, 5, 4>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

@@ -5,6 +5,7 @@
 
 namespace memformer::cuda {
 
-template int launch_kernel<GeneralGram<double, 4, 4, false>>(const GeneralGram<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<GeneralGram<double, 4, 4, false>>(
+    const GeneralGram<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

@@ -7,8 +7,6 @@ namespace memformer::cuda {
 
 extern template int launch_kernel<OneLayer<float, 3, 2, true>>(
     const OneLayer<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<OneLayer<float, 4, 2, true>>(
-    const OneLayer<float, 4, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<OneLayer<float, 4, 4, false>>(
     const OneLayer<float, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 extern template int launch_kernel<OneLayer<double, 4, 4, false>>(

@@ -5,6 +5,7 @@
 
 namespace memformer::cuda {
 
-template int launch_kernel<OneLayer<float, 3, 2, true>>(const OneLayer<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<OneLayer<float, 3, 2, true>>(
+    const OneLayer<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

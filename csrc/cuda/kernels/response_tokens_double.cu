@@ -5,6 +5,7 @@
 
 namespace memformer::cuda {
 
-template int launch_kernel<ResponseTokens<double, core::UpTo<16>, 16, false>>(const ResponseTokens<double, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<ResponseTokens<double, core::UpTo<16>, 16, false>>(
+    const ResponseTokens<double, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

@@ -5,6 +5,7 @@
 
 namespace memformer::cuda {
 
-template int launch_kernel<ResponseTokens<float, core::UpTo<8>, 8, true>>(const ResponseTokens<float, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
+template int launch_kernel<ResponseTokens<float, core::UpTo<8>, 8, true>>(
+    const ResponseTokens<float, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
 
 }  // namespace memformer::cuda

@@ -21,7 +21,8 @@ void run(const int64_t* numbers, unsigned order) {
   memformer::Layer<T> layer{};
   layer.backward = given.number();
   layer.tasks = given.number();
-  for (int* field : {&layer.tokens, &layer.width, &layer.heads, &layer.kept, &layer.earlier, &layer.context, &layer.gamma_rows, &layer.beta_rows}) {
+  for (int* field : {&layer.tokens, &layer.width, &layer.heads, &layer.kept, &layer.earlier, &layer.context,
+                     &layer.gamma_rows, &layer.beta_rows}) {
     *field = given.size();
   }
   layer.lengths = static_cast<const int64_t*>(given.pointer());

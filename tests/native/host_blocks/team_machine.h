@@ -1,4 +1,5 @@
-// Calls of teams on the host: every launch is a grid of run_grid, with a few blocks so that they take several units in turn.
+// Calls of teams on the host: every launch is a grid of run_grid, with a few blocks so that they take several units
+// in turn.
 
 #pragma once
 
@@ -22,7 +23,8 @@ struct HostMachine {
   template <class T>
   int totals(const Partials<T>& partials, const Parameters& parameters, int64_t tasks, double scale) const {
     using Kernel = Totals<T>;
-    run_grid<Kernel>({partials, parameters, scale, divided_up(tasks, block_tasks)}, total_groups(tasks), Kernel::shared_bytes, order);
+    run_grid<Kernel>({partials, parameters, scale, divided_up(tasks, block_tasks)}, total_groups(tasks),
+                     Kernel::shared_bytes, order);
     return 0;
   }
 };
