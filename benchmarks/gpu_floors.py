@@ -2,7 +2,8 @@
 
 Bytes of a task are what must cross memory once; multiply-adds are the cheapest method's. The compiled code says what
 else is issued: for every multiply-add so many instructions and so many bytes of shared memory, by the mix of the whole
-kernel (a loop's body counts once, so the mix is that of the code and only about that of a run).
+kernel. A loop's body counts once and so does what a block does once, such as fetching the parameters: the mix
+overstates what a run issues, and the predicted time is on the high side.
 """
 
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ class Row:
 
     @property
     def predicted_ms(self) -> float:
-        """The highest floor: what the call takes if everything else hides behind it."""
+        """The highest of the four: what the call takes if everything else hides behind it."""
         return max(self.memory_ms, self.arithmetic_ms, self.issue_ms or 0.0, self.shared_ms or 0.0)
 
 
