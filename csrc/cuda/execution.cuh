@@ -14,8 +14,8 @@
 // none, and a host type with the same functions in the tests, where the threads of a block take turns on one core and
 // change places at barriers and shuffles. Nothing else of CUDA is used in a kernel.
 //
-// Copies from global to shared memory run beside the threads, and report to a barrier in shared memory (Arrivals): its phase
-// ends when as many arrivals and as many bytes as announced have come. Phases count 0, 1, 0, 1, ...
+// Copies from global to shared memory run beside the threads, and report to a barrier in shared memory (Arrivals): its
+// phase ends when as many arrivals and as many bytes as announced have come. Phases count 0, 1, 0, 1, ...
 
 #pragma once
 
@@ -83,8 +83,8 @@ struct DeviceBlock {
     return __shfl_sync(0xffffffffu, value, source);
   }
 
-  // Whether this block is the last of the grid to get here: then all that the others had written to global memory before is
-  // visible. All threads call it. `arrivals` starts at 0 and is left at 0.
+  // Whether this block is the last of the grid to get here: then all that the others had written to global memory
+  // before is visible. All threads call it. `arrivals` starts at 0 and is left at 0.
   MEMFORMER_DEVICE bool is_last(unsigned* arrivals) const {
     __shared__ bool last;
     __threadfence();
@@ -110,7 +110,8 @@ struct DeviceBlock {
   // Arrives, and announces the bytes of bulk copies that this phase waits for too.
   MEMFORMER_DEVICE void arrive_and_expect(Arrivals* arrivals, unsigned bytes) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(address(arrivals)), "r"(bytes)
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(address(arrivals)),
+                 "r"(bytes)
                  : "memory");
 #endif
   }
@@ -134,9 +135,10 @@ struct DeviceBlock {
   // One instruction for any number of bytes; addresses and size multiples of 16.
   MEMFORMER_DEVICE void copy_bulk(void* to, const void* from, unsigned bytes, Arrivals* arrivals) const {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address(to)),
-                 "l"(from), "r"(bytes), "r"(address(arrivals))
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(address(to)),
+        "l"(from), "r"(bytes), "r"(address(arrivals))
+        : "memory");
 #endif
   }
   // 4, 8 or 16 bytes, aligned.

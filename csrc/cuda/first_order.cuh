@@ -1,9 +1,10 @@
 // What kernels of response-only methods keep in a block's memory: parameters, sums, and the trace of every task.
 //
-// In numbers of T, one after another, each part starting at a multiple of four: the matrices of a (each too: rows are read in
-// vectors of four), gamma, beta; where gradients are asked for two rows of sums and the slots of task_sums.cuh; then the cells
-// of the trace, [cell][task]. Gradients of registers overwrite the registers, which nothing needs any more by then. Workload
-// W: 128 + 16 numbers of parameters, 2 x 112 sums, 288 for slots and 65 x 32 of trace: 10.9 KB beside 16.3 KB of tokens.
+// In numbers of T, one after another, each part starting at a multiple of four: the matrices of a (each too: rows are
+// read in vectors of four), gamma, beta; where gradients are asked for two rows of sums and the slots of task_sums.cuh;
+// then the cells of the trace, [cell][task]. Gradients of registers overwrite the registers, which nothing needs any
+// more by then. Workload W: 128 numbers of parameters, 2 x 120 sums, 288 for slots and 45 x 32 of trace: 8.4 KB beside
+// 16.1 KB of tokens.
 
 #pragma once
 
@@ -25,7 +26,9 @@ struct InPlaceTrace {
 
   MEMFORMER_INLINE core::Cells<S, Stride> residual(int l) const { return cells.at(l * d); }
   MEMFORMER_INLINE core::Cells<S, Stride> update(int l) const { return cells.at((layers + l) * d); }
-  MEMFORMER_INLINE core::Cells<S, Stride> memory(int l, int h) const { return cells.at((2 * layers + l * heads + h) * d); }
+  MEMFORMER_INLINE core::Cells<S, Stride> memory(int l, int h) const {
+    return cells.at((2 * layers + l * heads + h) * d);
+  }
   MEMFORMER_INLINE core::Cells<S, Stride> memory_grad(int l, int h) const { return memory(l, h); }
   MEMFORMER_INLINE core::Cells<S, Stride> state(int l) const { return cells.at(((2 + heads) * layers + l) * d); }
   MEMFORMER_INLINE void keep_state(int l, const S* s) const {
@@ -36,8 +39,8 @@ struct InPlaceTrace {
   }
 };
 
-// The same for at most Most layers with one register each, without states: u_l and r_l in registers, and in memory what the sums
-// over tasks read, g_l and then the gradients of r_l.
+// The same for at most Most layers with one register each, without states: u_l and r_l in registers, and in memory what
+// the sums over tasks read, g_l and then the gradients of r_l.
 template <class S, class Extent, int Stride, int Most>
 struct RegisterTrace {
   core::Cells<S, Stride> cells;
@@ -85,8 +88,9 @@ inline MethodSpace method_space(const Parameters& parameters, int d, int64_t sum
 
 // Reads the parameters into the block's memory; a barrier must follow.
 template <int Most, class T, class Block>
-MEMFORMER_DEVICE core::FirstOrder<T, 4, Most> load_method(const Block& block, const Parameters& parameters, const MethodSpace& space,
-                                                    int layers, int heads, bool diagonal, int d, T* memory) {
+MEMFORMER_DEVICE core::FirstOrder<T, 4, Most> load_method(const Block& block, const Parameters& parameters,
+                                                          const MethodSpace& space, int layers, int heads,
+                                                          bool diagonal, int d, T* memory) {
   load_parameter(block, parameters.q, memory, d * d, core::FirstOrder<T, 4>::matrix_step(d));
   if (parameters.gamma.present) load_parameter(block, parameters.gamma, memory + space.gamma);
   if (parameters.beta.present) load_parameter(block, parameters.beta, memory + space.beta);
@@ -110,8 +114,8 @@ MEMFORMER_DEVICE void clear_sums(const Block& block, const MethodSpace& space, T
 }
 
 template <class T, class Block>
-MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, const T* memory, const Partials<T>& partials,
-                                 int64_t unit) {
+MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, const T* memory,
+                                 const Partials<T>& partials, int64_t unit) {
   block.sync();
   T* const to = partials.unit(unit);
   const T* const rows = memory + space.sums;
@@ -119,11 +123,11 @@ MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, c
   block.sync();
 }
 
-// body(first task, first of this block's next tile, row of sums) for every tile of the block's units; where there are sums, each
-// unit's are written when it is done. `unit_tasks` is a multiple of a tile's.
+// body(first task, first of this block's next tile, row of sums) for every tile of the block's units; where there are
+// sums, each unit's are written when it is done. `unit_tasks` is a multiple of a tile's.
 template <class T, class Block, class Body>
-MEMFORMER_DEVICE void each_tile(const Block& block, int64_t tasks, int64_t unit_tasks, const MethodSpace& space, T* memory,
-                                const Partials<T>& partials, Body body) {
+MEMFORMER_DEVICE void each_tile(const Block& block, int64_t tasks, int64_t unit_tasks, const MethodSpace& space,
+                                T* memory, const Partials<T>& partials, Body body) {
   const bool sums = partials.count > 0;
   for (int64_t unit = block.index(); unit * unit_tasks < tasks; unit += block.count()) {
     if (sums) clear_sums(block, space, memory);

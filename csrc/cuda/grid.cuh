@@ -15,7 +15,8 @@ namespace memformer::cuda {
 // Shared memory that the driver keeps of every block's.
 constexpr int64_t reserved_shared = 1024;
 
-// Lets a kernel use as much shared memory as the device has to give, and has it rather than cache: once for every device.
+// Lets a kernel use as much shared memory as the device has to give, and has it rather than cache: once for every
+// device.
 template <class Kernel>
 int allow_shared() {
   static std::atomic<uint64_t> allowed{0};
@@ -26,7 +27,8 @@ int allow_shared() {
   if (const int error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
   const auto kernel = run_kernel<Kernel>;
   if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit)) return error;
-  if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared)) {
+  if (const int error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                                             cudaSharedmemCarveoutMaxShared)) {
     return error;
   }
   allowed.fetch_or(bit);
@@ -43,7 +45,8 @@ int64_t resident_blocks(int64_t shared_bytes, const Launch& launch) {
 
 // Runs a kernel on `work` pieces of work, which its blocks share by index: piece k is block k % grid's.
 template <class Kernel>
-int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes, const Launch& launch) {
+int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes,
+                  const Launch& launch) {
   if (work == 0) return 0;
   if (const int error = allow_shared<Kernel>()) return error;
   const int64_t fit = resident_blocks<Kernel>(shared_bytes, launch) * launch.multiprocessors;

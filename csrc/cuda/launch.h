@@ -1,9 +1,9 @@
 // What the binding calls on a CUDA device: one plain C++ function a kernel, no CUDA types, no torch.
 //
-// Parameters stay where the caller has them, in strided device memory: every block reads them into its shared memory, and
-// the last kernel of a call writes their gradients in the caller's shapes. The pointers q, p, gamma, beta and totals of
-// core/calls.h are not used here; `Parameter` takes their place. Kernels allocate nothing: each call says beforehand how
-// many bytes of device memory it wants to work in.
+// Parameters stay where the caller has them, in strided device memory: every block reads them into its shared memory,
+// and the last kernel of a call writes their gradients in the caller's shapes. The pointers q, p, gamma, beta and
+// totals of core/calls.h are not used here; `Parameter` takes their place. Kernels allocate nothing: each call says
+// beforehand how many bytes of device memory it wants to work in.
 
 #pragma once
 
@@ -16,9 +16,10 @@ namespace memformer::cuda {
 
 // A parameter, from the caller's tensor to the dense form of core/calls.h and back.
 //
-// Five axes: [l, j, head, row, column]. Projections q, p are (L, 1, H, M, M); gamma is (L, L, R, rows, C), or (L, 1, R, rows, C)
-// if diagonal (with `lower` false); beta is (L, 1, R, rows, C). lfom_solve: a (L, 1, 1, d, d), gamma (L, L, 1, 1, d), beta
-// (L, 1, 1, 1, d). memformer_layer: q, p (1, 1, H, D, D), gamma (J + 1, 1, R, rows, D), beta (1, 1, R, rows, D).
+// Five axes: [l, j, head, row, column]. Projections q, p are (L, 1, H, M, M); gamma is (L, L, R, rows, C), or (L, 1, R,
+// rows, C) if diagonal (with `lower` false); beta is (L, 1, R, rows, C). lfom_solve: a (L, 1, 1, d, d), gamma (L, L, 1,
+// 1, d), beta (L, 1, 1, 1, d). memformer_layer: q, p (1, 1, H, D, D), gamma (J + 1, 1, R, rows, D), beta (1, 1, R,
+// rows, D).
 //
 // `given` are the caller's sizes, 1 where an axis is missing or shared. An axis that is given and not dense (heads of a
 // collapsed network; size 1, given H) is added up on the way in, and its entries share one gradient.
@@ -46,8 +47,8 @@ struct Parameter {
   }
 };
 
-// The parameters of a call, in the order of their sums; lfom_solve's a is q. `loss` is one number of the compute type: the
-// mean squared error, written by the passes that make one.
+// The parameters of a call, in the order of their sums; lfom_solve's a is q. `loss` is one number of the compute type:
+// the mean squared error, written by the passes that make one.
 struct Parameters {
   Parameter q, p, gamma, beta;
   void* loss = nullptr;
@@ -80,8 +81,8 @@ int64_t quadratics_scratch(const Quadratics<T>& call, const Parameters& paramete
 template <class T>
 int64_t context_gram_scratch(const Gram<T>& call);
 
-// Each runs its call on `launch.stream` of the current device and returns a cudaError_t, 0 for success. No tasks: nothing
-// is launched, and gradients are not touched.
+// Each runs its call on `launch.stream` of the current device and returns a cudaError_t, 0 for success. No tasks:
+// nothing is launched, and gradients are not touched.
 template <class T>
 int response_gram(const Network<T>& network, const Parameters& parameters, const Launch& launch);
 template <class T>

@@ -1,8 +1,8 @@
 // Parameters of a call: from the caller's strided tensors to the dense form that kernels work with, and gradients back.
 //
-// Reading is the block's work: thread t reads entries t, t + threads, ... A dense entry is one entry of the caller's tensor, or
-// the sum over its heads where a network's heads are one. A gradient's entry is the sum of those of the dense form that read
-// it. Sums are double, in the order of the dense form.
+// Reading is the block's work: thread t reads entries t, t + threads, ... A dense entry is one entry of the caller's
+// tensor, or the sum over its heads where a network's heads are one. A gradient's entry is the sum of those of the
+// dense form that read it. Sums are double, in the order of the dense form.
 
 #pragma once
 

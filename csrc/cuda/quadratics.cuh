@@ -1,8 +1,9 @@
 // Learned first-order methods on given quadratics (lfom_solve) on a GPU: one task a thread, 32 tasks a block.
 //
-// As response_gram.cuh, but H comes as it is: its tile is the rows of H, read into registers once. b, w0 and the iterates are a
-// few numbers a task, read and written by the thread whose task it is. Bytes per task: 4 d (d + 1) read (w0: 4 d more) and 4 d
-// written for every iterate; backward 4 d (d + 1) more written. Operations: those of core/response_gram.h.
+// As response_gram.cuh, but H comes as it is: its tile is the rows of H, read into registers once. b, w0 and the
+// iterates are a few numbers a task, read and written by the thread whose task it is. Bytes per task: 4 d (d + 1) read
+// (w0: 4 d more) and 4 d written for every iterate; backward 4 d (d + 1) more written. Operations: those of
+// core/response_gram.h.
 
 #pragma once
 
@@ -58,11 +59,13 @@ class QuadraticsKernel {
     block.sync();
     const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
     start(call, tile, block.index() * unit_tasks);
-    const auto method = load_method<0>(block, call.parameters, call.space, call.layers, 1, call.diagonal, call.d, memory);
+    const auto method =
+        load_method<0>(block, call.parameters, call.space, call.layers, 1, call.diagonal, call.d, memory);
     block.sync();
-    each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials, [&](int64_t first, int64_t next, T* totals) {
-      one_tile(call, block, tile, method, memory, first, next, totals);
-    });
+    each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+              [&](int64_t first, int64_t next, T* totals) {
+                one_tile(call, block, tile, method, memory, first, next, totals);
+              });
   }
 
  private:
@@ -84,8 +87,8 @@ class QuadraticsKernel {
   }
 
   template <class Block, class Tile, class Method>
-  static MEMFORMER_DEVICE void one_tile(const Arguments& call, const Block& block, Tile& tile, const Method& method, T* memory,
-                                        int64_t first, int64_t next, T* totals) {
+  static MEMFORMER_DEVICE void one_tile(const Arguments& call, const Block& block, Tile& tile, const Method& method,
+                                        T* memory, int64_t first, int64_t next, T* totals) {
     const int d = call.d, layers = call.layers, first_layer = layers - call.result_layers;
     const int tasks = tasks_from(call, first);
     const int64_t task = first + block.thread();
@@ -119,14 +122,23 @@ class QuadraticsKernel {
       for (int l = first_layer; real && l < layers; ++l) {
         const auto state = trace.state(l + 1);
         MEMFORMER_UNROLL
-        for (int c = 0; c < d; ++c) write_number(call.result, iterate(call.result, l - first_layer, task, c), T(-state[c]));
+        for (int c = 0; c < d; ++c)
+          write_number(call.result, iterate(call.result, l - first_layer, task, c), T(-state[c]));
       }
       block.sync();
     } else {
       const int gamma_start = static_cast<int>(call.parameters.q.count());
-      TaskSums<T, Extent, Block> sums{block, call.d, 1, layers, gamma_start,
-                                      gamma_start + static_cast<int>(call.parameters.gamma.count()), call.partials.count - 1,
-                                      totals, memory + call.space.slot_cells, trace.memory(0, 0), trace.residual(0)};
+      TaskSums<T, Extent, Block> sums{block,
+                                      call.d,
+                                      1,
+                                      layers,
+                                      gamma_start,
+                                      gamma_start + static_cast<int>(call.parameters.gamma.count()),
+                                      call.partials.count - 1,
+                                      totals,
+                                      memory + call.space.slot_cells,
+                                      trace.memory(0, 0),
+                                      trace.residual(0)};
       Quadratic grad;
       grad.extent = call.d;
       MEMFORMER_UNROLL
@@ -138,13 +150,15 @@ class QuadraticsKernel {
           [&](int l, T* ds) {
             if (l < first_layer || !real) return;
             MEMFORMER_UNROLL
-            for (int c = 0; c < d; ++c) ds[c] -= read_number<T>(call.result, iterate(call.result, l - first_layer, task, c));
+            for (int c = 0; c < d; ++c)
+              ds[c] -= read_number<T>(call.result, iterate(call.result, l - first_layer, task, c));
           },
           sums, s, &grad);
       sums.finish();
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) {
-        if (real && call.grad_b.data) write_number(call.grad_b, task * call.grad_b.stride[0] + c * call.grad_b.stride[1], grad.b[c]);
+        if (real && call.grad_b.data)
+          write_number(call.grad_b, task * call.grad_b.stride[0] + c * call.grad_b.stride[1], grad.b[c]);
         if (real && call.grad_w0.data) {
           write_number(call.grad_w0, task * call.grad_w0.stride[0] + c * call.grad_w0.stride[1], -s[c]);
         }
@@ -154,7 +168,8 @@ class QuadraticsKernel {
         for (int r = 0; r < d; ++r) {
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) {
-            if (real) write_number_of_row(call.h.storage, tile.task() + r * call.layout.row_bytes, c, grad.h[r * d + c]);
+            if (real)
+              write_number_of_row(call.h.storage, tile.task() + r * call.layout.row_bytes, c, grad.h[r * d + c]);
           }
         }
         block.fence_copies();
@@ -186,7 +201,8 @@ QuadraticsPlan<T, Extent> quadratics_plan(const Quadratics<T>& call, const Param
   plan.grad_w0 = call.grad_w0;
   plan.parameters = parameters;
   plan.layout = tile_layout(call.weights, call.weights, plan.h.number_bytes);
-  plan.space = method_space(parameters, d, call.backward ? sum_count(parameters) : 0, trace_cells(call.layers, 1, d, true));
+  plan.space =
+      method_space(parameters, d, call.backward ? sum_count(parameters) : 0, trace_cells(call.layers, 1, d, true));
   return plan;
 }
 
@@ -205,7 +221,8 @@ int64_t quadratics_bytes(const Quadratics<T>& call, const Parameters& parameters
 
 // A whole call, on a machine that runs kernels.
 template <class T, class Extent, class Machine>
-int run_quadratics(const Quadratics<T>& call, const Parameters& parameters, void* scratch, const Machine& machine, Extent d) {
+int run_quadratics(const Quadratics<T>& call, const Parameters& parameters, void* scratch, const Machine& machine,
+                   Extent d) {
   auto plan = quadratics_plan(call, parameters, d);
   const int unit_tasks = plan.tiles_of_unit * tile_tasks;
   int64_t bytes = 0;

@@ -1,9 +1,10 @@
 // Sums over all tasks, from what the blocks of a kernel have added up, to gradients in the caller's shapes.
 //
-// Kernels write one partial sum of each of K numbers for every unit of tasks (1024 / 2^k of them, by task index), in the compute
-// type. `Totals` adds the units of 1024 tasks pairwise in that type, the blocks of 1024 in double: 16 of them to a group, one
-// group a thread block, and the last thread block to finish adds up the groups. Every order is by task index, whoever works
-// it out: neither the size of the grid nor the machine changes a bit, and no number is added atomically.
+// Kernels write one partial sum of each of K numbers for every unit of tasks (1024 / 2^k of them, by task index), in
+// the compute type. `Totals` adds the units of 1024 tasks pairwise in that type, the blocks of 1024 in double: 16 of
+// them to a group, one group a thread block, and the last thread block to finish adds up the groups. Every order is by
+// task index, whoever works it out: neither the size of the grid nor the machine changes a bit, and no number is added
+// atomically.
 //
 // A warp owns a run of rows (units or groups), its lanes the columns (the K numbers): reads are contiguous. Bytes: the
 // partial sums once, 4 K / unit_tasks a task.
@@ -44,7 +45,8 @@ inline int64_t sum_count(const Parameters& parameters) {
 template <class T>
 int64_t partials_bytes(int64_t tasks, int unit_tasks, int64_t count) {
   const int64_t doubles = (1 + total_groups(tasks)) * count;
-  return divided_up(256 + 8 * doubles + divided_up(tasks, unit_tasks) * count * static_cast<int64_t>(sizeof(T)), 256) * 256;
+  return divided_up(256 + 8 * doubles + divided_up(tasks, unit_tasks) * count * static_cast<int64_t>(sizeof(T)), 256) *
+         256;
 }
 
 template <class T>
@@ -66,7 +68,8 @@ MEMFORMER_DEVICE T pairwise_rows(const Partials<T>& partials, int64_t first, int
   if constexpr (Count == 1) {
     return first < partials.units ? partials.unit(first)[column] : T(0);
   } else {
-    return pairwise_rows<Count / 2>(partials, first, column) + pairwise_rows<Count / 2>(partials, first + Count / 2, column);
+    return pairwise_rows<Count / 2>(partials, first, column) +
+           pairwise_rows<Count / 2>(partials, first + Count / 2, column);
   }
 }
 
@@ -98,7 +101,8 @@ struct Totals {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     const Partials<T>& partials = arguments.partials;
     const int64_t group = block.index(), first = group * group_blocks;
-    add_rows(block, partials.count, first, least(first + group_blocks, arguments.blocks), partials.groups + group * partials.count,
+    add_rows(block, partials.count, first, least(first + group_blocks, arguments.blocks),
+             partials.groups + group * partials.count,
              [&](int64_t row, int column) { return static_cast<double>(block_sum(partials, row, column)); });
     if (!block.is_last(partials.arrivals)) return;
     add_rows(block, partials.count, 0, block.count(), partials.sums,
@@ -121,7 +125,8 @@ struct Totals {
 
   // to[column] = the sum over rows [first, last): every warp a run of them, in order, then the warps in order.
   template <class Block, class Read>
-  static MEMFORMER_DEVICE void add_rows(const Block& block, int count, int64_t first, int64_t last, double* to, Read read) {
+  static MEMFORMER_DEVICE void add_rows(const Block& block, int count, int64_t first, int64_t last, double* to,
+                                        Read read) {
     double* const warps = reinterpret_cast<double*>(block.shared());
     const int64_t run = (last - first + Block::warps - 1) / Block::warps;
     const int64_t begin = least(first + block.warp() * run, last), end = least(begin + run, last);

@@ -1,14 +1,16 @@
 // Response-only networks in Gram space on a GPU: one task a thread, 32 tasks a block, tokens read once.
 //
-// A block is one warp with a tile of tokens of its own. It waits for the tile, adds up H and b of each task in registers,
-// runs the method forward, makes the errors, lets the next tile come in, runs backward and adds up the parameters' gradients
-// over its tasks (task_sums.cuh). Blocks never wait for each other. Contexts too long for shared memory come in chunks
-// of 8, 16 or 32 rows through the same buffer, once for every pass over them.
+// A block is one warp with a tile of tokens of its own. It waits for the tile, adds up H and b of each task in
+// registers, runs the method forward, makes the errors, lets the next tile come in, runs backward and adds up the
+// parameters' gradients over its tasks (task_sums.cuh). Blocks never wait for each other. Contexts too long for shared
+// memory come in chunks of 8, 16 or 32 rows through the same buffer, once for every pass over them.
 //
-// Workload W (d = 5, n = 20, L = 4, float32, fused loss and parameter gradients), a task: 508 bytes read, 7 written and 7 read again
-// of partial sums. Arithmetic: 400 multiply-adds for H and b, 250 forward, 325 backward, 100 for the sums of A. Shared memory: 63
-// reads of 8 bytes (tokens), about 200 of single words (trace), 66 of 16 bytes. The floors are in
-// benchmarks/: memory sets the limit by a factor of two.
+// Workload W (d = 5, n = 20, L = 4, float32, fused loss and parameter gradients), a task: 508 bytes read, 8 of partial
+// sums written and read again. Arithmetic: 400 multiply-adds for H and b, 230 forward, 325 backward with the products
+// of gamma, 100 for the sums of A. Of sm_90's code about 1900 instructions run for a warp's 32 tasks, 60 of them reads
+// of 8 bytes (tokens), 75 single words written and 45 read, 50 reads of 16 bytes, most of them parameters that all
+// lanes share. Reading at memory's speed leaves a multiprocessor 3400 instructions for the same tasks. Up to four
+// layers, traces stay in registers.
 
 #pragma once
 
@@ -53,12 +55,14 @@ struct ResponseGramCall {
   T* memory;           // for `space` of every block; null: in shared memory
 };
 
-// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0: any.
+// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0:
+// any.
 template <class T, class Extent, Work Task, int Most = 0>
 class ResponseGram {
   using Width = decltype(core::successor(Extent{}));
   using Cells = core::Cells<T, warp_threads>;
-  using Trace = std::conditional_t<Most != 0, RegisterTrace<T, Extent, warp_threads, Most>, InPlaceTrace<T, Extent, warp_threads>>;
+  using Trace = std::conditional_t<Most != 0, RegisterTrace<T, Extent, warp_threads, Most>,
+                                   InPlaceTrace<T, Extent, warp_threads>>;
   using Quadratic = core::SymmetricQuadratic<T, Extent>;
   static constexpr bool fixed = core::is_fixed<Extent>;
   static constexpr int arrivals_bytes = 32;
@@ -106,7 +110,8 @@ class ResponseGram {
       block.sync();
       const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
       if (call.resident) start(block.index() * unit_tasks);
-      const auto method = load_method<Most>(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
+      const auto method =
+          load_method<Most>(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
       block.sync();
       each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
                 [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
@@ -220,8 +225,8 @@ class ResponseGram {
     MEMFORMER_DEVICE int gamma_start() const { return static_cast<int>(call.parameters.q.count()); }
     MEMFORMER_DEVICE int beta_start() const { return gamma_start() + static_cast<int>(call.parameters.gamma.count()); }
 
-    // H and b of this lane's task. Blocks of 32 rows are added pairwise: those that wait for their pair do so in `waiting`,
-    // where the trace will be.
+    // H and b of this lane's task. Blocks of 32 rows are added pairwise: those that wait for their pair do so in
+    // `waiting`, where the trace will be.
     MEMFORMER_DEVICE void context_gram(Quadratic& quadratic, Cells waiting, T scale) {
       const Width width = core::successor(call.d);
       const int entries = core::packed_size(width) - 1, d = call.d;
@@ -270,7 +275,8 @@ class ResponseGram {
       if constexpr (Most) {
         return s[c];
       } else {
-        return call.result_layers == 1 ? s[c] : static_cast<T>(trace.state(call.layers - call.result_layers + layer + 1)[c]);
+        return call.result_layers == 1 ? s[c]
+                                       : static_cast<T>(trace.state(call.layers - call.result_layers + layer + 1)[c]);
       }
     }
 
@@ -301,7 +307,8 @@ class ResponseGram {
             continue;
           }
           for (int l = 0; l < call.result_layers; ++l) {
-            write_number(call.result, entry(call.result, l, task, row + i - out_first()), -response(values, trace, s, l));
+            write_number(call.result, entry(call.result, l, task, row + i - out_first()),
+                         -response(values, trace, s, l));
           }
         }
         if (call.stack) write_rows(call.rows, row, count);
@@ -355,8 +362,8 @@ class ResponseGram {
       });
     }
 
-    // Rows of the context get (dG + dG^T) z / n, rows with a result e s in their features and e in their response slot, what a
-    // result's own row brings besides, and rows of neither zeros. In place.
+    // Rows of the context get (dG + dG^T) z / n, rows with a result e s in their features and e in their response slot,
+    // what a result's own row brings besides, and rows of neither zeros. In place.
     MEMFORMER_DEVICE void write_token_grads(const Trace& trace, const Quadratic& grad, T scale, T ready_target) {
       const Width width = core::successor(call.d);
       const int d = call.d, size = width;
@@ -408,116 +415,5 @@ class ResponseGram {
     }
   };
 };
-
-// Whether a trace may live in registers: few layers with one register each, and only parameters' gradients of the last layer's
-// predictions are asked for.
-constexpr int layers_in_registers = 4;
-template <class T>
-bool in_registers(const Network<T>& network) {
-  return sizeof(T) == 4 && network.layers <= layers_in_registers && network.kept == 1 && network.result_layers == 1 &&
-         network.width <= 9 && (network.pass == Pass::backward || network.pass == Pass::loss_backward) && !network.grad_z.data;
-}
-
-// Everything about a call but where it runs.
-template <class T, class Extent>
-ResponseGramCall<T, Extent> response_gram_call(const Network<T>& network, const Parameters& parameters, Extent d) {
-  ResponseGramCall<T, Extent> call{};
-  call.d = d;
-  call.loss = network.pass == Pass::loss || network.pass == Pass::loss_backward;
-  call.stack = network.queries < 0;
-  call.diagonal = network.diagonal;
-  call.layers = network.layers;
-  call.heads = network.kept;
-  call.tokens = network.tokens;
-  call.queries = call.stack ? network.tokens : network.queries;
-  call.context = network.lengths && !call.stack ? network.tokens - network.queries : network.context;
-  call.result_layers = network.result_layers;
-  call.tasks = network.tasks;
-  const bool sums = network.pass != Pass::forward;
-  call.tiles_of_unit = sums ? unit_tiles(network.tasks) : 1;
-  call.units = divided_up(network.tasks, call.tiles_of_unit * tile_tasks);
-  call.error_scale = static_cast<T>(2.0 / (static_cast<double>(network.tasks) * call.queries));
-  call.lengths = network.lengths;
-  call.z = token_array(network.z, network.width);
-  call.grad_z = token_array(network.grad_z, network.width);
-  call.rows = token_array(network.result, network.width);
-  call.result = network.result;
-  call.target = network.target;
-  call.grad_target = network.grad_target;
-  call.parameters = parameters;
-
-  const int number = call.z.number_bytes;
-  call.layout = tile_layout(network.tokens, network.width, number);
-  call.resident = call.layout.bytes(tile_tasks) <= 48 * 1024;
-  for (int rows = 32; !call.resident; rows /= 2) {
-    call.layout = tile_layout(rows, network.width, number);
-    if (call.layout.bytes(tile_tasks) <= 40 * 1024) break;
-  }
-  const bool states = network.grad_z.data || network.result_layers > 1;
-  const bool registers = core::is_fixed<Extent> && in_registers(network);
-  call.trace_cells = registers ? 2 * network.layers * d : trace_cells(network.layers, network.kept, d, states);
-  const int with_outer = call.trace_cells + (sums ? network.result_layers * d : 0);
-  int waiting = 0;
-  for (int blocks = (call.context + core::gram_block - 1) / core::gram_block; blocks > 1; blocks = (blocks + 1) / 2) {
-    waiting += core::packed_size(d + 1);
-  }
-  const int64_t sum_numbers = !sums ? 0 : network.pass == Pass::loss ? 1 : sum_count(parameters);
-  call.space = method_space(parameters, d, sum_numbers, waiting > with_outer ? waiting : with_outer);
-  return call;
-}
-
-// Numbers of a call that one partial sum has: none forward, one for a loss alone.
-template <class T>
-int64_t response_sums(const Network<T>& network, const Parameters& parameters) {
-  return network.pass == Pass::forward ? 0 : network.pass == Pass::loss ? 1 : sum_count(parameters);
-}
-
-// Whether a block's parameters, sums and traces fit in shared memory beside its tile.
-template <class T, class Extent>
-bool fits_shared(const ResponseGramCall<T, Extent>& call) {
-  return call.layout.bytes(tile_tasks) + 64 + call.space.count * static_cast<int64_t>(sizeof(T)) <= most_shared;
-}
-
-// Bytes of scratch: partial sums, then what does not fit in shared memory, for as many blocks as may run at a time.
-template <class T>
-int64_t response_gram_bytes(const Network<T>& network, const Parameters& parameters) {
-  const auto call = response_gram_call(network, parameters, core::UpTo<16>{network.width - 1});
-  const int64_t sums = response_sums(network, parameters);
-  return (sums ? partials_bytes<T>(network.tasks, call.tiles_of_unit * tile_tasks, sums) : 0) +
-         (fits_shared(call) ? 0 : blocks_in_global_memory * call.space.count * static_cast<int64_t>(sizeof(T)));
-}
-
-// A whole call, on a machine that runs kernels.
-template <class T, class Extent, class Machine>
-int run_response_gram(const Network<T>& network, const Parameters& parameters, void* scratch, const Machine& machine, Extent d) {
-  auto call = response_gram_call(network, parameters, d);
-  const int64_t sums = response_sums(network, parameters);
-  const int unit_tasks = call.tiles_of_unit * tile_tasks;
-  if (sums) call.partials = partials_in<T>(scratch, network.tasks, unit_tasks, sums);
-  int64_t blocks = call.units;
-  if (!fits_shared(call)) {
-    call.memory = reinterpret_cast<T*>(static_cast<char*>(scratch) +
-                                       (sums ? partials_bytes<T>(network.tasks, unit_tasks, sums) : 0));
-    blocks = blocks < blocks_in_global_memory ? blocks : blocks_in_global_memory;
-  }
-  const auto run = [&](auto kernel) {
-    using Kernel = decltype(kernel);
-    return machine.template run<Kernel>(call, blocks, Kernel::shared_bytes(call));
-  };
-  const auto run_parameters = [&] {
-    if constexpr (core::is_fixed<Extent>) {
-      if (in_registers(network)) return run(ResponseGram<T, Extent, Work::parameters, layers_in_registers>{});
-    }
-    return run(ResponseGram<T, Extent, Work::parameters>{});
-  };
-  const bool forward = network.pass == Pass::forward || network.pass == Pass::loss;
-  const int error = forward               ? run(ResponseGram<T, Extent, Work::forward>{})
-                    : network.grad_z.data ? run(ResponseGram<T, Extent, Work::tokens>{})
-                                          : run_parameters();
-  if (error || !sums) return error;
-  Parameters wanted = parameters;
-  if (network.pass == Pass::loss) wanted.q = wanted.p = wanted.gamma = wanted.beta = {};
-  return machine.totals(call.partials, wanted, network.tasks, 1.0 / (static_cast<double>(network.tasks) * call.queries));
-}
 
 }  // namespace memformer::cuda

@@ -1,16 +1,16 @@
 // Tiles of tasks from global to shared memory: the rows of one task a thread, for the whole block.
 //
 // Copies run beside the threads. A tile whose tasks lie one after the other in memory is one bulk copy (sm_90), or one
-// sequence of 16-byte copies; otherwise every task's rows are a copy of their own: bulk, or words of 16, 8 or 4 bytes as
-// alignment allows. Strided rows and odd halves go number by number. A tile has one buffer: a block is a single warp and 6 to 8
-// of them share a multiprocessor, so that some compute while the others' copies are under way. (4.3 TB/s for 800 ns are 26
-// KB for each of 132 multiprocessors; 8 buffers of workload W hold 126 KB.)
+// sequence of 16-byte copies; otherwise every task's rows are a copy of their own: bulk, or words of 16, 8 or 4 bytes
+// as alignment allows. Strided rows and odd halves go number by number. A tile has one buffer: a block is a single warp
+// and eight of them share a multiprocessor, so that some compute while the others' copies are under way. (4.3 TB/s for
+// 800 ns are 26 KB for each of 132 multiprocessors; eight buffers of workload W hold 126 KB.)
 //
-// Bank rule. A thread reads its own rows, in vectors of `unit` = the largest power of two up to 16 bytes that divides a row.
-// Lane t starts at t * task_bytes, so a warp reads without conflicts if task_bytes / unit is odd, and with two-way
-// conflicts if it is twice an odd number. Then tasks lie in shared memory as they do in global memory; otherwise `unit` bytes
-// of padding after every task make that quotient odd. Workload W: rows of 24 bytes, read in vectors of 8; 504 / 8 = 63: no
-// conflicts, one copy. 63 reads a task take as many cycles as 126 single words, the least for its bytes.
+// Bank rule. A thread reads its own rows, in vectors of `unit` = the largest power of two up to 16 bytes that divides a
+// row. Lane t starts at t * task_bytes, so a warp reads without conflicts if task_bytes / unit is odd, and with two-way
+// conflicts if it is twice an odd number. Then tasks lie in shared memory as they do in global memory; otherwise `unit`
+// bytes of padding after every task make that quotient odd. Workload W: rows of 24 bytes, read in vectors of 8; 504 / 8
+// = 63: no conflicts, one copy. 63 reads a task take as many cycles as 126 single words, the least for its bytes.
 
 #pragma once
 
@@ -97,7 +97,8 @@ struct Tile {
   // The rows of this thread's task, or of another's.
   MEMFORMER_DEVICE char* task() const { return cells + block.thread() * layout.task_bytes; }
 
-  // Starts copying rows [first_row, first_row + rows) of `tasks` tasks from `first` on. No thread may still be reading the tile.
+  // Starts copying rows [first_row, first_row + rows) of `tasks` tasks from `first` on. No thread may still be reading
+  // the tile.
   MEMFORMER_DEVICE void start(const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) const {
     const char* const from = tokens.data + first * tokens.stride[0] + first_row * tokens.stride[1];
     const int64_t step = tokens.stride[0];
@@ -109,9 +110,10 @@ struct Tile {
     start_apart(*this, tokens, from, tasks, rows, tokens.rows_together ? word : 1);
   }
 
-  // Waits for what was started last: then all threads see it.
+  // Waits for what was started last: then all threads see it, the numbers that other threads have copied themselves too.
   MEMFORMER_DEVICE void wait() {
     block.wait(arrivals, phase & 1);
+    block.sync();
     ++phase;
   }
 
@@ -121,7 +123,8 @@ struct Tile {
   }
 
  private:
-  static MEMFORMER_CALL void write_apart(Tile tile, const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) {
+  static MEMFORMER_CALL void write_apart(Tile tile, const TokenArray& tokens, int64_t first, int tasks, int first_row,
+                                         int rows) {
     tile.write_now(tokens, first, tasks, first_row, rows);
   }
 
@@ -129,7 +132,8 @@ struct Tile {
     char* const to = tokens.data + first * tokens.stride[0] + first_row * tokens.stride[1];
     const int64_t step = tokens.stride[0];
     const int bytes = rows * layout.row_bytes;
-    const int word = vector_bytes(static_cast<int64_t>(reinterpret_cast<uintptr_t>(to)) | step | bytes | layout.task_bytes);
+    const int word =
+        vector_bytes(static_cast<int64_t>(reinterpret_cast<uintptr_t>(to)) | step | bytes | layout.task_bytes);
     if (!tokens.rows_together || word < 4) {
       each_number(tokens, tasks, rows, [&](int64_t outside, int inside) {
         copy_number(to + outside, cells + inside, tokens.number_bytes);
@@ -149,7 +153,8 @@ struct Tile {
   };
 
   // Tasks one by one, in words of so many bytes. A call, so that kernels hold this code once.
-  static MEMFORMER_CALL void start_apart(Tile tile, const TokenArray& tokens, const char* from, int tasks, int rows, int word) {
+  static MEMFORMER_CALL void start_apart(Tile tile, const TokenArray& tokens, const char* from, int tasks, int rows,
+                                         int word) {
     const int64_t step = tokens.stride[0];
     const int bytes = rows * tile.layout.row_bytes;
     if (word < 4) return tile.start_numbers(tokens, from, tasks, rows);
@@ -185,7 +190,8 @@ struct Tile {
         block.arrive(arrivals);
       }
     } else {
-      for (int k = block.thread() * 16; k < whole; k += Block::threads * 16) block.template copy<16>(cells + k, from + k);
+      for (int k = block.thread() * 16; k < whole; k += Block::threads * 16)
+        block.template copy<16>(cells + k, from + k);
       block.arrive_after_copies(arrivals);
     }
   }
@@ -291,7 +297,8 @@ MEMFORMER_DEVICE void read_row(Number, const char* row, core::Fixed<Width>, T* t
 
 template <class Number, class T, int Limit>
 MEMFORMER_DEVICE void read_row(Number, const char* row, core::UpTo<Limit> width, T* to) {
-  for (int c = 0; c < width; ++c) to[c] = static_cast<T>(Number::read(reinterpret_cast<const typename Number::Bits*>(row)[c]));
+  for (int c = 0; c < width; ++c)
+    to[c] = static_cast<T>(Number::read(reinterpret_cast<const typename Number::Bits*>(row)[c]));
 }
 
 // A row of whatever storage: for the few rows of a task that are read alone.

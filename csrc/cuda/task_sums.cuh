@@ -1,12 +1,13 @@
 // Sums over the 32 tasks of a warp of what response-only methods hand out for their parameters.
 //
-// One task a lane. Matrices: the gradient of A is the sum over tasks of dr g^T. Lanes leave dr (and g) in shared memory,
-// [cell][task]; then lane (m, k) works on matrix m of every four and tasks 4 k, ..., 4 k + 3: 2 d vector reads for 4 d^2
-// multiply-adds, all words of a group of lanes in different banks. The 8 lanes of a matrix add up pairwise and keep d^2 / 8
-// entries each. Other sums: a lane puts its number in a slot; when eight slots are full, four lanes add up each, pairwise.
+// One task a lane. Matrices: the gradient of A is the sum over tasks of dr g^T. Lanes leave dr (and g) in shared
+// memory, [cell][task]; then lane (m, k) works on matrix m of every four and tasks 4 k, ..., 4 k + 3: 2 d vector reads
+// for 4 d^2 multiply-adds, all words of a group of lanes in different banks. The 8 lanes of a matrix add up pairwise
+// and keep d^2 / 8 entries each. Other sums: a lane puts its number in a slot; when eight slots are full, four lanes
+// add up each, pairwise.
 //
-// Sums of a tile are pairwise over its tasks; tiles add up by pairs in two rows, so that a unit of one, two or four tiles is a
-// subtree of its block of 1024 tasks, and results do not depend on where a unit ends.
+// Sums of a tile are pairwise over its tasks; tiles add up by pairs in two rows, so that a unit of one, two or four
+// tiles is a subtree of its block of 1024 tasks, and results do not depend on where a unit ends.
 
 #pragma once
 
@@ -19,8 +20,8 @@ namespace memformer::cuda {
 constexpr int slots = 8;
 constexpr int slot_pitch = warp_threads + 4;
 
-// Adds `values` over the lanes whose index differs in the bits of Mask, 2 Mask - 1, ..., 1: every lane keeps the sums of a run
-// of them, `count` from `first` on, in values[0], values[1], ...
+// Adds `values` over the lanes whose index differs in the bits of Mask, 2 Mask - 1, ..., 1: every lane keeps the sums
+// of a run of them, `count` from `first` on, in values[0], values[1], ...
 template <int Count, int Mask, class T, class Block>
 MEMFORMER_DEVICE void spread_sums(const Block& block, T* values, int& first, int& count) {
   if constexpr (Mask > 0) {
@@ -46,7 +47,8 @@ MEMFORMER_INLINE constexpr int spread_count() {
   }
 }
 
-// A sink of the core's backward passes, for one tile. `left` has room for dr of every matrix, `right` holds g of every layer.
+// A sink of the core's backward passes, for one tile. `left` has room for dr of every matrix, `right` holds g of every
+// layer.
 template <class T, class Extent, class Block>
 struct TaskSums {
   static constexpr bool takes_outer_products = true;
@@ -89,7 +91,8 @@ struct TaskSums {
     block.sync_warp();
     const T* const from = slot_cells + block.lane() / 4 * slot_pitch + block.lane() % 4 * 8;
     const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
-    T sum = ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
+    T sum =
+        ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
     sum += block.shuffle_xor(sum, 1);
     sum += block.shuffle_xor(sum, 2);
     if (block.lane() % 4 == 0 && block.lane() / 4 < used) totals[mine] += sum;

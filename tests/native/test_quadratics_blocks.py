@@ -2,7 +2,6 @@
 
 import ctypes
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ def solve(
     fixed: int = 0,
     order: int = 0,
 ) -> None:
-    """Writes the iterates to `result`; with `grads` those are written instead, and `result` is the iterates' gradient."""
+    """Writes the iterates to `result`; or `grads`, where `result` is then the gradient of the iterates."""
     h, a, gamma, beta = given["h"], given["a"], given.get("gamma"), given.get("beta")
     tasks, d, layers = h.shape[0], h.shape[1], a.shape[0]
     wanted = grads or {}
@@ -61,7 +60,9 @@ def solve(
     )
 
 
-def draw(tasks: int, d: int, layers: int, *, memory: bool = True, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def draw(
+    tasks: int, d: int, layers: int, *, memory: bool = True, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
     generator = seeded(d)
     given = {
         "h": normal(generator, tasks, d, d, scale=0.5 * d**-0.5),

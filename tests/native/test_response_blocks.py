@@ -1,9 +1,8 @@
-"""Response-only networks in Gram space on CUDA: blocks run on the host, thread by thread, and compared with the reference."""
+"""Response-only networks in Gram space on CUDA: blocks run on the host, thread by thread, against the reference."""
 
 import ctypes
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -81,9 +80,9 @@ def check_loss(kernel: Kernel, given: Case, error: float, **how: int) -> None:
     target = exact.target
     assert target is not None
     target.requires_grad_()
-    predictions = reference.predict(
-        exact.z, exact.q, *exact.parameters, context=exact.context, queries=exact.queries
-    )[-1]
+    predictions = reference.predict(exact.z, exact.q, *exact.parameters, context=exact.context, queries=exact.queries)[
+        -1
+    ]
     loss = (predictions - target).square().mean()
     wanted = leaves(exact)
     gradients = torch.autograd.grad(loss, [*wanted.values(), target], materialize_grads=True)
@@ -118,7 +117,7 @@ def test_the_instance_for_every_size(kernel: Kernel, features: int, dtype: torch
 @pytest.mark.parametrize("rule", ["linear", "cgd", "recursive", "lfom_shared", "lfom_residual"])
 @pytest.mark.parametrize("order", [1, 7], ids=["backwards", "shuffled"])
 def test_every_rule(kernel: Kernel, rule: str, order: int) -> None:
-    """Registers per head, diagonal and shared gamma, more matrices than the lanes of a warp have groups; any order of threads."""
+    """Registers per head, diagonal and shared gamma, more matrices than lanes have groups; threads in any order."""
     check(kernel, response_case(rule=rule, tasks=34, tokens=5, width=4, layers=3, heads=2), order=order)
 
 
@@ -135,7 +134,8 @@ def test_long_contexts_stream(kernel: Kernel, fixed: int) -> None:
 
 def test_what_does_not_fit_in_shared_memory(kernel: Kernel) -> None:
     """Deep networks with many registers keep their traces in global memory."""
-    check_loss(kernel, response_case(rule="recursive", tasks=70, tokens=4, width=6, layers=24, heads=4).to(torch.float32), 1e-4, fixed=0)
+    case = response_case(rule="recursive", tasks=70, tokens=4, width=6, layers=24, heads=4)
+    check_loss(kernel, case.to(torch.float32), 1e-4, fixed=0)
 
 
 @pytest.mark.parametrize("tokens", [9, 150])

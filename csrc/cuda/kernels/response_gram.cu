@@ -1,7 +1,7 @@
 // Response-only networks in Gram space: the instance that serves a call. Instances: response_gram_*.cu.
 
 #include "cuda/grid.cuh"
-#include "cuda/response_gram.cuh"
+#include "cuda/response_gram_plan.cuh"
 
 namespace memformer::cuda {
 

@@ -1,7 +1,7 @@
 // Response-only networks in Gram space: 4 features, float.
 
 #include "cuda/grid.cuh"
-#include "cuda/response_gram.cuh"
+#include "cuda/response_gram_plan.cuh"
 
 namespace memformer::cuda {
 

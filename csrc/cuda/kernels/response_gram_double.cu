@@ -1,7 +1,7 @@
 // Response-only networks in Gram space: any number of features up to 16, any number of layers and heads, double.
 
 #include "cuda/grid.cuh"
-#include "cuda/response_gram.cuh"
+#include "cuda/response_gram_plan.cuh"
 
 namespace memformer::cuda {
 

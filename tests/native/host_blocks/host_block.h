@@ -1,9 +1,10 @@
 // The execution interface of csrc/cuda/execution.cuh on the host: whole blocks, run one after the other on one core.
 //
-// Every CUDA thread is a context of its own (ucontext). A barrier hands the core to the next thread; when all of them have
-// arrived, they go on. The order in which threads run between two barriers is the caller's choice, forwards, backwards or
-// shuffled: a result that depends on it lacks a barrier. Shared memory starts as NaN, and what lies behind it is checked.
-// Asynchronous copies leave NaN where they go to until the phase that waits for them ends, and arrive no sooner.
+// Every CUDA thread is a context of its own (ucontext). A barrier hands the core to the next thread; when all of them
+// have arrived, they go on. The order in which threads run between two barriers is the caller's choice, forwards,
+// backwards or shuffled: a result that depends on it lacks a barrier. Shared memory starts as NaN, and what lies behind
+// it is checked. Asynchronous copies leave NaN where they go to until the phase that waits for them ends, and arrive no
+// sooner.
 
 #pragma once
 
@@ -48,8 +49,8 @@ class HostThreads {
       contexts_[k].uc_stack.ss_size = stack_bytes;
       contexts_[k].uc_link = &home_;
       const auto self = reinterpret_cast<std::uintptr_t>(this);
-      makecontext(&contexts_[k], reinterpret_cast<void (*)()>(&HostThreads::entry), 2, static_cast<unsigned>(self >> 32),
-                  static_cast<unsigned>(self));
+      makecontext(&contexts_[k], reinterpret_cast<void (*)()>(&HostThreads::entry), 2,
+                  static_cast<unsigned>(self >> 32), static_cast<unsigned>(self));
     }
     for (bool running = true; running;) {
       running = false;
@@ -252,7 +253,8 @@ struct HostBlock {
   bool* last_;
 };
 
-// Runs a kernel's whole grid. `order`: 0 forwards, 1 backwards, else the seed of a shuffle. Bulk: with the copies of sm_90.
+// Runs a kernel's whole grid. `order`: 0 forwards, 1 backwards, else the seed of a shuffle. Bulk: with the copies of
+// sm_90.
 template <class Kernel, bool Bulk = true>
 void run_grid(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, unsigned order) {
   constexpr std::size_t guard = 256;

@@ -1,4 +1,5 @@
-// Learned first-order methods on given quadratics, on the host, for every size that is compiled for itself and for all others.
+// Learned first-order methods on given quadratics, on the host, for every size that is compiled for itself and for all
+// others.
 
 #include "cuda/quadratics.cuh"
 #include "numbers.h"

@@ -1,6 +1,6 @@
 // Response-only networks in Gram space, on the host, for every size that is compiled for itself and for all others.
 
-#include "cuda/response_gram.cuh"
+#include "cuda/response_gram_plan.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 
@@ -39,7 +39,9 @@ extern "C" void response_gram(const int64_t* numbers, int wide, unsigned order, 
 }
 
 // Where tasks lie in a tile, and the conflicts of a warp that reads it in vectors.
-extern "C" int tile_task_bytes(int rows, int width, int number_bytes) { return tile_layout(rows, width, number_bytes).task_bytes; }
+extern "C" int tile_task_bytes(int rows, int width, int number_bytes) {
+  return tile_layout(rows, width, number_bytes).task_bytes;
+}
 extern "C" int tile_conflicts(int rows, int width, int number_bytes) {
   return bank_conflicts(tile_task_bytes(rows, width, number_bytes), vector_bytes(width * number_bytes));
 }
