@@ -63,6 +63,16 @@ def test_other_words_are_refused_by_name(listed: str) -> None:
     assert repr(listed) in str(caught.value) or listed == ";"
 
 
+def test_sources_that_read_alike_for_all_are_compiled_from_the_oldest_ptx() -> None:
+    def flags(listed: str, alike: bool) -> tuple[str, ...]:
+        return cuda.Cuda("nvcc", (13, 0), (), cuda.architectures(listed, KNOWN)).flags(alike)
+
+    assert flags("", True) == ("-gencode=arch=compute_80,code=[sm_80,sm_90,sm_100,compute_80]",)
+    assert len(flags("", False)) == 3
+    assert flags("10.0;8.6", True) == ("-gencode=arch=compute_86,code=[sm_100,sm_86]",)
+    assert flags("9.0a", True) == flags("9.0a", False)
+
+
 def test_flags_make_machine_code_and_where_asked_what_newer_gpus_compile() -> None:
     assert cuda.Architecture("90a").flags() == ["-gencode=arch=compute_90a,code=[sm_90a]"]
     assert cuda.Architecture("100", True).flags() == ["-gencode=arch=compute_100,code=[sm_100,compute_100]"]

@@ -52,7 +52,8 @@ def test_it_needs_torchs_stable_interface_and_the_c_libraries_only() -> None:
 def test_everything_it_needs_of_torch_was_there_in_the_oldest_torch_that_is_served(tmp_path: Path) -> None:
     """Torch's headers say since when a function has been there: those of 2.10 alone declare them all."""
     source = tmp_path / "declared.cpp"
-    source.write_text("#include <torch/csrc/inductor/aoti_torch/c/shim.h>\n#include <torch/csrc/stable/c/shim.h>\n")
+    headers = ("inductor/aoti_torch/c/shim.h", "inductor/aoti_torch/generated/c_shim_aten.h", "stable/c/shim.h")
+    source.write_text("".join(f"#include <torch/csrc/{header}>\n" for header in headers))
     found = tools.find_toolchain()
     options = ["-std=c++20", "-E", "-P", "-DUSE_CUDA", found.stable_abi(), "-isystem", str(found.torch / "include")]
     done = subprocess.run([*found.compiler, *options, source], capture_output=True, text=True, check=True)
