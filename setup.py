@@ -1,9 +1,10 @@
-"""Where the two packages live, and the command that builds the native library. The metadata is in pyproject.toml.
+"""Where the two packages live, and the command that builds the native libraries. The metadata is in pyproject.toml.
 
-Nothing here imports torch. A build that cannot make the native library makes a pure-Python package and says why.
+Nothing here imports torch. A build that cannot make the native libraries makes a pure-Python package and says why.
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,13 +18,14 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 import native_build  # noqa: E402
+from native_build import cpu, cuda  # noqa: E402
 
 FOLDER = Path("memformer_kernels", "_lib")
 
 
-def builds_native() -> bool:
+def finds(find: Callable[[], object]) -> bool:
     try:
-        native_build.find_toolchain()
+        find()
     except native_build.CannotBuild:
         return False
     except native_build.BuildFailed as failure:
@@ -31,13 +33,17 @@ def builds_native() -> bool:
     return True
 
 
-class BuildNative(Command):
-    """Compiles csrc into the shared object that the package loads when it is first used."""
+def builds_native() -> bool:
+    return finds(native_build.find_toolchain)
 
-    description = "build the native CPU library"
+
+class BuildNative(Command):
+    """Compiles csrc into the shared objects that the package loads when they are first used."""
+
+    description = "build the native libraries"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = [
         ("inplace", "i", "put the library into the source tree"),
-        ("sanitize", None, "build with AddressSanitizer and UBSan, into <build-base>/sanitized"),
+        ("sanitize", None, "build the CPU library with AddressSanitizer and UBSan, into <build-base>/sanitized"),
     ]
     boolean_options: ClassVar[list[str]] = ["inplace", "sanitize"]
 
@@ -58,7 +64,7 @@ class BuildNative(Command):
         try:
             native_build.build(ROOT, folder, self._destination(), sanitize=bool(self.sanitize), quiet=quiet)
         except native_build.CannotBuild as reason:
-            print(f"memformer_kernels without its native CPU library: {reason}", file=sys.stderr, flush=True)
+            print(f"memformer_kernels without its native libraries: {reason}", file=sys.stderr, flush=True)
         except native_build.BuildFailed as failure:
             raise CompileError(str(failure)) from failure
 
@@ -68,7 +74,9 @@ class BuildNative(Command):
         return ROOT / FOLDER if self.inplace or self.editable_mode else Path(self.build_lib or ".") / FOLDER
 
     def get_outputs(self) -> list[str]:
-        names = [native_build.LIBRARY, native_build.RECORD] if builds_native() else [native_build.RECORD]
+        names = [cpu.RECORD, cuda.RECORD]
+        if builds_native():
+            names += [cpu.LIBRARY, *([cuda.LIBRARY] if finds(cuda.find_cuda) else [])]
         return [str(Path(self.build_lib or ".") / FOLDER / name) for name in names]
 
     def get_output_mapping(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
-`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes;
-`compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider.
+`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
+`gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
+`dispatch` the automatic choice against every provider.
 """
 
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import compare, dispatch, floors, growth, overhead
+from benchmarks import compare, dispatch, floors, gpu_floors, growth, overhead
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, Provider, automatic, select
 from benchmarks.record import Report, read_report, write_json, write_report
@@ -191,6 +192,16 @@ def check_dispatch(
     console.print(f"{report.seconds:.0f} s; record: {json}", soft_wrap=True)
     if not all(choice.good for choice in found):
         raise typer.Exit(1)
+
+
+@app.command("gpu-floors")
+def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json") -> None:
+    """Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing."""
+    rows = gpu_floors.sheet()
+    write_json(json, gpu_floors.as_record(rows))
+    console = Console()
+    gpu_floors.print_sheet(rows, console)
+    console.print(f"record: {json}", soft_wrap=True)
 
 
 def best_backend() -> str:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,17 +15,21 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.machine import ROOT, fma_rate, measure_machine
+from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, select
 from benchmarks.record import FORMAT, Timing, write_json
 from benchmarks.run import run
 from benchmarks.table import memory_floor_ms, print_report
-from benchmarks.workloads import BATCHES, TILE_64, TILE_128, WORKLOADS, Workload
+from benchmarks.workloads import BATCHES, TILE_64, TILE_128, W_FULL, WORKLOADS, W, Workload
+from memformer_kernels import build_info
+from memformer_lab.profiling.rates import fma_rate
 
 RECORDS = Path(__file__).resolve().parent / "results"
 DEVICE = torch.device("cuda")
 MOST_WORKERS = 12
 TILE_PROVIDERS = select(["Gram, eager", "Gram, compiled", "re-associated", "JAX", "flash-linear-attention", "(triton)"])
+CUDA_BATCH = 4_000_000
+"""Tasks of W: 2 GB of tokens, far beyond any cache."""
 
 Part = Callable[[Console], dict[str, Any]]
 
@@ -94,11 +99,65 @@ def tile_limit_ms(workload: Workload, copy_gb_s: float, tf32_gflop_s: float) -> 
     return max(memory_floor_ms(workload, copy_gb_s), 3 * operations / tf32_gflop_s / 1e6)
 
 
+def cuda_library(console: Console) -> dict[str, Any]:
+    """W at a batch that fills the machine, and W_full, beside every peer; then what watches memory while it runs."""
+    workloads = (W.with_batch(CUDA_BATCH), W_FULL.with_batch(BATCHES[-1]))
+    report = run(workloads, PROVIDERS, DEVICE, announce=lambda text: console.print(text, style="dim"))
+    print_report(report, console)
+    rates = {
+        timing.workload.name: {
+            "tasks_per_s": 1e3 * timing.workload.batch / timing.quantiles.median_ms,
+            "gb_per_s": timing.workload.bytes_moved / timing.quantiles.median_ms / 1e6,
+            "of_copy_bandwidth": timing.workload.bytes_moved
+            / timing.quantiles.median_ms
+            / 1e6
+            / report.machine.copy_gb_s,
+        }
+        for timing in report.timings
+        if timing.provider == "memformer_kernels (cuda)" and timing.quantiles is not None
+    }
+    for name, figures in rates.items():
+        console.print(f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in figures.items()))
+    return {
+        "seconds": report.seconds,
+        "rates": rates,
+        "timings": [_figures(timing) for timing in report.timings],
+        "sanitizer": watched(console),
+    }
+
+
+def watched(console: Console) -> dict[str, str]:
+    """compute-sanitizer's verdict on a small run of every kernel, by tool; or the reason why it did not run.
+
+    Raises:
+        PartFailed: a tool found an error.
+    """
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None:
+        return {"not run": "no compute-sanitizer here: it comes with the CUDA toolkit"}
+    if not build_info().backends["cuda"].available:
+        return {"not run": build_info().backends["cuda"].reason}
+    verdicts = {}
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.small_run"]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        lines = (finished.stdout + finished.stderr).strip().splitlines()
+        verdicts[tool] = lines[-1] if lines else ""
+        console.print(f"{tool}: {verdicts[tool]}", markup=False)
+        if finished.returncode == 9:
+            raise PartFailed(f"{tool} found an error: " + "\n".join(lines[-40:]))
+        if finished.returncode:
+            # A container may not let it attach to a process: a reason, not a verdict.
+            verdicts[tool] = f"did not run: {verdicts[tool]}"
+    return verdicts
+
+
 # Each backend with something to show on a GPU adds its part here, with the name its figures are recorded under.
 PARTS: tuple[tuple[str, Part], ...] = (
     ("correctness", correctness),
     ("registry", registry),
     ("triton_tiles", triton_tiles),
+    ("cuda_library", cuda_library),
 )
 
 

@@ -217,7 +217,12 @@ def _flash_linear_attention() -> Provider:
     return Provider("Gram, flash-linear-attention", True, supports, build)
 
 
-OURS = (_ours("torch", ("cpu", "cuda")), _ours("cpu", ("cpu",)), _ours("triton", ("cuda",)))
+OURS = (
+    _ours("torch", ("cpu", "cuda")),
+    _ours("cpu", ("cpu",)),
+    _ours("triton", ("cuda",)),
+    _ours("cuda", ("cuda",)),
+)
 
 PROVIDERS: tuple[Provider, ...] = (
     *(make(formulation) for formulation in FORMULATIONS for make in (_eager, _compiled)),

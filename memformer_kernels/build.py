@@ -1,9 +1,13 @@
 """What is built, for which architectures, and why something is missing."""
 
+import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +15,6 @@ from torch.torch_version import TorchVersion
 
 from memformer_kernels import library
 from memformer_kernels.version import __version__
-
-_MISSING = {"cuda": "this version has no CUDA library; the triton and torch backends serve CUDA tensors"}
 
 _OLDEST_TRITON = "3.5"
 
@@ -58,8 +60,7 @@ def build_info() -> BuildInfo:
     backends = {"torch": BackendInfo("torch", True, architectures, "plain PyTorch, every device torch supports")}
     native = library.status("cpu")
     backends["cpu"] = BackendInfo("cpu", native.path is not None, native.instruction_sets, native.reason)
-    for name, reason in _MISSING.items():
-        backends[name] = BackendInfo(name, False, (), reason)
+    backends["cuda"] = _cuda_info()
     runs, reason = _triton_status()
     backends["triton"] = BackendInfo("triton", runs, ("sm_80", "sm_90", "sm_100"), reason)
     return BuildInfo(
@@ -96,6 +97,7 @@ INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 _AVAILABLE = {
     "torch": True,
     "cpu": library.status("cpu").path is not None,
+    "cuda": library.status("cuda").path is not None and torch.version.cuda is not None,
     "triton": _triton_fault() is None and (INTERPRETS or torch.version.cuda is not None),
 }
 
@@ -103,6 +105,71 @@ _AVAILABLE = {
 def available(backend: str) -> bool:
     """Whether a backend is built and can run on tensors of a device that it serves."""
     return _AVAILABLE.get(backend, False)
+
+
+def _cuda_info() -> BackendInfo:
+    found = library.status("cuda")
+    if found.path is None:
+        return BackendInfo("cuda", False, (), found.reason)
+    if torch.version.cuda is None:
+        return BackendInfo("cuda", False, (), f"{found.reason}, but torch {torch.__version__} is one without CUDA")
+    return BackendInfo("cuda", True, found.instruction_sets, found.reason)
+
+
+@functools.cache
+def _look_for_cuda_fault() -> str | None:
+    found = library.status("cuda")
+    driver = _driver_version()
+    if driver < found.driver:
+        return (
+            f"the CUDA library needs a driver for CUDA {found.driver // 1000}, the one here is for "
+            f"{driver // 1000}.{driver % 1000 // 10}: update the driver, or build with an nvcc of CUDA {driver // 1000}"
+        )
+    for index in range(torch.cuda.device_count()):
+        major, minor = torch.cuda.get_device_capability(index)
+        if not serves(found.instruction_sets, major, minor):
+            return (
+                f"the CUDA library holds {', '.join(found.instruction_sets)}, and a GPU here is of capability "
+                f"{major}.{minor}: build with TORCH_CUDA_ARCH_LIST={major}.{minor} (8.0 or newer)"
+            )
+    return None
+
+
+def _cuda_fault() -> str | None:
+    """Why the CUDA library cannot run on the GPUs of this process, with the mend. Asked when a tensor lies on one."""
+    return _look_for_cuda_fault()
+
+
+# A compiler that traces a call takes the answer as a constant.
+cuda_fault: Callable[[], str | None] = torch.compiler.assume_constant_result(_cuda_fault)  # type: ignore[no-untyped-call]
+
+
+def serves(instruction_sets: Sequence[str], major: int, minor: int) -> bool:
+    """Whether code for these ("sm_80", "sm_90a", "compute_100") runs on a GPU of this compute capability.
+
+    Machine code runs on its own and on later minor versions of its generation, PTX on everything later; what ends in a
+    letter runs on its own version alone.
+    """
+    for name in instruction_sets:
+        parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", name)
+        if parts is None:
+            continue
+        built = (int(parts[2]), int(parts[3]))
+        same = built == (major, minor)
+        later = built <= (major, minor) and (parts[1] == "compute" or built[0] == major)
+        if same or (later and not parts[4]):
+            return True
+    return False
+
+
+def _driver_version() -> int:
+    """As the driver numbers it (13000 for CUDA 13.0), without touching a GPU; 0 without a driver."""
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return 0
+    return version.value
 
 
 def _triton_status() -> tuple[bool, str]:
@@ -125,6 +192,14 @@ def require(backend: str, device: str) -> None:
         raise RuntimeError(
             f"backend='cpu' serves tensors on the CPU, got tensors on {device}: backend='auto' serves both"
         )
+    if backend == "cuda":
+        if device != "cuda":
+            raise RuntimeError(
+                f"backend='cuda' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both"
+            )
+        fault = cuda_fault()
+        if fault is not None:
+            raise RuntimeError(f"backend='cuda' is not available: {fault}")
     if backend == "triton" and device != "cuda" and not INTERPRETS:
         raise RuntimeError(
             f"backend='triton' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both, and "

@@ -86,7 +86,7 @@ def _plan_network(a: dict[str, Any]) -> plan.Plan:
 def _plan_layer(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
     _check_lengths(checked.lengths, a["z"], 0)
-    return plan.plan_layer(checked, a["backend"])
+    return plan.plan_layer(checked, len(a["registers"]), a["backend"])
 
 
 def _plan_gram(a: dict[str, Any]) -> plan.Plan:

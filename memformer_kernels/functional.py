@@ -145,7 +145,7 @@ def memformer_layer(
     A gate folds into gamma. Other arguments and errors: see the module's head.
     """
     checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
-    chosen = plan.plan_layer(checked, backend)
+    chosen = plan.plan_layer(checked, len(registers), backend)
     return ops.layer(z, q, p, list(registers), gamma, beta, checked.lengths, checked.context, chosen.backend)
 
 

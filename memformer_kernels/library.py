@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 
-FILES = {"cpu": "memformer_cpu"}
-REBUILD = "build it by installing the package with --no-build-isolation where torch, ninja and a C++ compiler are"
+FILES = {"cpu": "memformer_cpu", "cuda": "memformer_cuda"}
+NEEDS = {"cuda": "cpu"}
+"""A library whose operators another one defines, and that other one."""
+
+_TOOLS = {"cpu": "torch, ninja and a C++ compiler are", "cuda": "torch, ninja, a C++ compiler and nvcc are"}
 
 _lock = threading.Lock()
 _loaded: set[str] = set()
@@ -20,15 +23,19 @@ _failed: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Status:
-    """A native library: its file and the instruction sets in it, or no file and the reason with the mend."""
+    """A native library: its file and the instruction sets in it, or no file and the reason with the mend.
+
+    driver: the oldest CUDA driver that serves it, such as 13000 for CUDA 13; 0 for a library that needs none.
+    """
 
     path: Path | None
     instruction_sets: tuple[str, ...]
     reason: str
+    driver: int = 0
 
 
 def status(name: str) -> Status:
-    """What is known of a library ("cpu") without loading it; once loading it has failed, why."""
+    """What is known of a library ("cpu", "cuda") without loading it; once loading it has failed, why."""
     return Status(None, (), _failed[name]) if name in _failed else _find(name)
 
 
@@ -40,8 +47,12 @@ def _find(name: str) -> Status:
     record = _record(folder / f"{FILES[name]}.json")
     if path.is_file():
         built = f"built by {record.get('compiler', 'an unknown compiler')}"
-        return Status(path, tuple(record.get("instruction_sets", ())), built)
-    return Status(None, (), record.get("reason") or f"{folder} holds no {path.name}; {REBUILD}")
+        return Status(path, tuple(record.get("instruction_sets", ())), built, record.get("driver", 0))
+    return Status(None, (), record.get("reason") or f"{folder} holds no {path.name}; {_rebuild(name)}")
+
+
+def _rebuild(name: str) -> str:
+    return f"build it by installing the package with --no-build-isolation where {_TOOLS[name]}"
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -60,6 +71,8 @@ def load(name: str) -> None:
     """
     if name in _loaded:
         return
+    if name in NEEDS:
+        load(NEEDS[name])
     with _lock:
         if name in _loaded:
             return
@@ -69,6 +82,6 @@ def load(name: str) -> None:
         try:
             torch.ops.load_library(found.path)  # type: ignore[no-untyped-call]
         except (OSError, RuntimeError) as error:
-            _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {REBUILD}"
+            _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {_rebuild(name)}"
             raise RuntimeError(f"the native {name} library is not available: {_failed[name]}") from error
         _loaded.add(name)

@@ -29,6 +29,9 @@ TINY_TOKENS = 128
 TILE_WIDTH = 128
 """Largest D of the tile regime: a D-by-D tile fits in shared memory."""
 
+LAYER_REGISTERS = 32
+"""Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
+
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     """The plan of a stack, a prediction or a loss."""
@@ -41,9 +44,11 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
-def plan_layer(problem: Problem, backend: str) -> Plan:
-    """The plan of one layer, which always works on tokens: its output is tokens."""
+def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
+    """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
     regime = _regime(problem, "token")
+    if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
+        regime = "tile"
     backend, where = _backend(backend, problem.device, regime, _on_triton(problem, "token", vectors=False))
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
@@ -94,18 +99,21 @@ _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Tri
 
 def _backend(requested: str, device: str, regime: str, on_triton: str | None) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
+    tiny = regime.startswith("tiny")
     if requested != "auto":
         build.require(requested, device)
-        if requested == "cpu" and not regime.startswith("tiny"):
-            return "torch", "the native library hands what is not tiny to torch's batched matrix products"
+        if requested in ("cpu", "cuda") and not tiny:
+            return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
+    if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault() is None:
+        return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and on_triton is None:
         return "torch", "torch's batched matrix products serve vectors too long for one program"
     if device == "cuda" and on_triton is not None and not build.INTERPRETS and build.available("triton"):
         return "triton", on_triton
     if device != "cpu":
         return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
-    if not regime.startswith("tiny"):
+    if not tiny:
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not build.available("cpu"):
         return "torch", "the native library is missing, see build_info()"

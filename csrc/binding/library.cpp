@@ -58,7 +58,7 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
 
 void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
   with_compute_type(z, [&](auto type) {
-    const auto call = gram_call<decltype(type)>(z, lengths, context, matrix);
+    const auto call = gram_of<decltype(type)>(z, lengths, context, matrix);
     cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
   });
 }
@@ -66,7 +66,7 @@ void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, 
 void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTensor& lengths, int64_t context,
                            const Tensor& grad_z) {
   with_compute_type(z, [&](auto type) {
-    auto call = gram_call<decltype(type)>(z, lengths, context, grad);
+    auto call = gram_of<decltype(type)>(z, lengths, context, grad);
     call.backward = true;
     call.grad_z = array_of(grad_z);
     cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
@@ -75,7 +75,7 @@ void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTenso
 
 void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma, const MaybeTensor& beta,
                 const MaybeTensor& w0, const Tensor& result) {
-  with_compute_type(h, [&](auto type) { QuadraticsCall<decltype(type)>(h, b, a, gamma, beta, w0, result).run(); });
+  with_compute_type(h, [&](auto type) { QuadraticsCall<decltype(type)>({h, b, a, gamma, beta, w0}, result).run(); });
 }
 
 void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma,
@@ -83,7 +83,7 @@ void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, c
                          const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
                          const MaybeTensor& grad_w0) {
   with_compute_type(h, [&](auto type) {
-    QuadraticsCall<decltype(type)> made(h, b, a, gamma, beta, w0, grad);
+    QuadraticsCall<decltype(type)> made({h, b, a, gamma, beta, w0}, grad);
     made.call.backward = true;
     made.call.grad_h = array_of(grad_h);
     made.call.grad_b = array_of(grad_b);
@@ -114,10 +114,7 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
     made.call.result = array_of(grad);
     made.call.fresh = registers_of(grad_fresh);
     made.call.grad_z = array_of(grad_z);
-    std::vector<Registers> places(wanted.size());
-    for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
-      if (wanted[k]) places[k] = registers_of(grad_registers[next++]);
-    }
+    const auto places = wanted_registers(grad_registers, wanted);
     made.call.grad_registers = places.data();
     made.run();
     made.write(grad_q, grad_p, grad_gamma, grad_beta);

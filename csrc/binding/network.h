@@ -11,56 +11,14 @@
 
 namespace memformer::binding {
 
-// The arguments of every network operation, as they come; gates are already folded in.
-struct NetworkArguments {
-  const Tensor& z;
-  const Tensor& q;
-  const MaybeTensor& p;
-  const MaybeTensor& gamma;
-  const MaybeTensor& beta;
-  const MaybeTensor& lengths;
-  int64_t context;
-  bool gram_space;
-  int64_t queries;
-};
-
-// Where the gradients of the parameters go; those that are not wanted are absent.
-struct ParameterGrads {
-  const MaybeTensor& q;
-  const MaybeTensor& p;
-  const MaybeTensor& gamma;
-  const MaybeTensor& beta;
-
-  bool any() const { return q || p || gamma || beta; }
-};
-
 template <class T>
 class NetworkCall {
  public:
   explicit NetworkCall(const NetworkArguments& given) {
-    const int tokens = static_cast<int>(given.z.size(1)), width = static_cast<int>(given.z.size(2));
-    const int layers = static_cast<int>(given.q.size(0)), heads = static_cast<int>(given.q.size(1));
-    const bool block_q = given.q.size(3) != width;
-    const bool response = !given.p && block_q;
-    const bool block = given.p && block_q && given.p->size(3) != width;
-    const int kept = kept_heads(heads, given.gamma, given.beta);
-    const int queries = static_cast<int>(given.queries);
-
-    network.gram_space = given.gram_space;
-    network.block = block;
-    network.tasks = given.z.size(0);
-    network.tokens = tokens;
-    network.width = width;
-    network.layers = layers;
-    network.heads = response ? kept : heads;
-    network.kept = kept;
-    network.context = static_cast<int>(given.context);
-    network.queries = queries;
-    network.lengths = given.lengths ? static_cast<const int64_t*>(given.lengths->data_ptr()) : nullptr;
-    network.z = array_of(given.z);
-    network.result_layers = 1;
-
-    const int matrix = response || block ? width - 1 : width;
+    network = network_of<T>(given);
+    const bool response = is_response_only(given);
+    const int layers = network.layers, width = network.width, kept = network.kept;
+    const int heads = static_cast<int>(given.q.size(1)), matrix = response || network.block ? width - 1 : width;
     q_form_ = {layers, heads, matrix, response && kept == 1, 0.0};
     q_.resize(q_form_.count());
     q_form_.read(given.q, q_.data());
@@ -71,21 +29,15 @@ class NetworkCall {
       p_form_.read(given.p, p_.data());
       network.p = p_.data();
     }
-    const bool all_rows = network.lengths || queries < 0;
-    const Rows rows = all_rows ? Rows{tokens, tokens, tokens}
-                               : Rows{network.context + queries, network.context, tokens - queries};
+    const Rows rows = rows_of(network);
     const int first_feature = response ? width - 1 : 0;
-    network.diagonal = !given.gamma || given.gamma->dim() == 4;
-    network.gamma_rows = network.beta_rows = 1;
     if (given.gamma) {
-      network.gamma_rows = given.gamma->size(given.gamma->dim() - 2) == 1 ? 1 : rows.count;
       gamma_form_ = {layers, !network.diagonal, kept, network.gamma_rows, first_feature, width, rows};
       gamma_.resize(gamma_form_.count());
       gamma_form_.read(*given.gamma, gamma_.data());
       network.gamma = gamma_.data();
     }
     if (given.beta) {
-      network.beta_rows = given.beta->dim() < 2 || given.beta->size(given.beta->dim() - 2) == 1 ? 1 : rows.count;
       beta_form_ = {layers, false, kept, network.beta_rows, first_feature, width, rows};
       beta_.resize(beta_form_.count());
       beta_form_.read(*given.beta, beta_.data());

@@ -7,18 +7,9 @@
 
 #include <vector>
 
-#include "binding/tensors.h"
+#include "binding/arguments.h"
 
 namespace memformer::binding {
-
-// Which tokens a row of the kernel's stands for: those of the context and, behind them, the queries.
-struct Rows {
-  int count;
-  int context;
-  int first_query;
-
-  int token(int row) const { return row < context ? row : first_query + row - context; }
-};
 
 // Adds up gradients that reach the same entry, then writes them; entries that nothing reaches are zero.
 class Totals {

@@ -11,52 +11,25 @@
 
 namespace memformer::binding {
 
-inline const int64_t* lengths_of(const MaybeTensor& lengths) {
-  return lengths ? static_cast<const int64_t*>(lengths->data_ptr()) : nullptr;
-}
-
-template <class T>
-Gram<T> gram_call(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
-  Gram<T> call{};
-  call.tasks = z.size(0);
-  call.tokens = static_cast<int>(z.size(1));
-  call.width = static_cast<int>(z.size(2));
-  call.context = static_cast<int>(context);
-  call.lengths = lengths_of(lengths);
-  call.z = array_of(z);
-  call.matrix = array_of(matrix);
-  return call;
-}
-
-// gamma (L, L or 1, ...) and beta come with axes [l, j, 1, 1, d] and [l, 1, 1, d].
 template <class T>
 class QuadraticsCall {
  public:
-  QuadraticsCall(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma, const MaybeTensor& beta,
-                 const MaybeTensor& w0, const Tensor& result) {
-    const int layers = static_cast<int>(a.size(0)), d = static_cast<int>(a.size(1));
-    call.tasks = h.size(0);
-    call.weights = d;
-    call.layers = layers;
-    call.h = array_of(h);
-    call.b = array_of(b);
-    call.w0 = array_of(w0);
-    call.result = array_of(result);
-    call.result_layers = static_cast<int>(result.size(0));
+  QuadraticsCall(const QuadraticsArguments& given, const Tensor& result) : call(quadratics_of<T>(given, result)) {
+    const int layers = call.layers, d = call.weights;
     a_form_ = {1, layers, d, false, 0.0};
     a_.resize(a_form_.count());
-    a_form_.read(a, a_.data());
+    a_form_.read(given.a, a_.data());
     call.a = a_.data();
-    if (gamma) {
+    if (given.gamma) {
       gamma_form_ = {layers, true, 1, 1, 0, d, {}};
       gamma_.resize(gamma_form_.count());
-      gamma_form_.read(*gamma, gamma_.data());
+      gamma_form_.read(*given.gamma, gamma_.data());
       call.gamma = gamma_.data();
     }
-    if (beta) {
+    if (given.beta) {
       beta_form_ = {layers, false, 1, 1, 0, d, {}};
       beta_.resize(beta_form_.count());
-      beta_form_.read(*beta, beta_.data());
+      beta_form_.read(*given.beta, beta_.data());
       call.beta = beta_.data();
     }
   }
@@ -82,35 +55,11 @@ class QuadraticsCall {
   std::vector<double> totals_;
 };
 
-struct LayerArguments {
-  const Tensor& z;
-  const Tensor& q;
-  const MaybeTensor& p;
-  const std::vector<Tensor>& registers;
-  const MaybeTensor& gamma;
-  const MaybeTensor& beta;
-  const MaybeTensor& lengths;
-  int64_t context;
-};
-
 template <class T>
 class LayerCall {
  public:
-  explicit LayerCall(const LayerArguments& given) {
-    const int tokens = static_cast<int>(given.z.size(1)), width = static_cast<int>(given.z.size(2));
-    const int heads = static_cast<int>(given.q.size(0)), earlier = static_cast<int>(given.registers.size());
-    const int kept = kept_heads(heads, given.gamma, given.beta);
-    call.tasks = given.z.size(0);
-    call.tokens = tokens;
-    call.width = width;
-    call.heads = heads;
-    call.kept = kept;
-    call.earlier = earlier;
-    call.context = static_cast<int>(given.context);
-    call.lengths = lengths_of(given.lengths);
-    call.gamma_rows = call.beta_rows = 1;
-    call.z = array_of(given.z);
-    for (const Tensor& one : given.registers) registers_.push_back(registers_of(one));
+  explicit LayerCall(const LayerArguments& given) : call(layer_of<T>(given)), registers_(registers_of(given.registers)) {
+    const int width = call.width, heads = call.heads, kept = call.kept, earlier = call.earlier;
     call.registers = registers_.data();
     q_form_ = {1, heads, width, false, 0.0};
     p_form_ = {1, heads, width, false, 1.0};
@@ -120,16 +69,14 @@ class LayerCall {
     p_form_.read(given.p, p_.data());
     call.q = q_.data();
     call.p = p_.data();
-    const Rows rows{tokens, tokens, tokens};
+    const Rows rows{call.tokens, call.tokens, call.tokens};
     if (given.gamma) {
-      call.gamma_rows = given.gamma->size(2) == 1 ? 1 : tokens;
       gamma_form_ = {earlier + 1, false, kept, call.gamma_rows, 0, width, rows};
       gamma_.resize(gamma_form_.count());
       gamma_form_.read(*given.gamma, gamma_.data());
       call.gamma = gamma_.data();
     }
     if (given.beta && earlier) {
-      call.beta_rows = given.beta->dim() < 2 || given.beta->size(given.beta->dim() - 2) == 1 ? 1 : tokens;
       beta_form_ = {1, false, kept, call.beta_rows, 0, width, rows};
       beta_.resize(beta_form_.count());
       beta_form_.read(*given.beta, beta_.data());

@@ -9,7 +9,7 @@
 #include <optional>
 
 #include "core/calls.h"
-#include "cpu/half.h"
+#include "core/half.h"
 
 namespace memformer::binding {
 
@@ -77,8 +77,8 @@ class Entries {
   double read(int64_t offset) const {
     switch (storage_) {
       case Storage::float64: return static_cast<const double*>(data_)[offset];
-      case Storage::bfloat16: return cpu::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
-      case Storage::float16: return cpu::from_float16(static_cast<const uint16_t*>(data_)[offset]);
+      case Storage::bfloat16: return core::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
+      case Storage::float16: return core::from_float16(static_cast<const uint16_t*>(data_)[offset]);
       default: return static_cast<const float*>(data_)[offset];
     }
   }
@@ -86,8 +86,8 @@ class Entries {
   void write(int64_t offset, double value) const {
     switch (storage_) {
       case Storage::float64: static_cast<double*>(data_)[offset] = value; return;
-      case Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = cpu::to_bfloat16(static_cast<float>(value)); return;
-      case Storage::float16: static_cast<uint16_t*>(data_)[offset] = cpu::to_float16(static_cast<float>(value)); return;
+      case Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = core::to_bfloat16(static_cast<float>(value)); return;
+      case Storage::float16: static_cast<uint16_t*>(data_)[offset] = core::to_float16(static_cast<float>(value)); return;
       default: static_cast<float*>(data_)[offset] = static_cast<float>(value);
     }
   }

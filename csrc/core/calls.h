@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/scalar.h"
+
 namespace memformer {
 
 enum class Storage : int { none, float32, float64, bfloat16, float16 };
@@ -15,7 +17,7 @@ struct Array {
   int64_t stride[3] = {0, 0, 0};
 };
 
-inline int64_t bytes_of_number(Storage storage) {
+MEMFORMER_INLINE int64_t bytes_of_number(Storage storage) {
   return storage == Storage::float64 ? 8 : storage == Storage::float32 ? 4 : 2;
 }
 

@@ -31,6 +31,20 @@ MEMFORMER_INLINE constexpr UpTo<Limit + 1> successor(UpTo<Limit> extent) {
   return {extent.size + 1};
 }
 
+// Loops over an extent, written as one: in a GPU thread of compile-time length, so that small arrays stay in
+// registers for sizes that are only known when running too.
+#ifdef __CUDACC__
+#define MEMFORMER_EACH_FROM(first, index, extent) \
+  MEMFORMER_UNROLL                                \
+  for (int index = first; index < decltype(extent)::limit; ++index) \
+    if (index < (extent))
+#else
+#define MEMFORMER_EACH_FROM(first, index, extent) \
+  MEMFORMER_UNROLL                                \
+  for (int index = first; index < (extent); ++index)
+#endif
+#define MEMFORMER_EACH(index, extent) MEMFORMER_EACH_FROM(0, index, extent)
+
 // Entries of a packed symmetric matrix: row by row, the lower triangle.
 MEMFORMER_INLINE constexpr int packed_size(int width) { return width * (width + 1) / 2; }
 MEMFORMER_INLINE constexpr int packed(int row, int column) {

@@ -48,6 +48,19 @@ MEMFORMER_INLINE void gram_rows(Cells<const S, Stride> rows, int count, S* matri
   }
 }
 
+// Adds the products of one row, all but the last (that of the response with itself, which no first-order method reads) or all.
+template <bool Last, class S, class Width>
+MEMFORMER_INLINE void add_gram_row(const S* row, Width width, S* matrix) {
+  const int count = width;
+  MEMFORMER_UNROLL
+  for (int r = 0; r < count; ++r) {
+    MEMFORMER_UNROLL
+    for (int c = 0; c <= r; ++c) {
+      if (Last || c + 1 < count) matrix[packed(r, c)] += row[r] * row[c];
+    }
+  }
+}
+
 // The packed Gram matrix of at most `gram_block` rows of a compile-time width.
 template <class S, int Width, int Stride>
 MEMFORMER_INLINE void block_gram(Cells<const S, Stride> rows, int count, Fixed<Width>, S* matrix) {

@@ -16,8 +16,10 @@
 namespace memformer::core {
 
 // Parameters shared by all tasks. a (L, R, d, d); gamma (L, L, R, C), (L, R, C) if `diagonal`, or null for ones on the
-// diagonal; beta (L, R, C) or null. C = 1: one coefficient for all weights; C = d: one per weight.
-template <class T>
+// diagonal; beta (L, R, C) or null. C = 1: one coefficient for all weights; C = d: one per weight. Align: the matrices of a
+// start at multiples of so many numbers, with room between them. Most: layers are so many at most, with one register each,
+// and loops over them are straight code, so that a trace may live in registers; 0: any number.
+template <class T, int Align = 1, int Most = 0>
 struct FirstOrder {
   int layers;
   int heads;
@@ -25,6 +27,14 @@ struct FirstOrder {
   const T* a;
   const T* gamma;
   const T* beta;
+
+  static MEMFORMER_INLINE constexpr int matrix_step(int d) { return (d * d + Align - 1) / Align * Align; }
+  // The matrix of layer l and head h, which is the one of index `place` = l R + h.
+  MEMFORMER_INLINE const T* matrix(int place, int d) const {
+    const T* const first = a + place * matrix_step(d);
+    if constexpr (Align == 1) return first;
+    return static_cast<const T*>(__builtin_assume_aligned(first, Align * sizeof(T)));
+  }
 };
 
 // The cells of a trace: s_0..s_L, g_0..g_{L-1}, u_0..u_{L-1}, r_{0..L-1,h} and two rounds of register gradients.
@@ -44,6 +54,11 @@ struct ResponseTrace {
   MEMFORMER_INLINE Cells<S, Stride> memory_grad(int l, int h) const {
     return cells.at((3 * layers + 1 + (layers + (l & 1)) * heads + h) * d);
   }
+  MEMFORMER_INLINE void keep_state(int l, const S* s) const {
+    const int count = d;
+    MEMFORMER_UNROLL
+    for (int c = 0; c < count; ++c) state(l)[c] = s[c];
+  }
 };
 
 // How gamma and beta are shared by a task's weights: by all of them, or not at all.
@@ -52,22 +67,23 @@ struct Shared {
   static MEMFORMER_INLINE int index(int place, int d, int c) { return PerWeight ? place * d + c : place; }
 };
 
-// All L layers from s (updated in place); the trace keeps s_0, ..., s_L.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Stride>
-MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>>& method, S* s,
-                                       const ResponseTrace<S, Extent, Stride>& trace) {
+// All L layers from s (updated in place); the trace keeps s_0, ..., s_L. A trace is a ResponseTrace or has its functions.
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace>
+MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
+                                       S* s, const Trace& trace) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = method.heads;
-  MEMFORMER_UNROLL
-  for (int c = 0; c < d; ++c) trace.state(0)[c] = s[c];
-  for (int l = 0; l < layers; ++l) {
+  const int layers = method.layers, heads = most ? 1 : method.heads;
+  trace.keep_state(0, s);
+  MEMFORMER_UNROLL_LAYERS
+  for (int l = 0; l < (most ? most : layers); ++l) {
+    if (most && l >= layers) continue;
     S g[Extent::limit];
     residual(task, s, g);
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.residual(l)[c] = g[c];
     for (int h = 0; h < heads; ++h) {
-      const ValueOf<S>* a = method.a + (l * heads + h) * d * d;
+      const ValueOf<S>* a = method.matrix(l * heads + h, d);
       S r[Extent::limit];
       MEMFORMER_UNROLL
       for (int i = 0; i < d; ++i) {
@@ -91,7 +107,9 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const F
       }
     }
     if (method.gamma && !method.diagonal) {
-      for (int j = 0; j <= l; ++j) {
+      MEMFORMER_UNROLL_LAYERS
+      for (int j = 0; j < (most ? most : l + 1); ++j) {
+        if (most && j > l) continue;
         for (int h = 0; h < heads; ++h) {
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) {
@@ -100,8 +118,7 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const F
         }
       }
     }
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) trace.state(l + 1)[c] = s[c];
+    trace.keep_state(l + 1, s);
   }
 }
 
@@ -120,19 +137,36 @@ MEMFORMER_INLINE void coefficient_grad(Extent extent, const S* left, Cells<S, St
   }
 }
 
+// The gradient left right^T of a matrix: an entry at a time, or as a whole to a sink that says it takes those.
+template <class S, class Extent, int Stride, class Sink>
+MEMFORMER_INLINE void matrix_grad(Extent extent, const S* left, Cells<S, Stride> right, int place, Sink& sink) {
+  const int d = extent;
+  if constexpr (Sink::takes_outer_products) {
+    sink.outer(place, left);
+  } else {
+    MEMFORMER_UNROLL
+    for (int i = 0; i < d; ++i) {
+      MEMFORMER_UNROLL
+      for (int j = 0; j < d; ++j) sink.a(place * d * d + i * d + j, left[i] * right[j]);
+    }
+  }
+}
+
 // Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
 // gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null, collects
 // those of H and b.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Stride, class Outer, class Sink>
-MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>>& method,
-                                        const ResponseTrace<S, Extent, Stride>& trace, Outer outer, Sink& sink, S* ds,
-                                        Quadratic<S, Extent>* grad) {
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace,
+          class Outer, class Sink>
+MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
+                                        const Trace& trace, Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.heads;
   MEMFORMER_UNROLL
   for (int c = 0; c < d; ++c) ds[c] = S(0);
-  for (int l = layers - 1; l >= 0; --l) {
+  MEMFORMER_UNROLL_LAYERS
+  for (int l = (most ? most : layers) - 1; l >= 0; --l) {
+    if (most && l >= layers) continue;
     outer(l, ds);
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.update(l)[c] = ds[c];
@@ -153,7 +187,9 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       } else {
         MEMFORMER_UNROLL
         for (int c = 0; c < d; ++c) dr[c] = S(0);
-        for (int later = l; later < layers; ++later) {
+        MEMFORMER_UNROLL_LAYERS
+        for (int later = most ? 0 : l; later < (most ? most : layers); ++later) {
+          if (most && (later < l || later >= layers)) continue;
           const int place = (later * layers + l) * heads + h;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) dr[c] += trace.update(later)[c] * method.gamma[At::index(place, d, c)];
@@ -174,13 +210,8 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
                                       [&](int k, S value) { sink.beta(k, value); });
         }
       }
-      const int place = (l * heads + h) * d * d;
-      const ValueOf<S>* a = method.a + place;
-      MEMFORMER_UNROLL
-      for (int i = 0; i < d; ++i) {
-        MEMFORMER_UNROLL
-        for (int j = 0; j < d; ++j) sink.a(place + i * d + j, dr[i] * trace.residual(l)[j]);
-      }
+      const ValueOf<S>* a = method.matrix(l * heads + h, d);
+      matrix_grad(task.extent, dr, trace.residual(l), l * heads + h, sink);
       if (l == 0 && !grad) continue;
       MEMFORMER_UNROLL
       for (int i = 0; i < d; ++i) {

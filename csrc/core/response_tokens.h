@@ -2,10 +2,11 @@
 //
 //   g_l = (1/n) sum_{i<n} x_i s_i;  r_{l,h} = X A_{l,h} g_l + beta_{l,h} * r_{l-1,h};  s += sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 //
-// One task per S; its rows (features and response slot, D = d + 1 numbers each) and its trace are in memory that the caller
-// provides, vectors of d numbers in registers. Operations per layer: n d (g) + R d^2 (A) + R N d (X A g) + (l + 1) R N; the
-// last layer moves only the rows whose result is read. Backward: the same again and R d^2 for the gradient of A, and
-// N d (R + 1) more for that of X.
+// One task per S; its rows (features and response slot, D = d + 1 numbers each) and its trace are in memory that the
+// caller provides, vectors of d numbers in registers. Operations per layer: n d (g) + R d^2 (A) + R N d (X A g) + (l
+// + 1) R N; the last layer moves only the rows whose result is read. Backward: the same again and R d^2 for the
+// gradient of A, and N d (R + 1) more for that of X. On a GPU a team of lanes may have one task: the rows are theirs
+// in turn, vectors of d numbers are kept by all of them.
 
 #pragma once
 
@@ -35,9 +36,22 @@ struct TokenMethod {
   MEMFORMER_INLINE int beta_step() const { return beta_rows > 1; }
 };
 
+// Who works on a task's rows: one thread on all of them.
+struct Alone {
+  static constexpr bool alone = true;
+  static constexpr int step = 1;
+  // This thread's first row that is not before `row`; the next are `step` apart.
+  MEMFORMER_INLINE int from(int row) const { return row; }
+  // Rows of `width` numbers lie this far apart.
+  MEMFORMER_INLINE int pitch(int width) const { return width; }
+  // Adds up what every thread of the task has of a vector.
+  template <class S, class Extent>
+  MEMFORMER_INLINE void sum(S*, Extent) const {}
+};
+
 // A task's tokens: rows of d features and the response slot; the first `context` of them are labelled, or for ragged
 // contexts those before `labelled`. The last layer moves rows from `last_rows` on.
-template <class S, class Extent, int Stride>
+template <class S, class Extent, int Stride, class Team = Alone>
 struct TokenTask {
   Cells<const S, Stride> z;
   Extent extent;
@@ -47,7 +61,9 @@ struct TokenTask {
   bool ragged;
   S labelled;
   S scale;  // 1 / n
+  Team team = {};
 
+  MEMFORMER_INLINE int pitch() const { return team.pitch(extent + 1); }
   MEMFORMER_INLINE int first_row(int l, int layers) const { return l + 1 == layers ? last_rows : 0; }
   MEMFORMER_INLINE S select(int row, S value) const {
     return ragged ? where_less(static_cast<ValueOf<S>>(row), labelled, value) : value;
@@ -78,62 +94,57 @@ struct TokenTrace {
 };
 
 // v = A g.
-template <class S>
-MEMFORMER_INLINE void precondition(int d, const ValueOf<S>* a, const S* g, S* v) {
-  MEMFORMER_UNROLL
-  for (int i = 0; i < d; ++i) {
+template <class S, class Extent>
+MEMFORMER_INLINE void precondition(Extent d, const ValueOf<S>* a, const S* g, S* v) {
+  MEMFORMER_EACH(i, d) {
     S sum = g[0] * a[i * d];
-    MEMFORMER_UNROLL
-    for (int j = 1; j < d; ++j) sum += g[j] * a[i * d + j];
+    MEMFORMER_EACH_FROM(1, j, d) sum += g[j] * a[i * d + j];
     v[i] = sum;
   }
 }
 
 // total += sum over rows [first, last) of x_i weights_i, even and odd rows apart: half as long a chain of additions.
-template <class S, class Extent, int Stride>
-MEMFORMER_INLINE void add_rows(const TokenTask<S, Extent, Stride>& task, int first, int last, Cells<S, Stride> weights,
+template <class S, class Extent, int Stride, class Team>
+MEMFORMER_INLINE void add_rows(const TokenTask<S, Extent, Stride, Team>& task, int first, int last, Cells<S, Stride> weights,
                                S* total) {
-  const int d = task.extent, width = d + 1;
+  const auto d = task.extent;
+  const int pitch = task.pitch();
   S other[Extent::limit];
-  MEMFORMER_UNROLL
-  for (int c = 0; c < d; ++c) other[c] = S(0);
-  int i = first;
-  for (; i + 1 < last; i += 2) {
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) {
-      total[c] += task.z[i * width + c] * weights[i];
-      other[c] += task.z[(i + 1) * width + c] * weights[i + 1];
+  MEMFORMER_EACH(c, d) other[c] = S(0);
+  int i = task.team.from(first);
+  for (; i + Team::step < last; i += 2 * Team::step) {
+    MEMFORMER_EACH(c, d) {
+      total[c] += task.z[i * pitch + c] * weights[i];
+      other[c] += task.z[(i + Team::step) * pitch + c] * weights[i + Team::step];
     }
   }
   if (i < last) {
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) total[c] += task.z[i * width + c] * weights[i];
+    MEMFORMER_EACH(c, d) total[c] += task.z[i * pitch + c] * weights[i];
   }
-  MEMFORMER_UNROLL
-  for (int c = 0; c < d; ++c) total[c] += other[c];
+  MEMFORMER_EACH(c, d) total[c] += other[c];
 }
 
 // x_i . v of a row.
-template <class S, class Extent, int Stride>
-MEMFORMER_INLINE S row_product(const TokenTask<S, Extent, Stride>& task, int row, const S* v) {
-  const int d = task.extent, width = d + 1;
-  S sum = task.z[row * width] * v[0];
-  MEMFORMER_UNROLL
-  for (int c = 1; c < d; ++c) sum += task.z[row * width + c] * v[c];
+template <class S, class Extent, int Stride, class Team>
+MEMFORMER_INLINE S row_product(const TokenTask<S, Extent, Stride, Team>& task, int row, const S* v) {
+  const auto d = task.extent;
+  const int pitch = task.pitch();
+  S sum = task.z[row * pitch] * v[0];
+  MEMFORMER_EACH_FROM(1, c, d) sum += task.z[row * pitch + c] * v[c];
   return sum;
 }
 
 // to_i += from_i * coefficients_i over rows [first, last), coefficients `step` apart.
-template <class S, int Stride>
-MEMFORMER_INLINE void add_weighed(Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients, int step,
-                                  int first, int last) {
-  for (int i = first; i < last; ++i) to[i] += from[i] * coefficients[i * step];
+template <class S, int Stride, class Team>
+MEMFORMER_INLINE void add_weighed(const Team& team, Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients,
+                                  int step, int first, int last) {
+  for (int i = team.from(first); i < last; i += Team::step) to[i] += from[i] * coefficients[i * step];
 }
 
-template <class S, int Stride>
-MEMFORMER_INLINE void add_two_weighed(Cells<S, Stride> to, Cells<S, Stride> one, Cells<S, Stride> other,
+template <class S, int Stride, class Team>
+MEMFORMER_INLINE void add_two_weighed(const Team& team, Cells<S, Stride> to, Cells<S, Stride> one, Cells<S, Stride> other,
                                       const ValueOf<S>* of_one, const ValueOf<S>* of_other, int step, int first, int last) {
-  for (int i = first; i < last; ++i) to[i] += one[i] * of_one[i * step] + other[i] * of_other[i * step];
+  for (int i = team.from(first); i < last; i += Team::step) to[i] += one[i] * of_one[i * step] + other[i] * of_other[i * step];
 }
 
 // add(at + i * step, left_i * right_i) over rows [first, last); once, with the sum over rows, where they share `at`.
@@ -150,27 +161,27 @@ MEMFORMER_INLINE void row_products(Cells<S, Stride> left, Cells<S, Stride> right
 }
 
 // All L layers; trace.state(l) holds s_l, also for l = L. `after(l)` is called when s_{l+1} is complete.
-template <class S, class Extent, int Stride, class After>
-MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, const TokenMethod<ValueOf<S>>& method,
+template <class S, class Extent, int Stride, class Team, class After>
+MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& task, const TokenMethod<ValueOf<S>>& method,
                                     const TokenTrace<S, Extent, Stride>& trace, After after) {
-  const int d = task.extent, width = task.extent + 1;
+  constexpr int row_step = Team::step;
+  const auto d = task.extent;
+  const int pitch = task.pitch();
   const int layers = method.layers, heads = method.heads;
-  for (int i = 0; i < task.rows; ++i) trace.state(0)[i] = task.z[i * width + d];
+  for (int i = task.team.from(0); i < task.rows; i += row_step) trace.state(0)[i] = task.z[i * pitch + d];
   for (int l = 0; l < layers; ++l) {
     const Cells<S, Stride> s = trace.state(l), next = trace.state(l + 1);
     S g[Extent::limit], v[Extent::limit];
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) g[c] = S(0);
+    MEMFORMER_EACH(c, d) g[c] = S(0);
     if (task.ragged) {
-      for (int i = 0; i < task.context; ++i) {
-        MEMFORMER_UNROLL
-        for (int c = 0; c < d; ++c) g[c] += task.select(i, task.z[i * width + c] * s[i]);
+      for (int i = task.team.from(0); i < task.context; i += row_step) {
+        MEMFORMER_EACH(c, d) g[c] += task.select(i, task.z[i * pitch + c] * s[i]);
       }
     } else {
       add_rows(task, 0, task.context, s, g);
     }
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) trace.residual(l)[c] = g[c] = g[c] * task.scale;
+    task.team.sum(g, d);
+    MEMFORMER_EACH(c, d) trace.residual(l)[c] = g[c] = g[c] * task.scale;
     const int first = task.first_row(l, layers);
     for (int h = 0; h < heads; ++h) {
       precondition(d, method.a + (l * heads + h) * d * d, g, v);
@@ -179,12 +190,12 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
       const int step = method.gamma ? method.gamma_step() : 0;
       if (method.beta && l > 0) {
         const ValueOf<S>* const beta = method.beta + method.beta_at(l, h);
-        for (int i = first; i < task.rows; ++i) {
+        for (int i = task.team.from(first); i < task.rows; i += row_step) {
           r[i] = row_product(task, i, v) + trace.memory(l - 1, h)[i] * beta[i * method.beta_step()];
           next[i] = base[i] + (own ? r[i] * own[i * step] : r[i]);
         }
       } else {
-        for (int i = first; i < task.rows; ++i) {
+        for (int i = task.team.from(first); i < task.rows; i += row_step) {
           const S fresh = row_product(task, i, v);
           r[i] = fresh;
           next[i] = base[i] + (own ? fresh * own[i * step] : fresh);
@@ -193,110 +204,119 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride>& task, co
       if (!method.gamma || method.diagonal) continue;
       int j = 0;
       for (; j + 1 < l; j += 2) {
-        add_two_weighed(next, trace.memory(j, h), trace.memory(j + 1, h), method.gamma + method.gamma_at(l, j, h),
+        add_two_weighed(task.team, next, trace.memory(j, h), trace.memory(j + 1, h), method.gamma + method.gamma_at(l, j, h),
                         method.gamma + method.gamma_at(l, j + 1, h), step, first, task.rows);
       }
       if (j < l) {
-        add_weighed(next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
+        add_weighed(task.team, next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
       }
     }
     after(l);
   }
 }
 
-// Backward of `token_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; the sink takes those of a,
-// gamma and beta. Where `grad` has cells, the gradient of z is added to them.
-template <class S, class Extent, int Stride, class Outer, class Sink>
-MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride>& task, const TokenMethod<ValueOf<S>>& method,
+// Backward of `token_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; the sink takes
+// those of a, gamma and beta. Where `grad` has cells, the gradient of z is added to them.
+template <class S, class Extent, int Stride, class Team, class Outer, class Sink>
+MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& task, const TokenMethod<ValueOf<S>>& method,
                                      const TokenTrace<S, Extent, Stride>& trace, Outer outer, Sink& sink,
                                      Cells<S, Stride> ds, Cells<S, Stride> grad) {
-  const int d = task.extent, width = task.extent + 1;
+  constexpr int row_step = Team::step;
+  const auto d = task.extent;
+  const Team& team = task.team;
+  const int pitch = task.pitch();
   const int layers = method.layers, heads = method.heads, rows = task.rows;
-  for (int i = 0; i < rows; ++i) ds[i] = S(0);
+  for (int i = team.from(0); i < rows; i += row_step) ds[i] = S(0);
   for (int l = layers - 1; l >= 0; --l) {
     outer(l, ds);
     const int first = task.first_row(l, layers);
-    for (int i = first; i < rows; ++i) trace.update(l)[i] = ds[i];
+    for (int i = team.from(first); i < rows; i += row_step) trace.update(l)[i] = ds[i];
     S g[Extent::limit], dg[Extent::limit];
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) {
+    MEMFORMER_EACH(c, d) {
       g[c] = trace.residual(l)[c];
       dg[c] = S(0);
     }
     for (int h = 0; h < heads; ++h) {
       const Cells<S, Stride> r = trace.memory(l, h), dr = trace.memory_grad(l, h);
       if (!method.gamma) {
-        for (int i = first; i < rows; ++i) dr[i] = ds[i];
+        for (int i = team.from(first); i < rows; i += row_step) dr[i] = ds[i];
       } else {
         const int last = method.diagonal ? l : layers - 1, step = method.gamma_step();
         for (int later = l; later <= last; ++later) {
           const Cells<S, Stride> u = trace.update(later);
           const int at = method.gamma_at(later, l, h), from = task.first_row(later, layers);
           const ValueOf<S>* const gamma = method.gamma + at;
-          S shared = S(0);
-          for (int i = from; i < rows; ++i) {
+          [[maybe_unused]] S shared = S(0);
+          for (int i = team.from(from); i < rows; i += row_step) {
             const S change = u[i];
             dr[i] = later == l ? change * gamma[i * step] : dr[i] + change * gamma[i * step];
-            if (step) {
-              sink.gamma(at + i, r[i] * change);
-            } else {
-              shared += r[i] * change;
+            if constexpr (Team::alone) {
+              if (step) {
+                sink.gamma(at + i, r[i] * change);
+              } else {
+                shared += r[i] * change;
+              }
             }
           }
-          if (!step) sink.gamma(at, shared);
+          if constexpr (Team::alone) {
+            if (!step) sink.gamma(at, shared);
+          } else {
+            sink.gamma_products(at, step, r, u, from, rows);
+          }
         }
       }
       if (method.beta && l + 1 < layers) {
-        add_weighed(dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
+        add_weighed(team, dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
                     task.first_row(l + 1, layers), rows);
       }
       if (method.beta && l > 0) {
-        row_products(dr, trace.memory(l - 1, h), first, rows, method.beta_at(l, h), method.beta_step(),
-                     [&](int k, S value) { sink.beta(k, value); });
+        if constexpr (Team::alone) {
+          row_products(dr, trace.memory(l - 1, h), first, rows, method.beta_at(l, h), method.beta_step(),
+                       [&](int k, S value) { sink.beta(k, value); });
+        } else {
+          sink.beta_products(method.beta_at(l, h), method.beta_step(), dr, trace.memory(l - 1, h), first, rows);
+        }
       }
       S dv[Extent::limit];
-      MEMFORMER_UNROLL
-      for (int c = 0; c < d; ++c) dv[c] = S(0);
+      MEMFORMER_EACH(c, d) dv[c] = S(0);
       add_rows(task, first, rows, dr, dv);
+      team.sum(dv, d);
       const int place = (l * heads + h) * d * d;
       const ValueOf<S>* a = method.a + place;
-      MEMFORMER_UNROLL
-      for (int i = 0; i < d; ++i) {
-        MEMFORMER_UNROLL
-        for (int j = 0; j < d; ++j) sink.a(place + i * d + j, dv[i] * g[j]);
+      if constexpr (Team::alone) {
+        MEMFORMER_EACH(i, d) {
+          MEMFORMER_EACH(j, d) sink.a(place + i * d + j, dv[i] * g[j]);
+        }
+      } else {
+        sink.outer_product(place, d, dv, trace.residual(l));
       }
       if (l == 0 && !grad.data) continue;
-      MEMFORMER_UNROLL
-      for (int i = 0; i < d; ++i) {
-        MEMFORMER_UNROLL
-        for (int j = 0; j < d; ++j) dg[j] += dv[i] * a[i * d + j];
+      MEMFORMER_EACH(i, d) {
+        MEMFORMER_EACH(j, d) dg[j] += dv[i] * a[i * d + j];
       }
       if (grad.data) {
         S v[Extent::limit];
         precondition(d, a, g, v);
-        for (int i = first; i < rows; ++i) {
-          MEMFORMER_UNROLL
-          for (int c = 0; c < d; ++c) grad[i * width + c] += dr[i] * v[c];
+        for (int i = team.from(first); i < rows; i += row_step) {
+          MEMFORMER_EACH(c, d) grad[i * pitch + c] += dr[i] * v[c];
         }
       }
     }
     if (l == 0 && !grad.data) return;
-    MEMFORMER_UNROLL
-    for (int c = 0; c < d; ++c) dg[c] = dg[c] * task.scale;
+    MEMFORMER_EACH(c, d) dg[c] = dg[c] * task.scale;
     if (task.ragged) {
-      for (int i = 0; i < task.context; ++i) ds[i] += task.select(i, row_product(task, i, dg));
+      for (int i = team.from(0); i < task.context; i += row_step) ds[i] += task.select(i, row_product(task, i, dg));
     } else {
-      for (int i = 0; i < task.context; ++i) ds[i] += row_product(task, i, dg);
+      for (int i = team.from(0); i < task.context; i += row_step) ds[i] += row_product(task, i, dg);
     }
     if (grad.data) {
-      for (int i = 0; i < task.context; ++i) {
-        MEMFORMER_UNROLL
-        for (int c = 0; c < d; ++c) grad[i * width + c] += task.select(i, dg[c] * trace.state(l)[i]);
+      for (int i = team.from(0); i < task.context; i += row_step) {
+        MEMFORMER_EACH(c, d) grad[i * pitch + c] += task.select(i, dg[c] * trace.state(l)[i]);
       }
     }
   }
   if (grad.data) {
-    for (int i = 0; i < rows; ++i) grad[i * width + d] += ds[i];
+    for (int i = team.from(0); i < rows; i += row_step) grad[i * pitch + d] += ds[i];
   }
 }
 

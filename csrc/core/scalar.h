@@ -22,6 +22,13 @@
 #define MEMFORMER_UNROLL
 #endif
 
+// Loops over layers, which are `most` at most where that is not 0: straight code too, left at the last layer there is.
+#if defined(__CUDACC__)
+#define MEMFORMER_UNROLL_LAYERS _Pragma("unroll (most ? most : 1)")
+#else
+#define MEMFORMER_UNROLL_LAYERS
+#endif
+
 namespace memformer::core {
 
 // The number type of one task: float for float and for vectors of floats.

@@ -10,7 +10,7 @@
 #include <cstring>
 
 #include "core/calls.h"
-#include "cpu/half.h"
+#include "core/half.h"
 #include "cpu/simd.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -154,8 +154,8 @@ template <class T>
 MEMFORMER_INLINE T read_number(const Array& array, int64_t offset) {
   switch (array.storage) {
     case Storage::float64: return static_cast<T>(static_cast<const double*>(array.data)[offset]);
-    case Storage::bfloat16: return static_cast<T>(from_bfloat16(static_cast<const uint16_t*>(array.data)[offset]));
-    case Storage::float16: return static_cast<T>(from_float16(static_cast<const uint16_t*>(array.data)[offset]));
+    case Storage::bfloat16: return static_cast<T>(core::from_bfloat16(static_cast<const uint16_t*>(array.data)[offset]));
+    case Storage::float16: return static_cast<T>(core::from_float16(static_cast<const uint16_t*>(array.data)[offset]));
     default: return static_cast<T>(static_cast<const float*>(array.data)[offset]);
   }
 }
@@ -164,8 +164,8 @@ template <class T>
 MEMFORMER_INLINE void write_number(const Array& array, int64_t offset, T value) {
   switch (array.storage) {
     case Storage::float64: static_cast<double*>(array.data)[offset] = static_cast<double>(value); return;
-    case Storage::bfloat16: static_cast<uint16_t*>(array.data)[offset] = to_bfloat16(static_cast<float>(value)); return;
-    case Storage::float16: static_cast<uint16_t*>(array.data)[offset] = to_float16(static_cast<float>(value)); return;
+    case Storage::bfloat16: static_cast<uint16_t*>(array.data)[offset] = core::to_bfloat16(static_cast<float>(value)); return;
+    case Storage::float16: static_cast<uint16_t*>(array.data)[offset] = core::to_float16(static_cast<float>(value)); return;
     default: static_cast<float*>(array.data)[offset] = static_cast<float>(value);
   }
 }

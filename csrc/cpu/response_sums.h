@@ -8,6 +8,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 
 template <class S>
 struct ResponseSums {
+  static constexpr bool takes_outer_products = false;
   S* a_;
   S* gamma_;
   S* beta_;

@@ -5,4 +5,9 @@ from memformer_kernels.backends.native import NativeBackend
 from memformer_kernels.backends.torch import TorchBackend
 from memformer_kernels.backends.triton import TritonBackend
 
-BACKENDS: dict[str, Backend] = {"torch": TorchBackend(), "cpu": NativeBackend(), "triton": TritonBackend()}
+BACKENDS: dict[str, Backend] = {
+    "torch": TorchBackend(),
+    "cpu": NativeBackend("cpu"),
+    "cuda": NativeBackend("cuda"),
+    "triton": TritonBackend(),
+}

@@ -1,7 +1,9 @@
-"""The native CPU backend: one task per SIMD lane, all layers in registers and cache (csrc/core, csrc/cpu).
+"""The native backends for tiny problems, from one mathematical core (csrc/core) and with one set of operators.
 
-Tensors go to the library as they are, of any strides and precision; results and gradients are allocated here and
-written there. Sums over tasks run in an order that no number of threads changes.
+On the CPU one task per SIMD lane, all layers in registers and cache (csrc/cpu); on CUDA GPUs one task per thread or a
+few, in registers and shared memory (csrc/cuda). Tensors go to the library as they are, of any strides and precision;
+results and gradients are allocated here and written there. Sums over tasks run in an order that no number of threads
+changes.
 """
 
 import functools
@@ -17,39 +19,47 @@ from memformer_kernels.maths.memory import kept_heads
 
 
 class NativeBackend:
-    """The five operations on CPU tensors of tiny problems; `plan` says which those are."""
+    """The five operations on tensors of one library's device, "cpu" or "cuda"; `plan` says which problems are tiny."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @functools.cached_property
+    def _operators(self) -> Any:
+        library.load(self._name)
+        return torch.ops.memformer_native
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_compute_dtype(z))
-        _operators().context_gram.default(z, _plain(lengths), context, matrix)
+        self._operators.context_gram.default(z, _plain(lengths), context, matrix)
         return matrix
 
     def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         grad_z = _like(z)
-        _operators().context_gram_backward.default(grad, z, _plain(lengths), context, grad_z)
+        self._operators.context_gram_backward.default(grad, z, _plain(lengths), context, grad_z)
         return grad_z
 
     def stack(self, network: Network) -> Tensor:
         result = _like(network.z)
-        _operators().forward.default(*_arguments(network), -1, result)
+        self._operators.forward.default(*_arguments(network), -1, result)
         return result
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         grads = _gradients(network[:6], needs)
-        _operators().backward.default(grad, *_arguments(network), -1, *grads[:5])
+        self._operators.backward.default(grad, *_arguments(network), -1, *grads[:5])
         return _made(grads)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         depth = network.q.shape[0] if layers else 1
         result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=_compute_dtype(network.z))
-        _operators().forward.default(*_arguments(network), queries, result)
+        self._operators.forward.default(*_arguments(network), queries, result)
         return result
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
         grads = _gradients(network[:6], needs)
-        _operators().backward.default(grad, *_arguments(network), queries, *grads[:5])
+        self._operators.backward.default(grad, *_arguments(network), queries, *grads[:5])
         return _made(grads)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
@@ -57,14 +67,14 @@ class NativeBackend:
         dtype = _compute_dtype(z)
         value = z.new_empty((), dtype=dtype)
         grads = _gradients((z, target, *network[1:6]), needs, dtype)
-        _operators().loss.default(z, target, *parameters, queries, value, *grads[:6])
+        self._operators.loss.default(z, target, *parameters, queries, value, *grads[:6])
         return [value, *_made(grads)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         batch, tokens, width = layer.z.shape
         heads = kept_heads(layer.q.shape[0], layer.gamma, layer.beta)
         result, register = _like(layer.z), layer.z.new_empty((batch, heads, tokens, width))
-        _operators().layer.default(*_layer_arguments(layer), result, register)
+        self._operators.layer.default(*_layer_arguments(layer), result, register)
         return result, register
 
     def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
@@ -72,7 +82,7 @@ class NativeBackend:
         grads = _gradients(arguments, needs)
         z, q, p, *registers, gamma, beta, _ = grads
         wanted = [register is not None for register in registers]
-        _operators().layer_backward.default(
+        self._operators.layer_backward.default(
             grad, register_grad, *_layer_arguments(layer), z, _made(registers), wanted, q, p, gamma, beta
         )
         return _made(grads)
@@ -80,24 +90,18 @@ class NativeBackend:
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         depth = quadratics.a.shape[0] if layers else 1
         result = quadratics.b.new_empty((depth, *quadratics.b.shape))
-        _operators().lfom_solve.default(*_spread(quadratics), result)
+        self._operators.lfom_solve.default(*_spread(quadratics), result)
         return result
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
         grads = _gradients(quadratics, needs)
         h, b, a, gamma, beta, w0 = grads
         spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
-        _operators().lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
+        self._operators.lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
-        library.load("cpu")
-
-
-@functools.cache
-def _operators() -> Any:
-    library.load("cpu")
-    return torch.ops.memformer_native
+        library.load(self._name)
 
 
 def _compute_dtype(z: Tensor) -> torch.dtype:

@@ -46,7 +46,7 @@ def test_every_peer_in_pytorch_supports_some_workload() -> None:
 
 
 def test_ours_run_where_they_are_built() -> None:
-    backends = ("torch", "cpu", "triton")
+    backends = ("torch", "cpu", "triton", "cuda")
     assert [provider.name for provider in OURS] == [f"memformer_kernels ({backend})" for backend in backends]
     for provider, backend in zip(OURS[:2], backends, strict=False):
         info = build_info().backends[backend]
@@ -54,7 +54,7 @@ def test_ours_run_where_they_are_built() -> None:
         assert support.ok == info.available
         assert support.ok or support.reason == info.reason
     assert not OURS[1].supports(W, torch.device("cuda"))
-    assert not OURS[2].supports(W, CPU)
+    assert not any(provider.supports(W, CPU) for provider in OURS[2:])
 
 
 def test_without_jax_its_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +114,7 @@ def test_selection_by_words_keeps_the_order() -> None:
         "memformer_kernels (torch)",
         "memformer_kernels (cpu)",
         "memformer_kernels (triton)",
+        "memformer_kernels (cuda)",
     ]
     with pytest.raises(ValueError, match=r"'numpy' matches no name.*re-associated, eager"):
         select(["numpy"])

@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple, TypedDict
 
 import pytest
+import torch
 
 from memformer_kernels import build_info
 from memformer_kernels.testing import Case
@@ -35,13 +36,13 @@ class Path(NamedTuple):
 
 
 # An interpreter is a thousand times slower than a kernel: the contract's tests go through it where that is asked for.
-# Those of tests/memformer_kernels/triton always do.
+# Those of tests/memformer_kernels/triton always do. Where there is a GPU, `cuda` takes part: tensors are moved there.
 _LEFT_OUT = () if os.environ.get("MEMFORMER_TEST_TRITON") == "1" else ("triton",)
 
 PATHS = [
     Path(name, algorithm)
     for name, backend in build_info().backends.items()
-    if backend.available and name not in _LEFT_OUT
+    if backend.available and name not in _LEFT_OUT and (name != "cuda" or torch.cuda.is_available())
     for algorithm in ("gram", "token")
 ]
 BACKENDS = sorted({path.backend for path in PATHS})

@@ -141,9 +141,9 @@ runpy.run_path("setup.py", run_name="__main__")
 def _copy_of_the_source(folder: Path) -> Path:
     """What a clone holds, without what a build leaves behind."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "_lib")
-    for name in ("memformer_kernels", "python", "csrc"):
+    for name in ("memformer_kernels", "python", "csrc", "native_build"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
-    for name in ("pyproject.toml", "setup.py", "native_build.py", "README.md", "LICENSE", "MANIFEST.in"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, folder / name)
     return folder
 
@@ -165,7 +165,9 @@ def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
     with tarfile.open(archive) as packed:
         packed.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    native = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp")}
+    native = {
+        path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")
+    }
     assert native
     assert [path for path in native if not (unpacked / path).is_file()] == []
     assert list(unpacked.rglob("*.so")) == []

@@ -35,7 +35,8 @@ def source(tmp_path: Path) -> Path:
         ignore=shutil.ignore_patterns("_lib", "__pycache__"),
     )
     shutil.copytree(ROOT / "python", folder / "python", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
-    for name in ("pyproject.toml", "setup.py", "native_build.py", "MANIFEST.in", "README.md", "LICENSE"):
+    shutil.copytree(ROOT / "native_build", folder / "native_build", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / name)
     for name, text in {"core/number.h": HEADER, "cpu/kernels/scale.cpp": KERNEL, "cpu/driver.cpp": DRIVER}.items():
         path = folder / "csrc" / name
@@ -46,11 +47,12 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    """This process's environment without what changes a build."""
-    changing = ("CXX", "MAX_JOBS", "PYTHONPATH")
-    return {
+    """This process's environment without what changes a build, which leaves the CUDA library out."""
+    changing = ("CXX", "CUDAHOSTCXX", "CUDA_HOME", "TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "PYTHONPATH")
+    kept = {
         name: value for name, value in os.environ.items() if name not in changing and not name.startswith("MEMFORMER_")
     }
+    return {**kept, "MEMFORMER_SKIP_CUDA": "1"}
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def setup(source: Path, environment: dict[str, str]) -> Build:
     """Runs setup.py in the copy, as a developer and as pip would, with variables set or (None) unset."""
 
     def run(*arguments: str, **variables: str | None) -> "subprocess.CompletedProcess[str]":
-        changed = {**environment, **{name: value for name, value in variables.items() if value is not None}}
+        changed = {name: value for name, value in {**environment, **variables}.items() if value is not None}
         return subprocess.run(
             [sys.executable, "setup.py", "-q", *arguments],
             cwd=source,

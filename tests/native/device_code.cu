@@ -12,6 +12,7 @@ using Weights = Fixed<5>;
 constexpr int features = 5, width = 6, context = 20, rows = 21;
 
 struct Sink {
+  static constexpr bool takes_outer_products = false;
   Cells<float, threads> sums;
   int gamma_start;
   __device__ __forceinline__ void a(int k, float value) { sums[k] += value; }

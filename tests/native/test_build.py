@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import native_build
+from native_build import cpu
 from tests.native.conftest import Build
 
 LIB = Path("memformer_kernels", "_lib")
-NAMES = [instruction_set.name for instruction_set in native_build.instruction_sets(platform.machine())]
+NAMES = [instruction_set.name for instruction_set in cpu.instruction_sets(platform.machine())]
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))) or sys.platform != "linux",
@@ -24,7 +24,7 @@ needs_compiler = pytest.mark.skipif(
 
 
 def _record(folder: Path) -> dict[str, object]:
-    record = json.loads((folder / LIB / native_build.RECORD).read_text())
+    record = json.loads((folder / LIB / cpu.RECORD).read_text())
     assert isinstance(record, dict)
     return record
 
@@ -42,9 +42,9 @@ def test_kernels_are_compiled_once_per_instruction_set_and_the_rest_once(source:
     record = _record(source)
     assert record["instruction_sets"] == NAMES
     assert not record["sanitized"]
-    assert (source / LIB / native_build.LIBRARY).is_file()
+    assert (source / LIB / cpu.LIBRARY).is_file()
     defined = subprocess.run(
-        ["nm", "-C", "--defined-only", source / LIB / native_build.LIBRARY], capture_output=True, text=True, check=True
+        ["nm", "-C", "--defined-only", source / LIB / cpu.LIBRARY], capture_output=True, text=True, check=True
     )
     assert {name for name in NAMES if f"memformer::{name}::scale" in defined.stdout} == set(NAMES)
 
@@ -53,16 +53,16 @@ def test_kernels_are_compiled_once_per_instruction_set_and_the_rest_once(source:
 def test_only_what_depends_on_a_change_is_built_again(source: Path, setup: Build) -> None:
     assert setup("build_native", "--inplace").returncode == 0
     before = _times(source)
-    library = (source / LIB / native_build.LIBRARY).stat()
+    library = (source / LIB / cpu.LIBRARY).stat()
     assert setup("build_native", "--inplace").returncode == 0
     assert _times(source) == before
-    assert (source / LIB / native_build.LIBRARY).stat().st_mtime_ns == library.st_mtime_ns
+    assert (source / LIB / cpu.LIBRARY).stat().st_mtime_ns == library.st_mtime_ns
     header = source / "csrc" / "core" / "number.h"
     header.write_text(header.read_text().replace("2.0f", "3.0f"))
     assert setup("build_native", "--inplace").returncode == 0
     after = _times(source)
     assert {name for name in after if after[name] != before[name]} == {f"{name}/scale.o" for name in NAMES}
-    replaced = (source / LIB / native_build.LIBRARY).stat()
+    replaced = (source / LIB / cpu.LIBRARY).stat()
     # A new file under the old name: a process that has the old one loaded keeps it.
     assert replaced.st_ino != library.st_ino
 
@@ -72,9 +72,7 @@ def test_a_removed_source_leaves_the_library(source: Path, setup: Build) -> None
     assert setup("build_native", "--inplace").returncode == 0
     (source / "csrc" / "cpu" / "driver.cpp").unlink()
     assert setup("build_native", "--inplace").returncode == 0
-    defined = subprocess.run(
-        ["nm", "-C", source / LIB / native_build.LIBRARY], capture_output=True, text=True, check=True
-    )
+    defined = subprocess.run(["nm", "-C", source / LIB / cpu.LIBRARY], capture_output=True, text=True, check=True)
     assert "memformer::answer" not in defined.stdout
 
 
@@ -85,7 +83,7 @@ def test_a_compiler_that_fails_is_an_error_with_its_message(source: Path, setup:
     assert done.returncode != 0
     assert "undeclared_name" in done.stdout + done.stderr
     assert "MEMFORMER_SKIP_NATIVE=1" in done.stderr
-    assert not (source / LIB / native_build.LIBRARY).exists()
+    assert not (source / LIB / cpu.LIBRARY).exists()
 
 
 @needs_compiler
@@ -104,7 +102,7 @@ def test_a_wheel_holds_the_library_and_serves_every_python(source: Path, setup: 
     assert "-py3-none-linux_" in wheel.name
     with zipfile.ZipFile(wheel) as packed:
         names = packed.namelist()
-    assert {str(LIB / native_build.LIBRARY), str(LIB / native_build.RECORD)} <= set(names)
+    assert {str(LIB / cpu.LIBRARY), str(LIB / cpu.RECORD)} <= set(names)
     assert not any(name.startswith("csrc") or "native_build" in name for name in names)
 
 
@@ -127,7 +125,7 @@ def _tools_without_compiler(folder: Path) -> str:
 def test_without_a_compiler_the_reason_is_left_and_an_old_library_is_not(
     source: Path, setup: Build, tmp_path: Path
 ) -> None:
-    stale = source / LIB / native_build.LIBRARY
+    stale = source / LIB / cpu.LIBRARY
     stale.parent.mkdir()
     stale.write_bytes(b"old")
     done = setup("build_native", "--inplace", PATH=_tools_without_compiler(tmp_path / "bin"))
@@ -202,13 +200,13 @@ def test_pip_installs_a_pure_package_that_works_and_says_why(
 
 
 def test_the_build_is_for_the_machine_that_runs_it() -> None:
-    assert [instruction_set.name for instruction_set in native_build.instruction_sets("x86_64")] == [
+    assert [instruction_set.name for instruction_set in cpu.instruction_sets("x86_64")] == [
         "baseline",
         "avx2",
         "avx512",
     ]
-    assert [instruction_set.name for instruction_set in native_build.instruction_sets("aarch64")] == ["baseline"]
-    baseline = native_build.instruction_sets("x86_64")[0]
+    assert [instruction_set.name for instruction_set in cpu.instruction_sets("aarch64")] == ["baseline"]
+    baseline = cpu.instruction_sets("x86_64")[0]
     assert baseline.flags == ()
-    everything = [*native_build.COMMON_FLAGS, *native_build.OPTIMISED]
+    everything = [*cpu.COMMON_FLAGS, *cpu.OPTIMISED]
     assert not any("march" in flag or "fast-math" in flag for flag in everything)

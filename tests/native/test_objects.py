@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import native_build
 from memformer_kernels import library
+from native_build import cpu
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = sorted((ROOT / "build" / "native").glob("*/*.o"))
-SETS = {instruction_set.name for instruction_set in native_build.instruction_sets("x86_64")}
+SETS = {instruction_set.name for instruction_set in cpu.instruction_sets("x86_64")}
 KERNELS = [path for path in OBJECTS if path.parent.name in SETS]
 # The C and C++ libraries mark theirs with a version; weak ones without are the linker's own.
 ALLOWED = re.compile(r"(U|w|v) (aoti_torch_\w+|torch_\w+|\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+)$|w (_ITM_|__gmon_)\w+$")
@@ -55,7 +55,7 @@ def test_nothing_of_a_kernel_runs_when_the_library_loads(path: Path) -> None:
 
 def test_every_kernel_source_is_built_for_every_instruction_set() -> None:
     sources = {path.stem for path in (ROOT / "csrc" / "cpu" / "kernels").glob("*.cpp")}
-    names = {instruction_set.name for instruction_set in native_build.instruction_sets(platform.machine())}
+    names = {instruction_set.name for instruction_set in cpu.instruction_sets(platform.machine())}
     expected = {f"{name}/{source}.o" for name in names for source in sources}
     assert expected
     assert expected <= {_name(path) for path in KERNELS}

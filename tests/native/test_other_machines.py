@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import native_build
+from native_build import cpu
+from native_build.tools import KERNEL_STANDARD
 
 ROOT = Path(__file__).parents[2]
 KERNELS = sorted((ROOT / "csrc" / "cpu" / "kernels").glob("*.cpp"))
@@ -17,9 +18,9 @@ HOST_COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clan
 pytestmark = pytest.mark.slow
 
 
-def _compile(compiler: str, source: Path, target: native_build.InstructionSet, output: Path) -> str:
+def _compile(compiler: str, source: Path, target: cpu.InstructionSet, output: Path) -> str:
     """Compiles one kernel as the build does, with warnings as errors, and returns its assembly."""
-    flags = [*native_build.COMMON_FLAGS, *target.flags, *target.defines(), native_build.KERNEL_STANDARD]
+    flags = [*cpu.COMMON_FLAGS, *target.flags, *target.defines(), KERNEL_STANDARD]
     done = subprocess.run(
         [compiler, *flags, "-O2", "-Werror", "-I", str(ROOT / "csrc"), "-S", str(source), "-o", str(output)],
         capture_output=True,
@@ -34,7 +35,7 @@ def _compile(compiler: str, source: Path, target: native_build.InstructionSet, o
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_kernels_compile_for_neon(source: Path, tmp_path: Path) -> None:
     assert ARM_COMPILER is not None
-    (baseline,) = native_build.instruction_sets("aarch64")
+    (baseline,) = cpu.instruction_sets("aarch64")
     text = _compile(ARM_COMPILER, source, baseline, tmp_path / "kernel.s")
     assert "fmla\tv" in text
 
@@ -46,6 +47,6 @@ def test_kernels_compile_for_neon(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", KERNELS, ids=lambda path: path.stem)
 def test_kernels_compile_for_avx512(source: Path, tmp_path: Path) -> None:
     assert HOST_COMPILER is not None
-    avx512 = native_build.instruction_sets("x86_64")[-1]
+    avx512 = cpu.instruction_sets("x86_64")[-1]
     text = _compile(HOST_COMPILER, source, avx512, tmp_path / "kernel.s")
     assert "%zmm" in text

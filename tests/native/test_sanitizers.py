@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import native_build
 from memformer_kernels import library
+from native_build import cpu
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "build" / "sanitized"
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
     build = [sys.executable, "setup.py", "-q", "build_native", "--sanitize"]
     done = subprocess.run(build, cwd=ROOT, env={**os.environ, "CXX": GXX}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    symbols = subprocess.run(["nm", "-D", FOLDER / native_build.LIBRARY], capture_output=True, text=True, check=True)
+    symbols = subprocess.run(["nm", "-D", FOLDER / cpu.LIBRARY], capture_output=True, text=True, check=True)
     assert "__asan_report" in symbols.stdout
     assert "__ubsan_handle" in symbols.stdout
     return {
@@ -59,7 +59,7 @@ def test_the_watched_library_is_the_one_that_runs(environment: dict[str, str]) -
     )
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(FOLDER / native_build.LIBRARY)
+    assert done.stdout.strip() == str(FOLDER / cpu.LIBRARY)
 
 
 def test_native_tests_touch_no_memory_that_is_not_theirs(environment: dict[str, str]) -> None:

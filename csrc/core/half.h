@@ -7,7 +7,7 @@
 
 #include "core/scalar.h"
 
-namespace memformer::cpu {
+namespace memformer::core {
 
 MEMFORMER_INLINE float float_of_bits(uint32_t bits) {
   float value;
@@ -51,4 +51,4 @@ MEMFORMER_INLINE uint16_t to_float16(float value) {
   return sign | static_cast<uint16_t>((rounded - 0x38000000u) >> 13);
 }
 
-}  // namespace memformer::cpu
+}  // namespace memformer::core

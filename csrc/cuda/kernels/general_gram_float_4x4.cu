@@ -1,0 +1,11 @@
+// Networks of any structure in Gram space: float, tiles of 4 x 4, teams of 16 lanes, cells wherever they fit.
+
+#include "cuda/general_gram.cuh"
+#include "cuda/grid.cuh"
+
+namespace memformer::cuda {
+
+template int launch_kernel<GeneralGram<float, 4, 4, false>>(
+    const GeneralGram<float, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
+
+}  // namespace memformer::cuda

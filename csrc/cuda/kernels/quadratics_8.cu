@@ -1,0 +1,10 @@
+// Learned first-order methods on given quadratics: 8 weights, float.
+
+#include "cuda/grid.cuh"
+#include "cuda/quadratics.cuh"
+
+namespace memformer::cuda {
+
+template int run_quadratics(const Quadratics<float>&, const Parameters&, void*, const DeviceMachine&, core::Fixed<8>);
+
+}  // namespace memformer::cuda

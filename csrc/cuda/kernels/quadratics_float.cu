@@ -1,0 +1,10 @@
+// Learned first-order methods on given quadratics: any number of weights up to 16, any number of layers, float.
+
+#include "cuda/grid.cuh"
+#include "cuda/quadratics.cuh"
+
+namespace memformer::cuda {
+
+template int run_quadratics(const Quadratics<float>&, const Parameters&, void*, const DeviceMachine&, core::UpTo<16>);
+
+}  // namespace memformer::cuda

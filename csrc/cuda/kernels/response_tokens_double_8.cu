@@ -1,0 +1,11 @@
+// Response-only networks in token space: double, d <= 8, teams of 8 lanes, cells in shared memory.
+
+#include "cuda/grid.cuh"
+#include "cuda/response_tokens.cuh"
+
+namespace memformer::cuda {
+
+template int launch_kernel<ResponseTokens<double, core::UpTo<8>, 8, true>>(
+    const ResponseTokens<double, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
+
+}  // namespace memformer::cuda

@@ -1,0 +1,419 @@
+// Response-only networks in Gram space on a GPU: one task a thread, 32 tasks a block, tokens read once.
+//
+// A block is one warp with a tile of tokens of its own. It waits for the tile, adds up H and b of each task in
+// registers, runs the method forward, makes the errors, lets the next tile come in, runs backward and adds up the
+// parameters' gradients over its tasks (task_sums.cuh). Blocks never wait for each other. Contexts too long for shared
+// memory come in chunks of 8, 16 or 32 rows through the same buffer, once for every pass over them.
+//
+// Workload W (d = 5, n = 20, L = 4, float32, fused loss and parameter gradients), a task: 508 bytes read, 8 of partial
+// sums written and read again. Arithmetic: 400 multiply-adds for H and b, 230 forward, 325 backward with the products
+// of gamma, 100 for the sums of A. Of sm_90's code about 1900 instructions run for a warp's 32 tasks, 60 of them reads
+// of 8 bytes (tokens), 75 single words written and 45 read, 50 reads of 16 bytes, most of them parameters that all
+// lanes share. Reading at memory's speed leaves a multiprocessor 3400 instructions for the same tasks. Up to four
+// layers, traces stay in registers.
+
+#pragma once
+
+#include <type_traits>
+
+#include "core/gram.h"
+#include "cuda/first_order.cuh"
+#include "cuda/stage.cuh"
+
+namespace memformer::cuda {
+
+// What a kernel is compiled for.
+enum class Work {
+  forward,     // predictions, Z_L, or the loss alone
+  parameters,  // gradients of parameters, with or without a loss
+  tokens       // those and the gradient of the tokens
+};
+
+template <class T, class Extent>
+struct ResponseGramCall {
+  Extent d;
+  bool loss;           // squared errors are added up
+  bool stack;          // the result is the tokens
+  bool diagonal;
+  bool resident;       // a tile holds all rows
+  int layers, heads;
+  int tokens;          // N
+  int context;         // rows before this one may be labelled
+  int queries;         // rows with a result, at the end
+  int result_layers;
+  int tiles_of_unit;
+  int64_t tasks, units;
+  T error_scale;       // 2 / (B queries)
+  const int64_t* lengths;
+  TokenArray z, grad_z, rows;  // `rows`: the result, where it is tokens
+  Array result, target, grad_target;
+  Parameters parameters;
+  TileLayout layout;
+  MethodSpace space;
+  int trace_cells;     // then those of the gradients that come from outside
+  Partials<T> partials;
+  T* memory;           // for `space` of every block; null: in shared memory
+};
+
+// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0:
+// any.
+template <class T, class Extent, Work Task, int Most = 0>
+class ResponseGram {
+  using Width = decltype(core::successor(Extent{}));
+  using Cells = core::Cells<T, warp_threads>;
+  using Trace = std::conditional_t<Most != 0, RegisterTrace<T, Extent, warp_threads, Most>,
+                                   InPlaceTrace<T, Extent, warp_threads>>;
+  using Quadratic = core::SymmetricQuadratic<T, Extent>;
+  static constexpr bool fixed = core::is_fixed<Extent>;
+  static constexpr int arrivals_bytes = 32;
+
+ public:
+  using Arguments = ResponseGramCall<T, Extent>;
+  static constexpr int threads = tile_tasks;
+  // Eight warps, two a scheduler, leave 255 registers for each; workload W's shared memory would allow nine.
+  static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 || Most ? 8 : 16;
+
+  static int64_t shared_bytes(const Arguments& call) {
+    return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
+           (call.memory ? 0 : call.space.count * static_cast<int64_t>(sizeof(T)));
+  }
+
+  template <class Block>
+  static MEMFORMER_DEVICE void run(const Arguments& call, const Block& block) {
+    char* const tile_cells = block.shared() + arrivals_bytes;
+    T* memory = reinterpret_cast<T*>(tile_cells + (call.layout.bytes(tile_tasks) + 31) / 32 * 32);
+    if constexpr (!fixed) {
+      if (call.memory) memory = call.memory + block.index() * call.space.count;
+    }
+    Run<Block> run{call, block, {block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())}, memory};
+    run.all();
+  }
+
+ private:
+  template <class Block>
+  struct Run {
+    const Arguments& call;
+    const Block& block;
+    Tile<Block> tile;
+    T* memory;
+
+    // Of the tile at work.
+    int64_t first_task = 0;
+    int64_t task = 0;
+    int tasks = 0;
+    int labelled = 0;  // rows of this lane's context; 0 for a lane without a task
+    bool real = false;
+
+    MEMFORMER_DEVICE void all() {
+      tile.make();
+      if (call.partials.arrivals && block.index() == 0 && block.thread() == 0) *call.partials.arrivals = 0;
+      block.sync();
+      const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
+      if (call.resident) start(block.index() * unit_tasks);
+      const auto method =
+          load_method<Most>(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
+      block.sync();
+      each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+                [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
+    }
+
+    // Lets the tile of the tasks from `first` on come in, if there are any.
+    MEMFORMER_DEVICE void start(int64_t first) const {
+      if (first < call.tasks) tile.start(call.z, first, tasks_from(first), 0, call.tokens);
+    }
+    MEMFORMER_DEVICE int tasks_from(int64_t first) const {
+      return call.tasks - first < tile_tasks ? static_cast<int>(call.tasks - first) : tile_tasks;
+    }
+
+    // A resident tile is left by all; the next one comes in.
+    MEMFORMER_DEVICE void leave(int64_t next) const {
+      if (!call.resident) return;
+      block.sync();
+      start(next);
+    }
+
+    // body(this lane's rows, index of the first, count) for rows [first, last), as they come.
+    template <class Body>
+    MEMFORMER_DEVICE void each_chunk(int first, int last, Body body) {
+      const int step = call.resident ? last - first : call.layout.rows;
+      for (int row = first; row < last; row += step) {
+        const int count = last - row < step ? last - row : step;
+        if (!call.resident) {
+          block.sync();
+          tile.start(call.z, first_task, tasks, row, count);
+          tile.wait();
+        }
+        body(tile.task() + (call.resident ? row * call.layout.row_bytes : 0), row, count);
+      }
+    }
+
+    template <class Method>
+    MEMFORMER_DEVICE void one_tile(const Method& method, int64_t first, int64_t next, T* totals) {
+      first_task = first;
+      tasks = tasks_from(first);
+      real = block.thread() < tasks;
+      task = first + block.thread();
+      const int context = call.lengths && real ? static_cast<int>(call.lengths[task]) : call.context;
+      labelled = real ? context : 0;
+      const T ready_target = call.loss && real ? read_number<T>(call.target, task * call.target.stride[0]) : T(0);
+      if (call.resident) tile.wait();
+
+      Quadratic quadratic;
+      quadratic.extent = call.d;
+      const int d = call.d;
+      const Cells trace_cells{memory + call.space.trace + block.thread()};
+      const T scale = T(1) / static_cast<T>(context);
+      context_gram(quadratic, trace_cells, scale);
+
+      [[maybe_unused]] T updates[Most ? Most * Extent::limit : 1], memories[Most ? Most * Extent::limit : 1];
+      const Trace trace = [&] {
+        if constexpr (Most) {
+          return Trace{trace_cells, updates, memories, call.d};
+        } else {
+          return Trace{trace_cells, call.layers, call.heads, call.d, Task == Work::tokens || call.result_layers > 1};
+        }
+      }();
+      T s[Extent::limit];
+      MEMFORMER_UNROLL
+      for (int c = 0; c < d; ++c) s[c] = T(0);
+      core::response_forward<false>(quadratic, method, s, trace);
+
+      if constexpr (Task == Work::forward) {
+        if (!call.loss) {
+          write_result(trace, s);
+          leave(next);
+          return;
+        }
+      }
+      const Cells outer = trace_cells.at(call.trace_cells);
+      T squared = T(0);
+      read_errors(trace, s, outer, ready_target, squared);
+      TaskSums<T, Extent, Block> sums{block, call.d, call.heads, call.layers * call.heads, gamma_start(), beta_start(),
+                                      call.partials.count - 1, totals, memory + call.space.slot_cells,
+                                      trace_cells.at((Most ? 1 : 2) * call.layers * d), trace.residual(0)};
+      if (call.loss) sums.squared_error(squared);
+      if constexpr (Task == Work::forward) {
+        sums.empty_slots();
+        leave(next);
+      } else {
+        if constexpr (Task == Work::parameters) leave(next);
+        Quadratic grad;
+        if constexpr (Task == Work::tokens) {
+          grad.extent = call.d;
+          MEMFORMER_UNROLL
+          for (int k = 0; k < core::packed_size(d); ++k) grad.h[k] = T(0);
+          MEMFORMER_UNROLL
+          for (int c = 0; c < d; ++c) grad.b[c] = T(0);
+        }
+        const int first_layer = call.layers - call.result_layers;
+        core::response_backward<false>(
+            quadratic, method, trace,
+            [&](int l, T* ds) {
+              if (l < first_layer) return;
+              MEMFORMER_UNROLL
+              for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer) * d + c];
+            },
+            sums, s, Task == Work::tokens ? &grad : nullptr);
+        sums.finish();
+        if constexpr (Task == Work::tokens) {
+          write_token_grads(trace, grad, scale, ready_target);
+          leave(next);
+        }
+      }
+    }
+
+    MEMFORMER_DEVICE int gamma_start() const { return static_cast<int>(call.parameters.q.count()); }
+    MEMFORMER_DEVICE int beta_start() const { return gamma_start() + static_cast<int>(call.parameters.gamma.count()); }
+
+    // H and b of this lane's task. Blocks of 32 rows are added pairwise: those that wait for their pair do so in
+    // `waiting`, where the trace will be.
+    MEMFORMER_DEVICE void context_gram(Quadratic& quadratic, Cells waiting, T scale) {
+      const Width width = core::successor(call.d);
+      const int entries = core::packed_size(width) - 1, d = call.d;
+      T sums[core::packed_size(Width::limit)];
+      int blocks = 0;
+      for (int first = 0; first < call.context; first += core::gram_block) {
+        const int last = call.context - first < core::gram_block ? call.context : first + core::gram_block;
+        MEMFORMER_UNROLL
+        for (int k = 0; k < entries; ++k) sums[k] = T(0);
+        each_chunk(first, last, [&](const char* rows, int row, int count) {
+          const int mine = labelled - row < count ? labelled - row : count;
+          with_storage<T>(call.z.storage, [&](auto number) {
+#pragma unroll 4
+            for (int i = 0; i < mine; ++i) {
+              T values[Width::limit];
+              read_row(number, rows + i * call.layout.row_bytes, width, values);
+              core::add_gram_row<false>(values, width, sums);
+            }
+          });
+        });
+        int level = 0;
+        for (int carry = blocks; carry & 1; carry >>= 1, ++level) add_waiting(waiting, level, entries, sums);
+        ++blocks;
+        if (last < call.context) {
+          MEMFORMER_UNROLL
+          for (int k = 0; k < entries; ++k) waiting[level * entries + k] = sums[k];
+        } else {
+          for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {
+            if (carry & 1) add_waiting(waiting, place, entries, sums);
+          }
+        }
+      }
+      MEMFORMER_UNROLL
+      for (int k = 0; k < core::packed_size(d); ++k) quadratic.h[k] = sums[k] * scale;
+      MEMFORMER_UNROLL
+      for (int c = 0; c < d; ++c) quadratic.b[c] = sums[core::packed_size(d) + c] * scale;
+    }
+
+    static MEMFORMER_DEVICE void add_waiting(Cells waiting, int level, int entries, T* sums) {
+      MEMFORMER_UNROLL
+      for (int k = 0; k < entries; ++k) sums[k] = waiting[level * entries + k] + sums[k];
+    }
+
+    // s after the layer that gives result `layer`: in registers where there is only one.
+    MEMFORMER_DEVICE T state(const Trace& trace, const T* s, int layer, int c) const {
+      if constexpr (Most) {
+        return s[c];
+      } else {
+        return call.result_layers == 1 ? s[c]
+                                       : static_cast<T>(trace.state(call.layers - call.result_layers + layer + 1)[c]);
+      }
+    }
+
+    // The response slot of a row: y + x . s.
+    MEMFORMER_DEVICE T response(const T* row, const Trace& trace, const T* s, int layer) const {
+      const int d = call.d;
+      T sum = row[d];
+      MEMFORMER_UNROLL
+      for (int c = 0; c < d; ++c) sum += row[c] * state(trace, s, layer, c);
+      return sum;
+    }
+
+    MEMFORMER_DEVICE int out_first() const { return call.stack ? 0 : call.tokens - call.queries; }
+
+    MEMFORMER_DEVICE static int64_t entry(const Array& array, int64_t a, int64_t b, int64_t c) {
+      return a * array.stride[0] + b * array.stride[1] + c * array.stride[2];
+    }
+
+    MEMFORMER_DEVICE void write_result(const Trace& trace, const T* s) {
+      const Width width = core::successor(call.d);
+      each_chunk(out_first(), call.tokens, [&](char* rows, int row, int count) {
+        for (int i = 0; real && i < count; ++i) {
+          T values[Width::limit];
+          char* const here = rows + i * call.layout.row_bytes;
+          read_any_row(call.z.storage, here, width, values);
+          if (call.stack) {
+            write_number_of_row(call.z.storage, here, call.d, response(values, trace, s, 0));
+            continue;
+          }
+          for (int l = 0; l < call.result_layers; ++l) {
+            write_number(call.result, entry(call.result, l, task, row + i - out_first()),
+                         -response(values, trace, s, l));
+          }
+        }
+        if (call.stack) write_rows(call.rows, row, count);
+      });
+    }
+
+    // Writes the tile's rows to where they belong; the next copies into it come after these writes.
+    MEMFORMER_DEVICE void write_rows(const TokenArray& to, int row, int count) const {
+      block.fence_copies();
+      block.sync();
+      tile.write(to, first_task, tasks, row, count);
+    }
+
+    MEMFORMER_DEVICE T target(int query, T ready) const {
+      return query == 0 ? ready : read_number<T>(call.target, entry(call.target, task, query, 0));
+    }
+
+    // Gradient of the response slot of result row `index` after result `layer`.
+    MEMFORMER_DEVICE T slot_grad(int layer, int index) const {
+      if (call.stack) return read_number<T>(call.result, entry(call.result, task, index, call.d));
+      return -read_number<T>(call.result, entry(call.result, layer, task, index));
+    }
+
+    // outer[layer] = the sum over result rows of the gradient e of their slot times their features.
+    MEMFORMER_DEVICE void read_errors(const Trace& trace, const T* s, Cells outer, T ready_target, T& squared) {
+      const Width width = core::successor(call.d);
+      const int d = call.d;
+      if (Task != Work::forward) {
+        for (int k = 0; k < call.result_layers * d; ++k) outer[k] = T(0);
+      }
+      each_chunk(out_first(), call.tokens, [&](const char* rows, int row, int count) {
+        for (int i = 0; real && i < count; ++i) {
+          const int index = row + i - out_first();
+          T values[Width::limit];
+          read_any_row(call.z.storage, rows + i * call.layout.row_bytes, width, values);
+          for (int l = 0; l < call.result_layers; ++l) {
+            T e;
+            if (Task == Work::forward || call.loss) {
+              const T error = -response(values, trace, s, l) - target(index, ready_target);
+              squared += error * error;
+              if (Task == Work::forward) continue;
+              e = -error * call.error_scale;
+              if (call.grad_target.data) write_number(call.grad_target, entry(call.grad_target, task, index, 0), e);
+            } else {
+              e = slot_grad(l, index);
+            }
+            MEMFORMER_UNROLL
+            for (int c = 0; c < d; ++c) outer[l * d + c] += e * values[c];
+          }
+        }
+      });
+    }
+
+    // Rows of the context get (dG + dG^T) z / n, rows with a result e s in their features and e in their response slot,
+    // what a result's own row brings besides, and rows of neither zeros. In place.
+    MEMFORMER_DEVICE void write_token_grads(const Trace& trace, const Quadratic& grad, T scale, T ready_target) {
+      const Width width = core::successor(call.d);
+      const int d = call.d, size = width;
+      T symmetric[core::packed_size(Width::limit)];
+      MEMFORMER_UNROLL
+      for (int k = 0; k < core::packed_size(d); ++k) symmetric[k] = grad.h[k] * scale;
+      MEMFORMER_UNROLL
+      for (int c = 0; c < d; ++c) symmetric[core::packed_size(d) + c] = grad.b[c] * scale;
+      symmetric[core::packed_size(width) - 1] = T(0);
+      each_chunk(0, call.tokens, [&](char* rows, int row, int count) {
+        for (int i = 0; real && i < count; ++i) {
+          T values[Width::limit], to[Width::limit];
+          char* const here = rows + i * call.layout.row_bytes;
+          read_any_row(call.z.storage, here, width, values);
+          MEMFORMER_UNROLL
+          for (int c = 0; c < size; ++c) to[c] = T(0);
+          if (row + i < labelled) {
+            core::add_gram_grad(symmetric, core::Cells<const T>{values}, width, core::Cells<T>{to});
+          }
+          if (row + i >= out_first()) add_out_grad(trace, row + i - out_first(), values, ready_target, to);
+          MEMFORMER_UNROLL
+          for (int c = 0; c < size; ++c) write_number_of_row(call.z.storage, here, c, to[c]);
+        }
+        write_rows(call.grad_z, row, count);
+      });
+    }
+
+    MEMFORMER_DEVICE void add_out_grad(const Trace& trace, int index, const T* values, T ready_target, T* to) const {
+      const int d = call.d;
+      const int first_layer = call.layers - call.result_layers;
+      for (int l = 0; l < call.result_layers; ++l) {
+        const auto s = trace.state(first_layer + l + 1);
+        T e;
+        if (call.loss) {
+          T error = -values[d];
+          MEMFORMER_UNROLL
+          for (int c = 0; c < d; ++c) error += -values[c] * s[c];
+          e = -(error - target(index, ready_target)) * call.error_scale;
+        } else {
+          e = slot_grad(l, index);
+        }
+        if (call.stack) {
+          for (int c = 0; c < d; ++c) to[c] += read_number<T>(call.result, entry(call.result, task, index, c));
+        }
+        MEMFORMER_UNROLL
+        for (int c = 0; c < d; ++c) to[c] += e * s[c];
+        to[d] += e;
+      }
+    }
+  };
+};
+
+}  // namespace memformer::cuda

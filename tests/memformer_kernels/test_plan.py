@@ -1,0 +1,122 @@
+"""The rules for tensors on GPUs, from descriptions of problems: no GPU is asked."""
+
+import pytest
+import torch
+
+from memformer_kernels import build, library, plan
+from memformer_kernels.problem import Problem, QuadraticProblem
+
+W = Problem(21, 6, 4, 1, "response-only", "full", False, 20, None, "cuda")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with a GPU, the CUDA library and Triton."""
+    monkeypatch.setattr(build, "_AVAILABLE", {"torch": True, "cpu": True, "cuda": True, "triton": True})
+    monkeypatch.setattr(build, "INTERPRETS", False)
+    monkeypatch.setattr(build, "cuda_fault", lambda: None)
+
+
+@pytest.mark.usefixtures("built")
+def test_tiny_problems_on_a_gpu_take_the_cuda_library() -> None:
+    assert plan.plan_network(W, "auto", "auto")[:3] == ("cuda", "gram", "tiny Gram")
+    assert plan.plan_network(W._replace(token_axis=True), "auto", "auto")[:3] == ("cuda", "token", "tiny token")
+    assert plan.plan_layer(W, 32, "auto").backend == "cuda"
+    assert plan.plan_gram(6, "cuda").backend == "cuda"
+    assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda"), "auto").backend == "cuda"
+
+
+@pytest.mark.usefixtures("built")
+def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
+    wide = W._replace(width=18)
+    assert plan.plan_network(wide, "auto", "auto")[:3] == ("triton", "gram", "tile")
+    assert plan.plan_network(wide._replace(width=129, tokens=200), "auto", "auto")[:3] == ("torch", "gram", "large")
+    assert plan.plan_layer(W._replace(tokens=200), 0, "auto").backend == "triton"
+    assert plan.plan_layer(W, 33, "auto")[:3] == ("triton", "token", "tile")
+    assert plan.plan_layer(W._replace(device="cpu"), 33, "auto")[:3] == ("cpu", "token", "tiny token")
+    assert plan.plan_quadratics(QuadraticProblem(17, 4, "full", "cuda"), "auto").backend == "triton"
+
+
+@pytest.mark.usefixtures("built")
+def test_a_request_for_cuda_hands_what_is_not_tiny_to_torch() -> None:
+    assert plan.plan_network(W, "cuda", "auto").backend == "cuda"
+    found = plan.plan_network(W._replace(width=18), "cuda", "auto")
+    assert found.backend == "torch"
+    assert "not tiny" in found.reason
+
+
+@pytest.mark.usefixtures("built")
+def test_without_a_library_that_serves_the_gpu_triton_takes_tiny_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "cuda_fault", lambda: "the driver is too old")
+    assert plan.plan_network(W, "auto", "auto").backend == "triton"
+    with pytest.raises(RuntimeError, match="'cuda' is not available: the driver is too old"):
+        plan.plan_network(W, "cuda", "auto")
+    monkeypatch.setitem(build._AVAILABLE, "cuda", False)
+    monkeypatch.setattr(build, "cuda_fault", lambda: pytest.fail("no library, no question"))
+    assert plan.plan_network(W, "auto", "auto").backend == "triton"
+
+
+@pytest.mark.usefixtures("built")
+def test_cuda_refuses_tensors_on_the_cpu() -> None:
+    with pytest.raises(RuntimeError, match="backend='cuda' serves tensors on CUDA GPUs, got tensors on cpu"):
+        plan.plan_network(W._replace(device="cpu"), "cuda", "auto")
+    assert plan.plan_network(W._replace(device="cpu"), "auto", "auto").backend == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "served"),
+    [
+        ((7, 5), False),
+        ((8, 0), True),
+        ((8, 9), True),
+        ((9, 0), True),
+        ((10, 0), True),
+        ((10, 3), True),
+        ((12, 1), True),
+    ],
+)
+def test_which_gpus_the_default_build_serves(capability: tuple[int, int], served: bool) -> None:
+    assert build.serves(("sm_80", "sm_90", "sm_100", "compute_100"), *capability) == served
+
+
+def test_code_for_one_version_alone_serves_no_other() -> None:
+    assert build.serves(("sm_90a",), 9, 0)
+    assert not build.serves(("sm_90a",), 9, 1)
+    assert not build.serves(("compute_90a",), 10, 0)
+    assert not build.serves(("sm_86",), 8, 0)
+    assert not build.serves(("sm_80",), 9, 0)
+    assert not build.serves((), 9, 0)
+
+
+def _fault(monkeypatch: pytest.MonkeyPatch, driver: int, capability: tuple[int, int]) -> str | None:
+    status = library.Status(None, ("sm_80", "sm_90"), "built by nvcc 13.0", 13000)
+    monkeypatch.setattr(library, "status", lambda name: status)
+    monkeypatch.setattr(build, "_driver_version", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    return build._look_for_cuda_fault.__wrapped__()
+
+
+def test_faults_name_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _fault(monkeypatch, 13020, (9, 0)) is None
+    old = _fault(monkeypatch, 12080, (9, 0))
+    assert old is not None
+    assert "CUDA 13" in old
+    assert "12.8" in old
+    assert "update the driver" in old
+    strange = _fault(monkeypatch, 13000, (12, 0))
+    assert strange is not None
+    assert "TORCH_CUDA_ARCH_LIST=12.0" in strange
+
+
+def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert build._driver_version() == 0
+
+
+def test_a_compiler_takes_the_answer_as_a_constant() -> None:
+    compiled = torch.compile(lambda x: x + (1 if build.cuda_fault() is None else 2), fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())) == (1 if build.cuda_fault() is None else 2)

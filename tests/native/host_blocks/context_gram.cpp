@@ -1,0 +1,31 @@
+// Context Gram matrices, on the host.
+
+#include "cuda/context_gram.cuh"
+#include "numbers.h"
+#include "team_machine.h"
+
+using namespace memformer::cuda;
+
+namespace {
+
+template <class T>
+void run(const int64_t* numbers, unsigned order) {
+  Numbers given(numbers);
+  memformer::Gram<T> gram{};
+  gram.backward = given.number();
+  gram.tasks = given.number();
+  for (int* field : {&gram.tokens, &gram.width, &gram.context}) *field = given.size();
+  gram.lengths = static_cast<const int64_t*>(given.pointer());
+  gram.z = given.array();
+  gram.matrix = given.array();
+  gram.grad_z = given.array();
+  Scratch scratch(gram_bytes(gram));
+  run_context_gram(gram, scratch.start(), HostMachine{order});
+  scratch.check();
+}
+
+}  // namespace
+
+extern "C" void context_gram(const int64_t* numbers, int wide, unsigned order) {
+  wide ? run<double>(numbers, order) : run<float>(numbers, order);
+}

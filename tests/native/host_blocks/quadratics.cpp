@@ -1,0 +1,59 @@
+// Learned first-order methods on given quadratics, on the host, for every size that is compiled for itself and for all
+// others.
+
+#include "cuda/quadratics.cuh"
+#include "numbers.h"
+#include "team_machine.h"
+
+using namespace memformer;
+using namespace memformer::cuda;
+
+namespace {
+
+template <class T>
+Quadratics<T> read_call(Numbers& given) {
+  Quadratics<T> call{};
+  call.backward = given.number();
+  call.diagonal = given.number();
+  call.tasks = given.number();
+  call.weights = given.size();
+  call.layers = given.size();
+  call.h = given.array();
+  call.b = given.array();
+  call.w0 = given.array();
+  call.result = given.array();
+  call.result_layers = given.size();
+  call.grad_h = given.array();
+  call.grad_b = given.array();
+  call.grad_w0 = given.array();
+  return call;
+}
+
+template <class T, class Extent>
+void run(const int64_t* numbers, unsigned order, Extent d) {
+  Numbers given(numbers);
+  const auto call = read_call<T>(given);
+  const Parameters parameters = given.parameters();
+  Scratch scratch(quadratics_bytes(call, parameters));
+  run_quadratics(call, parameters, scratch.start(), HostMachine{order}, d);
+  scratch.check();
+}
+
+}  // namespace
+
+// `fixed`: the number of weights to use the instance of, or 0 for the one that serves all.
+extern "C" void quadratics(const int64_t* numbers, int wide, unsigned order, int fixed) {
+  const int d = static_cast<int>(numbers[3]);
+  if (wide) return run<double>(numbers, order, core::UpTo<16>{d});
+  switch (fixed) {
+    case 1: return run<float>(numbers, order, core::Fixed<1>{});
+    case 2: return run<float>(numbers, order, core::Fixed<2>{});
+    case 3: return run<float>(numbers, order, core::Fixed<3>{});
+    case 4: return run<float>(numbers, order, core::Fixed<4>{});
+    case 5: return run<float>(numbers, order, core::Fixed<5>{});
+    case 6: return run<float>(numbers, order, core::Fixed<6>{});
+    case 7: return run<float>(numbers, order, core::Fixed<7>{});
+    case 8: return run<float>(numbers, order, core::Fixed<8>{});
+    default: return run<float>(numbers, order, core::UpTo<16>{d});
+  }
+}

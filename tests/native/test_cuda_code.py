@@ -1,0 +1,119 @@
+"""What the compiler made of the CUDA kernels, read from the objects that `make native` built, on every architecture."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.sass import DIVISION, DOUBLE, LOCAL, Code, find_cuobjdump, read_code
+from native_build.cuda import BULK_COPIES
+
+ROOT = Path(__file__).parents[2]
+OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
+# Small matrices: d <= 8 with one task a thread; D <= 6 in tiles of 3 by 3, D <= 8 of 4 by 4, four lanes a task.
+SMALL = re.compile(r"(response_gram|quadratics)_[1-8]$|response_tokens_float_[58]$|\w+_float_(3x2|4x2)$")
+HOT = re.compile(r"(response_gram|quadratics)_5$|response_tokens_float_5$|\w+_float_3x2$")
+WARPS = {"response_gram_5": 12, "quadratics_5": 16, "context_gram_float_3x2": 16, "general_gram_float_3x2": 10}
+"""One-warp blocks that a multiprocessor is planned to hold, by its registers."""
+
+REGISTERS = 65_536
+"""Of a multiprocessor, on every architecture here; a warp gets them in lots of 256."""
+
+OF_ONE_DIVISION = 6
+"""Reciprocals in the code of one division in full precision, its slow path included."""
+
+pytestmark = [
+    pytest.mark.skipif(not OBJECTS, reason="the CUDA library was not built here with `make native`"),
+    pytest.mark.skipif(find_cuobjdump() is None, reason="no cuobjdump here to read code with"),
+]
+
+
+def _name(path: Path) -> str:
+    return path.stem
+
+
+def _usage(path: Path) -> list[tuple[str, str, int, int]]:
+    """Kernel, architecture, registers and bytes of stack, without disassembling."""
+    tool = find_cuobjdump()
+    assert tool is not None
+    text = subprocess.run([tool, "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = []
+    for part in re.split("Fatbin (?:elf|ptx) code:", text)[1:]:
+        (architecture,) = re.findall(r"^arch = (\S+)$", part, flags=re.MULTILINE)
+        for name, registers, stack in re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", part):
+            found.append((name, architecture, int(registers), int(stack)))
+    return found
+
+
+@pytest.mark.parametrize("path", [path for path in OBJECTS if SMALL.match(path.stem)], ids=_name)
+def test_small_tasks_stay_in_registers(path: Path) -> None:
+    """No stack, and so no spill, and the registers of the planned occupancy, on every architecture that is built."""
+    used = _usage(path)
+    assert used
+    assert {(name, architecture): stack for name, architecture, _, stack in used if stack} == {}
+    most = REGISTERS // WARPS.get(path.stem, 8) // 256 * 256 // 32
+    assert {(name, architecture): count for name, architecture, count, _ in used if count > most} == {}
+
+
+def test_every_source_is_built_for_every_architecture() -> None:
+    sources = {path.stem for path in (ROOT / "csrc" / "cuda" / "kernels").glob("*.cu")}
+    assert sources <= {path.stem for path in OBJECTS}
+    made = {path.stem: {architecture for _, architecture, _, _ in _usage(path)} for path in OBJECTS}
+    everywhere = set().union(*made.values())
+    assert {stem: found for stem, found in made.items() if found and found != everywhere} == {}
+
+
+def _divisions(code: Code) -> int:
+    """Reciprocals that are no part of an integer division, which converts its divisor right before."""
+    integer = sum(n for name, n in code.instructions.items() if name.startswith("I2F.") and name.endswith(".RP"))
+    integer += code.instructions["I2F.RP"]
+    return code.count(*DIVISION) - integer
+
+
+def _problems(code: Code, source: str) -> list[str]:
+    """What a float kernel must not hold: doubles but in sums of a parameter's heads, divisions but a task's 1 / n."""
+    found = [name for name in (*LOCAL, *DOUBLE) if code.count(name) and name != "DADD"]
+    if _divisions(code) > OF_ONE_DIVISION:
+        found.append("divisions")
+    if code.count("FFMA") and not any(code.count(load) for load in _wide_loads(code, source)):
+        found.append("no wide loads")
+    return found
+
+
+def _wide_loads(code: Code, source: str) -> tuple[str, ...]:
+    """How tokens may come in: by bulk copies from 9.0 on, else by asynchronous copies or loads of several numbers.
+
+    Where teams of lanes share a task, neighbouring lanes read neighbouring numbers: any load is wide for the warp.
+    """
+    if not source.startswith(BULK_COPIES):
+        return ("LDG",)
+    return ("LDGSTS", "LDG.E.128", "LDG.E.64") if code.architecture == "sm_80" else ("UBLKCP",)
+
+
+@pytest.mark.parametrize("path", [path for path in OBJECTS if HOT.match(path.stem)], ids=_name)
+def test_hot_kernels_hold_what_they_should_on_hopper(path: Path) -> None:
+    codes = read_code(path, "sm_90")
+    assert any(code.count("FFMA") > 50 for code in codes)
+    assert {code.name: _problems(code, path.stem) for code in codes if _problems(code, path.stem)} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in OBJECTS if SMALL.match(path.stem)], ids=_name)
+def test_small_kernels_hold_what_they_should_everywhere(path: Path) -> None:
+    codes = read_code(path)
+    assert {code.name: _problems(code, path.stem) for code in codes if _problems(code, path.stem)} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [path for path in OBJECTS if "float" in path.stem], ids=_name)
+def test_float_kernels_of_any_size_do_not_work_in_double(path: Path) -> None:
+    """But for the sums over blocks of tasks, which are a kernel of their own."""
+    for code in read_code(path, "sm_90"):
+        assert code.count("DFMA", "DMUL") == 0, code.name
+
+
+def test_there_is_a_reader_where_there_is_a_compiler() -> None:
+    """Else the tests above would be missing without a word."""
+    assert shutil.which("nvcc") is None or find_cuobjdump() is not None
