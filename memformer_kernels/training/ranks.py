@@ -1,0 +1,55 @@
+"""Processes of `torch.distributed` that share one batch: who computes which block, and one order of adding them."""
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+
+class RankLost(RuntimeError):
+    """Another rank died or did not answer within the group's timeout. The state is that of before the step."""
+
+
+class Ranks:
+    """The ranks of a process group; without a group one, which computes everything.
+
+    Raises ValueError for a group that this process is not in.
+    """
+
+    def __init__(self, group: ProcessGroup | None) -> None:
+        self.group = group
+        self.size = 1 if group is None else distributed.get_world_size(group)
+        self.rank = 0 if group is None else distributed.get_rank(group)
+        if self.rank < 0:
+            raise ValueError("group: expected a process group that this process is in")
+
+    def share(self, blocks: int, rank: int | None = None) -> range:
+        """The blocks of a rank (this one): consecutive, at most one more than any other's."""
+        place = self.rank if rank is None else rank
+        return range(blocks * place // self.size, blocks * (place + 1) // self.size)
+
+    def gather(self, own: Tensor, blocks: int) -> Tensor:
+        """All ranks' sums (M, blocks, P), in the order of the blocks, from this rank's (M, own blocks, P).
+
+        Raises RankLost.
+        """
+        if self.group is None or self.size == 1:
+            return own
+        most = max(len(self.share(blocks, rank)) for rank in range(self.size))
+        sent = own.new_zeros(own.shape[0], most, own.shape[2])
+        sent[:, : own.shape[1]] = own
+        received = [torch.empty_like(sent) for _ in range(self.size)]
+        try:
+            distributed.all_gather(received, sent, group=self.group)
+        except RuntimeError as error:
+            raise RankLost(lost(self.rank, self.size, error)) from error
+        parts = [part[:, : len(self.share(blocks, rank))] for rank, part in enumerate(received)]
+        return torch.cat(parts, 1)
+
+
+def lost(rank: int, size: int, error: Exception) -> str:
+    """What to say of a collective that failed."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return (
+        f"rank {rank} of {size}: another rank died or did not answer within the process group's timeout; "
+        f"start all ranks again from the last checkpoint ({reason})"
+    )
