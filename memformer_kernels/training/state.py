@@ -180,8 +180,8 @@ def _pad_depth(
     if layers == depth:
         return model, masks
     gamma, beta = model.get("gamma"), model.get("beta")
-    shared_gamma = gamma is not None and gamma.shape[0] == 1 and (gamma.ndim == 5 or beta is not None)
-    shared_beta = gamma is None and beta is not None and beta.shape[0] == 1
+    shared_gamma = layers > 1 and gamma is not None and gamma.shape[0] == 1 and (gamma.ndim == 5 or beta is not None)
+    shared_beta = layers > 1 and gamma is None and beta is not None and beta.shape[0] == 1
     if shared_gamma or shared_beta:
         reject(
             "models", f"{layers} layers that share gamma or beta", f"{depth} layers, or a gamma or beta for each layer"
@@ -203,11 +203,9 @@ def _pad_depth(
 
 def _integers(name: str, values: Sequence[object]) -> Tensor:
     for value in values:
-        check_size(name, value, least=0)
-    try:
-        return torch.tensor(values, dtype=torch.int64)
-    except (OverflowError, RuntimeError):
-        reject(name, values, f"integers from 0 to {LARGEST_SEED}")
+        if check_size(name, value, least=0) > LARGEST_SEED:
+            reject(name, value, f"an int of at most {LARGEST_SEED}")
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def _check_integers(name: str, value: object, models: int, most: int) -> None:
