@@ -125,6 +125,7 @@ def _tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
         return (
             *head,
             "fixed",
+            sampler.d,
             batch,
             sampler.context,
             target.shape[1],
@@ -139,7 +140,7 @@ def _tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
     kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
     queries = 0 if sampler.query == "integrated" else sampler.queries
     factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
-    return *head, kind, batch, sampler.n, queries, float(sampler.noise), *factors, None, None, None
+    return *head, kind, sampler.d, batch, sampler.n, queries, float(sampler.noise), *factors, None, None, None
 
 
 def _for_each(matrix: Tensor, state: TrainState) -> Tensor:

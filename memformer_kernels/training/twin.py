@@ -94,6 +94,8 @@ def _update(state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, r
         mask = state.masks[name][model] if name in state.masks else None
         old = parameters[name], state.first[name][model], state.second[name][model]
         new = _rule(optimizer, rate, count, grad, mask, *old)
+        if mask is not None:
+            new = tuple(torch.where(mask, after, before) for after, before in zip(new, old, strict=True))
         if not all(bool(torch.isfinite(value).all()) for value in (grad, *new)):
             return False
         news.append((old, new))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -22,13 +22,18 @@ from memformer_lab.evaluation import evaluate as judge
 from memformer_lab.models import load_model
 from memformer_lab.progress import task_progress
 from memformer_lab.showcase import run_showcase
+from memformer_lab.step_trainer import fault
 from memformer_lab.tables import estimate_table
+from memformer_lab.tensorboard import tensorboard_log
 from memformer_lab.trainer import Record, TrainingDiverged
 from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.training import train as train_anew
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""
+
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's logs, below that of a run."""
 
 app = typer.Typer(
     add_completion=False,
@@ -81,6 +86,12 @@ def train(
     decay_every: Annotated[int, typer.Option(help="Steps between two such factors.")] = _RUN.decay_every,
     seed: Annotated[int, typer.Option(help="Seed of parameters and tasks.")] = _RUN.seed,
     log_every: Annotated[int, typer.Option(help="Steps between two lines of metrics.")] = _RUN.log_every,
+    backend: Annotated[
+        str, typer.Option(help="torch: autograd, step by step; cpu: native steps; auto: the quickest that fits.")
+    ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard too, in the output folder.")
+    ] = False,
 ) -> None:
     """Train one model; leaves checkpoint.safetensors and metrics.jsonl."""
     console = Console()
@@ -97,7 +108,12 @@ def train(
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
             values = {name: context.params[name] for name in _FIELDS}
             config = TrainingConfig(**{**values, "clip": clip or None})
-        result = _train(config, output, resume, checkpoint_every, place, console)
+            if config.backend == "auto" and (reason := fault(config)) is not None:
+                config = dataclasses.replace(config, backend="torch")
+                console.print(f"Training step by step: {reason}.")
+        log = tensorboard_log(output / TENSORBOARD) if tensorboard else nullcontext()
+        with log as write:
+            result = _train(config, output, resume, checkpoint_every, place, console, write)
     rate = result.tasks / result.seconds if result.tasks else 0.0
     console.print(f"Trained on {result.tasks:,} tasks in {result.seconds:.1f} s, {rate:,.0f} tasks/s.")
     console.print(f"Wrote {output / CHECKPOINT} and {output / METRICS}", soft_wrap=True)
@@ -160,13 +176,21 @@ def run(
 
 
 def _train(
-    config: TrainingConfig, output: Path, resume: bool, checkpoint_every: int, device: torch.device, console: Console
+    config: TrainingConfig,
+    output: Path,
+    resume: bool,
+    checkpoint_every: int,
+    device: torch.device,
+    console: Console,
+    write: Callable[[Record], None] | None,
 ) -> TrainingResult:
     with task_progress(console) as progress:
         bar = progress.add_task("training", total=config.steps * config.batch, note="")
 
         def show(record: Record) -> None:
             progress.update(bar, completed=record["step"] * config.batch, note=f"loss {record['loss']:.4g}")
+            if write:
+                write(record)
 
         if resume:
             return continue_training(output, checkpoint_every=checkpoint_every, device=device, on_record=show)

