@@ -28,6 +28,7 @@ from memformer_kernels.training import (
     TrainingPlan,
     TrainState,
     explain_training,
+    predict_split_context,
     train_steps,
 )
 from memformer_kernels.version import __version__
@@ -54,6 +55,7 @@ __all__ = [
     "memformer_predict",
     "memformer_stack",
     "nn",
+    "predict_split_context",
     "train_steps",
     "warmup",
 ]

@@ -29,8 +29,6 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
     """Why the native library cannot train these models on these tasks, or None."""
     if state.device.type != "cpu":
         return f"the native trainer serves models on the CPU, these are on {state.device}"
-    if not build.available("cpu"):
-        return "the native library is missing, see build_info()"
     if state.parameters["q"].shape[-1] > LARGEST:
         return f"the native trainer serves matrices of at most {LARGEST} by {LARGEST}"
     for name in ("gamma", "beta"):
@@ -42,7 +40,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the native trainer serves q and p of the same size"
     if p is None and q.shape[-1] == sampler.d + 1:
         return "the native trainer serves dense q with dense p alone"
-    return None
+    return None if build.available("cpu") else "the native library is missing, see build_info()"
 
 
 def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer, max_skipped: int | None) -> Tensor:

@@ -93,7 +93,7 @@ def _update(state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, r
     for name, grad in grads.items():
         mask = state.masks[name][model] if name in state.masks else None
         old = parameters[name], state.first[name][model], state.second[name][model]
-        new = _rule(optimizer, rate, count, grad, mask, *old)
+        new: tuple[Tensor, ...] = _rule(optimizer, rate, count, grad, *old)
         if mask is not None:
             new = tuple(torch.where(mask, after, before) for after, before in zip(new, old, strict=True))
         if not all(bool(torch.isfinite(value).all()) for value in (grad, *new)):
@@ -122,26 +122,18 @@ def clip_gradients(grads: dict[str, Tensor], optimizer: Optimizer) -> None:
 
 
 def _rule(
-    optimizer: Optimizer,
-    rate: float,
-    count: int,
-    grad: Tensor,
-    mask: Tensor | None,
-    parameter: Tensor,
-    first: Tensor,
-    second: Tensor,
+    optimizer: Optimizer, rate: float, count: int, grad: Tensor, parameter: Tensor, first: Tensor, second: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The new parameter and its moments after update number `count`, from 1."""
-    decayed = parameter if mask is None else torch.where(mask, parameter, 0.0)
     if optimizer.weight_decay and not isinstance(optimizer, AdamW):
-        grad = grad + optimizer.weight_decay * decayed
+        grad = grad + optimizer.weight_decay * parameter
     if isinstance(optimizer, SGD):
         first = optimizer.momentum * first + grad
         direction = grad + optimizer.momentum * first if optimizer.nesterov else first
         return parameter - rate * direction, first, second
     assert isinstance(optimizer, Adam)
     if isinstance(optimizer, AdamW):
-        parameter = parameter - rate * optimizer.weight_decay * decayed
+        parameter = parameter - rate * optimizer.weight_decay * parameter
     decay, square_decay = optimizer.betas
     first = decay * first + (1 - decay) * grad
     second = square_decay * second + (1 - square_decay) * grad.square()
