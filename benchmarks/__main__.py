@@ -1,5 +1,6 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
-`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes.
+`growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
+`trainer` at whole optimiser steps.
 """
 
 from dataclasses import replace
@@ -10,7 +11,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import floors, growth, overhead
+from benchmarks import floors, growth, overhead, trainer
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import Provider, select
 from benchmarks.record import Report, write_json, write_report
@@ -97,6 +98,17 @@ def grow(
     for line in not_timed(replace(report, timings=failed)):
         console.print(line, markup=False)
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
+
+
+@app.command("trainer")
+def train(quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "trainer-cpu.json") -> None:
+    """Whole optimiser steps, of one model and of twenty, beside PyTorch with its Adam."""
+    machine = measure_machine(CPU, quick=quick)
+    found = trainer.measure(machine, rounds=3, compiled=False) if quick else trainer.measure(machine)
+    write_json(json, trainer.as_record(found))
+    console = Console()
+    trainer.print_trainer(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
 
 
 @app.command("overhead")
