@@ -48,7 +48,8 @@ def train_steps(
         A step of a model is skipped, counted in `state.skipped`, if its loss, a gradient or what it would become is not
         finite; its loss stands in the trace as computed. None: never stopped.
     group: ranks of `torch.distributed` that share every batch, each with the same state. They gather the sums of the
-        blocks of 1024 tasks and add them in order, so the trace does not depend on their number.
+        blocks of 1024 tasks and add them in order, so the trace does not depend on their number. A rank that dies is
+        noticed at once, one that stops answering within the timeout that the group was made with.
 
     Raises ValueError or TypeError for arguments that do not fit, RuntimeError for a backend that is not available,
     before any work; and RankLost, where another rank does not answer.

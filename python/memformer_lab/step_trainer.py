@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.distributed import ProcessGroup
 
 from memformer_kernels import (
     Adam,
@@ -29,17 +30,21 @@ class StepTrainer:
         config: the run.
         state: the model being trained, with its moments and counters.
         loss_sum: sum of the losses since the last `pop_mean_loss`.
+        group: ranks that share every batch; each holds the same state. None: this process alone.
 
     Raises:
         ValueError: if the model's arguments do not fit together, `train_steps` does not train such a run, or the
             backend is not available.
     """
 
-    def __init__(self, config: TrainingConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, config: TrainingConfig, device: torch.device | str = "cpu", group: ProcessGroup | None = None
+    ) -> None:
         if (reason := fault(config)) is not None:
             raise ValueError(f"backend must be 'torch', got {config.backend!r}: {reason}")
         self.config = config
         self.loss_sum = 0.0
+        self.group = group
         model = build_model(config, device)
         self.state = TrainState.of(
             [dict(model.stack_arguments())],
@@ -61,7 +66,9 @@ class StepTrainer:
             raise ValueError(str(error)) from error
 
     @classmethod
-    def resume(cls, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> StepTrainer:
+    def resume(
+        cls, checkpoint: Checkpoint, device: torch.device | str = "cpu", group: ProcessGroup | None = None
+    ) -> StepTrainer:
         """A run that continues exactly as the one that the checkpoint was taken from.
 
         Raises:
@@ -72,19 +79,19 @@ class StepTrainer:
         if checkpoint.device != kind:
             raise ValueError(f"the checkpoint is of a run on {checkpoint.device!r}, expected device {kind!r}")
         model_of(checkpoint)
-        trainer = cls(checkpoint.config, device)
+        trainer = cls(checkpoint.config, device, group)
         state = trainer.state
-        for group, values in (
+        for name_of, values in (
             ("parameters", checkpoint.model),
             ("first", checkpoint.first),
             ("second", checkpoint.second),
         ):
-            held = getattr(state, group)
+            held = getattr(state, name_of)
             for name, value in held.items():
                 came = values.get(name)
                 if came is None or came.shape != value.shape[1:] or came.dtype != value.dtype:
                     what = None if came is None else tuple(came.shape)
-                    raise ValueError(f"{group} of {name} are {what}, expected {tuple(value.shape[1:])}")
+                    raise ValueError(f"{name_of} of {name} are {what}, expected {tuple(value.shape[1:])}")
                 value[0] = came
         state.step = checkpoint.step
         trainer.loss_sum = checkpoint.loss_sum
@@ -119,6 +126,7 @@ class StepTrainer:
         """Take steps up to this one; returns the loss and the learning rate of the last of them.
 
         Raises:
+            RankLost: if another rank died or does not answer.
             TrainingDiverged: if a loss, a gradient or a parameter is not finite; the model is that of before that step.
         """
         losses = train_steps(
@@ -128,6 +136,7 @@ class StepTrainer:
             optimizer=self._optimizer,
             backend=self.config.backend,
             max_skipped=1,
+            group=self.group,
         )[:, 0].tolist()
         if skipped := int(self.state.skipped):
             done = self.step - skipped

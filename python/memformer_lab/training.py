@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
 
 from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
@@ -44,6 +46,7 @@ def train(
     checkpoint_every: int = 1000,
     device: torch.device | str = "cpu",
     on_record: Callable[[Record], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Train a fresh model to the last step, leaving "checkpoint.safetensors" and "metrics.jsonl" in `output`.
 
@@ -55,18 +58,23 @@ def train(
         output: folder to write to; a run that is there is replaced.
         checkpoint_every: steps between two checkpoints; the first and the last step always have one.
         device: where to train.
-        on_record: called with every line of metrics.
+        on_record: called with every line of metrics, by the process that writes.
+        group: ranks that share every batch; the first of them writes. Not with backend "torch".
 
     Raises:
         ValueError: for an argument out of range.
+        RankLost: if another rank of the group died or does not answer.
         TrainingDiverged: for a non-finite loss, gradient or parameter; the last good checkpoint stays.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
-    trainer = _kind(config)(config, device)
-    (folder / METRICS).unlink(missing_ok=True)
-    checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
-    return _run(trainer, folder, checkpoint_every, on_record)
+    trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
+    if _writes(group):
+        (folder / METRICS).unlink(missing_ok=True)
+        checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
+    if _writes(group):
+        return _run(trainer, folder, checkpoint_every, on_record)
+    return _follow(trainer, checkpoint_every)
 
 
 def continue_training(
@@ -75,6 +83,7 @@ def continue_training(
     checkpoint_every: int = 1000,
     device: torch.device | str = "cpu",
     on_record: Callable[[Record], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Go on from the checkpoint in `output`, to the same parameters as if the run had never stopped.
 
@@ -88,10 +97,15 @@ def continue_training(
     folder = Path(output)
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     try:
-        trainer = _kind(checkpoint.config).resume(checkpoint, device)
+        if _alone(checkpoint.config, group):
+            trainer: Trainer | StepTrainer = Trainer.resume(checkpoint, device)
+        else:
+            trainer = StepTrainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
-    return _run(trainer, folder, checkpoint_every, on_record)
+    if _writes(group):
+        return _run(trainer, folder, checkpoint_every, on_record)
+    return _follow(trainer, checkpoint_every)
 
 
 def _check_interval(checkpoint_every: int) -> None:
@@ -99,8 +113,30 @@ def _check_interval(checkpoint_every: int) -> None:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
 
 
-def _kind(config: TrainingConfig) -> type[Trainer] | type[StepTrainer]:
-    return Trainer if config.backend == "torch" else StepTrainer
+def _alone(config: TrainingConfig, group: ProcessGroup | None) -> bool:
+    """Whether the run takes the reference path, which knows one process only."""
+    if config.backend == "torch" and group is not None:
+        raise ValueError("backend must be 'auto' or 'cpu' with several processes, got 'torch'")
+    return config.backend == "torch"
+
+
+def _writes(group: ProcessGroup | None) -> bool:
+    return group is None or distributed.get_rank(group) == 0
+
+
+def _next_stop(trainer: Trainer | StepTrainer, checkpoint_every: int) -> int:
+    """The step before which nothing is to be written."""
+    config = trainer.config
+    stops = (trainer.step // every * every + every for every in (config.log_every, checkpoint_every))
+    return min(config.steps, *stops)
+
+
+def _follow(trainer: Trainer | StepTrainer, checkpoint_every: int) -> TrainingResult:
+    """What `_run` does, without writing."""
+    first, begin = trainer.step, time.perf_counter()
+    while trainer.step < trainer.config.steps:
+        trainer.advance_to(_next_stop(trainer, checkpoint_every))
+    return TrainingResult(trainer.model, (trainer.step - first) * trainer.config.batch, time.perf_counter() - begin)
 
 
 def _run(
@@ -114,8 +150,7 @@ def _run(
     with MetricsLog(folder / METRICS, after=first, every=config.log_every) as log:
         while trainer.step < config.steps:
             try:
-                stops = (trainer.step // every * every + every for every in (config.log_every, checkpoint_every))
-                record = trainer.advance_to(min(config.steps, *stops))
+                record = trainer.advance_to(_next_stop(trainer, checkpoint_every))
                 done = trainer.step == config.steps
                 if done or trainer.step % config.log_every == 0:
                     now = time.perf_counter()

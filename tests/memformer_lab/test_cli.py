@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from memformer_lab import checkpoint as checkpoints
@@ -192,6 +193,24 @@ def test_info_says_what_runs_here_and_what_a_checkpoint_holds(folder: Path) -> N
     config = next(json.loads(line) for line in held.output.splitlines() if line.startswith("{"))
     assert config == checkpoints.load(folder / CHECKPOINT).config.to_dict()
     assert "q: (2, 1, 5, 5) torch.float32" in held.output
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_trains(tmp_path: Path) -> None:
+    """Two ranks share batches of three blocks; the first writes. A run that is there is refused by one of them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--no-python"]
+    command = [sys.executable, "-m", "memformer_lab", *QUICK, "--batch", "2500", "--output"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder, words in (("one", command), ("two", launcher + command)):
+        arguments = [*words, str(tmp_path / folder)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Trained on 100,000 tasks") == 1
+    one, two = (checkpoints.load(tmp_path / folder / CHECKPOINT) for folder in ("one", "two"))
+    assert (one.step, one.loss_sum) == (two.step, two.loss_sum)
+    assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
+    refused = subprocess.run([*launcher, *command, str(tmp_path / "two")], capture_output=True, check=False)
+    assert refused.returncode != 0
 
 
 def test_help_lists_the_commands() -> None:
