@@ -105,7 +105,7 @@ class TrainerReport:
         return MODELS * self.best_peer_ms / found[0] if found else None
 
 
-STATISTICS = "train_steps (cpu), statistics"
+STATISTICS = "train_steps, cpu, statistics"
 
 
 def measure(machine: Machine, *, batch: int = BATCH, rounds: int = 60, compiled: bool = True) -> TrainerReport:
@@ -158,7 +158,7 @@ def _ours(workload: Workload, kind: str, sampler: Sampler, backend: str, models:
         return train_steps(held, sampler, steps, optimizer=optimizer, backend=backend)
 
     error = float(((first - exact) / exact).abs().max())
-    return Contender(f"train_steps ({backend}), {kind}", False, models, advance, _checked(kind, error))
+    return Contender(f"train_steps, {backend}, {kind}", False, models, advance, _checked(kind, error))
 
 
 def _peer(workload: Workload, name: str, loss: Loss, sampled: bool) -> Contender:
@@ -181,7 +181,7 @@ def _peer(workload: Workload, name: str, loss: Loss, sampled: bool) -> Contender
             torch.autograd.backward(value)
             optimizer.step()
 
-    return Contender(f"{name}, torch Adam", True, 1, advance, _checked(name, float((found - exact).abs() / exact)))
+    return Contender(name, True, 1, advance, _checked(name, float((found - exact).abs() / exact)))
 
 
 def _checked(name: str, error: float) -> float:
@@ -241,6 +241,7 @@ def print_trainer(report: TrainerReport, console: Console) -> None:
     """Both tables, and the two figures that are to be reached."""
     for title, steps in (("fresh tasks every step", report.fresh), ("given tasks", report.given)):
         console.print(_table(f"one optimiser step at B = {report.batch:,}, {title}", steps))
+    console.print("x peer: the quickest peer's step over one model's here. Peers step torch's fused Adam.")
     if report.step_ms is not None and report.models_ratio is not None:
         console.print(f"native step with sampled statistics: {report.step_ms:.3g} ms, to be at most {TARGET_MS:g}")
         console.print(
@@ -253,7 +254,7 @@ def _table(title: str, steps: tuple[Step, ...]) -> Table:
     best = min(step.median_ms for step in steps if step.peer)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title)
     table.add_column("trainer", no_wrap=True)
-    for header in ("models", "ms, median\n(q10..q90)", "us a\nmodel", "x best\npeer"):
+    for header in ("models", "ms, median\n(q10..q90)", "us a\nmodel", "x\npeer"):
         table.add_column(header, justify="right", no_wrap=True)
     for step in sorted(steps, key=lambda step: step.median_ms / step.models):
         each = step.median_ms / step.models

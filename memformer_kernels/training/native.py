@@ -1,6 +1,7 @@
 """The native library's trainer: whole steps for every model of a state, one task per SIMD lane."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import (
     FixedTasks,
-    GaussianSampler,
     GaussianStatistics,
     Sampler,
     batch_of,
@@ -49,17 +49,8 @@ def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer,
     longest = _steps_per_call(state, sampler, steps)
     for first in range(0, steps, longest):
         part = losses[first : first + longest]
-        factors = [optimizer.schedule.factor(state.step + i) for i in range(len(part))]
         _operators().train_steps.default(
-            *_parameters(state),
-            list(state.first.values()),
-            [] if isinstance(optimizer, SGD) else list(state.second.values()),
-            _masks(state),
-            state.skipped,
-            *_rule(optimizer, state.models),
-            torch.tensor(factors, dtype=torch.float64),
-            -1 if max_skipped is None else max_skipped,
-            state.step,
+            *_update(state, optimizer, len(part), max_skipped),
             *_tasks(state, sampler, len(part)),
             part,
         )
@@ -67,15 +58,27 @@ def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer,
     return losses
 
 
-def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: list[bool]) -> Tensor:
+def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
     """What `twin.block_sums` gives."""
     size = sum(value[0].numel() for value in state.parameters.values())
     sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64)
     if len(blocks):
         _operators().train_gradients.default(
-            *_parameters(state), torch.tensor(active), state.step, *_tasks(state, sampler, 1), blocks.start, sums
+            *_parameters(state), torch.tensor(list(active)), state.step, *_tasks(state, sampler, 1), blocks.start, sums
         )
     return sums
+
+
+def apply_sums(
+    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None
+) -> Tensor:
+    """What `twin.apply_sums` does, as `train` does it after its own sums."""
+    losses = torch.full((1, state.models), math.nan, dtype=torch.float64)
+    _operators().train_update.default(
+        *_update(state, optimizer, 1, max_skipped), sampler.d, batch_of(sampler), _queries(sampler), sums, losses
+    )
+    state.step += 1
+    return losses[0]
 
 
 def _operators() -> Any:
@@ -101,6 +104,22 @@ def _masks(state: TrainState) -> list[Tensor]:
     return list((trained | state.masks).values())
 
 
+def _update(state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int | None) -> tuple[Any, ...]:
+    """What says how the next `steps` steps change the state."""
+    factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
+    return (
+        *_parameters(state),
+        list(state.first.values()),
+        [] if isinstance(optimizer, SGD) else list(state.second.values()),
+        _masks(state),
+        state.skipped,
+        *_rule(optimizer, state.models),
+        torch.tensor(factors, dtype=torch.float64),
+        -1 if max_skipped is None else max_skipped,
+        state.step,
+    )
+
+
 def _rule(optimizer: Optimizer, models: int) -> tuple[str, Tensor, str]:
     """The name of the rule, its numbers (M, 6) and what is clipped."""
     if isinstance(optimizer, SGD):
@@ -116,29 +135,24 @@ def _rule(optimizer: Optimizer, models: int) -> tuple[str, Tensor, str]:
 
 def _tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
     """What says where the tasks of `steps` steps come from."""
-    head = (sampler.resample_every, state.seeds, state.streams)
-    batch = batch_of(sampler)
+    source: tuple[Tensor | None, ...]
     if isinstance(sampler, FixedTasks):
-        z, target = sampler.z.contiguous(), sampler.target.contiguous()
-        return (
-            *head,
-            "fixed",
-            sampler.d,
-            batch,
-            sampler.context,
-            target.shape[1],
-            0.0,
-            None,
-            None,
-            z,
-            target,
-            _order(state, sampler, steps),
-        )
-    assert isinstance(sampler, GaussianSampler)
-    kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
-    queries = 0 if sampler.query == "integrated" else sampler.queries
-    factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
-    return *head, kind, sampler.d, batch, sampler.n, queries, float(sampler.noise), *factors, None, None, None
+        kind, context, noise = "fixed", sampler.context, 0.0
+        source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
+    else:
+        kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
+        context, noise = sampler.n, float(sampler.noise)
+        factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
+        source = (*factors, None, None, None)
+    sizes = (sampler.d, batch_of(sampler), context, _queries(sampler))
+    return sampler.resample_every, state.seeds, state.streams, kind, *sizes, noise, *source
+
+
+def _queries(sampler: Sampler) -> int:
+    """Queries a task, 0 where they are integrated out."""
+    if isinstance(sampler, FixedTasks):
+        return sampler.target.shape[1]
+    return 0 if sampler.query == "integrated" else sampler.queries
 
 
 def _for_each(matrix: Tensor, state: TrainState) -> Tensor:

@@ -60,14 +60,15 @@ def train_steps(
         check_size("max_skipped", max_skipped)
     if plan.backend == "cpu" and group is None:
         return native.train(state, sampler, steps, optimizer, max_skipped)
-    gradients = native.block_sums if plan.backend == "cpu" else twin.block_sums
-    ranks = Ranks(group)
+    block_sums, apply_sums = twin.block_sums, twin.apply_sums
+    if plan.backend == "cpu":
+        block_sums, apply_sums = native.block_sums, native.apply_sums
+    ranks, blocks = Ranks(group), twin.count_blocks(sampler)
     losses = torch.full((steps, state.models), math.nan, dtype=torch.float64)
     for step in range(steps):
-        active = [max_skipped is None or skipped < max_skipped for skipped in state.skipped.tolist()]
-        own = ranks.share(twin.count_blocks(sampler))
-        sums = ranks.gather(gradients(state, sampler, own, active), twin.count_blocks(sampler))
-        losses[step] = torch.tensor(twin.apply_sums(state, sampler, optimizer, sums, active), dtype=torch.float64)
+        active = twin.active_models(state, max_skipped)
+        sums = ranks.gather(block_sums(state, sampler, ranks.share(blocks), active), blocks)
+        losses[step] = apply_sums(state, sampler, optimizer, sums, max_skipped)
     return losses
 
 

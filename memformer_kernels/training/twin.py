@@ -56,26 +56,33 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
     return sums
 
 
+def active_models(state: TrainState, max_skipped: int | None) -> list[bool]:
+    """Which models have not skipped so many steps that they are stopped."""
+    return [max_skipped is None or skipped < max_skipped for skipped in state.skipped.tolist()]
+
+
 def apply_sums(
-    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, active: Sequence[bool]
-) -> list[float]:
-    """One optimiser step from the sums of all blocks (M, blocks, P + 1); returns the losses, and counts the step.
+    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None
+) -> Tensor:
+    """One optimiser step from the sums of all blocks (M, blocks, P + 1): the losses (M,) float64; counts the step.
 
     A model is left as it is, and its step counted as skipped, if its loss, a gradient, a new parameter or a new moment
-    is not finite, or if it is not active; the loss of the latter is NaN.
+    is not finite, or if it is stopped; the loss of the latter is NaN.
     """
+    active = active_models(state, max_skipped)
     queries = sampler.target.shape[1] if isinstance(sampler, FixedTasks) else sampler.queries
     total = sums[:, 0].clone()
     for block in range(1, sums.shape[1]):
         total += sums[:, block]
     total /= batch_of(sampler) * queries
     rates, factor = optimizer.rates(state.models), optimizer.schedule.factor(state.step)
-    losses = []
-    for model in range(state.models):
-        loss = float(total[model, -1]) if active[model] else math.nan
-        losses.append(loss)
+    losses = torch.full((state.models,), math.nan, dtype=torch.float64)
+    for model in (index for index in range(state.models) if active[index]):
+        loss = float(total[model, -1])
+        losses[model] = loss
         updated = math.isfinite(loss) and _update(state, optimizer, total[model, :-1], model, rates[model] * factor)
         state.skipped[model] += not updated
+    state.skipped += ~torch.tensor(active)
     state.step += 1
     return losses
 

@@ -22,7 +22,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.testing import GRADIENT_FACTOR, relative_error
-from memformer_kernels.training import native
+from memformer_kernels.training import native, twin
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors
@@ -172,6 +172,25 @@ def test_steps_that_are_not_finite() -> None:
         torch.testing.assert_close(trace, other_trace, rtol=EXACT, atol=0, equal_nan=True)
         assert held.skipped.tolist() == other.skipped.tolist() == ([3, 3] if limit is None else [38, 38])
         assert held.step == 70
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sums_that_ranks_gathered_give_the_very_same_steps(dtype: torch.dtype) -> None:
+    """Sums of blocks, then the update from them, bit for bit as in one call: masks, clipping, a model that is stopped."""
+    models = [model(depth, depth, dtype) for depth in (1, 2, 3)]
+    models[1]["q"] *= 1e30 if dtype == torch.float32 else 1e200
+    sampler = GaussianStatistics(D, N, 2500, query="integrated")
+    optimizer = AdamW([0.01, 0.02, 0.03], weight_decay=0.1, clip=0.5, schedule=Schedule("cosine", steps=9))
+    whole, parts = TrainState.of(models), TrainState.of(models)
+    expected = train_steps(whole, sampler, 6, optimizer=optimizer, backend="cpu", max_skipped=3)
+    for step in range(6):
+        sums = native.block_sums(parts, sampler, range(3), twin.active_models(parts, 3))
+        assert torch.equal(
+            native.apply_sums(parts, sampler, optimizer, sums, 3).nan_to_num(), expected[step].nan_to_num()
+        )
+    assert parts.step == whole.step
+    assert parts.skipped.tolist() == [0, 6, 0]
+    assert all(torch.equal(left, right) for left, right in zip(tensors(whole), tensors(parts), strict=True))
 
 
 def test_what_is_chosen() -> None:
