@@ -1,8 +1,9 @@
 """What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, and the main job.
 
 Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer`,
-`step_trainer` and `training` (a run, in memory and on the disk), `state_file` (states of `train_steps` in files), `estimates` and `evaluation` (how good it is), `real` (measured data),
-`showcase` (the main job) and `cli` (the commands). Everything uses the public names of `memformer_kernels` alone.
+`step_trainer` and `training` (a run, in memory and on the disk), `state_file` (states of `train_steps` in files),
+`estimates` and `evaluation` (how good it is), `real` (measured data), `showcase` (the main job) and `cli` (the
+commands). Everything uses the public names of `memformer_kernels` alone.
 """
 
 from memformer_lab.config import TrainingConfig

@@ -176,7 +176,7 @@ def test_steps_that_are_not_finite() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_that_ranks_gathered_give_the_very_same_steps(dtype: torch.dtype) -> None:
-    """Sums of blocks, then the update from them, bit for bit as in one call: masks, clipping, a model that is stopped."""
+    """Bit for bit what one call makes, with masks, clipping and a model that is stopped."""
     models = [model(depth, depth, dtype) for depth in (1, 2, 3)]
     models[1]["q"] *= 1e30 if dtype == torch.float32 else 1e200
     sampler = GaussianStatistics(D, N, 2500, query="integrated")
