@@ -1,5 +1,8 @@
 """Processes of `torch.distributed` that share one batch: who computes which block, and one order of adding them."""
 
+import zlib
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
@@ -37,13 +40,33 @@ class Ranks:
         most = max(len(self.share(blocks, rank)) for rank in range(self.size))
         sent = own.new_zeros(own.shape[0], most, own.shape[2])
         sent[:, : own.shape[1]] = own
-        received = [torch.empty_like(sent) for _ in range(self.size)]
-        try:
-            distributed.all_gather(received, sent, group=self.group)
-        except RuntimeError as error:
-            raise RankLost(lost(self.rank, self.size, error)) from error
+        received = self._gather(sent)
         parts = [part[:, : len(self.share(blocks, rank))] for rank, part in enumerate(received)]
         return torch.cat(parts, 1)
+
+    def check_agreement(self, numbers: Iterable[int], tensors: Iterable[Tensor]) -> None:
+        """Raises ValueError unless these are the same on every rank, since they would train apart unnoticed."""
+        if self.group is None or self.size == 1:
+            return
+        held = list(tensors)
+        checksum = 0
+        for tensor in held:
+            checksum = zlib.crc32(tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), checksum)
+        own = torch.tensor([checksum, *numbers], dtype=torch.int64, device=held[0].device)
+        for rank, other in enumerate(self._gather(own)):
+            if not torch.equal(other, own):
+                raise ValueError(
+                    f"state: expected the same state, batch and steps on every rank, got others on rank {rank} than on "
+                    f"rank {self.rank}"
+                )
+
+    def _gather(self, own: Tensor) -> list[Tensor]:
+        received = [torch.empty_like(own) for _ in range(self.size)]
+        try:
+            distributed.all_gather(received, own, group=self.group)
+        except RuntimeError as error:
+            raise RankLost(lost(self.rank, self.size, error)) from error
+        return received
 
 
 def lost(rank: int, size: int, error: Exception) -> str:

@@ -132,6 +132,12 @@ class TrainState:
     def device(self) -> torch.device:
         return self.parameters["q"].device
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor of the state, in a fixed order."""
+        groups = (self.parameters, self.first, self.second, self.masks)
+        named = [group[name] for group in groups for name in NAMES if name in group]
+        return [*named, self.seeds, self.streams, self.skipped]
+
     def model(self, index: int) -> dict[str, Tensor]:
         """The parameters of one model by name, as views."""
         return {name: value[index] for name, value in self.parameters.items()}

@@ -51,8 +51,8 @@ def train_steps(
         blocks of 1024 tasks and add them in order, so the trace does not depend on their number. A rank that dies is
         noticed at once, one that stops answering within the timeout that the group was made with.
 
-    Raises ValueError or TypeError for arguments that do not fit, RuntimeError for a backend that is not available,
-    before any work; and RankLost, where another rank does not answer.
+    Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
+    backend that is not available, before any work; and RankLost where another rank does not answer.
     """
     plan = explain_training(state, sampler, optimizer=optimizer, backend=backend)
     check_size("steps", steps, least=0)
@@ -64,6 +64,7 @@ def train_steps(
     if plan.backend == "cpu":
         block_sums, apply_sums = native.block_sums, native.apply_sums
     ranks, blocks = Ranks(group), twin.count_blocks(sampler)
+    ranks.check_agreement([state.step, steps, batch_of(sampler)], state.tensors())
     losses = torch.full((steps, state.models), math.nan, dtype=torch.float64)
     for step in range(steps):
         active = twin.active_models(state, max_skipped)

@@ -105,6 +105,13 @@ def test_a_split_context_has_the_loss_and_gradients_of_a_whole_one(pair: Path, n
         same("grad.queries", queries.grad)
 
 
+def test_ranks_with_different_states_are_refused(pair: Path) -> None:
+    for rank in range(2):
+        said = (pair / f"apart{rank}.txt").read_text(encoding="utf-8")
+        assert said.startswith("state: expected the same state, batch and steps on every rank")
+        assert f"on rank {1 - rank} than on rank {rank}" in said
+
+
 def _assert_lost(report: dict[str, Any], seconds: float) -> None:
     assert report["step"] == runs.FATAL
     assert report["seconds"] < seconds
