@@ -96,8 +96,9 @@ def train(
     ] = False,
 ) -> None:
     """Train one model; leaves checkpoint.safetensors and metrics.jsonl. Under torchrun, ranks share every batch."""
-    console = Console(quiet=not is_writer())
     with _one_line_errors(), process_group() as group:
+        writes = is_writer(group)
+        console = Console(quiet=not writes)
         place, exists = _device(device), (output / CHECKPOINT).exists()
         if resume:
             given = [name for name in _FIELDS if _was_given(context, name)]
@@ -106,14 +107,14 @@ def train(
                 raise ValueError(f"{names} cannot go with --resume, which takes the run from its checkpoint")
             config = checkpoints.load(output / CHECKPOINT).config
         else:
-            if exists and not overwrite and is_writer():
+            if exists and not overwrite and writes:
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
             values = {name: context.params[name] for name in _FIELDS}
             config = TrainingConfig(**{**values, "clip": clip or None})
             if config.backend == "auto" and (reason := fault(config)) is not None:
                 config = dataclasses.replace(config, backend="torch")
                 console.print(f"Training step by step: {reason}.")
-        log = tensorboard_log(output / TENSORBOARD) if tensorboard and is_writer() else nullcontext()
+        log = tensorboard_log(output / TENSORBOARD) if tensorboard and writes else nullcontext()
         with log as write:
             result = _train(config, output, resume, checkpoint_every, place, console, write, group)
     rate = result.tasks / result.seconds if result.tasks else 0.0

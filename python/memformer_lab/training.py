@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import distributed
 from torch.distributed import ProcessGroup
 
 from memformer_kernels.nn import Memformer
@@ -17,6 +16,7 @@ from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.files import remove_temporaries
 from memformer_lab.metrics import MetricsLog
+from memformer_lab.ranks import is_writer
 from memformer_lab.step_trainer import StepTrainer
 from memformer_lab.trainer import Record, Trainer, TrainingDiverged
 
@@ -69,10 +69,10 @@ def train(
     _check_interval(checkpoint_every)
     folder = Path(output)
     trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
-    if _writes(group):
+    if is_writer(group):
         (folder / METRICS).unlink(missing_ok=True)
         checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
-    if _writes(group):
+    if is_writer(group):
         return _run(trainer, folder, checkpoint_every, on_record)
     return _follow(trainer, checkpoint_every)
 
@@ -103,7 +103,7 @@ def continue_training(
             trainer = StepTrainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
-    if _writes(group):
+    if is_writer(group):
         return _run(trainer, folder, checkpoint_every, on_record)
     return _follow(trainer, checkpoint_every)
 
@@ -118,10 +118,6 @@ def _alone(config: TrainingConfig, group: ProcessGroup | None) -> bool:
     if config.backend == "torch" and group is not None:
         raise ValueError("backend must be 'auto' or 'cpu' with several processes, got 'torch'")
     return config.backend == "torch"
-
-
-def _writes(group: ProcessGroup | None) -> bool:
-    return group is None or distributed.get_rank(group) == 0
 
 
 def _next_stop(trainer: Trainer | StepTrainer, checkpoint_every: int) -> int:
