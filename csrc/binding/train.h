@@ -20,7 +20,6 @@ struct TrainedParameters {
 };
 
 struct TaskArguments {
-  int64_t resample_every;
   const Tensor& seeds;
   const Tensor& streams;
   const std::string& sampler;
@@ -49,7 +48,7 @@ struct OptimizerArguments {
 };
 
 template <class T>
-TaskSource<T> task_source(const TaskArguments& given, int models) {
+TaskSource<T> task_source(const TaskArguments& given) {
   TaskSource<T> source{};
   source.sampler = given.sampler == "statistics" ? Sampler::statistics
                    : given.sampler == "tokens"   ? Sampler::tokens
@@ -57,7 +56,7 @@ TaskSource<T> task_source(const TaskArguments& given, int models) {
   const auto numbers = [](const MaybeTensor& tensor) {
     return tensor ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
   };
-  source.models = models;
+  source.models = 1;
   source.tasks = given.tasks;
   source.features = static_cast<int>(given.features);
   source.context = static_cast<int>(given.context);
@@ -76,25 +75,26 @@ TaskSource<T> task_source(const TaskArguments& given, int models) {
 template <class T>
 class TrainCall {
  public:
-  TrainCall(const TrainedParameters& given, const TaskArguments& tasks, int64_t step) : parameters_(present(given)) {
+  TrainCall(const TrainedParameters& given, const TaskSource<T>& source, int64_t step, int64_t resample_every)
+      : parameters_(present(given)) {
     const int models = static_cast<int>(given.q.size(0)), side = static_cast<int>(given.q.size(4));
-    const bool response = !given.p;
     TrainedNetwork<T>& network = training.network;
-    network.response = response;
-    network.width = static_cast<int>(tasks.features) + 1;
-    network.block = !response && side < network.width;
+    network.response = !given.p;
+    network.width = source.features + 1;
+    network.block = given.p && side < network.width;
     network.layers = static_cast<int>(given.q.size(1));
     const int heads = static_cast<int>(given.q.size(2));
     network.kept = kept_heads(heads, given.gamma, given.beta);
-    network.heads = response ? network.kept : heads;
+    network.heads = network.response ? network.kept : heads;
     network.diagonal = !given.gamma || given.gamma->dim() == 5;
     link(given, heads, side);
 
-    training.source = task_source<T>(tasks, models);
-    training.source.first_draw = step / tasks.resample_every;
+    training.source = source;
+    training.source.models = models;
+    training.source.first_draw = step / resample_every;
     training.step = step;
     training.steps = 1;
-    training.resample_every = tasks.resample_every;
+    training.resample_every = resample_every;
     uint32_t threads = 1;
     TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
     training.threads = static_cast<int>(threads);

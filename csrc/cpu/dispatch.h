@@ -19,6 +19,7 @@ struct Kernels {
   void (*layer)(const Layer<T>&, ParallelFor);
   void (*train)(const Training<T>&, ParallelFor);
   void (*train_gradients)(const Training<T>&, const BlockSums&, ParallelFor);
+  void (*train_update)(const Training<T>&, const BlockSums&);
   void (*random_numbers)(const RandomNumbers<T>&);
   void (*sample_tasks)(const TaskSource<T>&, int64_t, T*);
 };

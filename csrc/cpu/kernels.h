@@ -16,6 +16,7 @@
   void layer(const Layer<T>& call, ParallelFor run);            \
   void train(const Training<T>& training, ParallelFor run);     \
   void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \
+  void train_update(const Training<T>& training, const BlockSums& blocks);                      \
   void random_numbers(const RandomNumbers<T>& call);            \
   void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells);
 

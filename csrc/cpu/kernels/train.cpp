@@ -64,6 +64,19 @@ class Trainer {
     }
   }
 
+  // One step from the sums of all blocks.
+  void update(const BlockSums& blocks) {
+    const int64_t size = state_.flat + 1;
+    for (int model = 0; model < state_.models; ++model) {
+      double* const total = totals(model);
+      clear(total);
+      for (int64_t block = 0; block < blocks.blocks; ++block) {
+        add(blocks.sums + (model * blocks.blocks + block) * size, total);
+      }
+      finish(model, 0);
+    }
+  }
+
   // The sums of every block of one step.
   void gradients(const BlockSums& blocks, ParallelFor parallel) {
     active_ = blocks.active;
@@ -115,6 +128,10 @@ class Trainer {
   T* dense(int model) const { return dense_ + static_cast<int64_t>(model) * network_.dense(); }
   void clear(double* sums) const {
     for (int k = 0; k <= state_.flat; ++k) sums[k] = 0.0;
+  }
+
+  void add(const double* sums, double* total) const {
+    for (int k = 0; k <= state_.flat; ++k) total[k] += sums[k];
   }
 
   bool is_active(int model) const {
@@ -174,7 +191,7 @@ class Trainer {
     for (int64_t part = 0; part < count; part += block_parts<T>) {
       clear(block);
       block_sums(model, part, count, block);
-      for (int k = 0; k <= state_.flat; ++k) total[k] += block[k];
+      add(block, total);
     }
   }
 
@@ -190,14 +207,14 @@ class Trainer {
     const int queries = training_.source.queries ? training_.source.queries : 1;
     const double entries = static_cast<double>(training_.source.tasks) * queries;
     loss = total[state_.flat] / entries;
-    if (!isfinite(loss) || !update(model, step, total, entries)) {
+    if (!isfinite(loss) || !take_step(model, step, total, entries)) {
       ++state_.skipped[model];
       return;
     }
     expand(model);
   }
 
-  bool update(int model, int64_t step, const double* total, double entries) {
+  bool take_step(int model, int64_t step, const double* total, double entries) {
     const int64_t begin = static_cast<int64_t>(model) * state_.flat_step;
     const double* const hyper = state_.hyper + 6 * model;
     T* const grad = news_ + 4 * begin;
@@ -287,6 +304,12 @@ void train_gradients(const Training<float>& training, const BlockSums& blocks, P
 
 void train_gradients(const Training<double>& training, const BlockSums& blocks, ParallelFor parallel) {
   run(training, blocks, parallel);
+}
+
+void train_update(const Training<float>& training, const BlockSums& blocks) { Trainer<float>(training, 0, 0).update(blocks); }
+
+void train_update(const Training<double>& training, const BlockSums& blocks) {
+  Trainer<double>(training, 0, 0).update(blocks);
 }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -41,7 +41,6 @@ def _cells(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype, tasks: int
     gaussian = isinstance(sampler, GaussianSampler)
     factors = (sampler.weights, sampler.factor) if isinstance(sampler, GaussianSampler) else (None, None)
     torch.ops.memformer_native.sample_tasks(
-        1,
         torch.tensor([SEED]),
         torch.tensor([STREAM]),
         "statistics" if isinstance(sampler, GaussianStatistics) else "tokens" if gaussian else "fixed",
