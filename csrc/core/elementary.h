@@ -92,22 +92,40 @@ MEMFORMER_INLINE S add_log_terms(S series, S square) {
   }
 }
 
-// ln(value) for positive normal numbers. With value = 2^e m, m in [sqrt(1/2), sqrt(2)), and s = (m - 1) / (m + 1):
-// ln m = 2 (s + s^3 / 3 + s^5 / 5 + ...).
+// 2^exponent fraction, with the fraction in [sqrt(1/2), sqrt(2)).
 template <class S>
-MEMFORMER_INLINE S logarithm(S value) {
+struct Split {
+  S exponent;
+  S fraction;
+};
+
+// Of positive normal numbers.
+template <class S>
+MEMFORMER_INLINE Split<S> split(S value) {
+  using F = Format<ValueOf<S>>;
+  const auto shifted = bits_of(value) + (F::one - F::root_half);
+  return {number_of((shifted >> F::fraction_bits) | F::counting, S()) - S(F::uncount),
+          number_of((shifted & F::fraction) + F::root_half, S())};
+}
+
+// The logarithm of a number m 2^e: with s = (m - 1) / (m + 1), ln m = 2 (s + s^3 / 3 + s^5 / 5 + ...).
+template <class S>
+MEMFORMER_INLINE S logarithm(const Split<S>& value) {
   using T = ValueOf<S>;
   using F = Format<T>;
-  const auto shifted = bits_of(value) + (F::one - F::root_half);
-  const S exponent = number_of((shifted >> F::fraction_bits) | F::counting, S()) - S(F::uncount);
-  const S f = number_of((shifted & F::fraction) + F::root_half, S()) - S(T(1));
+  const S f = value.fraction - S(T(1));
   const S s = f / (f + S(T(2)));
   const S square = s * s;
   constexpr T last = T(2) / T(2 * F::log_terms + 1);
   const S series = add_log_terms<F::log_terms - 1>(S(last), square);
   // 2 s = f - s f: the rounding of s then weighs only in the small second part.
-  const S small = exponent * F::ln2_low + (s * square * series - s * f);
-  return exponent * F::ln2_high + (f + small);
+  const S small = value.exponent * F::ln2_low + (s * square * series - s * f);
+  return value.exponent * F::ln2_high + (f + small);
+}
+
+template <class S>
+MEMFORMER_INLINE S logarithm(S value) {
+  return logarithm(split(value));
 }
 
 // (-1)^(k / 2) (pi / 2)^k / k!, the coefficient of f^k in the sine (k odd) or cosine of f quarters of a turn.

@@ -28,9 +28,9 @@ MEMFORMER_INLINE double uniform(uint64_t word, double) {
   return static_cast<double>(static_cast<uint32_t>(word)) * 0x1p-32 + 0x1p-33;
 }
 
-// Uniforms whose product still is a normal number: one logarithm for all of them.
+// Uniforms whose product, times a fraction of at least 1/2, still is a normal number.
 template <class T>
-constexpr int uniforms_a_logarithm = sizeof(T) == 4 ? 3 : 24;
+constexpr int uniforms_a_product = sizeof(T) == 4 ? 3 : 24;
 
 template <class S>
 struct Stream {
@@ -77,18 +77,19 @@ class Uniforms {
  public:
   MEMFORMER_INLINE Uniforms(const Stream<S>& stream, uint32_t block) : stream_(stream), block_(block), left_(0) {}
 
-  // The sum of the logarithms of the next `count` uniforms.
+  // The sum of the logarithms of the next `count` uniforms: that of their product, whose exponent is kept apart.
   MEMFORMER_INLINE S log_sum(int count) {
     using T = ValueOf<S>;
-    S sum = S(T(0));
+    Split<S> product{S(T(0)), S(T(1))};
     while (count > 0) {
-      const int factors = count < uniforms_a_logarithm<T> ? count : uniforms_a_logarithm<T>;
-      S product = next();
-      for (int k = 1; k < factors; ++k) product = product * next();
-      sum += logarithm(product);
+      const int factors = count < uniforms_a_product<T> ? count : uniforms_a_product<T>;
+      S several = product.fraction;
+      for (int k = 0; k < factors; ++k) several = several * next();
+      const Split<S> parts = split(several);
+      product = {product.exponent + parts.exponent, parts.fraction};
       count -= factors;
     }
-    return sum;
+    return logarithm(product);
   }
 
  private:

@@ -6,7 +6,7 @@
 // uint64_t in a GPU thread, vectors of them on the CPU. It needs `product` (of the low half and a constant, all 64
 // bits), `high` (the upper half of a product) and `mixed` (a ^ b ^ key). Operations for a block and a lane: 20
 // products, 20 shifts, 40 exclusive ors (20 where there is one of three operands), which is the floor of a sampler:
-// d = 5, n = 20 takes 17 blocks a task for its sufficient statistics and 28 for its tokens.
+// d = 5, n = 20 and one query take 17 blocks a task as sufficient statistics and 28 as tokens.
 
 #pragma once
 
