@@ -1,7 +1,7 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
 `gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
-`dispatch` the automatic choice against every provider.
+`dispatch` the automatic choice against every provider, `trainer` looks at whole optimiser steps.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import compare, dispatch, floors, gpu_floors, growth, overhead
+from benchmarks import compare, dispatch, floors, gpu_floors, growth, overhead, trainer
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, Provider, automatic, select
 from benchmarks.record import Report, read_report, write_json, write_report
@@ -100,6 +100,17 @@ def grow(
     for line in not_timed(replace(report, timings=failed)):
         console.print(line, markup=False)
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
+
+
+@app.command("trainer")
+def train(quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "trainer-cpu.json") -> None:
+    """Whole optimiser steps, of one model and of twenty, beside PyTorch with its Adam."""
+    machine = measure_machine(CPU, quick=quick)
+    found = trainer.measure(machine, rounds=3, compiled=False) if quick else trainer.measure(machine)
+    write_json(json, trainer.as_record(found))
+    console = Console()
+    trainer.print_trainer(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
 
 
 @app.command("overhead")

@@ -1,8 +1,8 @@
 """Memformers at the hardware's limit: linear Transformers with memory registers that run learned first-order methods.
 
 Start with `memformer_predict` and `memformer_loss` (whole networks on batches of small regression tasks),
-`memformer_layer` (one layer for another model) or `nn.Memformer` (a module). The contract is the docstring of
-`memformer_kernels.functional`; a call goes functional -> problem -> plan -> ops -> backends.
+`memformer_layer` (one layer for another model), `nn.Memformer` (a module) or `train_steps` (training). The contract is
+the docstring of `memformer_kernels.functional`; a call goes functional -> problem -> plan -> ops -> backends.
 """
 
 from memformer_kernels import nn
@@ -16,18 +16,46 @@ from memformer_kernels.functional import (
     memformer_predict,
     memformer_stack,
 )
+from memformer_kernels.training import (
+    SGD,
+    Adam,
+    AdamW,
+    FixedTasks,
+    GaussianStatistics,
+    GaussianTokens,
+    RankLost,
+    Schedule,
+    TrainingPlan,
+    TrainState,
+    explain_training,
+    predict_split_context,
+    train_steps,
+)
 from memformer_kernels.version import __version__
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "FixedTasks",
+    "GaussianStatistics",
+    "GaussianTokens",
+    "RankLost",
+    "Schedule",
+    "TrainState",
+    "TrainingPlan",
     "__version__",
     "build_info",
     "context_gram",
     "explain",
+    "explain_training",
     "lfom_solve",
     "memformer_layer",
     "memformer_loss",
     "memformer_predict",
     "memformer_stack",
     "nn",
+    "predict_split_context",
+    "train_steps",
     "warmup",
 ]

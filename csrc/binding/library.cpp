@@ -9,6 +9,7 @@
 
 #include "binding/network.h"
 #include "binding/solve.h"
+#include "binding/train.h"
 
 namespace memformer::binding {
 namespace {
@@ -121,6 +122,89 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
   });
 }
 
+void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
+                 const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
+                 const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
+                 int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                 const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                 const MaybeTensor& target, const MaybeTensor& index, const Tensor& losses) {
+  with_compute_type(q, [&](auto type) {
+    const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+    using T = decltype(type);
+    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
+                                        covariate_factor, z, target, index});
+    TrainCall<T> call({q, p, gamma, beta}, source, step, resample_every);
+    call.optimizer(optimizer);
+    call.training.steps = losses.size(0);
+    call.training.losses = static_cast<double*>(losses.data_ptr());
+    cpu::kernels<T>().train(call.training, parallel_for);
+    call.write(optimizer);
+  });
+}
+
+void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta, const Tensor& active,
+                     int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
+                     int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                     const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                     const MaybeTensor& target, const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
+                                        covariate_factor, z, target, index});
+    TrainCall<T> call({q, p, gamma, beta}, source, step, resample_every);
+    const BlockSums blocks{first_block, sums.size(1), static_cast<const bool*>(active.data_ptr()),
+                           static_cast<double*>(sums.data_ptr())};
+    cpu::kernels<T>().train_gradients(call.training, blocks, parallel_for);
+  });
+}
+
+void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
+                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
+                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
+                  int64_t max_skipped, int64_t step, int64_t features, int64_t tasks, int64_t queries, const Tensor& sums,
+                  const Tensor& losses) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    TaskSource<T> source{};
+    source.features = static_cast<int>(features);
+    source.tasks = tasks;
+    source.queries = static_cast<int>(queries);
+    const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+    TrainCall<T> call({q, p, gamma, beta}, source, step, 1);
+    call.optimizer(optimizer);
+    call.training.losses = static_cast<double*>(losses.data_ptr());
+    cpu::kernels<T>().train_update(call.training, {0, sums.size(1), nullptr, static_cast<double*>(sums.data_ptr())});
+    call.write(optimizer);
+  });
+}
+
+void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
+                  int64_t tasks, int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
+                  const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index,
+                  int64_t draw, const Tensor& cells) {
+  with_compute_type(cells, [&](auto type) {
+    using T = decltype(type);
+    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
+                                        covariate_factor, z, target, index});
+    cpu::kernels<T>().sample_tasks(source, draw, static_cast<T*>(cells.data_ptr()));
+  });
+}
+
+void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64_t draw, bool dual, const Tensor& numbers) {
+  const auto run = [&](auto type) {
+    using T = decltype(type);
+    const Numbers wanted = kind == "words" ? Numbers::words : kind == "uniforms" ? Numbers::uniforms : Numbers::normals;
+    cpu::kernels<T>().random_numbers(
+        {wanted, seed, stream, draw, numbers.size(0), numbers.size(1) / 4, static_cast<double*>(numbers.data_ptr())});
+  };
+  if (dual) {
+    run(double{});
+  } else {
+    run(float{});
+  }
+}
+
 std::string instruction_set() { return cpu::instruction_set(); }
 
 void use_instruction_set(const std::string& name) {
@@ -137,6 +221,13 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
 #define MEMFORMER_PARAMETER_GRADS "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
 
+#define MEMFORMER_OPTIMIZER \
+  "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
+  "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int step, "
+#define MEMFORMER_TASKS \
+  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int context, int queries, float noise, " \
+  "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
+
 STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("forward(Tensor z, " MEMFORMER_NETWORK "Tensor(a!) result) -> ()");
   m.def("backward(Tensor grad, Tensor z, " MEMFORMER_NETWORK "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
@@ -151,6 +242,12 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
   m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS "Tensor(h!) losses) -> ()");
+  m.def("train_gradients(Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor active, int step, int resample_every, "
+        MEMFORMER_TASKS "int first_block, Tensor(a!) sums) -> ()");
+  m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(h!) losses) -> ()");
+  m.def("sample_tasks(" MEMFORMER_TASKS "int draw, Tensor(a!) cells) -> ()");
+  m.def("random_numbers(str kind, int seed, int stream, int draw, bool dual, Tensor(a!) numbers) -> ()");
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 }
@@ -165,6 +262,11 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("lfom_solve_backward", TORCH_BOX(&memformer::binding::lfom_solve_backward));
   m.impl("layer", TORCH_BOX(&memformer::binding::layer));
   m.impl("layer_backward", TORCH_BOX(&memformer::binding::layer_backward));
+  m.impl("train_steps", TORCH_BOX(&memformer::binding::train_steps));
+  m.impl("train_gradients", TORCH_BOX(&memformer::binding::train_gradients));
+  m.impl("train_update", TORCH_BOX(&memformer::binding::train_update));
+  m.impl("sample_tasks", TORCH_BOX(&memformer::binding::sample_tasks));
+  m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/calls.h"
+#include "core/training.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu {
@@ -16,6 +17,11 @@ struct Kernels {
   void (*context_gram)(const Gram<T>&, ParallelFor);
   void (*quadratics)(const Quadratics<T>&, ParallelFor);
   void (*layer)(const Layer<T>&, ParallelFor);
+  void (*train)(const Training<T>&, ParallelFor);
+  void (*train_gradients)(const Training<T>&, const BlockSums&, ParallelFor);
+  void (*train_update)(const Training<T>&, const BlockSums&);
+  void (*random_numbers)(const RandomNumbers<T>&);
+  void (*sample_tasks)(const TaskSource<T>&, int64_t, T*);
 };
 
 template <class T>

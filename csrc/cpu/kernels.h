@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/calls.h"
+#include "core/training.h"
 #include "cpu/threads.h"
 
 #define MEMFORMER_KERNELS_OF(T)                                 \
@@ -12,7 +13,12 @@
   void general_tokens(const Network<T>& call, ParallelFor run); \
   void context_gram(const Gram<T>& call, ParallelFor run);      \
   void quadratics(const Quadratics<T>& call, ParallelFor run);  \
-  void layer(const Layer<T>& call, ParallelFor run);
+  void layer(const Layer<T>& call, ParallelFor run);            \
+  void train(const Training<T>& training, ParallelFor run);     \
+  void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \
+  void train_update(const Training<T>& training, const BlockSums& blocks);                      \
+  void random_numbers(const RandomNumbers<T>& call);            \
+  void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells);
 
 #define MEMFORMER_KERNELS(isa)      \
   namespace memformer::cpu::isa {   \

@@ -19,6 +19,8 @@ namespace memformer::cpu::MEMFORMER_ISA {
 constexpr int64_t block_tasks = 1024;
 template <class T>
 constexpr int64_t part_tasks = 16 * Lanes<T>::width;
+template <class T>
+constexpr int64_t block_parts = block_tasks / part_tasks<T>;
 
 // Partial sums kept at a time, in bytes: small beside any batch that has more of them.
 constexpr int64_t partial_bytes = 1 << 20;
@@ -44,6 +46,37 @@ inline void sums_of_lanes(const Lanes<T>* sums, int count, T* to) {
   }
 }
 
+// A whole number of `quarter<T>` sums, at least `sums` of them.
+template <class T>
+constexpr int whole_sums(int sums) {
+  return (sums + quarter<T> - 1) / quarter<T> * quarter<T>;
+}
+
+// The sums of one part, `sums` of them a whole number of `quarter<T>`.
+template <class T, class Group>
+inline void run_part(Group& group, int64_t tasks, int64_t part, int sums, std::size_t scratch_cells, T* partial) {
+  using S = Lanes<T>;
+  S* const vectors = static_cast<S*>(thread_scratch((sums + scratch_cells) * sizeof(S)));
+  for (int k = 0; k < sums; ++k) vectors[k] = S(0);
+  const int64_t first = part * part_tasks<T>;
+  const int64_t last = first + part_tasks<T> < tasks ? first + part_tasks<T> : tasks;
+  for (int64_t task = first; task < last; task += S::width) {
+    const int64_t left = last - task;
+    group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, vectors, vectors + sums);
+  }
+  sums_of_lanes(vectors, sums, partial);
+}
+
+// The first of a block's `parts` partial sums becomes the sum of all, pairwise.
+template <class T>
+inline void sum_parts(T* partial, int64_t parts, int sums) {
+  for (int64_t step = 1; step < parts; step *= 2) {
+    for (int64_t part = 0; part + step < parts; part += 2 * step) {
+      for (int k = 0; k < sums; ++k) partial[part * sums + k] += partial[(part + step) * sums + k];
+    }
+  }
+}
+
 template <class T, class Group>
 struct PartsJob {
   const Group& prototype;
@@ -55,18 +88,9 @@ struct PartsJob {
 
   static void run(int64_t begin, int64_t end, void* context) {
     auto& job = *static_cast<PartsJob*>(context);
-    using S = Lanes<T>;
     Group group(job.prototype);
-    S* const sums = static_cast<S*>(thread_scratch((job.sums + job.scratch_cells) * sizeof(S)));
     for (int64_t part = begin; part < end; ++part) {
-      for (int k = 0; k < job.sums; ++k) sums[k] = S(0);
-      const int64_t first = (job.first_part + part) * part_tasks<T>;
-      const int64_t last = first + part_tasks<T> < job.tasks ? first + part_tasks<T> : job.tasks;
-      for (int64_t task = first; task < last; task += S::width) {
-        const int64_t left = last - task;
-        group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, sums, sums + job.sums);
-      }
-      sums_of_lanes(sums, job.sums, job.partial + part * job.sums);
+      run_part<T>(group, job.tasks, job.first_part + part, job.sums, job.scratch_cells, job.partial + part * job.sums);
     }
   }
 };
@@ -77,12 +101,11 @@ template <class T, class Group>
 inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, double* totals, ParallelFor parallel,
                        const Group& group) {
   const int64_t parts = (tasks + part_tasks<T> - 1) / part_tasks<T>;
-  constexpr int64_t parts_per_block = block_tasks / part_tasks<T>;
   const int wanted = sums;
-  sums = (sums + quarter<T> - 1) / quarter<T> * quarter<T>;
+  sums = whole_sums<T>(sums);
   const int64_t fit = sums ? partial_bytes / (sums * static_cast<int64_t>(sizeof(T))) : parts;
-  const int64_t least = 4 * parts_per_block;
-  const int64_t at_once = (fit < least ? least : fit) / parts_per_block * parts_per_block;
+  const int64_t least = 4 * block_parts<T>;
+  const int64_t at_once = (fit < least ? least : fit) / block_parts<T> * block_parts<T>;
   for (int k = 0; k < wanted; ++k) totals[k] = 0.0;
   for (int64_t start = 0; start < parts; start += at_once) {
     const int64_t count = parts - start < at_once ? parts - start : at_once;
@@ -93,14 +116,9 @@ inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, doubl
     } else {
       parallel(count, &PartsJob<T, Group>::run, &job);
     }
-    for (int64_t block = 0; sums && block < count; block += parts_per_block) {
-      const int64_t in_block = count - block < parts_per_block ? count - block : parts_per_block;
+    for (int64_t block = 0; sums && block < count; block += block_parts<T>) {
       T* const first = partial + block * sums;
-      for (int64_t step = 1; step < in_block; step *= 2) {
-        for (int64_t part = 0; part + step < in_block; part += 2 * step) {
-          for (int k = 0; k < sums; ++k) first[part * sums + k] += first[(part + step) * sums + k];
-        }
-      }
+      sum_parts(first, count - block < block_parts<T> ? count - block : block_parts<T>, sums);
       for (int k = 0; k < wanted; ++k) totals[k] += static_cast<double>(first[k]);
     }
   }

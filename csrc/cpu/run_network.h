@@ -20,10 +20,9 @@ inline void run_network(const Network<T>& network, const Group& group, ParallelF
   over_parts<T>(network.tasks, sums, group.scratch_cells(), network.totals, parallel, group);
 }
 
-// Calls body with the extent of the features of a response-only network.
+// Calls body with the extent of d features.
 template <class T, class Body>
-inline void with_features(const Network<T>& network, Body body) {
-  const int d = network.width - 1;
+inline void with_extent(int d, Body body) {
   if constexpr (compiles_sizes<T>) {
     switch (d) {
       case 2: return body(core::Fixed<2>{});
@@ -37,24 +36,35 @@ inline void with_features(const Network<T>& network, Body body) {
   body(core::UpTo<16>{d});
 }
 
+// Calls body with the extent of the features of a response-only network.
+template <class T, class Body>
+inline void with_features(const Network<T>& network, Body body) {
+  with_extent<T>(network.width - 1, body);
+}
+
 // Calls body with the shape of any other network: blocks of d x d, or dense matrices of D x D.
 template <class T, class Body>
-inline void with_shape(const Network<T>& network, Body body) {
+inline void with_shape(bool block, int width, Body body) {
   if constexpr (compiles_sizes<T>) {
-    if (network.block) {
-      switch (network.width) {
+    if (block) {
+      switch (width) {
         case 4: return body(core::Shape<true, core::Fixed<3>>{});
         case 5: return body(core::Shape<true, core::Fixed<4>>{});
         case 6: return body(core::Shape<true, core::Fixed<5>>{});
         case 7: return body(core::Shape<true, core::Fixed<6>>{});
         case 9: return body(core::Shape<true, core::Fixed<8>>{});
       }
-    } else if (network.width == 6) {
+    } else if (width == 6) {
       return body(core::Shape<false, core::Fixed<6>>{});
     }
   }
-  if (network.block) return body(core::Shape<true, core::UpTo<16>>{{network.width - 1}});
-  body(core::Shape<false, core::UpTo<16>>{{network.width}});
+  if (block) return body(core::Shape<true, core::UpTo<16>>{{width - 1}});
+  body(core::Shape<false, core::UpTo<16>>{{width}});
+}
+
+template <class T, class Body>
+inline void with_shape(const Network<T>& network, Body body) {
+  with_shape<T>(network.block, network.width, body);
 }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
 import torch
 import typer
 from rich.console import Console
+from torch.distributed import ProcessGroup
 
-from memformer_kernels import build_info
+from memformer_kernels import RankLost, build_info
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.budget import Budget
 from memformer_lab.config import TrainingConfig
@@ -23,14 +24,20 @@ from memformer_lab.models import load_model
 from memformer_lab.profiling.call import Call, profile_call
 from memformer_lab.profiling.view import print_profile
 from memformer_lab.progress import task_progress
+from memformer_lab.ranks import is_writer, process_group
 from memformer_lab.showcase import run_showcase
+from memformer_lab.step_trainer import fault
 from memformer_lab.tables import estimate_table
+from memformer_lab.tensorboard import tensorboard_log
 from memformer_lab.trainer import Record, TrainingDiverged
 from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.training import train as train_anew
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""
+
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's logs, below that of a run."""
 
 app = typer.Typer(
     add_completion=False,
@@ -84,10 +91,17 @@ def train(
     decay_every: Annotated[int, typer.Option(help="Steps between two such factors.")] = _RUN.decay_every,
     seed: Annotated[int, typer.Option(help="Seed of parameters and tasks.")] = _RUN.seed,
     log_every: Annotated[int, typer.Option(help="Steps between two lines of metrics.")] = _RUN.log_every,
+    backend: Annotated[
+        str, typer.Option(help="torch: autograd, step by step; cpu: native steps; auto: the quickest that fits.")
+    ] = "auto",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard too, in the output folder.")
+    ] = False,
 ) -> None:
-    """Train one model; leaves checkpoint.safetensors and metrics.jsonl."""
-    console = Console()
-    with _one_line_errors():
+    """Train one model; leaves checkpoint.safetensors and metrics.jsonl. Under torchrun, ranks share every batch."""
+    with _one_line_errors(), process_group() as group:
+        writes = is_writer(group)
+        console = Console(quiet=not writes)
         place, exists = _device(device), (output / CHECKPOINT).exists()
         if resume:
             given = [name for name in _FIELDS if _was_given(context, name)]
@@ -96,11 +110,16 @@ def train(
                 raise ValueError(f"{names} cannot go with --resume, which takes the run from its checkpoint")
             config = checkpoints.load(output / CHECKPOINT).config
         else:
-            if exists and not overwrite:
+            if exists and not overwrite and writes:
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
             values = {name: context.params[name] for name in _FIELDS}
             config = TrainingConfig(**{**values, "clip": clip or None})
-        result = _train(config, output, resume, checkpoint_every, place, console)
+            if config.backend == "auto" and (reason := fault(config)) is not None:
+                config = dataclasses.replace(config, backend="torch")
+                console.print(f"Training step by step: {reason}.")
+        log = tensorboard_log(output / TENSORBOARD) if tensorboard and writes else nullcontext()
+        with log as write:
+            result = _train(config, output, resume, checkpoint_every, place, console, write, group)
     rate = result.tasks / result.seconds if result.tasks else 0.0
     console.print(f"Trained on {result.tasks:,} tasks in {result.seconds:.1f} s, {rate:,.0f} tasks/s.")
     console.print(f"Wrote {output / CHECKPOINT} and {output / METRICS}", soft_wrap=True)
@@ -199,17 +218,28 @@ def profile(
 
 
 def _train(
-    config: TrainingConfig, output: Path, resume: bool, checkpoint_every: int, device: torch.device, console: Console
+    config: TrainingConfig,
+    output: Path,
+    resume: bool,
+    checkpoint_every: int,
+    device: torch.device,
+    console: Console,
+    write: Callable[[Record], None] | None,
+    group: ProcessGroup | None,
 ) -> TrainingResult:
     with task_progress(console) as progress:
         bar = progress.add_task("training", total=config.steps * config.batch, note="")
 
         def show(record: Record) -> None:
             progress.update(bar, completed=record["step"] * config.batch, note=f"loss {record['loss']:.4g}")
+            if write:
+                write(record)
 
         if resume:
-            return continue_training(output, checkpoint_every=checkpoint_every, device=device, on_record=show)
-        return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show)
+            return continue_training(
+                output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group
+            )
+        return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -233,12 +263,12 @@ def _cores() -> int:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, a run that diverged in exit code 1."""
+    """Bad input ends in one line on stderr and exit code 2, a run that diverged or lost a rank in exit code 1."""
     try:
         yield
     except (ValueError, OSError) as error:
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from error
-    except TrainingDiverged as error:
+    except (TrainingDiverged, RankLost) as error:
         typer.echo(f"stopped: {error}", err=True)
         raise typer.Exit(1) from error

@@ -12,6 +12,7 @@ from memformer_lab.tasks import GaussianTasks, StandardisedTasks
 
 TaskPreset = Literal["nonisotropic", "isotropic", "standardised"]
 Schedule = Literal["constant", "step", "cosine"]
+Backend = Literal["torch", "auto", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class TrainingConfig:
         decay_every: steps between two such factors.
         seed: of the initial parameters and of the tasks.
         log_every: steps between two lines of metrics.
+        backend: "torch" is the reference path, autograd and torch's Adam step by step on tasks of a torch generator;
+            the others are those of `memformer_kernels.train_steps`, whose tasks are a function of seed and step.
 
     Raises:
         TypeError: for a value of the wrong kind.
@@ -69,19 +72,21 @@ class TrainingConfig:
     decay_every: int = 1000
     seed: int = 0
     log_every: int = 50
+    backend: Backend = "torch"
 
     def __post_init__(self) -> None:
         for name in ("d", "n", "layers", "heads", "queries", "batch", "steps", "resample", "decay_every", "log_every"):
             _check_integer(name, getattr(self, name), 1)
         for name in ("rotation_seed", "warmup", "seed"):
             _check_integer(name, getattr(self, name), 0)
-        for name in ("rule", "structure", "tasks", "schedule"):
+        for name in ("rule", "structure", "tasks", "schedule", "backend"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
         if self.granularity is not None and not isinstance(self.granularity, str):
             raise TypeError(f"granularity must be a string or None, got {self.granularity!r}")
         _check_choice("tasks", self.tasks, get_args(TaskPreset))
         _check_choice("schedule", self.schedule, get_args(Schedule))
+        _check_choice("backend", self.backend, get_args(Backend))
         _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
         _check_number("decay", self.decay, 0.0, 1.0, closed_high=True)
         if self.clip is not None:

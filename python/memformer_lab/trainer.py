@@ -67,6 +67,8 @@ class Trainer:
         trainer.step = checkpoint.step
         trainer.loss_sum = checkpoint.loss_sum
         trainer._restore_moments(checkpoint)
+        if checkpoint.generator is None:
+            raise ValueError("the checkpoint has no state of a generator, expected that of a run with backend 'torch'")
         try:
             trainer._generator.set_state(checkpoint.generator)
         except (RuntimeError, TypeError) as error:
@@ -125,6 +127,13 @@ class Trainer:
         self.loss_sum += loss_value
         self.step += 1
         return {"loss": loss_value, "gradient_norm": norm_value, "learning_rate": learning_rate}
+
+    def advance_to(self, step: int) -> Record:
+        """Take steps up to this one, at least one; returns and raises what `advance` does, for the last of them."""
+        record = self.advance()
+        while self.step < step:
+            record = self.advance()
+        return record
 
     def pop_mean_loss(self) -> float:
         """The mean loss of the steps since the last multiple of `config.log_every`; begins a new sum."""

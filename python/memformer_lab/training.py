@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.distributed import ProcessGroup
 
 from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
+from memformer_lab.files import remove_temporaries
 from memformer_lab.metrics import MetricsLog
+from memformer_lab.ranks import is_writer
+from memformer_lab.step_trainer import StepTrainer
 from memformer_lab.trainer import Record, Trainer, TrainingDiverged
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -42,29 +46,35 @@ def train(
     checkpoint_every: int = 1000,
     device: torch.device | str = "cpu",
     on_record: Callable[[Record], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Train a fresh model to the last step, leaving "checkpoint.safetensors" and "metrics.jsonl" in `output`.
 
     Metrics are one JSON line every `config.log_every` steps and at the last step: step, mean loss since the line
-    before, gradient_norm and learning_rate of that step, and tasks_per_second.
+    before, learning_rate of that step (with backend "torch" gradient_norm as well), and tasks_per_second.
 
     Args:
         config: the run.
         output: folder to write to; a run that is there is replaced.
         checkpoint_every: steps between two checkpoints; the first and the last step always have one.
         device: where to train.
-        on_record: called with every line of metrics.
+        on_record: called with every line of metrics, by the process that writes.
+        group: ranks that share every batch; the first of them writes. Not with backend "torch".
 
     Raises:
         ValueError: for an argument out of range.
+        RankLost: if another rank of the group died or does not answer.
         TrainingDiverged: for a non-finite loss, gradient or parameter; the last good checkpoint stays.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
-    trainer = Trainer(config, device)
-    (folder / METRICS).unlink(missing_ok=True)
-    checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
-    return _run(trainer, folder, checkpoint_every, on_record)
+    trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
+    if is_writer(group):
+        (folder / METRICS).unlink(missing_ok=True)
+        checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
+    if is_writer(group):
+        return _run(trainer, folder, checkpoint_every, on_record)
+    return _follow(trainer, checkpoint_every)
 
 
 def continue_training(
@@ -73,6 +83,7 @@ def continue_training(
     checkpoint_every: int = 1000,
     device: torch.device | str = "cpu",
     on_record: Callable[[Record], None] | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainingResult:
     """Go on from the checkpoint in `output`, to the same parameters as if the run had never stopped.
 
@@ -86,10 +97,15 @@ def continue_training(
     folder = Path(output)
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     try:
-        trainer = Trainer.resume(checkpoint, device)
+        if _alone(checkpoint.config, group):
+            trainer: Trainer | StepTrainer = Trainer.resume(checkpoint, device)
+        else:
+            trainer = StepTrainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
-    return _run(trainer, folder, checkpoint_every, on_record)
+    if is_writer(group):
+        return _run(trainer, folder, checkpoint_every, on_record)
+    return _follow(trainer, checkpoint_every)
 
 
 def _check_interval(checkpoint_every: int) -> None:
@@ -97,16 +113,40 @@ def _check_interval(checkpoint_every: int) -> None:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
 
 
+def _alone(config: TrainingConfig, group: ProcessGroup | None) -> bool:
+    """Whether the run takes the reference path, which knows one process only."""
+    if config.backend == "torch" and group is not None:
+        raise ValueError("backend must be 'auto' or 'cpu' with several processes, got 'torch'")
+    return config.backend == "torch"
+
+
+def _next_stop(trainer: Trainer | StepTrainer, checkpoint_every: int) -> int:
+    """The step before which nothing is to be written."""
+    config = trainer.config
+    stops = (trainer.step // every * every + every for every in (config.log_every, checkpoint_every))
+    return min(config.steps, *stops)
+
+
+def _follow(trainer: Trainer | StepTrainer, checkpoint_every: int) -> TrainingResult:
+    """What `_run` does, without writing."""
+    first, begin = trainer.step, time.perf_counter()
+    while trainer.step < trainer.config.steps:
+        trainer.advance_to(_next_stop(trainer, checkpoint_every))
+    return TrainingResult(trainer.model, (trainer.step - first) * trainer.config.batch, time.perf_counter() - begin)
+
+
 def _run(
-    trainer: Trainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
+    trainer: Trainer | StepTrainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
 ) -> TrainingResult:
     config, first = trainer.config, trainer.step
+    for name in (CHECKPOINT, METRICS):
+        remove_temporaries(folder / name)
     begin = lap = time.perf_counter()
     lap_step = first
     with MetricsLog(folder / METRICS, after=first, every=config.log_every) as log:
         while trainer.step < config.steps:
             try:
-                record = trainer.advance()
+                record = trainer.advance_to(_next_stop(trainer, checkpoint_every))
                 done = trainer.step == config.steps
                 if done or trainer.step % config.log_every == 0:
                     now = time.perf_counter()

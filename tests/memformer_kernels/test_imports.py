@@ -18,7 +18,7 @@ FLOORS = [
     {"build", "ops"},
     {"plan"},
     {"functional"},
-    {"explain", "nn", "testing"},
+    {"explain", "nn", "testing", "training"},
     {"__init__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

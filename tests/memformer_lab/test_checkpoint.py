@@ -65,7 +65,7 @@ def test_what_is_saved_is_loaded(checkpoint: checkpoints.Checkpoint, path: Path)
 def test_the_header_is_versioned_json(path: Path) -> None:
     header = _header(path)
     assert header["format"] == "memformer_lab.checkpoint"
-    assert header["version"] == 1
+    assert header["version"] == 2
     assert header["step"] == 3
     assert TrainingConfig.from_dict(header["config"]) == CONFIG
 
@@ -122,8 +122,8 @@ def test_foreign_safetensors_are_refused(path: Path, metadata: dict[str, str] | 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 2}, "has format version 2, expected 1"),
-        ({"version": None}, "has format version None, expected 1"),
+        ({"version": 1}, "has format version 1, expected 2"),
+        ({"version": None}, "has format version None, expected 2"),
         ({"step": "three"}, "has step = 'three' in its header, expected int"),
         ({"step": -3}, "step = -3"),
         ({"loss_sum": None}, "loss_sum = None"),
@@ -162,6 +162,16 @@ def test_tensors_that_do_not_belong_are_refused(checkpoint: checkpoints.Checkpoi
     checkpoints.save(path, dataclasses.replace(checkpoint, first=moments))
     with pytest.raises(ValueError, match=rf"{path.name}: a moment of q is \(2,\), expected"):
         continue_training(path.parent)
+
+
+def test_the_generator_is_there_where_tasks_are_drawn_by_one(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
+    checkpoints.save(path, dataclasses.replace(checkpoint, generator=None))
+    with pytest.raises(ValueError, match=rf"{path.name} has tensors .* expected 'generator' among them"):
+        checkpoints.load(path)
+    steps = dataclasses.replace(CONFIG, backend="auto")
+    checkpoints.save(path, dataclasses.replace(checkpoint, config=steps))
+    with pytest.raises(ValueError, match=rf"{path.name} has tensors .* for backend 'torch' alone"):
+        checkpoints.load(path)
 
 
 def test_a_generator_of_another_device_is_refused(checkpoint: checkpoints.Checkpoint) -> None:

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from memformer_lab import checkpoint as checkpoints
@@ -56,8 +58,45 @@ def test_every_option_reaches_the_configuration(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     config = checkpoints.load(tmp_path / CHECKPOINT).config
     assert config.to_dict() == {
-        **{name.replace("-", "_"): value for name, value in options.items()}, "betas": [0.8, 0.95], "clip": None
+        **{name.replace("-", "_"): value for name, value in options.items()}, "betas": [0.8, 0.95], "clip": None,
+        "backend": "torch",
     }  # fmt: skip
+    assert "Training step by step: rule 'gated_heads' trains gates" in result.output
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_the_backend_is_kept_with_the_run(backend: str, tmp_path: Path) -> None:
+    assert _call(*QUICK, "--output", tmp_path, "--backend", backend).exit_code == 0
+    held = checkpoints.load(tmp_path / CHECKPOINT)
+    assert held.config.backend == backend
+    assert (held.generator is None) == (backend == "auto")
+    assert ("gradient_norm" in read_metrics(tmp_path / METRICS)[0]) == (backend == "torch")
+
+
+def test_tensorboard_gets_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a writer that only takes notes, since the package is optional."""
+    scalars: list[tuple[str, int]] = []
+
+    class Writer:
+        def __init__(self, folder: str) -> None:
+            assert folder == str(tmp_path / "tensorboard")
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            assert isinstance(value, float)
+            scalars.append((name, step))
+
+        def close(self) -> None:
+            scalars.append(("closed", 0))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    assert _call(*QUICK, "--output", tmp_path, "--tensorboard").exit_code == 0
+    assert [step for name, step in scalars if name == "loss"] == [10, 20, 30, 40]
+    assert {name for name, _ in scalars} == {"loss", "learning_rate", "tasks_per_second", "closed"}
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    _assert_refused(_call(*QUICK, "--output", tmp_path / "none", "--tensorboard"), "pip install tensorboard")
+    assert not (tmp_path / "none").exists()
 
 
 def test_resume_goes_on_from_the_checkpoint(folder: Path, tmp_path: Path) -> None:
@@ -93,6 +132,7 @@ def test_a_run_is_not_lost_by_accident(folder: Path, tmp_path: Path) -> None:
         ("--structure", "sparse", "structure: expected one of"),
         ("--tasks", "real", "tasks must be one of"),
         ("--d", 4, "d must be 5"),
+        ("--backend", "cuda", "backend must be one of torch, auto, cpu"),
         ("--device", "abacus", "device 'abacus' cannot be used"),
     ],
 )
@@ -149,10 +189,28 @@ def test_info_says_what_runs_here_and_what_a_checkpoint_holds(folder: Path) -> N
     assert "memformer_kernels" in here.output
     assert f"results: {Path('results').resolve()}" in here.output
     held = _call("info", folder)
-    assert "memformer_lab.checkpoint, version 1, step 40 of 40" in held.output
+    assert "memformer_lab.checkpoint, version 2, step 40 of 40" in held.output
     config = next(json.loads(line) for line in held.output.splitlines() if line.startswith("{"))
     assert config == checkpoints.load(folder / CHECKPOINT).config.to_dict()
     assert "q: (2, 1, 5, 5) torch.float32" in held.output
+
+
+@pytest.mark.slow
+def test_torchrun_trains_what_one_process_trains(tmp_path: Path) -> None:
+    """Two ranks share batches of three blocks; the first writes. A run that is there is refused by one of them."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--no-python"]
+    command = [sys.executable, "-m", "memformer_lab", *QUICK, "--batch", "2500", "--output"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder, words in (("one", command), ("two", launcher + command)):
+        arguments = [*words, str(tmp_path / folder)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Trained on 100,000 tasks") == 1
+    one, two = (checkpoints.load(tmp_path / folder / CHECKPOINT) for folder in ("one", "two"))
+    assert (one.step, one.loss_sum) == (two.step, two.loss_sum)
+    assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
+    refused = subprocess.run([*launcher, *command, str(tmp_path / "two")], capture_output=True, check=False)
+    assert refused.returncode != 0
 
 
 def test_help_lists_the_commands() -> None:

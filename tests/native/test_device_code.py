@@ -12,12 +12,16 @@ NVCC = shutil.which("nvcc")
 
 
 @pytest.mark.skipif(NVCC is None, reason="no nvcc to compile device code with")
-def test_a_task_stays_in_registers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "kernels"),
+    [("device_code.cu", {"gram_loss", "token_loss"}), ("training_code.cu", {"statistics_step", "adam_step"})],
+)
+def test_a_task_stays_in_registers(source: str, kernels: set[str], tmp_path: Path) -> None:
     """d = 5 with run-time L for sm_90: no stack, no spills, and registers for at least 512 threads on a processor."""
     command = [
         str(NVCC),
         *("-std=c++17", "-arch=sm_90", "-cubin", "-Xptxas", "-v", "-I", str(ROOT / "csrc")),
-        *(str(ROOT / "tests" / "native" / "device_code.cu"), "-o", str(tmp_path / "device_code.cubin")),
+        *(str(ROOT / "tests" / "native" / source), "-o", str(tmp_path / "device_code.cubin")),
     ]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
@@ -27,7 +31,7 @@ def test_a_task_stays_in_registers(tmp_path: Path) -> None:
         finished.stderr,
         re.DOTALL,
     )
-    assert {name for name, *_ in functions} == {"gram_loss", "token_loss"}
+    assert {name for name, *_ in functions} == kernels
     for name, stack, stores, loads, registers in functions:
         assert (int(stack), int(stores), int(loads)) == (0, 0, 0), name
         assert int(registers) <= 128, name

@@ -1,0 +1,118 @@
+// Random numbers of a task by their place in its stream: words, uniforms, normals, sums of logarithms of uniforms.
+//
+// A task's words come in blocks of four, one for every counter (block, task, draw, stream); the key is a seed. A word w is
+// the uniform w 2^-32 + 2^-33; two uniforms in succession are two normals, r cos(2 pi u') and r sin(2 pi u') with r = sqrt(-2
+// ln u) (Box and Muller, 1958). Every step, task and model has numbers of its own, which neither the order of the work
+// nor the number of threads changes.
+
+#pragma once
+
+#include "core/elementary.h"
+#include "core/philox.h"
+
+namespace memformer::core {
+
+// One word of every task of S, and uniforms made of them: uint64_t and the overloads below, or their like for vectors.
+template <class S>
+struct WordsOf {
+  using Type = uint64_t;
+};
+template <class S>
+using Words = typename WordsOf<S>::Type;
+
+MEMFORMER_INLINE void set_words(uint32_t value, uint64_t& words) { words = value; }
+MEMFORMER_INLINE float uniform(uint64_t word, float) {
+  return static_cast<float>(static_cast<uint32_t>(word)) * 0x1p-32f + 0x1p-33f;
+}
+MEMFORMER_INLINE double uniform(uint64_t word, double) {
+  return static_cast<double>(static_cast<uint32_t>(word)) * 0x1p-32 + 0x1p-33;
+}
+
+// Uniforms whose product, times a fraction of at least 1/2, still is a normal number.
+template <class T>
+constexpr int uniforms_a_product = sizeof(T) == 4 ? 3 : 24;
+
+template <class S>
+struct Stream {
+  PhiloxKeys keys;
+  Words<S> task;
+  uint32_t draw;
+  uint32_t stream;
+
+  MEMFORMER_INLINE void words(uint32_t block, Words<S> (&to)[4]) const {
+    set_words(block, to[0]);
+    to[1] = task;
+    set_words(draw, to[2]);
+    set_words(stream, to[3]);
+    philox(keys, to);
+  }
+
+  // The four uniforms of a block.
+  MEMFORMER_INLINE void uniforms(uint32_t block, S (&to)[4]) const {
+    Words<S> drawn[4];
+    words(block, drawn);
+    MEMFORMER_UNROLL
+    for (int k = 0; k < 4; ++k) to[k] = uniform(drawn[k], S());
+  }
+
+  // The four normals of a block: numbers 4 block, ..., 4 block + 3 of the stream.
+  MEMFORMER_INLINE void normals(uint32_t block, S* to) const {
+    using T = ValueOf<S>;
+    S u[4];
+    uniforms(block, u);
+    MEMFORMER_UNROLL
+    for (int k = 0; k < 4; k += 2) {
+      const S radius = square_root(logarithm(u[k]) * T(-2));
+      S sine, cosine;
+      sine_cosine_of_turns(u[k + 1], sine, cosine);
+      to[k] = radius * cosine;
+      to[k + 1] = radius * sine;
+    }
+  }
+};
+
+// Uniforms one after another, from the first of a block on.
+template <class S>
+class Uniforms {
+ public:
+  MEMFORMER_INLINE Uniforms(const Stream<S>& stream, uint32_t block) : stream_(stream), block_(block), left_(0) {}
+
+  // The sum of the logarithms of the next `count` uniforms: that of their product, whose exponent is kept apart.
+  MEMFORMER_INLINE S log_sum(int count) {
+    using T = ValueOf<S>;
+    Split<S> product{S(T(0)), S(T(1))};
+    while (count > 0) {
+      const int factors = count < uniforms_a_product<T> ? count : uniforms_a_product<T>;
+      S several = product.fraction;
+      for (int k = 0; k < factors; ++k) several = several * next();
+      const Split<S> parts = split(several);
+      product = {product.exponent + parts.exponent, parts.fraction};
+      count -= factors;
+    }
+    return logarithm(product);
+  }
+
+ private:
+  // The waiting numbers move up, so that a GPU thread keeps them in registers.
+  MEMFORMER_INLINE S next() {
+    if (left_ == 0) {
+      stream_.uniforms(block_++, waiting_);
+      left_ = 4;
+    }
+    --left_;
+    const S first = waiting_[0];
+    MEMFORMER_UNROLL
+    for (int k = 0; k < 3; ++k) waiting_[k] = waiting_[k + 1];
+    return first;
+  }
+
+  const Stream<S>& stream_;
+  uint32_t block_;
+  int left_;
+  S waiting_[4];
+};
+
+// Blocks that hold `count` numbers.
+MEMFORMER_INLINE constexpr int blocks_of(int count) { return (count + 3) / 4; }
+
+}  // namespace memformer::core

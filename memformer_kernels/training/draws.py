@@ -1,0 +1,162 @@
+"""Draws the tasks of a step: the definition of every sampler's random stream, in plain PyTorch.
+
+Normals are taken in this order from a task's words (`philox`), from block 0 on.
+
+    tokens       g (d) with w* = W g; token by token x (d), with factor C; then, with noise, one a labelled token
+    statistics   g (d); K below the diagonal, row by row (d(d-1)/2); with noise, e (d); one for every i = 0, ..., d-1
+                 with n - i odd; then, where queries are sampled, query by query x (d)
+
+With statistics the uniforms of the chi variables begin at the next fresh block: for i = 0, ..., d-1 there are
+floor((n - i)/2) of them, and K_ii^2 = chi^2(n - i) = -2 sum ln u, plus the square of its normal where n - i is odd. No
+draw is ever rejected, since rounding would flip acceptances. Then n H = C K (C K)^T is a Wishart matrix (Bartlett 1933)
+and b = H w* + noise C K e / n.
+
+Statistics come as the d tokens sqrt(d/n) [(C K)^T, (C K)^T w* + noise e], whose Gram matrix divided by d has them: a
+network with response-only or block structure reads nothing else of a context. An integrated query comes as d queries,
+the columns of C, whose squared errors sum to the expectation.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.training.philox import normals, task_words, uniforms
+from memformer_kernels.training.samplers import (
+    FixedTasks,
+    GaussianSampler,
+    GaussianStatistics,
+    GaussianTokens,
+    Sampler,
+    batch_of,
+)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks as a network reads them: z (B, N, D), target (B, queries); the first `context` tokens are labelled."""
+
+    z: Tensor
+    target: Tensor
+    context: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One model's stream of tasks, in one dtype on one device."""
+
+    seed: int
+    stream: int
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+
+    def words(self, draw: int, tasks: range, first: int, count: int) -> Tensor:
+        """`count` words a task from block `first` on."""
+        blocks = task_words(self.seed, self.stream, draw, tasks, first, -(-count // 4), self.device)
+        return blocks[:, :count]
+
+    def normals(self, draw: int, tasks: range, count: int) -> Tensor:
+        """The first `count` normals of every task, (len(tasks), count)."""
+        even = count + count % 2
+        return normals(self.words(draw, tasks, 0, even), self.dtype)[:, :count]
+
+
+def draw_tasks(sampler: Sampler, stream: Stream, draw: int, tasks: range) -> Tasks:
+    """The tasks with these indices in the global batch number `draw`."""
+    if isinstance(sampler, FixedTasks):
+        chosen = order(sampler, stream, draw)
+        rows = slice(tasks.start, tasks.stop) if chosen is None else chosen[tasks.start : tasks.stop]
+        return Tasks(sampler.z[rows], sampler.target[rows], sampler.context)
+    if isinstance(sampler, GaussianStatistics):
+        return _draw_statistics(sampler, stream, draw, tasks)
+    return _draw_tokens(sampler, stream, draw, tasks)
+
+
+def order(sampler: FixedTasks, stream: Stream, draw: int) -> Tensor | None:
+    """Indices (B,) of the given tasks in batch number `draw`, or None for all of them in order."""
+    total, batch = sampler.z.shape[0], batch_of(sampler)
+    if sampler.batch is None:
+        return None
+    epoch, place = divmod(draw, total // batch)
+    own = slice(place * batch, (place + 1) * batch)
+    if not sampler.shuffle:
+        return torch.arange(total, device=sampler.z.device)[own]
+    words = stream.words(epoch, range(total), 0, 2)
+    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)[own]
+
+
+def normal_count(sampler: GaussianSampler) -> int:
+    """Normals that a task takes."""
+    d, n = sampler.d, sampler.n
+    if isinstance(sampler, GaussianTokens):
+        return d + sampler.tokens * d + (n if sampler.noise else 0)
+    odd = sum((n - i) % 2 for i in range(d))
+    queries = sampler.queries * d if sampler.query == "sampled" else 0
+    return d + d * (d - 1) // 2 + (d if sampler.noise else 0) + odd + queries
+
+
+def _draw_tokens(sampler: GaussianTokens, stream: Stream, draw: int, tasks: range) -> Tasks:
+    d, n, total = sampler.d, sampler.n, sampler.tokens
+    taken = torch.split(
+        stream.normals(draw, tasks, normal_count(sampler)), [d, total * d, n if sampler.noise else 0], dim=1
+    )
+    weights = _mixed(taken[0], sampler.weights)
+    x = _mixed(taken[1].reshape(len(tasks), total, d), sampler.factor)
+    y = (x @ weights[:, :, None])[..., 0]
+    target = y[:, n:]
+    labels = y[:, :n] + sampler.noise * taken[2] if sampler.noise else y[:, :n]
+    return _finish(sampler, torch.cat([x[:, :n], labels[..., None]], -1), x[:, n:], target, weights)
+
+
+def _draw_statistics(sampler: GaussianStatistics, stream: Stream, draw: int, tasks: range) -> Tasks:
+    d, n = sampler.d, sampler.n
+    odd = [i for i in range(d) if (n - i) % 2]
+    queries = sampler.queries * d if sampler.query == "sampled" else 0
+    taken = torch.split(
+        stream.normals(draw, tasks, normal_count(sampler)),
+        [d, d * (d - 1) // 2, d if sampler.noise else 0, len(odd), queries],
+        dim=1,
+    )
+    weights = _mixed(taken[0], sampler.weights)
+    squares = _chi_uniforms(sampler, stream, draw, tasks)
+    squares[:, odd] += taken[3].square()
+    k = torch.diag_embed(squares.sqrt())
+    rows, columns = torch.tril_indices(d, d, -1, device=stream.device)
+    k[:, rows, columns] = taken[1]
+    x = _mixed(k.transpose(-1, -2), sampler.factor)
+    y = (x @ weights[:, :, None])[..., 0]
+    if sampler.noise:
+        y = y + sampler.noise * taken[2]
+    compressed = math.sqrt(d / n) * torch.cat([x, y[..., None]], -1)
+    asked = _mixed(taken[4].reshape(len(tasks), queries // d, d), sampler.factor)
+    return _finish(sampler, compressed, asked, (asked @ weights[:, :, None])[..., 0], weights)
+
+
+def _chi_uniforms(sampler: GaussianStatistics, stream: Stream, draw: int, tasks: range) -> Tensor:
+    """-2 sum ln u over floor((n - i)/2) uniforms for i = 0, ..., d-1: (len(tasks), d)."""
+    counts = [(sampler.n - i) // 2 for i in range(sampler.d)]
+    normal_words = normal_count(sampler) + normal_count(sampler) % 2
+    words = stream.words(draw, tasks, -(-normal_words // 4), sum(counts))
+    logs = uniforms(words, stream.dtype).log()
+    return torch.stack([-2.0 * part.sum(1) for part in torch.split(logs, counts, dim=1)], 1)
+
+
+def _finish(sampler: GaussianSampler, labelled: Tensor, queries: Tensor, target: Tensor, weights: Tensor) -> Tasks:
+    """Labelled tokens and queries as one z; an integrated query becomes the columns of C."""
+    if sampler.query == "integrated":
+        columns = torch.eye(sampler.d, dtype=labelled.dtype, device=labelled.device)
+        queries = _mixed(columns, sampler.factor).expand(labelled.shape[0], -1, -1)
+        target = _mixed_queries(weights, sampler.factor)
+    z = torch.cat([labelled, torch.nn.functional.pad(queries, (0, 1))], 1)
+    return Tasks(z, target, labelled.shape[1])
+
+
+def _mixed(rows: Tensor, factor: Tensor | None) -> Tensor:
+    """C g for every row g."""
+    return rows if factor is None else rows @ factor.to(rows).T
+
+
+def _mixed_queries(weights: Tensor, factor: Tensor | None) -> Tensor:
+    """C^T w: the responses of the columns of C."""
+    return weights if factor is None else weights @ factor.to(weights)

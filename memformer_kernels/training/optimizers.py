@@ -1,0 +1,147 @@
+"""The optimisers of a training run: SGD, Adam and AdamW as `torch.optim` defines them, clipping, and schedules.
+
+A learning rate is one number, or one for each model of an ensemble. Arithmetic is in the parameters' dtype, with the
+learning rate and Adam's bias corrections in float64 until they multiply a tensor.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from memformer_kernels.problem import check_choice, check_flag, check_size, reject, reject_kind
+from memformer_kernels.training.checks import check_number
+
+SCHEDULES = ("constant", "step", "cosine")
+CLIPS = ("matrix", "model")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The factor of the learning rate at every step, counted from 0.
+
+    Attributes:
+        kind: "constant"; "step": times `decay` every `decay_every` steps; "cosine": falls to 0 at step `steps`.
+        warmup: steps in which the factor rises linearly to 1, before the rest of the schedule.
+        decay, decay_every: of the step schedule.
+        steps: of the cosine schedule: the run's number of steps.
+
+    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    """
+
+    kind: str = "constant"
+    warmup: int = 0
+    decay: float = 0.5
+    decay_every: int = 1000
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, SCHEDULES)
+        check_size("warmup", self.warmup, least=0)
+        check_number("decay", self.decay, 0.0)
+        check_size("decay_every", self.decay_every)
+        if self.steps is not None:
+            check_size("steps", self.steps)
+        elif self.kind == "cosine":
+            reject("steps", self.steps, 'the number of steps of the run, since kind is "cosine"')
+
+    def factor(self, step: int) -> float:
+        """The factor of update number `step`."""
+        if step < self.warmup:
+            return (step + 1) / (self.warmup + 1)
+        if self.kind == "step":
+            return float(self.decay ** ((step - self.warmup) // self.decay_every))
+        if self.kind == "cosine" and self.steps is not None:
+            fraction = (step - self.warmup) / max(1, self.steps - self.warmup)
+            return 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What all optimisers share.
+
+    Attributes:
+        learning_rate: at the schedule's peak, or one for each model.
+        weight_decay: as in `torch.optim`.
+        clip: largest gradient norm, or None for any.
+        clip_by: what a norm is taken of: "matrix", every (d, d) matrix of q and p, gamma as a whole and beta as a
+            whole; or "model", all parameters of a model together.
+        schedule: of the learning rate.
+
+    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    """
+
+    learning_rate: float | Sequence[float]
+    weight_decay: float = field(default=0.0, kw_only=True)
+    clip: float | None = field(default=None, kw_only=True)
+    clip_by: str = field(default="matrix", kw_only=True)
+    schedule: Schedule = field(default_factory=Schedule, kw_only=True)
+
+    def __post_init__(self) -> None:
+        rates = self.learning_rate
+        if isinstance(rates, str | Tensor) or not isinstance(rates, int | float | Sequence):
+            reject_kind("learning_rate", rates, "a number, or a sequence of one number a model")
+        for rate in rates if isinstance(rates, Sequence) else [rates]:
+            check_number("learning_rate", rate, 0.0)
+        check_number("weight_decay", self.weight_decay, 0.0)
+        if self.clip is not None:
+            check_number("clip", self.clip, 0.0, open_end=True)
+        check_choice("clip_by", self.clip_by, CLIPS)
+        if not isinstance(self.schedule, Schedule):
+            reject_kind("schedule", self.schedule, "a Schedule")
+
+    def rates(self, models: int) -> list[float]:
+        """The learning rate of each model."""
+        if not isinstance(self.learning_rate, Sequence):
+            return [float(self.learning_rate)] * models
+        if len(self.learning_rate) != models:
+            reject("learning_rate", self.learning_rate, f"a number, or {models} of them, one for each model")
+        return [float(rate) for rate in self.learning_rate]
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """Stochastic gradient descent, `torch.optim.SGD`.
+
+    Attributes, beside those of `Optimizer`:
+        momentum: decay of the momentum buffer, in [0, 1). nesterov: step along the gradient after the momentum.
+    """
+
+    momentum: float = field(default=0.0, kw_only=True)
+    nesterov: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("momentum", self.momentum, 0.0, 1.0)
+        if check_flag("nesterov", self.nesterov) and self.momentum == 0.0:
+            reject("nesterov", self.nesterov, "False, since momentum is 0")
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """Adam, `torch.optim.Adam`: weight decay is added to the gradient.
+
+    Attributes, beside those of `Optimizer`:
+        betas: decay rates of the first and second moment, in [0, 1). eps: added to the root of the second.
+    """
+
+    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
+    eps: float = field(default=1e-8, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+            reject_kind("betas", self.betas, "a pair of numbers")
+        for beta in self.betas:
+            check_number("betas", beta, 0.0, 1.0)
+        check_number("eps", self.eps, 0.0)
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """AdamW, `torch.optim.AdamW`: weight decay shrinks the parameters directly (Loshchilov & Hutter, arXiv 1711.05101).
+
+    Attributes are those of `Adam`.
+    """

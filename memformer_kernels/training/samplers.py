@@ -1,0 +1,138 @@
+"""Where a training run's tasks come from: what is drawn, never how. `draws` draws, or a native kernel does.
+
+A task is x ~ N(0, Sigma) with Sigma = C C^T, weights w* = W g with g ~ N(0, I), and responses y = x . w* with noise on
+the labelled examples alone: the target of a query is x . w*. Every sampler is checked when it is made.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.problem import check_choice, check_flag, check_size, check_target, check_tokens, reject
+from memformer_kernels.training.checks import check_number
+
+QUERIES = ("sampled", "integrated")
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianSampler:
+    """What `GaussianTokens` and `GaussianStatistics` share.
+
+    Attributes:
+        d: features. n: labelled examples in a context. batch: tasks of a step, over all ranks.
+        queries: queries a task, where they are sampled.
+        query: "sampled", or "integrated": the loss is the expected squared error of a random query,
+            (w - w*)^T Sigma (w - w*), exactly. Only where a prediction is linear in the query: response-only or block
+            structure, gamma and beta without token axis.
+        noise: standard deviation of the labelled responses' noise.
+        factor: C, (d, d), or None for the identity. weights: W, (d, d), or None for the identity.
+        resample_every: steps that a batch is kept for.
+
+    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    """
+
+    d: int
+    n: int
+    batch: int
+    queries: int = 1
+    query: str = "sampled"
+    noise: float = 0.0
+    factor: Tensor | None = None
+    weights: Tensor | None = None
+    resample_every: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("d", "n", "batch", "queries", "resample_every"):
+            check_size(name, getattr(self, name))
+        check_choice("query", self.query, QUERIES)
+        if self.query == "integrated" and self.queries != 1:
+            reject("queries", self.queries, 'an int of 1, since query is "integrated" and none is drawn')
+        check_number("noise", self.noise, 0.0)
+        for name in ("factor", "weights"):
+            matrix = getattr(self, name)
+            if matrix is not None:
+                _check_matrix(name, matrix, self.d)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianTokens(GaussianSampler):
+    """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`."""
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of a task: n, and the queries where they are sampled."""
+        return self.n + (self.queries if self.query == "sampled" else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianStatistics(GaussianSampler):
+    """H = X^T X / n and b = X^T y / n are drawn directly by the Bartlett decomposition; no example exists.
+
+    Same distribution of H, b, predictions and gradients as `GaussianTokens`, at a cost that does not depend on n but
+    for the uniforms of d chi variables. Needs n >= d, response-only or block structure, and no token axis.
+    Attributes and errors: `GaussianSampler`.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < self.d:
+            reject("n", self.n, f"an int of at least d = {self.d}: with fewer examples H has no such decomposition")
+
+
+@dataclass(frozen=True, eq=False)
+class FixedTasks:
+    """Given tasks: the full batch every step, or epochs over them.
+
+    Attributes:
+        z: (T, N, d + 1) tasks, labelled tokens first.
+        target: (T, queries) responses of the last `queries` tokens.
+        context: labelled tokens of every task.
+        batch: tasks of a step, or None for all T. An epoch has T // batch steps; the rest is left out of that epoch.
+        shuffle: every epoch takes another order, drawn from the run's seed; else the given one.
+        resample_every: steps that a batch is kept for.
+
+    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    """
+
+    z: Tensor
+    target: Tensor
+    context: int
+    batch: int | None = None
+    shuffle: bool = True
+    resample_every: int = 1
+
+    def __post_init__(self) -> None:
+        tokens = check_tokens(self.z)
+        if tokens.dtype not in (torch.float32, torch.float64) or tokens.shape[0] < 1:
+            reject("z", tokens, "at least one task, in float32 or float64")
+        if not isinstance(self.target, Tensor) or self.target.ndim != 2 or self.target.shape[1] < 1:
+            reject("target", self.target, "a tensor (T, queries) with at least one query")
+        check_target(self.target, tokens, self.target.shape[1])
+        if check_size("context", self.context) > tokens.shape[1] - self.target.shape[1]:
+            reject("context", self.context, f"at most N - queries = {tokens.shape[1] - self.target.shape[1]}")
+        if self.batch is not None and check_size("batch", self.batch) > tokens.shape[0]:
+            reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
+        check_flag("shuffle", self.shuffle)
+        check_size("resample_every", self.resample_every)
+
+    @property
+    def d(self) -> int:
+        """Features."""
+        return self.z.shape[2] - 1
+
+
+Sampler = GaussianTokens | GaussianStatistics | FixedTasks
+"""Any of them."""
+
+
+def batch_of(sampler: Sampler) -> int:
+    """Tasks of a step, over all ranks."""
+    return sampler.z.shape[0] if isinstance(sampler, FixedTasks) and sampler.batch is None else sampler.batch or 0
+
+
+def _check_matrix(name: str, matrix: object, d: int) -> None:
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or tuple(matrix.shape) != (d, d):
+        reject(name, matrix, f"a floating tensor (d, d) = ({d}, {d}), or None for the identity")
+    if not bool(torch.isfinite(matrix).all()):
+        reject(name, matrix, "finite entries")

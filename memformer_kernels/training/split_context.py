@@ -1,0 +1,85 @@
+"""Contexts that are split over ranks: each holds a slice of the tokens, and one sum of Gram matrices joins them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
+
+from memformer_kernels import gates, problem
+from memformer_kernels.functional import context_gram
+from memformer_kernels.maths import attention
+from memformer_kernels.maths.memory import Memory, kept_heads
+from memformer_kernels.reference import projections
+from memformer_kernels.training.ranks import RankLost, lost
+
+_DIGIT = 2**20
+"""Counts of tokens travel as two digits of this base, so that float32 holds their sums."""
+
+
+def predict_split_context(
+    z: Tensor,
+    queries: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """Predictions (B, queries) of `memformer_predict` for contexts whose tokens are spread over the ranks of a group.
+
+    z (B, n, D) is this rank's slice of every task's labelled tokens; slices may differ in length, and n may be 0.
+    queries (B, queries, D) and the parameters, as in `memformer_predict`, are the same on every rank, and so are the
+    predictions. Gradients are those of one loss that every rank computes from them: whole on every rank for the
+    parameters and the queries, and for z those of its own tokens. Communication is one sum of B Gram matrices, whatever
+    the length of the context. group: None is that of all processes.
+
+    Raises ValueError or TypeError for arguments that do not fit, which gamma or beta with a token axis do not, and
+    RankLost where another rank does not answer within the group's timeout.
+    """
+    asked = problem.check_tokens(queries, "queries")
+    if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[::2] != asked.shape[::2] or z.dtype != asked.dtype:
+        problem.reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
+    checked = problem.check_network(asked, q, p, gamma, beta, gate, asked.shape[1])
+    if checked.token_axis:
+        problem.reject("gamma or beta", "a token axis", "none: a split context runs in Gram space")
+    own = z.new_zeros(z.shape[0], z.shape[2], z.shape[2]) if z.shape[1] == 0 else context_gram(z, z.shape[1])
+    total, count = _joined(own, z.shape[1], group)
+    if count == 0:
+        problem.reject("z", z, "at least one labelled token on some rank")
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    full_beta = None if beta is None else beta.reshape((1,) * (4 - beta.ndim) + tuple(beta.shape))
+    memory = Memory(gamma, full_beta, diagonal=gamma is None or gamma.ndim == 4)
+    start = torch.eye(total.shape[-1], dtype=total.dtype, device=total.device).expand_as(total)
+    heads = kept_heads(q.shape[1], gamma, beta)
+    trace = attention.run(
+        start, attention.GramMetric(total / count), *projections(q, p, total.shape[-1]), memory, heads
+    )
+    return -(asked.to(total.dtype) @ trace.states[-1][:, :, -1:])[..., 0]
+
+
+def _joined(gram: Tensor, count: int, group: ProcessGroup | None) -> tuple[Tensor, int]:
+    """The sums over ranks of Gram matrices and of token counts."""
+    digits = gram.new_tensor([count // _DIGIT, count % _DIGIT])
+    summed: Tensor = _SumOverRanks.apply(torch.cat([gram.flatten(), digits]), group)  # type: ignore[no-untyped-call]
+    high, low = (int(digit) for digit in summed[-2:].tolist())
+    return summed[:-2].view_as(gram), high * _DIGIT + low
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over ranks. Every rank computes the same loss from it, so the gradient of a rank's term is the sum's."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: ProcessGroup | None) -> Tensor:
+        summed = own.clone()
+        try:
+            distributed.all_reduce(summed, group=group)
+        except RuntimeError as error:
+            raise RankLost(lost(distributed.get_rank(group), distributed.get_world_size(group), error)) from error
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None

@@ -1,0 +1,124 @@
+"""`train_steps`: whole optimiser steps, k of them in one call, for one model or many."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from memformer_kernels import build
+from memformer_kernels.problem import check_choice, check_size, reject, reject_kind
+from memformer_kernels.training import native, twin
+from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
+from memformer_kernels.training.ranks import Ranks
+from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.state import TrainState
+
+BACKENDS = ("auto", "torch", "cpu")
+
+
+class TrainingPlan(NamedTuple):
+    """What will run, and the rule that chose it."""
+
+    backend: str
+    reason: str
+
+
+def train_steps(
+    state: TrainState,
+    sampler: Sampler,
+    steps: int,
+    *,
+    optimizer: Optimizer,
+    backend: str = "auto",
+    max_skipped: int | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """Takes `steps` optimiser steps on every model of `state`, in place, and returns the losses (steps, M), float64.
+
+    Step s of a model is a function of its parameters, its seed and stream and s alone: stopping, going on, another
+    number of threads or of ranks leave the trace as it is. The plain-PyTorch backend, "torch", defines the results.
+
+    sampler: `GaussianTokens`, `GaussianStatistics` or `FixedTasks`.
+    optimizer: `SGD`, `Adam` or `AdamW`, with clipping and a schedule.
+    backend: "auto", "torch" (any device and size) or "cpu" (the native library, tiny models on the CPU);
+        `explain_training` says what "auto" chooses and why.
+    max_skipped: a model with so many skipped steps is stopped: further steps are skipped at once, with a loss of NaN.
+        A step of a model is skipped, counted in `state.skipped`, if its loss, a gradient or what it would become is not
+        finite; its loss stands in the trace as computed. None: never stopped.
+    group: ranks of `torch.distributed` that share every batch, each with the same state. They gather the sums of the
+        blocks of 1024 tasks and add them in order, so the trace does not depend on their number. A rank that dies is
+        noticed at once, one that stops answering within the timeout that the group was made with.
+
+    Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
+    backend that is not available, before any work; and RankLost where another rank does not answer.
+    """
+    plan = explain_training(state, sampler, optimizer=optimizer, backend=backend)
+    check_size("steps", steps, least=0)
+    if max_skipped is not None:
+        check_size("max_skipped", max_skipped)
+    if plan.backend == "cpu" and group is None:
+        return native.train(state, sampler, steps, optimizer, max_skipped)
+    block_sums, apply_sums = twin.block_sums, twin.apply_sums
+    if plan.backend == "cpu":
+        block_sums, apply_sums = native.block_sums, native.apply_sums
+    ranks, blocks = Ranks(group), twin.count_blocks(sampler)
+    ranks.check_agreement([state.step, steps, batch_of(sampler)], state.tensors())
+    losses = torch.full((steps, state.models), math.nan, dtype=torch.float64)
+    for step in range(steps):
+        active = twin.active_models(state, max_skipped)
+        sums = ranks.gather(block_sums(state, sampler, ranks.share(blocks), active), blocks)
+        losses[step] = apply_sums(state, sampler, optimizer, sums, max_skipped)
+    return losses
+
+
+def explain_training(
+    state: TrainState, sampler: Sampler, *, optimizer: Optimizer, backend: str = "auto"
+) -> TrainingPlan:
+    """The backend that `train_steps` would take with these arguments, and why. Errors are those of the call."""
+    if not isinstance(state, TrainState):
+        reject_kind("state", state, "a TrainState")
+    if not isinstance(sampler, GaussianSampler | FixedTasks):
+        reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics or FixedTasks")
+    if not isinstance(optimizer, SGD | Adam):
+        reject_kind("optimizer", optimizer, "SGD, Adam or AdamW")
+    optimizer.rates(state.models)
+    _check_fit(state, sampler)
+    check_choice("backend", backend, BACKENDS)
+    fault = native.fault(state, sampler)
+    if backend == "cpu":
+        build.require("cpu", state.device.type)
+        if fault is not None:
+            reject("backend", backend, f'"torch" or "auto": {fault}')
+        return TrainingPlan("cpu", "the backend was asked for")
+    if backend == "torch":
+        return TrainingPlan("torch", "the backend was asked for")
+    if fault is not None:
+        return TrainingPlan("torch", fault)
+    return TrainingPlan("cpu", "tiny models train whole steps in the native library, one task per SIMD lane")
+
+
+def _check_fit(state: TrainState, sampler: Sampler) -> None:
+    """Whether the sampler's tasks are ones that the models read."""
+    q, p = state.parameters["q"], state.parameters.get("p")
+    size, width = q.shape[-1], sampler.d + 1
+    dense = size == width or (p is not None and p.shape[-1] == width)
+    if size not in (width - 1, width):
+        reject("state", f"q of {tuple(q.shape)}", f"matrices of size d or d + 1 for the sampler's d = {sampler.d}")
+    on_statistics = isinstance(sampler, GaussianStatistics) or getattr(sampler, "query", "") == "integrated"
+    if on_statistics:
+        if dense:
+            reject(
+                "state",
+                f"q of {tuple(q.shape)}",
+                "response-only or block structure (d by d): dense reads more than H and b",
+            )
+        for name in ("gamma", "beta"):
+            value = state.parameters.get(name)
+            if value is not None and value.shape[-2] != 1:
+                reject("state", f"{name} of {tuple(value.shape)}", "no token axis, since no token or query is drawn")
+    if isinstance(sampler, FixedTasks) and (sampler.z.dtype != state.dtype or sampler.z.device != state.device):
+        reject_kind("sampler", sampler.z, f"tasks of the models' {state.dtype} on {state.device}")
+    if batch_of(sampler) > 2**32:
+        reject("batch", batch_of(sampler), f"at most {2**32}, what a counter holds")

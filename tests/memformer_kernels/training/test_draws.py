@@ -1,0 +1,207 @@
+"""Samplers draw what they say: token and statistic sampling agree in distribution, and integrated queries are exact.
+
+Every comparison has a fixed seed, and a bound that a right sampler passes with a probability above 0.999 over all its
+entries: 5 standard errors for means (Bonferroni over at most 100 entries leaves 6e-5), a level of 10^-5 for each test
+of Kolmogorov and Smirnov.
+"""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from memformer_kernels import (
+    FixedTasks,
+    GaussianStatistics,
+    GaussianTokens,
+    TrainState,
+    context_gram,
+    memformer_predict,
+)
+from memformer_kernels.training.draws import Stream, Tasks, draw_tasks, normal_count, order
+from memformer_kernels.training.twin import block_sums
+from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model
+
+TASKS = 20_000
+STREAM = Stream(5, 0, torch.float64)
+OPTIONS = {"noise": 0.3, "factor": FACTOR, "weights": WEIGHTS}
+
+
+def _draw(kind: type[GaussianTokens] | type[GaussianStatistics], seed: int, **options: object) -> Tasks:
+    sampler = kind(D, N, TASKS, **{**OPTIONS, **options})  # type: ignore[arg-type]
+    return draw_tasks(sampler, Stream(seed, 0, torch.float64), 0, range(TASKS))
+
+
+def _moments(tasks: Tasks) -> dict[str, Tensor]:
+    """H and b of every task, and their products, as columns."""
+    gram = context_gram(tasks.z, tasks.context) / tasks.context
+    rows, columns = torch.tril_indices(D, D)
+    h, b = gram[:, rows, columns], gram[:, :D, D]
+    first = torch.cat([h, b], 1)
+    rows, columns = torch.tril_indices(first.shape[1], first.shape[1])
+    return {"first": first, "second": first[:, rows] * first[:, columns]}
+
+
+def _agree(left: Tensor, right: Tensor) -> None:
+    """Means over tasks (rows) within 5 standard errors."""
+    spread = (left.var(0) / len(left) + right.var(0) / len(right)).sqrt()
+    assert bool(((left.mean(0) - right.mean(0)).abs() <= 5 * spread + 1e-15).all())
+
+
+@pytest.mark.parametrize("n", [N, N + 1, D])
+def test_statistics_have_the_moments_of_tokens(n: int) -> None:
+    tokens = draw_tasks(GaussianTokens(D, n, TASKS, **OPTIONS), STREAM, 0, range(TASKS))  # type: ignore[arg-type]
+    statistics = draw_tasks(GaussianStatistics(D, n, TASKS, **OPTIONS), STREAM, 1, range(TASKS))  # type: ignore[arg-type]
+    assert tokens.z.shape == (TASKS, n + 1, D + 1)
+    assert statistics.z.shape == (TASKS, D + 1, D + 1)
+    left, right = _moments(tokens), _moments(statistics)
+    for name in left:
+        _agree(left[name], right[name])
+    _agree(tokens.target.square(), statistics.target.square())
+
+
+def test_moments_are_those_of_the_model() -> None:
+    """E H = Sigma, E[b w*^T] = Sigma W W^T, and the variance of a target is tr(Sigma W W^T)."""
+    sigma, prior = FACTOR @ FACTOR.T, WEIGHTS @ WEIGHTS.T
+    for kind in (GaussianTokens, GaussianStatistics):
+        tasks = _draw(kind, 9)
+        gram = context_gram(tasks.z, tasks.context) / tasks.context
+        _agree(gram[:, :D, :D].flatten(1), sigma.flatten().expand(2, -1))
+        second = gram[:, :D, D].square()
+        # Given X and w*, b is normal with mean H w* and covariance noise^2 H / n; E[H P H] = Sigma P Sigma + (...)/n.
+        expected = (
+            torch.einsum("ij,jk,ki->i", sigma, prior, sigma)
+            + (torch.einsum("ij,jk,ki->i", sigma, prior, sigma) + sigma.diagonal() * torch.trace(sigma @ prior)) / N
+            + 0.3**2 * sigma.diagonal() / N
+        )
+        _agree(second, expected.expand(2, -1))
+        _agree(tasks.target.square(), torch.trace(sigma @ prior).expand(2, 1))
+
+
+def test_marginals_agree() -> None:
+    """Kolmogorov and Smirnov on entries of H and b, on the determinant of H, and on predictions."""
+    parameters = model()
+    marginals = []
+    for kind, seed in ((GaussianTokens, 1), (GaussianStatistics, 2)):
+        tasks = _draw(kind, seed)
+        gram = context_gram(tasks.z, tasks.context) / tasks.context
+        predictions = memformer_predict(tasks.z, **parameters, context=tasks.context)
+        marginals.append(
+            [gram[:, 0, 0], gram[:, 2, 1], gram[:, 2, 2], gram[:, 1, 3], gram[:, :D, :D].det(), predictions[:, 0]]
+        )
+    for left, right in zip(*marginals, strict=True):
+        assert stats.ks_2samp(left.numpy(), right.numpy()).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("n", [3, 4, 20])
+def test_the_root_is_bartletts(n: int) -> None:
+    """K_ii is chi(n - i), and K is standard normal below its diagonal; read from H by its Cholesky factor."""
+    tasks = draw_tasks(GaussianStatistics(D, n, TASKS), STREAM, 0, range(TASKS))
+    root = torch.linalg.cholesky(context_gram(tasks.z, D)[:, :D, :D] / D * n)
+    for i in range(D):
+        assert stats.kstest(root[:, i, i].numpy(), stats.chi(n - i).cdf).pvalue > 1e-5
+        for j in range(i):
+            assert stats.kstest(root[:, i, j].numpy(), "norm").pvalue > 1e-5
+    flat = torch.stack([root[:, i, j] for i in range(D) for j in range(i + 1)])
+    correlations = torch.corrcoef(flat) - torch.eye(len(flat), dtype=torch.float64)
+    assert float(correlations.abs().max()) < 5 / math.sqrt(TASKS)
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+def test_predictions_and_gradients_agree(structure: str) -> None:
+    """Their means over tasks, from 40 blocks a sampler; gradients of every parameter."""
+    state = TrainState.of([model(2, structure=structure)], seeds=3)
+    sums = []
+    for kind in (GaussianTokens, GaussianStatistics):
+        sampler = kind(D, N, 40 * 1024, **OPTIONS)  # type: ignore[arg-type]
+        sums.append(block_sums(state, sampler, range(40), [True])[0] / 1024)
+        state.step += 1
+    _agree(*sums)
+    assert float(sums[0].mean(0).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize("kind", [GaussianTokens, GaussianStatistics])
+def test_an_integrated_query_is_the_expectation_over_queries(
+    kind: type[GaussianTokens] | type[GaussianStatistics], structure: str
+) -> None:
+    """Against Monte Carlo over 20,000 queries of each of 20 tasks, task by task within 5 standard errors."""
+    queries, count = 20_000, 20
+    parameters = model(structure=structure)
+    sampler = kind(D, N, count, query="integrated", **OPTIONS)  # type: ignore[arg-type]
+    tasks = draw_tasks(sampler, STREAM, 0, range(count))
+    exact = (memformer_predict(tasks.z, **parameters, context=tasks.context) - tasks.target).square().sum(1)
+    # The columns of C are responses C^T w*, so w* is theirs.
+    weights = torch.linalg.solve(FACTOR.T, tasks.target.T).T
+    generator = torch.Generator().manual_seed(0)
+    asked = torch.randn(count, queries, D, generator=generator, dtype=torch.float64) @ FACTOR.T
+    z = torch.cat([tasks.z[:, : tasks.context], torch.nn.functional.pad(asked, (0, 1))], 1)
+    errors = memformer_predict(z, **parameters, context=tasks.context) - (asked @ weights[:, :, None])[..., 0]
+    squares = errors.square()
+    spread = squares.std(1) / math.sqrt(queries)
+    assert bool(((squares.mean(1) - exact).abs() < 5 * spread).all())
+
+
+def test_the_loss_with_integrated_queries_is_lower_in_variance() -> None:
+    state = TrainState.of([model(2)], seeds=3)
+    losses = {}
+    for query in ("sampled", "integrated"):
+        sampler = GaussianStatistics(D, N, 20 * 1024, query=query)
+        losses[query] = block_sums(state, sampler, range(20), [True])[0, :, -1:] / 1024
+        state.step += 1
+    _agree(losses["sampled"], losses["integrated"])
+    assert float(losses["integrated"].var()) < float(losses["sampled"].var())
+
+
+@pytest.mark.parametrize("kind", [GaussianTokens, GaussianStatistics])
+def test_a_task_is_a_function_of_its_counter(kind: type[GaussianTokens] | type[GaussianStatistics]) -> None:
+    sampler = kind(D, N, 32, queries=2, **OPTIONS)  # type: ignore[arg-type]
+    whole = draw_tasks(sampler, STREAM, 3, range(32))
+    part = draw_tasks(sampler, STREAM, 3, range(7, 19))
+    torch.testing.assert_close(part.z, whole.z[7:19], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(part.target, whole.target[7:19], rtol=1e-14, atol=1e-14)
+    single = draw_tasks(sampler, Stream(5, 0, torch.float32), 3, range(32))
+    torch.testing.assert_close(single.z.double(), whole.z, rtol=0, atol=1e-5)
+    for other in (Stream(6, 0, torch.float64), Stream(5, 1, torch.float64)):
+        assert float((draw_tasks(sampler, other, 3, range(32)).z - whole.z).abs().max()) > 0.1
+
+
+def test_the_order_of_normals() -> None:
+    """A token task written out from its words."""
+    sampler = GaussianTokens(2, 3, 4, noise=0.5)
+    words = STREAM.normals(0, range(4), normal_count(sampler))
+    assert words.shape == (4, 2 + 4 * 2 + 3)
+    tasks = draw_tasks(sampler, STREAM, 0, range(4))
+    x = words[:, 2:10].reshape(4, 4, 2)
+    torch.testing.assert_close(tasks.z[..., :2], x)
+    y = (x * words[:, None, :2]).sum(-1)
+    torch.testing.assert_close(tasks.target[:, 0], y[:, 3])
+    torch.testing.assert_close(tasks.z[:, :3, 2], y[:, :3] + 0.5 * words[:, 10:])
+    assert bool((tasks.z[:, 3, 2] == 0).all())
+
+
+def test_epochs_take_every_task_once() -> None:
+    z, target = torch.randn(10, 4, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(10, 1)
+    sampler = FixedTasks(z, target, 3, batch=3)
+    epochs = [torch.cat([order(sampler, STREAM, 3 * epoch + i) for i in range(3)]) for epoch in range(2)]  # type: ignore[misc]
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == 9
+        assert set(epoch.tolist()) < set(range(10))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert epochs[0].tolist() != list(range(9))
+    plain = FixedTasks(z, target, 3, batch=3, shuffle=False)
+    assert [order(plain, STREAM, i).tolist() for i in range(4)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [0, 1, 2]]  # type: ignore[union-attr]
+    assert torch.equal(draw_tasks(plain, STREAM, 1, range(1, 3)).z, z[4:6])
+    assert torch.equal(draw_tasks(FixedTasks(z, target, 3), STREAM, 7, range(10)).z, z)
+
+
+def test_shuffled_positions_are_uniform() -> None:
+    """Where each of 10 tasks lands over 400 epochs: chi-squared at a level of 10^-5."""
+    sampler = FixedTasks(torch.zeros(10, 4, 3), torch.zeros(10, 1), 3, batch=10)
+    counts = torch.zeros(10, 10)
+    for epoch in range(400):
+        counts[range(10), order(sampler, STREAM, epoch)] += 1
+    for row in counts:
+        assert stats.chisquare(row.numpy()).pvalue > 1e-5
