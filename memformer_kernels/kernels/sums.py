@@ -35,5 +35,5 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     blocks = triton.cdiv(count, together)
     totals = partials.new_empty(blocks, size)
     if blocks and size:
-        launch(sum_kernel, blocks, partials, totals, count, size, COUNT=together, BLOCK=max(16, _NUMBERS // together))
+        launch(sum_kernel, blocks, partials, totals, count, size, COUNT=together, BLOCK=max(1, _NUMBERS // together))
     return totals.sum(0, dtype=torch.float64).to(partials.dtype)
