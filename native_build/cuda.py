@@ -40,6 +40,10 @@ class Architecture:
     capability: str
     portable: bool = False
 
+    @property
+    def number(self) -> int:
+        return int(self.capability.rstrip("af"))
+
     def flags(self) -> list[str]:
         return [f"-gencode=arch=compute_{self.capability},code=[{','.join(self.names())}]"]
 
@@ -57,15 +61,13 @@ class Cuda:
     architectures: tuple[Architecture, ...]
 
     def flags(self, alike: bool) -> tuple[str, ...]:
-        """For each architecture on its own; or, where a source reads `alike` for all, from the oldest one's PTX, which
-        is most of the compiler's work, for all of them."""
-        oldest = min(self.architectures, key=lambda one: int(one.capability.rstrip("af")))
-        if not alike or not oldest.capability.isdigit():
-            return tuple(flag for architecture in self.architectures for flag in architecture.flags())
-        kinds = [f"sm_{architecture.capability}" for architecture in self.architectures]
-        if any(architecture.portable for architecture in self.architectures):
-            kinds.append(f"compute_{oldest.capability}")
-        return (f"-gencode=arch=compute_{oldest.capability},code=[{','.join(kinds)}]",)
+        """For architectures on which a source reads the same: one PTX, most of the compiler's work, for all of them.
+
+        `alike`: it reads the same on all, else the same before 9.0 and the same from then on.
+        """
+        older = [one for one in self.architectures if one.number < 90 and not alike]
+        newer = [one for one in self.architectures if one not in older]
+        return tuple(flag for family in (older, newer) if family for flag in _family_flags(family))
 
     @property
     def driver(self) -> int:
@@ -74,6 +76,16 @@ class Cuda:
 
     def targets(self) -> list[str]:
         return [name for architecture in self.architectures for name in architecture.names()]
+
+
+def _family_flags(family: list[Architecture]) -> list[str]:
+    oldest = min(family, key=lambda one: one.number)
+    if not oldest.capability.isdigit():
+        return [flag for architecture in family for flag in architecture.flags()]
+    kinds = [f"sm_{architecture.capability}" for architecture in family]
+    if any(architecture.portable for architecture in family):
+        kinds.append(f"compute_{oldest.capability}")
+    return [f"-gencode=arch=compute_{oldest.capability},code=[{','.join(kinds)}]"]
 
 
 def find_cuda() -> Cuda:

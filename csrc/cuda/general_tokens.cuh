@@ -39,7 +39,8 @@ struct GeneralTokens {
  private:
   // What core/general_tokens.h wants beside its trace.
   static MEMFORMER_INLINE int work_cells(const Network<T>& network, int rows, int width) {
-    return is_backward(network) ? 6 * width * width + rows * width : 3 * width * width;
+    const int selected = core::selected_cells(network.queries < 0 && network.lengths, width);
+    return selected + (is_backward(network) ? 6 * width * width + rows * width : 3 * width * width);
   }
 
   template <class Team>
