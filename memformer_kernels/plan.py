@@ -6,6 +6,8 @@ path. None depends on the number of tasks, so that a compiled graph serves every
 
 from typing import NamedTuple
 
+import torch
+
 from memformer_kernels import build
 from memformer_kernels.problem import ALGORITHMS, BACKENDS, Problem, QuadraticProblem, check_choice
 
@@ -31,6 +33,9 @@ TILE_WIDTH = 128
 FUSED_WIDTH = 64
 """Largest D for which the Triton kernels are chosen where features move: above it a layer's D-by-D matrices outgrow the
 chip, and batched products through torch keep a GPU busier."""
+
+HEAD_WIDTH = 256
+"""Widest head of the Triton attention kernels: a chunk's rows of it fit in shared memory."""
 
 FUSED_TOKENS = 4096
 """Largest N for which the Triton kernels are chosen on tokens: there a program owns a whole task."""
@@ -64,6 +69,32 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     regime = _gram_regime(problem.weights + 1)
     backend, where = _backend(backend, problem.device, regime, problem.weights <= TILE_WIDTH)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
+
+
+def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
+    """The plan of linear attention with factored heads."""
+    chosen, where = _backend(backend, device, "factored heads", max(key_width, value_width) <= HEAD_WIDTH)
+    if chosen == "triton" and max(key_width, value_width) > HEAD_WIDTH:
+        chosen, where = "torch", f"heads wider than {HEAD_WIDTH} go through torch's batched matrix products"
+    return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
+
+
+def plan_update(dtype: torch.dtype, device: str, backend: str) -> Plan:
+    """The plan of a register update."""
+    check_choice("backend", backend, BACKENDS)
+    regime, why = "one pass", "every register is read once"
+    if backend != "auto":
+        build.require(backend, device)
+        chosen, where = backend, "the backend was asked for"
+    elif device == "cuda" and not build.INTERPRETS and build.available("triton"):
+        chosen, where = "triton", "one fused Triton kernel"
+    elif device == "cpu" and build.available("cpu"):
+        chosen, where = "cpu", "one native loop on all threads"
+    else:
+        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if chosen == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        chosen, where = "torch", "the native loop reads float32 and float64 alone"
+    return Plan(chosen, "token", regime, f"{why}; {where}")
 
 
 def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:

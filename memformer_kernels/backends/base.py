@@ -83,6 +83,29 @@ class Backend(Protocol):
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None,
+        keys: Tensor | None,
+        bounds: Tensor | None,
+        form: str,
+    ) -> Tensor:
+        """The weighted sum over keys of `maths.factored`, which is its own gradient with other arguments."""
+        ...
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        """z + sum_j gamma_j * R_j on tokens (A, M, C) and coefficients (J, M)."""
+        ...
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        """The gradients of (*registers, gamma) that are needed."""
+        ...
+
     def warmup(self) -> None:
         """Load or compile ahead whatever the first call would otherwise wait for."""
         ...

@@ -90,6 +90,34 @@ class NativeBackend:
         _operators().lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None,
+        keys: Tensor | None,
+        bounds: Tensor | None,
+        form: str,
+    ) -> Tensor:
+        raise NotImplementedError("the plan hands attention with factored heads to torch's batched matrix products")
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        result = _like(z)
+        _operators().register_update.default(z.contiguous(), _contiguous(registers), gamma.contiguous(), result)
+        return result
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        grads = _gradients([*registers, gamma], needs)
+        *own, coefficients = grads
+        wanted = [register is not None for register in own]
+        _operators().register_update_backward.default(
+            grad.contiguous(), _contiguous(registers), gamma.contiguous(), _made(own), wanted, coefficients
+        )
+        return _made(grads)
+
     def warmup(self) -> None:
         library.load("cpu")
 
@@ -106,6 +134,10 @@ def _compute_dtype(z: Tensor) -> torch.dtype:
 
 def _like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]
 
 
 def _plain(lengths: Tensor | None) -> Tensor | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
-from memformer_kernels.maths import response
+from memformer_kernels.maths import factored, response
+from memformer_kernels.maths import registers as depth
 from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
 from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.maths.layer import LayerForm
@@ -111,6 +112,27 @@ class TorchBackend:
             -grads.state,
         ]
         return _asked(listed, quadratics, needs)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None,
+        keys: Tensor | None,
+        bounds: Tensor | None,
+        form: str,
+    ) -> Tensor:
+        return factored.attend(q, k, v, rows, keys, bounds, form)
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        return depth.update(z, registers, gamma).contiguous()
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        own, coefficients = depth.update_gradients(grad, registers, gamma)
+        return _asked([*own, coefficients], [*registers, gamma], needs)
 
     def warmup(self) -> None:
         """Nothing to build."""

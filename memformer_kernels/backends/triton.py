@@ -104,6 +104,36 @@ class TritonBackend:
 
         return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        rows: Tensor | None,
+        keys: Tensor | None,
+        bounds: Tensor | None,
+        form: str,
+    ) -> Tensor:
+        from memformer_kernels.kernels.attention import attend
+        from memformer_kernels.kernels.launch import check_device
+
+        check_device(q)
+        return attend(q, k, v, rows, keys, bounds, form)
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        from memformer_kernels.kernels.launch import check_device
+        from memformer_kernels.kernels.register_update import update
+
+        check_device(z)
+        return update(z, registers, gamma)
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        from memformer_kernels.kernels.register_update import update_backward
+
+        return _asked(update_backward(grad, registers, gamma, needs), [*registers, gamma], needs)
+
     def warmup(self) -> None:
         """Imports Triton and the kernels; a kernel compiles for a configuration when that is first called."""
         from memformer_kernels.backends import triton_calls  # noqa: F401
