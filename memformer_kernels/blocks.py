@@ -14,7 +14,7 @@ from torch import Tensor
 from memformer_kernels import ops, plan
 from memformer_kernels.maths import factored
 from memformer_kernels.maths import registers as depth
-from memformer_kernels.problem_blocks import Attention, check_attention, check_update
+from memformer_kernels.problem_blocks import check_attention, check_update
 
 
 def linear_attention(
@@ -46,25 +46,21 @@ def linear_attention(
     """
     call = check_attention(q, k, v, causal, context, mask, cu_seqlens)
     chosen = plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, backend)
-    return _attend(call, chosen.backend)
-
-
-def _attend(call: Attention, backend: str) -> Tensor:
-    if backend == "torch" and torch.compiler.is_exporting():
+    if chosen.backend == "torch" and torch.compiler.is_exporting():
         # An exported program is made of PyTorch's own operations, so that it runs where this package is not.
-        return factored.attend(*call)
-    made: Tensor = ops.linear_attention(*call, backend)
+        return factored.attend(call)
+    made: Tensor = ops.linear_attention(*call, chosen.backend)
     return made
 
 
 class AttentionState(NamedTuple):
     """What causal attention keeps of the tokens so far, whatever their number.
 
-    sum: (B, H, E, F), sum of k_i v_i^T, float32 (float64 for float64). count: (B,) int64, how many tokens.
+    sum: (B, H, E, F), sum of k_i v_i^T, float32 (float64 for float64). tokens: (B,) int64, how many there were.
     """
 
     sum: Tensor
-    count: Tensor
+    tokens: Tensor
 
 
 def attention_state(k: Tensor, v: Tensor) -> AttentionState:
@@ -82,7 +78,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     """
     dtype = state.sum.dtype
     total = state.sum + k.to(dtype)[..., :, None] * v.to(dtype)[..., None, :]
-    count = state.count + 1
+    count = state.tokens + 1
     mean = (q.to(dtype)[..., None, :] @ total)[..., 0, :] / count[:, None, None]
     return mean.to(v.dtype), AttentionState(total, count)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.backends.base import Layer, Network, Quadratics
-from memformer_kernels.maths.factored import attend_gradients
+from memformer_kernels.maths import factored
 from memformer_kernels.maths.memory import kept_heads
 from memformer_kernels.problem import check_lengths
 from memformer_kernels.registration import Operation, define, define_with_gradients
@@ -135,16 +135,14 @@ def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor
 
 def _linear_attention(*arguments: Any) -> Tensor:
     *call, backend = arguments
-    return BACKENDS[backend].attend(*call).contiguous()
+    return BACKENDS[backend].attend(factored.Attention(*call)).contiguous()
 
 
 def _linear_attention_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *call, backend, needs = arguments
-    made = []
-    for parts, needed in zip(attend_gradients(grad, *call), needs, strict=False):
-        if needed:
-            made.append(BACKENDS[backend].attend(*parts).contiguous())
-    return made
+    parts = factored.gradients(grad, factored.Attention(*call))
+    attend = BACKENDS[backend].attend
+    return [attend(part).contiguous() for part, needed in zip(parts, needs, strict=False) if needed]
 
 
 def _linear_attention_fake(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:

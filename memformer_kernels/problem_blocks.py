@@ -11,24 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from memformer_kernels.maths.factored import Attention
 from memformer_kernels.problem import check_flag, reject, reject_kind
 from memformer_kernels.transforms import transforming
 
 _HALF = (torch.bfloat16, torch.float16)
 _REAL = frozenset((torch.float32, torch.float64, *_HALF))
 _INTEGERS = frozenset((torch.int32, torch.int64))
-
-
-class Attention(NamedTuple):
-    """`maths.factored`'s arguments; k and v hold only keys that some token may see."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    rows: Tensor | None
-    keys: Tensor | None
-    bounds: Tensor | None
-    form: str
 
 
 class Update(NamedTuple):
@@ -115,7 +104,8 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
             reject("context", context, f"an int from 1 to N = {tokens}")
     if mask is None and not isinstance(context, Tensor):
         count = tokens if context is None else context
-        rows = torch.full((1, 1), count, dtype=_weight_dtype(q), device=q.device).reciprocal().expand(batch, tokens)
+        number = torch.full((1, 1), count, dtype=_weight_dtype(q), device=q.device)  # type: ignore[arg-type]
+        rows = number.reciprocal().expand(batch, tokens)
         return Attention(q, k[:, :count], v[:, :count], rows, None, None, "full")
     seen = torch.ones(1, tokens, dtype=torch.bool, device=q.device) if mask is None else mask
     place = torch.arange(tokens, device=q.device)

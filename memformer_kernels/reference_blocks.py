@@ -1,4 +1,4 @@
-"""Linear attention with factored heads and the register update in their plainest form: what backends are checked against.
+"""Linear attention with factored heads and the register update, as plain as can be: what backends are checked against.
 
 The n-by-n matrix of attention is formed, every option is a mask on it, and autograd makes the gradients.
 """

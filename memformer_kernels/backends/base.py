@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from memformer_kernels.maths.factored import Attention
+
 Needs = Sequence[bool]
 
 
@@ -83,16 +85,7 @@ class Backend(Protocol):
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: Tensor | None,
-        keys: Tensor | None,
-        bounds: Tensor | None,
-        form: str,
-    ) -> Tensor:
+    def attend(self, call: Attention) -> Tensor:
         """The weighted sum over keys of `maths.factored`, which is its own gradient with other arguments."""
         ...
 

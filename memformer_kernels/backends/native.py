@@ -13,6 +13,7 @@ from torch import Tensor
 
 from memformer_kernels import library
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
+from memformer_kernels.maths.factored import Attention
 from memformer_kernels.maths.memory import kept_heads
 
 
@@ -90,16 +91,7 @@ class NativeBackend:
         _operators().lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: Tensor | None,
-        keys: Tensor | None,
-        bounds: Tensor | None,
-        form: str,
-    ) -> Tensor:
+    def attend(self, call: Attention) -> Tensor:
         raise NotImplementedError("the plan hands attention with factored heads to torch's batched matrix products")
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:

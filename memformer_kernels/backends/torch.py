@@ -13,6 +13,7 @@ from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.maths import factored, response
 from memformer_kernels.maths import registers as depth
 from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
+from memformer_kernels.maths.factored import Attention
 from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.maths.layer import LayerForm
 from memformer_kernels.maths.memory import Memory
@@ -113,17 +114,8 @@ class TorchBackend:
         ]
         return _asked(listed, quadratics, needs)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: Tensor | None,
-        keys: Tensor | None,
-        bounds: Tensor | None,
-        form: str,
-    ) -> Tensor:
-        return factored.attend(q, k, v, rows, keys, bounds, form)
+    def attend(self, call: Attention) -> Tensor:
+        return factored.attend(call)
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         return depth.update(z, registers, gamma).contiguous()

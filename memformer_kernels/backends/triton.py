@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.backends.torch import TorchBackend
+from memformer_kernels.maths.factored import Attention
 
 if TYPE_CHECKING:
     from memformer_kernels.backends.triton_calls import NetworkCalls, ResponseCalls
@@ -104,21 +105,12 @@ class TritonBackend:
 
         return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
-    def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        rows: Tensor | None,
-        keys: Tensor | None,
-        bounds: Tensor | None,
-        form: str,
-    ) -> Tensor:
+    def attend(self, call: Attention) -> Tensor:
         from memformer_kernels.kernels.attention import attend
         from memformer_kernels.kernels.launch import check_device
 
-        check_device(q)
-        return attend(q, k, v, rows, keys, bounds, form)
+        check_device(call.q)
+        return attend(call)
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         from memformer_kernels.kernels.launch import check_device

@@ -2,13 +2,11 @@
 
     attend(q, k, v)_t = rows_t sum over the i that t sees of keys_i (q_t . k_i) v_i
 
-Tokens q, k (B, ., H, E) and v (B, ., H, F); weights rows and keys (B, .), None for ones. A token of weight 0 is left out
-by selection, so that what it holds is never read. The form says which keys t sees: "full" (all), "causal" (i <= t) or
-"anticausal" (i >= t); with bounds (S + 1,), only keys of its own sequence of a packed batch.
-
 The sum over keys is carried from chunk to chunk as an (E, F) matrix per head, so that time and memory are linear in the
 number of tokens.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,41 +16,47 @@ TRANSPOSED = {"full": "full", "causal": "anticausal", "anticausal": "causal"}
 """The form in which keys see the tokens that see them."""
 
 _SPAN_ELEMENTS = 2**21
-"""Entries of q worked on at a time: 8 MiB of float32, so that temporaries are a small part of a long sequence's memory."""
+"""Entries of q worked on at a time: 8 MiB of float32, a small part of a long sequence's memory."""
 
 
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, bounds: Tensor | None, form: str
-) -> Tensor:
+class Attention(NamedTuple):
+    """Tokens q, k (B, ., H, E) and v (B, ., H, F); weights rows and keys (B, .), None for ones.
+
+    A token of weight 0 is left out by selection, so that what it holds is never read. The form says which keys t sees:
+    "full" (all), "causal" (i <= t) or "anticausal" (i >= t); with bounds (S + 1,), only keys of its own sequence of a
+    packed batch.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    rows: Tensor | None
+    keys: Tensor | None
+    bounds: Tensor | None
+    form: str
+
+
+def attend(call: Attention) -> Tensor:
     """(B, N, H, F) in v's dtype; float64 is summed in float64, all else in float32."""
-    if bounds is not None:
-        out = _packed(q, k, v, rows, keys, bounds, form)
+    if call.bounds is not None:
+        out = _packed(call, call.bounds)
     elif torch.compiler.is_exporting():
         # A program for every length cannot hold a loop over one length's spans.
-        out = _one_span(q, k, v, rows, keys, form)
-    elif form == "full":
-        out = _full(q, k, v, rows, keys)
+        out = _one_span(call)
+    elif call.form == "full":
+        out = _full(call)
     else:
-        out = _in_order(q, k, v, rows, keys, form)
-    return out.to(v.dtype)
+        out = _in_order(call)
+    return out.to(call.v.dtype)
 
 
-def attend_gradients(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    rows: Tensor | None,
-    keys: Tensor | None,
-    bounds: Tensor | None,
-    form: str,
-) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, str], ...]:
-    """The arguments of the `attend` that gives the gradient of q, of k and of v."""
-    back = TRANSPOSED[form]
+def gradients(grad: Tensor, call: Attention) -> tuple[Attention, Attention, Attention]:
+    """What gives the gradient of q, of k and of v when it is attended."""
+    back = TRANSPOSED[call.form]
     return (
-        (grad, v, k, rows, keys, bounds, form),
-        (v, grad, q, keys, rows, bounds, back),
-        (k, q, grad, keys, rows, bounds, back),
+        call._replace(q=grad, k=call.v, v=call.k),
+        Attention(call.v, grad, call.q, call.keys, call.rows, call.bounds, back),
+        Attention(call.k, call.q, grad, call.keys, call.rows, call.bounds, back),
     )
 
 
@@ -87,7 +91,8 @@ def _part(weights: Tensor | None, span: slice) -> Tensor | None:
     return None if weights is None else weights[:, span]
 
 
-def _one_span(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, form: str) -> Tensor:
+def _one_span(call: Attention) -> Tensor:
+    q, k, v, rows, keys, _, form = call
     queries, keyed, values = _weighted(q, rows), _weighted(k, keys), _weighted(v, _kept(keys))
     if form == "full":
         return (queries @ (keyed.mT @ values)).transpose(1, 2)
@@ -99,7 +104,8 @@ def _kept(keys: Tensor | None) -> Tensor | None:
     return None if keys is None else (keys != 0).to(keys.dtype)
 
 
-def _full(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None) -> Tensor:
+def _full(call: Attention) -> Tensor:
+    q, k, v, rows, keys, *_ = call
     kept = _kept(keys)
     total = q.new_zeros((), dtype=compute_dtype(q))
     for span in _spans(k, k.shape[1]):
@@ -108,7 +114,8 @@ def _full(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | N
     return made[0].contiguous() if len(made) == 1 else torch.cat(made, 1)
 
 
-def _in_order(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, form: str) -> Tensor:
+def _in_order(call: Attention) -> Tensor:
+    q, k, v, rows, keys, _, form = call
     kept = _kept(keys)
     spans = _spans(q, q.shape[1])
     made: list[Tensor] = []
@@ -128,11 +135,11 @@ def _in_order(q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor
 
 
 def _chunks_in_order(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
-    """Tokens (B, H, n, .) in chunks; `state` is the sum over the keys before them. The result, and the sum after them."""
+    """Tokens (B, H, n, .) chunk by chunk; `state` is the sum over the keys before them. The result, the sum after."""
     tokens, chunk = q.shape[2], chunk_length(q.shape[3])
     chunks = (tokens + chunk - 1) // chunk
     queries, keys, values = (
-        pad(x, (0, 0, 0, chunks * chunk - tokens)).unflatten(2, (chunks, chunk)) for x in (q, k, v)
+        pad(x, (0, 0, 0, chunks * chunk - tokens)).reshape(*x.shape[:2], chunks, chunk, x.shape[3]) for x in (q, k, v)
     )
     local = keys.mT @ values
     # The first in order gets what was before, every other one the sum of those before it: no sum is ever subtracted, so
@@ -153,10 +160,9 @@ def _seen(scores: Tensor, form: str) -> Tensor:
     return scores if form == "full" else scores.tril() if form == "causal" else scores.triu()
 
 
-def _packed(
-    q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, bounds: Tensor, form: str
-) -> Tensor:
+def _packed(call: Attention, bounds: Tensor) -> Tensor:
     """Chunks that begin with a sequence's first token or follow its last chunk; none holds tokens of two sequences."""
+    q, k, v, rows, keys, _, form = call
     tokens, sequences = q.shape[1], bounds.shape[0] - 1
     chunk = min(64, max(16, tokens // max(sequences, 1)))
     chunks = tokens // chunk + sequences

@@ -28,9 +28,9 @@ class MemformerAttention(nn.Module):
 
     dim: D. num_heads: H. head_dim: E, None for dim / num_heads; W_q, W_k, W_v are (D, H E), W_o (H E, D). causal: token
     t sees the tokens up to itself. memory, granularity: see `LayerMemory`; registers: how many of earlier layers it is
-    given. feature_map: one of FEATURE_MAPS. norm: RMS normalisation of every head's output, for use at width, where
-    out's size would follow that of z's third power. prenorm: RMS normalisation of what the projections read, as usual in
-    a residual stack; z itself is passed on as it is. bias: of the four projections.
+    given. feature_map: one of FEATURE_MAPS. norm: RMS normalisation of every head's output, for use at width, since its
+    size follows the third power of z's. prenorm: RMS normalisation of what the projections read, as usual in a residual
+    stack; z itself is passed on as it is. bias: of the four projections.
 
     Layers chain by passing registers on:
 
@@ -154,9 +154,7 @@ class MemformerAttention(nn.Module):
 
     def _require_causal(self) -> None:
         if not self.causal:
-            raise ValueError(
-                "causal: expected a layer made with causal=True, since its tokens come one by one, got False"
-            )
+            raise ValueError("causal: expected a layer made with causal=True to take tokens one by one, got False")
 
     def extra_repr(self) -> str:
         return f"{self.dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}"

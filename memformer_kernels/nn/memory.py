@@ -22,9 +22,9 @@ MEMORY_GRANULARITIES = ("scalar", "feature")
 class LayerMemory(nn.Module):
     """The memory of one layer: (z, att, registers of the layers before) -> (z_next, register).
 
-    dim: the tokens' width D. registers: how many it is given; all come with z's shape (..., D). memory: one of MEMORIES.
-    granularity: coefficients "scalar" or one a "feature". They start as if there were no memory: 1 for the layer's own
-    output, 0 for the past.
+    dim: the tokens' width D. registers: how many it is given; all come with z's shape (..., D). memory: one of
+    MEMORIES. granularity: coefficients "scalar" or one a "feature". They start as if there were no memory: 1 for the
+    layer's own output, 0 for the past.
 
     Raises ValueError for an unknown name or a size below 1, TypeError for a size that is no int.
     """
@@ -83,7 +83,6 @@ class LayerMemory(nn.Module):
         return self._updated(z, weighed, self.gamma), att
 
     def _updated(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
-        """Weights (J, D) or (J, 1), which a single-number z would read as (J,) alike."""
         return register_update(z, [x.to(z.dtype) for x in registers], gamma, backend=self.backend)
 
     def extra_repr(self) -> str:
@@ -130,9 +129,7 @@ class RegisterMemory(nn.Module):
     def forward(self, z: Tensor, att: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """(z_next, register) of the layer that `registers`, those of all layers before it, lead to."""
         if len(registers) >= len(self.layers):
-            raise ValueError(
-                f"registers: expected fewer than {len(self.layers)}, one a layer before, got {len(registers)}"
-            )
+            raise ValueError(f"registers: expected fewer than the {len(self.layers)} layers, got {len(registers)}")
         made: tuple[Tensor, Tensor] = self.layers[len(registers)](z, att, registers)
         return made
 

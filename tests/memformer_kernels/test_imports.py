@@ -13,8 +13,8 @@ PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
     {"version", "reference", "reference_blocks", "problem", "transforms", "gates", "kernels", "library"},
-    {"maths", "registration", "problem_blocks"},
-    {"backends"},
+    {"maths", "registration"},
+    {"backends", "problem_blocks"},
     {"build", "ops"},
     {"plan"},
     {"functional", "blocks"},
