@@ -9,6 +9,7 @@
 
 #include "binding/network.h"
 #include "binding/solve.h"
+#include "binding/update.h"
 
 namespace memformer::binding {
 namespace {
@@ -124,6 +125,32 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
   });
 }
 
+void register_update(const Tensor& z, const std::vector<Tensor>& registers, const Tensor& gamma, const Tensor& result) {
+  with_compute_type(z, [&](auto type) {
+    using T = decltype(type);
+    UpdateCall<T> made(z, registers, gamma);
+    made.call.result = static_cast<T*>(result.data_ptr());
+    made.run();
+  });
+}
+
+void register_update_backward(const Tensor& grad, const std::vector<Tensor>& registers, const Tensor& gamma,
+                              const std::vector<Tensor>& grad_registers, const std::vector<bool>& wanted,
+                              const MaybeTensor& grad_gamma) {
+  with_compute_type(grad, [&](auto type) {
+    using T = decltype(type);
+    UpdateCall<T> made(grad, registers, gamma);
+    std::vector<T*> places(wanted.size(), nullptr);
+    for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
+      if (wanted[k]) places[k] = static_cast<T*>(grad_registers[next++].data_ptr());
+    }
+    made.call.backward = true;
+    made.call.grad_registers = places.data();
+    made.call.grad_gamma = grad_gamma ? static_cast<T*>(grad_gamma->data_ptr()) : nullptr;
+    made.run();
+  });
+}
+
 std::string instruction_set() { return cpu::instruction_set(); }
 
 void use_instruction_set(const std::string& name) {
@@ -154,6 +181,9 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
   m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");
+  m.def("register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
+        "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 }
@@ -168,6 +198,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("lfom_solve_backward", TORCH_BOX(&memformer::binding::lfom_solve_backward));
   m.impl("layer", TORCH_BOX(&memformer::binding::layer));
   m.impl("layer_backward", TORCH_BOX(&memformer::binding::layer_backward));
+  m.impl("register_update", TORCH_BOX(&memformer::binding::register_update));
+  m.impl("register_update_backward", TORCH_BOX(&memformer::binding::register_update_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {

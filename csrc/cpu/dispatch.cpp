@@ -15,8 +15,9 @@ struct InstructionSet {
   Kernels<double> dual;
 };
 
-#define MEMFORMER_TABLE(isa) \
-  {isa::response_gram, isa::response_tokens, isa::general_gram, isa::general_tokens, isa::context_gram, isa::quadratics, isa::layer}
+#define MEMFORMER_TABLE(isa)                                                                                              \
+  {isa::response_gram, isa::response_tokens, isa::general_gram, isa::general_tokens, isa::context_gram, isa::quadratics, \
+   isa::layer,         isa::register_update}
 #define MEMFORMER_SET(isa, present) {#isa, present, MEMFORMER_TABLE(isa), MEMFORMER_TABLE(isa)}
 
 // Widest first.

@@ -16,6 +16,7 @@ struct Kernels {
   void (*context_gram)(const Gram<T>&, ParallelFor);
   void (*quadratics)(const Quadratics<T>&, ParallelFor);
   void (*layer)(const Layer<T>&, ParallelFor);
+  void (*register_update)(const RegisterUpdate<T>&, ParallelFor);
 };
 
 template <class T>

@@ -12,7 +12,8 @@
   void general_tokens(const Network<T>& call, ParallelFor run); \
   void context_gram(const Gram<T>& call, ParallelFor run);      \
   void quadratics(const Quadratics<T>& call, ParallelFor run);  \
-  void layer(const Layer<T>& call, ParallelFor run);
+  void layer(const Layer<T>& call, ParallelFor run);            \
+  void register_update(const RegisterUpdate<T>& call, ParallelFor run);
 
 #define MEMFORMER_KERNELS(isa)      \
   namespace memformer::cpu::isa {   \
