@@ -41,8 +41,7 @@ def attend(call: Attention) -> Tensor:
     if call.bounds is not None:
         out = _packed(call, call.bounds)
     elif torch.compiler.is_exporting():
-        # A program for every length cannot hold a loop over one length's spans.
-        out = _one_span(call)
+        out = _for_every_length(call)
     elif call.form == "full":
         out = _full(call)
     else:
@@ -91,12 +90,24 @@ def _part(weights: Tensor | None, span: slice) -> Tensor | None:
     return None if weights is None else weights[:, span]
 
 
-def _one_span(call: Attention) -> Tensor:
+def _for_every_length(call: Attention) -> Tensor:
+    """The same as one program for any number of tokens: no loop over spans, no padding that depends on a length.
+
+    Tokens are brought to whole chunks, and back, by taking them by their places.
+    """
     q, k, v, rows, keys, _, form = call
     queries, keyed, values = _weighted(q, rows), _weighted(k, keys), _weighted(v, _kept(keys))
     if form == "full":
         return (queries @ (keyed.mT @ values)).transpose(1, 2)
-    return _chunks_in_order(queries, keyed, values, None, form)[0].transpose(1, 2)
+    tokens, chunk = q.shape[1], chunk_length(q.shape[3])
+    # Always two chunks or more: a program for one would be another program.
+    starts = torch.arange(tokens // chunk + 2, device=q.device)[:, None] * chunk
+    place = starts + torch.arange(chunk, device=q.device)
+    inside, nearest = (place < tokens)[:, :, None], place.clamp(max=tokens - 1)
+    chunks = (torch.where(inside, x[:, :, nearest], 0.0) for x in (queries, keyed, values))
+    out = _chunks_in_order(*chunks, None, form)[0]
+    token = torch.arange(tokens, device=q.device)
+    return out[:, :, token // chunk, token % chunk].transpose(1, 2)
 
 
 def _kept(keys: Tensor | None) -> Tensor | None:
@@ -121,26 +132,29 @@ def _in_order(call: Attention) -> Tensor:
     made: list[Tensor] = []
     state: Tensor | None = None
     for span in spans if form == "causal" else spans[::-1]:
-        part, state = _chunks_in_order(
+        parts = (
             _weighted(q[:, span], _part(rows, span)),
             _weighted(k[:, span], _part(keys, span)),
             _weighted(v[:, span], _part(kept, span)),
-            state,
-            form,
         )
-        made.append(part.transpose(1, 2).to(v.dtype))
+        count = span.stop - span.start
+        part, state = _chunks_in_order(*(_cut(x, chunk_length(q.shape[3])) for x in parts), state, form)
+        made.append(part.flatten(2, 3)[:, :, :count].transpose(1, 2).to(v.dtype))
     if form != "causal":
         made.reverse()
     return made[0].contiguous() if len(made) == 1 else torch.cat(made, 1)
 
 
-def _chunks_in_order(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, form: str) -> tuple[Tensor, Tensor]:
-    """Tokens (B, H, n, .) chunk by chunk; `state` is the sum over the keys before them. The result, the sum after."""
-    tokens, chunk = q.shape[2], chunk_length(q.shape[3])
-    chunks = (tokens + chunk - 1) // chunk
-    queries, keys, values = (
-        pad(x, (0, 0, 0, chunks * chunk - tokens)).reshape(*x.shape[:2], chunks, chunk, x.shape[3]) for x in (q, k, v)
-    )
+def _cut(x: Tensor, chunk: int) -> Tensor:
+    """(B, H, n, .) in chunks, the last one filled up with zeros."""
+    filled = pad(x, (0, 0, 0, -x.shape[2] % chunk))
+    return filled.reshape(*x.shape[:2], filled.shape[2] // chunk, chunk, x.shape[3])
+
+
+def _chunks_in_order(
+    queries: Tensor, keys: Tensor, values: Tensor, state: Tensor | None, form: str
+) -> tuple[Tensor, Tensor]:
+    """On chunks (B, H, m, C, .); `state` is the sum over the keys before them. The result, and the sum after them."""
     local = keys.mT @ values
     # The first in order gets what was before, every other one the sum of those before it: no sum is ever subtracted, so
     # that no token reaches a chunk that does not see it.
@@ -152,7 +166,7 @@ def _chunks_in_order(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, form
         sums = torch.cat([local, first], 2).flip(2).cumsum(2).flip(2)
         before, after = sums[:, :, 1:], sums[:, :, 0]
     out = _seen(queries @ keys.mT, form) @ values + queries @ before
-    return out.flatten(2, 3)[:, :, :tokens], after
+    return out, after
 
 
 def _seen(scores: Tensor, form: str) -> Tensor:
