@@ -46,8 +46,7 @@ def linear_attention(
     """
     call = check_attention(q, k, v, causal, context, mask, cu_seqlens)
     chosen = plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, backend)
-    if chosen.backend == "torch" and torch.compiler.is_exporting():
-        # An exported program is made of PyTorch's own operations, so that it runs where this package is not.
+    if _spelled_out(backend):
         return factored.attend(call)
     made: Tensor = ops.linear_attention(*call, chosen.backend)
     return made
@@ -92,7 +91,12 @@ def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, ba
     """
     call = check_update(z, registers, gamma)
     chosen = plan.plan_update(call.z.dtype, call.z.device.type, backend)
-    if chosen.backend == "torch" and torch.compiler.is_exporting():
+    if _spelled_out(backend):
         return depth.update(*call).reshape(z.shape)
     made: Tensor = ops.register_update(*call, chosen.backend)
     return made.reshape(z.shape)
+
+
+def _spelled_out(backend: str) -> bool:
+    """Whether a program is being exported: it is made of PyTorch's own operations, to run where this package is not."""
+    return backend in ("auto", "torch") and torch.compiler.is_exporting()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from memformer_kernels import functional, plan, problem
+from memformer_kernels import blocks, functional, plan, problem, problem_blocks
 from memformer_kernels.backends import BACKENDS
 
 
@@ -15,7 +15,8 @@ def explain(*arguments: Any, **options: Any) -> plan.Plan:
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
     `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
-    a)` a first-order method and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
+    a)` a first-order method, `explain(q, k, v)` with four axes linear attention, `explain(z, [r, ...], gamma)` a
+    register update and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
     """
     function = _recognise(arguments, options)
     try:
@@ -43,6 +44,10 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     quadratic = not options.keys().isdisjoint({"h", "b", "a", "w0"})
     if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
         return functional.lfom_solve
+    if _axes(arguments, options, 0, "q") == 4:
+        return blocks.linear_attention
+    if len(arguments) > 1 and isinstance(arguments[1], list | tuple):
+        return blocks.register_update
     if "target" in options or _axes(arguments, options, 1, "target") == 2:
         return functional.memformer_loss
     q_axes = _axes(arguments, options, 1, "q")
@@ -86,10 +91,23 @@ def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
     return plan.plan_quadratics(checked, a["backend"])
 
 
+def _plan_attention(a: dict[str, Any]) -> plan.Plan:
+    names = ("q", "k", "v", "causal", "context", "mask", "cu_seqlens")
+    call = problem_blocks.check_attention(*(a[name] for name in names))
+    return plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, a["backend"])
+
+
+def _plan_update(a: dict[str, Any]) -> plan.Plan:
+    call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
+    return plan.plan_update(call.z.dtype, call.z.device.type, a["backend"])
+
+
 _PLANNERS: dict[Callable[..., Any], Callable[[dict[str, Any]], plan.Plan]] = {
     functional.memformer_predict: _plan_network,
     functional.memformer_loss: _plan_network,
     functional.memformer_layer: _plan_layer,
     functional.context_gram: _plan_gram,
     functional.lfom_solve: _plan_quadratics,
+    blocks.linear_attention: _plan_attention,
+    blocks.register_update: _plan_update,
 }
