@@ -124,7 +124,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         from memformer_kernels.kernels.register_update import update_backward
 
-        return _asked(update_backward(grad, registers, gamma, needs), [*registers, gamma], needs)
+        return _asked(update_backward(grad, registers, gamma), [*registers, gamma], needs)
 
     def warmup(self) -> None:
         """Imports Triton and the kernels; a kernel compiles for a configuration when that is first called."""

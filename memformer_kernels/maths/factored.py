@@ -160,13 +160,20 @@ def _chunks_in_order(
     # that no token reaches a chunk that does not see it.
     first = torch.zeros_like(local[:, :, :1]) if state is None else state[:, :, None]
     if form == "causal":
-        sums = torch.cat([first, local], 2).cumsum(2)
+        sums = _running(torch.cat([first, local], 2))
         before, after = sums[:, :, :-1], sums[:, :, -1]
     else:
-        sums = torch.cat([local, first], 2).flip(2).cumsum(2).flip(2)
+        sums = _running(torch.cat([local, first], 2).flip(2)).flip(2)
         before, after = sums[:, :, 1:], sums[:, :, 0]
     out = _seen(queries @ keys.mT, form) @ values + queries @ before
     return out, after
+
+
+def _running(local: Tensor) -> Tensor:
+    """Running sums over the chunks; on a GPU in log2 of their number steps, since cumsum has no fixed order there."""
+    if not local.is_cuda:
+        return local.cumsum(2)
+    return _scan(local, torch.zeros(local.shape[2], device=local.device))
 
 
 def _seen(scores: Tensor, form: str) -> Tensor:

@@ -14,7 +14,7 @@ from tests.memformer_kernels.blocks.options import OPTIONS, bounds, heads, with_
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 200])
+@pytest.mark.parametrize("tokens", [1, 64, 130])
 def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int) -> None:
     options = OPTIONS[name](3, tokens)
     leaves = heads(3, tokens, 5, 7)
@@ -24,7 +24,7 @@ def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int) -> 
         torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("width", [16, 64, 100, 256])
+@pytest.mark.parametrize("width", [16, 100, 256])
 @pytest.mark.parametrize("name", ["mask and context", "causal", "causal packed"])
 def test_every_width_of_a_head(width: int, name: str) -> None:
     options = OPTIONS[name](2, 150)

@@ -29,7 +29,7 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@on_every_model
+@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "causal", "blocks"])
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_whole_once_for_many_batches_and_lengths(name: str) -> None:
     made = model(name)
@@ -161,7 +161,7 @@ def test_double_backward(name: str) -> None:
     torch.testing.assert_close(second, exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
 
 
-@on_every_model
+@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "causal", "blocks"])
 def test_export_serves_every_batch_and_length(name: str) -> None:
     made = model(name)
     dynamic = {"z": {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("tokens", min=2, max=4096)}}
