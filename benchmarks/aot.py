@@ -25,8 +25,9 @@ from triton.compiler import ASTSource
 
 from memformer_kernels.backends import triton_calls
 from memformer_kernels.backends.base import Layer, Network, Quadratics
-from memformer_kernels.kernels import call_network, call_solve, gram, sums
+from memformer_kernels.kernels import attention, call_network, call_solve, gram, register_update, sums
 from memformer_kernels.kernels.launch import interpreted
+from memformer_kernels.maths.factored import Attention
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""
@@ -51,6 +52,10 @@ _HOLDERS = {
     "solve_backward_kernel": call_solve,
     "network_kernel": call_network,
     "network_backward_kernel": call_network,
+    "state_kernel": attention,
+    "attend_kernel": attention,
+    "update_kernel": register_update,
+    "update_backward_kernel": register_update,
 }
 
 
@@ -117,7 +122,7 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
 
 
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     arguments = dict(launch.arguments)
@@ -125,6 +130,9 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
         value = arguments.pop(parameter.name)
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, tuple):
+            signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
+            attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
         elif isinstance(value, Tensor):
             signature[parameter.name] = f"*{_TYPES[value.dtype]}"
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -198,6 +206,20 @@ def _quadratics(width: int) -> Callable[[], object]:
     return lambda: (calls.solve(layers=False), calls.backward(b[None]))
 
 
+def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed: bool = False) -> Callable[[], object]:
+    tokens = _draw(2, 4096, 4, width, dtype=dtype)
+    weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
+    bounds = torch.tensor([0, 1000, 4096]) if packed else None
+    call = Attention(tokens, tokens, tokens, weights, weights if weighed else None, bounds, form)
+    return lambda: attention.attend(call)
+
+
+def _update(registers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], object]:
+    z, gamma = _draw(*shape, dtype=dtype), _draw(registers, shape[1])
+    past = [z] * registers
+    return lambda: (register_update.update(z, past, gamma), register_update.update_backward(z, past, gamma))
+
+
 Case = Callable[[], Callable[[], object]]
 """Makes a call's arguments; what it returns makes the call."""
 
@@ -240,6 +262,16 @@ def cases() -> dict[str, Case]:
         made[f"quadratics, d={width}"] = partial(_quadratics, width)
         made[f"layer, D={width} bf16"] = partial(_layer, width, 100, backward=False, dtype=HALF)
         made[f"layer backward, D={width}"] = partial(_layer, width, 100, backward=True)
+    for width in (16, 64, 128, 256):
+        for dtype in (SINGLE, HALF, DOUBLE) if width == 64 else (SINGLE, HALF):
+            kind = f"E={width} {_TYPES[dtype]}"
+            made[f"attention, full, {kind}"] = partial(_attention, width, "full", dtype, weighed=False)
+            made[f"attention, causal, {kind}"] = partial(_attention, width, "causal", dtype, weighed=False)
+            made[f"attention, anticausal, {kind}"] = partial(_attention, width, "anticausal", dtype, weighed=True)
+    made["attention, packed"] = partial(_attention, 64, "full", SINGLE, weighed=True, packed=True)
+    made["attention, causal packed"] = partial(_attention, 64, "causal", SINGLE, weighed=True, packed=True)
+    made["register update, per feature"] = partial(_update, 4, (4096, 512, 1), SINGLE)
+    made["register update, per token"] = partial(_update, 4, (2, 512, 512), HALF)
     return made
 
 
