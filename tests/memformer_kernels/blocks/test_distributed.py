@@ -1,4 +1,4 @@
-"""DistributedDataParallel and FSDP2 on two CPU processes: gradients and steps are those of one process on all samples."""
+"""DistributedDataParallel and FSDP2 on two CPU processes: training is that of one process on all samples."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +37,7 @@ def _fully_sharded(rank: int, made: nn.Module, folder: Path) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = dist.init_device_mesh("cpu", (WORLD,))
-    for child in list(made.children())[0].children():
+    for child in next(iter(made.children())).children():
         fully_shard(child, mesh=mesh)
     fully_shard(made, mesh=mesh)
     assert all(hasattr(parameter, "placements") for parameter in made.parameters())
