@@ -27,7 +27,6 @@ from memformer_kernels.backends import triton_calls
 from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.kernels import attention, call_network, call_solve, gram, register_update, sums
 from memformer_kernels.kernels.launch import interpreted
-from memformer_kernels.maths.factored import Attention
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""
@@ -210,8 +209,8 @@ def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed:
     tokens = _draw(2, 4096, 4, width, dtype=dtype)
     weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
     bounds = torch.tensor([0, 1000, 4096]) if packed else None
-    call = Attention(tokens, tokens, tokens, weights, weights if weighed else None, bounds, form)
-    return lambda: attention.attend(call)
+    keys = weights if weighed else None
+    return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
 
 
 def _update(registers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], object]:

@@ -44,7 +44,7 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     quadratic = not options.keys().isdisjoint({"h", "b", "a", "w0"})
     if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
         return functional.lfom_solve
-    if _axes(arguments, options, 0, "q") == 4:
+    if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
         return blocks.linear_attention
     if len(arguments) > 1 and isinstance(arguments[1], list | tuple):
         return blocks.register_update

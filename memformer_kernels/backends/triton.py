@@ -110,7 +110,7 @@ class TritonBackend:
         from memformer_kernels.kernels.launch import check_device
 
         check_device(call.q)
-        return attend(call)
+        return attend(*call)
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         from memformer_kernels.kernels.launch import check_device

@@ -21,7 +21,6 @@ from torch.nn.functional import pad
 from memformer_kernels.kernels import rules
 from memformer_kernels.kernels.launch import on_device, triton_type
 from memformer_kernels.kernels.tiles import multiply
-from memformer_kernels.maths.factored import Attention, compute_dtype
 
 ENOUGH_PROGRAMS = 1024
 """Programs that keep an H100 or H200 busy without dividing sequences: 8 for each of 132 multiprocessors."""
@@ -266,15 +265,16 @@ def attend_kernel(
         tl.store(to, made * row, mask=exists & (f < value_width))
 
 
-def attend(call: Attention) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, bounds: Tensor | None, form: str
+) -> Tensor:
     """`maths.factored.attend` for heads up to 256 wide: (B, N, H, F) in v's dtype."""
-    q, k, v, rows, keys, bounds, form = call
     batch, tokens, heads, width = q.shape
     value_width = v.shape[3]
     out = v.new_empty((batch, tokens, heads, value_width))
     if out.numel() == 0:
         return out
-    dtype = compute_dtype(q)
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     sizes = _sizes(width, value_width, dtype)
     options: dict[str, Any] = {
         **sizes,
@@ -289,9 +289,9 @@ def attend(call: Attention) -> Tensor:
     else:
         splits, split_tokens = _splits(tokens, batch * heads * blocks, width)
         if form == "full":
-            states = _states(call, options, blocks).sum(2)
+            states = _states(k, v, keys, dtype, options, blocks).sum(2)
         elif splits > 1:
-            states = _before(_states(call, options, blocks), form)
+            states = _before(_states(k, v, keys, dtype, options, blocks), form)
     matrix = width * value_width
     with on_device(q):
         attend_kernel[(batch * heads * splits * blocks,)](
@@ -323,12 +323,13 @@ def attend(call: Attention) -> Tensor:
     return out
 
 
-def _states(call: Attention, options: dict[str, Any], blocks: int) -> Tensor:
+def _states(
+    k: Tensor, v: Tensor, keys: Tensor | None, dtype: torch.dtype, options: dict[str, Any], blocks: int
+) -> Tensor:
     """The sums over the keys of every split, (B, H, splits, E, F)."""
-    _, k, v, _, keys, _, _ = call
     batch, tokens, heads, width = k.shape
     splits, split_tokens = _splits(tokens, batch * heads * blocks, width)
-    states = v.new_empty((batch, heads, splits, width, v.shape[3]), dtype=compute_dtype(v))
+    states = v.new_empty((batch, heads, splits, width, v.shape[3]), dtype=dtype)
     with on_device(k):
         state_kernel[(batch * heads * splits * blocks,)](
             k,

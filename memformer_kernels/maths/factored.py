@@ -104,8 +104,8 @@ def _for_every_length(call: Attention) -> Tensor:
     starts = torch.arange(tokens // chunk + 2, device=q.device)[:, None] * chunk
     place = starts + torch.arange(chunk, device=q.device)
     inside, nearest = (place < tokens)[:, :, None], place.clamp(max=tokens - 1)
-    chunks = (torch.where(inside, x[:, :, nearest], 0.0) for x in (queries, keyed, values))
-    out = _chunks_in_order(*chunks, None, form)[0]
+    cut_q, cut_k, cut_v = (torch.where(inside, x[:, :, nearest], 0.0) for x in (queries, keyed, values))
+    out = _chunks_in_order(cut_q, cut_k, cut_v, None, form)[0]
     token = torch.arange(tokens, device=q.device)
     return out[:, :, token // chunk, token % chunk].transpose(1, 2)
 
@@ -138,7 +138,8 @@ def _in_order(call: Attention) -> Tensor:
             _weighted(v[:, span], _part(kept, span)),
         )
         count = span.stop - span.start
-        part, state = _chunks_in_order(*(_cut(x, chunk_length(q.shape[3])) for x in parts), state, form)
+        cut_q, cut_k, cut_v = (_cut(x, chunk_length(q.shape[3])) for x in parts)
+        part, state = _chunks_in_order(cut_q, cut_k, cut_v, state, form)
         made.append(part.flatten(2, 3)[:, :, :count].transpose(1, 2).to(v.dtype))
     if form != "causal":
         made.reverse()

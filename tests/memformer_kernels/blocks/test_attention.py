@@ -206,7 +206,7 @@ def test_errors_name_the_argument(name: str) -> None:
 def test_explain_knows_it() -> None:
     q, k, v = heads(2, 5, 4)
     assert explain(q, k, v, causal=True).backend == "torch"
-    assert explain(q, k, v).regime == "factored heads"
+    assert explain(q, k=k, v=v).regime == explain(q=q, k=k, v=v).regime == "factored heads"
     z, registers, gamma = torch.zeros(2, 3), [torch.zeros(2, 3)], torch.ones(1)
     assert explain(z, registers, gamma, backend="torch").backend == "torch"
     assert explain(z.bfloat16(), [z.bfloat16()], gamma).backend == "torch"
