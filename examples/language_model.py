@@ -43,7 +43,7 @@ class LanguageModel(nn.Module):
 
     def __init__(self, dim: int, layers: int, heads: int, length: int, memory: str) -> None:
         super().__init__()
-        self.embedding, self.place = nn.Embedding(256, dim), nn.Parameter(0.02 * torch.randn(length, dim))
+        self.embedding, self.place = nn.Embedding(256, dim), nn.Parameter(torch.randn(length, dim))
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(layers))
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 256)
         self.memory = RegisterMemory(dim, layers, memory=memory)
@@ -103,10 +103,10 @@ def train(memory: str, settings: argparse.Namespace) -> tuple[list[int], list[fl
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     """Trains both models and draws their curves; the held-out losses by model."""
     parser = argparse.ArgumentParser(description="A byte-level language model with and without register memory.")
-    parser.add_argument("--steps", type=int, default=250, help="optimiser steps of each model")
+    parser.add_argument("--steps", type=int, default=900, help="optimiser steps of each model")
     parser.add_argument("--batch", type=int, default=16, help="pieces of text a step")
-    parser.add_argument("--length", type=int, default=128, help="bytes of a piece")
-    parser.add_argument("--dim", type=int, default=96, help="width of the tokens")
+    parser.add_argument("--length", type=int, default=64, help="bytes of a piece")
+    parser.add_argument("--dim", type=int, default=64, help="width of the tokens")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What a backend is: the five operations of the package and their gradients, on checked tensors.
+"""What a backend is: the operations of the package and their gradients, on checked tensors.
 
 A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
 and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
