@@ -93,7 +93,7 @@ def train(memory: str, settings: argparse.Namespace) -> tuple[list[int], list[fl
         if step < settings.steps:
             loss = model.loss(batch(training, settings.batch, settings.length, generator))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -7,7 +7,6 @@
 // on the sizes alone: in T over 64 runs, or over one block of a run, and in double beyond.
 
 #include <algorithm>
-#include <vector>
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
@@ -218,14 +217,16 @@ void run_backward(const RegisterUpdate<T>& call, ParallelFor parallel) {
   const Division division = divide(call);
   const bool owned = division.axis == Division::Axis::middle;
   const int64_t numbers = call.registers * call.middle;
-  std::vector<double> sums(owned ? 0 : division.parts * numbers, 0.0);
+  auto* const sums =
+      owned ? nullptr
+            : static_cast<double*>(call_scratch(static_cast<std::size_t>(division.parts * numbers) * sizeof(double)));
   const auto part = [&](int64_t index) {
     Range a{0, call.before}, m{0, call.middle}, c{0, call.after};
     Range& divided = owned ? m : division.axis == Division::Axis::before ? a : c;
     divided = part_of(divided.end, division.parts, index);
     const int64_t count = call.registers * m.size();
     auto* const own = static_cast<double*>(thread_scratch(static_cast<std::size_t>(count) * (sizeof(double) + sizeof(T))));
-    double* const totals = owned ? own : sums.data() + index * numbers;
+    double* const totals = owned ? own : sums + index * numbers;
     std::fill_n(totals, count, 0.0);
     Backward<T, Follows, PastCaches>(call, m, totals, reinterpret_cast<T*>(own + count))(a, c);
     for (int64_t k = 0; owned && call.grad_gamma && k < count; ++k) {
