@@ -1,7 +1,8 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
 `gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
-`dispatch` the automatic choice against every provider, `trainer` looks at whole optimiser steps.
+`dispatch` the automatic choice against every provider, `trainer` looks at
+whole optimiser steps, `blocks` at attention and the register update.
 """
 
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import compare, dispatch, floors, gpu_floors, growth, overhead, trainer
+from benchmarks import blocks, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, Provider, automatic, select
 from benchmarks.record import Report, read_report, write_json, write_report
@@ -213,6 +214,24 @@ def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULT
     console = Console()
     gpu_floors.print_sheet(rows, console)
     console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command("blocks")
+def time_blocks(
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    quick: Quick = False,
+    json: Annotated[Path | None, typer.Option(help="Record; default blocks-<device>.json.")] = None,
+) -> None:
+    """Time linear attention against its peers over length, and the register update against the copy bandwidth."""
+    where = torch.device(device)
+    machine = measure_machine(where, quick=quick)
+    attention = blocks.time_attention(where, blocks.QUICK_LENGTHS if quick else blocks.LENGTHS, 2 if quick else 7)
+    updates = blocks.time_updates(where, 2 if quick else 15, 2**20 if quick else 2**24)
+    path = json or RESULTS / f"blocks-{device}.json"
+    write_json(path, blocks.as_record(machine, attention, updates))
+    console = Console()
+    blocks.print_blocks(attention, updates, console)
+    console.print(f"record: {path}", soft_wrap=True)
 
 
 def best_backend() -> str:

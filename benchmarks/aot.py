@@ -93,7 +93,7 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
 
 
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    signature: dict[str, str] = {}
+    signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     arguments = dict(launch.arguments)
@@ -101,6 +101,12 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
         value = arguments.pop(parameter.name)
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, tuple):
+            signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
+            attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
+        elif isinstance(value, tuple):
+            signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
+            attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
         elif isinstance(value, Tensor):
             signature[parameter.name] = f"*{_TYPES[value.dtype]}"
             attributes[(place,)] = [["tt.divisibility", 16]]

@@ -11,7 +11,7 @@ from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.backends.triton import WIDEST_MATRICES
 from memformer_kernels.backends.triton_spread import SpreadCalls
 from memformer_kernels.backends.triton_wide import WideBackend
-from memformer_kernels.kernels import gram, rules
+from memformer_kernels.kernels import attention, gram, register_update, rules
 
 SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -139,7 +139,36 @@ def cases() -> dict[str, Case]:
         made[f"few tasks, response-only, D={width}"] = partial(_few_tasks, width, "response-only")
     for rule, space in (("lfom", "gram"), ("recursive", "gram"), ("full", "token")):
         made[f"large tasks, {rule}, D=256"] = partial(_large, 256, rule, space)
-    return made | _moving_features()
+    return made | _blocks() | _moving_features()
+
+
+def _blocks() -> dict[str, Case]:
+    """Attention with factored heads and the register update, which serve models of any width."""
+    made: dict[str, Case] = {}
+    for width in (16, 64, 128, 256):
+        for dtype in tuple(NAMES) if width == 64 else (SINGLE, HALF):
+            for form in ("full", "causal", "anticausal"):
+                name = f"attention, {form}, E={width} {NAMES[dtype]}"
+                made[name] = partial(_attention, width, form, dtype, weighed=form == "anticausal")
+    for form in ("full", "causal"):
+        made[f"attention, {form}, packed"] = partial(_attention, 64, form, SINGLE, weighed=True, packed=True)
+    made["register update, per feature"] = partial(_update, 4, (4096, 512, 1), SINGLE)
+    made["register update, per token"] = partial(_update, 4, (2, 512, 512), HALF)
+    return made
+
+
+def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed: bool = False) -> Callable[[], object]:
+    tokens = _draw(2, 4096, 4, width, dtype=dtype)
+    weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
+    bounds = torch.tensor([0, 1000, 4096]) if packed else None
+    keys = weights if weighed else None
+    return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
+
+
+def _update(registers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], object]:
+    z, gamma = _draw(*shape, dtype=dtype), _draw(registers, shape[1])
+    past = [z] * registers
+    return lambda: (register_update.update(z, past, gamma), register_update.update_backward(z, past, gamma))
 
 
 def _moving_features() -> dict[str, Case]:

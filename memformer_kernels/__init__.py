@@ -1,11 +1,20 @@
 """Memformers at the hardware's limit: linear Transformers with memory registers that run learned first-order methods.
 
 Start with `memformer_predict` and `memformer_loss` (whole networks on batches of small regression tasks),
-`memformer_layer` (one layer for another model), `nn.Memformer` (a module) or `train_steps` (training). The contract is
-the docstring of `memformer_kernels.functional`; a call goes functional -> problem -> plan -> ops -> backends.
+`memformer_layer` (one layer for another model), `nn.Memformer` (a module) or `train_steps` (training);
+`linear_attention`, `register_update`, `nn.MemformerAttention` and `nn.RegisterMemory` are for models of your own at any
+width. The contract is the docstrings of `memformer_kernels.functional` and `memformer_kernels.blocks`; a call goes
+functional -> problem -> plan -> ops -> backends.
 """
 
 from memformer_kernels import nn
+from memformer_kernels.blocks import (
+    AttentionState,
+    attention_state,
+    attention_step,
+    linear_attention,
+    register_update,
+)
 from memformer_kernels.build import build_info
 from memformer_kernels.explain import explain, warmup
 from memformer_kernels.functional import (
@@ -37,6 +46,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "AttentionState",
     "FixedTasks",
     "GaussianStatistics",
     "GaussianTokens",
@@ -45,17 +55,21 @@ __all__ = [
     "TrainState",
     "TrainingPlan",
     "__version__",
+    "attention_state",
+    "attention_step",
     "build_info",
     "context_gram",
     "explain",
     "explain_training",
     "lfom_solve",
+    "linear_attention",
     "memformer_layer",
     "memformer_loss",
     "memformer_predict",
     "memformer_stack",
     "nn",
     "predict_split_context",
+    "register_update",
     "train_steps",
     "warmup",
 ]

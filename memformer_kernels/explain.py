@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import functional, gates, plan, problem
+from memformer_kernels import blocks, functional, gates, plan, problem, problem_blocks
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.backends.base import Backend, Layer, Network, Quadratics
+from memformer_kernels.maths import factored
+
+_ATTENTION = ("q", "k", "v", "causal", "context", "mask", "cu_seqlens")
+"""The arguments of `linear_attention` that say what is computed."""
 
 
 def explain(*arguments: Any, **options: Any) -> plan.Plan:
@@ -17,7 +21,8 @@ def explain(*arguments: Any, **options: Any) -> plan.Plan:
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
     `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
-    a)` a first-order method and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
+    a)` a first-order method, `explain(q, k, v)` with four axes linear attention, `explain(z, [r, ...], gamma)` a
+    register update and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
     """
     function, bound = _bind(arguments, options)
     return _PLANNERS[function](bound)
@@ -58,6 +63,10 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     quadratic = not options.keys().isdisjoint({"h", "b", "a", "w0"})
     if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
         return functional.lfom_solve
+    if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
+        return blocks.linear_attention
+    if len(arguments) > 1 and isinstance(arguments[1], list | tuple):
+        return blocks.register_update
     if "target" in options or _axes(arguments, options, 1, "target") == 2:
         return functional.memformer_loss
     q_axes = _axes(arguments, options, 1, "q")
@@ -101,12 +110,24 @@ def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
     return plan.plan_quadratics(checked, a["backend"])
 
 
+def _plan_attention(a: dict[str, Any]) -> plan.Plan:
+    call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
+    return plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, a["backend"])
+
+
+def _plan_update(a: dict[str, Any]) -> plan.Plan:
+    call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
+    return plan.plan_update(call.z.dtype, call.z.device.type, a["backend"])
+
+
 _PLANNERS: dict[Callable[..., Any], Callable[[dict[str, Any]], plan.Plan]] = {
     functional.memformer_predict: _plan_network,
     functional.memformer_loss: _plan_network,
     functional.memformer_layer: _plan_layer,
     functional.context_gram: _plan_gram,
     functional.lfom_solve: _plan_quadratics,
+    blocks.linear_attention: _plan_attention,
+    blocks.register_update: _plan_update,
 }
 
 
@@ -156,10 +177,28 @@ def _rehearse_quadratics(backend: Backend, a: dict[str, Any], chosen: plan.Plan)
         backend.lfom_solve_backward(torch.empty_like(made), quadratics, a["layers"], needs)
 
 
+def _rehearse_attention(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
+    made = backend.attend(call)
+    for part, needed in zip(factored.gradients(made, call), _needs(call[:3]), strict=True):
+        if needed:
+            backend.attend(part)
+
+
+def _rehearse_update(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+    call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
+    made = backend.register_update(*call)
+    needs = _needs([*call.registers, call.gamma])
+    if any(needs):
+        backend.register_update_backward(torch.empty_like(made), call.registers, call.gamma, needs)
+
+
 _REHEARSALS: dict[Callable[..., Any], Callable[[Backend, dict[str, Any], plan.Plan], None]] = {
     functional.memformer_predict: _rehearse_network,
     functional.memformer_loss: _rehearse_network,
     functional.memformer_layer: _rehearse_layer,
     functional.context_gram: _rehearse_gram,
     functional.lfom_solve: _rehearse_quadratics,
+    blocks.linear_attention: _rehearse_attention,
+    blocks.register_update: _rehearse_update,
 }

@@ -1,4 +1,5 @@
-"""The operations that PyTorch knows: context_gram, stack, predict, loss, layer, lfom_solve.
+"""The operations that PyTorch knows: context_gram, stack, predict, loss, layer, lfom_solve, linear_attention and
+register_update.
 
 Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
 backend it was told; each fake says the shapes of the results.
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.backends.base import Layer, Network, Quadratics
+from memformer_kernels.maths import factored
 from memformer_kernels.maths.memory import kept_heads
 from memformer_kernels.problem import check_lengths
 from memformer_kernels.registration import Operation, define, define_with_gradients
@@ -131,6 +133,38 @@ def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor
     return b.new_empty((a.shape[0] if layers else 1, *b.shape))
 
 
+def _linear_attention(*arguments: Any) -> Tensor:
+    *call, backend = arguments
+    return BACKENDS[backend].attend(factored.Attention(*call)).contiguous()
+
+
+def _linear_attention_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *call, backend, needs = arguments
+    parts = factored.gradients(grad, factored.Attention(*call))
+    attend = BACKENDS[backend].attend
+    return [attend(part).contiguous() for part, needed in zip(parts, needs, strict=False) if needed]
+
+
+def _linear_attention_fake(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
+    return v.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def _register_update(z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str) -> Tensor:
+    return BACKENDS[backend].register_update(z, registers, gamma)
+
+
+def _register_update_backward(
+    grad: Tensor, z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str, needs: list[bool]
+) -> list[Tensor]:
+    # Derivatives of derivatives ask for all of them; else the gradient of z never comes here (`passes_on`).
+    own = [grad.clone(memory_format=torch.contiguous_format)] if needs[0] else []
+    return own + BACKENDS[backend].register_update_backward(grad, registers, gamma, needs[1:])
+
+
+def _register_update_fake(z: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
 context_gram: Callable[..., Tensor] = define(
     Operation(
         "context_gram",
@@ -194,6 +228,30 @@ lfom_solve: Callable[..., Tensor] = define(
         _lfom_solve_fake,
         task_arguments=frozenset({0, 1, 5}),
         task_axis=1,
-        tokens_first=False,
+        tokens=0,
+    )
+)
+linear_attention: Callable[..., Tensor] = define(
+    Operation(
+        "linear_attention",
+        "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds",
+        "str form, str backend",
+        _linear_attention,
+        _linear_attention_backward,
+        _linear_attention_fake,
+        task_arguments=frozenset({0, 1, 2, 3, 4}),
+        tokens=3,
+    )
+)
+register_update: Callable[..., Tensor] = define(
+    Operation(
+        "register_update",
+        "Tensor z, Tensor[] registers, Tensor gamma",
+        "str backend",
+        _register_update,
+        _register_update_backward,
+        _register_update_fake,
+        task_arguments=frozenset({0, 1}),
+        passes_on=True,
     )
 )

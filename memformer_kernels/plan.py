@@ -6,6 +6,8 @@ path. None depends on the number of tasks, so that a compiled graph serves every
 
 from typing import NamedTuple
 
+import torch
+
 from memformer_kernels import build
 from memformer_kernels.backends.triton import fuses
 from memformer_kernels.problem import ALGORITHMS, BACKENDS, Problem, QuadraticProblem, check_choice
@@ -31,6 +33,9 @@ TILE_WIDTH = 128
 
 LAYER_REGISTERS = 32
 """Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
+
+HEAD_WIDTH = 256
+"""Widest head of the Triton attention kernels: a chunk's rows of it fit in shared memory."""
 
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
@@ -67,6 +72,36 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
+def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
+    """The plan of linear attention with factored heads."""
+    chosen, where = _backend(
+        backend, device, "factored heads", _ONE_PASS_A_HEAD if max(key_width, value_width) <= HEAD_WIDTH else None
+    )
+    if chosen == "triton" and max(key_width, value_width) > HEAD_WIDTH:
+        chosen, where = "torch", f"heads wider than {HEAD_WIDTH} go through torch's batched matrix products"
+    return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
+
+
+def plan_update(dtype: torch.dtype, device: str, backend: str) -> Plan:
+    """The plan of a register update."""
+    check_choice("backend", backend, BACKENDS)
+    regime, why = "one pass", "every register is read once"
+    if backend != "auto":
+        build.require(backend, device)
+        chosen, where = backend, "the backend was asked for"
+    elif device == "cuda" and not build.INTERPRETS and build.available("triton"):
+        chosen, where = "triton", "one fused Triton kernel"
+    elif device == "cpu" and build.available("cpu"):
+        chosen, where = "cpu", "one native loop on all threads"
+    else:
+        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if chosen == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        chosen, where = "torch", "the native loop reads float32 and float64 alone"
+    if chosen == "cuda":
+        chosen, where = "torch", "the CUDA library leaves a single pass over registers to torch"
+    return Plan(chosen, "token", regime, f"{why}; {where}")
+
+
 def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
     if requested == "gram" and problem.token_axis:
         raise ValueError(
@@ -94,6 +129,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _ONE_PASS = "one Triton kernel streams the context"
+_ONE_PASS_A_HEAD = "fused Triton kernels read and write each token once"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 
 
@@ -108,7 +144,7 @@ def _backend(requested: str, device: str, regime: str, on_triton: str | None) ->
     if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault() is None:
         return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and on_triton is None:
-        return "torch", "torch's batched matrix products serve vectors too long for one program"
+        return "torch", "torch's batched matrix products serve what is too wide for one program"
     if device == "cuda" and on_triton is not None and not build.INTERPRETS and build.available("triton"):
         return "triton", on_triton
     if device != "cpu":

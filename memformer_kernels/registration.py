@@ -31,8 +31,9 @@ class Operation:
 
     kernel and fake take its arguments; gradients takes those of the results, the arguments, and which are needed.
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
-    first axis; task_axis: that axis of the results. tokens_first: the first argument may be half precision beside
-    float32 parameters.
+    first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
+    beside float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
+    not asked for it.
     """
 
     name: str
@@ -44,7 +45,8 @@ class Operation:
     task_arguments: frozenset[int]
     task_axis: int = 0
     results: int = 1
-    tokens_first: bool = True
+    tokens: int = 1
+    passes_on: bool = False
 
 
 def define(operation: Operation) -> Callable[..., Any]:
@@ -81,14 +83,17 @@ def define(operation: Operation) -> Callable[..., Any]:
     backward_step = Step(
         f"{name}_backward", backward_op, results + count, gradients_on_torch, second_pull_back, returns_list=True
     )
-    backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens_first)
+    backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens)
 
     def pull_back(
         flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
         needs = list(wanted)
-        made = iter(backward(*grads, *flat.restored(), needs))
-        return [next(made) if needed else None for needed in needs]
+        if operation.passes_on:
+            needs[0] = False
+        made = iter(backward(*grads, *flat.restored(), needs) if any(needs) else ())
+        passed = [next(made) if needed else None for needed in needs]
+        return [grads[0], *passed[1:]] if operation.passes_on and wanted[0] else passed
 
     forward_step = Step(
         name,
@@ -99,7 +104,7 @@ def define(operation: Operation) -> Callable[..., Any]:
         task_arguments=operation.task_arguments,
         task_axis=operation.task_axis,
     )
-    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens_first)
+    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens)
 
 
 def define_with_gradients(
@@ -135,7 +140,7 @@ def define_with_gradients(
 
     op = getattr(torch.ops.memformer_kernels, name).default
     step = Step(name, op, count, on_torch, pull_back, kept_from=1, returns_list=True)
-    return _install(step, kernel, fake, 0, tokens_first=True)
+    return _install(step, kernel, fake, 0, tokens=1)
 
 
 def _pull_back_on_torch(
@@ -155,14 +160,14 @@ def _pull_back_on_torch(
 
 
 def _install(
-    step: Step, kernel: Callable[..., Any], fake: Callable[..., Any], tokens_at: int, tokens_first: bool
+    step: Step, kernel: Callable[..., Any], fake: Callable[..., Any], tokens_at: int, tokens: int
 ) -> Callable[..., Any]:
     """Registers everything about one schema, and returns the callable that also serves torch.func's transforms."""
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
     differentiable = _differentiable(step)
     _register_autograd(step, differentiable)
-    _register_autocast(step, tokens_at if tokens_first else None)
+    _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step, step.op)
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
@@ -240,18 +245,18 @@ def _register_autograd(step: Step, differentiable: Callable[..., Any]) -> None:
     _LIBRARY.impl(step.name, kernel, "Autograd", with_keyset=True)
 
 
-def _register_autocast(step: Step, tokens_at: int | None) -> None:
+def _register_autocast(step: Step, tokens_at: range) -> None:
     """Under autocast tokens keep their dtype and everything else becomes float32: the sums of a Gram matrix need it."""
 
     def cast(position: int, argument: Any, tokens: torch.dtype) -> Any:
         if isinstance(argument, list | tuple):
             return [x.to(tokens) if isinstance(x, Tensor) else x for x in argument]
         real = isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
-        return argument.to(torch.float32) if real and position != tokens_at else argument
+        return argument.to(torch.float32) if real and position not in tokens_at else argument
 
     def kernel_on(device: str) -> Callable[..., Any]:
         def kernel(*arguments: Any) -> Any:
-            tokens = arguments[tokens_at or 0].dtype
+            tokens = arguments[tokens_at.start].dtype
             with torch.autocast(device, enabled=False):
                 return step.op(*(cast(i, x, tokens) for i, x in enumerate(arguments)))
 

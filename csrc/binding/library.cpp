@@ -10,6 +10,7 @@
 #include "binding/network.h"
 #include "binding/solve.h"
 #include "binding/train.h"
+#include "binding/update.h"
 
 namespace memformer::binding {
 namespace {
@@ -205,6 +206,32 @@ void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64
   }
 }
 
+void register_update(const Tensor& z, const std::vector<Tensor>& registers, const Tensor& gamma, const Tensor& result) {
+  with_compute_type(z, [&](auto type) {
+    using T = decltype(type);
+    UpdateCall<T> made(z, registers, gamma);
+    made.call.result = static_cast<T*>(result.data_ptr());
+    made.run();
+  });
+}
+
+void register_update_backward(const Tensor& grad, const std::vector<Tensor>& registers, const Tensor& gamma,
+                              const std::vector<Tensor>& grad_registers, const std::vector<bool>& wanted,
+                              const MaybeTensor& grad_gamma) {
+  with_compute_type(grad, [&](auto type) {
+    using T = decltype(type);
+    UpdateCall<T> made(grad, registers, gamma);
+    std::vector<T*> places(wanted.size(), nullptr);
+    for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
+      if (wanted[k]) places[k] = static_cast<T*>(grad_registers[next++].data_ptr());
+    }
+    made.call.backward = true;
+    made.call.grad_registers = places.data();
+    made.call.grad_gamma = grad_gamma ? static_cast<T*>(grad_gamma->data_ptr()) : nullptr;
+    made.run();
+  });
+}
+
 std::string instruction_set() { return cpu::instruction_set(); }
 
 void use_instruction_set(const std::string& name) {
@@ -248,6 +275,9 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(h!) losses) -> ()");
   m.def("sample_tasks(" MEMFORMER_TASKS "int draw, Tensor(a!) cells) -> ()");
   m.def("random_numbers(str kind, int seed, int stream, int draw, bool dual, Tensor(a!) numbers) -> ()");
+  m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");
+  m.def("register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
+        "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 }
@@ -267,6 +297,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("train_update", TORCH_BOX(&memformer::binding::train_update));
   m.impl("sample_tasks", TORCH_BOX(&memformer::binding::sample_tasks));
   m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
+  m.impl("register_update", TORCH_BOX(&memformer::binding::register_update));
+  m.impl("register_update_backward", TORCH_BOX(&memformer::binding::register_update_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {

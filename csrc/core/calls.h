@@ -139,4 +139,20 @@ struct Layer {
   double* totals;          // gradients of q, p, gamma, beta in the layouts above, one after another
 };
 
+// z + sum_j gamma_j * R_j on tokens (A, M, C) with coefficients (J, M), all contiguous.
+template <class T>
+struct RegisterUpdate {
+  bool backward;
+  int64_t before;            // A
+  int64_t middle;            // M
+  int64_t after;             // C
+  int64_t registers;         // J
+  const T* tokens;           // z, or in the backward the gradient of the result
+  const T* const* values;    // the registers
+  const T* gamma;            // (J, M)
+  T* result;                 // forward
+  T* const* grad_registers;  // J of them, each or null
+  T* grad_gamma;             // (J, M) or null
+};
+
 }  // namespace memformer

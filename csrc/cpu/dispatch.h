@@ -22,6 +22,7 @@ struct Kernels {
   void (*train_update)(const Training<T>&, const BlockSums&);
   void (*random_numbers)(const RandomNumbers<T>&);
   void (*sample_tasks)(const TaskSource<T>&, int64_t, T*);
+  void (*register_update)(const RegisterUpdate<T>&, ParallelFor);
 };
 
 template <class T>

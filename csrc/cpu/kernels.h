@@ -18,7 +18,8 @@
   void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \
   void train_update(const Training<T>& training, const BlockSums& blocks);                      \
   void random_numbers(const RandomNumbers<T>& call);            \
-  void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells);
+  void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells); \
+  void register_update(const RegisterUpdate<T>& call, ParallelFor run);
 
 #define MEMFORMER_KERNELS(isa)      \
   namespace memformer::cpu::isa {   \

@@ -1,4 +1,4 @@
-"""What a backend is: the five operations of the package and their gradients, on checked tensors.
+"""What a backend is: the operations of the package and their gradients, on checked tensors.
 
 A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
 and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from memformer_kernels.maths.factored import Attention
 
 Needs = Sequence[bool]
 
@@ -82,6 +84,20 @@ class Backend(Protocol):
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor: ...
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
+
+    def attend(self, call: Attention) -> Tensor:
+        """The weighted sum over keys of `maths.factored`, which is its own gradient with other arguments."""
+        ...
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        """z + sum_j gamma_j * R_j on tokens (A, M, C) and coefficients (J, M)."""
+        ...
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        """The gradients of (*registers, gamma) that are needed."""
+        ...
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.

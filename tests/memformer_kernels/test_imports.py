@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
-    {"version", "reference", "problem", "transforms", "gates", "kernels", "library"},
+    {"version", "reference", "reference_blocks", "problem", "transforms", "gates", "kernels", "library"},
     {"maths", "registration"},
-    {"backends"},
+    {"backends", "problem_blocks"},
     {"build", "ops"},
     {"plan"},
-    {"functional"},
+    {"functional", "blocks"},
     {"explain", "nn", "testing", "training"},
     {"__init__"},
 ]

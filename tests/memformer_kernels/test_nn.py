@@ -158,7 +158,7 @@ def test_backend_and_algorithm_are_passed_on(path: Path, monkeypatch: pytest.Mon
         return torch.zeros(())
 
     for name in ("memformer_stack", "memformer_predict", "memformer_loss"):
-        monkeypatch.setattr(f"memformer_kernels.nn.{name}", record)
+        monkeypatch.setattr(f"memformer_kernels.nn.memformer.{name}", record)
     model = _model(**path.options)
     z, target = _tasks()
     model(z)

@@ -14,8 +14,8 @@ from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
 OPS = torch.ops.memformer_kernels
-NAMES = ("context_gram", "stack", "predict", "loss", "layer", "lfom_solve")
-BACKWARDS = ("context_gram_backward", "stack_backward", "predict_backward", "layer_backward", "lfom_solve_backward")
+NAMES = ("context_gram", "stack", "predict", "loss", "layer", "lfom_solve", "linear_attention", "register_update")
+BACKWARDS = tuple(f"{name}_backward" for name in NAMES if name != "loss")
 RAGGED = torch.tensor([1, 3, 2])
 NETWORKS: dict[str, dict[str, Any]] = {
     "response-only": {"structure": "response-only", "context": 4},

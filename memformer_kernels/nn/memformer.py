@@ -1,4 +1,4 @@
-"""Modules over the public functions: a whole Memformer by the name of its rule, and one layer for other models."""
+"""A whole Memformer by the name of its rule, and one layer of it for other models."""
 
 from collections.abc import Sequence
 from typing import TypedDict

@@ -1,0 +1,1 @@
+"""Complete programs on top of the package, each one file; `python -m examples.NAME --help`."""

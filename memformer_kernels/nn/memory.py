@@ -1,0 +1,142 @@
+"""Memory across depth for any stack of layers: each layer's output is a register, and later layers weigh them all."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memformer_kernels.blocks import register_update
+from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_size
+
+MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
+"""How a layer uses the registers R_j of the layers before it, att being its own output.
+
+none: z + att. cgd: R_l = att + beta * R_{l-1}, z + alpha * R_l (Dutta & Sra, arXiv 2410.07263, eqs. 17-18). lfom: z +
+sum_{j<=l} gamma_j * R_j with R_l = att (eqs. 19-20). lfom_residual: the same with gamma_l = 1.
+"""
+
+MEMORY_GRANULARITIES = ("scalar", "feature")
+
+
+class LayerMemory(nn.Module):
+    """The memory of one layer: (z, att, registers of the layers before) -> (z_next, register).
+
+    dim: the tokens' width D. registers: how many it is given; all come with z's shape (..., D). memory: one of
+    MEMORIES. granularity: coefficients "scalar" or one a "feature". They start as if there were no memory: 1 for the
+    layer's own output, 0 for the past.
+
+    Raises ValueError for an unknown name or a size below 1, TypeError for a size that is no int.
+    """
+
+    gamma: nn.Parameter | None
+    beta: nn.Parameter | None
+
+    def __init__(
+        self,
+        dim: int,
+        registers: int,
+        *,
+        memory: str = "lfom",
+        granularity: str = "feature",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.dim, self.registers = check_size("dim", dim), check_size("registers", registers, least=0)
+        self.memory = check_choice("memory", memory, MEMORIES)
+        self.granularity = check_choice("granularity", granularity, MEMORY_GRANULARITIES)
+        self.backend = check_choice("backend", backend, BACKENDS)
+        check_dtype("dtype", dtype)
+        width = dim if granularity == "feature" else 1
+
+        def coefficients(count: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.empty(count, width, device=device, dtype=dtype)) if count else None
+
+        weighed = {"none": 0, "cgd": 1, "lfom": registers + 1, "lfom_residual": registers}
+        self.gamma = coefficients(weighed[memory])
+        self.beta = coefficients(1 if memory == "cgd" and registers else 0)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The start: as if there were no memory."""
+        with torch.no_grad():
+            if self.gamma is not None:
+                self.gamma.zero_()
+                if self.memory != "lfom_residual":
+                    self.gamma[-1] = 1.0
+            if self.beta is not None:
+                self.beta.zero_()
+
+    def forward(self, z: Tensor, att: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """(z_next, register), both of z's shape."""
+        if len(registers) != self.registers:
+            raise ValueError(f"registers: expected {self.registers} of them, got {len(registers)}")
+        if self.beta is not None:
+            att = torch.addcmul(att, self.beta[0].to(att.dtype), registers[-1].to(att.dtype))
+        if self.gamma is None:
+            return z + att, att
+        if self.memory == "lfom_residual":
+            return self._updated(z + att, registers, self.gamma), att
+        weighed = [*registers, att] if self.memory == "lfom" else [att]
+        return self._updated(z, weighed, self.gamma), att
+
+    def _updated(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        return register_update(z, [x.to(z.dtype) for x in registers], gamma, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        return f"{self.dim}, registers={self.registers}, memory={self.memory!r}, granularity={self.granularity!r}"
+
+
+class RegisterMemory(nn.Module):
+    """Gives any stack of blocks a first-order memory across depth, without touching the blocks.
+
+    A block may be anything that maps tokens (..., D) to tokens of the same shape and adds to what it is given, as a
+    standard Transformer block does; what it adds is its register. memory and granularity as in `LayerMemory`; a model
+    with memory starts equal to the model without.
+
+        memory = RegisterMemory(dim, len(blocks))
+        z = memory.run(blocks, z)
+
+    or, where blocks take other arguments, layer by layer:
+
+        registers = []
+        for block in blocks:
+            z, register = memory(z, block(z, mask) - z, registers)
+            registers.append(register)
+
+    It keeps every layer's output until the last layer ("cgd": only the last one's is read).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        layers: int,
+        *,
+        memory: str = "lfom",
+        granularity: str = "feature",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            LayerMemory(dim, index, memory=memory, granularity=granularity, backend=backend, device=device, dtype=dtype)
+            for index in range(check_size("layers", layers))
+        )
+
+    def forward(self, z: Tensor, att: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """(z_next, register) of the layer that `registers`, those of all layers before it, lead to."""
+        if len(registers) >= len(self.layers):
+            raise ValueError(f"registers: expected fewer than the {len(self.layers)} layers, got {len(registers)}")
+        made: tuple[Tensor, Tensor] = self.layers[len(registers)](z, att, registers)
+        return made
+
+    def run(self, blocks: Iterable[nn.Module], z: Tensor, **arguments: Any) -> Tensor:
+        """Tokens after all blocks, each called with (tokens, **arguments) and expected to add to its tokens."""
+        registers: list[Tensor] = []
+        for block in blocks:
+            z, register = self(z, block(z, **arguments) - z, registers)
+            registers.append(register)
+        return z

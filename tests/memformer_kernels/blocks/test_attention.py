@@ -1,0 +1,212 @@
+"""Linear attention with factored heads: parity with the n-by-n form, precision, isolation, long sequences, errors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+from memformer_kernels import attention_state, attention_step, explain, linear_attention, reference_blocks
+from memformer_kernels.testing import relative_error
+from tests.memformer_kernels.blocks.options import OPTIONS, bounds, heads, with_gradients
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("tokens", [1, 64, 130])
+def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int) -> None:
+    options = OPTIONS[name](3, tokens)
+    leaves = heads(3, tokens, 5, 7)
+    ours = with_gradients(linear_attention(*leaves, **options), leaves)
+    exact = with_gradients(reference_blocks.linear_attention(*leaves, **options), leaves)
+    for made, value in zip(ours, exact, strict=True):
+        torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [16, 100, 256])
+@pytest.mark.parametrize("name", ["mask and context", "causal", "causal packed"])
+def test_every_width_of_a_head(width: int, name: str) -> None:
+    options = OPTIONS[name](2, 150)
+    leaves = heads(2, 150, width)
+    ours = with_gradients(linear_attention(*leaves, **options), leaves)
+    exact = with_gradients(reference_blocks.linear_attention(*leaves, **options), leaves)
+    for made, value in zip(ours, exact, strict=True):
+        torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    ("dtype", "budget"), [(torch.float32, 0.0), (torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
+)
+def test_error_is_that_of_the_literal_form_in_the_same_precision(name: str, dtype: torch.dtype, budget: float) -> None:
+    """Half precision is summed in float32: what is left is the rounding of results to their dtype."""
+    options = OPTIONS[name](3, 200)
+    narrow = [x.detach().to(dtype).requires_grad_() for x in heads(3, 200, 16)]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    exact = with_gradients(reference_blocks.linear_attention(*wide, **options), wide)
+    ours = with_gradients(linear_attention(*narrow, **options), narrow)
+    assert all(made.dtype == dtype for made in ours)
+    twins = [x.detach().float().requires_grad_() for x in narrow]
+    twin = with_gradients(reference_blocks.linear_attention(*twins, **options), twins)
+    for made, plain, value in zip(ours, twin, exact, strict=True):
+        assert relative_error(made, value) <= 3 * max(relative_error(plain, value), budget)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_first_and_second_derivatives(name: str) -> None:
+    options = OPTIONS[name](2, 5)
+    leaves = heads(2, 5, 2, 3, heads=1)
+
+    def attend(*tensors: Tensor) -> Tensor:
+        return linear_attention(*tensors, **options)
+
+    assert gradcheck(attend, leaves, check_forward_ad=True)
+    assert gradgradcheck(attend, leaves)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_never_read(causal: bool) -> None:
+    """It may hold NaN, gets zeros and has exactly zero gradient; the rest is as if it were not there."""
+    mask = torch.ones(2, 100, dtype=torch.bool)
+    mask[0, 70:] = False
+    mask[1, :30] = False
+    clean = heads(2, 100, 4)
+    dirty = [torch.where(mask[:, :, None, None], x.detach(), torch.nan).requires_grad_() for x in clean]
+    made = with_gradients(linear_attention(*dirty, mask=mask, causal=causal), dirty)
+    exact = with_gradients(linear_attention(*clean, mask=mask, causal=causal), clean)
+    for ours, value in zip(made, exact, strict=True):
+        assert torch.equal(ours, value)
+        assert ours[~mask].eq(0).all()
+    alone = linear_attention(*(x[:1, :70] for x in clean), causal=causal)
+    torch.testing.assert_close(made[0][:1, :70], alone)
+
+
+def test_a_sample_without_keys_gets_zeros() -> None:
+    leaves = heads(2, 6, 4)
+    mask = torch.tensor([[True] * 6, [False] * 6])
+    for made in with_gradients(linear_attention(*leaves, mask=mask), leaves):
+        assert made[0].ne(0).any()
+        assert made[1].eq(0).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_sequences_do_not_see_each_other(causal: bool) -> None:
+    """A NaN in one reaches no other; each is what it is alone."""
+    ends = bounds(120)
+    leaves = heads(1, 120, 4)
+    with torch.no_grad():
+        for x in leaves:
+            x[:, 3] = torch.nan
+    made = with_gradients(linear_attention(*leaves, cu_seqlens=ends, causal=causal), leaves)
+    for first, last in zip(ends[1:-1].tolist(), ends[2:].tolist(), strict=True):
+        if first < last:
+            alone = [x.detach()[:, first:last].requires_grad_() for x in leaves]
+            torch.testing.assert_close(made[0][:, first:last], linear_attention(*alone, causal=causal))
+        for ours in made:
+            assert ours[:, first:last].isfinite().all()
+    assert made[0][:, :60].isnan().any()
+
+
+def test_causal_chunks_do_not_see_later_tokens() -> None:
+    q, k, v = (x.detach() for x in heads(1, 300, 4))
+    before = linear_attention(q, k, v, causal=True)
+    for x in (q, k, v):
+        x[:, 256:] = torch.nan
+    after = linear_attention(q, k, v, causal=True)
+    assert torch.equal(before[:, :256], after[:, :256])
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
+def test_layouts(layout: str) -> None:
+    q, k, v = (x.detach() for x in heads(2, 70, 4))
+    changed = {
+        "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+        "expanded": lambda x: x[:1].expand(2, -1, -1, -1),
+        "sliced": lambda x: torch.cat([x, x], -1)[..., ::2],
+    }[layout]
+    leaves = [changed(x).requires_grad_() for x in (q, k, v)]
+    plain = [changed(x).contiguous().requires_grad_() for x in (q, k, v)]
+    for ours, value in zip(
+        torch.autograd.grad(linear_attention(*leaves, causal=True).sum(), leaves),
+        torch.autograd.grad(linear_attention(*plain, causal=True).sum(), plain),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, value)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_an_empty_batch(name: str) -> None:
+    leaves = [x.detach()[:0].requires_grad_() for x in heads(1, 5, 4)]
+    for made in with_gradients(linear_attention(*leaves, **OPTIONS[name](0, 5)), leaves):
+        assert made.shape == leaves[0].shape
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_one_token_at_a_time_equals_the_whole(causal: bool) -> None:
+    q, k, v = (x.detach() for x in heads(2, 80, 4, 6))
+    whole = linear_attention(q, k, v, causal=True)
+    state = attention_state(k[:, :50], v[:, :50])
+    for token in range(50, 80):
+        out, state = attention_step(q[:, token], k[:, token], v[:, token], state)
+        torch.testing.assert_close(out, whole[:, token], rtol=1e-10, atol=1e-12)
+    assert state.tokens.tolist() == [80, 80]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_million_tokens(causal: bool) -> None:
+    """Forward and backward, against the recurrence at a few places."""
+    tokens = 1_000_000
+    leaves = [
+        torch.randn(1, tokens, 1, 16, generator=torch.Generator().manual_seed(i), requires_grad=True) for i in range(3)
+    ]
+    out = linear_attention(*leaves, causal=causal)
+    (grad,) = torch.autograd.grad(out[0, -1, 0, 0], leaves[2])
+    q, k, v = (x.detach().double()[0, :, 0] for x in leaves)
+    for place in (0, 63, 64, 499_999, tokens - 1):
+        end = place + 1 if causal else tokens
+        exact = q[place] @ (k[:end].T @ v[:end]) / end
+        torch.testing.assert_close(out[0, place, 0].double(), exact, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(grad[0, :, 0, 0].double(), k @ q[-1] / tokens, rtol=1e-4, atol=1e-9)
+
+
+BAD: dict[str, tuple[Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]], type[Exception], str]] = {
+    "axes": (lambda x: ((x[0], x[0], x[0]), {}), ValueError, "q: expected queries"),
+    "key shape": (lambda x: ((x, x[:, :-1], x), {}), ValueError, "k: expected q's shape"),
+    "value shape": (lambda x: ((x, x, x[:, :-1]), {}), ValueError, "v: expected values"),
+    "dtype": (lambda x: ((x, x.double(), x), {}), TypeError, "k: expected the first argument's dtype"),
+    "kind": (lambda x: ((x, [1], x), {}), TypeError, "k: expected a dense tensor"),
+    "causal kind": (lambda x: ((x, x, x), {"causal": 1}), TypeError, "causal: expected a bool"),
+    "context and causal": (lambda x: ((x, x, x), {"causal": True, "context": 2}), ValueError, "context: .*causal"),
+    "context range": (lambda x: ((x, x, x), {"context": 9}), ValueError, "context: .*from 1 to N = 8"),
+    "lengths": (lambda x: ((x, x, x), {"context": torch.tensor([0, 3])}), ValueError, "lengths from 0 to 3"),
+    "lengths kind": (lambda x: ((x, x, x), {"context": torch.ones(2)}), TypeError, "context: expected an int"),
+    "mask kind": (lambda x: ((x, x, x), {"mask": torch.ones(2, 8)}), TypeError, "mask: expected a bool tensor"),
+    "mask shape": (lambda x: ((x, x, x), {"mask": torch.ones(8, 2).bool()}), ValueError, "mask: expected shape"),
+    "bounds": (lambda x: ((x, x, x), {"cu_seqlens": torch.tensor([0, 5])}), ValueError, "rise from 0 to N = 8"),
+    "bounds fall": (lambda x: ((x, x, x), {"cu_seqlens": torch.tensor([0, 5, 3, 8])}), ValueError, "rise from 0"),
+    "bounds and mask": (
+        lambda x: ((x, x, x), {"cu_seqlens": torch.tensor([0, 8]), "mask": torch.ones(2, 8).bool()}),
+        ValueError,
+        "mask: expected None beside cu_seqlens",
+    ),
+    "backend": (lambda x: ((x, x, x), {"backend": "fast"}), ValueError, "backend: expected one of"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_errors_name_the_argument(name: str) -> None:
+    make, kind, message = BAD[name]
+    arguments, options = make(torch.zeros(2, 8, 2, 4))
+    with pytest.raises(kind, match=message):
+        linear_attention(*arguments, **options)
+
+
+def test_explain_knows_it() -> None:
+    q, k, v = heads(2, 5, 4)
+    assert explain(q, k, v, causal=True).backend == "torch"
+    assert explain(q, k=k, v=v).regime == explain(q=q, k=k, v=v).regime == "factored heads"
+    z, registers, gamma = torch.zeros(2, 3), [torch.zeros(2, 3)], torch.ones(1)
+    assert explain(z, registers, gamma, backend="torch").backend == "torch"
+    assert explain(z.bfloat16(), [z.bfloat16()], gamma).backend == "torch"
