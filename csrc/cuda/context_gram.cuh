@@ -34,7 +34,7 @@ template <class T, int Tile, int Grid>
 struct ContextGram {
   using Arguments = GramRuns<T>;
   static constexpr int threads = warp_threads;
-  static constexpr int blocks_of_multiprocessor = sizeof(T) == 8 || Grid == 4 ? 10 : 16;
+  static constexpr int blocks_of_multiprocessor = sizeof(T) == 8 ? 8 : Grid == 4 ? 10 : 16;
   static constexpr int team_tasks = warp_threads / (Grid * Grid);
 
   template <class Block>
