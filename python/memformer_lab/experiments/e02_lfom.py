@@ -51,11 +51,11 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """LFOM reaches its limits and beats CGD at every depth; CGD is what it must be."""
+    """The claim is LFOM below CGD on non-isotropic tasks; known limits, CGD's own figures and isotropic data qualify it."""
     checks = []
     for depth, limit in zip(DEPTHS, LFOM_LIMITS, strict=True):
         value = results[NONISOTROPIC]["LFOM"].mean(depth)
-        checks.append(at_most(f"non-isotropic LFOM, depth {depth}, mean over seeds", value, limit))
+        checks.append(at_most(f"non-isotropic LFOM reaches its limit at depth {depth}", value, limit, essential=False))
     for depth in DEPTHS:
         panel = results[NONISOTROPIC]
         checks.append(

@@ -34,24 +34,26 @@ def closed_form(tasks: GaussianTasks) -> Tensor:
 
 def run(setting: Setting) -> Results:
     """Trains one-layer models on every kind of data and measures their distance to the optimum."""
-    recipe = Recipe(
-        setting.pick(tiny=3, quick=200, full=4000), batch=setting.pick(tiny=8, quick=1024, full=4096), learning_rate=0.05
-    )
+    steps, batch = setting.pick(tiny=3, quick=250, full=8000), setting.pick(tiny=8, quick=512, full=2048)
+    recipe = Recipe(steps, batch, learning_rate=0.3, clip=None)
+    # The small axis of Sigma asks for large entries of A, the others for small ones; Adam finds them sooner unrotated.
+    rotation = setting.pick(tiny=None, quick=None, full=setting.seed)
+    nonlinear = Recipe(setting.pick(tiny=3, quick=100, full=3000), batch, learning_rate=0.1, clip=None)
     distances, off = [], []
     for seed in setting.seeds:
         row = []
-        for tasks in _linear_tasks(setting.seed):
+        for tasks in _linear_tasks(rotation):
             model = memformer(seed, tasks.d, 1, rule="linear")
             fit_memformer(model, drawer(model, tasks), recipe, seed)
             row.append(_distance(-model.q.detach()[0, 0].double(), closed_form(tasks)))
         for name in NONLINEAR:
             draw = _nonlinear(name)
             model = memformer(seed, 5, 1, rule="linear")
-            fit_memformer(model, draw, recipe, seed)
+            fit_memformer(model, draw, nonlinear, seed)
             step = _best_step(draw, setting, seed)
             row.append(_distance(-model.q.detach()[0, 0].double(), step * torch.eye(5, dtype=torch.float64)))
         distances.append(row)
-        off.append(_dense_distance(seed, recipe))
+        off.append(_dense_distance(seed, nonlinear))
     kinds = (*LINEAR, *NONLINEAR)
     panel = Panel(
         "distance",
@@ -89,14 +91,14 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
-def _linear_tasks(seed: int) -> list[GaussianTasks]:
-    skewed = GaussianTasks(5, 20, _SCALES, rotation_seed=seed)
+def _linear_tasks(rotation_seed: int | None) -> list[GaussianTasks]:
+    skewed = GaussianTasks(5, 20, _SCALES, rotation_seed=rotation_seed)
     plain = GaussianTasks.isotropic()
     return [
         plain,
         skewed,
         GaussianTasks(5, 20, (1.0,) * 5, noise=1.0),
-        GaussianTasks(5, 20, _SCALES, rotation_seed=seed, noise=1.0),
+        GaussianTasks(5, 20, _SCALES, rotation_seed=rotation_seed, noise=1.0),
     ]
 
 
@@ -143,7 +145,7 @@ EXPERIMENT = Experiment(
     source="Mahankali et al., arXiv 2307.03576; Ahn et al., arXiv 2306.00297",
     protocol="Response-only one-layer models trained on x ~ N(0, Sigma), w* ~ N(0, I), d = 5, n = 20, compared with "
     "-A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1. For nonlinear responses the best step size comes from moments "
-    "over tasks that training does not draw. A model with dense P and Q is compared by its predictions.",
+    "over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), in a random rotation at full scale. A model with dense P and Q is compared by its predictions.",
     run=run,
     judge=judge,
 )

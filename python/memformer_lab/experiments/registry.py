@@ -6,6 +6,12 @@ from memformer_lab.experiments import (
     e01_cgd,
     e02_lfom,
     e03_gdpp,
+    e04_small_batches,
+    e05_heads,
+    e07_momentum,
+    e08_memory,
+    e11_condition,
+    e12_learnability,
     e13_one_layer,
 )
 from memformer_lab.experiments.protocol import Experiment
@@ -14,6 +20,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     e01_cgd.EXPERIMENT,
     e02_lfom.EXPERIMENT,
     e03_gdpp.EXPERIMENT,
+    e04_small_batches.EXPERIMENT,
+    e05_heads.EXPERIMENT,
+    e07_momentum.EXPERIMENT,
+    e08_memory.EXPERIMENT,
+    e11_condition.EXPERIMENT,
+    e12_learnability.EXPERIMENT,
     e13_one_layer.EXPERIMENT,
 )
 
