@@ -31,7 +31,7 @@ _SHOWN = {
 
 def block_recipe(setting: Setting, depth: int) -> Recipe:
     """Rare tasks with a nearly singular context dominate the gradients of deep models, so these clip harder."""
-    steps = setting.pick(tiny=3, quick=60 * (depth + 1) // 2, full=4000 * (depth + 1) // 2)
+    steps = setting.pick(tiny=3, quick=90 + 20 * depth, full=4000 * (depth + 1) // 2)
     batch = setting.pick(tiny=8, quick=128, full=256)
     return Recipe(steps, batch, 0.06, _CLIP[depth], warmup=setting.pick(tiny=1, quick=20, full=200))
 

@@ -35,10 +35,9 @@ def run(setting: Setting) -> Results:
                 recipe = Recipe(steps, batch, 0.06 * 2 / max(2, layers), clip, warmup=setting.pick(tiny=1, quick=20, full=200))
                 fit_memformer(model, drawer(model, tasks), recipe, seed)
                 models.append(model)
-            rows[name].append([one.log_median for one in distributions(network_errors(models, tasks.compressed), count, setting.seed)])
-            rows.setdefault(f"{name}, mean", []).append(
-                [one.log_mean for one in distributions(network_errors(models, tasks.compressed), count, setting.seed)]
-            )
+            found = distributions(network_errors(models, tasks.compressed), count, setting.seed)
+            rows[name].append([one.log_median for one in found])
+            rows.setdefault(f"{name}, mean", []).append([one.log_mean for one in found])
     panels = tuple(
         Panel(
             key,
@@ -57,13 +56,15 @@ def run(setting: Setting) -> Results:
 
 def judge(results: Results) -> Sequence[Check]:
     """More heads help where features move; depth of the same size is compared; without Bm heads collapse into one."""
-    heads, depth = results["mean"]["2 layers, more heads"], results["mean"]["one head, more layers"]
+    heads = results["mean"]["2 layers, more heads"]
     checks = [
         at_most("5 heads are better than 1, both with 2 layers", heads.mean(5), heads.mean(1)),
         at_most("heads collapse exactly in response-only models, in float64", results.numbers[_COLLAPSE], 1e-12),
     ]
+    # Deep models with Bm free have means that a handful of tasks decide, so the fair comparison reads medians.
+    heads, depth = results["median"]["2 layers, more heads"], results["median"]["one head, more layers"]
     for count in _HEADS[1:]:
-        name = f"{count} heads are no worse than one head {count} times as deep (the same number of matrices)"
+        name = f"{count} heads are no worse than one head {count} times as deep, the same number of matrices (medians)"
         checks.append(at_most(name, heads.mean(count), depth.mean(count), essential=False))
     return checks
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer
+from memformer_lab.experiments.fitting import Recipe, drawer, draws_statistics, fit_memformer
 from memformer_lab.experiments.judging import distributions, memformer_estimates, network_errors
 from memformer_lab.experiments.networks import Variant, network
 from memformer_lab.experiments.protocol import Experiment, Setting
@@ -34,7 +34,7 @@ _STARTS = ("gradient descent", "zeros", "all registers equal")
 def run(setting: Setting) -> Results:
     """Trains every variant with the same recipe, response-only; the rules with scalar A and with Bm free as well."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    scored = setting.pick(tiny=300, quick=40_000, full=1_000_000)
+    scored = setting.pick(tiny=300, quick=20_000, full=1_000_000)
     recipe = Recipe(setting.pick(tiny=3, quick=60, full=3000), batch=setting.pick(tiny=8, quick=128, full=512))
     moving = Recipe(
         setting.pick(tiny=3, quick=100, full=6000),
@@ -44,21 +44,21 @@ def run(setting: Setting) -> Results:
         warmup=setting.pick(tiny=1, quick=20, full=200),
     )
 
-    def compare(
-        builds: Sequence[Callable[[int], Variant]], recipe: Recipe, *, block: bool = False, count: int = scored
-    ) -> list[list[float]]:
-        rows = []
-        for seed in setting.seeds:
-            models = [build(seed) for build in builds]
+    def train(builds: Sequence[Callable[[int], Variant]], recipe: Recipe) -> list[list[Variant]]:
+        trained = [[build(seed) for build in builds] for seed in setting.seeds]
+        for seed, models in zip(setting.seeds, trained, strict=True):
             for model in models:
                 fit_memformer(model, drawer(model, tasks), recipe, seed)
-            rows.append(_scores(models, tasks, count, setting.seed, block))
-        return rows
+        return trained
+
+    def compare(builds: Sequence[Callable[[int], Variant]], recipe: Recipe) -> list[list[float]]:
+        return [_scores(models, tasks, scored, setting.seed) for models in train(builds, recipe)]
 
     rules = [_builder(tasks.d, **arguments) for arguments in _RULES.values()]
     scalar = [_builder(tasks.d, **{**arguments, "preconditioner": "scalar"}) for arguments in _RULES.values()]
     block = [_builder(tasks.d, **{**arguments, "structure": "block"}) for arguments in _RULES.values()]
     few = setting.pick(tiny=200, quick=10_000, full=400_000)
+    spread = [distributions(network_errors(models, tasks.compressed), few, setting.seed) for models in train(block, moving)]
     names = tuple(_RULES)
     panels = (
         _panel("free", "Rules of memory, A free, Bm = 0", names, series("LFOM", range(len(names)), compare(rules, recipe))),
@@ -67,8 +67,12 @@ def run(setting: Setting) -> Results:
             series("LFOM", range(len(names)), compare(scalar, recipe)),
         ),
         _panel(
-            "block", "Rules of memory, A and Bm free", names,
-            series("LFOM", range(len(names)), compare(block, moving, block=True, count=few)),
+            "block", "Rules of memory, A and Bm free, median", names,
+            series("LFOM", range(len(names)), [[one.log_median for one in row] for row in spread]), "ln median squared error",
+        ),
+        _panel(
+            "block-mean", "Rules of memory, A and Bm free, mean", names,
+            series("LFOM", range(len(names)), [[one.log_mean for one in row] for row in spread]),
         ),
         _panel(
             "registers", "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)", tuple(map(str, _REGISTERS)),
@@ -80,7 +84,7 @@ def run(setting: Setting) -> Results:
             "granularity", "Granularity of Gamma (lfom, A free, Bm = 0)", _GRANULARITIES,
             series("LFOM", range(len(_GRANULARITIES)), compare([
                 _builder(tasks.d, rule="lfom", granularity=name, tokens=tasks.n + 1) for name in _GRANULARITIES
-            ], recipe, count=few)),
+            ], recipe)),
         ),
         _panel(
             "start", "Start of Gamma (lfom, A free, Bm = 0)", _STARTS,
@@ -114,7 +118,7 @@ def _place(rule: str) -> int:
 
 
 def _gain(results: Results, panel: str) -> tuple[float, float]:
-    """Log mean squared error without memory less that of lfom, and twice the standard error of the difference."""
+    """Log error without memory less that of lfom, and twice the standard error of the difference."""
     curve: Series = results[panel].series[0]
     plain, lfom = _place("none"), _place("lfom")
     error = ((curve.spread(plain) ** 2 + curve.spread(lfom) ** 2) / len(curve.values)) ** 0.5
@@ -131,7 +135,7 @@ def _sentence(results: Results) -> str:
         gain, spread = _gain(results, name)
         verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
         parts.append(f"with {shown} memory {verb} {gain:.2f} (± {spread:.2f}, two standard errors)")
-    return f"In natural logarithms of the mean squared error at {_LAYERS} layers, " + "; ".join(parts) + "."
+    return f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, " + "; ".join(parts) + "."
 
 
 def _builder(d: int, **arguments: object) -> Callable[[int], Variant]:
@@ -150,15 +154,21 @@ def _starting(d: int, start: str) -> Callable[[int], Variant]:
     return build
 
 
-def _scores(models: Sequence[Variant], tasks: GaussianTasks, count: int, seed: int, block: bool) -> list[float]:
-    if block:
-        return [one.log_mean for one in distributions(network_errors(models, tasks.compressed), count, seed)]
-    return [memformer_estimates([model], tasks, count, seed)[0][0].log_mean for model in models]
+def _scores(models: Sequence[Variant], tasks: GaussianTasks, count: int, seed: int) -> list[float]:
+    """Log means; models whose coefficients differ from token to token are judged on tokens, the others on statistics."""
+    found: dict[int, float] = {}
+    for statistics in (True, False):
+        group = [model for model in models if draws_statistics(model, tasks) is statistics]
+        estimates = memformer_estimates(group, tasks, count, seed) if group else []
+        found |= {id(model): one[0].log_mean for model, one in zip(group, estimates, strict=True)}
+    return [found[id(model)] for model in models]
 
 
-def _panel(name: str, title: str, categories: tuple[str, ...], curve: Series) -> Panel:
+def _panel(
+    name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
+) -> Panel:
     return Panel(
-        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", "ln mean squared error", (curve,),
+        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", y_label, (curve,),
         categories=categories, digits=3,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def run(setting: Setting) -> Results:
     recipe = Recipe(steps, batch, learning_rate=0.3, clip=None)
     # The small axis of Sigma asks for large entries of A, the others for small ones; Adam finds them sooner unrotated.
     rotation = setting.pick(tiny=None, quick=None, full=setting.seed)
-    nonlinear = Recipe(setting.pick(tiny=3, quick=100, full=3000), batch, learning_rate=0.1, clip=None)
+    nonlinear = Recipe(setting.pick(tiny=3, quick=160, full=3000), batch, learning_rate=0.03, clip=None)
     distances, off = [], []
     for seed in setting.seeds:
         row = []

@@ -8,11 +8,19 @@ from memformer_lab.experiments import (
     e03_gdpp,
     e04_small_batches,
     e05_heads,
+    e06_experts,
     e07_momentum,
     e08_memory,
+    e09_depth,
+    e10_scaling,
     e11_condition,
     e12_learnability,
     e13_one_layer,
+    e14_second_order,
+    e15_families,
+    e16_real,
+    e17_attention,
+    e18_published_parameters,
 )
 from memformer_lab.experiments.protocol import Experiment
 
@@ -22,11 +30,19 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     e03_gdpp.EXPERIMENT,
     e04_small_batches.EXPERIMENT,
     e05_heads.EXPERIMENT,
+    e06_experts.EXPERIMENT,
     e07_momentum.EXPERIMENT,
     e08_memory.EXPERIMENT,
+    e09_depth.EXPERIMENT,
+    e10_scaling.EXPERIMENT,
     e11_condition.EXPERIMENT,
     e12_learnability.EXPERIMENT,
     e13_one_layer.EXPERIMENT,
+    e14_second_order.EXPERIMENT,
+    e15_families.EXPERIMENT,
+    e16_real.EXPERIMENT,
+    e17_attention.EXPERIMENT,
+    e18_published_parameters.EXPERIMENT,
 )
 
 
