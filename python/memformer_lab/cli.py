@@ -1,12 +1,9 @@
-"""The `memformer-lab` command: train, evaluate, info and run."""
+"""The `memformer-lab` command: train, evaluate, info, run, reproduce and solve."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,11 +16,14 @@ from memformer_lab import checkpoint as checkpoints
 from memformer_lab.budget import Budget
 from memformer_lab.config import TrainingConfig
 from memformer_lab.evaluation import evaluate as judge
+from memformer_lab.experiments.command import reproduce
 from memformer_lab.models import load_model
 from memformer_lab.progress import task_progress
 from memformer_lab.showcase import run_showcase
+from memformer_lab.solve import solve
 from memformer_lab.tables import estimate_table
-from memformer_lab.trainer import Record, TrainingDiverged
+from memformer_lab.terminal import cores, one_line_errors
+from memformer_lab.trainer import Record
 from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.training import train as train_anew
 
@@ -34,8 +34,11 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Memformers on random regression tasks, judge them, and run the main job.",
+    help="Train Memformers on random regression tasks, judge them, reproduce experiments, and solve tables of "
+    "your own.",
 )
+app.command()(reproduce)
+app.command()(solve)
 
 _RUN = TrainingConfig()
 _FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
@@ -84,7 +87,7 @@ def train(
 ) -> None:
     """Train one model; leaves checkpoint.safetensors and metrics.jsonl."""
     console = Console()
-    with _one_line_errors():
+    with one_line_errors():
         place, exists = _device(device), (output / CHECKPOINT).exists()
         if resume:
             given = [name for name in _FIELDS if _was_given(context, name)]
@@ -111,7 +114,7 @@ def evaluate(
     layers: Annotated[bool, typer.Option("--layers", help="Judge the prediction after each layer.")] = False,
 ) -> None:
     """Print a trained model's log mean squared query error on fresh tasks."""
-    with _one_line_errors():
+    with one_line_errors():
         model, config = load_model(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
         estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
     rows = range(1, config.layers + 1) if layers else [config.layers]
@@ -132,10 +135,10 @@ def info(
     console = Console(soft_wrap=True, highlight=False)
     if checkpoint is None:
         console.print(str(build_info()), markup=False)
-        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {_cores()}")
+        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {cores()}")
         console.print(f"results: {RESULTS.resolve()}", markup=False)
         return
-    with _one_line_errors():
+    with one_line_errors():
         held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
     console.print(f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}")
     console.print(json.dumps(held.config.to_dict()), markup=False)
@@ -154,9 +157,9 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds of work, for a trial.")] = False,
 ) -> None:
     """The main job: train, judge beside classical optimisers and on measured data, and draw."""
-    with _one_line_errors():
+    with one_line_errors():
         budget = Budget.quick() if quick else Budget()
-        run_showcase(output, seed=seed, budget=budget, workers=workers or _cores())
+        run_showcase(output, seed=seed, budget=budget, workers=workers or cores())
 
 
 def _train(
@@ -185,21 +188,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, a run that diverged in exit code 1."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    except TrainingDiverged as error:
-        typer.echo(f"stopped: {error}", err=True)
-        raise typer.Exit(1) from error

@@ -35,13 +35,18 @@ from memformer_kernels.nn import Memformer
 PublishedRule = Literal["linear", "cgd", "sum", "residual"]
 
 RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"linear": ("linear", "scalar"), "cgd": ("cgd", "scalar"), "sum": ("lfom_shared", "full"), "residual": ("lfom_residual", "full")}
-)  # fmt: skip
+    {
+        "linear": ("linear", "scalar"),
+        "cgd": ("cgd", "scalar"),
+        "sum": ("lfom_shared", "full"),
+        "residual": ("lfom_residual", "full"),
+    }
+)
 """For each published rule, ours and its granularity."""
 
 
 def read_published(path: str | Path) -> dict[str, Tensor]:
-    """The arrays allparam, alpha and gamma of an .npz or .safetensors file, those that are there; a key may begin with "param_".
+    """The arrays allparam, alpha and gamma of an .npz or .safetensors file; a key may begin with "param_".
 
     Pickles (.pth, .pt) are not read, since loading one can run any code: save the state dict as safetensors first.
 
@@ -97,9 +102,15 @@ def load_published(arrays: Mapping[str, Tensor], rule: PublishedRule) -> Memform
     ours, granularity = RULES[rule]
     with torch.random.fork_rng(devices=[]):
         model = Memformer(
-            d, layers, heads=heads, rule=ours, granularity=granularity, structure="block", tokens=tokens,
+            d,
+            layers,
+            heads=heads,
+            rule=ours,
+            granularity=granularity,
+            structure="block",
+            tokens=tokens,
             dtype=matrices.dtype,
-        )  # fmt: skip
+        )
     with torch.no_grad():
         assert model.p is not None
         model.p.copy_(matrices[:, :, 0])

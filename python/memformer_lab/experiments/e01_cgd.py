@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, seeded
+from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer
 from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
 from memformer_lab.experiments.networks import network
 from memformer_lab.experiments.protocol import Experiment, Setting
@@ -12,7 +13,7 @@ from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, NONISOTR
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.verdicts import Check, at_most, close
 
-_MODELS = {
+_MODELS: dict[str, dict[str, Any]] = {
     "cgd-like, scalar preconditioner": {"rule": "cgd", "preconditioner": "scalar"},
     "cgd-like, free preconditioner": {"rule": "cgd", "preconditioner": "free"},
     "linear, scalar preconditioner": {"rule": "linear", "preconditioner": "scalar"},
@@ -72,7 +73,8 @@ def judge(results: Results) -> Sequence[Check]:
         "free": free.spread(last) + plain_free.spread(last),
     }
     for kind, gain in gains.items():
-        text = f"memory gains more than the seeds' spread at depth {last}, {kind} preconditioner: {gain:.3f} > {spreads[kind]:.3f}"
+        text = f"memory gains more than the seeds' spread at depth {last}, {kind} preconditioner"
+        text = f"{text}: {gain:.3f} > {spreads[kind]:.3f}"
         checks.append(Check(text, gain > spreads[kind], essential=False))
     for kind in (NONISOTROPIC, ISOTROPIC):
         for depth, value in zip(DEPTHS, CGD[kind], strict=True):

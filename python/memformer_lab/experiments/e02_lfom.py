@@ -51,7 +51,7 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """The claim is LFOM below CGD on non-isotropic tasks; known limits, CGD's own figures and isotropic data qualify it."""
+    """The claim is LFOM below CGD on non-isotropic tasks; known limits, CGD's own figures and isotropic data qualify."""
     checks = []
     for depth, limit in zip(DEPTHS, LFOM_LIMITS, strict=True):
         value = results[NONISOTROPIC]["LFOM"].mean(depth)
@@ -59,7 +59,9 @@ def judge(results: Results) -> Sequence[Check]:
     for depth in DEPTHS:
         panel = results[NONISOTROPIC]
         checks.append(
-            at_most(f"non-isotropic LFOM is below CGD at depth {depth}", panel["LFOM"].mean(depth), panel["CGD"].mean(depth))
+            at_most(
+                f"non-isotropic LFOM is below CGD at depth {depth}", panel["LFOM"].mean(depth), panel["CGD"].mean(depth)
+            )
         )
     for kind in (NONISOTROPIC, ISOTROPIC):
         for depth, value in zip(DEPTHS, CGD[kind], strict=True):
@@ -85,7 +87,8 @@ EXPERIMENT = Experiment(
     claim="A Memformer of L layers with free Gamma learns a linear first-order method that does better than L steps of "
     "the conjugate gradient method on non-isotropic tasks.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 2",
-    protocol="Response-only Memformers with feature-wise Gamma and a free preconditioner a layer, one model a depth and "
+    protocol="Response-only Memformers with feature-wise Gamma and a free preconditioner a layer, one model a "
+    "depth and "
     "seed, trained on fresh tasks with the query integrated out; judged on fresh tasks, the same for all. CGD runs on "
     "the full context with exact line searches. Known limits for a well-trained model: 0.15, -0.99, -1.96, -2.75.",
     run=run,

@@ -96,12 +96,12 @@ def judge(results: Results) -> Sequence[Check]:
         at_most(f"LFOM with GD++ is below CGD at depth {depth}", lfom.mean(depth), panel["CGD"].mean(depth))
         for depth in DEPTHS
     ]
-    plain = results[f"{ISOTROPIC}-log_mean"]
+    isotropic = results[f"{ISOTROPIC}-log_mean"]
     checks += [
         at_most(
             f"isotropic: LFOM with GD++ is below CGD at depth {depth}",
-            plain["LFOM with GD++"].mean(depth),
-            plain["CGD"].mean(depth),
+            isotropic["LFOM with GD++"].mean(depth),
+            isotropic["CGD"].mean(depth),
             essential=False,
         )
         for depth in DEPTHS

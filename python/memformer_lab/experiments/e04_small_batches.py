@@ -70,7 +70,7 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Better than CGD on its training tasks for small B; better on fresh tasks needs B large; the method stands alone."""
+    """Better than CGD on its training tasks for small B; fresh tasks need a large B; the method stands alone."""
     panel = results["batches"]
     training, fresh = panel["LFOM, training tasks"], panel["LFOM, fresh tasks"]
     cgd, fresh_cgd = (panel[f"CGD, {_LAYERS} steps, {kind}"] for kind in ("the same training tasks", "fresh tasks"))
@@ -79,9 +79,7 @@ def judge(results: Results) -> Sequence[Check]:
         for batch in _BATCHES[:2]
     ]
     checks += [
-        at_most(
-            f"fresh loss is below CGD's, B = {batch}", fresh.mean(batch), fresh_cgd.mean(batch), essential=False
-        )
+        at_most(f"fresh loss is below CGD's, B = {batch}", fresh.mean(batch), fresh_cgd.mean(batch), essential=False)
         for batch in _BATCHES
     ]
     apart = next(iter(results.numbers.values()))

@@ -32,7 +32,9 @@ def run(setting: Setting) -> Results:
             for layers, heads in pairs:
                 model = memformer(seed, tasks.d, layers, heads=heads, rule="lfom", structure="block")
                 clip = 1.0 if layers <= _LAYERS else 0.01
-                recipe = Recipe(steps, batch, 0.06 * 2 / max(2, layers), clip, warmup=setting.pick(tiny=1, quick=20, full=200))
+                recipe = Recipe(
+                    steps, batch, 0.06 * 2 / max(2, layers), clip, warmup=setting.pick(tiny=1, quick=20, full=200)
+                )
                 fit_memformer(model, drawer(model, tasks), recipe, seed)
                 models.append(model)
             found = distributions(network_errors(models, tasks.compressed), count, setting.seed)

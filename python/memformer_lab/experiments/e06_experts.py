@@ -50,10 +50,13 @@ class Mixture:
 def run(setting: Setting) -> Results:
     """Trains the experts, adapts gates on some tasks of each distribution and scores on others."""
     steps = setting.pick(tiny=3, quick=120, full=4000)
-    adapting, scored = setting.pick(tiny=16, quick=256, full=1024), setting.pick(tiny=50, quick=5000, full=100_000)
+    adapting, scored = setting.pick(tiny=16, quick=1024, full=4096), setting.pick(tiny=50, quick=5000, full=100_000)
     updates = setting.pick(tiny=2, quick=40, full=200)
     shifted = [Mixture(0.5, (1, 1)), Mixture(1, (1, 1)), Mixture(0, (0.5, 3)), Mixture(1, (0.5, 3))]
-    groups = {"variances": [_of_variance(variance) for variance in VARIANCES], "mixtures": shifted}
+    groups: dict[str, Sequence[GaussianTasks | Mixture]] = {
+        "variances": [_of_variance(variance) for variance in VARIANCES],
+        "mixtures": shifted,
+    }
     rows: dict[str, dict[str, list[list[float]]]] = {group: {name: [] for name in _METHODS} for group in groups}
     for seed in setting.seeds:
         network = _mixture_network([_expert(seed, variance, steps, setting) for variance in _EXPERTS])
@@ -62,7 +65,10 @@ def run(setting: Setting) -> Results:
             for name in _METHODS:
                 rows[group][name].append([one[name] for one in found])
     panels = []
-    for group, shown in (("variances", "the variance of x"), ("mixtures", "Gaussian mixtures of shifted means and variances")):
+    for group, shown in (
+        ("variances", "the variance of x"),
+        ("mixtures", "Gaussian mixtures of shifted means and variances"),
+    ):
         places: Sequence[float] = VARIANCES if group == "variances" else range(len(MIXTURES))
         panels.append(
             Panel(
@@ -88,15 +94,18 @@ def judge(results: Results) -> Sequence[Check]:
             unseen = group == "mixtures" or place not in _EXPERTS
             single, oracle = panel["best single expert"].mean(place), panel["oracle gates"].mean(place)
             checks.append(
-                at_most(f"{name}: adapted gates are no worse than the best single expert", adapted.mean(place), single, 0.05,
-                        essential=unseen)
-            )  # fmt: skip
+                at_most(
+                    f"{name}: adapted gates are no worse than the best single expert",
+                    adapted.mean(place),
+                    single,
+                    0.05,
+                    essential=unseen,
+                )
+            )
             checks.append(
                 at_most(f"{name}: within 0.1 of the oracle", adapted.mean(place), oracle, 0.1, essential=False)
             )
-            checks.append(
-                at_most(f"{name}: below CGD", adapted.mean(place), panel["CGD"].mean(place), essential=False)
-            )
+            checks.append(at_most(f"{name}: below CGD", adapted.mean(place), panel["CGD"].mean(place), essential=False))
     return checks
 
 
@@ -108,7 +117,7 @@ def _expert(seed: int, variance: float, steps: int, setting: Setting) -> Memform
     tasks = _of_variance(variance)
     model = memformer(seed, _D, _LAYERS, rule="lfom_residual")
     with torch.no_grad():
-        model.q /= variance
+        model.q.div_(variance)
     recipe = Recipe(steps, setting.pick(tiny=8, quick=256, full=512), 0.1 / variance)
     fit_memformer(model, drawer(model, tasks), recipe, seed)
     return model
@@ -182,9 +191,12 @@ EXPERIMENT = Experiment(
     claim="Heads trained on different variances and gated at test time adapt to distributions that no head was trained "
     "on.",
     source="Dutta & Sra, arXiv 2410.07263, Sec. 4 (mixture of experts)",
-    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. Gates are "
-    "fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is chosen "
-    "on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what gates can do. "
+    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. "
+    "Gates are "
+    "fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is "
+    "chosen "
+    "on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what gates "
+    "can do. "
     "The mixture has three times the parameters of an expert.",
     run=run,
     judge=judge,

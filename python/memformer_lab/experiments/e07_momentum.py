@@ -118,7 +118,8 @@ EXPERIMENT = Experiment(
     source="Dutta & Sra, arXiv 2410.07263, appendix",
     protocol="The classical methods run with each task's own asymptotically optimal parameters (from its eigenvalues), "
     "with the best constants for each number of steps (grid search on separate tasks; the fair baseline, since a "
-    "Memformer too has one set of parameters for all tasks), and with step 0.01 and inertia 0.9, which stand for common "
+    "Memformer too has one set of parameters for all tasks), and with step 0.01 and inertia 0.9, which stand for "
+    "common "
     "untuned constants such as comparisons use; the publication's own values are not known here.",
     run=run,
     judge=judge,

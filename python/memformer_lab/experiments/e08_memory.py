@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from memformer_lab.experiments.verdicts import Check, at_most
 from memformer_lab.tasks import GaussianTasks
 
 _LAYERS = 4
-_RULES = {
+_RULES: dict[str, dict[str, Any]] = {
     "none": {"rule": "linear"},
     "none, wide: one weight a layer and feature": {"rule": "lfom", "registers": 1},
     "none, wide: 2 heads": {"rule": "linear", "heads": 2},
@@ -58,41 +59,66 @@ def run(setting: Setting) -> Results:
     scalar = [_builder(tasks.d, **{**arguments, "preconditioner": "scalar"}) for arguments in _RULES.values()]
     block = [_builder(tasks.d, **{**arguments, "structure": "block"}) for arguments in _RULES.values()]
     few = setting.pick(tiny=200, quick=10_000, full=400_000)
-    spread = [distributions(network_errors(models, tasks.compressed), few, setting.seed) for models in train(block, moving)]
+    spread = [
+        distributions(network_errors(models, tasks.compressed), few, setting.seed) for models in train(block, moving)
+    ]
     names = tuple(_RULES)
     panels = (
-        _panel("free", "Rules of memory, A free, Bm = 0", names, series("LFOM", range(len(names)), compare(rules, recipe))),
         _panel(
-            "scalar", "Rules of memory, A a multiple of the identity, Bm = 0", names,
+            "free", "Rules of memory, A free, Bm = 0", names, series("LFOM", range(len(names)), compare(rules, recipe))
+        ),
+        _panel(
+            "scalar",
+            "Rules of memory, A a multiple of the identity, Bm = 0",
+            names,
             series("LFOM", range(len(names)), compare(scalar, recipe)),
         ),
         _panel(
-            "block", "Rules of memory, A and Bm free, median", names,
-            series("LFOM", range(len(names)), [[one.log_median for one in row] for row in spread]), "ln median squared error",
+            "block",
+            "Rules of memory, A and Bm free, median",
+            names,
+            series("LFOM", range(len(names)), [[one.log_median for one in row] for row in spread]),
+            "ln median squared error",
         ),
         _panel(
-            "block-mean", "Rules of memory, A and Bm free, mean", names,
+            "block-mean",
+            "Rules of memory, A and Bm free, mean",
+            names,
             series("LFOM", range(len(names)), [[one.log_mean for one in row] for row in spread]),
         ),
         _panel(
-            "registers", "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)", tuple(map(str, _REGISTERS)),
-            series("LFOM", range(len(_REGISTERS)), compare([
-                _builder(tasks.d, rule="lfom", registers=kept, preconditioner="scalar") for kept in _REGISTERS
-            ], recipe)),
+            "registers",
+            "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)",
+            tuple(map(str, _REGISTERS)),
+            series(
+                "LFOM",
+                range(len(_REGISTERS)),
+                compare(
+                    [_builder(tasks.d, rule="lfom", registers=kept, preconditioner="scalar") for kept in _REGISTERS],
+                    recipe,
+                ),
+            ),
         ),
         _panel(
-            "granularity", "Granularity of Gamma (lfom, A free, Bm = 0)", _GRANULARITIES,
-            series("LFOM", range(len(_GRANULARITIES)), compare([
-                _builder(tasks.d, rule="lfom", granularity=name, tokens=tasks.n + 1) for name in _GRANULARITIES
-            ], recipe)),
+            "granularity",
+            "Granularity of Gamma (lfom, A free, Bm = 0)",
+            _GRANULARITIES,
+            series(
+                "LFOM",
+                range(len(_GRANULARITIES)),
+                compare(
+                    [_builder(tasks.d, rule="lfom", granularity=name, tokens=tasks.n + 1) for name in _GRANULARITIES],
+                    recipe,
+                ),
+            ),
         ),
         _panel(
-            "start", "Start of Gamma (lfom, A free, Bm = 0)", _STARTS,
-            series("LFOM", range(len(_STARTS)), compare([
-                _starting(tasks.d, start) for start in _STARTS
-            ], recipe)),
+            "start",
+            "Start of Gamma (lfom, A free, Bm = 0)",
+            _STARTS,
+            series("LFOM", range(len(_STARTS)), compare([_starting(tasks.d, start) for start in _STARTS], recipe)),
         ),
-    )  # fmt: skip
+    )
     results = Results(panels)
     return Results(panels, _gains(results), notes=(_sentence(results),))
 
@@ -135,10 +161,14 @@ def _sentence(results: Results) -> str:
         gain, spread = _gain(results, name)
         verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
         parts.append(f"with {shown} memory {verb} {gain:.2f} (± {spread:.2f}, two standard errors)")
-    return f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, " + "; ".join(parts) + "."
+    return (
+        f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, "
+        + "; ".join(parts)
+        + "."
+    )
 
 
-def _builder(d: int, **arguments: object) -> Callable[[int], Variant]:
+def _builder(d: int, **arguments: Any) -> Callable[[int], Variant]:
     return lambda seed: network(seed, d, _LAYERS, **arguments)  # type: ignore[arg-type]
 
 
@@ -155,7 +185,7 @@ def _starting(d: int, start: str) -> Callable[[int], Variant]:
 
 
 def _scores(models: Sequence[Variant], tasks: GaussianTasks, count: int, seed: int) -> list[float]:
-    """Log means; models whose coefficients differ from token to token are judged on tokens, the others on statistics."""
+    """Log means, on tokens where a model's coefficients differ from token to token, on statistics for the others."""
     found: dict[int, float] = {}
     for statistics in (True, False):
         group = [model for model in models if draws_statistics(model, tasks) is statistics]
@@ -168,9 +198,14 @@ def _panel(
     name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
 ) -> Panel:
     return Panel(
-        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", y_label, (curve,),
-        categories=categories, digits=3,
-    )  # fmt: skip
+        name,
+        f"{title}, {_LAYERS} layers, fresh tasks",
+        "variant",
+        y_label,
+        (curve,),
+        categories=categories,
+        digits=3,
+    )
 
 
 EXPERIMENT = Experiment(

@@ -15,7 +15,11 @@ from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.verdicts import Check, at_least, at_most
 
-_RANDOM, _CLIPPED, _OURS = "random start, no clipping", "random start, clipped to 0.01", "gradient descent start, no clipping"
+_RANDOM, _CLIPPED, _OURS = (
+    "random start, no clipping",
+    "random start, clipped to 0.01",
+    "gradient descent start, no clipping",
+)
 _RATE = 0.1
 
 
@@ -66,16 +70,35 @@ def run(setting: Setting) -> Results:
             estimates = memformer_estimates(models, tasks, count, setting.seed)
             losses[way].append([one[0].log_mean for one in estimates])
             stable[way].append(ends)
-        by_layer.append([one.log_mean for one in memformer_estimates(models[-1:], tasks, count, setting.seed, layers=True)[0]])
+        by_layer.append(
+            [one.log_mean for one in memformer_estimates(models[-1:], tasks, count, setting.seed, layers=True)[0]]
+        )
     deepest = depths[-1]
     panels = (
-        Panel("depth", "LFOM on non-isotropic tasks by depth and way of training, fresh tasks", "layers",
-              "ln mean squared error", tuple(series(way, depths, rows) for way, rows in losses.items()), log_x=True),
-        Panel("stable", "Share of runs that end finite and below the loss of predicting 0", "layers", "share",
-              tuple(series(way, depths, rows) for way, rows in stable.items()), log_x=True),
-        Panel("layers", f"Prediction after each layer of the {deepest}-layer models ({_OURS})", "layer",
-              "ln mean squared error", (series(f"{deepest} layers", range(1, deepest + 1), by_layer),)),
-    )  # fmt: skip
+        Panel(
+            "depth",
+            "LFOM on non-isotropic tasks by depth and way of training, fresh tasks",
+            "layers",
+            "ln mean squared error",
+            tuple(series(way, depths, rows) for way, rows in losses.items()),
+            log_x=True,
+        ),
+        Panel(
+            "stable",
+            "Share of runs that end finite and below the loss of predicting 0",
+            "layers",
+            "share",
+            tuple(series(way, depths, rows) for way, rows in stable.items()),
+            log_x=True,
+        ),
+        Panel(
+            "layers",
+            f"Prediction after each layer of the {deepest}-layer models ({_OURS})",
+            "layer",
+            "ln mean squared error",
+            (series(f"{deepest} layers", range(1, deepest + 1), by_layer),),
+        ),
+    )
     return Results(panels)
 
 
@@ -92,7 +115,12 @@ def judge(results: Results) -> Sequence[Check]:
         for shallow, deep in zip(ours.x[:-1], ours.x[1:], strict=True)
     ]
     checks.append(
-        at_most(f"{_RANDOM}: share of stable runs at {deepest:g} layers", stable[_RANDOM].mean(deepest), 0.5, essential=False)
+        at_most(
+            f"{_RANDOM}: share of stable runs at {deepest:g} layers",
+            stable[_RANDOM].mean(deepest),
+            0.5,
+            essential=False,
+        )
     )
     checks.append(
         at_most(
@@ -109,8 +137,10 @@ EXPERIMENT = Experiment(
     number=9,
     name="depth",
     title="Depth 1 to 32 without tricks",
-    claim="Deep Memformers are hard to train (published 10-layer runs diverge without extreme clipping); starting every "
-    "layer as the same stable gradient step, with a learning rate that falls with the square root of depth, trains them "
+    claim="Deep Memformers are hard to train (published 10-layer runs diverge without extreme clipping); "
+    "starting every "
+    "layer as the same stable gradient step, with a learning rate that falls with the square root of depth, "
+    "trains them "
     "without clipping.",
     source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the mend: ours",
     protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers weigh 1) stands for starts "

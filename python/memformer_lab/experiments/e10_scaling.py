@@ -68,20 +68,59 @@ def run(setting: Setting) -> Results:
     tokens = [4.0 * (_RATIO * d + 1) * (d + 1) for d in sizes]
     quadratic = [4.0 * (_RATIO * d + 1) ** 2 for d in sizes]
     panels = (
-        Panel("features", f"Error relative to the response's variance, n = {_RATIO} d, {_LAYERS} layers or steps, fresh tasks",
-              "d", "ln relative squared error",
-              (series("LFOM", sizes, wide), series("CGD", sizes, wide_cgd)), log_x=True),
-        Panel("context", f"Error by context length, d = 5, {_LAYERS} layers or steps, fresh tasks", "n",
-              "ln mean squared error", (series("LFOM", lengths, long_rows), series("CGD", lengths, long_cgd)), log_x=True),
-        Panel("time", "Microseconds a task on this machine, from H and b, one thread", "d", "microseconds",
-              (series("LFOM", sizes, timing), series(f"CGD, {_LAYERS} steps", sizes, cgd_times),
-               series("Gram matrix of the tokens", sizes, gram_times)), log_x=True, log_y=True, digits=3),
-        Panel("equal", "Steps of CGD to the error of the LFOM model (at most 12 tried)", "d", "steps",
-              (series("CGD", sizes, need),), log_x=True),
-        Panel("memory", "Bytes a task needs, float32, computed from shapes", "d", "bytes",
-              (series("H, b and w", sizes, state), series("tokens", sizes, tokens),
-               series("n-by-n attention matrix of the literal form", sizes, quadratic)), log_x=True, log_y=True, digits=3),
-    )  # fmt: skip
+        Panel(
+            "features",
+            f"Error relative to the response's variance, n = {_RATIO} d, {_LAYERS} layers or steps, fresh tasks",
+            "d",
+            "ln relative squared error",
+            (series("LFOM", sizes, wide), series("CGD", sizes, wide_cgd)),
+            log_x=True,
+        ),
+        Panel(
+            "context",
+            f"Error by context length, d = 5, {_LAYERS} layers or steps, fresh tasks",
+            "n",
+            "ln mean squared error",
+            (series("LFOM", lengths, long_rows), series("CGD", lengths, long_cgd)),
+            log_x=True,
+        ),
+        Panel(
+            "time",
+            "Microseconds a task on this machine, from H and b, one thread",
+            "d",
+            "microseconds",
+            (
+                series("LFOM", sizes, timing),
+                series(f"CGD, {_LAYERS} steps", sizes, cgd_times),
+                series("Gram matrix of the tokens", sizes, gram_times),
+            ),
+            log_x=True,
+            log_y=True,
+            digits=3,
+        ),
+        Panel(
+            "equal",
+            "Steps of CGD to the error of the LFOM model (at most 12 tried)",
+            "d",
+            "steps",
+            (series("CGD", sizes, need),),
+            log_x=True,
+        ),
+        Panel(
+            "memory",
+            "Bytes a task needs, float32, computed from shapes",
+            "d",
+            "bytes",
+            (
+                series("H, b and w", sizes, state),
+                series("tokens", sizes, tokens),
+                series("n-by-n attention matrix of the literal form", sizes, quadratic),
+            ),
+            log_x=True,
+            log_y=True,
+            digits=3,
+        ),
+    )
     return Results(panels)
 
 
@@ -89,7 +128,9 @@ def judge(results: Results) -> Sequence[Check]:
     """Errors fall with n; one model form serves every d; timings are shown and not judged."""
     context, features = results["context"]["LFOM"], results["features"]["LFOM"]
     checks = [
-        at_most(f"error at n = {longer:g} is below that at n = {shorter:g}", context.mean(longer), context.mean(shorter))
+        at_most(
+            f"error at n = {longer:g} is below that at n = {shorter:g}", context.mean(longer), context.mean(shorter)
+        )
         for shorter, longer in zip(context.x[:-1], context.x[1:], strict=True)
     ]
     checks += [
@@ -147,7 +188,8 @@ EXPERIMENT = Experiment(
     claim="Learned first-order methods carry over to many features and long contexts, at a cost a task that does not "
     "grow with the context once its Gram matrix is known.",
     source="extends Dutta & Sra, arXiv 2410.07263, which stays at d = 5, n = 20",
-    protocol="Isotropic tasks; one LFOM model for each size. n = 4 d for the features, d = 5 for the contexts. Contexts "
+    protocol="Isotropic tasks; one LFOM model for each size. n = 4 d for the features, d = 5 for the contexts. "
+    "Contexts "
     "are drawn as statistics, which is exact for any n. Times depend on the machine and on what else it does, so they "
     "are shown and never judged; bytes are computed from shapes. --full reaches d = 256 and n = 100,000.",
     run=run,

@@ -41,7 +41,7 @@ def run(setting: Setting) -> Results:
     recipe = Recipe(setting.pick(tiny=3, quick=200, full=5000), batch=setting.pick(tiny=8, quick=256, full=512))
     rows: dict[str, list[list[float]]] = {_INFORMED: [], _PLAIN: []}
     for seed in setting.seeds:
-        for start, found in rows.items():
+        for start, own in rows.items():
             models = []
             for condition in CONDITIONS:
                 # Unrotated, since a rotation changes no method but Adam, which would need far more steps.
@@ -51,8 +51,8 @@ def run(setting: Setting) -> Results:
                     _precondition(model, tasks, seed)
                 fit_memformer(model, drawer(model, tasks), recipe, seed)
                 models.append((model, tasks))
-            found.append([memformer_estimates([one], tasks, count, setting.seed)[0][0].log_mean for one, tasks in models])
-    curves = [series(start, CONDITIONS, found) for start, found in rows.items()]
+            own.append([memformer_estimates([one], tasks, count, setting.seed)[0][0].log_mean for one, tasks in models])
+    curves = [series(start, CONDITIONS, own) for start, own in rows.items()]
     classical = []
     for condition in CONDITIONS:
         sampler = solver_errors(conditioned_tasks(condition), [steps_of(name, _LAYERS) for name in _CLASSICAL.values()])
@@ -72,16 +72,24 @@ def judge(results: Results) -> Sequence[Check]:
     checks = [at_most("LFOM loses at most 0.3 from condition 1 to 1000", lfom.mean(high), lfom.mean(low), 0.3)]
     for name in ("gradient descent", "CGD"):
         curve = panel[f"{name}, {_LAYERS} steps"]
-        checks.append(at_least(f"{name} loses more than 1 from condition 1 to 1000", curve.mean(high), curve.mean(low) + 1))
+        checks.append(
+            at_least(f"{name} loses more than 1 from condition 1 to 1000", curve.mean(high), curve.mean(low) + 1)
+        )
     checks.append(
         at_most(
-            "the plain start, too, loses at most 0.3", panel[_PLAIN].mean(high), panel[_PLAIN].mean(low), 0.3, essential=False
+            "the plain start, too, loses at most 0.3",
+            panel[_PLAIN].mean(high),
+            panel[_PLAIN].mean(low),
+            0.3,
+            essential=False,
         )
     )
     for condition in CONDITIONS[1:]:
         cgd = panel[f"CGD, {_LAYERS} steps"].mean(condition)
         checks.append(
-            at_most(f"LFOM is below CGD at condition {condition:g}", lfom.mean(condition), cgd, essential=condition > 10)
+            at_most(
+                f"LFOM is below CGD at condition {condition:g}", lfom.mean(condition), cgd, essential=condition > 10
+            )
         )
     return checks
 
@@ -101,7 +109,8 @@ EXPERIMENT = Experiment(
     "condition number, where GD and CGD degrade.",
     source="follows from Ahn et al., arXiv 2306.00297; compared in Fu et al., arXiv 2310.17086",
     protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a condition "
-    "number, which has therefore seen the covariance in training, as classical methods have not. It starts at the inverse "
+    "number, which has therefore seen the covariance in training, as classical methods have not. It starts at "
+    "the inverse "
     "of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps to entries of the "
     "order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     run=run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
@@ -34,7 +35,11 @@ _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 _NOISES = (0.0, 0.1, 0.5, 1.0)
 _ITERATIONS = 12
 _GOAL = math.log(1e-2)
-_MEMFORMERS = {"LFOM, Bm free": ("lfom", "block"), "GD++": ("linear", "block"), "LFOM, Bm = 0": ("lfom", "response-only")}
+_MEMFORMERS = {
+    "LFOM, Bm free": ("lfom", "block"),
+    "GD++": ("linear", "block"),
+    "LFOM, Bm = 0": ("lfom", "response-only"),
+}
 
 
 def run(setting: Setting) -> Results:
@@ -52,10 +57,10 @@ def run(setting: Setting) -> Results:
         layers: Predictions = {}
         for label, (rule, structure) in _MEMFORMERS.items():
             model = _trained(seed, tasks, rule, structure, setting)
-            predictions = memformer_predictions(model, x, y, _LENGTHS)
-            layers |= {f"{label}, layer {k}": value for k, value in enumerate(predictions, 1)}
-            columns[label] = predictions[-1]
-            by_layer.setdefault(label, []).append([_log_error(one[-1], y[:, -1]) for one in predictions])
+            after = memformer_predictions(model, x, y, _LENGTHS)
+            layers |= {f"{label}, layer {k}": value for k, value in enumerate(after, 1)}
+            columns[label] = after[-1]
+            by_layer.setdefault(label, []).append([_log_error(one[-1], y[:, -1]) for one in after])
             if label == "LFOM, Bm free":
                 readouts.append(_readouts(model, tasks, setting, seed))
         for label, network in _sequence_models(seed, tasks, setting).items():
@@ -72,22 +77,38 @@ def run(setting: Setting) -> Results:
     mean = torch.tensor(matrices).mean(0).tolist()
     newton = _classical_curve(tasks, "iterative_newton", setting)
     panels = (
-        Panel("layers", "Error after each layer or iteration, isotropic, n = 20", "layer or iteration",
-              "ln mean squared error", (
-                  *(series(label, range(1, _LAYERS + 1), rows) for label, rows in by_layer.items()),
-                  newton, _classical_curve(tasks, "conjugate_gradient", setting),
-                  _classical_curve(tasks, "gradient_descent", setting),
-              )),
-        Panel("lengths", "Error by prompt length (Memformers trained at n = 20 alone, sequence models at every length)",
-              "examples", "ln mean squared error",
-              tuple(series(label, _LENGTHS, values) for label, values in by_length.items())),
-        Panel("readout", f"Linear read-out of every layer of the {_LAYERS}-layer LFOM with Bm free, fresh tasks", "layer",
-              "ln mean squared error",
-              (series("linear read-out of the query token", range(1, _LAYERS + 1), readouts),
-               series("the network's own prediction", range(1, _LAYERS + 1), by_layer["LFOM, Bm free"]))),
+        Panel(
+            "layers",
+            "Error after each layer or iteration, isotropic, n = 20",
+            "layer or iteration",
+            "ln mean squared error",
+            (
+                *(series(label, range(1, _LAYERS + 1), rows) for label, rows in by_layer.items()),
+                newton,
+                _classical_curve(tasks, "conjugate_gradient", setting),
+                _classical_curve(tasks, "gradient_descent", setting),
+            ),
+        ),
+        Panel(
+            "lengths",
+            "Error by prompt length (Memformers trained at n = 20 alone, sequence models at every length)",
+            "examples",
+            "ln mean squared error",
+            tuple(series(label, _LENGTHS, values) for label, values in by_length.items()),
+        ),
+        Panel(
+            "readout",
+            f"Linear read-out of every layer of the {_LAYERS}-layer LFOM with Bm free, fresh tasks",
+            "layer",
+            "ln mean squared error",
+            (
+                series("linear read-out of the query token", range(1, _LAYERS + 1), readouts),
+                series("the network's own prediction", range(1, _LAYERS + 1), by_layer["LFOM, Bm free"]),
+            ),
+        ),
         _condition_panel(setting),
         _noise_panel(setting),
-    )  # fmt: skip
+    )
     title = "Similarity of errors over prompt lengths: layers against algorithms (cosine, mean over tasks and seeds)"
     matrix = Matrix("similarity", title, rows, names, tuple(tuple(row) for row in mean))
     return Results(panels, matrices=(matrix,))
@@ -105,16 +126,24 @@ def judge(results: Results) -> Sequence[Check]:
     condition = results["condition"]
     low, high = CONDITIONS[0], CONDITIONS[-1]
     checks = [
-        at_most(f"{_LAYERS} layers with Bm free are below {_LAYERS} iterations of CGD", free.mean(_LAYERS), cgd.mean(_LAYERS)),
+        at_most(
+            f"{_LAYERS} layers with Bm free are below {_LAYERS} iterations of CGD",
+            free.mean(_LAYERS),
+            cgd.mean(_LAYERS),
+        ),
         at_least("the last layer's errors resemble Newton's best iteration more than GD's", newton_best, descent_best),
         at_most(
-            f"{_LAYERS} layers with Bm free are no worse than {_LAYERS} Newton iterations", free.mean(_LAYERS), newton.mean(_LAYERS)
+            f"{_LAYERS} layers with Bm free are no worse than {_LAYERS} Newton iterations",
+            free.mean(_LAYERS),
+            newton.mean(_LAYERS),
         ),
         at_most(
             "Newton's iterations grow by at most 10 from condition 1 to 1000",
-            condition["iterative newton"].mean(high), condition["iterative newton"].mean(low) + 10, essential=False,
+            condition["iterative newton"].mean(high),
+            condition["iterative newton"].mean(low) + 10,
+            essential=False,
         ),
-    ]  # fmt: skip
+    ]
     noise = results["noise"]
     for sigma in _NOISES[2:]:
         ours, best = noise["LFOM, Bm free"].mean(sigma), noise["ridge, best penalty"].mean(sigma)
@@ -123,9 +152,13 @@ def judge(results: Results) -> Sequence[Check]:
     sequence = [one for one in lengths.series if one.label.startswith(("Transformer", "LSTM"))]
     best_sequence = min(one.mean(_N) for one in sequence)
     checks.append(
-        at_most("n = 20: below the sequence models, which are trained on the same number of tasks or more",
-                lengths["LFOM, Bm free"].mean(_N), best_sequence, essential=False)
-    )  # fmt: skip
+        at_most(
+            "n = 20: below the sequence models, which are trained on the same number of tasks or more",
+            lengths["LFOM, Bm free"].mean(_N),
+            best_sequence,
+            essential=False,
+        )
+    )
     return checks
 
 
@@ -151,19 +184,22 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
     networks: dict[str, nn.Module] = {}
     for hidden in sizes:
         label = f"Transformer, hidden size {hidden}"
-        networks[label] = seeded(lambda hidden=hidden: CausalTransformer(_D, hidden, 3, _N + 1), seed)  # type: ignore[misc]
-    networks[f"LSTM, hidden size {sizes[-1]}"] = seeded(lambda: RecurrentModel(_D, sizes[-1]), seed)
+        networks[label] = seeded(partial(CausalTransformer, _D, hidden, 3, _N + 1), seed)
+    networks[f"LSTM, hidden size {sizes[-1]}"] = seeded(partial(RecurrentModel, _D, sizes[-1]), seed)
     x, y = draw_prompts(tasks, setting.pick(tiny=20, quick=1000, full=20_000), generator_for("evaluation", seed))
     found: Predictions = {}
     for label, network in networks.items():
 
         def loss(generator: Generator, network: nn.Module = network) -> Tensor:
             drawn, responses = draw_prompts(tasks, recipe.batch, generator)
-            return (network(drawn, responses) - responses).square().mean()
+            error: Tensor = (network(drawn, responses) - responses).square().mean()
+            return error
 
         fit(network, loss, recipe, seed)
         with torch.no_grad():
-            predictions = torch.cat([network(*part) for part in zip(x.split(1000), y.split(1000), strict=True)])
+            predictions = torch.cat(
+                [network(*part) for part in zip(torch.split(x, 1000), torch.split(y, 1000), strict=True)]
+            )
         found[label] = torch.stack([predictions[:, length] for length in _LENGTHS])
     return found
 
@@ -209,9 +245,15 @@ def _condition_panel(setting: Setting) -> Panel:
             rows[name].append(float(next((k for k, one in enumerate(found, 1) if one.log_mean <= target), limit)))
     curves = tuple(series(name.replace("_", " "), CONDITIONS, values) for name, values in rows.items())
     return Panel(
-        "condition", "Iterations to 1% of the response's variance (at most 200, second order and CG 40)",
-        "condition number", "iterations", curves, log_x=True, log_y=True, digits=3,
-    )  # fmt: skip
+        "condition",
+        "Iterations to 1% of the response's variance (at most 200, second order and CG 40)",
+        "condition number",
+        "iterations",
+        curves,
+        log_x=True,
+        log_y=True,
+        digits=3,
+    )
 
 
 def _noise_panel(setting: Setting) -> Panel:
@@ -238,7 +280,9 @@ def _noise_panel(setting: Setting) -> Panel:
 
             values.append(log_means(solver_errors(tasks, [solve]), count, setting.seed)[0].log_mean)
         curves.append(series(label, _NOISES[1:], values))
-    return Panel("noise", "Noisy responses, 3 layers, fresh noiseless queries", "noise", "ln mean squared error", tuple(curves))
+    return Panel(
+        "noise", "Noisy responses, 3 layers, fresh noiseless queries", "noise", "ln mean squared error", tuple(curves)
+    )
 
 
 def _log_error(predictions: Tensor, target: Tensor) -> float:
@@ -253,11 +297,14 @@ EXPERIMENT = Experiment(
     number=14,
     name="second-order",
     title="Second-order reach",
-    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative Newton) and "
+    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative "
+    "Newton) and "
     "not like gradient descent.",
     source="Fu et al., arXiv 2310.17086; Vladymyrov et al., arXiv 2402.14180",
-    protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over prompt lengths, "
-    "mean over tasks. Memformers are trained at n = 20 alone and tested at every length, the small softmax Transformers "
+    protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over "
+    "prompt lengths, "
+    "mean over tasks. Memformers are trained at n = 20 alone and tested at every length, the small softmax "
+    "Transformers "
     "and the LSTM (plain PyTorch, not parameter-matched) are trained at every length. OLS is the minimum-norm solution "
     "where n < d. BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
     run=run,

@@ -43,7 +43,8 @@ def run(setting: Setting) -> Results:
             rows.setdefault(label, []).append(values)
     panel = Panel(
         "families",
-        f"Task families, d = {_D}, n = {_N}, {_LAYERS} layers or steps: error relative to the response's variance, fresh tasks",
+        f"Task families, d = {_D}, n = {_N}, {_LAYERS} layers or steps: error relative to the response's "
+        "variance, fresh tasks",
         "family",
         "ln relative squared error",
         tuple(series(label, range(len(FAMILIES)), values) for label, values in rows.items()),
@@ -64,11 +65,11 @@ def judge(results: Results) -> Sequence[Check]:
     for name in _NONLINEAR:
         place = places[name]
         ridge_value = panel["ridge, best penalty"].mean(place)
+        checks.append(at_most(f"{name}: LFOM with Bm free is no worse than ridge", free.mean(place), ridge_value, 0.03))
         checks.append(
-            at_most(f"{name}: LFOM with Bm free is no worse than ridge", free.mean(place), ridge_value, 0.03)
-        )
-        checks.append(
-            at_most(f"{name}: LFOM with Bm free is below OLS", free.mean(place), panel["OLS"].mean(place), essential=False)
+            at_most(
+                f"{name}: LFOM with Bm free is below OLS", free.mean(place), panel["OLS"].mean(place), essential=False
+            )
         )
     return checks
 
@@ -125,7 +126,8 @@ EXPERIMENT = Experiment(
     title="Task families",
     claim="Memformers also learn to predict in context for covariates on a sphere or with heavy tails, and for relu, "
     "network, sinusoid and logistic responses.",
-    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., arXiv 2307.03576",
+    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., "
+    "arXiv 2307.03576",
     protocol="One model a family, seed and structure. All methods here predict linearly in the query, so on nonlinear "
     "responses the best they can do is the best linear predictor; ridge has the penalty that is best for the family, "
     "chosen on separate tasks. OLS is exact on noiseless linear responses.",

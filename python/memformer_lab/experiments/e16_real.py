@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -50,17 +49,28 @@ def run(setting: Setting) -> Results:
     places = range(len(sets))
     labels = {method: LABELS.get(method, method) for method in rows}
     panels = (
-        Panel("error", f"Held-out rows of measured data, {_LAYERS} layers or steps", "set",
-              "ln mean squared error / variance", tuple(series(labels[m], places, v) for m, v in rows.items()),
-              categories=tuple(names)),
-        Panel("warm", f"CG iterations saved by a Memformer's start (to a gradient of {_TOLERANCE:g} of that at 0)", "set",
-              "iterations", (series("saved", places, saved),), categories=tuple(names)),
-    )  # fmt: skip
+        Panel(
+            "error",
+            f"Held-out rows of measured data, {_LAYERS} layers or steps",
+            "set",
+            "ln mean squared error / variance",
+            tuple(series(labels[m], places, v) for m, v in rows.items()),
+            categories=tuple(names),
+        ),
+        Panel(
+            "warm",
+            f"CG iterations saved by a Memformer's start (to a gradient of {_TOLERANCE:g} of that at 0)",
+            "set",
+            "iterations",
+            (series("saved", places, saved),),
+            categories=tuple(names),
+        ),
+    )
     return Results(panels)
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Against equal steps of the classical methods on most sets; OLS and ridge are compared; the warm start saves work."""
+    """Against equal steps of the classical methods on most sets; OLS and ridge compared; what the warm start saves."""
     panel = results["error"]
     ours, cgd = panel[LABELS["memformer"]], panel[LABELS["conjugate_gradient"]]
     count = len(panel.categories)
@@ -69,31 +79,42 @@ def judge(results: Results) -> Sequence[Check]:
         return float(sum(ours.mean(x) <= panel[label].mean(x) + slack for x in ours.x))
 
     checks = [
-        at_least(f"sets where the Memformer is no worse than {LABELS[name]} by 0.02, of {count}", wins(LABELS[name], 0.02), count / 2)
+        at_least(
+            f"sets where the Memformer is no worse than {LABELS[name]} by 0.02, of {count}",
+            wins(LABELS[name], 0.02),
+            count / 2,
+        )
         for name in ("gradient_descent", "nesterov", "conjugate_gradient")
     ]
-    checks.append(
-        at_least(f"sets where it is below the context mean, of {count}", wins("context mean"), count)
-    )
+    checks.append(at_least(f"sets where it is below the context mean, of {count}", wins("context mean"), count))
     for name in ("ols", "ridge"):
         checks.append(
-            at_least(f"sets where it is no worse than {LABELS[name]} by 0.02, of {count}", wins(LABELS[name], 0.02), count / 2,
-                     essential=False)
-        )  # fmt: skip
+            at_least(
+                f"sets where it is no worse than {LABELS[name]} by 0.02, of {count}",
+                wins(LABELS[name], 0.02),
+                count / 2,
+                essential=False,
+            )
+        )
     warm = results["warm"]["saved"]
     average = sum(warm.mean(x) for x in warm.x) / count
     checks.append(at_least("CG iterations saved by the warm start, mean over sets", average, 0.0, essential=False))
     checks.append(
-        at_most("CGD's own error is not broken: mean over sets", sum(cgd.mean(x) for x in cgd.x) / count, 0.0, essential=False)
+        at_most(
+            "CGD's own error is not broken: mean over sets",
+            sum(cgd.mean(x) for x in cgd.x) / count,
+            0.0,
+            essential=False,
+        )
     )
     return checks
 
 
-def _trained(
-    seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting
-) -> tuple[Memformer, int]:
+def _trained(seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting) -> tuple[Memformer, int]:
     n = context_length([one for one in sets if one.x.shape[1] == d])
-    recipe = Recipe(setting.pick(tiny=3, quick=100, full=4000), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5)
+    recipe = Recipe(
+        setting.pick(tiny=3, quick=100, full=4000), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
+    )
     tasks = StandardisedTasks(d, n)
     model = memformer(seed, d, _LAYERS, rule="lfom", structure="block")
     fit_memformer(model, lambda batch, generator: tasks.tokens(batch, generator, QUERIES), recipe, seed)
@@ -129,7 +150,8 @@ EXPERIMENT = Experiment(
     claim="A Memformer trained on random tasks alone predicts held-out rows of measured data as well as classical "
     "optimisers with as many steps, and is a useful start for them.",
     source="ours; the data ship with scikit-learn and statsmodels",
-    protocol="One LFOM with Bm free for each number of features, never trained on measured rows. Features are scaled by the "
+    protocol="One LFOM with Bm free for each number of features, never trained on measured rows. Features are "
+    "scaled by the "
     "context alone. Optimisers run as many steps as the model has layers, ridge has the penalty that is best on random "
     "tasks. Intervals cover the drawing of contexts and the seeds, not the choice of sets.",
     run=run,

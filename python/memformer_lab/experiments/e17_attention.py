@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_memformer, memformer, seeded
-from memformer_lab.experiments.judging import log_means
+from memformer_lab.experiments.judging import log_means, network_errors
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.sequence_models import Attention, AttentionStack
@@ -16,8 +16,13 @@ from memformer_lab.experiments.verdicts import Check, at_most
 from memformer_lab.tasks import GaussianTasks
 
 _KINDS: tuple[tuple[Attention, bool], ...] = (
-    ("linear", False), ("softmax", False), ("relu", False), ("linear", True), ("softmax", True), ("relu", True),
-)  # fmt: skip
+    ("linear", False),
+    ("softmax", False),
+    ("relu", False),
+    ("linear", True),
+    ("softmax", True),
+    ("relu", True),
+)
 _LFOM = "LFOM Memformer, dense P and Q"
 
 
@@ -35,18 +40,14 @@ def run(setting: Setting) -> Results:
         for depth in depths:
             for attention, feed_forward in _KINDS:
                 label = _label(attention, feed_forward)
-                model = seeded(lambda a=attention, f=feed_forward, k=depth: AttentionStack(5, k, a, feed_forward=f), seed)  # type: ignore[misc]
-                assert isinstance(model, AttentionStack)
+                model = _stack(seed, depth, attention, feed_forward)
                 columns.setdefault(label, []).append(_fit_and_judge(model, tasks, recipe, count, setting.seed, seed))
                 parameters[f"parameters, {label}, {depth} layers"] = _size(model)
             memory = memformer(seed, 5, depth, rule="lfom", structure="dense")
             fit_memformer(memory, drawer(memory, tasks), recipe, seed)
 
-            def sample(size: int, generator: Generator, memory: torch.nn.Module = memory) -> Tensor:
-                drawn = tasks.tokens(size, generator)
-                return (memory.predict(drawn.z, context=drawn.context) - drawn.target).square().mT  # type: ignore[operator]
-
-            columns.setdefault(_LFOM, []).append(log_means(sample, count, setting.seed)[0].log_mean)
+            judged = log_means(network_errors([memory], tasks.tokens), count, setting.seed)
+            columns.setdefault(_LFOM, []).append(judged[0].log_mean)
             parameters[f"parameters, {_LFOM}, {depth} layers"] = _size(memory)
         for label, values in columns.items():
             rows.setdefault(label, []).append(values)
@@ -95,11 +96,19 @@ def _label(attention: Attention, feed_forward: bool) -> str:
     return f"{attention} attention" + (" + feed-forward" if feed_forward else "")
 
 
+def _stack(seed: int, layers: int, attention: Attention, feed_forward: bool) -> AttentionStack:
+    model = seeded(lambda: AttentionStack(5, layers, attention, feed_forward=feed_forward), seed)
+    assert isinstance(model, AttentionStack)
+    return model
+
+
 def _size(model: torch.nn.Module) -> float:
     return float(sum(value.numel() for value in model.parameters()))
 
 
-def _fit_and_judge(model: AttentionStack, tasks: GaussianTasks, recipe: Recipe, count: int, judged: int, seed: int) -> float:
+def _fit_and_judge(
+    model: AttentionStack, tasks: GaussianTasks, recipe: Recipe, count: int, judged: int, seed: int
+) -> float:
     def errors(size: int, generator: Generator) -> Tensor:
         drawn = tasks.tokens(size, generator)
         return (model.predict(drawn.z, drawn.context) - drawn.target).square().mT
@@ -112,10 +121,12 @@ EXPERIMENT = Experiment(
     number=17,
     name="attention",
     title="Softmax and ReLU attention, and a feed-forward block",
-    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the same depth, "
+    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the "
+    "same depth, "
     "and a feed-forward block adds little.",
     source="compared in von Oswald et al., arXiv 2212.07677; Ahn et al., arXiv 2310.01082",
-    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches and learning "
+    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches "
+    "and learning "
     "rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
     run=run,
     judge=judge,

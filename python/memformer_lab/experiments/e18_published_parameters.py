@@ -82,10 +82,15 @@ def run(setting: Setting) -> Results:
             row.append(max(float(apart), float((predicted + expected[:, -1, -1]).norm() / expected[:, -1, -1].norm())))
         rows.append(row)
     panel = Panel(
-        "layouts", "Relative difference of loaded modules from the published formulas, float64", "rule",
-        "relative difference", (series("module against literal form", range(len(_RULES)), rows),),
-        log_y=True, categories=_RULES, digits=2,
-    )  # fmt: skip
+        "layouts",
+        "Relative difference of loaded modules from the published formulas, float64",
+        "rule",
+        "relative difference",
+        (series("module against literal form", range(len(_RULES)), rows),),
+        log_y=True,
+        categories=_RULES,
+        digits=2,
+    )
     return Results((panel,))
 
 
@@ -101,9 +106,11 @@ EXPERIMENT = Experiment(
     title="Published parameter layouts",
     claim="The authors' parameters (allparam, alpha, gamma) load into these modules and compute the same.",
     source="notebooks of Dutta & Sra, arXiv 2410.07263",
-    protocol="The notebooks publish code and no trained parameters that this run could read, so random parameters in each "
+    protocol="The notebooks publish code and no trained parameters that this run could read, so random "
+    "parameters in each "
     "of their four layouts are run through the published formulas, with the n-by-n matrix formed, and through loaded "
-    "modules. The layouts are described in memformer_lab.published; the project's tests load parameters and outputs that "
+    "modules. The layouts are described in memformer_lab.published; the project's tests load parameters and "
+    "outputs that "
     "the published code made.",
     run=run,
     judge=judge,

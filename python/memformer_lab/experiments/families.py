@@ -19,7 +19,8 @@ def family_tokens(name: str, batch: int, generator: Generator, *, d: int, n: int
 
     sphere: x uniform on the sphere of radius sqrt(d). gamma-scaled: x ~ N(0, I) times one Gamma(2, 1/2) factor a
     token. relu: y = max(w.x, 0) * sqrt(2). two-layer network: 16 relu units with random weights, scaled to variance
-    d. sinusoid: y = sqrt(2 d) sin(w.x / sqrt(d) + phase). logistic: labels -1 and 1 with P(1) = sigmoid(2 w.x / sqrt(d)).
+    d. sinusoid: y = sqrt(2 d) sin(w.x / sqrt(d) + phase). logistic: labels -1 and 1 with P(1) = sigmoid(2 w.x /
+    sqrt(d)).
     Each has E[y^2] about d, but logistic, where it is 1. Queries carry the responses as they are, labels included.
 
     Raises:

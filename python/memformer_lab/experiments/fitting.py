@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -60,9 +61,9 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
         return build()
 
 
-def memformer(seed: int, d: int, layers: int, **arguments: object) -> Memformer:
+def memformer(seed: int, d: int, layers: int, **arguments: Any) -> Memformer:
     """A fresh `Memformer` with seeded parameters."""
-    model = seeded(lambda: Memformer(d, layers, **arguments), seed)  # type: ignore[arg-type]
+    model = seeded(lambda: Memformer(d, layers, **arguments), seed)
     assert isinstance(model, Memformer)
     return model
 

@@ -85,7 +85,8 @@ def _section(outcome: Outcome, figures: Figures) -> str:
     )
     parts = [
         f'<h2 id="{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)} {_badge(outcome)}</h2>',
-        f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span class='small'>({escape(experiment.source)})</span></dd>",
+        f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span "
+        f"class='small'>({escape(experiment.source)})</span></dd>",
         *(
             f"<dt>Published</dt><dd>{escape(one.what)}{': ' if one.values else ''}"
             f"{', '.join(f'{value:g}' for value in one.values)}</dd>"

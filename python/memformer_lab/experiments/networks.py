@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,9 @@ class Variant(Memformer):
         *,
         preconditioner: Preconditioner = "free",
         registers: int | None = None,
-        **arguments: object,
+        **arguments: Any,
     ) -> None:
-        super().__init__(d, layers, **arguments)  # type: ignore[arg-type]
+        super().__init__(d, layers, **arguments)
         self.preconditioner, self.registers = preconditioner, registers
         if preconditioner == "scalar":
             self.q = nn.Parameter(torch.full((layers, self.heads, 1, 1), -0.5))
@@ -59,12 +59,10 @@ def network(
     *,
     preconditioner: Preconditioner = "free",
     registers: int | None = None,
-    **arguments: object,
+    **arguments: Any,
 ) -> Variant:
     """A fresh `Variant` with seeded parameters."""
-    model = seeded(
-        lambda: Variant(d, layers, preconditioner=preconditioner, registers=registers, **arguments), seed
-    )
+    model = seeded(lambda: Variant(d, layers, preconditioner=preconditioner, registers=registers, **arguments), seed)
     assert isinstance(model, Variant)
     return model
 

@@ -162,8 +162,8 @@ def series(
     label: str, x: Sequence[float], rows: Sequence[Sequence[float]] | Sequence[float], *, published: bool = False
 ) -> Series:
     """A `Series` from any sequences; one flat row of values stands for one seed."""
-    nested = [rows] if rows and isinstance(rows[0], (int, float)) else rows
-    values = tuple(tuple(float(value) for value in row) for row in nested)  # type: ignore[union-attr]
+    nested: Any = [rows] if rows and isinstance(rows[0], (int, float)) else rows
+    values = tuple(tuple(float(value) for value in row) for row in nested)
     return Series(label, tuple(float(place) for place in x), values, published)
 
 
