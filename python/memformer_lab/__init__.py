@@ -1,9 +1,12 @@
-"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, and the main job.
+"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, a regressor.
 
 Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer` and
 `training` (a run, in memory and on the disk), `estimates` and `evaluation` (how good it is), `real` (measured data),
-`showcase` (the main job) and `cli` (the commands). Everything uses the public names of `memformer_kernels` alone.
+`showcase` (the main job), `experiments` (the literature's claims), `regressor` (a scikit-learn estimator) and `cli` (the
+commands). Everything uses the public names of `memformer_kernels` alone.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from memformer_lab.config import TrainingConfig
 from memformer_lab.estimates import Estimate
@@ -16,6 +19,7 @@ from memformer_lab.training import continue_training, train
 __all__ = [
     "Estimate",
     "GaussianTasks",
+    "MemformerRegressor",
     "StandardisedTasks",
     "TrainingConfig",
     "TrainingDiverged",
@@ -24,3 +28,15 @@ __all__ = [
     "load_model",
     "train",
 ]
+
+if TYPE_CHECKING:
+    from memformer_lab.regressor import MemformerRegressor
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at use: scikit-learn takes seconds to import and only this name needs it.
+    if name == "MemformerRegressor":
+        from memformer_lab.regressor import MemformerRegressor
+
+        return MemformerRegressor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -51,7 +51,7 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """The claim is LFOM below CGD on non-isotropic tasks; known limits, CGD's own figures and isotropic data qualify."""
+    """The claim is LFOM below CGD on non-isotropic tasks; known limits, CGD's own figures and isotropic data qualify"""
     checks = []
     for depth, limit in zip(DEPTHS, LFOM_LIMITS, strict=True):
         value = results[NONISOTROPIC]["LFOM"].mean(depth)

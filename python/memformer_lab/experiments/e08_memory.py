@@ -169,7 +169,7 @@ def _sentence(results: Results) -> str:
 
 
 def _builder(d: int, **arguments: Any) -> Callable[[int], Variant]:
-    return lambda seed: network(seed, d, _LAYERS, **arguments)  # type: ignore[arg-type]
+    return lambda seed: network(seed, d, _LAYERS, **arguments)
 
 
 def _starting(d: int, start: str) -> Callable[[int], Variant]:

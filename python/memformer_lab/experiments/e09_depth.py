@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -53,7 +52,7 @@ def run(setting: Setting) -> Results:
     ways: dict[str, tuple[Callable[[int, int, int], Memformer], Callable[[int], Recipe]]] = {
         _RANDOM: (random_start, lambda _: Recipe(steps, batch, _RATE, None)),
         _CLIPPED: (random_start, lambda _: Recipe(steps, batch, _RATE, 0.01)),
-        _OURS: (stable_start, lambda layers: Recipe(steps, batch, _RATE / math.sqrt(layers), None)),
+        _OURS: (stable_start, lambda layers: Recipe(steps, batch, _RATE / layers, None)),
     }
     losses: dict[str, list[list[float]]] = {way: [] for way in ways}
     stable: dict[str, list[list[float]]] = {way: [] for way in ways}
@@ -139,13 +138,13 @@ EXPERIMENT = Experiment(
     title="Depth 1 to 32 without tricks",
     claim="Deep Memformers are hard to train (published 10-layer runs diverge without extreme clipping); "
     "starting every "
-    "layer as the same stable gradient step, with a learning rate that falls with the square root of depth, "
+    "layer as the same stable gradient step, with a learning rate divided by depth, "
     "trains them "
     "without clipping.",
     source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the mend: ours",
     protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers weigh 1) stands for starts "
     "that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer weighs its own register, rate "
-    "0.1 / sqrt(L), no clipping. --quick ends at 16 layers.",
+    "0.1 / L, no clipping. --quick ends at 16 layers.",
     run=run,
     judge=judge,
 )
