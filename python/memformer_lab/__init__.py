@@ -2,8 +2,8 @@
 
 Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer` and
 `training` (a run, in memory and on the disk), `estimates` and `evaluation` (how good it is), `real` (measured data),
-`showcase` (the main job), `experiments` (the literature's claims), `regressor` (a scikit-learn estimator) and `cli` (the
-commands). Everything uses the public names of `memformer_kernels` alone.
+`showcase` (the main job), `experiments` (the literature's claims), `regressor` (a scikit-learn estimator) and `cli`
+(the commands). Everything uses the public names of `memformer_kernels` alone.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -5,7 +5,6 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pandas as pd
-import pytest
 from typer.testing import CliRunner, Result
 
 from memformer_lab.cli import app
