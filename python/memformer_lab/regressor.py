@@ -28,11 +28,11 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     - Columns and response are centred and scaled by the context, as in training. A constant column has weight 0, and a
       constant response is predicted.
-    - There is a network for each d from 1 to 16. For more features, the network reads the context's 16 leading
-      principal
-      components, each in standard units, so directions of small variance are left out, as in principal component
-      regression.
-    - A network needs about two rows a feature. With n < 2 d rows the leading n // 2 components (at least 1) are read.
+    - There is a network for each d from 1 to 16. More features are replaced by the context's principal components in
+      standard units, and networks read 16 of them at a time: components are uncorrelated over the context, so the
+      groups do not depend on each other.
+    - A network needs about two rows a feature. With n < 2 d rows only the leading n // 2 components (at least 1) are
+      read, as in principal component regression.
     - For each d there are networks trained with 4, 16 and 64 rows a feature; the nearest in the logarithm is taken.
     - Far from what the network was trained on it could overshoot. Its weights are therefore scaled by the factor that
       fits the context best, which never predicts the context worse than its mean response does.
@@ -110,9 +110,9 @@ def _weights(moments: Moments, *, rescale: bool) -> Array:
     if not useful.any() or deviation[-1] == 0:
         return weights
     h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
-    basis = _basis(h, min(LARGEST_D, max(1, moments.count // 2)))
-    reduced_h, reduced_b = basis.T @ h @ basis, basis.T @ b
-    found = basis @ shipped_weights(reduced_h, reduced_b, moments.count)
+    found = np.zeros(len(h))
+    for basis in _bases(h, max(1, moments.count // 2)):
+        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, moments.count)
     if rescale:
         curvature = float(found @ h @ found)
         found = found * (float(b @ found) / curvature if curvature > np.finfo(float).tiny else 0.0)
@@ -120,12 +120,12 @@ def _weights(moments: Moments, *, rescale: bool) -> Array:
     return weights
 
 
-def _basis(h: Array, most: int) -> Array:
-    """The identity for at most `most` features, else the leading components of h, scaled to unit variance."""
-    if len(h) <= most:
-        return np.eye(len(h))
+def _bases(h: Array, most: int) -> list[Array]:
+    """Bases (d, k <= `LARGEST_D`) of uncorrelated subspaces: the features, or at most `most` leading components."""
+    if len(h) <= min(LARGEST_D, most):
+        return [np.eye(len(h))]
     values, vectors = np.linalg.eigh(h)
     keep = np.arange(len(h))[::-1][:most]
     keep = keep[values[keep] > values[-1] * len(h) * np.finfo(float).eps]
-    basis: Array = vectors[:, keep] / np.sqrt(values[keep])
-    return basis
+    components: Array = vectors[:, keep] / np.sqrt(values[keep])
+    return [components[:, start : start + LARGEST_D] for start in range(0, components.shape[1], LARGEST_D)]
