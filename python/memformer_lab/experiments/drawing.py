@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 
 import matplotlib
 
@@ -17,7 +18,7 @@ from memformer_lab.experiments.results import Matrix, Panel, Series
 
 _COLORS = ("#2b6cb0", "#d95f02", "#7b2d8b", "#1b7f5c", "#b8860b", "#c0392b", "#4d4d4d", "#17a2b8", "#8c6d31", "#e377c2")
 _MARKERS = "osD^vP*Xh<"
-_FAR = 25.0  # natural logarithms beyond this are failures, which would flatten every other curve
+_FAR = 8.0  # natural logarithms beyond this are failures, which would flatten every other curve
 
 
 def draw_panel(panel: Panel) -> bytes:
@@ -32,13 +33,13 @@ def draw_panel(panel: Panel) -> bytes:
         axes.set_yscale("log")
     if panel.categories:
         axes.set_xticks(range(len(panel.categories)), list(panel.categories), rotation=20, ha="right", fontsize=8)
-    elif not panel.log_x:
-        places = sorted({x for series in panel.series for x in series.x})
-        if len(places) <= 12:
-            axes.set_xticks(places, [f"{place:g}" for place in places])
+    places = sorted({x for series in panel.series for x in series.x})
+    if not panel.categories and len(places) <= 12:
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_title(textwrap.fill(panel.title, 72), fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return _png(figure)
@@ -67,12 +68,12 @@ def _draw_series(axes: Axes, panel: Panel, series: Series, index: int) -> None:
     points = []
     for x in series.x:
         mean, spread = series.mean(x), series.spread(x)
-        drawable = math.isfinite(mean) and (mean > 0 if panel.log_y else abs(mean) < _FAR)
+        drawable = math.isfinite(mean) and (mean > 0 if panel.log_y else mean < _FAR or panel.categories)
         points.append((x, mean, spread if math.isfinite(spread) else 0.0) if drawable else (x, math.nan, 0.0))
     xs, means, spreads = zip(*points, strict=True)
     color = "#888888" if series.published else _COLORS[index % len(_COLORS)]
-    style = ":" if series.published or panel.categories else "-"
-    label = f"{series.label} (published)" if series.published else series.label
+    later = index >= len(_COLORS)
+    style = ":" if series.published else "" if panel.categories else "--" if later else "-"
     if panel.log_y:
         below = [min(spread, 0.99 * mean) if math.isfinite(mean) else 0.0 for _, mean, spread in points]
         error = np.array([below, spreads])
@@ -88,7 +89,7 @@ def _draw_series(axes: Axes, panel: Panel, series: Series, index: int) -> None:
         markersize=5,
         capsize=2,
         linewidth=1.3,
-        label=label,
+        label=series.label,
     )
 
 

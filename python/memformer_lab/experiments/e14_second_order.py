@@ -42,6 +42,7 @@ _MEMFORMERS = {
     "LFOM, Bm = 0": ("lfom", "response-only"),
     "LFOM, Bm free, n = 5 to 20": ("lfom", "block"),
 }
+_SHOWN = ("GD, 4 steps", "CGD, 4 steps", "Newton, 4 steps", "online GD", "OLS")
 _ALL_LENGTHS = "LFOM, Bm free, n = 5 to 20"
 
 
@@ -69,7 +70,7 @@ def run(setting: Setting) -> Results:
         for label, network in _sequence_models(seed, tasks, setting).items():
             columns[label] = network
         for label, predictions in columns.items():
-            if label.split(", ")[-1].split(" ")[0] not in ("1", "2"):
+            if label in _SHOWN or label.startswith(("LFOM", "Transformer", "LSTM")):
                 errors = [_log_error(predictions[k], y[:, length]) for k, length in enumerate(_LENGTHS)]
                 by_length.setdefault(label, []).append(errors)
         shown = {label: value for label, value in columns.items() if label not in _MEMFORMERS}

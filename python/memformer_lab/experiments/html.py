@@ -127,7 +127,7 @@ def _table(panel: Panel) -> str:
     rows = []
     for series in panel.series:
         cells = "".join(f"<td>{_cell(panel, series, x)}</td>" for x in places)
-        label = escape(series.label) + (" (published)" if series.published else "")
+        label = escape(series.label)
         rows.append(f'<tr class="{"published" if series.published else "ours"}"><td>{label}</td>{cells}</tr>')
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 

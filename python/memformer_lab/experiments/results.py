@@ -23,7 +23,7 @@ class Series:
         label: what it is.
         x: places, in increasing order.
         values: (seeds, len(x)); one row where nothing is random from seed to seed.
-        published: whether the values are a publication's and not ours.
+        published: whether the values are a publication's or another reference and not ours.
     """
 
     label: str

@@ -28,19 +28,22 @@ def bfgs(h: Tensor, b: Tensor, steps: int, memory: int | None = None) -> Tensor:
     """BFGS from w = 0 with exact line searches, or L-BFGS with the last `memory` pairs: (steps, B, d).
 
     The inverse Hessian starts as the identity. On a quadratic with exact line searches full BFGS takes the steps of
-    conjugate gradients (Nazareth 1979), and so does L-BFGS with any memory of at least 1. A task whose curvature or
-    gradient vanishes stays where it is.
+    conjugate gradients (Nazareth 1979), and so does L-BFGS with any memory of at least 1. A task whose gradient is at
+    rounding level stays where it is.
     """
     w = torch.zeros_like(b)
     gradient = -b
     pairs: list[tuple[Tensor, Tensor]] = []
+    floor = (b.shape[1] * torch.finfo(b.dtype).eps) ** 2 * b.square().sum(-1, keepdim=True)
     rows = []
     for _ in range(steps):
         direction = -_two_loop(gradient, pairs)
         image = (h @ direction.unsqueeze(-1)).squeeze(-1)
         curvature = (direction * image).sum(-1, keepdim=True)
         slope = (direction * gradient).sum(-1, keepdim=True)
-        step = torch.where(curvature > torch.finfo(b.dtype).tiny, -slope / curvature, 0.0)
+        # At rounding level further directions are noise.
+        moving = (gradient.square().sum(-1, keepdim=True) > floor) & (curvature > 0)
+        step = torch.where(moving, -slope / curvature, 0.0)
         w = w + step * direction
         gradient = gradient + step * image
         pairs.append((step * direction, step * image))
