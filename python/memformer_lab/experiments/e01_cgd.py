@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks
 from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
 from memformer_lab.experiments.networks import network
 from memformer_lab.experiments.protocol import Experiment, Setting
@@ -34,7 +34,7 @@ def run(setting: Setting) -> Results:
             for seed in setting.seeds:
                 for depth in DEPTHS:
                     model = network(seed, tasks.d, depth, **arguments)
-                    fit_memformer(model, drawer(model, tasks), recipe, seed)
+                    fit_on_tasks(model, tasks, recipe, seed)
                     models.append(model)
             found = [one[0].log_mean for one in memformer_estimates(models, tasks, count, setting.seed)]
             rows = [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]

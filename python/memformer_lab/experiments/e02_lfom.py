@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
 from memformer_lab.experiments.protocol import Experiment, Published, Setting
 from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, LFOM_LIMITS, NONISOTROPIC, gaussian_tasks
@@ -23,7 +23,7 @@ def run(setting: Setting) -> Results:
         for seed in setting.seeds:
             for depth in DEPTHS:
                 model = memformer(seed, tasks.d, depth, rule="lfom")
-                fit_memformer(model, drawer(model, tasks), recipe, seed)
+                fit_on_tasks(model, tasks, recipe, seed)
                 models.append(model)
         found = [estimates[0] for estimates in memformer_estimates(models, tasks, count, setting.seed)]
         width = len(DEPTHS)

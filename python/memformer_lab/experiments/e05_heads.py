@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import distributions, network_errors
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
@@ -35,7 +35,7 @@ def run(setting: Setting) -> Results:
                 recipe = Recipe(
                     steps, batch, 0.06 * 2 / max(2, layers), clip, warmup=setting.pick(tiny=1, quick=20, full=200)
                 )
-                fit_memformer(model, drawer(model, tasks), recipe, seed)
+                fit_on_tasks(model, tasks, recipe, seed)
                 models.append(model)
             found = distributions(network_errors(models, tasks.compressed), count, setting.seed)
             rows[name].append([one.log_median for one in found])

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.verdicts import Check, at_most
@@ -119,7 +119,7 @@ def _expert(seed: int, variance: float, steps: int, setting: Setting) -> Memform
     with torch.no_grad():
         model.q.div_(variance)
     recipe = Recipe(steps, setting.pick(tiny=8, quick=256, full=512), 0.1 / variance)
-    fit_memformer(model, drawer(model, tasks), recipe, seed)
+    fit_on_tasks(model, tasks, recipe, seed)
     return model
 
 

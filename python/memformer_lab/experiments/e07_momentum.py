@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memformer_lab.evaluation import Solver, solver_errors
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import DEPTHS, NONISOTROPIC, gaussian_tasks
@@ -68,7 +68,7 @@ def run(setting: Setting) -> Results:
     for seed in setting.seeds:
         models = [memformer(seed, tasks.d, depth, rule="lfom") for depth in DEPTHS]
         for model in models:
-            fit_memformer(model, drawer(model, tasks), recipe, seed)
+            fit_on_tasks(model, tasks, recipe, seed)
         rows.append([one[0].log_mean for one in memformer_estimates(models, tasks, count, setting.seed)])
     curves.append(series("LFOM", DEPTHS, rows))
     title = "Momentum and Nesterov on non-isotropic tasks, d = 5, n = 20, fresh tasks"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, drawer, draws_statistics, fit_memformer
+from memformer_lab.experiments.fitting import Recipe, draws_statistics, fit_on_tasks
 from memformer_lab.experiments.judging import distributions, memformer_estimates, network_errors
 from memformer_lab.experiments.networks import Variant, network
 from memformer_lab.experiments.protocol import Experiment, Setting
@@ -49,7 +49,7 @@ def run(setting: Setting) -> Results:
         trained = [[build(seed) for build in builds] for seed in setting.seeds]
         for seed, models in zip(setting.seeds, trained, strict=True):
             for model in models:
-                fit_memformer(model, drawer(model, tasks), recipe, seed)
+                fit_on_tasks(model, tasks, recipe, seed)
         return trained
 
     def compare(builds: Sequence[Callable[[int], Variant]], recipe: Recipe) -> list[list[float]]:

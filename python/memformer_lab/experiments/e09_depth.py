@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer, seeded
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import memformer_estimates
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
@@ -62,7 +62,7 @@ def run(setting: Setting) -> Results:
             models, ends = [], []
             for depth in depths:
                 model = start(seed, tasks.d, depth)
-                outcome = fit_memformer(model, drawer(model, tasks), recipe(depth), seed)
+                outcome = fit_on_tasks(model, tasks, recipe(depth), seed)
                 variance = float(tasks.d)
                 ends.append(0.0 if outcome.diverged or outcome.losses[-1] > variance else 1.0)
                 models.append(model)

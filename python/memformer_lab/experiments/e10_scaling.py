@@ -11,7 +11,7 @@ import torch
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
@@ -150,7 +150,7 @@ def _trained(seed: int, tasks: GaussianTasks, steps: int) -> Memformer:
     model = memformer(seed, tasks.d, _LAYERS, rule="lfom")
     batch = max(16, min(256, 16_384 // tasks.d**2))
     rate = 0.1 / max(1.0, tasks.d / 5)
-    fit_memformer(model, drawer(model, tasks), Recipe(steps, batch, rate), seed)
+    fit_on_tasks(model, tasks, Recipe(steps, batch, rate), seed)
     return model
 
 

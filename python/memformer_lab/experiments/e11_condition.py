@@ -9,7 +9,7 @@ import torch
 
 from memformer_kernels.nn import Memformer
 from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
@@ -49,7 +49,7 @@ def run(setting: Setting) -> Results:
                 model = memformer(seed, tasks.d, _LAYERS, rule="lfom")
                 if start == _INFORMED:
                     _precondition(model, tasks, seed)
-                fit_memformer(model, drawer(model, tasks), recipe, seed)
+                fit_on_tasks(model, tasks, recipe, seed)
                 models.append((model, tasks))
             own.append([memformer_estimates([one], tasks, count, setting.seed)[0][0].log_mean for one, tasks in models])
     curves = [series(start, CONDITIONS, own) for start, own in rows.items()]

@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_lab.experiments.families import family_tokens
-from memformer_lab.experiments.fitting import Draw, Recipe, drawer, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Draw, Recipe, fit_memformer, fit_on_tasks, memformer
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.verdicts import Check, at_most
@@ -45,7 +45,7 @@ def run(setting: Setting) -> Results:
         row = []
         for tasks in _linear_tasks(rotation):
             model = memformer(seed, tasks.d, 1, rule="linear")
-            fit_memformer(model, drawer(model, tasks), recipe, seed)
+            fit_on_tasks(model, tasks, recipe, seed)
             row.append(_distance(-model.q.detach()[0, 0].double(), closed_form(tasks)))
         for name in NONLINEAR:
             draw = _nonlinear(name)

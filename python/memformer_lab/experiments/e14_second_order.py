@@ -14,7 +14,7 @@ from memformer_kernels import memformer_stack
 from memformer_kernels.nn import Memformer
 from memformer_lab.evaluation import solver_errors
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
-from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_memformer, memformer, seeded
+from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_memformer, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.prompts import (
     Predictions,
@@ -190,7 +190,7 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
     """Predictions by length of Transformers and an LSTM trained on the same kind of prompts, at every length."""
     sizes = setting.pick(tiny=(8,), quick=(8, 32), full=(8, 16, 32, 64))
     recipe = Recipe(
-        setting.pick(tiny=2, quick=40, full=8000), setting.pick(tiny=4, quick=32, full=128), 0.003, 1.0, warmup=5
+        setting.pick(tiny=2, quick=40, full=2000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=5
     )
     networks: dict[str, nn.Module] = {}
     for hidden in sizes:
@@ -245,8 +245,8 @@ def _classical_curve(tasks: GaussianTasks, name: str, setting: Setting) -> Serie
 
 
 def _condition_panel(setting: Setting) -> Panel:
-    count = setting.pick(tiny=100, quick=2000, full=100_000)
-    most = setting.pick(tiny=20, quick=200, full=1000)
+    count = setting.pick(tiny=100, quick=2000, full=20_000)
+    most = setting.pick(tiny=20, quick=200, full=500)
     rows: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
     for condition in CONDITIONS:
         # Newton's iteration stalls at the rounding of float32 times the condition number.
@@ -278,7 +278,7 @@ def _noise_panel(setting: Setting) -> Panel:
         for sigma in _NOISES:
             tasks = GaussianTasks(_D, _N, (1.0,) * _D, noise=sigma)
             model = memformer(seed, _D, 3, rule="lfom", structure="block")
-            fit_memformer(model, drawer(model, tasks), _recipe(setting, "block"), seed)
+            fit_on_tasks(model, tasks, _recipe(setting, "block"), seed)
             row.append(memformer_estimates([model], tasks, count, setting.seed)[0][0].log_mean)
         ours.append(row)
     curves = [series("LFOM, Bm free", _NOISES, ours)]

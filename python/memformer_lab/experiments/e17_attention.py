@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_memformer, memformer, seeded
+from memformer_lab.experiments.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import log_means, network_errors
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
@@ -30,7 +30,7 @@ def run(setting: Setting) -> Results:
     """Trains every kind of attention at two depths with the same steps, batches and rates."""
     depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 2, 4))
     tasks = GaussianTasks.isotropic()
-    steps, batch = setting.pick(tiny=2, quick=50, full=5000), setting.pick(tiny=4, quick=32, full=256)
+    steps, batch = setting.pick(tiny=2, quick=50, full=1500), setting.pick(tiny=4, quick=32, full=128)
     recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=100))
     count = setting.pick(tiny=50, quick=4_000, full=200_000)
     rows: dict[str, list[list[float]]] = {}
@@ -44,7 +44,7 @@ def run(setting: Setting) -> Results:
                 columns.setdefault(label, []).append(_fit_and_judge(model, tasks, recipe, count, setting.seed, seed))
                 parameters[f"parameters, {label}, {depth} layers"] = _size(model)
             memory = memformer(seed, 5, depth, rule="lfom", structure="dense")
-            fit_memformer(memory, drawer(memory, tasks), recipe, seed)
+            fit_on_tasks(memory, tasks, recipe, seed)
 
             judged = log_means(network_errors([memory], tasks.tokens), count, setting.seed)
             columns.setdefault(_LFOM, []).append(judged[0].log_mean)

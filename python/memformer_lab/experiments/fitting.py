@@ -78,8 +78,13 @@ def drawer(model: Memformer, tasks: GaussianTasks) -> Draw:
     return tasks.compressed if draws_statistics(model, tasks) else tasks.tokens
 
 
+def fit_on_tasks(model: Memformer, tasks: GaussianTasks, recipe: Recipe, seed: int) -> Fit:
+    """Train a Memformer in place on fresh Gaussian tasks, by statistics where it reads nothing else."""
+    return fit_memformer(model, drawer(model, tasks), recipe, seed)
+
+
 def fit_memformer(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> Fit:
-    """Train a Memformer in place on fresh tasks."""
+    """Train a Memformer in place on fresh tasks of any kind."""
 
     def loss(generator: Generator) -> Tensor:
         batch = draw(recipe.batch, generator)

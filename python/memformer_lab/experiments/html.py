@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from memformer_lab.experiments.record import Outcome
-from memformer_lab.experiments.results import Panel, Series
+from memformer_lab.experiments.results import LEVEL, Panel, Series
 from memformer_lab.experiments.verdicts import Label
 
 Figures = Mapping[str, bytes]
@@ -57,7 +57,7 @@ def _introduction(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
         "fails, <em>with a caveat</em> if another one fails or the run was short. Baselines read the whole context "
         "and have their best parameters unless a table says otherwise; errors are on fresh tasks unless a table says "
         "<em>training</em>. Unless said otherwise a number is the natural logarithm of a mean squared query error, as "
-        "mean ± standard deviation over seeds.</p>"
+        "mean ± standard deviation over seeds; its bootstrap interval shows when the pointer rests on it.</p>"
         f'<p class="small">Scale: {escape(", ".join(scales))}. Made with {escape(", ".join(sorted(versions)))}.</p>'
     )
 
@@ -126,10 +126,20 @@ def _table(panel: Panel) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in (panel.x_label, *heads))
     rows = []
     for series in panel.series:
-        cells = "".join(f"<td>{_cell(panel, series, x)}</td>" for x in places)
+        cells = "".join(f"<td{_hint(panel, series, x)}>{_cell(panel, series, x)}</td>" for x in places)
         label = escape(series.label)
         rows.append(f'<tr class="{"published" if series.published else "ours"}"><td>{label}</td>{cells}</tr>')
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _hint(panel: Panel, series: Series, x: float) -> str:
+    """A tooltip with the bootstrap interval of the mean over seeds."""
+    if x not in series.x or len(series.values) == 1 or not math.isfinite(series.mean(x)):
+        return ""
+    low, high = series.interval(x)
+    return (
+        f' title="{LEVEL:.0%} bootstrap interval over seeds: {low:.{panel.digits + 1}g} to {high:.{panel.digits + 1}g}"'
+    )
 
 
 def _cell(panel: Panel, series: Series, x: float) -> str:

@@ -7,7 +7,7 @@ import torch
 
 from memformer_lab.estimates import estimate
 from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_fixed, fit_memformer, memformer
+from memformer_lab.experiments.fitting import Recipe, fit, fit_fixed, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import (
     classical_estimates,
     distributions,
@@ -23,7 +23,7 @@ TASKS = GaussianTasks.isotropic(3, 12)
 def test_training_lowers_the_loss_and_is_repeatable() -> None:
     models = [memformer(4, 3, 2, rule="lfom") for _ in range(2)]
     before = memformer_estimates(models[:1], TASKS, 4000, 0)[0][0].log_mean
-    fits = [fit_memformer(model, drawer(model, TASKS), Recipe(40, 64), 4) for model in models]
+    fits = [fit_on_tasks(model, TASKS, Recipe(40, 64), 4) for model in models]
     assert fits[0] == fits[1]
     assert not fits[0].diverged
     assert len(fits[0].losses) == 40
@@ -35,7 +35,7 @@ def test_divergence_ends_training_before_the_parameters_break() -> None:
     model = memformer(0, 3, 6, rule="lfom")
     with torch.no_grad():
         model.q.mul_(1e12)
-    ended = fit_memformer(model, drawer(model, TASKS), Recipe(20, 16), 0)
+    ended = fit_on_tasks(model, TASKS, Recipe(20, 16), 0)
     assert ended.diverged
     assert len(ended.losses) < 20
     assert all(value.isfinite().all() for value in model.parameters())
