@@ -116,8 +116,8 @@ EXPERIMENT = Experiment(
     claim="With Bm free (GD++), Memformers with memory do far better than CGD and than GD++ without memory.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 3; GD++: von Oswald et al., arXiv 2212.07677",
     protocol="Both models are trained in the same way, with the same steps, batches, learning rates and clipping; LFOM "
-    "has the extra parameters of Gamma. Means have heavy tails, so mean, median, mean of logarithms and the 99.9% "
-    "quantile are all shown. The limits are known to about a tenth and compared with a slack of 0.05; at depth 1, "
+    "has the extra parameters of Gamma, whose share in the gain experiment 8 measures. Means have heavy "
+    "tails, so mean, median, mean of logarithms and the 99.9% quantile are all shown. The limits are known to about a tenth and compared with a slack of 0.05; at depth 1, "
     "where features cannot matter yet, the best possible expectation is 0.143.",
     run=run,
     judge=judge,
