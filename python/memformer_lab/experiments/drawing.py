@@ -71,9 +71,9 @@ def _draw_series(axes: Axes, panel: Panel, series: Series, index: int) -> None:
         drawable = math.isfinite(mean) and (mean > 0 if panel.log_y else mean < _FAR or panel.categories)
         points.append((x, mean, spread if math.isfinite(spread) else 0.0) if drawable else (x, math.nan, 0.0))
     xs, means, spreads = zip(*points, strict=True)
-    color = "#888888" if series.published else _COLORS[index % len(_COLORS)]
+    color = "#888888" if series.reference else _COLORS[index % len(_COLORS)]
     later = index >= len(_COLORS)
-    style = ":" if series.published else "" if panel.categories else "--" if later else "-"
+    style = ":" if series.reference else "" if panel.categories else "--" if later else "-"
     if panel.log_y:
         below = [min(spread, 0.99 * mean) if math.isfinite(mean) else 0.0 for _, mean, spread in points]
         error = np.array([below, spreads])
@@ -85,7 +85,7 @@ def _draw_series(axes: Axes, panel: Panel, series: Series, index: int) -> None:
         error,
         color=color,
         linestyle=style,
-        marker="_" if series.published else _MARKERS[index % len(_MARKERS)],
+        marker="_" if series.reference else _MARKERS[index % len(_MARKERS)],
         markersize=5,
         capsize=2,
         linewidth=1.3,

@@ -40,7 +40,7 @@ def run(setting: Setting) -> Results:
             rows = [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]
             curves.append(series(label, DEPTHS, rows))
         cgd = classical_estimates(["conjugate_gradient"], tasks, len(DEPTHS), count, setting.seed)
-        curves += [series("CGD", DEPTHS, cgd), series("CGD, reference", DEPTHS, CGD[kind], published=True)]
+        curves += [series("CGD", DEPTHS, cgd), series("CGD, reference", DEPTHS, CGD[kind], reference=True)]
         title = f"cgd-like Memformers on {kind} tasks, d = 5, n = 20, fresh tasks"
         panels.append(Panel(kind, title, "depth", "ln mean squared error", tuple(curves), digits=3))
     return Results(tuple(panels))

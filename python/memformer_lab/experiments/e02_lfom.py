@@ -39,7 +39,7 @@ def run(setting: Setting) -> Results:
                     series("LFOM", DEPTHS, [[one.log_mean for one in row] for row in rows]),
                     series("LFOM, log of the median", DEPTHS, [[one.log_median for one in row] for row in rows]),
                     series("CGD", DEPTHS, cgd),
-                    series("CGD, reference", DEPTHS, CGD[kind], published=True),
+                    series("CGD, reference", DEPTHS, CGD[kind], reference=True),
                 ),
                 digits=3,
             )

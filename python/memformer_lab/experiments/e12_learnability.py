@@ -49,7 +49,7 @@ def run(setting: Setting) -> Results:
             f"Generalisation gap of {_LAYERS}-layer LFOM models fitted to m tasks",
             "m",
             "fresh loss - training loss",
-            (series("gap", sizes, gaps), series("1/sqrt(m) from the first point", sizes, reference, published=True)),
+            (series("gap", sizes, gaps), series("1/sqrt(m) from the first point", sizes, reference, reference=True)),
             log_x=True,
             log_y=True,
             digits=3,

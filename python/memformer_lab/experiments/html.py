@@ -22,7 +22,7 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 3rem; border-top: 
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
 table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1rem; } .wide { overflow-x: auto; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.published, tr.published td { color: #777; font-style: italic; }
+th:first-child, td:first-child { text-align: left; } tr.reference td { color: #777; font-style: italic; }
 td.text { white-space: normal; text-align: left; }
 img { max-width: 100%; height: auto; }
 .badge { border-radius: .7rem; padding: .1rem .7rem; font-size: .85rem; color: #fff; white-space: nowrap; }
@@ -96,7 +96,7 @@ def _section(outcome: Outcome, figures: Figures) -> str:
         f'<ul class="checks">{checks}</ul>',
     ]
     if verdict.caveats:
-        parts.append("<p>Caveats: " + "; ".join(map(escape, verdict.caveats)) + ".</p>")
+        parts.append("<p>Caveats:</p><ul>" + "".join(f"<li>{escape(one)}</li>" for one in verdict.caveats) + "</ul>")
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]
     for panel in results.panels:
         parts.append(f"<h3>{escape(panel.title)}</h3>{_image(figures, panel.name, panel.title)}{_table(panel)}")
@@ -128,7 +128,7 @@ def _table(panel: Panel) -> str:
     for series in panel.series:
         cells = "".join(f"<td{_hint(panel, series, x)}>{_cell(panel, series, x)}</td>" for x in places)
         label = escape(series.label)
-        rows.append(f'<tr class="{"published" if series.published else "ours"}"><td>{label}</td>{cells}</tr>')
+        rows.append(f'<tr class="{"reference" if series.reference else "ours"}"><td>{label}</td>{cells}</tr>')
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 

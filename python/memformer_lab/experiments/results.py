@@ -23,13 +23,13 @@ class Series:
         label: what it is.
         x: places, in increasing order.
         values: (seeds, len(x)); one row where nothing is random from seed to seed.
-        published: whether the values are a publication's or another reference and not ours.
+        reference: whether the values are known from elsewhere and not this run's.
     """
 
     label: str
     x: tuple[float, ...]
     values: tuple[tuple[float, ...], ...]
-    published: bool = False
+    reference: bool = False
 
     def __post_init__(self) -> None:
         if not self.values or any(len(row) != len(self.x) for row in self.values):
@@ -144,7 +144,7 @@ class Results:
         panels = []
         for panel in plain["panels"]:
             series = tuple(
-                Series(one["label"], _row(one["x"]), tuple(map(_row, one["values"])), one["published"])
+                Series(one["label"], _row(one["x"]), tuple(map(_row, one["values"])), one["reference"])
                 for one in panel["series"]
             )
             panels.append(Panel(**{**panel, "series": series, "categories": tuple(panel["categories"])}))
@@ -159,12 +159,12 @@ class Results:
 
 
 def series(
-    label: str, x: Sequence[float], rows: Sequence[Sequence[float]] | Sequence[float], *, published: bool = False
+    label: str, x: Sequence[float], rows: Sequence[Sequence[float]] | Sequence[float], *, reference: bool = False
 ) -> Series:
     """A `Series` from any sequences; one flat row of values stands for one seed."""
     nested: Any = [rows] if rows and isinstance(rows[0], (int, float)) else rows
     values = tuple(tuple(float(value) for value in row) for row in nested)
-    return Series(label, tuple(float(place) for place in x), values, published)
+    return Series(label, tuple(float(place) for place in x), values, reference)
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:

@@ -14,7 +14,7 @@ def _results() -> Results:
         "Title",
         "depth",
         "ln error",
-        (series("a", (1, 2), [[1.0, math.inf], [3.0, math.nan]]), series("b", (1,), [2.5], published=True)),
+        (series("a", (1, 2), [[1.0, math.inf], [3.0, math.nan]]), series("b", (1,), [2.5], reference=True)),
         log_x=True,
         categories=("one", "two", "three"),
     )
