@@ -16,7 +16,7 @@ def run(setting: Setting) -> Results:
     """Trains every depth on both kinds of data; judges all seeds on the same fresh tasks."""
     recipe = Recipe(setting.pick(tiny=3, quick=160, full=4000), batch=setting.pick(tiny=8, quick=256, full=1024))
     count = setting.pick(tiny=500, quick=200_000, full=10_000_000)
-    panels, numbers = [], {}
+    panels, numbers, notes = [], {}, []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
         models = []
@@ -47,7 +47,12 @@ def run(setting: Setting) -> Results:
         for depth, one in zip(DEPTHS, rows[0], strict=True):
             numbers[f"{kind}, depth {depth}, first seed, low end of the 95% interval over tasks"] = one.low
             numbers[f"{kind}, depth {depth}, first seed, high end"] = one.high
-    return Results(tuple(panels), {"tasks judged on": float(count), **numbers})
+        shown = (f"{one.log_mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in rows[0])
+        notes.append(
+            f"First seed on {kind} tasks, depths 1 to {width}, with the 95% bootstrap interval over {count:,} fresh "
+            f"tasks: {', '.join(shown)}."
+        )
+    return Results(tuple(panels), {"tasks judged on": float(count), **numbers}, notes=tuple(notes))
 
 
 def judge(results: Results) -> Sequence[Check]:
