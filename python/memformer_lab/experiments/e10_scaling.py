@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -15,6 +14,7 @@ from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.results import Panel, Results, series
+from memformer_lab.experiments.timing import best_seconds
 from memformer_lab.experiments.verdicts import Check, at_most
 from memformer_lab.first_order import first_order_method
 from memformer_lab.optimizers import conjugate_gradient
@@ -166,19 +166,10 @@ def _microseconds(model: Memformer, tasks: GaussianTasks, setting: Setting) -> t
     z = tasks.tokens(few, generator_for("evaluation", setting.seed, 2)).z
     with torch.no_grad():
         return (
-            _best(lambda: learned(h, b)) / count * 1e6,
-            _best(lambda: conjugate_gradient(h, b, _LAYERS)) / count * 1e6,
-            _best(lambda: context_gram(z, tasks.n)) / few * 1e6,
+            best_seconds(lambda: learned(h, b)) / count * 1e6,
+            best_seconds(lambda: conjugate_gradient(h, b, _LAYERS)) / count * 1e6,
+            best_seconds(lambda: context_gram(z, tasks.n)) / few * 1e6,
         )
-
-
-def _best(call: Callable[[], object]) -> float:
-    seconds = math.inf
-    for _ in range(3):
-        begin = time.perf_counter()
-        call()
-        seconds = min(seconds, time.perf_counter() - begin)
-    return seconds
 
 
 EXPERIMENT = Experiment(
