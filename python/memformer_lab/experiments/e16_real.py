@@ -184,8 +184,8 @@ EXPERIMENT = Experiment(
     source="ours; the data ship with scikit-learn and statsmodels",
     protocol="One LFOM with Bm free for each number of features, never trained on measured rows. Features are scaled "
     "by the context alone. Optimisers run as many steps as the model has layers, ridge has the penalty that is best "
-    "on random tasks. Times depend on the machine and are never judged. Intervals cover the drawing of contexts and the "
-    "seeds, not the choice of sets.",
+    "on random tasks. Times depend on the machine and are never judged. Intervals cover the drawing of contexts and "
+    "the seeds, not the choice of sets.",
     run=run,
     judge=judge,
 )
