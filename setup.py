@@ -112,5 +112,5 @@ setup(
         *find_packages("python"),
     ],
     package_dir={"memformer_lab": "python/memformer_lab"},
-    package_data={"memformer_kernels": ["py.typed"], "memformer_lab": ["py.typed"]},
+    package_data={"memformer_kernels": ["py.typed"], "memformer_lab": ["py.typed", "data/*.safetensors"]},
 )

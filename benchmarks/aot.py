@@ -104,9 +104,6 @@ def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
         elif isinstance(value, tuple):
             signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
             attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
-        elif isinstance(value, tuple):
-            signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
-            attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
         elif isinstance(value, Tensor):
             signature[parameter.name] = f"*{_TYPES[value.dtype]}"
             attributes[(place,)] = [["tt.divisibility", 16]]

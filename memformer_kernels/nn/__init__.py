@@ -1,7 +1,7 @@
 """Modules over the public functions: whole Memformers by the name of their rule, and parts for other models."""
 
 from memformer_kernels.nn.attention import FEATURE_MAPS, MemformerAttention
-from memformer_kernels.nn.memformer import GRANULARITIES, RULES, STRUCTURES, Memformer, MemformerLayer
+from memformer_kernels.nn.memformer import GRANULARITIES, RULES, STRUCTURES, Memformer, MemformerLayer, StackArguments
 from memformer_kernels.nn.memory import MEMORIES, LayerMemory, RegisterMemory
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "MemformerAttention",
     "MemformerLayer",
     "RegisterMemory",
+    "StackArguments",
 ]

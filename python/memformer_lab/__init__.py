@@ -1,10 +1,13 @@
-"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, and the main job.
+"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, a regressor.
 
 Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer`,
 `step_trainer` and `training` (a run, in memory and on the disk), `state_file` (states of `train_steps` in files),
-`estimates` and `evaluation` (how good it is), `real` (measured data), `showcase` (the main job) and `cli` (the
-commands). Everything uses the public names of `memformer_kernels` alone.
+`estimates` and `evaluation` (how good it is), `real` (measured data), `showcase` (the main job), `experiments` (the
+literature's claims), `regressor` (a scikit-learn estimator), `profiling` (what a call costs) and `cli` (the commands).
+Everything uses the public names of `memformer_kernels` alone.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from memformer_lab.config import TrainingConfig
 from memformer_lab.estimates import Estimate
@@ -18,6 +21,7 @@ from memformer_lab.training import continue_training, train
 __all__ = [
     "Estimate",
     "GaussianTasks",
+    "MemformerRegressor",
     "StandardisedTasks",
     "TrainingConfig",
     "TrainingDiverged",
@@ -28,3 +32,15 @@ __all__ = [
     "save_state",
     "train",
 ]
+
+if TYPE_CHECKING:
+    from memformer_lab.regressor import MemformerRegressor
+
+
+def __getattr__(name: str) -> Any:
+    # Imported at use: scikit-learn takes seconds to import and only this name needs it.
+    if name == "MemformerRegressor":
+        from memformer_lab.regressor import MemformerRegressor
+
+        return MemformerRegressor
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,12 +1,11 @@
-"""The `memformer-lab` command: train, evaluate, info, run and profile."""
+"""The `memformer-lab` command: train, evaluate, info, run, profile, reproduce and solve."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -15,21 +14,24 @@ import typer
 from rich.console import Console
 from torch.distributed import ProcessGroup
 
-from memformer_kernels import RankLost, build_info
+from memformer_kernels import build_info
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.budget import Budget
 from memformer_lab.config import TrainingConfig
 from memformer_lab.evaluation import evaluate as judge
+from memformer_lab.experiments.command import reproduce
 from memformer_lab.models import load_model
 from memformer_lab.profiling.call import Call, profile_call
 from memformer_lab.profiling.view import print_profile
 from memformer_lab.progress import task_progress
 from memformer_lab.ranks import is_writer, process_group
 from memformer_lab.showcase import run_showcase
+from memformer_lab.solve import solve
 from memformer_lab.step_trainer import fault
 from memformer_lab.tables import estimate_table
 from memformer_lab.tensorboard import tensorboard_log
-from memformer_lab.trainer import Record, TrainingDiverged
+from memformer_lab.terminal import cores, one_line_errors
+from memformer_lab.trainer import Record
 from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.training import train as train_anew
 
@@ -43,8 +45,11 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train Memformers on random regression tasks, judge them, and run the main job.",
+    help="Train Memformers on random regression tasks, judge them, reproduce experiments, and solve tables of "
+    "your own.",
 )
+app.command()(reproduce)
+app.command()(solve)
 
 _RUN = TrainingConfig()
 _CALL = Call()
@@ -99,7 +104,7 @@ def train(
     ] = False,
 ) -> None:
     """Train one model; leaves checkpoint.safetensors and metrics.jsonl. Under torchrun, ranks share every batch."""
-    with _one_line_errors(), process_group() as group:
+    with one_line_errors(), process_group() as group:
         writes = is_writer(group)
         console = Console(quiet=not writes)
         place, exists = _device(device), (output / CHECKPOINT).exists()
@@ -133,7 +138,7 @@ def evaluate(
     layers: Annotated[bool, typer.Option("--layers", help="Judge the prediction after each layer.")] = False,
 ) -> None:
     """Print a trained model's log mean squared query error on fresh tasks."""
-    with _one_line_errors():
+    with one_line_errors():
         model, config = load_model(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
         estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
     rows = range(1, config.layers + 1) if layers else [config.layers]
@@ -154,10 +159,10 @@ def info(
     console = Console(soft_wrap=True, highlight=False)
     if checkpoint is None:
         console.print(str(build_info()), markup=False)
-        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {_cores()}")
+        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {cores()}")
         console.print(f"results: {RESULTS.resolve()}", markup=False)
         return
-    with _one_line_errors():
+    with one_line_errors():
         held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
     console.print(f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}")
     console.print(json.dumps(held.config.to_dict()), markup=False)
@@ -176,9 +181,9 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds of work, for a trial.")] = False,
 ) -> None:
     """The main job: train, judge beside classical optimisers and on measured data, and draw."""
-    with _one_line_errors():
+    with one_line_errors():
         budget = Budget.quick() if quick else Budget()
-        run_showcase(output, seed=seed, budget=budget, workers=workers or _cores())
+        run_showcase(output, seed=seed, budget=budget, workers=workers or cores())
 
 
 @app.command()
@@ -211,7 +216,7 @@ def profile(
     """Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."""
     given = locals()
     values = {field.name: given[field.name] for field in dataclasses.fields(Call)}
-    with _one_line_errors():
+    with one_line_errors():
         _device(device)
         found = profile_call(Call(**values), seconds=seconds, trace=trace)
     print_profile(found, Console())
@@ -254,21 +259,3 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Bad input ends in one line on stderr and exit code 2, a run that diverged or lost a rank in exit code 1."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from error
-    except (TrainingDiverged, RankLost) as error:
-        typer.echo(f"stopped: {error}", err=True)
-        raise typer.Exit(1) from error

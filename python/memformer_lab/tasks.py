@@ -16,10 +16,13 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_lab.batch_last import product
+from memformer_lab.chi import chi_by_rejection
 from memformer_lab.standardise import standardise
 
 # Uniforms of float32 are multiples of 2^-24, so a product of five in (0, 1] is at least 2^-120 and stays normal.
 _UNIFORMS_PER_LOG = 5
+
+_MOST_UNIFORMS = 256  # degrees of freedom from which rejection is quicker
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,8 @@ class GaussianTasks:
 
     def _chi(self, freedom: int, batch: int, generator: Generator) -> Tensor:
         """chi(freedom), exactly: chi^2(2m) is -2 times the sum of the logs of m uniforms; one squared normal if odd."""
+        if freedom > _MOST_UNIFORMS:
+            return chi_by_rejection(freedom, batch, generator, self.dtype)
         uniforms = torch.rand(freedom // 2, batch, generator=generator, dtype=self.dtype, device=generator.device)
         uniforms = 1 - uniforms  # (0, 1]: a zero has no logarithm
         square = torch.zeros(batch, dtype=self.dtype, device=generator.device)

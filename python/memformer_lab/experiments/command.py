@@ -1,0 +1,72 @@
+"""The command `memformer-lab reproduce`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from memformer_lab.experiments.protocol import Scale, Setting
+from memformer_lab.experiments.record import Outcome
+from memformer_lab.terminal import cores, one_line_errors
+
+
+def reproduce(
+    names: Annotated[
+        Optional[list[str]],  # noqa: UP045, typer before 0.13 cannot read the other spelling
+        typer.Argument(help="Experiments by name or number.", show_default="all"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes in all (the default).")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Hours in all: the real thing.")] = False,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Seconds in all, to see that everything runs.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List the experiments and end.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path(
+        "results", "experiments"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
+    workers: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Processes that share the experiments.", show_default="one a core"),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Run what is already in the folder once more.")] = False,
+) -> None:
+    """Test the literature's claims; leaves JSON, figures and report.html. A stopped run goes on where it was."""
+    # Imported at use: the experiments import matplotlib, scikit-learn and the like, for seconds.
+    from memformer_lab.experiments.registry import EXPERIMENTS
+    from memformer_lab.experiments.runner import REPORT, run_experiments
+
+    console = Console(highlight=False)
+    if list_only:
+        for one in EXPERIMENTS:
+            console.print(f"{one.number:>2} {one.name:<14} {one.title}", markup=False, soft_wrap=True)
+        return
+    with one_line_errors():
+        chosen: list[Scale] = [scale for scale, given in (("tiny", tiny), ("quick", quick), ("full", full)) if given]  # type: ignore[misc]
+        if len(chosen) > 1:
+            raise ValueError(f"--{' and --'.join(chosen)} cannot go together")
+        setting = Setting(chosen[0] if chosen else "quick", seed)
+        outcomes = run_experiments(
+            names or [one.name for one in EXPERIMENTS],
+            setting,
+            out,
+            workers=workers or cores(),
+            anew=anew,
+            say=lambda text: console.print(text, markup=False, soft_wrap=True),
+        )
+    console.print(_table(outcomes))
+    console.print(f"Wrote {out / REPORT}", soft_wrap=True, markup=False)
+
+
+def _table(outcomes: list[Outcome]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title="Verdicts, computed by the rules in the report", title_justify="left")
+    for name in ("experiment", "verdict", "rules that hold"):
+        table.add_column(name)
+    for outcome in outcomes:
+        verdict = outcome.verdict
+        held = sum(check.passed for check in verdict.checks)
+        table.add_row(outcome.experiment.name, verdict.label, f"{held} of {len(verdict.checks)}")
+    return table

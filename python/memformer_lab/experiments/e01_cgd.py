@@ -1,0 +1,99 @@
+"""Experiment 1: cgd-like Memformers with a scalar and with a free preconditioner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks
+from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
+from memformer_lab.experiments.networks import network
+from memformer_lab.experiments.protocol import Experiment, Setting
+from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.results import Panel, Results, series
+from memformer_lab.experiments.verdicts import Check, at_most, close
+
+_MODELS: dict[str, dict[str, Any]] = {
+    "cgd-like, scalar preconditioner": {"rule": "cgd", "preconditioner": "scalar"},
+    "cgd-like, free preconditioner": {"rule": "cgd", "preconditioner": "free"},
+    "linear, scalar preconditioner": {"rule": "linear", "preconditioner": "scalar"},
+    "linear, free preconditioner": {"rule": "linear", "preconditioner": "free"},
+}
+
+
+def run(setting: Setting) -> Results:
+    """Trains the four models at every depth on both kinds of data."""
+    recipe = Recipe(setting.pick(tiny=3, quick=70, full=3000), batch=setting.pick(tiny=8, quick=256, full=512))
+    count = setting.pick(tiny=500, quick=100_000, full=2_000_000)
+    panels = []
+    for kind in (NONISOTROPIC, ISOTROPIC):
+        tasks = gaussian_tasks(kind, setting.seed)
+        curves = []
+        for label, arguments in _MODELS.items():
+            models = []
+            for seed in setting.seeds:
+                for depth in DEPTHS:
+                    model = network(seed, tasks.d, depth, **arguments)
+                    fit_on_tasks(model, tasks, recipe, seed)
+                    models.append(model)
+            found = [one[0].log_mean for one in memformer_estimates(models, tasks, count, setting.seed)]
+            rows = [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]
+            curves.append(series(label, DEPTHS, rows))
+        cgd = classical_estimates(["conjugate_gradient"], tasks, len(DEPTHS), count, setting.seed)
+        curves += [series("CGD", DEPTHS, cgd), series("CGD, reference", DEPTHS, CGD[kind], reference=True)]
+        title = f"cgd-like Memformers on {kind} tasks, d = 5, n = 20, fresh tasks"
+        panels.append(Panel(kind, title, "depth", "ln mean squared error", tuple(curves), digits=3))
+    return Results(tuple(panels))
+
+
+def judge(results: Results) -> Sequence[Check]:
+    """Free preconditioners beat CGD; scalar ones come near it; memory earns its keep; CGD is what it must be."""
+    panel = results[NONISOTROPIC]
+    scalar, free = panel["cgd-like, scalar preconditioner"], panel["cgd-like, free preconditioner"]
+    plain_scalar, plain_free = panel["linear, scalar preconditioner"], panel["linear, free preconditioner"]
+    cgd = panel["CGD"]
+    last = DEPTHS[-1]
+    checks = [
+        at_most(f"free preconditioner is below CGD at depth {depth}", free.mean(depth), cgd.mean(depth))
+        for depth in DEPTHS
+    ]
+    checks += [
+        at_most(
+            f"scalar preconditioner is no worse than CGD at depth {depth}",
+            scalar.mean(depth),
+            cgd.mean(depth),
+            0.1,
+            essential=False,
+        )
+        for depth in DEPTHS
+    ]
+    gains = {"scalar": plain_scalar.mean(last) - scalar.mean(last), "free": plain_free.mean(last) - free.mean(last)}
+    spreads = {
+        "scalar": scalar.spread(last) + plain_scalar.spread(last),
+        "free": free.spread(last) + plain_free.spread(last),
+    }
+    for kind, gain in gains.items():
+        text = f"memory gains more than the seeds' spread at depth {last}, {kind} preconditioner"
+        text = f"{text}: {gain:.3f} > {spreads[kind]:.3f}"
+        checks.append(Check(text, gain > spreads[kind], essential=False))
+    for kind in (NONISOTROPIC, ISOTROPIC):
+        for depth, value in zip(DEPTHS, CGD[kind], strict=True):
+            checks.append(
+                close(f"CGD, {kind}, {depth} steps", results[kind]["CGD"].mean(depth), value, 0.05, essential=False)
+            )
+    return checks
+
+
+EXPERIMENT = Experiment(
+    number=1,
+    name="cgd",
+    title="cgd-like Memformers against exact CGD",
+    claim="A Memformer with one scalar memory weight a layer learns steps like those of the conjugate gradient method, "
+    "and with free preconditioners it does better than CGD.",
+    source="Dutta & Sra, arXiv 2410.07263v1, eqs. 17-18 and Fig. 1",
+    protocol="Response-only models of the cgd rule and of the linear transformer, each with A_l a multiple of the "
+    "identity and with A_l free. The scalar models have far fewer parameters than the free ones. CGD computes its "
+    "coefficients for every task; a Memformer has one set for all tasks.",
+    run=run,
+    judge=judge,
+)

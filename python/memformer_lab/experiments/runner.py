@@ -1,0 +1,93 @@
+"""Running experiments: shared out over processes, resumed one by one, drawn and written as they end."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import memformer_kernels
+from memformer_lab.experiments import record
+from memformer_lab.experiments.drawing import draw_matrix, draw_panel
+from memformer_lab.experiments.html import Figures, render
+from memformer_lab.experiments.protocol import Setting
+from memformer_lab.experiments.record import Outcome
+from memformer_lab.experiments.registry import find
+from memformer_lab.files import write_atomically
+from memformer_lab.parallel import Job, Report, Workers
+
+REPORT = "report.html"
+
+
+def run_experiments(
+    names: Sequence[str],
+    setting: Setting,
+    folder: Path,
+    *,
+    workers: int = 1,
+    anew: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Outcome]:
+    """Run experiments and write "<name>.json", "<name>-<panel>.png" and "report.html" into `folder`.
+
+    An experiment whose file is there already, from the same setting, is not run again. What is found does not depend
+    on the number of workers.
+
+    Args:
+        names: experiments by name or number, in the order of the report.
+        setting: scale and seed.
+        folder: where to write.
+        workers: processes to share the experiments, of one thread each.
+        anew: run them even if their files are there.
+        say: told what begins and ends.
+
+    Raises:
+        ValueError: for an unknown name, before anything runs.
+        OSError: if the folder cannot be written.
+    """
+    experiments = [find(name) for name in names]
+    found = {one.name: None if anew else record.read(folder, one, setting) for one in experiments}
+    missing = [one.name for one in experiments if found[one.name] is None]
+    for one in experiments:
+        if found[one.name] is not None:
+            say(f"{one.name}: found in {folder}")
+
+    def report(_: int, note: str) -> None:
+        say(note)
+
+    with Workers(min(workers, max(1, len(missing)))) as pool:
+        pool.run([Job(_run_one, (name, setting, folder)) for name in missing], report)
+    outcomes = []
+    for one in experiments:
+        outcome = found[one.name] or record.read(folder, one, setting)
+        if outcome is None:
+            raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
+        outcomes.append(outcome)
+    write_atomically(folder / REPORT, render([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
+    return outcomes
+
+
+def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
+    """Run one experiment and leave its files, so that an interrupted run goes on after it."""
+    experiment = find(name)
+    report(0, f"{name}: running")
+    begin = time.perf_counter()
+    results = experiment.run(setting)
+    versions = {
+        "memformer_kernels": memformer_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    outcome = Outcome(experiment, setting, results, time.perf_counter() - begin, versions)
+    for panel, picture in _figures(outcome).items():
+        write_atomically(folder / f"{name}-{panel}.png", picture)
+    record.write(folder, outcome)
+    report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
+
+
+def _figures(outcome: Outcome) -> Figures:
+    pictures = {panel.name: draw_panel(panel) for panel in outcome.results.panels}
+    return pictures | {matrix.name: draw_matrix(matrix) for matrix in outcome.results.matrices}

@@ -1,0 +1,109 @@
+"""Comparison models in plain PyTorch: attention stacks in the Memformer's layout, a causal Transformer, an LSTM."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Attention = Literal["linear", "softmax", "relu"]
+
+
+class AttentionStack(nn.Module):
+    """One-head attention layers on tokens z (B, N, D), every token attending to the context alone.
+
+    linear: Z += (Z Q Z_c^T / n) Z_c P^T, the linear transformer with dense Q and P. relu: max(., 0) of the scores.
+    softmax: the softmax of the scores over the context in place of scores / n. With a feed-forward block each layer
+    further adds W2 max(W1 z, 0), 4 D wide, starting from 0. The prediction is -Z_L[query, D-1].
+
+    Args:
+        d: features.
+        layers: layers.
+        attention: kind.
+        feed_forward: whether layers have the block.
+    """
+
+    def __init__(self, d: int, layers: int, attention: Attention, *, feed_forward: bool = False) -> None:
+        super().__init__()
+        width = d + 1
+        self.layers, self.attention = layers, attention
+        start = 0.5 * torch.eye(width)
+        start[-1, -1] = 0.0
+        corner = torch.zeros(width, width)
+        corner[-1, -1] = -1.0
+        self.q = nn.Parameter(start + 0.02 * torch.randn(layers, width, width))
+        self.p = nn.Parameter(corner + 0.02 * torch.randn(layers, width, width))
+        hidden = 4 * width if feed_forward else 0
+        self.up = nn.Parameter(torch.randn(layers, width, hidden) / math.sqrt(width))
+        self.down = nn.Parameter(torch.zeros(layers, hidden, width))
+
+    def predict(self, z: Tensor, context: int) -> Tensor:
+        """(B, N - context) predictions of the queries."""
+        for layer in range(self.layers):
+            known = z[:, :context]
+            scores = z @ self.q[layer] @ known.mT
+            if self.attention == "softmax":
+                weights = scores.softmax(-1)
+            else:
+                weights = (scores.relu() if self.attention == "relu" else scores) / context
+            z = z + weights @ (known @ self.p[layer].mT)
+            if self.up.shape[-1]:
+                z = z + (z @ self.up[layer]).relu() @ self.down[layer]
+        return -z[:, context:, -1]
+
+
+class CausalTransformer(nn.Module):
+    """A small softmax Transformer on the sequence x_1, y_1, x_2, y_2, ..., predicting y_t at x_t for every t.
+
+    Args:
+        d: features.
+        hidden: model width; the feed-forward block is 4 times as wide.
+        layers: layers.
+        length: largest number of examples.
+    """
+
+    def __init__(self, d: int, hidden: int, layers: int, length: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(d + 1, hidden)
+        self.position = nn.Parameter(0.02 * torch.randn(2 * length, hidden))
+        layer = nn.TransformerEncoderLayer(hidden, 2, 4 * hidden, dropout=0.0, batch_first=True, norm_first=True)
+        self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Predictions (B, T) of y_t from the pairs before and x_t, for x (B, T, d) and y (B, T)."""
+        sequence = _interleave(x, y)
+        steps = sequence.shape[1]
+        hidden = self.embed(sequence) + self.position[:steps]
+        mask = nn.Transformer.generate_square_subsequent_mask(steps, device=x.device, dtype=x.dtype)
+        out: Tensor = self.head(self.body(hidden, mask=mask, is_causal=True))[:, ::2, 0]
+        return out
+
+
+class RecurrentModel(nn.Module):
+    """An LSTM on the same sequence.
+
+    Args:
+        d: features.
+        hidden: width of each of its two layers.
+    """
+
+    def __init__(self, d: int, hidden: int) -> None:
+        super().__init__()
+        self.body = nn.LSTM(d + 1, hidden, num_layers=2, batch_first=True)
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """As `CausalTransformer.forward`."""
+        out: Tensor = self.head(self.body(_interleave(x, y))[0])[:, ::2, 0]
+        return out
+
+
+def _interleave(x: Tensor, y: Tensor) -> Tensor:
+    batch, length, d = x.shape
+    sequence = x.new_zeros(batch, length, 2, d + 1)
+    sequence[:, :, 0, :d] = x
+    sequence[:, :, 1, d] = y
+    return sequence.view(batch, 2 * length, d + 1)

@@ -1,0 +1,176 @@
+"""Every experiment at tiny scale, and every rule on made-up numbers, both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from memformer_lab.experiments import e08_memory, e13_one_layer
+from memformer_lab.experiments.protocol import Experiment, Setting
+from memformer_lab.experiments.registry import EXPERIMENTS, find
+from memformer_lab.experiments.results import Matrix, Panel, Results, Series
+from memformer_lab.tasks import GaussianTasks
+
+NAMES = [one.name for one in EXPERIMENTS]
+
+
+@pytest.fixture(scope="session")
+def tiny() -> dict[str, Results]:
+    return {}
+
+
+def _tiny(name: str, kept: dict[str, Results]) -> Results:
+    if name not in kept:
+        kept[name] = find(name).run(Setting("tiny"))
+    return kept[name]
+
+
+def _changed(results: Results, value: Callable[[Panel, Series, float, float], float]) -> Results:
+    """The same results with other values: (panel, series, place, old) -> new."""
+    panels = []
+    for panel in results.panels:
+        curves = tuple(
+            dataclasses.replace(
+                one,
+                values=tuple(
+                    tuple(value(panel, one, x, v) for x, v in zip(one.x, row, strict=True)) for row in one.values
+                ),
+            )
+            for one in panel.series
+        )
+        panels.append(dataclasses.replace(panel, series=curves))
+    return dataclasses.replace(results, panels=tuple(panels))
+
+
+def test_all_eighteen_are_there() -> None:
+    assert [one.number for one in EXPERIMENTS] == list(range(1, 19))
+    assert len(set(NAMES)) == 18
+    assert find("2") is find("lfom")
+    with pytest.raises(ValueError, match="no experiment is called 'magic'; there are 1 cgd"):
+        find("magic")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_runs_and_is_judged(name: str, tiny: dict[str, Results]) -> None:
+    results = _tiny(name, tiny)
+    assert results.panels
+    for panel in results.panels:
+        assert panel.series
+        for one in panel.series:
+            places = range(len(panel.categories)) if panel.categories else one.x
+            assert set(one.x) <= set(places)
+    again = Results.from_plain(json.loads(json.dumps(results.to_plain(), allow_nan=False)))
+    experiment = find(name)
+    verdict = experiment.verdict(results, "full")
+    assert experiment.verdict(again, "full") == verdict
+    assert all(check.text and math.nan is not check.passed for check in verdict.checks)
+    assert any("tiny scale" in caveat for caveat in experiment.verdict(results, "tiny").caveats)
+
+
+@pytest.mark.parametrize("name", ["cgd", "learnability", "published"])
+def test_a_seed_says_everything(name: str, tiny: dict[str, Results]) -> None:
+    assert find(name).run(Setting("tiny")).to_plain() == _tiny(name, tiny).to_plain()
+
+
+def _is_ours(one: Series) -> bool:
+    return any(word in one.label for word in ("LFOM", "cgd-like", "Memformer", "memformer", "adapted"))
+
+
+_BEST = {
+    "cgd": lambda p, s, x, v: -20.0 - x if "cgd-like" in s.label else _reference(p, x) if s.label == "CGD" else 0.0,
+    "lfom": lambda p, s, x, v: -20.0 if s.label == "LFOM" else _reference(p, x) if s.label == "CGD" else v,
+    "gdpp": lambda p, s, x, v: -20.0 if s.label == "LFOM with GD++" else 0.0,
+    "small-batches": lambda p, s, x, v: -20.0 if s.label.startswith("LFOM") else 0.0,
+    "heads": lambda p, s, x, v: -x if "heads" in s.label else 0.0,
+    "experts": lambda p, s, x, v: -5.0 if s.label in ("adapted gates", "oracle gates") else 0.0,
+    "momentum": lambda p, s, x, v: -5.0 if s.label == "LFOM" else -2.0 if "best constants" in s.label else 0.0,
+    "memory": lambda p, s, x, v: -5.0 if x == 5 else 0.0,
+    "depth": lambda p, s, x, v: (
+        (0.0 if "random start, no" in s.label else 1.0) if p.name == "stable" else -x if "descent" in s.label else 5.0
+    ),
+    "scaling": lambda p, s, x, v: -10.0 - math.log(x) if s.label == "LFOM" else 0.0,
+    "condition": lambda p, s, x, v: -9.0 if s.label.startswith("LFOM") else math.log(x),
+    "learnability": lambda p, s, x, v: 1 / x,
+    "one-layer": lambda p, s, x, v: 0.001,
+    "second-order": lambda p, s, x, v: -9.0 if s.label == "LFOM, Bm free" else 1.0,
+    "families": lambda p, s, x, v: -9.0 if s.label.startswith("LFOM") else 0.0,
+    "real": lambda p, s, x, v: -9.0 if "Memformer" in s.label else 2.0 if s.label == "saved" else -1.0,
+    "attention": lambda p, s, x, v: -9.0 if s.label.startswith(("linear attention", "LFOM")) else 0.0,
+    "published": lambda p, s, x, v: 1e-15,
+}  # fmt: skip
+
+
+def _reference(panel: Panel, x: float) -> float:
+    return panel["CGD, reference"].mean(x)
+
+
+def _numbers(name: str, results: Results, good: bool) -> Results:
+    numbers = dict(results.numbers)
+    if name == "learnability":
+        numbers = dict.fromkeys(numbers, -1.0 if good else 0.0)
+    if name in ("heads", "small-batches"):
+        numbers = dict.fromkeys(numbers, 1e-15 if good else 1.0)
+    matrices = results.matrices
+    if name == "second-order":
+        one = results.matrices[0]
+        cells = tuple(tuple(float(column.startswith("Newton") is good) for column in one.columns) for _ in one.rows)
+        matrices = (Matrix(one.name, one.title, one.rows, one.columns, cells),)
+    return dataclasses.replace(results, numbers=numbers, matrices=matrices)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rules_accept_what_the_claim_says(name: str, tiny: dict[str, Results]) -> None:
+    good = _numbers(name, _changed(_tiny(name, tiny), _BEST[name]), good=True)
+    verdict = find(name).verdict(good, "full")
+    assert verdict.label != "not reproduced", [check.text for check in verdict.checks if not check.passed]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rules_refuse_the_opposite(name: str, tiny: dict[str, Results]) -> None:
+    def opposite(panel: Panel, one: Series, x: float, value: float) -> float:
+        best = _BEST[name](panel, one, x, value)
+        return 1.0 if name in ("one-layer", "published") else x if name == "learnability" else -best
+
+    bad = _numbers(name, _changed(_tiny(name, tiny), opposite), good=False)
+    assert find(name).verdict(bad, "full").label == "not reproduced"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_failed_run_is_not_reproduced(name: str, tiny: dict[str, Results]) -> None:
+    """What is not a number never passes a rule."""
+    broken = _changed(_tiny(name, tiny), lambda p, s, x, v: math.nan)
+    assert find(name).verdict(broken, "full").label == "not reproduced"
+
+
+def test_the_closed_form_is_the_optimum() -> None:
+    """Any other A has a larger loss on tasks with a known expectation, here by moments in float64."""
+    tasks = GaussianTasks(3, 12, (1.0, 0.5, 0.8), rotation_seed=3, noise=0.7, dtype=torch.float64)
+    drawn = tasks.quadratics(400_000, torch.Generator().manual_seed(0))
+    b, w = drawn.b, drawn.weights
+    optimum = torch.linalg.solve(b.T @ b, b.T @ w).T
+    expected = e13_one_layer.closed_form(tasks)
+    assert float((optimum - expected).norm() / expected.norm()) < 0.02
+
+
+def test_the_sentence_on_memory_follows_the_numbers(tiny: dict[str, Results]) -> None:
+    results = _tiny("memory", tiny)
+    gains = _changed(results, _BEST["memory"])
+    assert e08_memory._sentence(gains).count("memory gains 5.00") == 3
+    losses = _changed(results, lambda p, s, x, v: 5.0 if x == 5 else 0.0)
+    assert e08_memory._sentence(losses).count("memory loses -5.00") == 3
+    same = _changed(results, lambda p, s, x, v: 0.0)
+    assert e08_memory._sentence(same).count("changes nothing beyond the spread") == 3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
+def test_texts_are_whole(experiment: Experiment) -> None:
+    for text in (experiment.claim, experiment.protocol):
+        assert text.endswith(".")
+        assert "  " not in text
+    assert experiment.title
+    assert experiment.source

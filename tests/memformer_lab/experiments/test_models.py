@@ -1,0 +1,158 @@
+"""Comparison models, constrained Memformers, further solvers and task families."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from memformer_kernels import memformer_predict
+from memformer_lab.experiments.families import FAMILIES, family_tokens
+from memformer_lab.experiments.networks import Variant, network
+from memformer_lab.experiments.prompts import algorithm_predictions, draw_prompts, memformer_predictions, similarity
+from memformer_lab.experiments.second_order import bfgs, online_gradient_descent
+from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
+from memformer_lab.optimizers import conjugate_gradient, ols
+from memformer_lab.tasks import GaussianTasks
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_linear_attention_is_the_linear_transformer() -> None:
+    torch.manual_seed(0)
+    stack = AttentionStack(3, 2, "linear").double()
+    batch = GaussianTasks.isotropic(3, 10, dtype=torch.float64).tokens(7, _generator(), queries=2)
+    q, p = stack.q[:, None], stack.p[:, None]
+    expected = memformer_predict(batch.z, q, p, context=10)
+    torch.testing.assert_close(stack.predict(batch.z, 10), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "relu"])
+def test_other_attention_reads_the_context_alone(attention: str) -> None:
+    torch.manual_seed(0)
+    stack = AttentionStack(3, 2, attention, feed_forward=True)  # type: ignore[arg-type]
+    z = torch.randn(4, 12, 4, generator=_generator())
+    changed = z.clone()
+    changed[:, 11] += 1
+    found, other = stack.predict(z, 10), stack.predict(changed, 10)
+    assert torch.equal(found[:, 0], other[:, 0])
+    assert not torch.equal(found[:, 1], other[:, 1])
+    order = torch.randperm(10, generator=_generator())
+    shuffled = torch.cat([z[:, order], z[:, 10:]], dim=1)
+    torch.testing.assert_close(stack.predict(shuffled, 10), found)
+
+
+@pytest.mark.parametrize("build", [lambda: CausalTransformer(3, 8, 2, 10), lambda: RecurrentModel(3, 8)])
+def test_sequence_models_do_not_see_what_they_predict(build: object) -> None:
+    torch.manual_seed(0)
+    model = build()  # type: ignore[operator]
+    x, y = torch.randn(2, 10, 3, generator=_generator()), torch.randn(2, 10, generator=_generator(1))
+    later = y.clone()
+    later[:, 4:] += 1
+    with torch.no_grad():
+        found, other = model(x, y), model(x, later)
+    assert found.shape == (2, 10)
+    torch.testing.assert_close(found[:, :5], other[:, :5])
+    assert (found[:, 5:] - other[:, 5:]).abs().min() > 0
+
+
+@pytest.mark.parametrize("memory", [None, 2])
+def test_quasi_newton_with_exact_searches_is_conjugate_gradients(memory: int | None) -> None:
+    tasks = GaussianTasks.isotropic(4, 12, dtype=torch.float64)
+    drawn = tasks.quadratics(30, _generator())
+    h, b = drawn.h.contiguous(), drawn.b.contiguous()
+    torch.testing.assert_close(bfgs(h, b, 4, memory), conjugate_gradient(h, b, 4), rtol=1e-6, atol=1e-8)
+    still = bfgs(h, torch.zeros_like(b), 3, memory)
+    assert torch.equal(still, torch.zeros_like(still))
+
+
+def test_online_gradient_descent_sees_one_example_after_another() -> None:
+    x, y = torch.randn(3, 5, 2, generator=_generator()), torch.randn(3, 5, generator=_generator(1))
+    rows = online_gradient_descent(x, y, 0.1)
+    torch.testing.assert_close(rows[0], 0.1 * y[:, :1] * x[:, 0])
+    changed = y.clone()
+    changed[:, 3:] = 9.0
+    assert torch.equal(online_gradient_descent(x, changed, 0.1)[:3], rows[:3])
+
+
+def test_predictions_by_prompt_length() -> None:
+    tasks = GaussianTasks.isotropic(3, 8)
+    x, y = draw_prompts(tasks, 6, _generator())
+    assert x.shape == (6, 9, 3)
+    found = algorithm_predictions(x, y, (2, 8))
+    exact = (x[:, 8].double() * ols(*_statistics(x[:, :8].double(), y[:, :8].double()))).sum(-1)
+    torch.testing.assert_close(found["OLS"][1], exact)
+    torch.testing.assert_close(exact, y[:, 8].double(), rtol=1e-4, atol=1e-4)
+    model = network(0, 3, 2, rule="lfom")
+    layers = memformer_predictions(model, x, y, (2, 8))
+    z = torch.cat([x, y.unsqueeze(-1)], dim=-1)
+    z[:, 8, -1] = 0
+    with torch.no_grad():
+        torch.testing.assert_close(layers[-1][1], model.predict(z, context=8)[:, 0])
+
+
+def _statistics(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    n = x.shape[1]
+    return x.mT @ x / n, (x * y.unsqueeze(-1)).sum(1) / n
+
+
+def test_similarity_is_a_cosine_of_errors() -> None:
+    truth = torch.randn(5, 4, generator=_generator())
+    errors = torch.randn(5, 4, generator=_generator(1))
+    assert similarity(truth + errors, truth + 3 * errors, truth) == pytest.approx(1.0)
+    assert similarity(truth + errors, truth - errors, truth) == pytest.approx(-1.0)
+    assert math.isnan(similarity(truth, truth + errors, truth))
+
+
+def test_scalar_and_shared_preconditioners() -> None:
+    scalar = network(0, 3, 2, rule="linear", preconditioner="scalar")
+    assert scalar.stack_arguments()["q"].shape == (2, 1, 3, 3)
+    assert scalar.q.numel() == 2
+    shared = network(0, 3, 2, rule="linear", preconditioner="shared")
+    q = shared.stack_arguments()["q"]
+    assert torch.equal(q[0], q[1])
+    assert shared.q.numel() == 9
+
+
+def test_registers_beyond_the_newest_are_never_read() -> None:
+    model = network(0, 3, 4, rule="lfom", registers=2)
+    assert model.gamma is not None
+    with torch.no_grad():
+        model.gamma.normal_(generator=_generator())
+    batch = GaussianTasks.isotropic(3, 10).tokens(5, _generator())
+    before = model.predict(batch.z)
+    with torch.no_grad():
+        model.gamma[3, :2] += 1
+        model.gamma[2, 0] += 1
+    assert torch.equal(model.predict(batch.z), before)
+    with torch.no_grad():
+        model.gamma[3, 2] += 1
+    assert not torch.equal(model.predict(batch.z), before)
+
+
+def test_one_register_is_no_memory() -> None:
+    wide = network(0, 3, 3, rule="lfom", registers=1)
+    plain = Variant(3, 3, rule="linear")
+    with torch.no_grad():
+        plain.q.copy_(wide.q)
+    batch = GaussianTasks.isotropic(3, 10).tokens(5, _generator())
+    torch.testing.assert_close(wide.predict(batch.z), plain.predict(batch.z))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_have_their_scale_and_hide_the_answer(name: str) -> None:
+    batch = family_tokens(name, 4000, _generator(), d=5, n=20, queries=2)
+    assert batch.z.shape == (4000, 22, 6)
+    assert (batch.z[:, 20:, -1] == 0).all()
+    expected = {"logistic": 1.0, "gamma-scaled": 7.5}.get(name, 5.0)
+    assert float(batch.target.square().mean()) == pytest.approx(expected, rel=0.15)
+    again = family_tokens(name, 4000, _generator(), d=5, n=20, queries=2)
+    assert torch.equal(again.z, batch.z)
+
+
+def test_unknown_families_are_refused() -> None:
+    with pytest.raises(ValueError, match="name must be one of linear, sphere"):
+        family_tokens("cubic", 1, _generator(), d=2, n=3)

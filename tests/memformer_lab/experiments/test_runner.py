@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from typer.testing import CliRunner
+
+from memformer_lab.cli import app
+from memformer_lab.experiments import record, runner
+from memformer_lab.experiments.protocol import Setting
+from memformer_lab.experiments.registry import find
+
+CHOSEN = ["published", "learnability"]
+
+
+class _Page(HTMLParser):
+    """Checks that tags nest, and keeps what is linked and shown."""
+
+    VOID = frozenset({"meta", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.ids: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.links += [value for name in ("src", "href") if (value := values.get(name))]
+        self.ids |= {value} if (value := values.get("id")) else set()
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("experiments")
+    outcomes = runner.run_experiments(CHOSEN, Setting("tiny"), folder)
+    assert [one.experiment.name for one in outcomes] == CHOSEN
+    return folder
+
+
+def test_results_figures_and_report_are_written(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "published.json", "published-layouts.png", "learnability.json", "learnability-gap.png", "learnability-loss.png",
+        "report.html",
+    }  # fmt: skip
+    for path in folder.glob("*.png"):
+        picture = matplotlib.image.imread(path)
+        assert picture.shape[1] > 500
+        assert picture[..., :3].std() > 0.05
+
+
+def test_the_report_is_one_well_formed_page_that_needs_no_network(folder: Path) -> None:
+    page = _Page()
+    page.feed((folder / "report.html").read_text(encoding="utf-8"))
+    page.close()
+    assert page.open == []
+    assert len(page.links) == 2 + 3
+    for link in page.links:
+        assert link.startswith("data:image/png;base64,") or link[1:] in page.ids
+    for name in CHOSEN:
+        experiment = find(name)
+        for text in (experiment.title, experiment.claim, experiment.source, experiment.protocol):
+            assert text in page.text
+    assert "reproduced with a caveat" in page.text
+    assert "tiny scale" in page.text
+
+
+def test_the_json_holds_claim_verdict_and_rules(folder: Path) -> None:
+    held = json.loads((folder / "learnability.json").read_text())
+    assert held["format"] == record.FORMAT
+    assert held["claim"] == find("learnability").claim
+    assert {"label", "checks", "caveats"} == held["verdict"].keys()
+    assert all({"text", "passed", "essential"} == check.keys() for check in held["verdict"]["checks"])
+
+
+def test_a_stopped_run_goes_on_where_it_was(folder: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    (folder / "published.json").unlink()
+    said: list[str] = []
+    runner.run_experiments(CHOSEN, Setting("tiny"), folder, say=said.append)
+    after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert after["learnability.json"] == before["learnability.json"]
+    assert after["published.json"] > before["published.json"]
+    assert any("learnability: found" in line for line in said)
+    assert any("published: running" in line for line in said)
+
+
+def test_another_setting_or_a_broken_file_is_run_again(folder: Path, tmp_path: Path) -> None:
+    experiment = find("published")
+    assert record.read(folder, experiment, Setting("tiny")) is not None
+    assert record.read(folder, experiment, Setting("tiny", seed=1)) is None
+    assert record.read(folder, experiment, Setting("quick")) is None
+    assert record.read(tmp_path, experiment, Setting("tiny")) is None
+    whole = (folder / "published.json").read_text()
+    for broken in (whole[:200], whole.replace('"layouts"', '"other"'), "[]"):
+        (tmp_path / "published.json").write_text(broken)
+        assert record.read(tmp_path, experiment, Setting("tiny")) is None
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ValueError, match="scale must be one of tiny, quick, full, got 'huge'"):
+        Setting("huge")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed must be at least 0"):
+        Setting("tiny", -1)
+    assert not set(Setting("tiny", 0).seeds) & set(Setting("tiny", 1).seeds)
+    assert len(Setting("quick").seeds) == len(Setting("full").seeds) == 5
+
+
+def test_the_command_lists_runs_and_refuses(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["reproduce", "--list"])
+    assert listed.exit_code == 0
+    assert [line.split()[0] for line in listed.output.splitlines()] == [str(number) for number in range(1, 19)]
+    done = CliRunner().invoke(app, ["reproduce", "18", "--tiny", "--out", str(tmp_path), "--workers", "1"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "report.html").exists()
+    assert "4 of 4" in done.output
+    for arguments, words in (
+        (["magic"], "no experiment is called 'magic'"),
+        (["--quick", "--full"], "cannot go together"),
+    ):
+        refused = CliRunner().invoke(app, ["reproduce", *arguments, "--out", str(tmp_path / "no")])
+        assert refused.exit_code == 2
+        assert words in refused.stderr
+        assert not (tmp_path / "no").exists()
