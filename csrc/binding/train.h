@@ -11,7 +11,8 @@
 
 namespace memformer::binding {
 
-// A model's parameters (M, ...), in the shapes of the public contract behind the models' axis, gates folded in. Contiguous.
+// A model's parameters (M, ...), in the shapes of the public contract behind the models' axis, gates folded in.
+// Contiguous.
 struct TrainedParameters {
   const Tensor& q;
   const MaybeTensor& p;
@@ -231,7 +232,10 @@ class TrainCall {
     const int axes[4] = {paired ? 1 : -1, static_cast<int>(given.dim()) - 4, static_cast<int>(given.dim()) - 3,
                          static_cast<int>(given.dim()) - 1};
     int steps[4];
-    for (int k = 0; k < 4; ++k) steps[k] = axes[k] < 0 || given.size(axes[k]) == 1 ? 0 : static_cast<int>(given.stride(axes[k]));
+    for (int k = 0; k < 4; ++k) {
+      const bool own = axes[k] >= 0 && given.size(axes[k]) > 1;
+      steps[k] = own ? static_cast<int>(given.stride(axes[k])) : 0;
+    }
     for (int l = 0; l < outer; ++l) {
       for (int j = 0; j < layers; ++j) {
         if (paired && j > l) continue;

@@ -7,9 +7,9 @@
 //   b = X^T y / n = H w + (sigma / n) C K z,  z ~ N(0, I)
 //
 // for n >= d. chi^2(m) = -2 sum of ln u over floor(m / 2) uniforms, plus a squared normal if m is odd: exact, and of a
-// fixed number of draws. Normals, in order: g (d; w = W g), K row by row, z (where there is noise), the squared ones, then
-// d for every query (x = C g). The uniforms begin at the next block. One task per S. Operations, with d^2 / 2 + 3 d
-// normals: d^3 / 6 for K K^T, d^3 / 2 more with C, n d / 2 products of uniforms.
+// fixed number of draws. Normals, in order: g (d; w = W g), K row by row, z (where there is noise), the squared ones,
+// then d for every query (x = C g). The uniforms begin at the next block. One task per S. Operations, with d^2 / 2 + 3
+// d normals: d^3 / 6 for K K^T, d^3 / 2 more with C, n d / 2 products of uniforms.
 
 #pragma once
 

@@ -1,9 +1,9 @@
-// Logarithm, sine and cosine of whole turns, and square roots of one number of every task: what normal and chi variables
-// are made of.
+// Logarithm, sine and cosine of whole turns, and square roots of one number of every task: what normal and chi
+// variables are made of.
 //
 // Nothing here branches on a number, so that S may be a vector. Errors, in units of the last place of the result: ln 2,
-// and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27 (double) and one division; both
-// sine and cosine 25 or 33.
+// and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27 (double) and one division;
+// both sine and cosine 25 or 33.
 
 #pragma once
 
@@ -147,8 +147,8 @@ MEMFORMER_INLINE void add_turn_terms(S square, S& sine, S& cosine) {
   }
 }
 
-// sin(2 pi turns) and cos(2 pi turns) for 0 <= turns <= 1: a series in the distance f from the nearest quarter k, |f| <=
-// 1/2, turned by k quarters; the factors of that are 0, 1 and -1.
+// sin(2 pi turns) and cos(2 pi turns) for 0 <= turns <= 1: a series in the distance f from the nearest quarter k, |f|
+// <= 1/2, turned by k quarters; the factors of that are 0, 1 and -1.
 template <class S>
 MEMFORMER_INLINE void sine_cosine_of_turns(S turns, S& sine, S& cosine) {
   using T = ValueOf<S>;

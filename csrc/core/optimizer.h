@@ -1,8 +1,8 @@
-// Optimisers, number by number: stochastic gradient descent with momentum, Adam (Kingma & Ba, arXiv 1412.6980) and AdamW
-// (Loshchilov & Hutter, arXiv 1711.05101), in the formulas of torch.optim.
+// Optimisers, number by number: stochastic gradient descent with momentum, Adam (Kingma & Ba, arXiv 1412.6980) and
+// AdamW (Loshchilov & Hutter, arXiv 1711.05101), in the formulas of torch.optim.
 //
-// One number of a model per S. Scalars are made once a step, in double. Operations for a number: 3 multiply-adds (SGD), 8
-// with a square root and a division (Adam).
+// One number of a model per S. Scalars are made once a step, in double. Operations for a number: 3 multiply-adds (SGD),
+// 8 with a square root and a division (Adam).
 
 #pragma once
 
@@ -28,8 +28,8 @@ struct StepScalars {
   T kept;             // of a parameter: 1 - rate * weight decay (AdamW)
 };
 
-// `hyper`: learning rate, momentum or beta1, beta2, epsilon, weight decay; `factor` of the schedule; the t-th step that is
-// taken, from 1.
+// `hyper`: learning rate, momentum or beta1, beta2, epsilon, weight decay; `factor` of the schedule; the t-th step that
+// is taken, from 1.
 template <class T>
 MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, double factor, int64_t t) {
   const double rate = hyper[0] * factor;

@@ -1,9 +1,10 @@
-// What the binding hands to the trainer of any device: the tasks, the models and the optimiser, as pointers and numbers.
+// What the binding hands to the trainer of any device: the tasks, the models and the optimiser, as pointers and
+// numbers.
 //
 // Models of an ensemble share the network's shape, the sampler and the optimiser's rule; each has parameters, a seed, a
-// stream and hyperparameters of its own. A model's parameters are one array of `flat` numbers: q, p, gamma, beta as their
-// tensors hold them. Kernels read the dense form of core/calls.h: dense[k] = constant[k] + the sum of the flat numbers
-// that links join to k (heads that collapse, coefficients that are shared).
+// stream and hyperparameters of its own. A model's parameters are one array of `flat` numbers: q, p, gamma, beta as
+// their tensors hold them. Kernels read the dense form of core/calls.h: dense[k] = constant[k] + the sum of the flat
+// numbers that links join to k (heads that collapse, coefficients that are shared).
 
 #pragma once
 
@@ -60,7 +61,8 @@ struct TrainedNetwork {
 
 enum class Rule : int { sgd, nesterov, adam, adamw };
 
-// The optimiser of M models. Arrays of T are (M, flat), `flat_step` numbers apart: a multiple of 16, zeros behind `flat`.
+// The optimiser of M models. Arrays of T are (M, flat), `flat_step` numbers apart: a multiple of 16, zeros behind
+// `flat`.
 template <class T>
 struct OptimizerState {
   Rule rule;
@@ -92,8 +94,8 @@ struct Training {
   double* losses;            // (steps, M)
 };
 
-// Of one step, the sums over blocks of 1024 tasks: (M, blocks, flat + 1), the gradients of the sum of squared errors and
-// then that sum.
+// Of one step, the sums over blocks of 1024 tasks: (M, blocks, flat + 1), the gradients of the sum of squared errors
+// and then that sum.
 struct BlockSums {
   int64_t first_block;
   int64_t blocks;

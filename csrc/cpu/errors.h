@@ -1,6 +1,6 @@
-// The squared errors of a group's tasks under a network's last column (s, or all of D numbers for dense matrices), and what
-// they send back to it. One task per lane. Operations: 2 D multiply-adds a query, or 2 d^2 where the query is integrated
-// out.
+// The squared errors of a group's tasks under a network's last column (s, or all of D numbers for dense matrices), and
+// what they send back to it. One task per lane. Operations: 2 D multiply-adds a query, or 2 d^2 where the query is
+// integrated out.
 
 #pragma once
 
@@ -9,8 +9,8 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 
 // The response slot of a query is x.s + slot for block matrices, and z.s for dense ones; its error is minus that, minus
-// the target. For x ~ N(0, C C^T) the expected square is |C^T (s + w)|^2 (response-only and block: the last column of T is
-// (s, 1)). `grad` gets the gradient of the sum of squares with respect to `state`, and that sum is returned.
+// the target. For x ~ N(0, C C^T) the expected square is |C^T (s + w)|^2 (response-only and block: the last column of T
+// is (s, 1)). `grad` gets the gradient of the sum of squares with respect to `state`, and that sum is returned.
 template <class T>
 class Errors {
   using S = Lanes<T>;

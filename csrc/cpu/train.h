@@ -1,4 +1,5 @@
-// What the pieces of the trainer know of each other: a group's tasks as numbers in lanes, and a network's sums over a part.
+// What the pieces of the trainer know of each other: a group's tasks as numbers in lanes, and a network's sums over a
+// part.
 
 #pragma once
 
@@ -29,7 +30,8 @@ struct TaskCells {
   int count() const { return queries ? query(queries) : solution() + width - 1; }
 };
 
-// Fills the cells of a group of tasks, zeros in the lanes past them; `scratch` are as many vectors as `fill_scratch` says.
+// Fills the cells of a group of tasks, zeros in the lanes past them; `scratch` are as many vectors as `fill_scratch`
+// says.
 #define MEMFORMER_FILLS_OF(T)                                                                          \
   void fill_statistics(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch);          \
   int statistics_scratch(const TaskSource<T>& source);                                                 \

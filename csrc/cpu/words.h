@@ -1,7 +1,7 @@
 // Random words and the bits of numbers, as SIMD vectors: what core/philox.h and core/elementary.h ask of Lanes.
 //
-// A word of every task sits in the low half of a 64-bit lane, where the processor multiplies 32 by 32 bits: one vector for
-// tasks in double, two for tasks in float, of the even and of the odd ones.
+// A word of every task sits in the low half of a 64-bit lane, where the processor multiplies 32 by 32 bits: one vector
+// for tasks in double, two for tasks in float, of the even and of the odd ones.
 
 #pragma once
 
@@ -14,7 +14,8 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
-// Intrinsics of AVX-512 come with a mask of all lanes: those without begin from an undefined vector, of which GCC warns.
+// Intrinsics of AVX-512 come with a mask of all lanes: those without begin from an undefined vector, of which GCC
+// warns.
 typedef uint64_t Wide __attribute__((vector_size(MEMFORMER_VECTOR_BYTES)));
 
 MEMFORMER_INLINE Wide wide_product(Wide word, Wide factor) {

@@ -1,9 +1,10 @@
-// Whole optimiser steps on the CPU: tasks, gradients, clipping and update of every model, as many steps as a call asks for.
+// Whole optimiser steps on the CPU: tasks, gradients, clipping and update of every model, as many steps as a call asks
+// for.
 //
-// Threads take parts of tasks from a queue, and sums are added in the order of parts and blocks, so that results depend on
-// neither. A step's update is made by one thread; with more models than threads a thread takes a model for all steps.
-// Nothing is allocated after the start, and nothing is read but parameters and given tasks. Beside the parts' work a step
-// costs a model some 10 operations for each of its numbers, and one hand-over to the threads.
+// Threads take parts of tasks from a queue, and sums are added in the order of parts and blocks, so that results depend
+// on neither. A step's update is made by one thread; with more models than threads a thread takes a model for all
+// steps. Nothing is allocated after the start, and nothing is read but parameters and given tasks. Beside the parts'
+// work a step costs a model some 10 operations for each of its numbers, and one hand-over to the threads.
 
 #include "core/optimizer.h"
 #include "cpu/kernels.h"
@@ -39,8 +40,8 @@ class Trainer {
     const std::size_t partial = models * static_cast<std::size_t>(at_once_ * sums_);
     const std::size_t dense = models * static_cast<std::size_t>(network_.dense());
     const std::size_t doubles = models * 2 * (flat + 1);
-    char* memory = static_cast<char*>(call_scratch(doubles * sizeof(double) + (4 * models * flat + partial + dense) * sizeof(T)));
-    totals_ = reinterpret_cast<double*>(memory);
+    const std::size_t numbers = 4 * models * flat + partial + dense;
+    totals_ = static_cast<double*>(call_scratch(doubles * sizeof(double) + numbers * sizeof(T)));
     news_ = reinterpret_cast<T*>(totals_ + doubles);
     partial_ = news_ + 4 * models * flat;
     dense_ = partial_ + partial;
@@ -219,7 +220,8 @@ class Trainer {
     const double* const hyper = state_.hyper + 6 * model;
     T* const grad = news_ + 4 * begin;
     T* const next[3] = {grad + state_.flat_step, grad + 2 * state_.flat_step, grad + 3 * state_.flat_step};
-    T* const now[3] = {state_.parameters + begin, state_.first + begin, state_.second ? state_.second + begin : nullptr};
+    T* const now[3] = {state_.parameters + begin, state_.first + begin,
+                       state_.second ? state_.second + begin : nullptr};
     const T* const trained = state_.trained + begin;
     for (int k = 0; k < state_.flat; ++k) {
       grad[k] = trained[k] != T(0) ? static_cast<T>(total[k] / entries) : T(0);
@@ -306,7 +308,9 @@ void train_gradients(const Training<double>& training, const BlockSums& blocks, 
   run(training, blocks, parallel);
 }
 
-void train_update(const Training<float>& training, const BlockSums& blocks) { Trainer<float>(training, 0, 0).update(blocks); }
+void train_update(const Training<float>& training, const BlockSums& blocks) {
+  Trainer<float>(training, 0, 0).update(blocks);
+}
 
 void train_update(const Training<double>& training, const BlockSums& blocks) {
   Trainer<double>(training, 0, 0).update(blocks);

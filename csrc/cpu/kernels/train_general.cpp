@@ -21,7 +21,11 @@ class GeneralTraining {
 
  public:
   GeneralTraining(const PartOfStep<T>& part, Shape shape)
-      : draw_(part.draw), network_(part.network), shape_(shape), errors_(part.network, part.draw), at_(part.draw.source) {
+      : draw_(part.draw),
+        network_(part.network),
+        shape_(shape),
+        errors_(part.network, part.draw),
+        at_(part.draw.source) {
     const T* const p = part.dense + network_.q_count;
     const T* const gamma = p + network_.p_count;
     const T* const beta = gamma + network_.gamma_count;
@@ -78,8 +82,8 @@ template <class T>
 void train(const PartOfStep<T>& part) {
   with_shape<T>(part.network.block, part.network.width, [&](auto shape) {
     const GeneralTraining<T, decltype(shape)> group(part, shape);
-    run_part<T>(group, part.draw.source.tasks, part.part, whole_sums<T>(part.network.dense() + 1), group.scratch_cells(),
-                part.partial);
+    const int sums = whole_sums<T>(part.network.dense() + 1);
+    run_part<T>(group, part.draw.source.tasks, part.part, sums, group.scratch_cells(), part.partial);
   });
 }
 

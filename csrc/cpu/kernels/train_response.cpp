@@ -1,7 +1,8 @@
 // Training of response-only networks on the CPU: a part's tasks, made and used in cache, to sums of gradients.
 //
-// A group is one vector of tasks and belongs to one thread. Nothing is read but the parameters. Operations per task: those
-// of its sampler and of core/response_gram.h; d = 5, L = 4, gamma in full: 230 multiply-adds forward, 380 backward.
+// A group is one vector of tasks and belongs to one thread. Nothing is read but the parameters. Operations per task:
+// those of its sampler and of core/response_gram.h; d = 5, L = 4, gamma in full: 230 multiply-adds forward, 380
+// backward.
 
 #include "core/response_gram.h"
 
@@ -75,8 +76,8 @@ template <class T>
 void train(const PartOfStep<T>& part) {
   with_extent<T>(part.draw.source.features, [&](auto d) {
     const ResponseTraining<T, decltype(d)> group(part, d);
-    run_part<T>(group, part.draw.source.tasks, part.part, whole_sums<T>(part.network.dense() + 1), group.scratch_cells(),
-                part.partial);
+    const int sums = whole_sums<T>(part.network.dense() + 1);
+    run_part<T>(group, part.draw.source.tasks, part.part, sums, group.scratch_cells(), part.partial);
   });
 }
 
