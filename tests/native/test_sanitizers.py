@@ -67,7 +67,8 @@ def test_native_tests_touch_no_memory_that_is_not_theirs(environment: dict[str, 
     files = ("native", "golden", "sizes", "layouts", "dtypes", "ragged_and_padding", "ops", "parity")
     tests = [f"tests/memformer_kernels/test_{name}.py" for name in files]
     tests.append("tests/memformer_kernels/blocks/test_register_update.py")
-    chosen = ["-m", "not gpu and not slow", "-k", "cpu or test_native or test_register_update", "-p", "no:xdist", "--timeout", "1800"]
+    words = "cpu or test_native or test_register_update"
+    chosen = ["-m", "not gpu and not slow", "-k", words, "-p", "no:xdist", "--timeout", "1800"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, *chosen]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
