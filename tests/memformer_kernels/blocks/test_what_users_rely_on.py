@@ -38,7 +38,7 @@ def test_compiles_whole_once_for_many_batches_and_lengths(name: str) -> None:
     made = model(name)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(made, fullgraph=True, backend=counter)
-    for batch, count in ((2, 10), (3, 17), (5, 70), (4, 130), (7, 131)):
+    for batch, count in ((2, 10), (3, 17), (5, 70), (4, 131), (7, 9)):
         z = tokens(batch, count)
         out = compiled(z)
         exact = made(z)
