@@ -15,14 +15,15 @@ from torch.nn.functional import pad
 TRANSPOSED = {"full": "full", "causal": "anticausal", "anticausal": "causal"}
 """The form in which keys see the tokens that see them."""
 
-_SPAN_ELEMENTS = 2**21
-"""Entries of q worked on at a time: 8 MiB of float32, a small part of a long sequence's memory."""
+_SPAN_ELEMENTS = {"cpu": 2**18, "cuda": 2**24}
+"""Entries of q worked on at a time: a small part of a long sequence's memory, on the CPU what its caches hold."""
 
 
 class Attention(NamedTuple):
     """Tokens q, k (B, ., H, E) and v (B, ., H, F); weights rows and keys (B, .), None for ones.
 
-    A token of weight 0 is left out by selection, so that what it holds is never read. The form says which keys t sees:
+    Where both kinds of weights are given, a token of weight 0 is left out by selection, so that what it holds is never
+    read; weights of one kind alone are not 0. The form says which keys t sees:
     "full" (all), "causal" (i <= t) or "anticausal" (i >= t); with bounds (S + 1,), only keys of its own sequence of a
     packed batch.
     """
@@ -69,20 +70,33 @@ def chunk_length(width: int) -> int:
     return 64 if width <= 64 else 128
 
 
-def _weighted(tokens: Tensor, weights: Tensor | None) -> Tensor:
-    """Tokens times their weights in the working dtype, with heads before tokens: (B, H, n, E)."""
-    values = tokens.to(compute_dtype(tokens))
-    if weights is not None:
-        kept = weights[:, :, None, None]
-        values = torch.where(kept != 0, values * kept.to(values.dtype), 0.0)
-    return values.transpose(1, 2)
+def _prepared(call: Attention, span: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """A span of q, k and v in the working dtype and weighed, with heads before tokens: (B, H, n, .)."""
+    q, k, v, rows, keys, *_ = call
+    selects = rows is not None and keys is not None
+    kept = (keys != 0).to(keys.dtype) if selects and keys is not None else None
+    return (
+        _weighted(q[:, span], _part(rows, span), selects),
+        _weighted(k[:, span], _part(keys, span), selects),
+        _weighted(v[:, span], _part(kept, span), selects),
+    )
+
+
+def _weighted(tokens: Tensor, weights: Tensor | None, selects: bool) -> Tensor:
+    values = tokens.to(compute_dtype(tokens)).transpose(1, 2)
+    if weights is None:
+        return values.contiguous()
+    kept = weights[:, None, :, None]
+    scaled = values.contiguous() * kept.to(values.dtype)
+    return torch.where(kept != 0, scaled, 0.0) if selects else scaled
 
 
 def _spans(tokens: Tensor, count: int) -> list[slice]:
-    """[0, count) in runs of whole chunks of about `_SPAN_ELEMENTS` entries."""
+    """[0, count) in runs of whole chunks of about as many entries as the device is given at a time."""
     batch, _, heads, width = tokens.shape
     chunk = chunk_length(width)
-    size = max(1, _SPAN_ELEMENTS // max(batch * heads * width * chunk, 1)) * chunk
+    entries = _SPAN_ELEMENTS.get(tokens.device.type, 2**21)
+    size = max(1, entries // max(batch * heads * width * chunk, 1)) * chunk
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -95,8 +109,8 @@ def _for_every_length(call: Attention) -> Tensor:
 
     Tokens are brought to whole chunks, and back, by taking them by their places.
     """
-    q, k, v, rows, keys, _, form = call
-    queries, keyed, values = _weighted(q, rows), _weighted(k, keys), _weighted(v, _kept(keys))
+    q, form = call.q, call.form
+    queries, keyed, values = _prepared(call, slice(None))
     if form == "full":
         return (queries @ (keyed.mT @ values)).transpose(1, 2)
     tokens, chunk = q.shape[1], chunk_length(q.shape[3])
@@ -110,37 +124,29 @@ def _for_every_length(call: Attention) -> Tensor:
     return out[:, :, token // chunk, token % chunk].transpose(1, 2)
 
 
-def _kept(keys: Tensor | None) -> Tensor | None:
-    """Weights of 1 and 0 that select the tokens of weights that are not 0."""
-    return None if keys is None else (keys != 0).to(keys.dtype)
-
-
 def _full(call: Attention) -> Tensor:
     q, k, v, rows, keys, *_ = call
-    kept = _kept(keys)
+    selects = rows is not None and keys is not None
     total = q.new_zeros((), dtype=compute_dtype(q))
     for span in _spans(k, k.shape[1]):
-        total = total + _weighted(k[:, span], _part(keys, span)).mT @ _weighted(v[:, span], _part(kept, span))
-    made = [(_weighted(q[:, s], _part(rows, s)) @ total).transpose(1, 2).to(v.dtype) for s in _spans(q, q.shape[1])]
+        _, keyed, values = _prepared(call._replace(q=q[:, :0], rows=rows if rows is None else rows[:, :0]), span)
+        total = total + keyed.mT @ values
+    made = []
+    for span in _spans(q, q.shape[1]):
+        part = _weighted(q[:, span], _part(rows, span), selects) @ total
+        made.append(part.transpose(1, 2).to(v.dtype))
     return made[0].contiguous() if len(made) == 1 else torch.cat(made, 1)
 
 
 def _in_order(call: Attention) -> Tensor:
-    q, k, v, rows, keys, _, form = call
-    kept = _kept(keys)
+    q, form = call.q, call.form
     spans = _spans(q, q.shape[1])
     made: list[Tensor] = []
     state: Tensor | None = None
     for span in spans if form == "causal" else spans[::-1]:
-        parts = (
-            _weighted(q[:, span], _part(rows, span)),
-            _weighted(k[:, span], _part(keys, span)),
-            _weighted(v[:, span], _part(kept, span)),
-        )
-        count = span.stop - span.start
-        cut_q, cut_k, cut_v = (_cut(x, chunk_length(q.shape[3])) for x in parts)
+        cut_q, cut_k, cut_v = (_cut(x, chunk_length(q.shape[3])) for x in _prepared(call, span))
         part, state = _chunks_in_order(cut_q, cut_k, cut_v, state, form)
-        made.append(part.flatten(2, 3)[:, :, :count].transpose(1, 2).to(v.dtype))
+        made.append(part.flatten(2, 3)[:, :, : span.stop - span.start].transpose(1, 2).to(call.v.dtype))
     if form != "causal":
         made.reverse()
     return made[0].contiguous() if len(made) == 1 else torch.cat(made, 1)
@@ -206,7 +212,7 @@ def _packed(call: Attention, bounds: Tensor) -> Tensor:
         scaled = taken if weights is None else taken * kept.to(taken.dtype)
         return torch.where(kept != 0, scaled, 0.0).permute(0, 3, 1, 2, 4)
 
-    queries, keyed, values = cut(q, rows), cut(k, keys), cut(v, _kept(keys))
+    queries, keyed, values = cut(q, rows), cut(k, keys), cut(v, None if keys is None else (keys != 0).to(keys.dtype))
     local = keyed.mT @ values
     if form == "full":
         out = queries @ _scan(local, owner)[:, :, last[own] - 1]

@@ -18,7 +18,8 @@ namespace {
 
 constexpr int64_t piece = 16384;       // entries of the result that a thread takes at a time
 constexpr int64_t cached = 4 << 20;    // a tensor of more bytes than this is written past the caches
-constexpr int64_t block = 512;         // entries of the gradient that stay in the first-level cache for all registers
+constexpr int64_t block = 2048;        // entries of the gradient that stay in the first-level cache for all registers
+constexpr int64_t burst = 4096;        // entries of short runs that one register's turn takes, to keep to its pages
 constexpr int64_t shared_parts = 64;   // most parts whose sums are kept side by side
 constexpr int64_t part_entries = 65536;
 constexpr int64_t owned_columns = 2048;
@@ -119,15 +120,26 @@ class Backward {
 
   void operator()(Range a, Range c) const {
     std::fill_n(recent_, call_.registers * m_.size(), T(0));
-    for (int64_t row = a.begin; row < a.end; ++row) {
-      if constexpr (Follows) {
-        run(row * call_.middle + m_.begin, m_.size(), m_.begin);
-        if ((row - a.begin + 1) % runs_between_flushes == 0) flush();
-      } else {
-        for (int64_t m = m_.begin; m < m_.end; ++m) run((row * call_.middle + m) * call_.after + c.begin, c.size(), m);
+    if constexpr (Follows) {
+      int64_t together = 1;
+      while (together < runs_between_flushes && 2 * together * m_.size() <= burst) together *= 2;
+      for (int64_t row = a.begin; row < a.end; row += together) {
+        const int64_t stop = std::min(a.end, row + together);
+        if (together == 1) {
+          run(row * call_.middle + m_.begin, m_.size(), m_.begin);
+        } else {
+          for (int64_t j = 0; j < call_.registers; ++j) {
+            for (int64_t r = row; r < stop; ++r) one(j, r * call_.middle + m_.begin, m_.size(), m_.begin);
+          }
+        }
+        if ((stop - a.begin) % runs_between_flushes == 0) flush();
       }
+      flush();
+      return;
     }
-    if constexpr (Follows) flush();
+    for (int64_t row = a.begin; row < a.end; ++row) {
+      for (int64_t m = m_.begin; m < m_.end; ++m) run((row * call_.middle + m) * call_.after + c.begin, c.size(), m);
+    }
   }
 
  private:

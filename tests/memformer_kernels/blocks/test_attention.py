@@ -14,7 +14,7 @@ from tests.memformer_kernels.blocks.options import OPTIONS, bounds, heads, with_
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("tokens", [1, 64, 130])
+@pytest.mark.parametrize("tokens", [1, 130])
 def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int) -> None:
     options = OPTIONS[name](3, tokens)
     leaves = heads(3, tokens, 5, 7)
@@ -53,10 +53,10 @@ def test_error_is_that_of_the_literal_form_in_the_same_precision(name: str, dtyp
         assert relative_error(made, value) <= 3 * max(relative_error(plain, value), budget)
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", ["context", "mask and ragged", "packed", "causal mask", "causal packed"])
 def test_first_and_second_derivatives(name: str) -> None:
-    options = OPTIONS[name](2, 5)
-    leaves = heads(2, 5, 2, 3, heads=1)
+    options = OPTIONS[name](1, 4)
+    leaves = heads(1, 4, 2, 3, heads=1)
 
     def attend(*tensors: Tensor) -> Tensor:
         return linear_attention(*tensors, **options)

@@ -20,6 +20,9 @@ from tests.memformer_kernels.blocks.models import MODELS, Stack, assert_same, gr
 from tests.memformer_kernels.blocks.options import OPTIONS, UPDATE_BACKENDS, heads, tokens_and_registers
 
 on_every_model = pytest.mark.parametrize("name", MODELS)
+on_some_models = pytest.mark.parametrize(
+    "name", [name if name == "causal" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
+)
 
 
 @pytest.fixture
@@ -29,13 +32,13 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "causal", "blocks"])
+@on_some_models
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_compiles_whole_once_for_many_batches_and_lengths(name: str) -> None:
     made = model(name)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(made, fullgraph=True, backend=counter)
-    for batch, count in ((2, 10), (3, 17), (5, 70), (4, 130), (7, 131)):
+    for batch, count in ((2, 10), (3, 17), (5, 70), (4, 131), (7, 9)):
         z = tokens(batch, count)
         out = compiled(z)
         exact = made(z)
@@ -82,6 +85,7 @@ def test_autocast(name: str, dtype: torch.dtype) -> None:
     exact = made(z)
     close = 0.1 if dtype == torch.bfloat16 else 0.02
     for ours, value in zip([out, *grads], [exact, *gradients(made, exact)], strict=True):
+        ours, value = ours.detach(), value.detach()
         assert float((ours - value).norm()) <= close * float(value.norm()) + 1e-6
 
 
@@ -161,7 +165,7 @@ def test_double_backward(name: str) -> None:
     torch.testing.assert_close(second, exact, rtol=1e-5, atol=1e-6 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "causal", "blocks"])
+@on_some_models
 def test_export_serves_every_batch_and_length(name: str) -> None:
     made = model(name)
     dynamic = {"z": {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("tokens", min=2, max=4096)}}

@@ -29,12 +29,12 @@ def _attention(name: str, tokens: int, width: int, value_width: int, dtype: torc
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.parametrize("tokens", [1, 70])
+@pytest.mark.parametrize("tokens", [pytest.param(1, marks=pytest.mark.slow), 70])
 def test_attention_equals_the_literal_form(name: str, tokens: int) -> None:
     _attention(name, tokens, 5, 7, torch.float32)
 
 
-@pytest.mark.parametrize("name", ["mask", "causal mask"])
+@pytest.mark.parametrize("name", [pytest.param("mask", marks=pytest.mark.slow), "causal mask"])
 def test_sequences_divided_among_programs(name: str) -> None:
     """More tokens than one program takes: their sums are handed on."""
     _attention(name, 700, 4, 3, torch.float32, batch=1)
