@@ -38,8 +38,9 @@ gpu: install
 install: native
 
 # The native library from csrc, in the source tree. Asks ninja every time, which takes no time when nothing changed.
+# CUDA code for one architecture, which the tests look into; TORCH_CUDA_ARCH_LIST names others, and an installed package has all.
 native: $(INSTALLED)
-	$(BIN)/python setup.py -q build_native --inplace
+	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-9.0+PTX}" $(BIN)/python setup.py -q build_native --inplace
 
 # torch and the build tools come first, so that the package itself is built against the torch it will run with.
 $(INSTALLED): pyproject.toml setup.py constraints.txt

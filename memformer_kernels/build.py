@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,13 +135,14 @@ def _look_for_cuda_fault() -> str | None:
     return None
 
 
-def _cuda_fault() -> str | None:
+def cuda_fault() -> str | None:
     """Why the CUDA library cannot run on the GPUs of this process, with the mend. Asked when a tensor lies on one."""
     return _look_for_cuda_fault()
 
 
-# A compiler that traces a call takes the answer as a constant.
-cuda_fault: Callable[[], str | None] = torch.compiler.assume_constant_result(_cuda_fault)  # type: ignore[no-untyped-call]
+# What torch.compiler.assume_constant_result does, without importing the compiler: one that traces a call takes the answer
+# as a constant.
+cuda_fault._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def serves(instruction_sets: Sequence[str], major: int, minor: int) -> bool:

@@ -56,7 +56,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(path) as archive:
             arrays = {key: torch.from_numpy(archive[key]) for key in archive.files}
     elif path.suffix == ".safetensors":
         try:

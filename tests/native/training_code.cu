@@ -12,6 +12,7 @@ constexpr int features = 5;
 using Weights = Fixed<features>;
 
 struct Sink {
+  static constexpr bool takes_outer_products = false;
   Cells<float, threads> sums;
   int gamma_start;
   __device__ __forceinline__ void a(int k, float value) { sums[k] += value; }
