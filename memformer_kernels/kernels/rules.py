@@ -1,7 +1,7 @@
-"""Which configuration runs: every size that a kernel is compiled for, by rule from D, N and dtype, with its reason.
+"""Which configuration runs: every size a kernel is compiled for, by rule from D, N, dtype and GPU, with its reason.
 
 Nothing is tuned at run time. No rule looks at the number of tasks except `gram_splits` and `programs`, which change how
-work is spread and not what is compiled; sums over tasks do not depend on either.
+work is spread and not what is compiled; sums over tasks depend on neither, nor on the GPU.
 """
 
 from typing import NamedTuple
@@ -52,16 +52,17 @@ class Config(NamedTuple):
         return max(self.block, DOT_MINIMUM)
 
 
-def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) -> Config:
+def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matrices: bool = False) -> Config:
     """The configuration for tasks of `tokens` rows, `width` wide, computed in `dtype`.
 
+    architecture: ten times the compute capability.
     `matrices`: for the matrix recurrence, whose steps hold more tiles at once than a Gram matrix and vectors do.
     """
     block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
         # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
-        # 1024 leave room for the other tiles of the matrix recurrence.
-        tasks = max(2, min(64, (512 if matrices else 1024) // (block * block)))
+        # 1024 leave room for the other tiles of the matrix recurrence. For Ampere 8192 are too many: workload W spills.
+        tasks = max(2, min(64, (512 if matrices or architecture < 90 else 1024) // (block * block)))
         lanes = 256 if block <= 8 else 128
         chunk = min(block, 2 if matrices else 8)
         return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)
