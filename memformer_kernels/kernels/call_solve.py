@@ -189,6 +189,7 @@ def solve_backward(
             LANES=config.lanes,
             ROWS=config.rows,
             TILE=config.tile,
+            REREAD=rules.rereads(width, architecture(a.device)),
             LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
             **prepared.constants,
         )

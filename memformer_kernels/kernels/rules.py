@@ -104,6 +104,14 @@ def gram_apart(width: int) -> bool:
     return width > 64
 
 
+def rereads(width: int, architecture: int) -> bool:
+    """Whether the fused loss reads a given matrix again before the layers' backward.
+
+    Compiled for Ampere, a matrix of more than 64 features kept from the forward on spills. Caches hold what was read.
+    """
+    return width > 64 and architecture < 90
+
+
 def gram_splits(batch: int, longest: int) -> int:
     """Programs that share one task's context: a power of 2."""
     needed = max(1, -(-longest // TOKENS_A_SPLIT))
