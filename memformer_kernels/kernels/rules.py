@@ -1,7 +1,7 @@
 """Which configuration runs: every size a kernel is compiled for, by rule from D, N, dtype and GPU, with its reason.
 
 Nothing is tuned at run time. No rule looks at the number of tasks except `gram_splits` and `programs`, which change how
-work is spread and not what is compiled; sums over tasks depend on neither, nor on the GPU.
+work is spread and not what is compiled; sums over tasks do not depend on either.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class Config(NamedTuple):
     """tasks: per program at a time. block: D rounded up. rows: tokens at a time. chunk: inner length of a product.
 
     lanes: tasks whose parameter gradients make one partial sum; a divisor of 1024, so that a block of 1024 tasks is a
-    whole number of them whatever the batch.
+    whole number of them whatever the batch, and the same on every GPU.
     """
 
     tasks: int
