@@ -74,7 +74,7 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
     chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
-    # With two buffers at 64 features on Ampere the assembler settles for 128 registers and spills; with three it does not.
+    # For Ampere the assembler settles for 128 registers with two buffers at 64 features and spills; not with three.
     buffers = 3 if block == 64 and architecture < 90 and not matrices else 2
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
     return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else buffers)
