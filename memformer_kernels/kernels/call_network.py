@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memformer_kernels.kernels import rules, sums
 from memformer_kernels.kernels.coefficients import Coefficient
-from memformer_kernels.kernels.launch import launch, triton_type
+from memformer_kernels.kernels.launch import architecture, launch, triton_type
 from memformer_kernels.kernels.network import network_kernel
 from memformer_kernels.kernels.network_backward import network_backward_kernel
 
@@ -74,7 +74,7 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int, stack: bool) ->
     z, q, past = recurrence.z, recurrence.q, recurrence.past
     batch, tokens, width = z.shape
     rows = width if recurrence.space == "gram" else tokens
-    config = rules.config(width, rows, q.dtype, matrices=True)
+    config = rules.config(width, rows, q.dtype, architecture(q.device), matrices=True)
     depth = 0 if past is None else past.shape[0]
     layers, heads = q.shape[:2]
     valid_from = 0 if stack else tokens - queries

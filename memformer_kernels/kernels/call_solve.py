@@ -9,7 +9,7 @@ from torch import Tensor
 from memformer_kernels.kernels import rules, sums
 from memformer_kernels.kernels.coefficients import Coefficient
 from memformer_kernels.kernels.gram import gram
-from memformer_kernels.kernels.launch import launch, triton_type
+from memformer_kernels.kernels.launch import architecture, launch, triton_type
 from memformer_kernels.kernels.solve import solve_kernel
 from memformer_kernels.kernels.solve_backward import solve_backward_kernel
 
@@ -70,7 +70,7 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int) -> _Launch:
     assert first is not None
     batch, tokens, width = first.shape
     layers, kept, features, _ = a.shape
-    config = rules.config(width, tokens, a.dtype)
+    config = rules.config(width, tokens, a.dtype, architecture(a.device))
     matrix = recurrence.h
     strides: tuple[int, ...] = (0, 0, 0)
     if z is not None:
@@ -189,6 +189,7 @@ def solve_backward(
             LANES=config.lanes,
             ROWS=config.rows,
             TILE=config.tile,
+            REREAD=rules.rereads(width, architecture(a.device)),
             LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
             **prepared.constants,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], object]
 """Takes a kernel, its arguments and its named constants."""
 
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+_ARCHITECTURE: ContextVar[int] = ContextVar("architecture", default=90)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
@@ -38,6 +41,27 @@ def observed(observer: Observer) -> Iterator[None]:
 def compile_only() -> AbstractContextManager[None]:
     """Compiles the kernels of the calls made inside for their arguments, and runs none."""
     return observed(lambda kernel, arguments, constants: kernel.warmup(*arguments, grid=(1,), **constants))
+
+
+def architecture(device: torch.device) -> int:
+    """Ten times a GPU's compute capability; without a GPU that of Hopper, or what `compiling_for` says."""
+    return _architecture(device.index) if device.type == "cuda" else _ARCHITECTURE.get()
+
+
+@cache
+def _architecture(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@contextmanager
+def compiling_for(architecture: int) -> Iterator[None]:
+    """Makes calls on CPU tensors choose what they would choose on a GPU of this architecture."""
+    token = _ARCHITECTURE.set(architecture)
+    try:
+        yield
+    finally:
+        _ARCHITECTURE.reset(token)
 
 
 def interpreted() -> bool:

@@ -1,4 +1,4 @@
-"""Which configuration runs: every size that a kernel is compiled for, by rule from D, N and dtype, with its reason.
+"""Which configuration runs: every size a kernel is compiled for, by rule from D, N, dtype and GPU, with its reason.
 
 Nothing is tuned at run time. No rule looks at the number of tasks except `gram_splits` and `programs`, which change how
 work is spread and not what is compiled; sums over tasks do not depend on either.
@@ -35,7 +35,7 @@ class Config(NamedTuple):
     """tasks: per program at a time. block: D rounded up. rows: tokens at a time. chunk: inner length of a product.
 
     lanes: tasks whose parameter gradients make one partial sum; a divisor of 1024, so that a block of 1024 tasks is a
-    whole number of them whatever the batch.
+    whole number of them whatever the batch, and the same on every GPU.
     """
 
     tasks: int
@@ -52,16 +52,17 @@ class Config(NamedTuple):
         return max(self.block, DOT_MINIMUM)
 
 
-def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) -> Config:
+def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matrices: bool = False) -> Config:
     """The configuration for tasks of `tokens` rows, `width` wide, computed in `dtype`.
 
+    architecture: ten times the compute capability.
     `matrices`: for the matrix recurrence, whose steps hold more tiles at once than a Gram matrix and vectors do.
     """
     block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
         # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
-        # 1024 leave room for the other tiles of the matrix recurrence.
-        tasks = max(2, min(64, (512 if matrices else 1024) // (block * block)))
+        # 1024 leave room for the other tiles of the matrix recurrence. For Ampere 8192 are too many: workload W spills.
+        tasks = max(2, min(64, (512 if matrices or architecture < 90 else 1024) // (block * block)))
         lanes = 256 if block <= 8 else 128
         chunk = min(block, 2 if matrices else 8)
         return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)
@@ -73,8 +74,10 @@ def config(width: int, tokens: int, dtype: torch.dtype, matrices: bool = False) 
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
     chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
+    # For Ampere the assembler settles for 128 registers with two buffers at 64 features and spills; not with three.
+    buffers = 3 if block == 64 and architecture < 90 and not matrices else 2
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
-    return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else 2)
+    return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else buffers)
 
 
 def columns_config(width: int, tokens: int) -> Config | None:
@@ -101,6 +104,14 @@ def gram_apart(width: int) -> bool:
     keep tokens in flight. It writes and reads D^2 numbers a task for the n D that it streams.
     """
     return width > 64
+
+
+def rereads(width: int, architecture: int) -> bool:
+    """Whether the fused loss reads a given matrix again before the layers' backward.
+
+    Compiled for Ampere, a matrix of more than 64 features kept from the forward on spills. Caches hold what was read.
+    """
+    return width > 64 and architecture < 90
 
 
 def gram_splits(batch: int, longest: int) -> int:

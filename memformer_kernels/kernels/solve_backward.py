@@ -246,7 +246,8 @@ def chunk_gradients(
             tl.store(betas + index * width + i, total, mask=i < features)
 
 
-@triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "kept", "queries", "outputs", "predicted"])
+# One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
+@triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "queries", "outputs", "predicted"])
 def solve_backward_kernel(
     z,
     matrix,
@@ -293,12 +294,13 @@ def solve_backward_kernel(
     LANE_CHUNK: tl.constexpr,
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
+    REREAD: tl.constexpr,
 ):
     """Gradients from those of the outputs, `error`; or, for the loss, the squared errors too, from the targets.
 
     A chunk's partial sum holds the gradients of a, gamma and beta and, for the loss, the sum of squares. For the loss
     `error` (1, B, queries) receives 2 (prediction - target) / predicted. z_grad, matrix_grad, offset_grad and
-    start_grad are made where they are given.
+    start_grad are made where they are given. With REREAD a given matrix is read once more for the way back.
     """
     strides = (z_task, z_row, z_column)
     sizes = (layers, kept, width, features, LANES)
@@ -354,6 +356,24 @@ def solve_backward_kernel(
                     squares += tl.sum(missed * missed, 1, keep_dims=True)
                     tl.store(error + at, 2 * missed / tl.cast(predicted, ACC), mask=mask)
             tl.debug_barrier()
+            if REREAD and not TOKENS:
+                tile = task_matrix(
+                    z,
+                    matrix,
+                    task[:, :, None],
+                    count,
+                    context,
+                    strides,
+                    width,
+                    features,
+                    live[:, :, None],
+                    TOKENS,
+                    TASKS,
+                    BLOCK,
+                    CHUNK,
+                    ACC,
+                    PRECISION,
+                )
             outer = (error, outputs, rows, strides, task, batch, queries)
             grad_matrix, grad_offset, grad = layer_gradients(
                 tile,

@@ -39,8 +39,11 @@ def test_results_and_gradients(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_all_are_spread")
-def test_float32_is_within_the_twin_budget() -> None:
-    case = make_case(structure="response-only", tasks=1024, heads=1)
+@pytest.mark.parametrize(
+    ("structure", "sizes"), [("response-only", {"tasks": 1024}), ("block", {"tasks": 256, "layers": 2})]
+)
+def test_float32_is_within_the_twin_budget(structure: str, sizes: dict[str, int]) -> None:
+    case = make_case(structure=structure, heads=1, **sizes)
     assert twin_violations(public("triton", "gram"), case) == {}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.kernels.launch import compiling_for
 from memformer_kernels.testing import (
     FLOAT64_ERROR,
     Case,
@@ -272,3 +273,19 @@ def test_the_same_call_gives_the_same_bits() -> None:
 
     for once, again in zip(run(), run(), strict=True):
         assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("width", [6, 65])
+def test_configurations_of_other_architectures_compute_the_same(width: int) -> None:
+    """For Ampere fewer narrow tasks a program, and from 65 features a matrix that is read again."""
+    tasks = 20 if width == 6 else 2
+    case = make_case(structure="response-only", width=width, tasks=tasks, tokens=4, layers=2, heads=1).to(torch.float64)
+    target = torch.ones(tasks, 1, dtype=torch.float64)
+
+    def run(architecture: int) -> tuple[Tensor, ...]:
+        with compiling_for(architecture):
+            loss = memformer_loss(case.z, target, case.q, *case.parameters, backend="triton", algorithm="gram")
+        return loss.detach(), *torch.autograd.grad(loss, list(leaves(case).values()))
+
+    for made, expected in zip(run(80), run(90), strict=True):
+        assert relative_error(made, expected) < FLOAT64_ERROR

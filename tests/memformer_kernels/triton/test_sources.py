@@ -114,8 +114,10 @@ def test_configurations_follow_rules() -> None:
     from memformer_kernels.kernels.sums import TASKS_A_BLOCK
 
     for width in range(1, rules.TILE_WIDTH + 1):
-        for dtype, matrices in product((torch.float32, torch.float64), (False, True)):
-            chosen = rules.config(width, 21, dtype, matrices)
+        for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
+            chosen = rules.config(width, 21, dtype, architecture, matrices)
+            # The order of sums over tasks is the same on every GPU.
+            assert chosen.lanes == rules.config(width, 21, dtype, 90, matrices).lanes
             assert TASKS_A_BLOCK % chosen.lanes == 0
             assert chosen.lanes % chosen.tasks == 0
             assert chosen.block >= width
