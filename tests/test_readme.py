@@ -115,3 +115,19 @@ def test_ratios_and_overheads_are_what_the_records_say() -> None:
     for comparison in json.loads((results / "overhead-cpu.json").read_text())["comparisons"]:
         ratio = comparison["public"]["median_us"] / comparison["empty"]["median_us"]
         assert re.search(rf"^\| {re.escape(comparison['call'])} \|.*\| {ratio:.2f} \|$", README, re.MULTILINE)
+
+
+def test_the_trainers_table_is_its_record() -> None:
+    """Milliseconds of every contender, and how many times as quick as the best peer a model's step is."""
+    record = json.loads((ROOT / "benchmarks" / "results" / "trainer-cpu.json").read_text())
+
+    def figure(value: float) -> str:
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+    for kind, tasks in (("fresh", "fresh tasks every step"), ("given", "given tasks")):
+        best = min(contender["median_ms"] for contender in record[kind] if contender["peer"])
+        for contender in record[kind]:
+            name = contender["contender"] if contender["peer"] else f"**{contender['contender']}**"
+            name += f", {contender['models']} models" if contender["models"] > 1 else ""
+            ratio = best * contender["models"] / contender["median_ms"]
+            assert f"| {name} | {tasks} | {figure(contender['median_ms'])} | {figure(ratio)} |" in README
