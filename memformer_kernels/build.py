@@ -140,8 +140,8 @@ def cuda_fault() -> str | None:
     return _look_for_cuda_fault()
 
 
-# As torch.compiler.assume_constant_result does, without importing the compiler: one that traces a call takes the answer as
-# a constant.
+# As torch.compiler.assume_constant_result does, without importing the compiler: one that traces a call takes the
+# answer as a constant.
 cuda_fault._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
