@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+# CUDA code for one architecture, which the tests look into; a package that is installed without this file has all.
+export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
 
 .PHONY: run test test-all lint bench bench-compare gpu install native clean
 
@@ -38,9 +40,8 @@ gpu: install
 install: native
 
 # The native library from csrc, in the source tree. Asks ninja every time, which takes no time when nothing changed.
-# CUDA code for one architecture, which the tests look into; TORCH_CUDA_ARCH_LIST names others, and an installed package has all.
 native: $(INSTALLED)
-	TORCH_CUDA_ARCH_LIST="$${TORCH_CUDA_ARCH_LIST:-9.0+PTX}" $(BIN)/python setup.py -q build_native --inplace
+	$(BIN)/python setup.py -q build_native --inplace
 
 # torch and the build tools come first, so that the package itself is built against the torch it will run with.
 $(INSTALLED): pyproject.toml setup.py constraints.txt
