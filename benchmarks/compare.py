@@ -79,7 +79,7 @@ def changes(record: Report, now: Report) -> Iterator[Change]:
                 peer.provider,
                 before_peer.median_ms / before.median_ms,
                 after_peer.median_ms / after.median_ms,
-                min(WIDEST_BAND, max(LEAST_BAND, math.hypot(*map(_spread, found)))),
+                min(WIDEST_BAND, max(LEAST_BAND, math.hypot(*(one.spread for one in found)))),
             )
 
 
@@ -129,8 +129,3 @@ def _quantiles(timing: Timing) -> Quantiles:
     if timing.quantiles is None:
         raise ValueError(f"{timing.provider} was not timed")
     return timing.quantiles
-
-
-def _spread(quantiles: Quantiles) -> float:
-    """Half the distance from q10 to q90, relative to the median."""
-    return (quantiles.q90_ms - quantiles.q10_ms) / (2 * quantiles.median_ms)

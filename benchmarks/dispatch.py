@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.harness import Policy
-from benchmarks.record import Quantiles, Report, Timing
+from benchmarks.record import Quantiles, Report
 from benchmarks.table import figure
 from benchmarks.workloads import W_FULL, W, Workload
 
@@ -76,13 +76,12 @@ class Choice:
 def choices(report: Report) -> Iterator[Choice]:
     """Every workload on which the automatic choice was timed; the best may be any provider but itself."""
     for workload in dict.fromkeys(timing.workload for timing in report.timings):
-        timed = {t.provider: t for t in report.timings if t.workload == workload and t.quantiles is not None}
+        timed = {t.provider: t.quantiles for t in report.timings if t.workload == workload and t.quantiles is not None}
         auto = timed.pop(AUTO, None)
-        if auto is None or auto.quantiles is None or not timed:
+        if auto is None or not timed:
             continue
-        best = min(timed.values(), key=_median)
-        noise = math.hypot(_spread(auto), _spread(best))
-        yield Choice(workload, auto.quantiles, best.provider, _median(best), noise)
+        best, found = min(timed.items(), key=lambda item: item[1].median_ms)
+        yield Choice(workload, auto, best, found.median_ms, math.hypot(auto.spread, found.spread))
 
 
 def choice_table(found: list[Choice]) -> Table:
@@ -103,13 +102,3 @@ def choice_table(found: list[Choice]) -> Table:
             choice.best,
         )
     return table
-
-
-def _median(timing: Timing) -> float:
-    return timing.quantiles.median_ms if timing.quantiles else math.inf
-
-
-def _spread(timing: Timing) -> float:
-    """Half the distance from q10 to q90, relative to the median."""
-    found = timing.quantiles
-    return 0.0 if found is None else (found.q90_ms - found.q10_ms) / (2 * found.median_ms)

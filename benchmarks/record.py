@@ -45,6 +45,11 @@ class Quantiles:
     q90_ms: float
     runs: int
 
+    @property
+    def spread(self) -> float:
+        """Half the distance from q10 to q90, relative to the median."""
+        return (self.q90_ms - self.q10_ms) / (2 * self.median_ms)
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -1,6 +1,7 @@
 // Learned first-order methods on given quadratics: the instance that serves a call. Instances: quadratics_*.cu.
 
 #include "cuda/grid.cuh"
+#include "cuda/instances.cuh"
 #include "cuda/quadratics.cuh"
 
 namespace memformer::cuda {
@@ -30,22 +31,7 @@ int quadratics(const Quadratics<T>& call, const Parameters& parameters, const La
   const auto run = [&](auto extent) {
     return run_quadratics(call, parameters, launch.scratch, DeviceMachine{launch}, extent);
   };
-  const core::UpTo<16> any{d};
-  if constexpr (sizeof(T) == 4) {
-    if (fits_shared(quadratics_plan(call, parameters, any))) {
-      switch (d) {
-        case 1: return run(core::Fixed<1>{});
-        case 2: return run(core::Fixed<2>{});
-        case 3: return run(core::Fixed<3>{});
-        case 4: return run(core::Fixed<4>{});
-        case 5: return run(core::Fixed<5>{});
-        case 6: return run(core::Fixed<6>{});
-        case 7: return run(core::Fixed<7>{});
-        case 8: return run(core::Fixed<8>{});
-      }
-    }
-  }
-  return run(any);
+  return with_weights<T>(d, fits_shared(quadratics_plan(call, parameters, core::UpTo<16>{d})), run);
 }
 
 template int64_t quadratics_scratch(const Quadratics<float>&, const Parameters&);

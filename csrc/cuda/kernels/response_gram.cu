@@ -1,6 +1,7 @@
 // Response-only networks in Gram space: the instance that serves a call. Instances: response_gram_*.cu.
 
 #include "cuda/grid.cuh"
+#include "cuda/instances.cuh"
 #include "cuda/response_gram_plan.cuh"
 
 namespace memformer::cuda {
@@ -30,22 +31,7 @@ int response_gram(const Network<T>& network, const Parameters& parameters, const
   const auto run = [&](auto extent) {
     return run_response_gram(network, parameters, launch.scratch, DeviceMachine{launch}, extent);
   };
-  const core::UpTo<16> any{d};
-  if constexpr (sizeof(T) == 4) {
-    if (fits_shared(response_gram_call(network, parameters, any))) {
-      switch (d) {
-        case 1: return run(core::Fixed<1>{});
-        case 2: return run(core::Fixed<2>{});
-        case 3: return run(core::Fixed<3>{});
-        case 4: return run(core::Fixed<4>{});
-        case 5: return run(core::Fixed<5>{});
-        case 6: return run(core::Fixed<6>{});
-        case 7: return run(core::Fixed<7>{});
-        case 8: return run(core::Fixed<8>{});
-      }
-    }
-  }
-  return run(any);
+  return with_weights<T>(d, fits_shared(response_gram_call(network, parameters, core::UpTo<16>{d})), run);
 }
 
 template int64_t response_gram_scratch(const Network<float>&, const Parameters&);
