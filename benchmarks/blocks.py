@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from benchmarks.clock import milliseconds, peak_bytes
 from benchmarks.record import Machine
 from memformer_kernels import linear_attention, reference_blocks, register_update
-from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends import BLOCKS
 from memformer_kernels.plan import plan_update
 from memformer_kernels.problem_blocks import check_update
 from memformer_kernels.testing import relative_error
@@ -205,7 +205,7 @@ def _passes(device: torch.device, count: int, granularity: str, entries: int) ->
                 call.z, call.registers, call.gamma, grads, [True] * count, total
             ),
         }
-    backend = BACKENDS[name]
+    backend = BLOCKS[name]
     return {
         "forward": lambda: backend.register_update(*call),
         "backward": lambda: backend.register_update_backward(*call, [True] * (count + 1)),

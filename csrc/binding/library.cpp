@@ -7,6 +7,7 @@
 
 #include <string>
 
+#include "binding/attention.h"
 #include "binding/network.h"
 #include "binding/solve.h"
 #include "binding/train.h"
@@ -232,6 +233,31 @@ void register_update_backward(const Tensor& grad, const std::vector<Tensor>& reg
   });
 }
 
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& rows, const MaybeTensor& keys,
+               const MaybeTensor& bounds, bool causal, const Tensor& result) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
+    call.result = heads_of(result);
+    cpu::kernels<T>().attention(call, parallel_for);
+  });
+}
+
+void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& rows,
+                        const MaybeTensor& keys, const MaybeTensor& bounds, bool causal, const MaybeTensor& grad_q,
+                        const MaybeTensor& grad_k, const MaybeTensor& grad_v) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
+    call.backward = true;
+    call.result = heads_of(grad);
+    call.grad_q = heads_of(grad_q);
+    call.grad_k = heads_of(grad_k);
+    call.grad_v = heads_of(grad_v);
+    cpu::kernels<T>().attention(call, parallel_for);
+  });
+}
+
 std::string instruction_set() { return cpu::instruction_set(); }
 
 void use_instruction_set(const std::string& name) {
@@ -248,6 +274,7 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
 #define MEMFORMER_PARAMETER_GRADS "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
 
+#define MEMFORMER_ATTENTION "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds, bool causal, "
 #define MEMFORMER_OPTIMIZER \
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int step, "
@@ -278,6 +305,9 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");
   m.def("register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
         "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
+  m.def("attention(" MEMFORMER_ATTENTION "Tensor(a!) result) -> ()");
+  m.def("attention_backward(Tensor grad, " MEMFORMER_ATTENTION
+        "Tensor(a!)? grad_q, Tensor(b!)? grad_k, Tensor(c!)? grad_v) -> ()");
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 }
@@ -299,6 +329,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
   m.impl("register_update", TORCH_BOX(&memformer::binding::register_update));
   m.impl("register_update_backward", TORCH_BOX(&memformer::binding::register_update_backward));
+  m.impl("attention", TORCH_BOX(&memformer::binding::attention));
+  m.impl("attention_backward", TORCH_BOX(&memformer::binding::attention_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {
