@@ -64,31 +64,33 @@ MEMFORMER_INLINE void product_block(Rows<T> to, Left<T> left, Rows<const T> righ
 // Which part of the sum a row of a product has: all of it, or that up to or from its own place.
 enum class Depth { whole, up_to_row, from_row };
 
-template <class T, int Count, int Vectors, bool Adding>
-inline void product_rows(Rows<T> to, int rows, Left<T> left, Rows<const T> right, int depth, Depth extent) {
+template <class T, int Count, int Vectors, bool Adding, class Meanwhile>
+inline void product_rows(Rows<T> to, int rows, Left<T> left, Rows<const T> right, int depth, Depth extent,
+                         Meanwhile& meanwhile) {
   for (int row = 0; row + Count <= rows; row += Count) {
+    meanwhile();
     const int begin = extent == Depth::from_row ? row : 0;
     const int end = extent == Depth::up_to_row && row + Count < depth ? row + Count : depth;
     product_block<T, Count, Vectors, Adding>(to.at(row, 0), left.from_row(row), right, begin, end);
   }
 }
 
-// to (rows x columns) = left right, or += ; the sum is over `depth` products.
-template <class T, bool Adding>
-inline void product(Rows<T> to, int rows, int columns, Left<T> left, Rows<const T> right, int depth,
-                    Depth extent = Depth::whole) {
+// to (rows x columns) = left right, or += ; the sum is over `depth` products. `meanwhile` is called every few rows.
+template <class T, bool Adding, class Meanwhile>
+inline void product(Rows<T> to, int rows, int columns, Left<T> left, Rows<const T> right, int depth, Depth extent,
+                    Meanwhile& meanwhile) {
   constexpr int width = Lanes<T>::width;
   int column = 0;
   if constexpr (MEMFORMER_VECTOR_BYTES == 64) {
     for (; column + 4 * width <= columns; column += 4 * width) {
-      product_rows<T, 4, 4, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent);
+      product_rows<T, 4, 4, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
     }
   }
   for (; column + 2 * width <= columns; column += 2 * width) {
-    product_rows<T, 4, 2, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent);
+    product_rows<T, 4, 2, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
   }
   for (; column < columns; column += width) {
-    product_rows<T, 4, 1, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent);
+    product_rows<T, 4, 1, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
   }
 }
 

@@ -10,6 +10,7 @@
 // 3 F read (in order), or 3 E + 4 F, and 2 E + F written. Sums are float (double for double), and do not depend on threads.
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "cpu/kernels.h"
 #include "cpu/lanes.h"
@@ -72,6 +73,47 @@ void turn(const T* tile, int64_t step, int rows, int columns, T* turned, int64_t
     }
   }
 }
+
+// Asks memory for the next chunk's tokens while this one is worked on, a few lines at a time: a head's part of a token is too
+// short for the hardware's own prefetcher.
+class NextTokens {
+ public:
+  // No tokens, until there are some.
+  void begin() { sources_ = rows_ = row_ = k_ = 0; }
+
+  void add(const Tokens& tokens, int64_t place, int count) {
+    const Array& array = tokens.heads.array;
+    const int64_t number = bytes_of_number(array.storage);
+    Source& source = source_[sources_++];
+    source = {static_cast<const char*>(array.data) + place * number, array.stride[1] * number,
+              static_cast<int>((tokens.width * number + 63) / 64)};
+    rows_ = count;
+  }
+
+  // Asks for all of them in about `calls` calls.
+  void divide(int calls) { share_ = (sources_ * rows_ + calls - 1) / calls; }
+
+  MEMFORMER_INLINE void operator()() {
+    for (int k = 0; k < share_ && row_ < rows_; ++k) {
+      Source& source = source_[k_];
+      for (int line = 0; line < source.lines; ++line) __builtin_prefetch(source.row + 64 * line, 0, 2);
+      source.row += source.step;
+      if (++k_ >= sources_) {
+        k_ = 0;
+        ++row_;
+      }
+    }
+  }
+
+ private:
+  struct Source {
+    const char* row;
+    int64_t step;
+    int lines;
+  };
+  Source source_[3];
+  int sources_ = 0, rows_ = 0, row_ = 0, k_ = 0, share_ = 0;
+};
 
 // One head of one sequence. Tiles hold a chunk's tokens row by row, as wide as the widest head.
 template <class T>
@@ -140,6 +182,7 @@ class Head {
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       load(keys, true, first, count, keys_);
       load(values, false, first, count, values_);
+      expect(first + chunk, range, padded_to(keys.width, tile_columns), {&keys, &values});
       add_to_state(keys.width, values.width, count, first == range.begin);
     }
   }
@@ -149,8 +192,9 @@ class Head {
     for (int64_t first = range.begin; first < range.end; first += chunk) {
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       load(readers, true, first, count, readers_);
+      expect(first + chunk, range, chunk, {&readers});
       product<T, false>(made_, padded_to(count, tile_rows), padded_to(width, tile_columns), by_row(readers_), fixed(state),
-                        readers.width);
+                        readers.width, Depth::whole, next_);
       store(result, width, first, count);
     }
   }
@@ -166,10 +210,14 @@ class Head {
       load(readers, true, first, count, readers_);
       load(keys, true, first, count, keys_);
       load(values, false, first, count, values_);
+      expect(sees == Sees::later ? first - chunk : first + chunk, range, 3 * chunk + padded_to(keys.width, tile_columns),
+             {&readers, &keys, &values});
       score(rows, padded_to(count, tile_columns), readers.width, sees);
       product<T, false>(made_, rows, columns, by_row(scores_), fixed(values_), count,
-                        sees == Sees::later ? Depth::from_row : Depth::up_to_row);
-      if (step > 0) product<T, true>(made_, rows, columns, by_row(readers_), fixed(state_), readers.width);
+                        sees == Sees::later ? Depth::from_row : Depth::up_to_row, next_);
+      if (step > 0) {
+        product<T, true>(made_, rows, columns, by_row(readers_), fixed(state_), readers.width, Depth::whole, next_);
+      }
       store(result, values.width, first, count);
       if (step + 1 < chunks) add_to_state(keys.width, values.width, count, step == 0);
     }
@@ -183,7 +231,7 @@ class Head {
       const int begin = sees == Sees::later ? row / vector * vector : 0;
       const int end = sees == Sees::later ? columns : std::min(columns, padded_to(row + tile_rows, vector));
       product<T, false>(scores_.at(row, begin), tile_rows, end - begin, by_row(readers_).from_row(row),
-                        fixed(turned_.at(0, begin)), depth);
+                        fixed(turned_.at(0, begin)), depth, Depth::whole, next_);
       for (int i = 0; i < tile_rows; ++i) {
         T* const corner = scores_.at(row + i, row).data;
         if (sees == Sees::later) {
@@ -199,10 +247,19 @@ class Head {
     const int rows = padded_to(key_width, tile_columns), columns = padded_to(value_width, tile_columns);
     const Left<T> turned{keys_.data, 1, width_};
     if (first) {
-      product<T, false>(state_, rows, columns, turned, fixed(values_), count);
+      product<T, false>(state_, rows, columns, turned, fixed(values_), count, Depth::whole, next_);
     } else {
-      product<T, true>(state_, rows, columns, turned, fixed(values_), count);
+      product<T, true>(state_, rows, columns, turned, fixed(values_), count, Depth::whole, next_);
     }
+  }
+
+  // The next chunk, asked for while products make `rows` rows.
+  void expect(int64_t first, Range range, int rows, std::initializer_list<const Tokens*> tokens) {
+    next_.begin();
+    if (first < range.begin || first >= range.end) return;
+    const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
+    for (const Tokens* one : tokens) next_.add(*one, place(one->heads, first), count);
+    next_.divide(rows / tile_rows);
   }
 
   void load(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
@@ -238,6 +295,7 @@ class Head {
   int64_t task_, head_;
   Rows<T> readers_, keys_, values_, made_, turned_, scores_, state_, state_turned_;
   Tokens q_, k_, v_, grad_;
+  NextTokens next_;
 };
 
 template <class T>
