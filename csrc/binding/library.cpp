@@ -9,6 +9,7 @@
 
 #include "binding/attention.h"
 #include "binding/network.h"
+#include "binding/pages.h"
 #include "binding/solve.h"
 #include "binding/train.h"
 #include "binding/update.h"
@@ -210,6 +211,7 @@ void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64
 void register_update(const Tensor& z, const std::vector<Tensor>& registers, const Tensor& gamma, const Tensor& result) {
   with_compute_type(z, [&](auto type) {
     using T = decltype(type);
+    expect_large_pages(result);
     UpdateCall<T> made(z, registers, gamma);
     made.call.result = static_cast<T*>(result.data_ptr());
     made.run();
@@ -222,6 +224,7 @@ void register_update_backward(const Tensor& grad, const std::vector<Tensor>& reg
   with_compute_type(grad, [&](auto type) {
     using T = decltype(type);
     UpdateCall<T> made(grad, registers, gamma);
+    for (const Tensor& one : grad_registers) expect_large_pages(one);
     std::vector<T*> places(wanted.size(), nullptr);
     for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
       if (wanted[k]) places[k] = static_cast<T*>(grad_registers[next++].data_ptr());
@@ -238,6 +241,7 @@ void attention(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTen
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
     auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
+    expect_large_pages(result);
     call.result = heads_of(result);
     cpu::kernels<T>().attention(call, parallel_for);
   });
@@ -251,6 +255,9 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
     auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
     call.backward = true;
     call.result = heads_of(grad);
+    for (const MaybeTensor* one : {&grad_q, &grad_k, &grad_v}) {
+      if (*one) expect_large_pages(**one);
+    }
     call.grad_q = heads_of(grad_q);
     call.grad_k = heads_of(grad_k);
     call.grad_v = heads_of(grad_v);
