@@ -240,9 +240,8 @@ def time_blocks(
         from benchmarks.blocks_figure import draw
 
         write_atomically(figure, draw(record))
-    console.print(
-        f"record: {path}; {left} cases left, which the same command goes on with" if left else f"record: {path}"
-    )
+    rest = f"; {left} cases left, which the same command goes on with" if left else ""
+    console.print(f"record: {path}{rest}", soft_wrap=True)
 
 
 def best_backend() -> str:

@@ -86,6 +86,11 @@ inline void product(Rows<T> to, int rows, int columns, Left<T> left, Rows<const 
       product_rows<T, 4, 4, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
     }
   }
+  if (MEMFORMER_VECTOR_BYTES == 64 && extent == Depth::whole && rows % 8 == 0) {
+    for (; column + 2 * width <= columns; column += 2 * width) {
+      product_rows<T, 8, 2, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
+    }
+  }
   for (; column + 2 * width <= columns; column += 2 * width) {
     product_rows<T, 4, 2, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
   }

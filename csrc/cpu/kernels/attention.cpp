@@ -54,11 +54,12 @@ void read_row(const Array& array, int64_t at, int count, T factor, T* to) {
 }
 
 template <class T>
-void write_row(const T* from, int count, const Array& array, int64_t at) {
+void write_row(const T* from, int count, T factor, const Array& array, int64_t at) {
   if (array.storage == storage_of<T> && array.stride[2] == 1) {
-    std::copy_n(from, count, static_cast<T*>(array.data) + at);
+    T* const to = static_cast<T*>(array.data) + at;
+    for (int c = 0; c < count; ++c) to[c] = from[c] * factor;
   } else {
-    for (int c = 0; c < count; ++c) write_number<T>(array, at + c * array.stride[2], from[c]);
+    for (int c = 0; c < count; ++c) write_number<T>(array, at + c * array.stride[2], from[c] * factor);
   }
 }
 
@@ -143,6 +144,7 @@ class Head {
     k_ = {call.k, call.key_weights, call.key_width};
     v_ = {call.v, call.key_weights, call.value_width};
     grad_ = {call.result, call.row_weights, call.value_width};
+    selects_ = call.row_weights.data && call.key_weights.data;
   }
 
   void forward(const Attention<T>& call, Range tokens, Range keys) {
@@ -180,26 +182,26 @@ class Head {
   void sum(const Tokens& keys, const Tokens& values, Range range) {
     for (int64_t first = range.begin; first < range.end; first += chunk) {
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
-      load(keys, true, first, count, keys_);
-      load(values, false, first, count, values_);
+      const Rows<const T> own_keys = look(keys, true, first, count, keys_);
+      const Rows<const T> own_values = look(values, false, first, count, values_);
       expect(first + chunk, range, padded_to(keys.width, tile_columns), {&keys, &values});
-      add_to_state(keys.width, values.width, count, first == range.begin);
+      add_to_state(own_keys, keys.width, own_values, values.width, count, first == range.begin);
     }
   }
 
-  // result_t = readers_t state.
+  // result_t = the readers' weight times readers_t state.
   void apply(const Tokens& readers, Rows<T> state, const Heads& result, int width, Range range) {
     for (int64_t first = range.begin; first < range.end; first += chunk) {
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
-      load(readers, true, first, count, readers_);
+      const Rows<const T> own = look(readers, false, first, count, readers_);
       expect(first + chunk, range, chunk, {&readers});
-      product<T, false>(made_, padded_to(count, tile_rows), padded_to(width, tile_columns), by_row(readers_), fixed(state),
+      product<T, false>(made_, padded_to(count, tile_rows), padded_to(width, tile_columns), by_row(own), fixed(state),
                         readers.width, Depth::whole, next_);
-      store(result, width, first, count);
+      store(result, width, readers.weights, first, count);
     }
   }
 
-  // result_t = the sum over the keys that t sees.
+  // result_t = the readers' weight times the sum over the keys that t sees.
   void attend(const Tokens& readers, const Tokens& keys, const Tokens& values, const Heads& result, Range range, Sees sees) {
     const int64_t chunks = (range.end - range.begin + chunk - 1) / chunk;
     const int columns = padded_to(values.width, tile_columns);
@@ -207,19 +209,19 @@ class Head {
       const int64_t first = range.begin + (sees == Sees::later ? chunks - 1 - step : step) * chunk;
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       const int rows = padded_to(count, tile_rows);
-      load(readers, true, first, count, readers_);
+      load(readers, false, first, count, readers_);
       load(keys, true, first, count, keys_);
       load(values, false, first, count, values_);
       expect(sees == Sees::later ? first - chunk : first + chunk, range, 3 * chunk + padded_to(keys.width, tile_columns),
              {&readers, &keys, &values});
       score(rows, padded_to(count, tile_columns), readers.width, sees);
-      product<T, false>(made_, rows, columns, by_row(scores_), fixed(values_), count,
+      product<T, false>(made_, rows, columns, by_row(fixed(scores_)), fixed(values_), count,
                         sees == Sees::later ? Depth::from_row : Depth::up_to_row, next_);
       if (step > 0) {
-        product<T, true>(made_, rows, columns, by_row(readers_), fixed(state_), readers.width, Depth::whole, next_);
+        product<T, true>(made_, rows, columns, by_row(fixed(readers_)), fixed(state_), readers.width, Depth::whole, next_);
       }
-      store(result, values.width, first, count);
-      if (step + 1 < chunks) add_to_state(keys.width, values.width, count, step == 0);
+      store(result, values.width, readers.weights, first, count);
+      if (step + 1 < chunks) add_to_state(fixed(keys_), keys.width, fixed(values_), values.width, count, step == 0);
     }
   }
 
@@ -230,7 +232,7 @@ class Head {
     for (int row = 0; row < rows; row += tile_rows) {
       const int begin = sees == Sees::later ? row / vector * vector : 0;
       const int end = sees == Sees::later ? columns : std::min(columns, padded_to(row + tile_rows, vector));
-      product<T, false>(scores_.at(row, begin), tile_rows, end - begin, by_row(readers_).from_row(row),
+      product<T, false>(scores_.at(row, begin), tile_rows, end - begin, by_row(fixed(readers_)).from_row(row),
                         fixed(turned_.at(0, begin)), depth, Depth::whole, next_);
       for (int i = 0; i < tile_rows; ++i) {
         T* const corner = scores_.at(row + i, row).data;
@@ -243,13 +245,13 @@ class Head {
     }
   }
 
-  void add_to_state(int key_width, int value_width, int count, bool first) {
+  void add_to_state(Rows<const T> keys, int key_width, Rows<const T> values, int value_width, int count, bool first) {
     const int rows = padded_to(key_width, tile_columns), columns = padded_to(value_width, tile_columns);
-    const Left<T> turned{keys_.data, 1, width_};
+    const Left<T> turned{keys.data, 1, keys.step};
     if (first) {
-      product<T, false>(state_, rows, columns, turned, fixed(values_), count, Depth::whole, next_);
+      product<T, false>(state_, rows, columns, turned, values, count, Depth::whole, next_);
     } else {
-      product<T, true>(state_, rows, columns, turned, fixed(values_), count, Depth::whole, next_);
+      product<T, true>(state_, rows, columns, turned, values, count, Depth::whole, next_);
     }
   }
 
@@ -262,37 +264,61 @@ class Head {
     next_.divide(rows / tile_rows);
   }
 
-  void load(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
+  // Tokens where they lie, if a product can read them there, else in the tile.
+  Rows<const T> look(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
     const Array& array = from.heads.array;
+    const bool plain = array.storage == storage_of<T> && array.stride[2] == 1;
+    const bool whole = from.width % tile_columns == 0 && count % tile_rows == 0;
+    if (plain && whole && !weighs(from, scaled)) {
+      return {static_cast<const T*>(array.data) + place(from.heads, first), array.stride[1]};
+    }
+    load(from, scaled, first, count, tile);
+    return fixed(tile);
+  }
+
+  void load(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
+    const bool weighed = weighs(from, scaled);
+    const int padded = padded_to(from.width, tile_columns);
     for (int i = 0; i < count; ++i) {
-      const int64_t token = first + i;
-      const T weight =
-          from.weights.data ? read_number<T>(from.weights, task_ * from.weights.stride[0] + token * from.weights.stride[1]) : T(1);
+      const T weight = weighed ? weight_of(from.weights, first + i) : T(1);
       T* const row = tile.at(i, 0).data;
       if (weight == T(0)) {
-        std::fill_n(row, from.width, T(0));
-      } else {
-        read_row(array, place(from.heads, token), from.width, scaled ? weight : T(1), row);
+        std::fill_n(row, padded, T(0));
+        continue;
       }
+      read_row(from.heads.array, place(from.heads, first + i), from.width, scaled ? weight : T(1), row);
       // The head that was here before in another role may have been wider.
-      std::fill(row + from.width, row + padded_to(from.width, tile_columns), T(0));
+      for (int c = from.width; c < padded; ++c) row[c] = T(0);
     }
   }
 
-  void store(const Heads& to, int width, int64_t first, int count) const {
-    for (int i = 0; i < count; ++i) write_row(made_.at(i, 0).data, width, to.array, place(to, first + i));
+  void store(const Heads& to, int width, const Array& weights, int64_t first, int count) const {
+    for (int i = 0; i < count; ++i) {
+      const T weight = weights.data ? weight_of(weights, first + i) : T(1);
+      T* const row = made_.at(i, 0).data;
+      if (weight == T(0)) std::fill_n(row, width, T(0));
+      write_row(row, width, weight, to.array, place(to, first + i));
+    }
+  }
+
+  // Weights of one kind alone are never 0, so that only a factor can ask for them.
+  bool weighs(const Tokens& tokens, bool scaled) const { return tokens.weights.data && (scaled || selects_); }
+
+  T weight_of(const Array& weights, int64_t token) const {
+    return read_number<T>(weights, task_ * weights.stride[0] + token * weights.stride[1]);
   }
 
   int64_t place(const Heads& heads, int64_t token) const {
     return task_ * heads.array.stride[0] + token * heads.array.stride[1] + head_ * heads.stride;
   }
 
-  static Left<T> by_row(Rows<T> tile) { return {tile.data, tile.step, 1}; }
+  static Left<T> by_row(Rows<const T> tile) { return {tile.data, tile.step, 1}; }
 
   static Rows<const T> fixed(Rows<T> tile) { return {tile.data, tile.step}; }
 
   int width_;
   int64_t task_, head_;
+  bool selects_;
   Rows<T> readers_, keys_, values_, made_, turned_, scores_, state_, state_turned_;
   Tokens q_, k_, v_, grad_;
   NextTokens next_;
