@@ -30,9 +30,10 @@ class Record:
 
     @property
     def missing(self) -> list[AttentionCase | UpdateCase]:
-        done = {timing.case for timing in (*self.attention, *self.updates)}
+        done = {timing.case for timing in self.attention} | {timing.case for timing in self.updates}
         device = torch.device(self.machine.device)
-        return [c for c in (*blocks.attention_cases(self.quick), *blocks.update_cases(device)) if c not in done]
+        cases: list[AttentionCase | UpdateCase] = [*blocks.attention_cases(self.quick), *blocks.update_cases(device)]
+        return [case for case in cases if case not in done]
 
 
 def write(path: Path, record: Record) -> None:

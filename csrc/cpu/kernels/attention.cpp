@@ -6,8 +6,8 @@
 // with the later tokens for the earlier ones. Where a token sees all, S is summed first, and the three share two such sums.
 //
 // Multiply-adds a token of one head: 2 E F, and C (E + F) for chunks of C in order, of which three quarters and a little over
-// a half are made; backward three times as many (in order), or 5 E F. Numbers: 2 E + F read and F written; backward 6 E +
-// 3 F read (in order), or 3 E + 4 F, and 2 E + F written. Sums are float (double for double), and do not depend on threads.
+// a half are made; backward three times as many (in order), or 5 E F. Numbers: 2 E + F read and F written; backward 4 E +
+// 5 F read (in order), or 3 E + 4 F, and 2 E + F written. Sums are float (double for double), and do not depend on threads.
 
 #include <algorithm>
 #include <initializer_list>
