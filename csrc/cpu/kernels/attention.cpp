@@ -45,10 +45,12 @@ void read_row(const Array& array, int64_t at, int count, T factor, T* to) {
     }
   };
   const auto same = [](auto number) { return number; };
+  const auto bfloat16 = [](uint16_t half) { return core::from_bfloat16(half); };
+  const auto float16 = [](uint16_t half) { return core::from_float16(half); };
   switch (array.storage) {
     case Storage::float64: return read(static_cast<const double*>(array.data) + at, same);
-    case Storage::bfloat16: return read(static_cast<const uint16_t*>(array.data) + at, core::from_bfloat16);
-    case Storage::float16: return read(static_cast<const uint16_t*>(array.data) + at, core::from_float16);
+    case Storage::bfloat16: return read(static_cast<const uint16_t*>(array.data) + at, bfloat16);
+    case Storage::float16: return read(static_cast<const uint16_t*>(array.data) + at, float16);
     default: return read(static_cast<const float*>(array.data) + at, same);
   }
 }
@@ -80,7 +82,7 @@ void turn(const T* tile, int64_t step, int rows, int columns, T* turned, int64_t
 class NextTokens {
  public:
   // No tokens, until there are some.
-  void begin() { sources_ = rows_ = row_ = k_ = 0; }
+  void begin() { sources_ = rows_ = row_ = turn_ = 0; }
 
   void add(const Tokens& tokens, int64_t place, int count) {
     const Array& array = tokens.heads.array;
@@ -96,11 +98,11 @@ class NextTokens {
 
   MEMFORMER_INLINE void operator()() {
     for (int k = 0; k < share_ && row_ < rows_; ++k) {
-      Source& source = source_[k_];
+      Source& source = source_[turn_];
       for (int line = 0; line < source.lines; ++line) __builtin_prefetch(source.row + 64 * line, 0, 2);
       source.row += source.step;
-      if (++k_ >= sources_) {
-        k_ = 0;
+      if (++turn_ >= sources_) {
+        turn_ = 0;
         ++row_;
       }
     }
@@ -113,7 +115,7 @@ class NextTokens {
     int lines;
   };
   Source source_[3];
-  int sources_ = 0, rows_ = 0, row_ = 0, k_ = 0, share_ = 0;
+  int sources_ = 0, rows_ = 0, row_ = 0, turn_ = 0, share_ = 0;
 };
 
 // One head of one sequence. Tiles hold a chunk's tokens row by row, as wide as the widest head.
