@@ -5,6 +5,7 @@
 whole optimiser steps, `blocks` at attention and the register update.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import blocks, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
+from benchmarks import blocks_record, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, Provider, automatic, select
 from benchmarks.record import Report, read_report, write_json, write_report
@@ -220,18 +221,27 @@ def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULT
 def time_blocks(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Quick = False,
-    json: Annotated[Path | None, typer.Option(help="Record; default blocks-<device>.json.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Record, gone on with if it is there; default blocks-<device>.json.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Begin no case after so many seconds.")] = math.inf,
+    figure: Annotated[Path | None, typer.Option(help="Draw time and memory over length, when all is there.")] = None,
 ) -> None:
     """Time linear attention against its peers over length, and the register update against the copy bandwidth."""
-    where = torch.device(device)
-    machine = measure_machine(where, quick=quick)
-    attention = blocks.time_attention(where, blocks.QUICK_LENGTHS if quick else blocks.LENGTHS, 2 if quick else 7)
-    updates = blocks.time_updates(where, 2 if quick else 15, 2**20 if quick else 2**24)
     path = json or RESULTS / f"blocks-{device}.json"
-    write_json(path, blocks.as_record(machine, attention, updates))
+    try:
+        record = blocks_record.proceed(path, torch.device(device), quick, seconds)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    blocks.print_blocks(attention, updates, console)
-    console.print(f"record: {path}", soft_wrap=True)
+    blocks_record.show(record, console)
+    left = len(record.missing)
+    if figure and not left:
+        from benchmarks.blocks_figure import draw
+
+        write_atomically(figure, draw(record))
+    rest = f"; {left} cases left, which the same command goes on with" if left else ""
+    console.print(f"record: {path}{rest}", soft_wrap=True)
 
 
 def best_backend() -> str:

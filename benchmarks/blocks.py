@@ -2,36 +2,35 @@
 against the copy bandwidth. Forward and backward to every argument, each behind a correctness gate.
 
 Peers of attention: softmax attention as PyTorch fuses it (another function, of quadratic time), torch.compile of the
-same sum in chunks, and flash-linear-attention's nearest operation where it is installed and a GPU is at hand.
+same sum in chunks, and flash-linear-attention's nearest operation where it is installed and a GPU is at hand. What is
+timed is divided into cases, so that a run can be stopped and go on.
 """
 
 import importlib
 import importlib.util
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.clock import milliseconds, peak_bytes
-from benchmarks.record import Machine
 from memformer_kernels import linear_attention, reference_blocks, register_update
-from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends import BLOCKS
 from memformer_kernels.plan import plan_update
 from memformer_kernels.problem_blocks import check_update
 from memformer_kernels.testing import relative_error
 
-FORMAT = 1
-HEADS, WIDTH = 4, 64
-LENGTHS = (256, 1024, 4096, 16_384, 65_536)
-QUICK_LENGTHS = (256, 1024)
+HEADS = 4
+WIDTHS = (64, 32)
+LENGTHS = (64, 256, 1024, 4096, 16_384, 65_536)
+QUICK_LENGTHS = (64, 256)
 LONGEST_QUADRATIC = 16_384
 """Beyond it softmax attention takes minutes on a CPU."""
+SLOW_MS, SLOW_ROUNDS = 500.0, 3
+"""Providers slower than this have fewer rounds."""
 GATE_LENGTH, GATE_ERROR = 300, 1e-4
 REGISTERS = (1, 4, 8)
 CHUNK = 64
@@ -40,28 +39,57 @@ Attend = Callable[[Tensor, Tensor, Tensor, bool], Tensor]
 
 
 @dataclass(frozen=True)
-class AttentionTiming:
-    """One provider at one length. ms: median of a forward and backward. peak_mb: memory at its peak, or None."""
+class AttentionCase:
+    """One sample of `tokens` tokens, HEADS heads that are `width` wide."""
 
-    provider: str
+    width: int
     causal: bool
     tokens: int
+
+
+@dataclass(frozen=True)
+class UpdateCase:
+    """Tokens 512 wide with J registers and one coefficient per feature or per token, on so many threads."""
+
+    threads: int
+    granularity: str
+    registers: int
+
+
+@dataclass(frozen=True)
+class AttentionTiming:
+    """One provider. ms: median of a forward and backward. peak_mb: memory at its peak beside the arguments, or None."""
+
+    case: AttentionCase
+    provider: str
     ms: float
     peak_mb: float | None
 
 
 @dataclass(frozen=True)
 class UpdateTiming:
-    """One pass of the register update. of_copy: its bytes over its time, over the bandwidth of a copy in its rounds.
+    """One pass, "forward" or "backward". of_copy: its rate over that of a copy which took turns with it.
 
-    The native kernels' results are written to memory that is there already, as the copy's is.
+    Rates are of bytes that must move: 2 numbers an entry for the copy, J + 2 forward (J + 1 read, 1 written), 2 J + 1
+    backward (J + 1 read, J written; gamma and its gradient are next to nothing). Whether a write reads its line first
+    is counted for neither. Results are written to memory that is there already.
     """
 
-    pass_: str
-    granularity: str
-    registers: int
+    case: UpdateCase
+    name: str
     ms: float
     of_copy: float
+
+
+def attention_cases(quick: bool) -> list[AttentionCase]:
+    lengths = QUICK_LENGTHS if quick else LENGTHS
+    return [AttentionCase(width, causal, n) for width in WIDTHS for causal in (False, True) for n in lengths]
+
+
+def update_cases(device: torch.device) -> list[UpdateCase]:
+    several = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = sorted({1, several}, reverse=True)
+    return [UpdateCase(t, granularity, j) for t in threads for granularity in ("feature", "token") for j in REGISTERS]
 
 
 def _softmax(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
@@ -101,17 +129,17 @@ def providers(device: torch.device) -> dict[str, Attend]:
     return made
 
 
-def _draw(tokens: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def _draw(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tokens)
     return [
-        torch.randn(1, tokens, HEADS, WIDTH, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)
+        torch.randn(1, tokens, HEADS, width, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)
     ]
 
 
 def check(attend: Attend, device: torch.device, dtype: torch.dtype) -> None:
     """Raises RuntimeError where ours and the n-by-n form in float64 differ, forward or in a gradient."""
     for causal in (False, True):
-        leaves = _draw(GATE_LENGTH, device, dtype)
+        leaves = _draw(GATE_LENGTH, WIDTHS[0], device, dtype)
         wide = [x.detach().double().requires_grad_() for x in leaves]
         q, k, v = leaves
         made, exact = attend(q, k, v, causal), reference_blocks.linear_attention(*wide, causal=causal)
@@ -124,33 +152,32 @@ def check(attend: Attend, device: torch.device, dtype: torch.dtype) -> None:
 
 
 def time_attention(
-    device: torch.device, lengths: Sequence[int], rounds: int, dtype: torch.dtype = torch.float32
+    case: AttentionCase, device: torch.device, rounds: int, dtype: torch.dtype = torch.float32
 ) -> list[AttentionTiming]:
-    """Every provider at every length, in rounds that take turns."""
-    attends = providers(device)
-    check(attends["memformer_kernels"], device, dtype)
+    """Every provider, in rounds that take turns."""
+    torch.compiler.reset()  # a compiled peer gets the length it is timed at
+    leaves = _draw(case.tokens, case.width, device, dtype)
+    grad = torch.ones_like(leaves[0])
+    steps: dict[str, Callable[[], object]] = {}
+    for name, attend in providers(device).items():
+        quadratic = name == "scaled_dot_product_attention" and case.tokens > LONGEST_QUADRATIC
+        if not (quadratic and device.type == "cpu") and (case.causal or "causal" not in name):
+            steps[name] = _step(attend, leaves, grad, case.causal)
+            steps[name]()
+    own_rounds = {
+        name: rounds if milliseconds(step, device) < SLOW_MS else min(rounds, SLOW_ROUNDS)
+        for name, step in steps.items()
+    }
+    spent: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds):
+        for name, step in steps.items():
+            if turn < own_rounds[name]:
+                spent[name].append(milliseconds(step, device))
     timings = []
-    for causal in (False, True):
-        for tokens in lengths:
-            torch.compiler.reset()  # a compiled peer gets the length it is timed at
-            leaves = _draw(tokens, device, dtype)
-            grad = torch.ones_like(leaves[0])
-            steps: dict[str, Callable[[], object]] = {}
-            for name, attend in attends.items():
-                quadratic = name == "scaled_dot_product_attention" and tokens > LONGEST_QUADRATIC
-                if (quadratic and device.type == "cpu") or ("causal" in name and not causal):
-                    continue
-                steps[name] = _step(attend, leaves, grad, causal)
-            for step in steps.values():
-                step()
-            spent: dict[str, list[float]] = {name: [] for name in steps}
-            for _ in range(rounds):
-                for name, step in steps.items():
-                    spent[name].append(milliseconds(step, device))
-            for name, step in steps.items():
-                peak = peak_bytes(step, device)
-                megabytes = None if peak is None else peak / 2**20
-                timings.append(AttentionTiming(name, causal, tokens, statistics.median(spent[name]), megabytes))
+    for name, step in steps.items():
+        peak = peak_bytes(step, device)
+        megabytes = None if peak is None else peak / 2**20
+        timings.append(AttentionTiming(case, name, statistics.median(spent[name]), megabytes))
     return timings
 
 
@@ -159,33 +186,34 @@ def _step(attend: Attend, leaves: Sequence[Tensor], grad: Tensor, causal: bool) 
     return lambda: torch.autograd.grad(attend(q, k, v, causal), leaves, grad)
 
 
-def time_updates(device: torch.device, rounds: int, entries: int) -> list[UpdateTiming]:
-    """The register update on tokens 512 wide, per feature and per token, with a copy in every round."""
-    source = torch.ones(entries, device=device)
-    target = torch.empty_like(source).copy_(source)
-    timings = []
-    for granularity in ("feature", "token"):
-        for count in REGISTERS:
-            passes = _passes(device, count, granularity, entries)
-            spent: dict[str, list[float]] = {name: [] for name in ("copy", *passes)}
-            for _ in range(rounds):
-                spent["copy"].append(milliseconds(lambda: target.copy_(source), device))
-                for name, run in passes.items():
-                    spent[name].append(milliseconds(run, device))
-            bandwidth = 2 * source.nbytes / min(spent.pop("copy"))
-            for name, samples in spent.items():
-                moved = source.nbytes * (count + 2 if name == "forward" else 2 * count + 1)
-                timings.append(
-                    UpdateTiming(name, granularity, count, statistics.median(samples), moved / min(samples) / bandwidth)
-                )
-    return timings
+def time_update(case: UpdateCase, device: torch.device, rounds: int, entries: int) -> list[UpdateTiming]:
+    """Both passes, with a copy in every round."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(case.threads)
+    try:
+        source = torch.ones(entries, device=device)
+        target = torch.empty_like(source).copy_(source)
+        passes = {"copy": lambda: target.copy_(source), **_passes(case, device, entries)}
+        spent: dict[str, list[float]] = {name: [] for name in passes}
+        for _ in range(rounds):
+            for name, run in passes.items():
+                spent[name].append(milliseconds(run, device))
+    finally:
+        torch.set_num_threads(before)
+    copy = min(spent.pop("copy")) / 2
+    numbers = {"forward": case.registers + 2, "backward": 2 * case.registers + 1}
+    return [
+        UpdateTiming(case, name, statistics.median(samples), copy * numbers[name] / min(samples))
+        for name, samples in spent.items()
+    ]
 
 
-def _passes(device: torch.device, count: int, granularity: str, entries: int) -> dict[str, Callable[[], object]]:
+def _passes(case: UpdateCase, device: torch.device, entries: int) -> dict[str, Callable[[], object]]:
     """Forward and backward of the backend that a call would take, gated."""
+    count = case.registers
     z = torch.randn(entries // 512, 512, device=device)
     registers = [torch.randn_like(z) for _ in range(count)]
-    gamma = torch.randn((count, 512) if granularity == "feature" else (count, len(z), 1), device=device)
+    gamma = torch.randn((count, 512) if case.granularity == "feature" else (count, len(z), 1), device=device)
     exact = reference_blocks.register_update(z, registers, gamma)
     if not relative_error(register_update(z, registers, gamma), exact) <= 1e-6:
         raise RuntimeError(f"the register update is wrong on {device}")
@@ -205,47 +233,8 @@ def _passes(device: torch.device, count: int, granularity: str, entries: int) ->
                 call.z, call.registers, call.gamma, grads, [True] * count, total
             ),
         }
-    backend = BACKENDS[name]
+    backend = BLOCKS[name]
     return {
         "forward": lambda: backend.register_update(*call),
         "backward": lambda: backend.register_update_backward(*call, [True] * (count + 1)),
     }
-
-
-def as_record(
-    machine: Machine, attention: Sequence[AttentionTiming], updates: Sequence[UpdateTiming]
-) -> dict[str, object]:
-    """What is written to JSON."""
-    return {
-        "format": FORMAT,
-        "machine": asdict(machine),
-        "heads": HEADS,
-        "width": WIDTH,
-        "attention": [asdict(timing) for timing in attention],
-        "register_update": [asdict(timing) for timing in updates],
-    }
-
-
-def print_blocks(attention: Sequence[AttentionTiming], updates: Sequence[UpdateTiming], console: Console) -> None:
-    """Two tables."""
-    for causal in (False, True):
-        lengths = sorted({timing.tokens for timing in attention})
-        title = (
-            f"attention, {'causal' if causal else 'full'}: forward + backward, ms (peak MB), H = {HEADS}, E = {WIDTH}"
-        )
-        table = Table("provider", *(f"N = {n:,}" for n in lengths), title=title, box=box.SIMPLE_HEAD)
-        for name in dict.fromkeys(timing.provider for timing in attention):
-            found = {t.tokens: t for t in attention if t.provider == name and t.causal == causal}
-            if found:
-                table.add_row(name, *(_cell(found.get(n)) for n in lengths))
-        console.print(table)
-    table = Table("pass", "gamma", "J", "ms", "of copy", title="register update, 512 wide", box=box.SIMPLE_HEAD)
-    for t in updates:
-        table.add_row(t.pass_, f"per {t.granularity}", str(t.registers), f"{t.ms:.3g}", f"{t.of_copy:.2f}")
-    console.print(table)
-
-
-def _cell(timing: AttentionTiming | None) -> str:
-    if timing is None:
-        return ""
-    return f"{timing.ms:.3g}" + ("" if timing.peak_mb is None else f" ({timing.peak_mb:,.0f})")

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import blocks, functional, gates, plan, problem, problem_blocks
-from memformer_kernels.backends import BACKENDS
-from memformer_kernels.backends.base import Backend, Layer, Network, Quadratics
-from memformer_kernels.maths import factored
+from memformer_kernels.backends import BACKENDS, BLOCKS
+from memformer_kernels.backends.base import Layer, Network, Quadratics
 
 _ATTENTION = ("q", "k", "v", "causal", "context", "mask", "cu_seqlens")
 """The arguments of `linear_attention` that say what is computed."""
@@ -37,8 +36,7 @@ def warmup(*arguments: Any, **options: Any) -> plan.Plan:
     """
     function, bound = _bind(arguments, options)
     chosen = _PLANNERS[function](bound)
-    backend = BACKENDS[chosen.backend]
-    backend.warmup(lambda: _REHEARSALS[function](backend, bound, chosen))
+    BACKENDS[chosen.backend].warmup(lambda: _REHEARSALS[function](bound, chosen))
     return chosen
 
 
@@ -135,7 +133,8 @@ def _needs(tensors: Sequence[Tensor | None]) -> list[bool]:
     return [x is not None and x.requires_grad for x in tensors]
 
 
-def _rehearse_network(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_network(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BACKENDS[chosen.backend]
     checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
     queries = problem.check_queries(a["queries"], a["z"], checked.context, checked.lengths)
     with torch.enable_grad():  # so that what a gate is folded into requires a gradient where the gate does
@@ -152,7 +151,8 @@ def _rehearse_network(backend: Backend, a: dict[str, Any], chosen: plan.Plan) ->
         backend.stack_backward(torch.empty_like(tokens), network, needs)
 
 
-def _rehearse_layer(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_layer(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BACKENDS[chosen.backend]
     checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
     tensors = (a["z"], a["q"], a["p"], list(a["registers"]), a["gamma"], a["beta"], checked.lengths)
     layer = Layer(*tensors, checked.context)
@@ -162,14 +162,16 @@ def _rehearse_layer(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> N
         backend.layer_backward(torch.empty_like(tokens), torch.empty_like(register), layer, needs)
 
 
-def _rehearse_gram(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_gram(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BACKENDS[chosen.backend]
     context, lengths = problem.check_context(a["context"], a["z"])
     made = backend.context_gram(a["z"], lengths, context)
     if a["z"].requires_grad:
         backend.context_gram_backward(torch.empty_like(made), a["z"], lengths, context)
 
 
-def _rehearse_quadratics(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_quadratics(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BACKENDS[chosen.backend]
     quadratics = Quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
     made = backend.lfom_solve(quadratics, a["layers"])
     needs = _needs(quadratics)
@@ -177,15 +179,17 @@ def _rehearse_quadratics(backend: Backend, a: dict[str, Any], chosen: plan.Plan)
         backend.lfom_solve_backward(torch.empty_like(made), quadratics, a["layers"], needs)
 
 
-def _rehearse_attention(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_attention(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BLOCKS[chosen.backend]
     call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
     made = backend.attend(call)
-    for part, needed in zip(factored.gradients(made, call), _needs(call[:3]), strict=True):
-        if needed:
-            backend.attend(part)
+    needs = _needs(call[:3])
+    if any(needs):
+        backend.attend_backward(made, call, needs)
 
 
-def _rehearse_update(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> None:
+def _rehearse_update(a: dict[str, Any], chosen: plan.Plan) -> None:
+    backend = BLOCKS[chosen.backend]
     call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
     made = backend.register_update(*call)
     needs = _needs([*call.registers, call.gamma])
@@ -193,7 +197,7 @@ def _rehearse_update(backend: Backend, a: dict[str, Any], chosen: plan.Plan) -> 
         backend.register_update_backward(torch.empty_like(made), call.registers, call.gamma, needs)
 
 
-_REHEARSALS: dict[Callable[..., Any], Callable[[Backend, dict[str, Any], plan.Plan], None]] = {
+_REHEARSALS: dict[Callable[..., Any], Callable[[dict[str, Any], plan.Plan], None]] = {
     functional.memformer_predict: _rehearse_network,
     functional.memformer_loss: _rehearse_network,
     functional.memformer_layer: _rehearse_layer,

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends import BACKENDS, BLOCKS
 from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.maths import factored
 from memformer_kernels.maths.memory import kept_heads
 from memformer_kernels.problem import check_lengths
+from memformer_kernels.problem_blocks import check_bounds
 from memformer_kernels.registration import Operation, define, define_with_gradients
 
 _NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
@@ -134,15 +135,16 @@ def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor
 
 
 def _linear_attention(*arguments: Any) -> Tensor:
-    *call, backend = arguments
-    return BACKENDS[backend].attend(factored.Attention(*call)).contiguous()
+    *given, backend = arguments
+    call = factored.Attention(*given)
+    if call.bounds is not None:
+        check_bounds(call.bounds, call.q.shape[1])
+    return BLOCKS[backend].attend(call)
 
 
 def _linear_attention_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *call, backend, needs = arguments
-    parts = factored.gradients(grad, factored.Attention(*call))
-    attend = BACKENDS[backend].attend
-    return [attend(part).contiguous() for part, needed in zip(parts, needs, strict=False) if needed]
+    return BLOCKS[backend].attend_backward(grad, factored.Attention(*call), needs)
 
 
 def _linear_attention_fake(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
@@ -150,7 +152,7 @@ def _linear_attention_fake(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> 
 
 
 def _register_update(z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str) -> Tensor:
-    return BACKENDS[backend].register_update(z, registers, gamma)
+    return BLOCKS[backend].register_update(z, registers, gamma)
 
 
 def _register_update_backward(
@@ -158,7 +160,7 @@ def _register_update_backward(
 ) -> list[Tensor]:
     # Derivatives of derivatives ask for all of them; else the gradient of z never comes here (`passes_on`).
     own = [grad.clone(memory_format=torch.contiguous_format)] if needs[0] else []
-    return own + BACKENDS[backend].register_update_backward(grad, registers, gamma, needs[1:])
+    return own + BLOCKS[backend].register_update_backward(grad, registers, gamma, needs[1:])
 
 
 def _register_update_fake(z: Tensor, *arguments: Any) -> Tensor:

@@ -35,7 +35,7 @@ LAYER_REGISTERS = 32
 """Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
 
 HEAD_WIDTH = 256
-"""Widest head of the Triton attention kernels: a chunk's rows of it fit in shared memory."""
+"""Widest head of the attention kernels: chunks fit in a GPU's shared memory, sums in a core's caches."""
 
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
@@ -74,10 +74,19 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
 
 def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
     """The plan of linear attention with factored heads."""
-    chosen, where = _backend(
-        backend, device, "factored heads", _ONE_PASS_A_HEAD if max(key_width, value_width) <= HEAD_WIDTH else None
-    )
-    if chosen == "triton" and max(key_width, value_width) > HEAD_WIDTH:
+    check_choice("backend", backend, BACKENDS)
+    if backend != "auto":
+        build.require(backend, device)
+        chosen, where = backend, "the backend was asked for"
+    elif device == "cuda" and not build.INTERPRETS and build.available("triton"):
+        chosen, where = "triton", "fused Triton kernels read and write each token once"
+    elif device == "cpu" and build.available("cpu"):
+        chosen, where = "cpu", "native kernels keep a chunk of tokens and a head's sum in a core's caches"
+    else:
+        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if chosen == "cuda":
+        chosen, where = "torch", "the CUDA library leaves factored heads to torch"
+    if chosen != "torch" and max(key_width, value_width) > HEAD_WIDTH:
         chosen, where = "torch", f"heads wider than {HEAD_WIDTH} go through torch's batched matrix products"
     return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
 
@@ -129,7 +138,6 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _ONE_PASS = "one Triton kernel streams the context"
-_ONE_PASS_A_HEAD = "fused Triton kernels read and write each token once"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 
 

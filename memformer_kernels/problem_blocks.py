@@ -85,6 +85,15 @@ def check_update(z: object, registers: object, gamma: object) -> Update:
     return _folded(tokens, checked, weights, (1,) * missing + trailing)
 
 
+def check_bounds(bounds: Tensor, tokens: int) -> None:
+    """The values of cu_seqlens, where reading them does not wait for a device."""
+    if bounds.device.type != "cpu":
+        return
+    first, last = int(bounds[0]), int(bounds[-1])
+    if first != 0 or last != tokens or bool((bounds.diff() < 0).any()):
+        raise ValueError(f"cu_seqlens: expected bounds that rise from 0 to N = {tokens}, got {bounds.tolist()}")
+
+
 def _folded(z: Tensor, registers: list[Tensor], gamma: Tensor, axes: tuple[int, ...]) -> Update:
     """Axes before the first and after the last along which gamma varies become A and C; those between become M."""
     varying = [axis for axis, size in enumerate(axes) if size != 1]
@@ -155,11 +164,7 @@ def _bounds(cu_seqlens: object, q: Tensor) -> Tensor:
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.device != q.device:
         reject("cu_seqlens", cu_seqlens, f"the bounds (S + 1,) of S >= 1 sequences, on {q.device}")
     if _readable(cu_seqlens):
-        first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-        if first != 0 or last != q.shape[1] or bool((cu_seqlens.diff() < 0).any()):
-            raise ValueError(
-                f"cu_seqlens: expected bounds that rise from 0 to N = {q.shape[1]}, got {cu_seqlens.tolist()}"
-            )
+        check_bounds(cu_seqlens, q.shape[1])
     return cu_seqlens.to(torch.int64)
 
 

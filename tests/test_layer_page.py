@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
+from benchmarks import blocks, blocks_record
+from benchmarks.blocks import AttentionCase
 from memformer_kernels import nn
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
+MEASURED = PAGE.split("## What was measured")[1].split("\n## ")[0]
+RECORD = blocks_record.read(ROOT / "benchmarks" / "results" / "blocks-cpu.json")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -34,3 +38,53 @@ def test_what_is_named_exists() -> None:
         assert (ROOT / "docs" / picture).is_file(), picture
     for module in re.findall(r"python -m (examples\.\w+)", PAGE):
         assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.replace("*", "").strip() for cell in line.strip("|").split("|")]
+
+
+def test_attention_tables_are_the_record() -> None:
+    lengths = sorted({timing.case.tokens for timing in RECORD.attention})
+    for width in blocks.WIDTHS:
+        lines = [line for line in MEASURED.split(f"Heads of {width}:")[1].strip().split("\n\n")[0].splitlines()]
+        assert _cells(lines[0])[1:] == [f"N = {n:,}" for n in lengths]
+        shown = {cells[0]: cells[1:] for cells in map(_cells, lines[2:])}
+        timings = [timing for timing in RECORD.attention if timing.case.width == width]
+        names = {(t.provider, t.case.causal): f"{t.provider}, {'causal' if t.case.causal else 'full'}" for t in timings}
+        assert shown.keys() == set(names.values())
+        for (provider, causal), name in names.items():
+            found = {t.case.tokens: t for t in timings if (t.provider, t.case.causal) == (provider, causal)}
+            assert shown[name] == [blocks_record.cell(found.get(n)) for n in lengths], name
+
+
+def test_the_update_table_is_the_record() -> None:
+    lines = [line for line in MEASURED.splitlines() if re.match(r"\| (forward|backward) ", line)]
+    shown = {tuple(cells[:3]): cells[3:] for cells in map(_cells, lines)}
+    expected: dict[tuple[str, ...], list[str]] = {}
+    for timing in sorted(RECORD.updates, key=lambda timing: timing.case.registers):
+        key = (timing.name, timing.case.granularity, str(timing.case.threads))
+        expected.setdefault(key, []).append(f"{timing.ms:.3g} ms, {timing.of_copy:.2f}")
+    assert shown == expected
+
+
+def test_what_is_said_of_the_tables_is_so() -> None:
+    took: dict[AttentionCase, dict[str, float]] = {}
+    for timing in RECORD.attention:
+        took.setdefault(timing.case, {})[timing.provider] = timing.ms
+    for causal in (False, True):
+        ratios = [
+            by_name["memformer_kernels"] / by_name["the same, torch.compile"]
+            for case, by_name in took.items()
+            if case.causal == causal
+        ]
+        assert f"{min(ratios):.2f} to {max(ratios):.2f} times as long" in MEASURED
+    least = {
+        threads: min(timing.of_copy for timing in RECORD.updates if timing.case.threads == threads)
+        for threads in (1, RECORD.machine.threads)
+    }
+    said = re.sub(r"\s+", " ", MEASURED)
+    assert f"at least {min(least.values()):.2f} of" in said
+    assert f"on both threads the least is {least[RECORD.machine.threads]:.2f}" in said
+    assert f"{RECORD.machine.copy_gb_s:.0f} GB/s" in MEASURED
+    assert RECORD.missing == []

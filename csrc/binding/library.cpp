@@ -7,7 +7,9 @@
 
 #include <string>
 
+#include "binding/attention.h"
 #include "binding/network.h"
+#include "binding/pages.h"
 #include "binding/solve.h"
 #include "binding/train.h"
 #include "binding/update.h"
@@ -209,6 +211,7 @@ void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64
 void register_update(const Tensor& z, const std::vector<Tensor>& registers, const Tensor& gamma, const Tensor& result) {
   with_compute_type(z, [&](auto type) {
     using T = decltype(type);
+    expect_large_pages(result);
     UpdateCall<T> made(z, registers, gamma);
     made.call.result = static_cast<T*>(result.data_ptr());
     made.run();
@@ -221,6 +224,7 @@ void register_update_backward(const Tensor& grad, const std::vector<Tensor>& reg
   with_compute_type(grad, [&](auto type) {
     using T = decltype(type);
     UpdateCall<T> made(grad, registers, gamma);
+    for (const Tensor& one : grad_registers) expect_large_pages(one);
     std::vector<T*> places(wanted.size(), nullptr);
     for (std::size_t k = 0, next = 0; k < wanted.size(); ++k) {
       if (wanted[k]) places[k] = static_cast<T*>(grad_registers[next++].data_ptr());
@@ -229,6 +233,35 @@ void register_update_backward(const Tensor& grad, const std::vector<Tensor>& reg
     made.call.grad_registers = places.data();
     made.call.grad_gamma = grad_gamma ? static_cast<T*>(grad_gamma->data_ptr()) : nullptr;
     made.run();
+  });
+}
+
+void attention(const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& rows, const MaybeTensor& keys,
+               const MaybeTensor& bounds, bool causal, const Tensor& result) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
+    expect_large_pages(result);
+    call.result = heads_of(result);
+    cpu::kernels<T>().attention(call, parallel_for);
+  });
+}
+
+void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& rows,
+                        const MaybeTensor& keys, const MaybeTensor& bounds, bool causal, const MaybeTensor& grad_q,
+                        const MaybeTensor& grad_k, const MaybeTensor& grad_v) {
+  with_compute_type(q, [&](auto type) {
+    using T = decltype(type);
+    auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
+    call.backward = true;
+    call.result = heads_of(grad);
+    for (const MaybeTensor* one : {&grad_q, &grad_k, &grad_v}) {
+      if (*one) expect_large_pages(**one);
+    }
+    call.grad_q = heads_of(grad_q);
+    call.grad_k = heads_of(grad_k);
+    call.grad_v = heads_of(grad_v);
+    cpu::kernels<T>().attention(call, parallel_for);
   });
 }
 
@@ -248,6 +281,7 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
 #define MEMFORMER_PARAMETER_GRADS "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
 
+#define MEMFORMER_ATTENTION "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds, bool causal, "
 #define MEMFORMER_OPTIMIZER \
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int step, "
@@ -278,6 +312,9 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");
   m.def("register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
         "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
+  m.def("attention(" MEMFORMER_ATTENTION "Tensor(a!) result) -> ()");
+  m.def("attention_backward(Tensor grad, " MEMFORMER_ATTENTION
+        "Tensor(a!)? grad_q, Tensor(b!)? grad_k, Tensor(c!)? grad_v) -> ()");
   m.def("instruction_set() -> str");
   m.def("use_instruction_set(str name) -> ()");
 }
@@ -299,6 +336,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
   m.impl("register_update", TORCH_BOX(&memformer::binding::register_update));
   m.impl("register_update_backward", TORCH_BOX(&memformer::binding::register_update_backward));
+  m.impl("attention", TORCH_BOX(&memformer::binding::attention));
+  m.impl("attention_backward", TORCH_BOX(&memformer::binding::attention_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {

@@ -4,6 +4,7 @@
 
 #include "core/calls.h"
 #include "core/training.h"
+#include "cpu/heads.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu {
@@ -23,6 +24,7 @@ struct Kernels {
   void (*random_numbers)(const RandomNumbers<T>&);
   void (*sample_tasks)(const TaskSource<T>&, int64_t, T*);
   void (*register_update)(const RegisterUpdate<T>&, ParallelFor);
+  void (*attention)(const Attention<T>&, ParallelFor);
 };
 
 template <class T>

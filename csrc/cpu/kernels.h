@@ -4,6 +4,7 @@
 
 #include "core/calls.h"
 #include "core/training.h"
+#include "cpu/heads.h"
 #include "cpu/threads.h"
 
 #define MEMFORMER_KERNELS_OF(T)                                 \
@@ -19,7 +20,8 @@
   void train_update(const Training<T>& training, const BlockSums& blocks);                      \
   void random_numbers(const RandomNumbers<T>& call);            \
   void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells); \
-  void register_update(const RegisterUpdate<T>& call, ParallelFor run);
+  void register_update(const RegisterUpdate<T>& call, ParallelFor run); \
+  void attention(const Attention<T>& call, ParallelFor run);
 
 #define MEMFORMER_KERNELS(isa)      \
   namespace memformer::cpu::isa {   \

@@ -1,6 +1,7 @@
-"""The backends behind one small interface (`base.Backend`), by name."""
+"""The backends by name, behind two small interfaces: `base.Backend` for networks, `base.Blocks` for other models."""
 
-from memformer_kernels.backends.base import Backend
+from memformer_kernels.backends.base import Backend, Blocks
+from memformer_kernels.backends.blocks import NativeBlocks, TorchBlocks, TritonBlocks
 from memformer_kernels.backends.native import NativeBackend
 from memformer_kernels.backends.torch import TorchBackend
 from memformer_kernels.backends.triton import TritonBackend
@@ -11,3 +12,5 @@ BACKENDS: dict[str, Backend] = {
     "cuda": NativeBackend("cuda"),
     "triton": TritonBackend(),
 }
+
+BLOCKS: dict[str, Blocks] = {"torch": TorchBlocks(), "cpu": NativeBlocks(), "triton": TritonBlocks()}

@@ -1,5 +1,7 @@
 """What a backend is: the operations of the package and their gradients, on checked tensors.
 
+`Backend` are those on networks, `Blocks` those for other people's models.
+
 A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
 and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
 (`None` arguments and those whose `needs` entry is false are left out; registers count one entry each).
@@ -85,8 +87,23 @@ class Backend(Protocol):
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
 
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
+
+        A backend that compiles calls it, with no kernel run; others never do.
+        """
+        ...
+
+
+class Blocks(Protocol):
+    """The operations mean what they mean in `blocks`."""
+
     def attend(self, call: Attention) -> Tensor:
-        """The weighted sum over keys of `maths.factored`, which is its own gradient with other arguments."""
+        """The weighted sum over keys of `maths.factored`."""
+        ...
+
+    def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
+        """The gradients of (q, k, v) that are needed."""
         ...
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
@@ -97,11 +114,4 @@ class Backend(Protocol):
         self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
     ) -> list[Tensor]:
         """The gradients of (*registers, gamma) that are needed."""
-        ...
-
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
-        """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
-
-        A backend that compiles calls it, with no kernel run; others never do.
-        """
         ...

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from memformer_kernels import library
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
-from memformer_kernels.maths.factored import Attention
 from memformer_kernels.maths.memory import kept_heads
 
 
@@ -99,25 +98,6 @@ class NativeBackend:
         h, b, a, gamma, beta, w0 = grads
         spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
         self._operators.lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
-        return _made(grads)
-
-    def attend(self, call: Attention) -> Tensor:
-        raise NotImplementedError("the plan hands attention with factored heads to torch's batched matrix products")
-
-    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
-        result = _like(z)
-        self._operators.register_update.default(z.contiguous(), _contiguous(registers), gamma.contiguous(), result)
-        return result
-
-    def register_update_backward(
-        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
-    ) -> list[Tensor]:
-        grads = _gradients([*registers, gamma], needs)
-        *own, coefficients = grads
-        wanted = [register is not None for register in own]
-        self._operators.register_update_backward.default(
-            grad.contiguous(), _contiguous(registers), gamma.contiguous(), _made(own), wanted, coefficients
-        )
         return _made(grads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:

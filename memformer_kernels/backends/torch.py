@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
-from memformer_kernels.maths import factored, response
-from memformer_kernels.maths import registers as depth
+from memformer_kernels.maths import response
 from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
-from memformer_kernels.maths.factored import Attention
 from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.maths.layer import LayerForm
 from memformer_kernels.maths.memory import Memory, kept_heads
@@ -118,18 +116,6 @@ class TorchBackend:
             -grads.state,
         ]
         return _asked(listed, quadratics, needs)
-
-    def attend(self, call: Attention) -> Tensor:
-        return factored.attend(call)
-
-    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
-        return depth.update(z, registers, gamma).contiguous()
-
-    def register_update_backward(
-        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
-    ) -> list[Tensor]:
-        own, coefficients = depth.update_gradients(grad, registers, gamma)
-        return _asked([*own, coefficients], [*registers, gamma], needs)
 
     def _form(self, network: Network) -> GeneralForm | ResponseForm:
         dtype = _compute_dtype(network.z)

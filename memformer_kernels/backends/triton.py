@@ -14,7 +14,6 @@ from torch import Tensor
 
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.backends.torch import TorchBackend
-from memformer_kernels.maths.factored import Attention
 
 if TYPE_CHECKING:
     from memformer_kernels.backends.triton_calls import ColumnCalls, NetworkCalls, ResponseCalls
@@ -125,25 +124,6 @@ class TritonBackend:
         from memformer_kernels.backends.triton_calls import QuadraticCalls
 
         return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
-
-    def attend(self, call: Attention) -> Tensor:
-        from memformer_kernels.kernels.attention import attend
-
-        _check_device(call.q)
-        return attend(*call)
-
-    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
-        from memformer_kernels.kernels.register_update import update
-
-        _check_device(z)
-        return update(z, registers, gamma)
-
-    def register_update_backward(
-        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
-    ) -> list[Tensor]:
-        from memformer_kernels.kernels.register_update import update_backward
-
-        return _asked(update_backward(grad, registers, gamma), [*registers, gamma], needs)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""

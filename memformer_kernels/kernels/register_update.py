@@ -142,7 +142,7 @@ def update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
     return out
 
 
-def update_backward(grad: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> list[Tensor | None]:
+def update_backward(grad: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> list[Tensor]:
     """Gradients of the registers and of gamma."""
     shape, count = _Shape(grad), len(registers)
     outs = tuple(torch.empty_like(grad, memory_format=torch.contiguous_format) for _ in registers)

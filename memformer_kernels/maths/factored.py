@@ -6,6 +6,7 @@ The sum over keys is carried from chunk to chunk as an (E, F) matrix per head, s
 number of tokens.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -50,14 +51,15 @@ def attend(call: Attention) -> Tensor:
     return out.to(call.v.dtype)
 
 
-def gradients(grad: Tensor, call: Attention) -> tuple[Attention, Attention, Attention]:
-    """What gives the gradient of q, of k and of v when it is attended."""
+def gradients(grad: Tensor, call: Attention, needs: Sequence[bool]) -> list[Attention]:
+    """What gives the gradients of q, k and v when it is attended, for those that are needed."""
     back = TRANSPOSED[call.form]
-    return (
+    parts = (
         call._replace(q=grad, k=call.v, v=call.k),
         Attention(call.v, grad, call.q, call.keys, call.rows, call.bounds, back),
         Attention(call.k, call.q, grad, call.keys, call.rows, call.bounds, back),
     )
+    return [part for part, needed in zip(parts, needs, strict=False) if needed]
 
 
 def compute_dtype(tensor: Tensor) -> torch.dtype:

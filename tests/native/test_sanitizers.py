@@ -67,8 +67,8 @@ def test_native_tests_touch_no_memory_that_is_not_theirs(environment: dict[str, 
     files = ("native", "golden", "sizes", "layouts", "dtypes", "ragged_and_padding", "ops", "parity")
     tests = [f"tests/memformer_kernels/test_{name}.py" for name in files]
     tests += [f"tests/memformer_kernels/training/test_{name}.py" for name in ("native", "native_draws")]
-    tests.append("tests/memformer_kernels/blocks/test_register_update.py")
-    ours = "cpu or test_native or test_register_update"
+    tests += [f"tests/memformer_kernels/blocks/test_{name}.py" for name in ("attention", "register_update")]
+    ours = "cpu or test_native or test_register_update or instruction_set"
     chosen = ["-m", "not gpu and not slow", "-k", ours, "-p", "no:xdist", "--timeout", "1800"]
     command = [sys.executable, "-m", "pytest", "-q", "-x", *tests, *chosen]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -45,6 +45,14 @@ int64_t unaligned(const T* pointer, int64_t count) {
   return over == 0 ? 0 : std::min<int64_t>(Lanes<T>::width - over, count);
 }
 
+// Asks memory for what follows four vectors some way on: the hardware's prefetcher stops at every page, and starts anew
+// where a register's turn comes again.
+template <class T>
+MEMFORMER_INLINE void ask_ahead(const T* values) {
+  const char* const line = reinterpret_cast<const char*>(values) + 2048;
+  for (int k = 0; k < 4 * MEMFORMER_VECTOR_BYTES; k += 64) __builtin_prefetch(line + k, 0, 2);
+}
+
 template <class T, bool PastCaches>
 MEMFORMER_INLINE void put(T* to, Lanes<T> value) {
   if constexpr (PastCaches) {
@@ -88,6 +96,7 @@ class Forward {
     for (int64_t j = 0; j < call_.registers; ++j) {
       const T* const values = call_.values[j] + at;
       const T* const gamma = call_.gamma + j * call_.middle + weight;
+      if constexpr (Count == 4) ask_ahead(values);
       for (int k = 0; k < Count; ++k) {
         total[k] += (Follows ? S::load(gamma + k * S::width) : S(*gamma)) * S::load(values + k * S::width);
       }
@@ -181,6 +190,7 @@ class Backward {
     int64_t k = 0;
     for (const int64_t first = out ? unaligned(out, count) : 0; k < first; ++k) single(k);
     for (; k + 4 * S::width <= count; k += 4 * S::width) {
+      ask_ahead(values + k);
       for (int part = 0; part < 4; ++part) vector(k + part * S::width, total[part]);
     }
     for (; k + S::width <= count; k += S::width) vector(k, total[0]);

@@ -1,15 +1,35 @@
 """Calls of linear attention and of the register update, one for every option, in float64."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import build_info
+from memformer_kernels import build_info, library
 from tests.memformer_kernels.cases import normal, seeded
 
-UPDATE_BACKENDS = [name for name in ("torch", "cpu") if build_info().backends[name].available]
+BACKENDS = [name for name in ("torch", "cpu") if build_info().backends[name].available]
+
+on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
+needs_native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the native library is missing")
+
+
+def each_instruction_set() -> Iterator[str]:
+    """The native library's instruction sets that this processor has, each in use while it is the loop's turn."""
+    library.load("cpu")
+    native = torch.ops.memformer_native
+    before = native.instruction_set()
+    try:
+        for name in library.status("cpu").instruction_sets:
+            try:
+                native.use_instruction_set(name)
+            except RuntimeError:
+                continue
+            yield name
+    finally:
+        native.use_instruction_set(before)
 
 
 def bounds(tokens: int) -> Tensor:

@@ -10,42 +10,56 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from memformer_kernels import attention_state, attention_step, explain, linear_attention, reference_blocks
 from memformer_kernels.testing import relative_error
-from tests.memformer_kernels.blocks.options import OPTIONS, bounds, heads, with_gradients
+from tests.memformer_kernels.blocks.options import (
+    BACKENDS,
+    OPTIONS,
+    bounds,
+    each_instruction_set,
+    heads,
+    needs_native,
+    on_every_backend,
+    with_gradients,
+)
 
 
+@on_every_backend
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("tokens", [1, 130])
-def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int) -> None:
+def test_equals_the_literal_form_with_every_gradient(name: str, tokens: int, backend: str) -> None:
     options = OPTIONS[name](3, tokens)
     leaves = heads(3, tokens, 5, 7)
-    ours = with_gradients(linear_attention(*leaves, **options), leaves)
+    ours = with_gradients(linear_attention(*leaves, backend=backend, **options), leaves)
     exact = with_gradients(reference_blocks.linear_attention(*leaves, **options), leaves)
     for made, value in zip(ours, exact, strict=True):
         torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
 
 
+@on_every_backend
 @pytest.mark.parametrize("width", [16, 100, 256])
 @pytest.mark.parametrize("name", ["mask and context", "causal", "causal packed"])
-def test_every_width_of_a_head(width: int, name: str) -> None:
+def test_every_width_of_a_head(width: int, name: str, backend: str) -> None:
     options = OPTIONS[name](2, 150)
     leaves = heads(2, 150, width)
-    ours = with_gradients(linear_attention(*leaves, **options), leaves)
+    ours = with_gradients(linear_attention(*leaves, backend=backend, **options), leaves)
     exact = with_gradients(reference_blocks.linear_attention(*leaves, **options), leaves)
     for made, value in zip(ours, exact, strict=True):
         torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
 
 
+@on_every_backend
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize(
     ("dtype", "budget"), [(torch.float32, 0.0), (torch.bfloat16, 2.0**-8), (torch.float16, 2.0**-11)]
 )
-def test_error_is_that_of_the_literal_form_in_the_same_precision(name: str, dtype: torch.dtype, budget: float) -> None:
+def test_error_is_that_of_the_literal_form_in_the_same_precision(
+    name: str, dtype: torch.dtype, budget: float, backend: str
+) -> None:
     """Half precision is summed in float32: what is left is the rounding of results to their dtype."""
     options = OPTIONS[name](3, 200)
     narrow = [x.detach().to(dtype).requires_grad_() for x in heads(3, 200, 16)]
     wide = [x.detach().double().requires_grad_() for x in narrow]
     exact = with_gradients(reference_blocks.linear_attention(*wide, **options), wide)
-    ours = with_gradients(linear_attention(*narrow, **options), narrow)
+    ours = with_gradients(linear_attention(*narrow, backend=backend, **options), narrow)
     assert all(made.dtype == dtype for made in ours)
     twins = [x.detach().float().requires_grad_() for x in narrow]
     twin = with_gradients(reference_blocks.linear_attention(*twins, **options), twins)
@@ -65,16 +79,17 @@ def test_first_and_second_derivatives(name: str) -> None:
     assert gradgradcheck(attend, leaves)
 
 
+@on_every_backend
 @pytest.mark.parametrize("causal", [False, True])
-def test_padding_is_never_read(causal: bool) -> None:
+def test_padding_is_never_read(causal: bool, backend: str) -> None:
     """It may hold NaN, gets zeros and has exactly zero gradient; the rest is as if it were not there."""
     mask = torch.ones(2, 100, dtype=torch.bool)
     mask[0, 70:] = False
     mask[1, :30] = False
     clean = heads(2, 100, 4)
     dirty = [torch.where(mask[:, :, None, None], x.detach(), torch.nan).requires_grad_() for x in clean]
-    made = with_gradients(linear_attention(*dirty, mask=mask, causal=causal), dirty)
-    exact = with_gradients(linear_attention(*clean, mask=mask, causal=causal), clean)
+    made = with_gradients(linear_attention(*dirty, mask=mask, causal=causal, backend=backend), dirty)
+    exact = with_gradients(linear_attention(*clean, mask=mask, causal=causal, backend=backend), clean)
     for ours, value in zip(made, exact, strict=True):
         assert torch.equal(ours, value)
         assert ours[~mask].eq(0).all()
@@ -82,43 +97,48 @@ def test_padding_is_never_read(causal: bool) -> None:
     torch.testing.assert_close(made[0][:1, :70], alone)
 
 
-def test_a_sample_without_keys_gets_zeros() -> None:
+@on_every_backend
+def test_a_sample_without_keys_gets_zeros(backend: str) -> None:
     leaves = heads(2, 6, 4)
     mask = torch.tensor([[True] * 6, [False] * 6])
-    for made in with_gradients(linear_attention(*leaves, mask=mask), leaves):
+    for made in with_gradients(linear_attention(*leaves, mask=mask, backend=backend), leaves):
         assert made[0].ne(0).any()
         assert made[1].eq(0).all()
 
 
+@on_every_backend
 @pytest.mark.parametrize("causal", [False, True])
-def test_packed_sequences_do_not_see_each_other(causal: bool) -> None:
+def test_packed_sequences_do_not_see_each_other(causal: bool, backend: str) -> None:
     """A NaN in one reaches no other; each is what it is alone."""
     ends = bounds(120)
     leaves = heads(1, 120, 4)
     with torch.no_grad():
         for x in leaves:
             x[:, 3] = torch.nan
-    made = with_gradients(linear_attention(*leaves, cu_seqlens=ends, causal=causal), leaves)
+    made = with_gradients(linear_attention(*leaves, cu_seqlens=ends, causal=causal, backend=backend), leaves)
     for first, last in zip(ends[1:-1].tolist(), ends[2:].tolist(), strict=True):
         if first < last:
             alone = [x.detach()[:, first:last].requires_grad_() for x in leaves]
-            torch.testing.assert_close(made[0][:, first:last], linear_attention(*alone, causal=causal))
+            exact = linear_attention(*alone, causal=causal, backend=backend)
+            torch.testing.assert_close(made[0][:, first:last], exact)
         for ours in made:
             assert ours[:, first:last].isfinite().all()
     assert made[0][:, :60].isnan().any()
 
 
-def test_causal_chunks_do_not_see_later_tokens() -> None:
+@on_every_backend
+def test_causal_chunks_do_not_see_later_tokens(backend: str) -> None:
     q, k, v = (x.detach() for x in heads(1, 300, 4))
-    before = linear_attention(q, k, v, causal=True)
+    before = linear_attention(q, k, v, causal=True, backend=backend)
     for x in (q, k, v):
         x[:, 256:] = torch.nan
-    after = linear_attention(q, k, v, causal=True)
+    after = linear_attention(q, k, v, causal=True, backend=backend)
     assert torch.equal(before[:, :256], after[:, :256])
 
 
+@on_every_backend
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
-def test_layouts(layout: str) -> None:
+def test_layouts(layout: str, backend: str) -> None:
     q, k, v = (x.detach() for x in heads(2, 70, 4))
     changed = {
         "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
@@ -128,17 +148,18 @@ def test_layouts(layout: str) -> None:
     leaves = [changed(x).requires_grad_() for x in (q, k, v)]
     plain = [changed(x).contiguous().requires_grad_() for x in (q, k, v)]
     for ours, value in zip(
-        torch.autograd.grad(linear_attention(*leaves, causal=True).sum(), leaves),
-        torch.autograd.grad(linear_attention(*plain, causal=True).sum(), plain),
+        torch.autograd.grad(linear_attention(*leaves, causal=True, backend=backend).sum(), leaves),
+        torch.autograd.grad(linear_attention(*plain, causal=True, backend="torch").sum(), plain),
         strict=True,
     ):
         torch.testing.assert_close(ours, value)
 
 
+@on_every_backend
 @pytest.mark.parametrize("name", OPTIONS)
-def test_an_empty_batch(name: str) -> None:
+def test_an_empty_batch(name: str, backend: str) -> None:
     leaves = [x.detach()[:0].requires_grad_() for x in heads(1, 5, 4)]
-    for made in with_gradients(linear_attention(*leaves, **OPTIONS[name](0, 5)), leaves):
+    for made in with_gradients(linear_attention(*leaves, backend=backend, **OPTIONS[name](0, 5)), leaves):
         assert made.shape == leaves[0].shape
 
 
@@ -153,15 +174,42 @@ def test_one_token_at_a_time_equals_the_whole(causal: bool) -> None:
     assert state.tokens.tolist() == [80, 80]
 
 
+@needs_native
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("name", ["ragged", "causal", "packed"])
+def test_the_native_sums_have_one_order_for_any_threads(name: str) -> None:
+    leaves = [x.detach().float().requires_grad_() for x in heads(3, 100, 8)]
+    made = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        made.append(with_gradients(linear_attention(*leaves, backend="cpu", **OPTIONS[name](3, 100)), leaves))
+    assert all(torch.equal(x, y) for x, y in zip(*made, strict=True))
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["mask", "causal mask"])
+def test_every_instruction_set(name: str) -> None:
+    options = OPTIONS[name](2, 70)
+    for widths in ((8, 8), (33, 20), (48, 64), (100, 112)):
+        leaves = heads(2, 70, *widths)
+        exact = with_gradients(reference_blocks.linear_attention(*leaves, **options), leaves)
+        for _ in each_instruction_set():
+            for made, value in zip(
+                with_gradients(linear_attention(*leaves, backend="cpu", **options), leaves), exact, strict=True
+            ):
+                torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-12)
+
+
+@on_every_backend
 @pytest.mark.slow
 @pytest.mark.parametrize("causal", [False, True])
-def test_a_million_tokens(causal: bool) -> None:
+def test_a_million_tokens(causal: bool, backend: str) -> None:
     """Forward and backward, against the recurrence at a few places."""
     tokens = 1_000_000
     leaves = [
         torch.randn(1, tokens, 1, 16, generator=torch.Generator().manual_seed(i), requires_grad=True) for i in range(3)
     ]
-    out = linear_attention(*leaves, causal=causal)
+    out = linear_attention(*leaves, causal=causal, backend=backend)
     (grad,) = torch.autograd.grad(out[0, -1, 0, 0], leaves[2])
     q, k, v = (x.detach().double()[0, :, 0] for x in leaves)
     for place in (0, 63, 64, 499_999, tokens - 1):
@@ -205,7 +253,10 @@ def test_errors_name_the_argument(name: str) -> None:
 
 def test_explain_knows_it() -> None:
     q, k, v = heads(2, 5, 4)
-    assert explain(q, k, v, causal=True).backend == "torch"
+    assert explain(q, k, v, causal=True).backend == BACKENDS[-1]
+    assert explain(q, k, v, backend="torch").backend == "torch"
+    wide = torch.zeros(1, 2, 1, 300)
+    assert explain(wide, wide, wide).backend == "torch"
     assert explain(q, k=k, v=v).regime == explain(q=q, k=k, v=v).regime == "factored heads"
     z, registers, gamma = torch.zeros(2, 3), [torch.zeros(2, 3)], torch.ones(1)
     assert explain(z, registers, gamma, backend="torch").backend == "torch"

@@ -1,6 +1,5 @@
 """The register update: parity with the plain sum for every shape of gamma, fixed order of sums, errors."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,11 +7,17 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from memformer_kernels import library, reference_blocks, register_update
+from memformer_kernels import reference_blocks, register_update
 from memformer_kernels.testing import relative_error
-from tests.memformer_kernels.blocks.options import SHAPES, UPDATE_BACKENDS, tokens_and_registers, with_gradients
+from tests.memformer_kernels.blocks.options import (
+    SHAPES,
+    each_instruction_set,
+    needs_native,
+    on_every_backend,
+    tokens_and_registers,
+    with_gradients,
+)
 
-on_every_backend = pytest.mark.parametrize("backend", UPDATE_BACKENDS)
 # Long runs, many short runs, a single run, one entry, nothing; divided along every axis in the native backward.
 SIZES = [
     ((5, 3000), (2, 3000)),
@@ -83,15 +88,8 @@ def test_any_layout_and_partial_gradients(backend: str) -> None:
     torch.testing.assert_close(made, with_gradients(_exact(z, [same, same], gamma), [same])[1])
 
 
-@pytest.fixture
-def _one_thread_after() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.skipif("cpu" not in UPDATE_BACKENDS, reason="the native library is missing")
-@pytest.mark.usefixtures("_one_thread_after")
+@needs_native
+@pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize(("shape", "gamma"), [((9000, 40), (2, 40)), ((40, 9000), (2, 40, 1)), ((400_000,), (2,))])
 def test_the_native_sums_have_one_order_for_any_threads(shape: tuple[int, ...], gamma: tuple[int, ...]) -> None:
     z, registers, weights = tokens_and_registers(shape, gamma)
@@ -104,28 +102,18 @@ def test_the_native_sums_have_one_order_for_any_threads(shape: tuple[int, ...], 
     assert all(torch.equal(x, y) for x, y in zip(*made, strict=True))
 
 
-@pytest.mark.skipif("cpu" not in UPDATE_BACKENDS, reason="the native library is missing")
+@needs_native
 def test_every_instruction_set() -> None:
-    library.load("cpu")
-    native = torch.ops.memformer_native
-    before = native.instruction_set()
     z, registers, gamma = tokens_and_registers((1300, 1100), (3, 1100))
     leaves = [x.detach().float().requires_grad_() for x in (z, *registers, gamma)]
     exact = _exact(leaves[0], leaves[1:-1], leaves[-1])
-    try:
-        for name in library.status("cpu").instruction_sets:
-            try:
-                native.use_instruction_set(name)
-            except RuntimeError:
-                continue
-            out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="cpu")
-            torch.testing.assert_close(out, exact)
-            grads = torch.autograd.grad(out, leaves, out.detach())
-            values = torch.autograd.grad(_exact(leaves[0], leaves[1:-1], leaves[-1]), leaves, out.detach())
-            for made, value in zip(grads, values, strict=True):
-                assert relative_error(made, value) < 1e-5
-    finally:
-        native.use_instruction_set(before)
+    values = torch.autograd.grad(exact, leaves, exact.detach())
+    for _ in each_instruction_set():
+        out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="cpu")
+        torch.testing.assert_close(out, exact)
+        grads = torch.autograd.grad(out, leaves, exact.detach())
+        for made, value in zip(grads, values, strict=True):
+            assert relative_error(made, value) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from memformer_kernels import AttentionState, linear_attention, register_update
 from memformer_kernels.nn import MemformerAttention
 from tests.memformer_kernels.blocks.models import MODELS, Stack, assert_same, gradients, model, tokens
-from tests.memformer_kernels.blocks.options import OPTIONS, UPDATE_BACKENDS, heads, tokens_and_registers
+from tests.memformer_kernels.blocks.options import BACKENDS, OPTIONS, heads, tokens_and_registers
 
 on_every_model = pytest.mark.parametrize("name", MODELS)
 on_some_models = pytest.mark.parametrize(
@@ -70,6 +70,15 @@ def test_every_option_compiles(option: str) -> None:
     torch.testing.assert_close(out, exact)
     made = torch.autograd.grad(out.square().sum(), leaves)
     assert_same(made, torch.autograd.grad(exact.square().sum(), leaves), 1e-9, 1e-9)
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_compiled_code_checks_bounds_when_it_runs() -> None:
+    q, k, v = heads(1, 12, 4)
+    attend = torch.compile(lambda ends: linear_attention(q, k, v, cu_seqlens=ends), fullgraph=True, backend="aot_eager")
+    attend(torch.tensor([0, 4, 12]))
+    with pytest.raises(ValueError, match="cu_seqlens: expected bounds that rise from 0 to N = 12"):
+        attend(torch.tensor([0, 40, 12]))
 
 
 @on_every_model
@@ -302,7 +311,7 @@ def test_training_and_evaluation_are_alike(name: str) -> None:
         assert torch.equal(made(tokens()), made.train()(tokens()))
 
 
-@pytest.mark.parametrize("backend", UPDATE_BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_operations_pass_opcheck(backend: str) -> None:
     """Schema, fakes, autograd and compilation as PyTorch itself checks them."""
     ops = torch.ops.memformer_kernels
@@ -311,10 +320,10 @@ def test_operations_pass_opcheck(backend: str) -> None:
     q, k, v = heads(2, 9, 4, 3)
     weights = torch.ones(2, 9, dtype=torch.float64)
     for form in ("full", "causal"):
-        arguments = (q, k, v, weights, weights, None, form, "torch")
+        arguments = (q, k, v, weights, weights, None, form, backend)
         torch.library.opcheck(ops.linear_attention.default, arguments)
     bounds = torch.tensor([0, 4, 9])
-    torch.library.opcheck(ops.linear_attention.default, (q, k, v, weights, None, bounds, "causal", "torch"))
+    torch.library.opcheck(ops.linear_attention.default, (q, k, v, weights, None, bounds, "causal", backend))
 
 
 def test_training_improves() -> None:
