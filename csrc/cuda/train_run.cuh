@@ -99,7 +99,7 @@ int run_train(const Train& call, TrainMode mode, const Launch& launch, const Mac
   update.makes_sums = false;
   update.updates = true;
   update.group = 1;
-  return machine.repeat(call.steps, [&](const auto& to) {
+  return machine.repeat(call.steps, [&](auto& to) {
     if (const int error = to.template run<Kernel>(plan, blocks, shared)) return error;
     if (const int error = to.template run<TrainGroups>(plan, models * plan.group_count(), 0)) return error;
     return to.template run<Kernel>(update, models, shared);

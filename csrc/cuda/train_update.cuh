@@ -16,13 +16,15 @@ MEMFORMER_DEVICE double sum_of_group(const TrainPlan& plan, const float* cells, 
   Partials<float> partials{};
   partials.cells = const_cast<float*>(cells);
   partials.units = plan.units;
-  partials.unit_tasks = train_unit;
   partials.count = plan.sum_count();
+  constexpr int units = block_tasks / train_unit;
   const int64_t first = group * group_blocks, all = plan.blocks();
   const int64_t last = first + group_blocks < all ? first + group_blocks : all;
   double sum = 0.0;
 #pragma unroll 2
-  for (int64_t block = first; block < last; ++block) sum += static_cast<double>(block_sum(partials, block, column));
+  for (int64_t block = first; block < last; ++block) {
+    sum += static_cast<double>(pairwise_rows<units>(partials, units * block, column));
+  }
   return sum;
 }
 

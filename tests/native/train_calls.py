@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from memformer_kernels.training import native
+from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler, batch_of
 from memformer_kernels.training.state import NAMES, TrainState
@@ -56,8 +56,8 @@ class TrainCall:
         self.state, self.steps = state, steps
         counts, found, ends, kept = links(state)
         flat = sum(value[0].numel() for value in state.parameters.values())
-        rule, hyper, clip = native._rule(optimizer, state.models)
-        every, seeds, streams, kind, d, batch, context, queries, noise, *source = native._tasks(state, sampler, steps)
+        rule, hyper, clip = arguments.rule(optimizer, state.models)
+        every, seeds, streams, kind, d, batch, context, queries, noise, *source = arguments.tasks(state, sampler, steps)
         weights, factor, z, target, index = source
         factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
         self.losses = torch.full((steps, state.models), -7.0, dtype=torch.float64)
