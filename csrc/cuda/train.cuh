@@ -45,7 +45,11 @@ struct TrainSteps {
   using Arguments = TrainPlan;
   using Sums = UnitSums<Extent, Most, Task>;
   static constexpr int threads = train_threads;
-  static constexpr int blocks_of_multiprocessor = train_blocks_of_multiprocessor;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  static constexpr int blocks_of_multiprocessor = train_blocks_of_multiprocessor(80);
+#else
+  static constexpr int blocks_of_multiprocessor = train_blocks_of_multiprocessor(90);
+#endif
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const TrainPlan& plan, const Block& block) {
@@ -101,7 +105,7 @@ struct TrainSteps {
 struct TrainGroups {
   using Arguments = TrainPlan;
   static constexpr int threads = train_threads;
-  static constexpr int blocks_of_multiprocessor = 4;
+  static constexpr int blocks_of_multiprocessor = 2;
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const TrainPlan& plan, const Block& block) {

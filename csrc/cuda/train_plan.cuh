@@ -19,7 +19,9 @@ namespace memformer::cuda {
 constexpr int train_warps = 4;
 constexpr int train_threads = train_warps * warp_threads;
 constexpr int train_unit = train_warps * tile_tasks;
-constexpr int train_blocks_of_multiprocessor = 3;
+
+// Blocks of a multiprocessor that registers must allow: what keeps the hot instance free of spills.
+MEMFORMER_INLINE constexpr int train_blocks_of_multiprocessor(int capability) { return capability < 90 ? 2 : 3; }
 
 // Of a model in a call.
 struct Progress {

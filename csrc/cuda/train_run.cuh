@@ -19,7 +19,7 @@ inline bool fits_hot_instance(const Train& call) {
 inline int64_t resident_blocks(const TrainPlan& plan, const Launch& launch) {
   const int64_t shared = plan.memory ? 0 : plan.space.count * static_cast<int64_t>(sizeof(float));
   const int64_t fit = launch.shared_of_multiprocessor / (shared + 1024);
-  const int64_t most = fit < train_blocks_of_multiprocessor ? fit : train_blocks_of_multiprocessor;
+  const int64_t allowed = train_blocks_of_multiprocessor(launch.capability), most = fit < allowed ? fit : allowed;
   return (most < 1 ? 1 : most) * launch.multiprocessors;
 }
 

@@ -84,6 +84,57 @@ MEMFORMER_DEVICE float drawn_errors(const StepTasks& tasks, Extent extent, const
   return squares;
 }
 
+// chi[i] = the sum of the logarithms of the next (context - i) / 2 uniforms, from a block's first on: a product whose
+// exponent is kept apart after every second factor. Every index is a constant, so that all stays in registers.
+template <class Extent>
+MEMFORMER_DEVICE void chi_sums(const core::Stream<float>& stream, uint32_t block, int context, Extent d, float* chi) {
+  constexpr int limit = Extent::limit;
+  core::Split<float> sums[limit];
+  int all = 0;
+  MEMFORMER_UNROLL
+  for (int i = 0; i < limit; ++i) {
+    sums[i] = {0.0f, 1.0f};
+    if (i < d) all += (context - i) / 2;
+  }
+  core::Split<float> product{0.0f, 1.0f};
+  const auto keep_exponent = [&] {
+    const core::Split<float> parts = core::split(product.fraction);
+    product = {product.exponent + parts.exponent, parts.fraction};
+  };
+  int index = 0, end = context / 2;
+#pragma unroll 1
+  for (int first = 0; first < all; first += 4) {
+    float u[4];
+    stream.uniforms(block++, u);
+    if (first + 4 < end) {
+      product.fraction *= u[0] * u[1];
+      keep_exponent();
+      product.fraction *= u[2] * u[3];
+      keep_exponent();
+      continue;
+    }
+    MEMFORMER_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      product.fraction *= u[k];
+      if (first + k + 1 == end) {
+        MEMFORMER_UNROLL
+        for (int i = 0; i < limit; ++i) {
+          if (i == index) sums[i] = product;
+        }
+        product = {0.0f, 1.0f};
+        end += (context - ++index) / 2;
+      } else if (k % 2) {
+        keep_exponent();
+      }
+    }
+  }
+  MEMFORMER_UNROLL
+  for (int i = 0; i < limit; ++i) {
+    const core::Split<float> parts = core::split(sums[i].fraction);
+    chi[i] = core::logarithm(core::Split<float>{sums[i].exponent + parts.exponent, parts.fraction});
+  }
+}
+
 // A task drawn as sufficient statistics.
 template <class Extent>
 class StatisticsTask {
@@ -107,15 +158,8 @@ class StatisticsTask {
 #pragma unroll 1
       for (int block = 0; 4 * block < plan.first_query(); ++block) stream_.normals(block, normals + 4 * block);
     }
-    core::Uniforms<float> uniforms(stream_, static_cast<uint32_t>(core::blocks_of(plan.normals())));
     float chi[limit];
-#pragma unroll 1
-    for (int i = 0; i < d_; ++i) {
-      const float sum = uniforms.log_sum((source.context - i) / 2);
-      // Every index a constant, so that the sums stay in registers.
-      MEMFORMER_UNROLL
-      for (int k = 0; k < limit; ++k) chi[k] = k == i ? sum : chi[k];
-    }
+    chi_sums(stream_, static_cast<uint32_t>(core::blocks_of(plan.normals())), source.context, d_, chi);
     core::sample_statistics(plan, d_, normals, chi, source.noise, tasks_.weight_factor(), tasks_.covariate_factor(),
                             quadratic, w_);
   }
