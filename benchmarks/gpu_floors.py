@@ -66,8 +66,8 @@ class Kernel:
 
 
 TRAINER_ISSUED = 4150
-"""Of a tile of the trainer's hot instance on 9.0, counted from its code by hand: what is skipped left out (factors, noise,
-queries), loops as often as they run: 780 for normals, 1750 for chi variables, the rest forward, backward and sums."""
+"""Of a tile of the trainer's hot instance on 9.0, counted from its code by hand: what is skipped left out (factors,
+noise, queries), loops as often as they run. 780 for normals, 1750 for chi variables, the rest for the method and sums."""
 
 
 def _pairs(layers: int) -> int:
@@ -159,10 +159,8 @@ def with_code(row: Row, code: Code, multiply_adds: float, gpu: Gpu) -> Row:
     moved = sum(size * code.instructions[name] for name, size in SHARED_BYTES.items())
     if row.kernel.issued is not None:
         warps = multiply_adds / row.kernel.multiply_adds / 32
-        clocks = warps * row.kernel.issued / (4 * gpu.processors)
-        return replace(
-            row, registers=code.registers, fma=fma, instructions=issued, issue_ms=clocks / gpu.clock_ghz / 1e6
-        )
+        issue_ms = warps * row.kernel.issued / (4 * gpu.processors) / gpu.clock_ghz / 1e6
+        return replace(row, registers=code.registers, fma=fma, instructions=issued, issue_ms=issue_ms)
     clocks = multiply_adds / fma / gpu.processors / gpu.clock_ghz / 1e6
     return replace(
         row,

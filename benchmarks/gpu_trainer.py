@@ -1,8 +1,8 @@
 """Whole optimiser steps on a GPU: one step at the field's batch size, and tasks a second at one that fills the machine.
 
-Workload W, tasks drawn as sufficient statistics with the query integrated out, Adam. A step is timed as a share of a call
-of many: everything is counted, the way there and back too. Nothing is timed before the first losses are found to be
-those of the definition in plain PyTorch, and persistent and replayed steps to be the same bits.
+Workload W, tasks drawn as sufficient statistics with the query integrated out, Adam. A step is timed as a share of a
+call of many: everything is counted, the way there and back too. Nothing is timed before the first losses are found to
+be those of the definition in plain PyTorch, and persistent and replayed steps to be the same bits.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Whole steps on an NVIDIA GPU: the trace of the CPU and of the definition, and the same bits however it is launched."""
+"""Whole steps on an NVIDIA GPU: the trace of the CPU and of the definition, the same bits however launched."""
 
 import copy
 from dataclasses import replace

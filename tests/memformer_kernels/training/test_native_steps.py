@@ -22,7 +22,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.testing import GRADIENT_FACTOR, relative_error
-from memformer_kernels.training import arguments, twin
+from memformer_kernels.training import arguments, native, twin
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors
