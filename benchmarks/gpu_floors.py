@@ -67,7 +67,7 @@ class Kernel:
 
 TRAINER_ISSUED = 4150
 """Of a tile of the trainer's hot instance on 9.0, counted from its code by hand: what is skipped left out (factors,
-noise, queries), loops as often as they run. 780 for normals, 1750 for chi variables, the rest for the method and sums."""
+noise, queries), loops as often as they run. Normals 780, chi variables 1750, the rest for the method and its sums."""
 
 
 def _pairs(layers: int) -> int:
