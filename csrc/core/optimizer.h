@@ -65,7 +65,8 @@ MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, dou
 // The same for the t-th step that is taken, from 1.
 template <class T>
 MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, double factor, int64_t t) {
-  return step_scalars<T>(rule, hyper, factor, corrects_bias(rule) ? bias_corrections(hyper, t) : BiasCorrections{1.0, 1.0});
+  const BiasCorrections none{1.0, 1.0};
+  return step_scalars<T>(rule, hyper, factor, corrects_bias(rule) ? bias_corrections(hyper, t) : none);
 }
 
 // One step of a number, in place; `second` is read and written by Adam alone.

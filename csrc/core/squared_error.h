@@ -25,7 +25,8 @@ MEMFORMER_INLINE S query_error(Extent extent, const S* x, S rest, const S* state
 
 // The expected square for x ~ N(0, C C^T), |C^T (s + w)|^2; factor C (d, d), or null for the identity.
 template <class S, class Extent>
-MEMFORMER_INLINE S integrated_error(Extent extent, const ValueOf<S>* factor, const S* solution, const S* state, S* grad) {
+MEMFORMER_INLINE S integrated_error(Extent extent, const ValueOf<S>* factor, const S* solution, const S* state,
+                                    S* grad) {
   const int d = extent;
   S squares = S(ValueOf<S>(0));
   MEMFORMER_UNROLL

@@ -3,8 +3,9 @@
 // A model has `group` blocks of four warps. Each takes units of 128 tasks by index and leaves their sums in device
 // memory; then one update is made from all of them. Run persistently, a launch takes every step of a call: a model's
 // blocks meet at one barrier a step, and each makes the same update in its own memory from the same sums, so that
-// nothing has to be sent back. Run by replay, sums, groups of sums and updates are launches of their own, and the state
-// lies in its tensors between them. Sums and updates are the same code on the same numbers: the traces are the same bits.
+// nothing has to be sent back. Run by replay, sums, groups of sums and updates are launches of their own, and the
+// state lies in its tensors between them. Sums and updates are the same code on the same numbers: the traces are the
+// same bits.
 //
 // Bytes: none of tasks but given ones; 4 K / 128 a task of partial sums, written and read from the second cache.
 

@@ -1,4 +1,4 @@
-// A call of the trainer on a machine that runs kernels: which instance, how many blocks, how much memory, which launches.
+// A call of the trainer on a machine that runs kernels: which instance, blocks, memory and launches.
 
 #pragma once
 

@@ -42,7 +42,8 @@ struct UnitSums {
                                    int64_t unit, float* to) {
     const TrainSpace& space = plan.space;
     float* const totals = memory + space.totals;
-    for (int k = block.lane(); k < plan.sum_count(); k += warp_threads) totals[block.warp() * space.sum_step + k] = 0.0f;
+    float* const own_totals = totals + block.warp() * space.sum_step;
+    for (int k = block.lane(); k < plan.sum_count(); k += warp_threads) own_totals[k] = 0.0f;
     block.sync_warp();
     tile(plan, block, memory, tasks, unit * train_unit + block.thread());
     block.sync();

@@ -17,8 +17,6 @@ from memformer_kernels.training.state import TrainState
 
 BACKENDS = ("auto", "torch", "cpu", "cuda")
 
-_NATIVE = {"cpu": native, "cuda": cuda}
-
 _REASONS = {
     "cpu": "tiny models train whole steps in the native library, one task per SIMD lane",
     "cuda": "small response-only models train whole steps on the GPU, one task a thread",
@@ -67,8 +65,10 @@ def train_steps(
     check_size("steps", steps, least=0)
     if max_skipped is not None:
         check_size("max_skipped", max_skipped)
-    if plan.backend in _NATIVE and group is None:
-        return _NATIVE[plan.backend].train(state, sampler, steps, optimizer, max_skipped)
+    if plan.backend == "cuda" and group is None:
+        return cuda.train(state, sampler, steps, optimizer, max_skipped)
+    if plan.backend == "cpu" and group is None:
+        return native.train(state, sampler, steps, optimizer, max_skipped)
     block_sums, apply_sums = twin.block_sums, twin.apply_sums
     if plan.backend == "cpu":
         block_sums, apply_sums = native.block_sums, native.apply_sums
@@ -96,8 +96,8 @@ def explain_training(
     _check_fit(state, sampler)
     check_choice("backend", backend, BACKENDS)
     own = "cuda" if "cuda" in (backend, state.device.type) and backend != "cpu" else "cpu"
-    fault = _NATIVE[own].fault(state, sampler)
-    if backend in _NATIVE:
+    fault = cuda.fault(state, sampler) if own == "cuda" else native.fault(state, sampler)
+    if backend in ("cpu", "cuda"):
         build.require(backend, state.device.type)
         if fault is not None:
             reject("backend", backend, f'"torch" or "auto": {fault}')
