@@ -20,7 +20,8 @@ namespace memformer::cuda {
 
 #ifdef __CUDACC__
 // All blocks of a group have arrived and see what the others have written to global memory. From 9.0 on they are a
-// cluster, with a barrier of its own; before, they count arrivals in global memory, and `turn` says which meeting it is.
+// cluster, with a barrier of its own; before, they count arrivals in global memory, and `turn` says which meeting it
+// is.
 template <int Threads>
 MEMFORMER_DEVICE void meet(const DeviceBlock<Threads>& block, unsigned* arrivals, int group, int turn) {
   if (group == 1) return block.sync();

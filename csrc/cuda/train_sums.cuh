@@ -4,7 +4,8 @@
 // response_gram.cuh, and the warp adds up what its tasks hand out (task_sums.cuh). The block then adds its warps'
 // tiles, pairwise, into the unit's partial sums. Lanes without a task run on zeros. Bytes per task: none but those of a
 // given task, and 4 K / 128 of partial sums. Operations of workload W, drawn as statistics with the query integrated
-// out: those of train_tasks.cuh, 230 multiply-adds forward, 325 backward, 100 for the sums of A.
+// out: those of train_tasks.cuh, 230 multiply-adds forward, 325 backward, 100 for the sums of A. Of sm_90's code about
+// 4150 instructions run for a warp's 32 tasks, 2500 of them to make the tasks.
 
 #pragma once
 

@@ -1,8 +1,8 @@
 // The tasks of a training step, made by the thread that works on them: their quadratics and squared errors.
 //
 // Nothing is read but given tokens: of a statistics task with d = 5, n = 20 and the query integrated out, 16 Philox
-// blocks, 64 uniforms, 20 normals and 5 logarithms make H, b and w in registers (core/bartlett.h). Numbers come from the
-// places of the stream where every other device takes them.
+// blocks, 64 uniforms, 20 normals and 15 logarithms make H, b and w in registers (core/bartlett.h). Numbers come from
+// the places of the stream where every other device takes them.
 
 #pragma once
 
