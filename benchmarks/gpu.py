@@ -15,6 +15,7 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks import gpu_trainer
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import PROVIDERS, select
 from benchmarks.record import FORMAT, Timing, write_json
@@ -152,12 +153,25 @@ def watched(console: Console) -> dict[str, str]:
     return verdicts
 
 
+def trainer(console: Console) -> dict[str, Any]:
+    """Whole optimiser steps in the CUDA library.
+
+    Raises:
+        PartFailed: a loss is wrong, or depends on how steps are launched.
+    """
+    try:
+        return gpu_trainer.measure(console)
+    except RuntimeError as error:
+        raise PartFailed(str(error)) from error
+
+
 # Each backend with something to show on a GPU adds its part here, with the name its figures are recorded under.
 PARTS: tuple[tuple[str, Part], ...] = (
     ("correctness", correctness),
     ("registry", registry),
     ("triton_tiles", triton_tiles),
     ("cuda_library", cuda_library),
+    ("trainer", trainer),
 )
 
 

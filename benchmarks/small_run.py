@@ -4,7 +4,18 @@ import torch
 import typer
 from torch import Tensor
 
-from memformer_kernels import context_gram, lfom_solve, memformer_layer, memformer_loss, memformer_stack
+from memformer_kernels import (
+    Adam,
+    FixedTasks,
+    GaussianStatistics,
+    TrainState,
+    context_gram,
+    lfom_solve,
+    memformer_layer,
+    memformer_loss,
+    memformer_stack,
+    train_steps,
+)
 
 TASKS = 333
 """Not a multiple of any block, so that tails run too."""
@@ -43,9 +54,22 @@ def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
     return made
 
 
+def train(device: torch.device, backend: str) -> int:
+    """Two steps of two models with every kind of task, in one turn of their blocks and in many; returns the steps."""
+    generator = torch.Generator().manual_seed(0)
+    z, target = (torch.randn(shape, generator=generator).to(device) for shape in ((TASKS, 13, 4), (TASKS, 1)))
+    taken = 0
+    for sampler in (GaussianStatistics(5, 20, TASKS), GaussianStatistics(3, 9, 9 * TASKS), FixedTasks(z, target, 12)):
+        q = (-0.1 * torch.eye(sampler.d)).expand(3, 1, -1, -1).to(device)
+        state = TrainState.of([{"q": q}] * 2)
+        taken += len(train_steps(state, sampler, 2, optimizer=Adam(0.01, clip=1.0), backend=backend))
+    return taken
+
+
 def main() -> None:
     """Run on the GPU with the CUDA library."""
     made = run(torch.device("cuda"), "cuda")
+    train(torch.device("cuda"), "cuda")
     torch.cuda.synchronize()
     typer.echo(f"{made} gradients")
 

@@ -29,6 +29,9 @@ OLDEST_GENERATION = 8
 BULK_COPIES = ("response_gram", "quadratics")
 """How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/stage.cuh)."""
 
+CLUSTERS = ("train",)
+"""The same of sources whose blocks meet in another way from 9.0 on (csrc/cuda/train.cuh)."""
+
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
@@ -159,7 +162,7 @@ def objects(root: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Obje
     """csrc/cuda, a kernel instantiation a file, and csrc/binding/cuda; only the binding sees torch."""
     for source in ninja.sources(root, "csrc/cuda", "**/*.cu"):
         place = source.relative_to("csrc").with_suffix(".o")
-        alike = not source.name.startswith(BULK_COPIES)
+        alike = not source.name.startswith((*BULK_COPIES, *CLUSTERS))
         yield ninja.Object(source, str(place), (*cuda.flags(alike), *DEVICE_FLAGS))
     include = toolchain.torch / "include"
     headers = ("-isystem", str(include), "-Xcompiler", f"-fmacro-prefix-map={include}/=")

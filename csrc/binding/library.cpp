@@ -131,7 +131,7 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
                  const std::string& sampler, int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                 const MaybeTensor& target, const MaybeTensor& index, const Tensor& losses) {
+                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, const Tensor& losses) {
   with_compute_type(q, [&](auto type) {
     const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
     using T = decltype(type);
@@ -303,7 +303,7 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
   m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
-  m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS "Tensor(h!) losses) -> ()");
+  m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS "str launches, Tensor(h!) losses) -> ()");
   m.def("train_gradients(Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor active, int step, int resample_every, "
         MEMFORMER_TASKS "int first_block, Tensor(a!) sums) -> ()");
   m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(h!) losses) -> ()");

@@ -2,94 +2,20 @@
 
 #pragma once
 
-#include <string>
 #include <vector>
 
-#include "binding/parameters.h"
+#include "binding/links.h"
 #include "binding/run.h"
-#include "core/training.h"
 
 namespace memformer::binding {
-
-// A model's parameters (M, ...), in the shapes of the public contract behind the models' axis, gates folded in.
-// Contiguous.
-struct TrainedParameters {
-  const Tensor& q;
-  const MaybeTensor& p;
-  const MaybeTensor& gamma;
-  const MaybeTensor& beta;
-};
-
-struct TaskArguments {
-  const Tensor& seeds;
-  const Tensor& streams;
-  const std::string& sampler;
-  int64_t features;
-  int64_t tasks;
-  int64_t context;
-  int64_t queries;
-  double noise;
-  const MaybeTensor& weight_factor;
-  const MaybeTensor& covariate_factor;
-  const MaybeTensor& z;
-  const MaybeTensor& target;
-  const MaybeTensor& index;
-};
-
-struct OptimizerArguments {
-  const std::vector<Tensor>& first;
-  const std::vector<Tensor>& second;
-  const std::vector<Tensor>& masks;
-  const Tensor& skipped;
-  const std::string& rule;
-  const Tensor& hyper;
-  const std::string& clip;
-  const Tensor& factors;
-  int64_t max_skipped;
-};
-
-template <class T>
-TaskSource<T> task_source(const TaskArguments& given) {
-  TaskSource<T> source{};
-  source.sampler = given.sampler == "statistics" ? Sampler::statistics
-                   : given.sampler == "tokens"   ? Sampler::tokens
-                                                 : Sampler::given;
-  const auto numbers = [](const MaybeTensor& tensor) {
-    return tensor ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
-  };
-  source.models = 1;
-  source.tasks = given.tasks;
-  source.features = static_cast<int>(given.features);
-  source.context = static_cast<int>(given.context);
-  source.queries = static_cast<int>(given.queries);
-  source.noise = static_cast<T>(given.noise);
-  source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
-  source.streams = static_cast<const int64_t*>(given.streams.data_ptr());
-  source.weight_factor = numbers(given.weight_factor);
-  source.covariate_factor = numbers(given.covariate_factor);
-  source.z = numbers(given.z);
-  source.target = numbers(given.target);
-  source.index = given.index ? static_cast<const int64_t*>(given.index->data_ptr()) : nullptr;
-  return source;
-}
 
 template <class T>
 class TrainCall {
  public:
   TrainCall(const TrainedParameters& given, const TaskSource<T>& source, int64_t step, int64_t resample_every)
-      : parameters_(present(given)) {
-    const int models = static_cast<int>(given.q.size(0)), side = static_cast<int>(given.q.size(4));
-    TrainedNetwork<T>& network = training.network;
-    network.response = !given.p;
-    network.width = source.features + 1;
-    network.block = given.p && side < network.width;
-    network.layers = static_cast<int>(given.q.size(1));
-    const int heads = static_cast<int>(given.q.size(2));
-    network.kept = kept_heads(heads, given.gamma, given.beta);
-    network.heads = network.response ? network.kept : heads;
-    network.diagonal = !given.gamma || given.gamma->dim() == 5;
-    link(given, heads, side);
-
+      : parameters_(present(given)), links_(given, source.features) {
+    const int models = static_cast<int>(given.q.size(0));
+    training.network = links_.network;
     training.source = source;
     training.source.models = models;
     training.source.first_draw = step / resample_every;
@@ -102,8 +28,8 @@ class TrainCall {
 
     OptimizerState<T>& state = training.state;
     state.models = models;
-    state.flat = flat_;
-    state.flat_step = (flat_ + 15) / 16 * 16;
+    state.flat = links_.flat;
+    state.flat_step = (links_.flat + 15) / 16 * 16;
     numbers_.resize(static_cast<std::size_t>(4 * models) * state.flat_step);
     state.parameters = numbers_.data();
     pack(parameters_, state.parameters);
@@ -111,10 +37,7 @@ class TrainCall {
 
   void optimizer(const OptimizerArguments& given) {
     OptimizerState<T>& state = training.state;
-    state.rule = given.rule == "sgd"        ? Rule::sgd
-                 : given.rule == "nesterov" ? Rule::nesterov
-                 : given.rule == "adam"     ? Rule::adam
-                                            : Rule::adamw;
+    state.rule = rule_of(given.rule);
     const std::size_t size = static_cast<std::size_t>(state.models) * state.flat_step;
     state.first = numbers_.data() + size;
     pack(given.first, state.first);
@@ -133,10 +56,10 @@ class TrainCall {
     state.hyper = static_cast<const double*>(given.hyper.data_ptr());
     training.factors = static_cast<const double*>(given.factors.data_ptr());
     if (given.clip == "matrix") {
-      state.clip_ends = matrix_ends_.data();
-      state.clip_groups = static_cast<int>(matrix_ends_.size());
+      state.clip_ends = links_.matrix_ends.data();
+      state.clip_groups = static_cast<int>(links_.matrix_ends.size());
     } else if (given.clip == "model") {
-      state.clip_ends = &flat_;
+      state.clip_ends = &links_.flat;
       state.clip_groups = 1;
     }
   }
@@ -151,14 +74,6 @@ class TrainCall {
   Training<T> training{};
 
  private:
-  static std::vector<Tensor> present(const TrainedParameters& given) {
-    std::vector<Tensor> tensors{given.q};
-    for (const MaybeTensor* tensor : {&given.p, &given.gamma, &given.beta}) {
-      if (*tensor) tensors.push_back(**tensor);
-    }
-    return tensors;
-  }
-
   // visit(place in the flat state, index of the tensor, entry of that tensor).
   template <class Visit>
   void each(const std::vector<Tensor>& tensors, Visit visit) const {
@@ -186,77 +101,9 @@ class TrainCall {
     });
   }
 
-  // Joins the dense form's numbers to the flat ones.
-  void link(const TrainedParameters& given, int heads, int side) {
-    TrainedNetwork<T>& network = training.network;
-    const int layers = network.layers, kept = network.kept;
-    const bool collapse = network.response && kept == 1;
-    const int matrix = side * side;
-    network.q_count = layers * (collapse ? 1 : heads) * matrix;
-    for (int l = 0; l < layers; ++l) {
-      for (int h = 0; h < heads; ++h) {
-        const int dense = (l * (collapse ? 1 : heads) + (collapse ? 0 : h)) * matrix;
-        for (int k = 0; k < matrix; ++k) join(dense + k, flat_ + (l * heads + h) * matrix + k);
-        matrix_ends_.push_back(flat_ + (l * heads + h + 1) * matrix);
-      }
-    }
-    flat_ += layers * heads * matrix;
-    int begin = network.q_count;
-    if (given.p) {
-      network.p_count = layers * heads * matrix;
-      for (int k = 0; k < network.p_count; ++k) join(begin + k, flat_ + k);
-      for (int k = matrix; k <= network.p_count; k += matrix) matrix_ends_.push_back(flat_ + k);
-      flat_ += network.p_count;
-      begin += network.p_count;
-    }
-    if (given.gamma) network.gamma_count = link_coefficients(*given.gamma, !network.diagonal, begin);
-    if (given.beta) network.beta_count = link_coefficients(*given.beta, false, begin + network.gamma_count);
-    constant_.assign(static_cast<std::size_t>(network.dense()), T(0));
-    network.constant = constant_.data();
-    network.links = static_cast<int>(link_dense_.size());
-    network.link_dense = link_dense_.data();
-    network.link_flat = link_flat_.data();
-  }
-
-  void join(int dense, int flat) {
-    link_dense_.push_back(dense);
-    link_flat_.push_back(flat);
-  }
-
-  // Coefficients (M, [L,] L, R, 1, D), every axis of them its size or 1; the numbers of their dense form.
-  int link_coefficients(const Tensor& given, bool paired, int begin) {
-    const TrainedNetwork<T>& network = training.network;
-    const int layers = network.layers, first_feature = network.response ? network.width - 1 : 0;
-    const int features = network.width - first_feature, outer = paired ? layers : 1;
-    // Axes [l, j, register, feature], aligned at the end; a missing or shared one has step 0.
-    const int axes[4] = {paired ? 1 : -1, static_cast<int>(given.dim()) - 4, static_cast<int>(given.dim()) - 3,
-                         static_cast<int>(given.dim()) - 1};
-    int steps[4];
-    for (int k = 0; k < 4; ++k) {
-      const bool own = axes[k] >= 0 && given.size(axes[k]) > 1;
-      steps[k] = own ? static_cast<int>(given.stride(axes[k])) : 0;
-    }
-    for (int l = 0; l < outer; ++l) {
-      for (int j = 0; j < layers; ++j) {
-        if (paired && j > l) continue;
-        for (int r = 0; r < network.kept; ++r) {
-          for (int c = 0; c < features; ++c) {
-            const int dense = begin + ((l * layers + j) * network.kept + r) * features + c;
-            join(dense, flat_ + l * steps[0] + j * steps[1] + r * steps[2] + (first_feature + c) * steps[3]);
-          }
-        }
-      }
-    }
-    flat_ += static_cast<int>(given.numel() / given.size(0));
-    matrix_ends_.push_back(flat_);
-    return outer * layers * network.kept * features;
-  }
-
   std::vector<Tensor> parameters_;
-  std::vector<int> link_dense_, link_flat_, matrix_ends_;
-  std::vector<T> constant_;
+  Links<T> links_;
   std::vector<T> numbers_;  // parameters, first and second moments, and which are trained: (4, M, flat_step)
-  int flat_ = 0;
 };
 
 }  // namespace memformer::binding

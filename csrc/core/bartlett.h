@@ -75,7 +75,7 @@ MEMFORMER_INLINE void sample_statistics(const StatisticsPlan& plan, Extent exten
       const S squared = plan.noisy ? response_noise[d + i / 2] : response_noise[i / 2];
       square += squared * squared;
     }
-    factor[i * d + i] = square_root(square);
+    factor[i * d + i] = quick_root(square);
     MEMFORMER_UNROLL
     for (int j = i + 1; j < d; ++j) factor[i * d + j] = S(T(0));
   }
@@ -101,9 +101,10 @@ MEMFORMER_INLINE void sample_statistics(const StatisticsPlan& plan, Extent exten
     for (int c = 0; c <= r; ++c) {
       S sum = factor[r * d] * factor[c * d];
       // Without C, row c of K ends at column c.
-      const int end = covariate_factor ? d : c + 1;
       MEMFORMER_UNROLL
-      for (int k = 1; k < end; ++k) sum += factor[r * d + k] * factor[c * d + k];
+      for (int k = 1; k < d; ++k) {
+        if (k <= c || covariate_factor) sum += factor[r * d + k] * factor[c * d + k];
+      }
       task.h[packed_size(r) + c] = sum * share;
     }
   }

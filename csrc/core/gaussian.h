@@ -62,7 +62,7 @@ struct Stream {
     uniforms(block, u);
     MEMFORMER_UNROLL
     for (int k = 0; k < 4; k += 2) {
-      const S radius = square_root(logarithm(u[k]) * T(-2));
+      const S radius = quick_root(logarithm(u[k]) * T(-2));
       S sine, cosine;
       sine_cosine_of_turns(u[k + 1], sine, cosine);
       to[k] = radius * cosine;

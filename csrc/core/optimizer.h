@@ -28,31 +28,52 @@ struct StepScalars {
   T kept;             // of a parameter: 1 - rate * weight decay (AdamW)
 };
 
-// `hyper`: learning rate, momentum or beta1, beta2, epsilon, weight decay; `factor` of the schedule; the t-th step that
-// is taken, from 1.
+// Adam's corrections of the moments' bias after t steps: 1 - beta1^t and sqrt(1 - beta2^t).
+struct BiasCorrections {
+  double first;
+  double second;
+};
+
+MEMFORMER_INLINE BiasCorrections bias_corrections(const double* hyper, int64_t t) {
+  const double count = static_cast<double>(t);
+  return {1.0 - pow(hyper[1], count), sqrt(1.0 - pow(hyper[2], count))};
+}
+
+MEMFORMER_INLINE bool corrects_bias(Rule rule) { return rule == Rule::adam || rule == Rule::adamw; }
+
+// `hyper`: learning rate, momentum or beta1, beta2, epsilon, weight decay; `factor` of the schedule; `corrections` are
+// read by Adam alone.
 template <class T>
-MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, double factor, int64_t t) {
+MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, double factor,
+                                             const BiasCorrections& corrections) {
   const double rate = hyper[0] * factor;
-  const bool adam = rule == Rule::adam || rule == Rule::adamw;
+  const bool adam = corrects_bias(rule);
   StepScalars<T> scalars;
   scalars.rule = rule;
-  scalars.rate = static_cast<T>(adam ? rate / (1.0 - pow(hyper[1], static_cast<double>(t))) : rate);
+  scalars.rate = static_cast<T>(adam ? rate / corrections.first : rate);
   scalars.momentum = static_cast<T>(hyper[1]);
   scalars.new_first = static_cast<T>(1.0 - hyper[1]);
   scalars.second = static_cast<T>(hyper[2]);
   scalars.new_second = static_cast<T>(1.0 - hyper[2]);
-  scalars.second_scale = static_cast<T>(adam ? sqrt(1.0 - pow(hyper[2], static_cast<double>(t))) : 1.0);
+  scalars.second_scale = static_cast<T>(adam ? corrections.second : 1.0);
   scalars.epsilon = static_cast<T>(hyper[3]);
   scalars.decay = static_cast<T>(rule == Rule::adamw ? 0.0 : hyper[4]);
   scalars.kept = static_cast<T>(rule == Rule::adamw ? 1.0 - rate * hyper[4] : 1.0);
   return scalars;
 }
 
+// The same for the t-th step that is taken, from 1.
+template <class T>
+MEMFORMER_INLINE StepScalars<T> step_scalars(Rule rule, const double* hyper, double factor, int64_t t) {
+  const BiasCorrections none{1.0, 1.0};
+  return step_scalars<T>(rule, hyper, factor, corrects_bias(rule) ? bias_corrections(hyper, t) : none);
+}
+
 // One step of a number, in place; `second` is read and written by Adam alone.
 template <class S>
 MEMFORMER_INLINE void step_number(const StepScalars<ValueOf<S>>& scalars, S grad, S& parameter, S& first, S& second) {
   grad += parameter * scalars.decay;
-  if (scalars.rule == Rule::adam || scalars.rule == Rule::adamw) {
+  if (corrects_bias(scalars.rule)) {
     first += (grad - first) * scalars.new_first;
     second = second * scalars.second + grad * grad * scalars.new_second;
     const S scale = square_root(second) / S(scalars.second_scale) + S(scalars.epsilon);

@@ -4,6 +4,7 @@
 
 #pragma once
 
+#include "core/squared_error.h"
 #include "cpu/train.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -27,7 +28,8 @@ class Errors {
 
   S operator()(const S* cells, const S* state, S* grad) const {
     for (int k = 0; k < rows_; ++k) grad[k] = S(T(0));
-    return at_.queries ? sampled(cells, state, grad) : integrated(cells + at_.solution(), state, grad);
+    return at_.queries ? sampled(cells, state, grad)
+                       : core::integrated_error(rows_, factor_, cells + at_.solution(), state, grad);
   }
 
  private:
@@ -35,33 +37,8 @@ class Errors {
     S squares = S(T(0));
     for (int query = 0; query < at_.queries; ++query) {
       const S* const row = cells + at_.query(query);
-      S response = row[0] * state[0];
-      for (int k = 1; k < rows_; ++k) response += row[k] * state[k];
-      if (rows_ < at_.width) response += row[rows_];
-      const S error = response + row[at_.width];
-      squares += error * error;
-      const S twice = error + error;
-      for (int k = 0; k < rows_; ++k) grad[k] += twice * row[k];
-    }
-    return squares;
-  }
-
-  S integrated(const S* solution, const S* state, S* grad) const {
-    S squares = S(T(0));
-    if (!factor_) {
-      for (int k = 0; k < rows_; ++k) {
-        const S error = state[k] + solution[k];
-        squares += error * error;
-        grad[k] = error + error;
-      }
-      return squares;
-    }
-    for (int c = 0; c < rows_; ++c) {
-      S error = (state[0] + solution[0]) * factor_[c];
-      for (int k = 1; k < rows_; ++k) error += (state[k] + solution[k]) * factor_[k * rows_ + c];
-      squares += error * error;
-      const S twice = error + error;
-      for (int k = 0; k < rows_; ++k) grad[k] += twice * factor_[k * rows_ + c];
+      const S rest = rows_ < at_.width ? row[rows_] + row[at_.width] : row[at_.width];
+      squares += core::query_error(rows_, row, rest, state, grad);
     }
     return squares;
   }

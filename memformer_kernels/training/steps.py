@@ -9,13 +9,18 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import build
 from memformer_kernels.problem import check_choice, check_size, reject, reject_kind
-from memformer_kernels.training import native, twin
+from memformer_kernels.training import cuda, native, twin
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
 from memformer_kernels.training.ranks import Ranks
 from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
-BACKENDS = ("auto", "torch", "cpu")
+BACKENDS = ("auto", "torch", "cpu", "cuda")
+
+_REASONS = {
+    "cpu": "tiny models train whole steps in the native library, one task per SIMD lane",
+    "cuda": "small response-only models train whole steps on the GPU, one task a thread",
+}
 
 
 class TrainingPlan(NamedTuple):
@@ -42,14 +47,16 @@ def train_steps(
 
     sampler: `GaussianTokens`, `GaussianStatistics` or `FixedTasks`.
     optimizer: `SGD`, `Adam` or `AdamW`, with clipping and a schedule.
-    backend: "auto", "torch" (any device and size) or "cpu" (the native library, tiny models on the CPU);
-        `explain_training` says what "auto" chooses and why.
+    backend: "auto", "torch" (any device and size), "cpu" (the native library, tiny models on the CPU) or "cuda" (the
+        CUDA library, response-only models on a GPU with at most 8 features, in float32); `explain_training` says what
+        "auto" chooses and why.
     max_skipped: a model with so many skipped steps is stopped: further steps are skipped at once, with a loss of NaN.
         A step of a model is skipped, counted in `state.skipped`, if its loss, a gradient or what it would become is not
         finite; its loss stands in the trace as computed. None: never stopped.
     group: ranks of `torch.distributed` that share every batch, each with the same state. They gather the sums of the
         blocks of 1024 tasks and add them in order, so the trace does not depend on their number. A rank that dies is
-        noticed at once, one that stops answering within the timeout that the group was made with.
+        noticed at once, one that stops answering within the timeout that the group was made with. Models on a GPU
+        then train by "torch", whatever the backend.
 
     Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
     backend that is not available, before any work; and RankLost where another rank does not answer.
@@ -58,6 +65,8 @@ def train_steps(
     check_size("steps", steps, least=0)
     if max_skipped is not None:
         check_size("max_skipped", max_skipped)
+    if plan.backend == "cuda" and group is None:
+        return cuda.train(state, sampler, steps, optimizer, max_skipped)
     if plan.backend == "cpu" and group is None:
         return native.train(state, sampler, steps, optimizer, max_skipped)
     block_sums, apply_sums = twin.block_sums, twin.apply_sums
@@ -86,17 +95,18 @@ def explain_training(
     optimizer.rates(state.models)
     _check_fit(state, sampler)
     check_choice("backend", backend, BACKENDS)
-    fault = native.fault(state, sampler)
-    if backend == "cpu":
-        build.require("cpu", state.device.type)
+    own = "cuda" if "cuda" in (backend, state.device.type) and backend != "cpu" else "cpu"
+    fault = cuda.fault(state, sampler) if own == "cuda" else native.fault(state, sampler)
+    if backend in ("cpu", "cuda"):
+        build.require(backend, state.device.type)
         if fault is not None:
             reject("backend", backend, f'"torch" or "auto": {fault}')
-        return TrainingPlan("cpu", "the backend was asked for")
+        return TrainingPlan(backend, "the backend was asked for")
     if backend == "torch":
         return TrainingPlan("torch", "the backend was asked for")
     if fault is not None:
         return TrainingPlan("torch", fault)
-    return TrainingPlan("cpu", "tiny models train whole steps in the native library, one task per SIMD lane")
+    return TrainingPlan(own, _REASONS[own])
 
 
 def _check_fit(state: TrainState, sampler: Sampler) -> None:

@@ -45,6 +45,16 @@ def test_the_codes_mix_scales_the_multiply_adds() -> None:
     assert made.predicted_ms == made.shared_ms
 
 
+def test_a_count_of_the_run_takes_the_place_of_the_mix() -> None:
+    """Four warps of 32 tasks a clock and multiprocessor."""
+    kernel = next(kernel for kernel in kernels() if kernel.issued)
+    tasks = 132 * 4 * 32 * 1000
+    code = Code("k", "sm_90", 168, 0, 0, Counter({"FFMA": 1, "LDS": 10}))
+    made = with_code(Row(kernel, 0.0, 0.0), code, tasks * kernel.multiply_adds, H200)
+    assert made.issue_ms == pytest.approx(1000 * kernel.issued / H200.clock_ghz / 1e6)
+    assert made.shared_ms is None
+
+
 def test_the_command_writes_a_record_that_says_it_was_not_measured(tmp_path: Path) -> None:
     path = tmp_path / "floors.json"
     result = CliRunner().invoke(app, ["gpu-floors", "--json", str(path)])

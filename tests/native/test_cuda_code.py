@@ -57,6 +57,27 @@ def test_small_tasks_stay_in_registers(path: Path) -> None:
     assert {(name, architecture): count for name, architecture, count, _ in used if count > most} == {}
 
 
+@pytest.mark.parametrize("path", [path for path in OBJECTS if path.stem.startswith("train_")], ids=_name)
+def test_trainers_fit_the_planned_blocks(path: Path) -> None:
+    """Three blocks of four warps, two before 9.0; the hot instance keeps its tasks in registers, without a spill."""
+    used = [row for row in _usage(path) if "TrainSteps" in row[0]]
+    assert {architecture for _, architecture, _, _ in used} >= {"sm_90"}
+    for name, architecture, count, stack in used:
+        blocks = 2 if architecture < "sm_90" and len(architecture) == 5 else 3
+        assert count * 128 * blocks <= REGISTERS, (name, architecture)
+        assert stack == 0 or path.stem != "train_statistics_5", (name, architecture)
+
+
+def test_the_hot_trainer_holds_what_it_should_on_hopper() -> None:
+    """The barrier of a cluster, shared memory by its own loads, and doubles in the update alone."""
+    path = ROOT / "build" / "native" / "cuda" / "kernels" / "train_statistics_5.o"
+    (code,) = (code for code in read_code(path, "sm_90") if "TrainSteps" in code.name)
+    assert code.count("UCGABAR_ARV") == code.count("UCGABAR_WAIT") == 2
+    assert code.count(*LOCAL, "LD", "ST") == 0
+    assert code.count("LDS") > 300
+    assert code.count("DFMA") < 100
+
+
 def test_every_source_is_built_for_every_architecture() -> None:
     sources = {path.stem for path in (ROOT / "csrc" / "cuda" / "kernels").glob("*.cu")}
     assert sources <= {path.stem for path in OBJECTS}

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 STUBS = ROOT / "build" / "native" / Path(cuda.STUB).parent
 OPERATORS = (
     *("forward", "backward", "loss", "context_gram", "context_gram_backward", "lfom_solve", "lfom_solve_backward"),
-    *("layer", "layer_backward"),
+    *("layer", "layer_backward", "train_steps"),
 )
 OTHERS = re.compile(r"(U|w|v) \w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$|w (_ITM_|__gmon_)\w+$|w __cxa_\w+$")
 

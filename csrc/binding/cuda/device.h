@@ -51,6 +51,8 @@ class OnDevice {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &launch_.stream));
   }
 
+  const cuda::Launch& launch() const { return launch_; }
+
   // `bytes` is what the kernel asked for, `call` runs it and returns a cudaError_t.
   template <class Call>
   void run(int64_t bytes, Call call) {

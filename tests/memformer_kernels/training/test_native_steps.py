@@ -22,7 +22,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.testing import GRADIENT_FACTOR, relative_error
-from memformer_kernels.training import native, twin
+from memformer_kernels.training import arguments, native, twin
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors
@@ -141,7 +141,7 @@ def test_long_epochs_are_cut_into_calls(monkeypatch: pytest.MonkeyPatch) -> None
     """The order of given tasks is handed over a few draws at a time."""
     whole, parts = state(2), state(2)
     expected = train_steps(whole, SAMPLERS["epochs"], 11, optimizer=OPTIMIZERS["adam"], backend="cpu")
-    monkeypatch.setattr(native, "_INDEX_BYTES", 1)
+    monkeypatch.setattr(arguments, "_INDEX_BYTES", 1)
     assert torch.equal(
         train_steps(parts, SAMPLERS["epochs"], 11, optimizer=OPTIMIZERS["adam"], backend="cpu"), expected
     )

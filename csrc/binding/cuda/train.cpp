@@ -1,0 +1,81 @@
+// The trainer on CUDA: tensors to a call. Beside models and tasks, seeds, streams, hyper, factors, skipped and losses lie
+// on the device too; nothing waits for it.
+
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+#include <vector>
+
+#include "binding/cuda/device.h"
+#include "binding/links.h"
+#include "cuda/train.h"
+
+namespace memformer::binding {
+namespace {
+
+cuda::TrainMode mode_of(const std::string& launches) {
+  return launches == "persistent" ? cuda::TrainMode::persistent
+         : launches == "replay"   ? cuda::TrainMode::replay
+                                  : cuda::TrainMode::automatic;
+}
+
+template <class Number>
+Number* numbers_of(const Tensor& tensor) {
+  return static_cast<Number*>(tensor.data_ptr());
+}
+
+void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
+                 const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
+                 const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
+                 int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                 const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                 const MaybeTensor& target, const MaybeTensor& index, const std::string& launches, const Tensor& losses) {
+  STD_TORCH_CHECK(!p && storage_of(q) == Storage::float32 && features <= cuda::most_trained_features,
+                  "the CUDA trainer serves response-only models in float32 with at most ", cuda::most_trained_features, " features");
+  if (losses.size(0) == 0) return;
+  const TrainedParameters given{q, p, gamma, beta};
+  const Links<float> links(given, static_cast<int>(features));
+  cuda::Train call;
+  call.network = links.network;
+  call.source = task_source<float>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
+                                    covariate_factor, z, target, index});
+  call.source.models = static_cast<int>(q.size(0));
+  call.source.first_draw = step / resample_every;
+  const std::vector<Tensor> tensors = present(given);
+  call.tensor_count = static_cast<int>(tensors.size());
+  for (std::size_t k = 0; k < tensors.size(); ++k) {
+    cuda::TrainedTensor& made = call.tensors[k];
+    made.parameters = numbers_of<float>(tensors[k]);
+    made.first = numbers_of<float>(first[k]);
+    made.second = second.empty() ? nullptr : numbers_of<float>(second[k]);
+    made.trained = masks.empty() ? nullptr : numbers_of<const bool>(masks[k]);
+    made.count = static_cast<int>(tensors[k].numel() / q.size(0));
+  }
+  call.flat = links.flat;
+  call.rule = rule_of(rule);
+  if (clip == "matrix") {
+    call.clip_ends = links.matrix_ends.data();
+    call.clip_groups = static_cast<int>(links.matrix_ends.size());
+  } else if (clip == "model") {
+    call.clip_ends = &links.flat;
+    call.clip_groups = 1;
+  }
+  call.max_skipped = max_skipped;
+  call.hyper = numbers_of<const double>(hyper);
+  call.factors = numbers_of<const double>(factors);
+  call.skipped = numbers_of<int64_t>(skipped);
+  call.losses = numbers_of<double>(losses);
+  call.step = step;
+  call.steps = static_cast<int>(losses.size(0));
+  call.resample_every = resample_every;
+  const cuda::TrainMode mode = mode_of(launches);
+  OnDevice device(q);
+  device.run(cuda::train_scratch(call, mode, device.launch()),
+             [&](const cuda::Launch& launch) { return cuda::train(call, mode, launch); });
+}
+
+}  // namespace
+}  // namespace memformer::binding
+
+STABLE_TORCH_LIBRARY_IMPL(memformer_native, CUDA, m) { m.impl("train_steps", TORCH_BOX(&memformer::binding::train_steps)); }

@@ -1,0 +1,79 @@
+// The trainer's arguments as they come, the same for every device.
+
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "binding/arguments.h"
+#include "core/training.h"
+
+namespace memformer::binding {
+
+// A model's parameters (M, ...), in the shapes of the public contract behind the models' axis, gates folded in.
+// Contiguous.
+struct TrainedParameters {
+  const Tensor& q;
+  const MaybeTensor& p;
+  const MaybeTensor& gamma;
+  const MaybeTensor& beta;
+};
+
+struct TaskArguments {
+  const Tensor& seeds;
+  const Tensor& streams;
+  const std::string& sampler;
+  int64_t features;
+  int64_t tasks;
+  int64_t context;
+  int64_t queries;
+  double noise;
+  const MaybeTensor& weight_factor;
+  const MaybeTensor& covariate_factor;
+  const MaybeTensor& z;
+  const MaybeTensor& target;
+  const MaybeTensor& index;
+};
+
+struct OptimizerArguments {
+  const std::vector<Tensor>& first;
+  const std::vector<Tensor>& second;
+  const std::vector<Tensor>& masks;
+  const Tensor& skipped;
+  const std::string& rule;
+  const Tensor& hyper;
+  const std::string& clip;
+  const Tensor& factors;
+  int64_t max_skipped;
+};
+
+template <class T>
+TaskSource<T> task_source(const TaskArguments& given) {
+  TaskSource<T> source{};
+  source.sampler = given.sampler == "statistics" ? Sampler::statistics
+                   : given.sampler == "tokens"   ? Sampler::tokens
+                                                 : Sampler::given;
+  const auto numbers = [](const MaybeTensor& tensor) {
+    return tensor ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
+  };
+  source.models = 1;
+  source.tasks = given.tasks;
+  source.features = static_cast<int>(given.features);
+  source.context = static_cast<int>(given.context);
+  source.queries = static_cast<int>(given.queries);
+  source.noise = static_cast<T>(given.noise);
+  source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
+  source.streams = static_cast<const int64_t*>(given.streams.data_ptr());
+  source.weight_factor = numbers(given.weight_factor);
+  source.covariate_factor = numbers(given.covariate_factor);
+  source.z = numbers(given.z);
+  source.target = numbers(given.target);
+  source.index = given.index ? static_cast<const int64_t*>(given.index->data_ptr()) : nullptr;
+  return source;
+}
+
+inline Rule rule_of(const std::string& name) {
+  return name == "sgd" ? Rule::sgd : name == "nesterov" ? Rule::nesterov : name == "adam" ? Rule::adam : Rule::adamw;
+}
+
+}  // namespace memformer::binding

@@ -1,0 +1,17 @@
+// Whole optimiser steps: the instance that serves a call. Instances: train_*.cu.
+
+#include "cuda/train_launch.cuh"
+
+namespace memformer::cuda {
+
+int64_t train_scratch(const Train& call, TrainMode mode, const Launch& launch) {
+  return with_train_kernel(
+      call, [&](auto kernel) { return plan_train(call, mode, launch, trained_cells<decltype(kernel)>(call)).bytes; });
+}
+
+int train(const Train& call, TrainMode mode, const Launch& launch) {
+  return with_train_kernel(
+      call, [&](auto kernel) { return run_train_on_device<decltype(kernel)>(call, mode, launch); });
+}
+
+}  // namespace memformer::cuda

@@ -1,0 +1,125 @@
+"""A state, a sampler and an optimiser as the arguments of the native libraries' operators, for any device."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memformer_kernels import library
+from memformer_kernels.training import draws
+from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
+from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.state import NAMES, TrainState
+
+_INDEX_BYTES = 2**26
+"""Most memory for the order of given tasks in one call of a library."""
+
+
+def operators(backend: str) -> Any:
+    """The operators of a library, loaded."""
+    library.load(backend)
+    return torch.ops.memformer_native
+
+
+def steps_per_call(state: TrainState, sampler: Sampler, steps: int) -> int:
+    """Steps that one call takes, so that the order of given tasks fits in memory."""
+    if not isinstance(sampler, FixedTasks) or sampler.batch is None:
+        return max(steps, 1)
+    return max(1, _INDEX_BYTES // (8 * state.models * sampler.batch)) * sampler.resample_every
+
+
+def parameters(state: TrainState) -> list[Tensor | None]:
+    """q, p, gamma and beta, None for those that the models lack."""
+    return [state.parameters.get(name) for name in NAMES]
+
+
+def update(
+    state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int | None, skipped: Tensor
+) -> tuple[Any, ...]:
+    """What says how the next `steps` steps change the state; `skipped` is counted up where the models are."""
+    factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
+    name, numbers, clip = rule(optimizer, state.models)
+    return (
+        *parameters(state),
+        list(state.first.values()),
+        [] if isinstance(optimizer, SGD) else list(state.second.values()),
+        _masks(state),
+        skipped,
+        name,
+        _moved(numbers, state),
+        clip,
+        _moved(torch.tensor(factors, dtype=torch.float64), state),
+        -1 if max_skipped is None else max_skipped,
+        state.step,
+    )
+
+
+def rule(optimizer: Optimizer, models: int) -> tuple[str, Tensor, str]:
+    """The name of the rule, its numbers (M, 6) and what is clipped."""
+    if isinstance(optimizer, SGD):
+        name, numbers = "nesterov" if optimizer.nesterov else "sgd", (optimizer.momentum, 0.0, 0.0)
+    else:
+        assert isinstance(optimizer, Adam)
+        name, numbers = "adamw" if isinstance(optimizer, AdamW) else "adam", (*optimizer.betas, optimizer.eps)
+    shared = (*numbers, optimizer.weight_decay, optimizer.clip or 0.0)
+    hyper = [(rate, *shared) for rate in optimizer.rates(models)]
+    clip = "none" if optimizer.clip is None else optimizer.clip_by
+    return name, torch.tensor(hyper, dtype=torch.float64), clip
+
+
+def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
+    """What says where the tasks of `steps` steps come from."""
+    source: tuple[Tensor | None, ...]
+    if isinstance(sampler, FixedTasks):
+        kind, context, noise = "fixed", sampler.context, 0.0
+        source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
+    else:
+        kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
+        context, noise = sampler.n, float(sampler.noise)
+        factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
+        source = (*factors, None, None, None)
+    streams = (_moved(state.seeds, state), _moved(state.streams, state))
+    sizes = (sampler.d, batch_of(sampler), context, queries(sampler))
+    return sampler.resample_every, *streams, kind, *sizes, noise, *source
+
+
+def queries(sampler: Sampler) -> int:
+    """Queries a task, 0 where they are integrated out."""
+    if isinstance(sampler, FixedTasks):
+        return sampler.target.shape[1]
+    return 0 if sampler.query == "integrated" else sampler.queries
+
+
+def new_losses(state: TrainState, steps: int) -> Tensor:
+    """A trace (steps, M) to be written."""
+    return torch.full((steps, state.models), math.nan, dtype=torch.float64)
+
+
+def _masks(state: TrainState) -> list[Tensor]:
+    if not state.masks:
+        return []
+    trained = {name: torch.ones_like(value, dtype=torch.bool) for name, value in state.parameters.items()}
+    return list((trained | state.masks).values())
+
+
+def _moved(tensor: Tensor, state: TrainState) -> Tensor:
+    """To the models' device, without waiting for it."""
+    return tensor.to(state.device, non_blocking=True)
+
+
+def _for_each(matrix: Tensor, state: TrainState) -> Tensor:
+    return matrix.to(state.parameters["q"], non_blocking=True).expand(state.models, *matrix.shape).contiguous()
+
+
+def _order(state: TrainState, sampler: FixedTasks, steps: int) -> Tensor | None:
+    """Indices (draws, M, B) of the given tasks, or None for all in order."""
+    if sampler.batch is None or steps == 0:
+        return None
+    numbers = range(state.step // sampler.resample_every, (state.step + steps - 1) // sampler.resample_every + 1)
+    streams = [
+        draws.Stream(int(seed), int(stream), state.dtype, state.device)
+        for seed, stream in zip(state.seeds, state.streams, strict=True)
+    ]
+    rows = [draws.order(sampler, stream, draw) for draw in numbers for stream in streams]
+    return torch.stack([row for row in rows if row is not None]).reshape(len(numbers), state.models, -1)

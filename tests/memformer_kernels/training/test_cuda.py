@@ -1,0 +1,53 @@
+"""The CUDA trainer's reasons to leave models to plain PyTorch, and its errors, where no GPU is needed."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, build, explain_training, train_steps
+from memformer_kernels.training import cuda
+from memformer_kernels.training.samplers import Sampler
+from tests.memformer_kernels.training.runs import D, N, model, state
+
+STATISTICS = GaussianStatistics(D, N, 4)
+
+
+def _on_gpu(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    """What `fault` reads of a state, as if its tensors were on a GPU."""
+    made = {name: value[None] for name, value in model(dtype=dtype, **options).items() if value is not None}
+    return SimpleNamespace(parameters=made, dtype=dtype, device=torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("held", "sampler", "reason"),
+    [
+        (_on_gpu(torch.float64), STATISTICS, "float32"),
+        (_on_gpu(structure="block"), STATISTICS, "response-only"),
+        (_on_gpu(structure="dense"), GaussianTokens(D, N, 4), "response-only"),
+        (_on_gpu(d=9), GaussianStatistics(9, 20, 4), "at most 8 features"),
+        (_on_gpu(granularity="token", tokens=N + 1), GaussianTokens(D, N, 4), "token axis"),
+    ],
+    ids=["float64", "block", "dense", "large", "token axis"],
+)
+def test_what_goes_to_plain_pytorch(held: Any, sampler: Sampler, reason: str) -> None:
+    assert reason in str(cuda.fault(held, sampler))
+
+
+def test_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "available", lambda backend: True)
+    monkeypatch.setattr(build, "cuda_fault", lambda: None)
+    assert cuda.fault(_on_gpu(rule="cgd", heads=2), STATISTICS) is None
+    assert cuda.fault(_on_gpu(), GaussianTokens(D, N, 4)) is None
+
+
+def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "available", lambda backend: False)
+    assert "build_info" in str(cuda.fault(_on_gpu(), STATISTICS))
+
+
+def test_models_on_the_cpu() -> None:
+    assert explain_training(state(), STATISTICS, optimizer=Adam(0.1)).backend != "cuda"
+    with pytest.raises(RuntimeError, match=r"^backend='cuda'"):
+        train_steps(state(), STATISTICS, 1, optimizer=Adam(0.1), backend="cuda")
