@@ -21,8 +21,8 @@
 
 namespace memformer::cuda {
 
-// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0:
-// any.
+// Most: at most so many layers with one register each, a trace in registers, only the last layer's predictions and no
+// gradient of tokens; 0: any.
 template <class T, class Extent, Work Task, int Most = 0>
 class ResponseGram {
   using Width = decltype(core::successor(Extent{}));
@@ -31,6 +31,7 @@ class ResponseGram {
                                    InPlaceTrace<T, Extent, warp_threads>>;
   using Quadratic = core::SymmetricQuadratic<T, Extent>;
   static constexpr bool fixed = core::is_fixed<Extent>;
+  static constexpr bool may_want_tokens = Task == Work::parameters && Most == 0;
   static constexpr int arrivals_bytes = 32;
 
  public:
@@ -102,6 +103,7 @@ class ResponseGram {
     template <class Body>
     MEMFORMER_DEVICE void each_chunk(int first, int last, Body body) {
       const int step = call.resident ? last - first : call.layout.rows;
+#pragma unroll 1
       for (int row = first; row < last; row += step) {
         const int count = last - row < step ? last - row : step;
         if (!call.resident) {
@@ -136,7 +138,7 @@ class ResponseGram {
         if constexpr (Most) {
           return Trace{trace_cells, updates, memories, call.d};
         } else {
-          return Trace{trace_cells, call.layers, call.heads, call.d, Task == Work::tokens || call.result_layers > 1};
+          return Trace{trace_cells, call.layers, call.heads, call.d, wants_tokens() || call.result_layers > 1};
         }
       }();
       T s[Extent::limit];
@@ -162,9 +164,9 @@ class ResponseGram {
         sums.empty_slots();
         leave(next);
       } else {
-        if constexpr (Task == Work::parameters) leave(next);
+        if (!wants_tokens()) leave(next);
         Quadratic grad;
-        if constexpr (Task == Work::tokens) {
+        if constexpr (may_want_tokens) {
           grad.extent = call.d;
           MEMFORMER_UNROLL
           for (int k = 0; k < core::packed_size(d); ++k) grad.h[k] = T(0);
@@ -179,15 +181,17 @@ class ResponseGram {
               MEMFORMER_UNROLL
               for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer) * d + c];
             },
-            sums, s, Task == Work::tokens ? &grad : nullptr);
+            sums, s, may_want_tokens ? &grad : nullptr, wants_tokens());
         sums.finish();
-        if constexpr (Task == Work::tokens) {
+        if constexpr (may_want_tokens) {
+          if (!wants_tokens()) return;
           write_token_grads(trace, grad, scale, ready_target);
           leave(next);
         }
       }
     }
 
+    MEMFORMER_DEVICE bool wants_tokens() const { return may_want_tokens && call.grad_z.data; }
     MEMFORMER_DEVICE int gamma_start() const { return static_cast<int>(call.parameters.q.count()); }
     MEMFORMER_DEVICE int beta_start() const { return gamma_start() + static_cast<int>(call.parameters.gamma.count()); }
 
@@ -198,6 +202,7 @@ class ResponseGram {
       const int entries = core::packed_size(width) - 1, d = call.d;
       T sums[core::packed_size(Width::limit)];
       int blocks = 0;
+#pragma unroll 1
       for (int first = 0; first < call.context; first += core::gram_block) {
         const int last = call.context - first < core::gram_block ? call.context : first + core::gram_block;
         MEMFORMER_UNROLL
@@ -205,7 +210,7 @@ class ResponseGram {
         each_chunk(first, last, [&](const char* rows, int row, int count) {
           const int mine = labelled - row < count ? labelled - row : count;
           with_storage<T>(call.z.storage, [&](auto number) {
-#pragma unroll 4
+#pragma unroll (sizeof(typename decltype(number)::Bits) == 2 ? 1 : 4)
             for (int i = 0; i < mine; ++i) {
               T values[Width::limit];
               read_row(number, rows + i * call.layout.row_bytes, width, values);
@@ -214,12 +219,14 @@ class ResponseGram {
           });
         });
         int level = 0;
+#pragma unroll 1
         for (int carry = blocks; carry & 1; carry >>= 1, ++level) add_waiting(waiting, level, entries, sums);
         ++blocks;
         if (last < call.context) {
           MEMFORMER_UNROLL
           for (int k = 0; k < entries; ++k) waiting[level * entries + k] = sums[k];
         } else {
+#pragma unroll 1
           for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {
             if (carry & 1) add_waiting(waiting, place, entries, sums);
           }
@@ -264,6 +271,7 @@ class ResponseGram {
     MEMFORMER_DEVICE void write_result(const Trace& trace, const T* s) {
       const Width width = core::successor(call.d);
       each_chunk(out_first(), call.tokens, [&](char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           T values[Width::limit];
           char* const here = rows + i * call.layout.row_bytes;
@@ -272,6 +280,7 @@ class ResponseGram {
             write_number_of_row(call.z.storage, here, call.d, response(values, trace, s, 0));
             continue;
           }
+#pragma unroll 1
           for (int l = 0; l < call.result_layers; ++l) {
             write_number(call.result, entry(call.result, l, task, row + i - out_first()),
                          -response(values, trace, s, l));
@@ -303,13 +312,16 @@ class ResponseGram {
       const Width width = core::successor(call.d);
       const int d = call.d;
       if (Task != Work::forward) {
+#pragma unroll 1
         for (int k = 0; k < call.result_layers * d; ++k) outer[k] = T(0);
       }
       each_chunk(out_first(), call.tokens, [&](const char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           const int index = row + i - out_first();
           T values[Width::limit];
           read_any_row(call.z.storage, rows + i * call.layout.row_bytes, width, values);
+#pragma unroll 1
           for (int l = 0; l < call.result_layers; ++l) {
             T e;
             if (Task == Work::forward || call.loss) {
@@ -340,6 +352,7 @@ class ResponseGram {
       for (int c = 0; c < d; ++c) symmetric[core::packed_size(d) + c] = grad.b[c] * scale;
       symmetric[core::packed_size(width) - 1] = T(0);
       each_chunk(0, call.tokens, [&](char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           T values[Width::limit], to[Width::limit];
           char* const here = rows + i * call.layout.row_bytes;
@@ -360,6 +373,7 @@ class ResponseGram {
     MEMFORMER_DEVICE void add_out_grad(const Trace& trace, int index, const T* values, T ready_target, T* to) const {
       const int d = call.d;
       const int first_layer = call.layers - call.result_layers;
+#pragma unroll 1
       for (int l = 0; l < call.result_layers; ++l) {
         const auto s = trace.state(first_layer + l + 1);
         T e;

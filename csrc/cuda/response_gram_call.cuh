@@ -10,9 +10,8 @@ namespace memformer::cuda {
 
 // What a kernel is compiled for.
 enum class Work {
-  forward,     // predictions, Z_L, or the loss alone
-  parameters,  // gradients of parameters, with or without a loss
-  tokens       // those and the gradient of the tokens
+  forward,    // predictions, Z_L, or the loss alone
+  parameters  // gradients of parameters, with or without a loss, and of the tokens where they are asked for
 };
 
 template <class T, class Extent>
