@@ -50,8 +50,9 @@ struct GeneralGram {
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
-    using Team = Spread<Block, Tile, Grid>;
-    const Team team{block, arguments.network.width};
+    using Mates = CellsOf<Block, InShared>;
+    using Team = Spread<Mates, Tile, Grid>;
+    const Team team{Mates{block}, arguments.network.width};
     run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
       const Network<T>& network = arguments.network;
       OfTask<Team>{arguments, network, team, task, Rows<T>(network), {network, task, arguments.error_scale}}.run(

@@ -139,11 +139,16 @@ MEMFORMER_DEVICE double parameter_grad(const Parameter& parameter, const double*
     index /= parameter.given[axis];
   }
   double sum = 0.0;
+#pragma unroll 1
   for (int a = reach[0].first; a < reach[0].first + reach[0].count; ++a) {
+#pragma unroll 1
     for (int b = reach[1].first; b < reach[1].first + reach[1].count; ++b) {
       if (parameter.lower && b > a) continue;
+#pragma unroll 1
       for (int c = reach[2].first; c < reach[2].first + reach[2].count; ++c) {
+#pragma unroll 1
         for (int r = reach[3].first; r < reach[3].first + reach[3].count; ++r) {
+#pragma unroll 1
           for (int k = reach[4].first; k < reach[4].first + reach[4].count; ++k) {
             const int64_t head = (static_cast<int64_t>(a) * parameter.size[1] + b) * parameter.size[2] + c;
             sum += sums[(head * parameter.size[3] + r) * parameter.size[4] + k];
