@@ -16,8 +16,8 @@
 
 #include <type_traits>
 
-#include "core/gram.h"
 #include "cuda/response_gram_call.cuh"
+#include "cuda/tile_tasks.cuh"
 
 namespace memformer::cuda {
 
@@ -52,24 +52,19 @@ class ResponseGram {
     if constexpr (!fixed) {
       if (call.memory) memory = call.memory + block.index() * call.space.count;
     }
-    Run<Block> run{call, block, {block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())}, memory};
-    run.all();
+    Tile<Block> tile{block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())};
+    Run<Block>({call, block, tile}, memory).all();
   }
 
  private:
   template <class Block>
-  struct Run {
-    const Arguments& call;
-    const Block& block;
-    Tile<Block> tile;
+  struct Run : TileTasks<T, Arguments, Block> {
+    using Base = TileTasks<T, Arguments, Block>;
+    using Base::begin, Base::block, Base::call, Base::each_chunk, Base::first_task, Base::labelled, Base::leave;
+    using Base::real, Base::start, Base::task, Base::tasks, Base::tile;
     T* memory;
 
-    // Of the tile at work.
-    int64_t first_task = 0;
-    int64_t task = 0;
-    int tasks = 0;
-    int labelled = 0;  // rows of this lane's context; 0 for a lane without a task
-    bool real = false;
+    MEMFORMER_DEVICE Run(const Base& base, T* memory) : Base(base), memory(memory) {}
 
     MEMFORMER_DEVICE void all() {
       tile.make();
@@ -84,45 +79,9 @@ class ResponseGram {
                 [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
     }
 
-    // Lets the tile of the tasks from `first` on come in, if there are any.
-    MEMFORMER_DEVICE void start(int64_t first) const {
-      if (first < call.tasks) tile.start(call.z, first, tasks_from(first), 0, call.tokens);
-    }
-    MEMFORMER_DEVICE int tasks_from(int64_t first) const {
-      return call.tasks - first < tile_tasks ? static_cast<int>(call.tasks - first) : tile_tasks;
-    }
-
-    // A resident tile is left by all; the next one comes in.
-    MEMFORMER_DEVICE void leave(int64_t next) const {
-      if (!call.resident) return;
-      block.sync();
-      start(next);
-    }
-
-    // body(this lane's rows, index of the first, count) for rows [first, last), as they come.
-    template <class Body>
-    MEMFORMER_DEVICE void each_chunk(int first, int last, Body body) {
-      const int step = call.resident ? last - first : call.layout.rows;
-#pragma unroll 1
-      for (int row = first; row < last; row += step) {
-        const int count = last - row < step ? last - row : step;
-        if (!call.resident) {
-          block.sync();
-          tile.start(call.z, first_task, tasks, row, count);
-          tile.wait();
-        }
-        body(tile.task() + (call.resident ? row * call.layout.row_bytes : 0), row, count);
-      }
-    }
-
     template <class Method>
     MEMFORMER_DEVICE void one_tile(const Method& method, int64_t first, int64_t next, T* totals) {
-      first_task = first;
-      tasks = tasks_from(first);
-      real = block.thread() < tasks;
-      task = first + block.thread();
-      const int context = call.lengths && real ? static_cast<int>(call.lengths[task]) : call.context;
-      labelled = real ? context : 0;
+      const int context = begin(first);
       const T ready_target = call.loss && real ? read_number<T>(call.target, task * call.target.stride[0]) : T(0);
       if (call.resident) tile.wait();
 
@@ -195,52 +154,15 @@ class ResponseGram {
     MEMFORMER_DEVICE int gamma_start() const { return static_cast<int>(call.parameters.q.count()); }
     MEMFORMER_DEVICE int beta_start() const { return gamma_start() + static_cast<int>(call.parameters.gamma.count()); }
 
-    // H and b of this lane's task. Blocks of 32 rows are added pairwise: those that wait for their pair do so in
-    // `waiting`, where the trace will be.
+    // H and b of this lane's task.
     MEMFORMER_DEVICE void context_gram(Quadratic& quadratic, Cells waiting, T scale) {
-      const Width width = core::successor(call.d);
-      const int entries = core::packed_size(width) - 1, d = call.d;
+      const int d = call.d;
       T sums[core::packed_size(Width::limit)];
-      int blocks = 0;
-#pragma unroll 1
-      for (int first = 0; first < call.context; first += core::gram_block) {
-        const int last = call.context - first < core::gram_block ? call.context : first + core::gram_block;
-        MEMFORMER_UNROLL
-        for (int k = 0; k < entries; ++k) sums[k] = T(0);
-        each_chunk(first, last, [&](const char* rows, int row, int count) {
-          const int mine = labelled - row < count ? labelled - row : count;
-          with_storage<T>(call.z.storage, [&](auto number) {
-#pragma unroll (sizeof(typename decltype(number)::Bits) == 2 ? 1 : 4)
-            for (int i = 0; i < mine; ++i) {
-              T values[Width::limit];
-              read_row(number, rows + i * call.layout.row_bytes, width, values);
-              core::add_gram_row<false>(values, width, sums);
-            }
-          });
-        });
-        int level = 0;
-#pragma unroll 1
-        for (int carry = blocks; carry & 1; carry >>= 1, ++level) add_waiting(waiting, level, entries, sums);
-        ++blocks;
-        if (last < call.context) {
-          MEMFORMER_UNROLL
-          for (int k = 0; k < entries; ++k) waiting[level * entries + k] = sums[k];
-        } else {
-#pragma unroll 1
-          for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {
-            if (carry & 1) add_waiting(waiting, place, entries, sums);
-          }
-        }
-      }
+      this->template sum_context<false>(core::successor(call.d), sums, waiting);
       MEMFORMER_UNROLL
       for (int k = 0; k < core::packed_size(d); ++k) quadratic.h[k] = sums[k] * scale;
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) quadratic.b[c] = sums[core::packed_size(d) + c] * scale;
-    }
-
-    static MEMFORMER_DEVICE void add_waiting(Cells waiting, int level, int entries, T* sums) {
-      MEMFORMER_UNROLL
-      for (int k = 0; k < entries; ++k) sums[k] = waiting[level * entries + k] + sums[k];
     }
 
     // s after the layer that gives result `layer`: in registers where there is only one.
