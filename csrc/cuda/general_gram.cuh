@@ -1,4 +1,5 @@
 // Networks with any P and Q in Gram space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task.
+// Those that a thread can have alone are thread_gram.cuh's.
 //
 // Who owns what: team.cuh. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result
 // or token gradient is asked for; cells in shared memory: (2 L + 2) D^2 for a run with a backward and one register a
