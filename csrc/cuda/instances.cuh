@@ -1,5 +1,5 @@
-// Which instance of a kernel with one task a thread serves a size: response-only networks of d weights have one for each
-// small d in float and one for all other sizes, other networks one for each of three D.
+// Which instance of a kernel with one task a thread serves a size: response-only networks of d weights have one for
+// each small d in float and one for all other sizes, other networks one for each of three D.
 
 #pragma once
 

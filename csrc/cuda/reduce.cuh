@@ -123,8 +123,8 @@ struct Totals {
  private:
   static MEMFORMER_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  // to[column] = the sum over rows [first, last): every warp a run of them, in order, `AtOnce` asked for at a time, then
-  // the warps in order.
+  // to[column] = the sum over rows [first, last): every warp a run of them, in order, `AtOnce` asked for at a time,
+  // then the warps in order.
   template <int AtOnce, class Block, class Read>
   static MEMFORMER_DEVICE void add_rows(const Block& block, int count, int64_t first, int64_t last, double* to,
                                         Read read) {

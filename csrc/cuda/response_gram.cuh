@@ -10,9 +10,9 @@
 // of gamma, 100 for the sums of A. Of sm_90's code about 1900 instructions run for a warp's 32 tasks, 60 of them reads
 // of 8 bytes (tokens), 75 single words written and 45 read, 50 reads of 16 bytes, most of them parameters that all
 // lanes share. Reading at memory's speed leaves a multiprocessor 3400 instructions for the same tasks. Up to four
-// layers, traces stay in registers. Above d = 8, and in double, H is more than a thread's registers hold (136 numbers of
-// 255 at d = 16, and the sums it is made of beside it): it lies in local memory, which is the thread's own, contiguous
-// over a warp and kept in the first-level cache.
+// layers, traces stay in registers. Above d = 8, and in double, H is more than a thread's registers hold (136 numbers
+// of 255 at d = 16, and the sums it is made of beside it): it lies in local memory, which is the thread's own,
+// contiguous over a warp and kept in the first-level cache.
 
 #pragma once
 

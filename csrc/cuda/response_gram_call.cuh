@@ -1,5 +1,5 @@
-// What a call of response-only networks in Gram space is told: sizes, where tokens, results and sums lie, how a tile and
-// a block's memory are laid out.
+// What a call of response-only networks in Gram space is told: sizes, where tokens, results and sums lie, how a tile
+// and a block's memory are laid out.
 
 #pragma once
 

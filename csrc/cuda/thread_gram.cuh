@@ -321,7 +321,7 @@ ThreadGramCall<T, Extent> thread_gram_call(const Network<T>& network, const Para
 constexpr int narrowest_thread_gram = 4;
 constexpr int widest_thread_gram = 6;
 
-// Whether a thread can have a task of this call: its matrices in registers and a block's columns in shared memory. Teams
+// Whether a thread can have a task of this call: its matrices in registers, a block's columns in shared memory. Teams
 // have the others, several heads, and what asks for tokens: as the result, or for their gradient.
 template <class T>
 bool fits_thread(const Network<T>& network, const Parameters& parameters) {

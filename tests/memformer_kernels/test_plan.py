@@ -40,7 +40,7 @@ def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
 def test_no_thread_of_a_gpu_sums_a_long_context_alone(structure: str) -> None:
-    """However few tasks there are: the rule looks at the length alone. A context's Gram matrix is split by its kernel."""
+    """However few tasks there are: the rule looks at the length alone. A Gram matrix's own kernel splits it."""
     long = W._replace(structure=structure, tokens=1_000_000, context=999_999)
     found = plan.plan_network(long, "auto", "auto")
     assert found[:3] == ("triton", "gram", "tile")
