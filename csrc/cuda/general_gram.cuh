@@ -43,7 +43,8 @@ template <class T, int Tile, int Grid, bool InShared>
 struct GeneralGram {
   using Arguments = TeamNetwork<T>;
   static constexpr int threads = warp_threads;
-  static constexpr int blocks_of_multiprocessor = team_blocks<T, Tile, Grid>;
+  // Two warps a scheduler: a third leaves fewer registers than the products of sm_80 want.
+  static constexpr int blocks_of_multiprocessor = 8;
 
   static int64_t cells(const Network<T>& network, const Parameters& parameters) {
     return gram_cells(network, trace_grids(network, parameters) * network.width * network.width).all();

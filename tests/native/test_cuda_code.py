@@ -15,7 +15,7 @@ OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
 # Small matrices: d <= 8 or D <= 6 with one task a thread; D <= 6 in tiles of 3 by 3, four lanes a task.
 SMALL = re.compile(r"(response_gram|quadratics)_[1-8]$|thread_gram_[456]$|response_tokens_float_[58]$|\w+_float_3x2$")
 HOT = re.compile(r"(response_gram|quadratics)_5$|thread_gram_6$|response_tokens_float_5$|\w+_float_3x2$")
-WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16, "general_gram_float_3x2": 10}
+WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16}
 """One-warp blocks that a multiprocessor is planned to hold, by its registers."""
 
 REGISTERS = 65_536
