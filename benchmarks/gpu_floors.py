@@ -101,7 +101,7 @@ def kernels() -> tuple[Kernel, ...]:
     return (
         Kernel("response-only, Gram", "response_gram_5", W.bytes_per_task, W.operations.total),
         Kernel("response-only, tokens", "response_tokens_float_5", W_FULL.bytes_per_task, W_FULL.operations.total),
-        Kernel("general, Gram", "general_gram_float_3x2", W.bytes_per_task, general_gram(width, n, layers)),
+        Kernel("general, Gram", "thread_gram_6", W.bytes_per_task, general_gram(width, n, layers)),
         Kernel("general, tokens", "general_tokens_float_3x2", W.bytes_per_task, general_tokens(width, n, layers)),
         Kernel("one layer", "layer_float_3x2", 4 * tokens, one_layer),
         Kernel("lfom_solve", "quadratics_5", (d * d + 2 * d) * NUMBER, method),

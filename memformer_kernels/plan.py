@@ -28,6 +28,10 @@ TINY_WIDTH = 16
 TINY_TOKENS = 128
 """Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
 
+TINY_CONTEXT = 1024
+"""Largest N of the tiny Gram regime on a GPU, where a thread or a small team sums a task's context alone: a longer one
+would keep it busy while few tasks leave the rest of the GPU idle. The tile regime spreads a context over programs."""
+
 TILE_WIDTH = 128
 """Largest D of the tile regime: a D-by-D tile fits in shared memory."""
 
@@ -43,9 +47,10 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     check_choice("algorithm", algorithm, ALGORITHMS)
     algorithm, why = _algorithm(problem, algorithm)
     regime = _regime(problem, algorithm)
-    backend, where = _backend(
-        backend, problem.device, regime, _on_triton(problem, algorithm, problem.structure == "response-only")
-    )
+    on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
+    if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
+        regime, on_triton = "tile", _SPREAD
+    backend, where = _backend(backend, problem.device, regime, on_triton)
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
@@ -137,6 +142,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ONE_PASS = "one Triton kernel streams the context"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 

@@ -15,15 +15,38 @@
 
 namespace memformer::core {
 
-// Cells that a run needs beside its trace: K = G_0 T, G, Q G, M; backward also the gradients of M, G and T.
+// The matrices that a run needs beside its trace.
+enum class Working { weighed, gram, query_gram, mixed, mixed_grad, change, grad };
+
+// Cells for them: K = G_0 T, G, Q G, M; backward also the gradients of M, G and T.
 template <class Shape>
 MEMFORMER_INLINE constexpr int general_gram_scratch(Shape shape, bool backward) {
   return (backward ? 7 : 4) * shape.size();
 }
 
+// All of them in cells, one after another.
+template <class S, int Stride>
+struct WorkingCells {
+  Cells<S, Stride> cells;
+  int size;
+  int width;
+
+  template <Working Which>
+  MEMFORMER_INLINE Matrix<S, Stride> matrix() const {
+    return {cells.at(static_cast<int>(Which) * size), width};
+  }
+  // T_l, to be read many times: where it is, or a copy of so many numbers.
+  template <class Shape>
+  static constexpr int copied = 1;
+  template <class View>
+  MEMFORMER_INLINE View read_often(View state, S*) const {
+    return state;
+  }
+};
+
 // K = the first rows of G_0 T, and G = T^T G_0 T.
-template <class S, class Shape, int Stride, class State, class View>
-MEMFORMER_INLINE void transformed_gram(Shape shape, Cells<S, Stride> gram0, State state, View weighed, View gram) {
+template <class S, class Shape, int Stride, class State, class Weighed, class View>
+MEMFORMER_INLINE void transformed_gram(Shape shape, Cells<S, Stride> gram0, State state, Weighed weighed, View gram) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   product<S>(rows, rows, width, weighed, Symmetric{gram0}, state);
@@ -45,26 +68,28 @@ MEMFORMER_INLINE void first_gram(Shape shape, Cells<S, Stride> gram0, View gram)
   each_entry(shape.rows, shape.width(), [&](int i, int c, int) { gram(i, c) = gram0[packed(i, c)]; });
 }
 
-// All L layers. after(l, state) is called with the cells of T_{l+1}, rows x width, once they are made.
-template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class After>
+// All L layers. after(l, state) is called with the cells of T_{l+1}, rows x width, once they are made. `work` is
+// WorkingCells or has its functions.
+template <class S, class Shape, int GramStride, int Stride, class Work, class After>
 MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters,
                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                           Cells<S, ScratchStride> scratch, After after) {
+                                           const Work& work, After after) {
   using T = ValueOf<S>;
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;
-  const Matrix weighed{scratch, width};
-  const Matrix gram{scratch.at(shape.size()), width};
-  const Matrix query_gram{scratch.at(2 * shape.size()), width};
-  const Matrix mixed{scratch.at(3 * shape.size()), width};
+  const auto weighed = work.template matrix<Working::weighed>();
+  const auto gram = work.template matrix<Working::gram>();
+  const auto query_gram = work.template matrix<Working::query_gram>();
+  const auto mixed = work.template matrix<Working::mixed>();
   each_entry(rows, width, [&](int i, int c, int k) { trace.state(0)[k] = S(T(i == c ? 1 : 0)); });
   for (int l = 0; l < parameters.layers; ++l) {
     const Matrix state{trace.state(l), width};
     if (l == 0) {
       first_gram(shape, gram0, gram);
     } else {
-      transformed_gram<S>(shape, gram0, state, weighed, gram);
+      S copy[Work::template copied<Shape>];
+      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighed, gram);
     }
     for (int r = 0; r < parameters.kept; ++r) {
       const int head = (l * parameters.heads + r * per_register) * shape.head();
@@ -84,11 +109,19 @@ MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf
   }
 }
 
+template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class After>
+MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters,
+                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
+                                           Cells<S, ScratchStride> scratch, After after) {
+  const WorkingCells<S, ScratchStride> work{scratch, shape.size(), shape.width()};
+  general_gram_forward(shape, parameters, gram0, trace, work, after);
+}
+
 // Gradient of T, added to `grad`, and of G_0, added to `gram_grad` where wanted, from `change`: the gradient of G, its
 // square part made symmetric. `weighed` = K; `spare` is free to be overwritten.
-template <class S, class Shape, int Stride, class State, class View>
-MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, View weighed,
-                                                View change, View spare, View grad, Cells<S, Stride> gram_grad) {
+template <class S, class Shape, int Stride, class State, class Weighed, class View, class Grad>
+MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, Weighed weighed,
+                                                View change, View spare, Grad grad, Cells<S, Stride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   [[maybe_unused]] const int d = rows;
@@ -116,21 +149,21 @@ MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gr
 // by their flat index. `gram_grad`, where not null, collects the packed symmetric matrix C = E + E^T for the gradient E
 // of G_0 taken as a matrix without symmetry: the gradient of a context row is C z / n. Block structure never touches
 // C's last corner.
-template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class Outer, class Sink>
+template <class S, class Shape, int GramStride, int Stride, class Work, class Outer, class Sink>
 MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters,
                                             Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                            Cells<S, ScratchStride> scratch, Outer outer, Sink& sink,
+                                            const Work& work, Outer outer, Sink& sink,
                                             Cells<S, GramStride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;
-  const Matrix weighed{scratch, width};
-  const Matrix gram{scratch.at(shape.size()), width};
-  const Matrix query_gram{scratch.at(2 * shape.size()), width};
-  const Matrix mixed{scratch.at(3 * shape.size()), width};
-  const Matrix mixed_grad{scratch.at(4 * shape.size()), width};
-  const Matrix change{scratch.at(5 * shape.size()), width};
-  const Matrix grad{scratch.at(6 * shape.size()), width};
+  const auto weighed = work.template matrix<Working::weighed>();
+  const auto gram = work.template matrix<Working::gram>();
+  const auto query_gram = work.template matrix<Working::query_gram>();
+  const auto mixed = work.template matrix<Working::mixed>();
+  const auto mixed_grad = work.template matrix<Working::mixed_grad>();
+  const auto change = work.template matrix<Working::change>();
+  const auto grad = work.template matrix<Working::grad>();
   each_entry(rows, width, [&](int i, int c, int) { grad(i, c) = S(0); });
   for (int l = parameters.layers - 1; l >= 0; --l) {
     outer(l, grad.cells);
@@ -142,7 +175,8 @@ MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueO
     if (l == 0) {
       first_gram(shape, gram0, gram);
     } else {
-      transformed_gram<S>(shape, gram0, state, weighed, gram);
+      S copy[Work::template copied<Shape>];
+      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighed, gram);
     }
     each_entry(rows, width, [&](int i, int c, int) { change(i, c) = S(0); });
     for (int r = 0; r < parameters.kept; ++r) {
@@ -169,6 +203,15 @@ MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueO
       });
     }
   }
+}
+
+template <class S, class Shape, int GramStride, int Stride, int ScratchStride, class Outer, class Sink>
+MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters,
+                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
+                                            Cells<S, ScratchStride> scratch, Outer outer, Sink& sink,
+                                            Cells<S, GramStride> gram_grad) {
+  const WorkingCells<S, ScratchStride> work{scratch, shape.size(), shape.width()};
+  general_gram_backward(shape, parameters, gram0, trace, work, outer, sink, gram_grad);
 }
 
 }  // namespace memformer::core

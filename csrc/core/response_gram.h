@@ -82,6 +82,7 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const F
     residual(task, s, g);
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) trace.residual(l)[c] = g[c];
+    MEMFORMER_NO_UNROLL
     for (int h = 0; h < heads; ++h) {
       const ValueOf<S>* a = method.matrix(l * heads + h, d);
       S r[Extent::limit];
@@ -110,6 +111,7 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const F
       MEMFORMER_UNROLL_LAYERS
       for (int j = 0; j < (most ? most : l + 1); ++j) {
         if (most && j > l) continue;
+        MEMFORMER_NO_UNROLL
         for (int h = 0; h < heads; ++h) {
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) {
@@ -153,12 +155,13 @@ MEMFORMER_INLINE void matrix_grad(Extent extent, const S* left, Cells<S, Stride>
 }
 
 // Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
-// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null, collects
-// those of H and b.
+// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta
+// by their flat index; `grad`, where not null and `wanted`, collects those of H and b.
 template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace,
           class Outer, class Sink>
 MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
-                                        const Trace& trace, Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad) {
+                                        const Trace& trace, Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad,
+                                        bool wanted = true) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
   const int layers = method.layers, heads = most ? 1 : method.heads;
@@ -173,6 +176,7 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
     S dg[Extent::limit];
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) dg[c] = S(0);
+    MEMFORMER_NO_UNROLL
     for (int h = 0; h < heads; ++h) {
       S r[Extent::limit], dr[Extent::limit];
       MEMFORMER_UNROLL
@@ -212,20 +216,20 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       }
       const ValueOf<S>* a = method.matrix(l * heads + h, d);
       matrix_grad(task.extent, dr, trace.residual(l), l * heads + h, sink);
-      if (l == 0 && !grad) continue;
+      if (l == 0 && !(grad && wanted)) continue;
       MEMFORMER_UNROLL
       for (int i = 0; i < d; ++i) {
         MEMFORMER_UNROLL
         for (int j = 0; j < d; ++j) dg[j] += dr[i] * a[i * d + j];
       }
     }
-    if (grad) {
+    if (grad && wanted) {
       S s[Extent::limit];
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) s[c] = trace.state(l)[c];
       add_residual_grad(*grad, dg, s);
     }
-    if (l > 0 || grad) add_residual_transpose(task, dg, ds);
+    if (l > 0 || (grad && wanted)) add_residual_transpose(task, dg, ds);
   }
 }
 

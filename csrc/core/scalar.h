@@ -23,10 +23,13 @@
 #endif
 
 // Loops over layers, which are `most` at most where that is not 0: straight code too, left at the last layer there is.
+// Loops over heads, of which there mostly is one, stay loops.
 #if defined(__CUDACC__)
 #define MEMFORMER_UNROLL_LAYERS _Pragma("unroll (most ? most : 1)")
+#define MEMFORMER_NO_UNROLL _Pragma("unroll 1")
 #else
 #define MEMFORMER_UNROLL_LAYERS
+#define MEMFORMER_NO_UNROLL
 #endif
 
 namespace memformer::core {

@@ -62,6 +62,12 @@ struct DeviceBlock {
     return memformer_shared;
   }
 
+  // Tells the compiler that an address is of shared memory.
+  template <class T>
+  MEMFORMER_DEVICE void is_shared(const T* address) const {
+    __builtin_assume(__isShared(address));
+  }
+
   // All threads of the block (of the warp) have arrived, and see what the others have written to shared memory.
   MEMFORMER_DEVICE void sync() const {
     if constexpr (Threads == warp_threads) {

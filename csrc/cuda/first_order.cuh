@@ -109,6 +109,7 @@ inline int unit_tiles(int64_t tasks) { return tasks <= 32 * block_tasks ? 1 : 4;
 // Both rows of sums of a unit: cleared before it, added up into its partial sum after it.
 template <class T, class Block>
 MEMFORMER_DEVICE void clear_sums(const Block& block, const MethodSpace& space, T* memory) {
+#pragma unroll 1
   for (int k = block.thread(); k < 2 * space.sum_step; k += Block::threads) memory[space.sums + k] = T(0);
   block.sync();
 }
@@ -119,6 +120,7 @@ MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, c
   block.sync();
   T* const to = partials.unit(unit);
   const T* const rows = memory + space.sums;
+#pragma unroll 1
   for (int k = block.thread(); k < partials.count; k += Block::threads) to[k] = rows[k] + rows[space.sum_step + k];
   block.sync();
 }
@@ -133,6 +135,7 @@ MEMFORMER_DEVICE void each_tile(const Block& block, int64_t tasks, int64_t unit_
     if (sums) clear_sums(block, space, memory);
     const int64_t begin = unit * unit_tasks;
     const int64_t end = begin + unit_tasks < tasks ? begin + unit_tasks : tasks;
+#pragma unroll 1
     for (int64_t first = begin; first < end; first += tile_tasks) {
       const int64_t next = first + tile_tasks < end ? first + tile_tasks : begin + block.count() * unit_tasks;
       const int row = static_cast<int>((first - begin) / (2 * tile_tasks));

@@ -1,4 +1,5 @@
 // Networks with any P and Q in Gram space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task.
+// Those that a thread can have alone are thread_gram.cuh's.
 //
 // Who owns what: team.cuh. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result
 // or token gradient is asked for; cells in shared memory: (2 L + 2) D^2 for a run with a backward and one register a
@@ -42,7 +43,8 @@ template <class T, int Tile, int Grid, bool InShared>
 struct GeneralGram {
   using Arguments = TeamNetwork<T>;
   static constexpr int threads = warp_threads;
-  static constexpr int blocks_of_multiprocessor = team_blocks<T, Tile, Grid>;
+  // Two warps a scheduler: a third leaves fewer registers than the products of sm_80 want.
+  static constexpr int blocks_of_multiprocessor = 8;
 
   static int64_t cells(const Network<T>& network, const Parameters& parameters) {
     return gram_cells(network, trace_grids(network, parameters) * network.width * network.width).all();
@@ -50,8 +52,9 @@ struct GeneralGram {
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
-    using Team = Spread<Block, Tile, Grid>;
-    const Team team{block, arguments.network.width};
+    using Mates = CellsOf<Block, InShared>;
+    using Team = Spread<Mates, Tile, Grid>;
+    const Team team{Mates{block}, arguments.network.width};
     run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T* squared) {
       const Network<T>& network = arguments.network;
       OfTask<Team>{arguments, network, team, task, Rows<T>(network), {network, task, arguments.error_scale}}.run(

@@ -1,4 +1,5 @@
-// Which instance of a response-only kernel serves a task of d weights: one for each small d in float, one for all other sizes.
+// Which instance of a kernel with one task a thread serves a size: response-only networks of d weights have one for
+// each small d in float and one for all other sizes, other networks one for each of three D.
 
 #pragma once
 
@@ -24,6 +25,16 @@ int with_weights(int d, bool small, Run run) {
     }
   }
   return run(core::UpTo<16>{d});
+}
+
+// Returns run(width) for 4 <= D <= 6.
+template <class Run>
+int with_small_width(int width, Run run) {
+  switch (width) {
+    case 4: return run(core::Fixed<4>{});
+    case 5: return run(core::Fixed<5>{});
+    default: return run(core::Fixed<6>{});
+  }
 }
 
 }  // namespace memformer::cuda

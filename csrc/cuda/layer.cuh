@@ -41,8 +41,9 @@ struct OneLayer {
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
-    using Team = Spread<Block, Tile, Grid>;
-    const Team team{block, arguments.layer.width};
+    using Mates = CellsOf<Block, InShared>;
+    using Team = Spread<Mates, Tile, Grid>;
+    const Team team{Mates{block}, arguments.layer.width};
     run_units<InShared, T>(team, arguments.plan, [&](Task task, Cells<T, Team::tasks> cells, T* sums, T*) {
       run_tasks(arguments, team, task, cells, sums);
     });

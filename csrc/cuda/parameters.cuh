@@ -12,24 +12,32 @@
 
 namespace memformer::cuda {
 
+// Double is stored where it is worked in, and nowhere else.
 template <class T>
 MEMFORMER_DEVICE T read_number(const void* data, Storage storage, int64_t offset) {
-  switch (storage) {
-    case Storage::float64: return static_cast<T>(static_cast<const double*>(data)[offset]);
-    case Storage::bfloat16: return static_cast<T>(core::from_bfloat16(static_cast<const uint16_t*>(data)[offset]));
-    case Storage::float16: return static_cast<T>(core::from_float16(static_cast<const uint16_t*>(data)[offset]));
-    default: return static_cast<T>(static_cast<const float*>(data)[offset]);
+  if (storage == Storage::float32) return static_cast<T>(static_cast<const float*>(data)[offset]);
+  if constexpr (sizeof(T) == 8) {
+    if (storage == Storage::float64) return static_cast<const double*>(data)[offset];
   }
+  const uint16_t bits = static_cast<const uint16_t*>(data)[offset];
+  return static_cast<T>(storage == Storage::bfloat16 ? core::from_bfloat16(bits) : core::from_float16(bits));
 }
 
 template <class T>
 MEMFORMER_DEVICE void write_number(void* data, Storage storage, int64_t offset, T value) {
-  switch (storage) {
-    case Storage::float64: static_cast<double*>(data)[offset] = static_cast<double>(value); return;
-    case Storage::bfloat16: static_cast<uint16_t*>(data)[offset] = core::to_bfloat16(static_cast<float>(value)); return;
-    case Storage::float16: static_cast<uint16_t*>(data)[offset] = core::to_float16(static_cast<float>(value)); return;
-    default: static_cast<float*>(data)[offset] = static_cast<float>(value);
+  if (storage == Storage::float32) {
+    static_cast<float*>(data)[offset] = static_cast<float>(value);
+    return;
   }
+  if constexpr (sizeof(T) == 8) {
+    if (storage == Storage::float64) {
+      static_cast<double*>(data)[offset] = value;
+      return;
+    }
+  }
+  const float single = static_cast<float>(value);
+  static_cast<uint16_t*>(data)[offset] =
+      storage == Storage::bfloat16 ? core::to_bfloat16(single) : core::to_float16(single);
 }
 
 // The same for an entry of a tensor of tasks, in its own storage.
@@ -47,11 +55,11 @@ struct Place {
   int at[5];
 };
 
-MEMFORMER_DEVICE Place dense_place(const Parameter& parameter, int64_t index) {
+MEMFORMER_DEVICE Place dense_place(const Parameter& parameter, int index) {
   Place place;
   for (int axis = 4; axis >= 0; --axis) {
     const int size = parameter.size[axis];
-    place.at[axis] = static_cast<int>(index % size);
+    place.at[axis] = index % size;
     index /= size;
   }
   return place;
@@ -67,7 +75,7 @@ MEMFORMER_DEVICE int given_index(const Parameter& parameter, int axis, int dense
 
 // The dense entry `index`.
 template <class T>
-MEMFORMER_DEVICE T parameter_entry(const Parameter& parameter, int64_t index) {
+MEMFORMER_DEVICE T parameter_entry(const Parameter& parameter, int index) {
   const Place place = dense_place(parameter, index);
   if (parameter.lower && place.at[1] > place.at[0]) return T(0);
   if (parameter.matrix && (place.at[3] >= parameter.given[3] || place.at[4] >= parameter.given[4])) {
@@ -78,6 +86,7 @@ MEMFORMER_DEVICE T parameter_entry(const Parameter& parameter, int64_t index) {
   for (int axis = 0; axis < 5; ++axis) offset += given_index(parameter, axis, place.at[axis]) * parameter.stride[axis];
   if (parameter.size[2] == 1 && parameter.given[2] > 1) {
     double sum = 0.0;
+#pragma unroll 1
     for (int head = 0; head < parameter.given[2]; ++head) {
       sum += read_number<double>(parameter.data, parameter.storage, offset + head * parameter.stride[2]);
     }
@@ -86,10 +95,12 @@ MEMFORMER_DEVICE T parameter_entry(const Parameter& parameter, int64_t index) {
   return read_number<T>(parameter.data, parameter.storage, offset);
 }
 
-// The whole dense form, groups of `group` entries `pitch` apart: all threads of the block, before a barrier.
+// The whole dense form, groups of `group` entries `pitch` apart: all threads of the block, before a barrier. A call, so
+// that kernels hold this code once.
 template <class T, class Block>
-MEMFORMER_DEVICE void load_parameter(const Block& block, const Parameter& parameter, T* to, int group, int pitch) {
+MEMFORMER_CALL void load_parameter(const Block& block, const Parameter& parameter, T* to, int group, int pitch) {
   const int count = static_cast<int>(parameter.count());
+#pragma unroll 1
   for (int k = block.thread(); k < count; k += Block::threads) {
     to[k / group * pitch + k % group] = parameter_entry<T>(parameter, k);
   }
@@ -121,18 +132,23 @@ MEMFORMER_DEVICE Reach dense_reach(const Parameter& parameter, int axis, int at)
 }
 
 // The gradient of the caller's entry `index`, from the sums of the dense form.
-MEMFORMER_DEVICE double parameter_grad(const Parameter& parameter, const double* sums, int64_t index) {
+MEMFORMER_DEVICE double parameter_grad(const Parameter& parameter, const double* sums, int index) {
   Reach reach[5];
   for (int axis = 4; axis >= 0; --axis) {
-    reach[axis] = dense_reach(parameter, axis, static_cast<int>(index % parameter.given[axis]));
+    reach[axis] = dense_reach(parameter, axis, index % parameter.given[axis]);
     index /= parameter.given[axis];
   }
   double sum = 0.0;
+#pragma unroll 1
   for (int a = reach[0].first; a < reach[0].first + reach[0].count; ++a) {
+#pragma unroll 1
     for (int b = reach[1].first; b < reach[1].first + reach[1].count; ++b) {
       if (parameter.lower && b > a) continue;
+#pragma unroll 1
       for (int c = reach[2].first; c < reach[2].first + reach[2].count; ++c) {
+#pragma unroll 1
         for (int r = reach[3].first; r < reach[3].first + reach[3].count; ++r) {
+#pragma unroll 1
           for (int k = reach[4].first; k < reach[4].first + reach[4].count; ++k) {
             const int64_t head = (static_cast<int64_t>(a) * parameter.size[1] + b) * parameter.size[2] + c;
             sum += sums[(head * parameter.size[3] + r) * parameter.size[4] + k];

@@ -3,9 +3,12 @@
 // As response_gram.cuh, but H comes as it is: its tile is the rows of H, read into registers once. b, w0 and the
 // iterates are a few numbers a task, read and written by the thread whose task it is. Bytes per task: 4 d (d + 1) read
 // (w0: 4 d more) and 4 d written for every iterate; backward 4 d (d + 1) more written. Operations: those of
-// core/response_gram.h.
+// core/response_gram.h. All tensors of tasks are stored in the type that is worked in. Above d = 8, and in double, H lies
+// in local memory, as there.
 
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/first_order.cuh"
 #include "cuda/stage.cuh"
@@ -33,6 +36,7 @@ template <class T, class Extent, bool Backward>
 class QuadraticsKernel {
   using Trace = InPlaceTrace<T, Extent, warp_threads>;
   using Quadratic = core::FullQuadratic<T, Extent>;
+  using Stored = std::conditional_t<sizeof(T) == 8, Double, Single>;
   static constexpr bool fixed = core::is_fixed<Extent>;
   static constexpr int arrivals_bytes = 32;
 
@@ -78,12 +82,12 @@ class QuadraticsKernel {
     if (first < call.tasks) tile.start(call.h, first, tasks_from(call, first), 0, call.d);
   }
 
-  // Numbers of one task: a vector (B, d), or an iterate (layers, B, d).
-  static MEMFORMER_DEVICE T load(const Array& array, int64_t task, int c) {
-    return read_number<T>(array, task * array.stride[0] + c * array.stride[1]);
+  // Numbers of one task: of a vector (B, d), or of an iterate (layers, B, d).
+  static MEMFORMER_DEVICE T& number(const Array& array, int64_t task, int c) {
+    return static_cast<T*>(array.data)[task * array.stride[0] + c * array.stride[1]];
   }
-  static MEMFORMER_DEVICE int64_t iterate(const Array& array, int layer, int64_t task, int c) {
-    return layer * array.stride[0] + task * array.stride[1] + c * array.stride[2];
+  static MEMFORMER_DEVICE T& iterate(const Array& array, int layer, int64_t task, int c) {
+    return static_cast<T*>(array.data)[layer * array.stride[0] + task * array.stride[1] + c * array.stride[2]];
   }
 
   template <class Block, class Tile, class Method>
@@ -99,14 +103,14 @@ class QuadraticsKernel {
     T s[Extent::limit];
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) {
-      quadratic.b[c] = real ? load(call.b, task, c) : T(0);
-      s[c] = real && call.w0.data ? -load(call.w0, task, c) : T(0);
+      quadratic.b[c] = real ? number(call.b, task, c) : T(0);
+      s[c] = real && call.w0.data ? -number(call.w0, task, c) : T(0);
     }
     tile.wait();
     MEMFORMER_UNROLL
     for (int r = 0; r < d; ++r) {
       T row[Extent::limit];
-      read_any_row(call.h.storage, tile.task() + r * call.layout.row_bytes, call.d, row);
+      read_row(Stored{}, tile.task() + r * call.layout.row_bytes, call.d, row);
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) quadratic.h[r * d + c] = real ? row[c] : T(0);
     }
@@ -119,11 +123,11 @@ class QuadraticsKernel {
     const Trace trace{{memory + call.space.trace + block.thread()}, layers, 1, call.d, true};
     core::response_forward<true>(quadratic, method, s, trace);
     if constexpr (!Backward) {
+#pragma unroll 1
       for (int l = first_layer; real && l < layers; ++l) {
         const auto state = trace.state(l + 1);
         MEMFORMER_UNROLL
-        for (int c = 0; c < d; ++c)
-          write_number(call.result, iterate(call.result, l - first_layer, task, c), T(-state[c]));
+        for (int c = 0; c < d; ++c) iterate(call.result, l - first_layer, task, c) = -state[c];
       }
       block.sync();
     } else {
@@ -150,26 +154,21 @@ class QuadraticsKernel {
           [&](int l, T* ds) {
             if (l < first_layer || !real) return;
             MEMFORMER_UNROLL
-            for (int c = 0; c < d; ++c)
-              ds[c] -= read_number<T>(call.result, iterate(call.result, l - first_layer, task, c));
+            for (int c = 0; c < d; ++c) ds[c] -= iterate(call.result, l - first_layer, task, c);
           },
           sums, s, &grad);
       sums.finish();
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) {
-        if (real && call.grad_b.data)
-          write_number(call.grad_b, task * call.grad_b.stride[0] + c * call.grad_b.stride[1], grad.b[c]);
-        if (real && call.grad_w0.data) {
-          write_number(call.grad_w0, task * call.grad_w0.stride[0] + c * call.grad_w0.stride[1], -s[c]);
-        }
+        if (real && call.grad_b.data) number(call.grad_b, task, c) = grad.b[c];
+        if (real && call.grad_w0.data) number(call.grad_w0, task, c) = -s[c];
       }
       if (keeps_tile) {
         MEMFORMER_UNROLL
         for (int r = 0; r < d; ++r) {
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) {
-            if (real)
-              write_number_of_row(call.h.storage, tile.task() + r * call.layout.row_bytes, c, grad.h[r * d + c]);
+            if (real) reinterpret_cast<T*>(tile.task() + r * call.layout.row_bytes)[c] = grad.h[r * d + c];
           }
         }
         block.fence_copies();

@@ -101,11 +101,11 @@ struct Totals {
   static MEMFORMER_DEVICE void run(const Arguments& arguments, const Block& block) {
     const Partials<T>& partials = arguments.partials;
     const int64_t group = block.index(), first = group * group_blocks;
-    add_rows(block, partials.count, first, least(first + group_blocks, arguments.blocks),
+    add_rows<1>(block, partials.count, first, least(first + group_blocks, arguments.blocks),
              partials.groups + group * partials.count,
              [&](int64_t row, int column) { return static_cast<double>(block_sum(partials, row, column)); });
     if (!block.is_last(partials.arrivals)) return;
-    add_rows(block, partials.count, 0, block.count(), partials.sums,
+    add_rows<4>(block, partials.count, 0, block.count(), partials.sums,
              [&](int64_t row, int column) { return partials.groups[row * partials.count + column]; });
     block.sync();
     const double* sums = partials.sums;
@@ -123,24 +123,27 @@ struct Totals {
  private:
   static MEMFORMER_DEVICE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-  // to[column] = the sum over rows [first, last): every warp a run of them, in order, then the warps in order.
-  template <class Block, class Read>
+  // to[column] = the sum over rows [first, last): every warp a run of them, in order, `AtOnce` asked for at a time,
+  // then the warps in order.
+  template <int AtOnce, class Block, class Read>
   static MEMFORMER_DEVICE void add_rows(const Block& block, int count, int64_t first, int64_t last, double* to,
                                         Read read) {
     double* const warps = reinterpret_cast<double*>(block.shared());
     const int64_t run = (last - first + Block::warps - 1) / Block::warps;
     const int64_t begin = least(first + block.warp() * run, last), end = least(begin + run, last);
+#pragma unroll 1
     for (int start = 0; start < count; start += warp_threads) {
       const int column = start + block.lane();
       double sum = 0.0;
       if (column < count) {
-#pragma unroll 4
+#pragma unroll AtOnce
         for (int64_t row = begin; row < end; ++row) sum += read(row, column);
       }
       warps[block.thread()] = sum;
       block.sync();
       if (block.warp() == 0 && column < count) {
         double total = warps[block.lane()];
+#pragma unroll 1
         for (int warp = 1; warp < Block::warps; ++warp) total += warps[warp * warp_threads + block.lane()];
         to[column] = total;
       }
@@ -150,9 +153,10 @@ struct Totals {
 
   // The gradient in the caller's shape; returns where the next parameter's sums start.
   template <class Block>
-  static MEMFORMER_DEVICE const double* write_grad(const Block& block, const Parameter& parameter, const double* sums) {
-    const int64_t count = parameter.grad_count();
-    for (int64_t k = block.thread(); k < count; k += Block::threads) {
+  static MEMFORMER_CALL const double* write_grad(const Block& block, const Parameter& parameter, const double* sums) {
+    const int count = static_cast<int>(parameter.grad_count());
+#pragma unroll 1
+    for (int k = block.thread(); k < count; k += Block::threads) {
       write_number(parameter.grad, parameter.grad_storage, k, parameter_grad(parameter, sums, k));
     }
     return sums + parameter.count();

@@ -10,53 +10,21 @@
 // of gamma, 100 for the sums of A. Of sm_90's code about 1900 instructions run for a warp's 32 tasks, 60 of them reads
 // of 8 bytes (tokens), 75 single words written and 45 read, 50 reads of 16 bytes, most of them parameters that all
 // lanes share. Reading at memory's speed leaves a multiprocessor 3400 instructions for the same tasks. Up to four
-// layers, traces stay in registers.
+// layers, traces stay in registers. Above d = 8, and in double, H is more than a thread's registers hold (136 numbers
+// of 255 at d = 16, and the sums it is made of beside it): it lies in local memory, which is the thread's own,
+// contiguous over a warp and kept in the first-level cache.
 
 #pragma once
 
 #include <type_traits>
 
-#include "core/gram.h"
-#include "cuda/first_order.cuh"
-#include "cuda/stage.cuh"
+#include "cuda/response_gram_call.cuh"
+#include "cuda/tile_tasks.cuh"
 
 namespace memformer::cuda {
 
-// What a kernel is compiled for.
-enum class Work {
-  forward,     // predictions, Z_L, or the loss alone
-  parameters,  // gradients of parameters, with or without a loss
-  tokens       // those and the gradient of the tokens
-};
-
-template <class T, class Extent>
-struct ResponseGramCall {
-  Extent d;
-  bool loss;           // squared errors are added up
-  bool stack;          // the result is the tokens
-  bool diagonal;
-  bool resident;       // a tile holds all rows
-  int layers, heads;
-  int tokens;          // N
-  int context;         // rows before this one may be labelled
-  int queries;         // rows with a result, at the end
-  int result_layers;
-  int tiles_of_unit;
-  int64_t tasks, units;
-  T error_scale;       // 2 / (B queries)
-  const int64_t* lengths;
-  TokenArray z, grad_z, rows;  // `rows`: the result, where it is tokens
-  Array result, target, grad_target;
-  Parameters parameters;
-  TileLayout layout;
-  MethodSpace space;
-  int trace_cells;     // then those of the gradients that come from outside
-  Partials<T> partials;
-  T* memory;           // for `space` of every block; null: in shared memory
-};
-
-// Most: at most so many layers with one register each, a trace in registers, and only the last layer's predictions; 0:
-// any.
+// Most: at most so many layers with one register each, a trace in registers, only the last layer's predictions and no
+// gradient of tokens; 0: any.
 template <class T, class Extent, Work Task, int Most = 0>
 class ResponseGram {
   using Width = decltype(core::successor(Extent{}));
@@ -65,6 +33,7 @@ class ResponseGram {
                                    InPlaceTrace<T, Extent, warp_threads>>;
   using Quadratic = core::SymmetricQuadratic<T, Extent>;
   static constexpr bool fixed = core::is_fixed<Extent>;
+  static constexpr bool may_want_tokens = Task == Work::parameters && Most == 0;
   static constexpr int arrivals_bytes = 32;
 
  public:
@@ -85,24 +54,19 @@ class ResponseGram {
     if constexpr (!fixed) {
       if (call.memory) memory = call.memory + block.index() * call.space.count;
     }
-    Run<Block> run{call, block, {block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())}, memory};
-    run.all();
+    Tile<Block> tile{block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())};
+    Run<Block>({call, block, tile}, memory).all();
   }
 
  private:
   template <class Block>
-  struct Run {
-    const Arguments& call;
-    const Block& block;
-    Tile<Block> tile;
+  struct Run : TileTasks<T, Arguments, Block> {
+    using Base = TileTasks<T, Arguments, Block>;
+    using Base::begin, Base::block, Base::call, Base::each_chunk, Base::first_task, Base::labelled, Base::leave;
+    using Base::real, Base::start, Base::task, Base::tasks, Base::tile;
     T* memory;
 
-    // Of the tile at work.
-    int64_t first_task = 0;
-    int64_t task = 0;
-    int tasks = 0;
-    int labelled = 0;  // rows of this lane's context; 0 for a lane without a task
-    bool real = false;
+    MEMFORMER_DEVICE Run(const Base& base, T* memory) : Base(base), memory(memory) {}
 
     MEMFORMER_DEVICE void all() {
       tile.make();
@@ -117,44 +81,9 @@ class ResponseGram {
                 [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
     }
 
-    // Lets the tile of the tasks from `first` on come in, if there are any.
-    MEMFORMER_DEVICE void start(int64_t first) const {
-      if (first < call.tasks) tile.start(call.z, first, tasks_from(first), 0, call.tokens);
-    }
-    MEMFORMER_DEVICE int tasks_from(int64_t first) const {
-      return call.tasks - first < tile_tasks ? static_cast<int>(call.tasks - first) : tile_tasks;
-    }
-
-    // A resident tile is left by all; the next one comes in.
-    MEMFORMER_DEVICE void leave(int64_t next) const {
-      if (!call.resident) return;
-      block.sync();
-      start(next);
-    }
-
-    // body(this lane's rows, index of the first, count) for rows [first, last), as they come.
-    template <class Body>
-    MEMFORMER_DEVICE void each_chunk(int first, int last, Body body) {
-      const int step = call.resident ? last - first : call.layout.rows;
-      for (int row = first; row < last; row += step) {
-        const int count = last - row < step ? last - row : step;
-        if (!call.resident) {
-          block.sync();
-          tile.start(call.z, first_task, tasks, row, count);
-          tile.wait();
-        }
-        body(tile.task() + (call.resident ? row * call.layout.row_bytes : 0), row, count);
-      }
-    }
-
     template <class Method>
     MEMFORMER_DEVICE void one_tile(const Method& method, int64_t first, int64_t next, T* totals) {
-      first_task = first;
-      tasks = tasks_from(first);
-      real = block.thread() < tasks;
-      task = first + block.thread();
-      const int context = call.lengths && real ? static_cast<int>(call.lengths[task]) : call.context;
-      labelled = real ? context : 0;
+      const int context = begin(first);
       const T ready_target = call.loss && real ? read_number<T>(call.target, task * call.target.stride[0]) : T(0);
       if (call.resident) tile.wait();
 
@@ -170,7 +99,7 @@ class ResponseGram {
         if constexpr (Most) {
           return Trace{trace_cells, updates, memories, call.d};
         } else {
-          return Trace{trace_cells, call.layers, call.heads, call.d, Task == Work::tokens || call.result_layers > 1};
+          return Trace{trace_cells, call.layers, call.heads, call.d, wants_tokens() || call.result_layers > 1};
         }
       }();
       T s[Extent::limit];
@@ -196,9 +125,9 @@ class ResponseGram {
         sums.empty_slots();
         leave(next);
       } else {
-        if constexpr (Task == Work::parameters) leave(next);
+        if (!wants_tokens()) leave(next);
         Quadratic grad;
-        if constexpr (Task == Work::tokens) {
+        if constexpr (may_want_tokens) {
           grad.extent = call.d;
           MEMFORMER_UNROLL
           for (int k = 0; k < core::packed_size(d); ++k) grad.h[k] = T(0);
@@ -213,61 +142,29 @@ class ResponseGram {
               MEMFORMER_UNROLL
               for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer) * d + c];
             },
-            sums, s, Task == Work::tokens ? &grad : nullptr);
+            sums, s, may_want_tokens ? &grad : nullptr, wants_tokens());
         sums.finish();
-        if constexpr (Task == Work::tokens) {
+        if constexpr (may_want_tokens) {
+          if (!wants_tokens()) return;
           write_token_grads(trace, grad, scale, ready_target);
           leave(next);
         }
       }
     }
 
+    MEMFORMER_DEVICE bool wants_tokens() const { return may_want_tokens && call.grad_z.data; }
     MEMFORMER_DEVICE int gamma_start() const { return static_cast<int>(call.parameters.q.count()); }
     MEMFORMER_DEVICE int beta_start() const { return gamma_start() + static_cast<int>(call.parameters.gamma.count()); }
 
-    // H and b of this lane's task. Blocks of 32 rows are added pairwise: those that wait for their pair do so in
-    // `waiting`, where the trace will be.
+    // H and b of this lane's task.
     MEMFORMER_DEVICE void context_gram(Quadratic& quadratic, Cells waiting, T scale) {
-      const Width width = core::successor(call.d);
-      const int entries = core::packed_size(width) - 1, d = call.d;
+      const int d = call.d;
       T sums[core::packed_size(Width::limit)];
-      int blocks = 0;
-      for (int first = 0; first < call.context; first += core::gram_block) {
-        const int last = call.context - first < core::gram_block ? call.context : first + core::gram_block;
-        MEMFORMER_UNROLL
-        for (int k = 0; k < entries; ++k) sums[k] = T(0);
-        each_chunk(first, last, [&](const char* rows, int row, int count) {
-          const int mine = labelled - row < count ? labelled - row : count;
-          with_storage<T>(call.z.storage, [&](auto number) {
-#pragma unroll 4
-            for (int i = 0; i < mine; ++i) {
-              T values[Width::limit];
-              read_row(number, rows + i * call.layout.row_bytes, width, values);
-              core::add_gram_row<false>(values, width, sums);
-            }
-          });
-        });
-        int level = 0;
-        for (int carry = blocks; carry & 1; carry >>= 1, ++level) add_waiting(waiting, level, entries, sums);
-        ++blocks;
-        if (last < call.context) {
-          MEMFORMER_UNROLL
-          for (int k = 0; k < entries; ++k) waiting[level * entries + k] = sums[k];
-        } else {
-          for (int carry = blocks >> (level + 1), place = level + 1; carry; carry >>= 1, ++place) {
-            if (carry & 1) add_waiting(waiting, place, entries, sums);
-          }
-        }
-      }
+      this->template sum_context<false>(core::successor(call.d), sums, waiting);
       MEMFORMER_UNROLL
       for (int k = 0; k < core::packed_size(d); ++k) quadratic.h[k] = sums[k] * scale;
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) quadratic.b[c] = sums[core::packed_size(d) + c] * scale;
-    }
-
-    static MEMFORMER_DEVICE void add_waiting(Cells waiting, int level, int entries, T* sums) {
-      MEMFORMER_UNROLL
-      for (int k = 0; k < entries; ++k) sums[k] = waiting[level * entries + k] + sums[k];
     }
 
     // s after the layer that gives result `layer`: in registers where there is only one.
@@ -298,6 +195,7 @@ class ResponseGram {
     MEMFORMER_DEVICE void write_result(const Trace& trace, const T* s) {
       const Width width = core::successor(call.d);
       each_chunk(out_first(), call.tokens, [&](char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           T values[Width::limit];
           char* const here = rows + i * call.layout.row_bytes;
@@ -306,6 +204,7 @@ class ResponseGram {
             write_number_of_row(call.z.storage, here, call.d, response(values, trace, s, 0));
             continue;
           }
+#pragma unroll 1
           for (int l = 0; l < call.result_layers; ++l) {
             write_number(call.result, entry(call.result, l, task, row + i - out_first()),
                          -response(values, trace, s, l));
@@ -337,13 +236,16 @@ class ResponseGram {
       const Width width = core::successor(call.d);
       const int d = call.d;
       if (Task != Work::forward) {
+#pragma unroll 1
         for (int k = 0; k < call.result_layers * d; ++k) outer[k] = T(0);
       }
       each_chunk(out_first(), call.tokens, [&](const char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           const int index = row + i - out_first();
           T values[Width::limit];
           read_any_row(call.z.storage, rows + i * call.layout.row_bytes, width, values);
+#pragma unroll 1
           for (int l = 0; l < call.result_layers; ++l) {
             T e;
             if (Task == Work::forward || call.loss) {
@@ -374,6 +276,7 @@ class ResponseGram {
       for (int c = 0; c < d; ++c) symmetric[core::packed_size(d) + c] = grad.b[c] * scale;
       symmetric[core::packed_size(width) - 1] = T(0);
       each_chunk(0, call.tokens, [&](char* rows, int row, int count) {
+#pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
           T values[Width::limit], to[Width::limit];
           char* const here = rows + i * call.layout.row_bytes;
@@ -394,6 +297,7 @@ class ResponseGram {
     MEMFORMER_DEVICE void add_out_grad(const Trace& trace, int index, const T* values, T ready_target, T* to) const {
       const int d = call.d;
       const int first_layer = call.layers - call.result_layers;
+#pragma unroll 1
       for (int l = 0; l < call.result_layers; ++l) {
         const auto s = trace.state(first_layer + l + 1);
         T e;

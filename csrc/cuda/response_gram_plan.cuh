@@ -111,9 +111,7 @@ int run_response_gram(const Network<T>& network, const Parameters& parameters, v
     return run(ResponseGram<T, Extent, Work::parameters>{});
   };
   const bool forward = network.pass == Pass::forward || network.pass == Pass::loss;
-  const int error = forward               ? run(ResponseGram<T, Extent, Work::forward>{})
-                    : network.grad_z.data ? run(ResponseGram<T, Extent, Work::tokens>{})
-                                          : run_parameters();
+  const int error = forward ? run(ResponseGram<T, Extent, Work::forward>{}) : run_parameters();
   if (error || !sums) return error;
   Parameters wanted = parameters;
   if (network.pass == Pass::loss) wanted.q = wanted.p = wanted.gamma = wanted.beta = {};

@@ -209,6 +209,7 @@ struct Tile {
   template <int Bytes>
   MEMFORMER_DEVICE void start_words(const char* from, int64_t step, int tasks, int bytes) const {
     for (int task = 0; task < tasks; ++task) {
+#pragma unroll 1
       for (int k = block.thread() * Bytes; k < bytes; k += Block::threads * Bytes) {
         block.template copy<Bytes>(cells + task * layout.task_bytes + k, from + task * step + k);
       }
@@ -226,6 +227,7 @@ struct Tile {
   template <int Bytes>
   MEMFORMER_DEVICE void write_words(char* to, int64_t step, int tasks, int bytes) const {
     for (int task = 0; task < tasks; ++task) {
+#pragma unroll 1
       for (int k = block.thread() * Bytes; k < bytes; k += Block::threads * Bytes) {
         *reinterpret_cast<Word<Bytes>*>(to + task * step + k) =
             *reinterpret_cast<const Word<Bytes>*>(cells + task * layout.task_bytes + k);
@@ -237,6 +239,7 @@ struct Tile {
   template <class Body>
   MEMFORMER_DEVICE void each_number(const TokenArray& tokens, int tasks, int rows, Body body) const {
     for (int task = 0; task < tasks; ++task) {
+#pragma unroll 1
       for (int k = block.thread(); k < rows * tokens.width; k += Block::threads) {
         const int row = k / tokens.width, column = k % tokens.width;
         body(task * tokens.stride[0] + row * tokens.stride[1] + column * tokens.stride[2],

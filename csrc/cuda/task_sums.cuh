@@ -47,6 +47,39 @@ MEMFORMER_INLINE constexpr int spread_count() {
   }
 }
 
+// Slots of numbers to be added up over a warp's lanes, and what the slot is for that this lane will add up.
+template <class T, class Block>
+struct Slots {
+  struct alignas(16) Four {
+    T of[4];
+  };
+
+  const Block& block;
+  T* totals;
+  T* cells;
+  int used = 0;
+  int mine = 0;
+
+  MEMFORMER_DEVICE void put(int k, T value) {
+    cells[used * slot_pitch + block.lane()] = value;
+    if (block.lane() / 4 == used) mine = k;
+    if (++used == slots) empty();
+  }
+
+  MEMFORMER_DEVICE void empty() {
+    block.sync_warp();
+    const T* const from = cells + block.lane() / 4 * slot_pitch + block.lane() % 4 * 8;
+    const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
+    T sum =
+        ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
+    sum += block.shuffle_xor(sum, 1);
+    sum += block.shuffle_xor(sum, 2);
+    if (block.lane() % 4 == 0 && block.lane() / 4 < used) totals[mine] += sum;
+    block.sync_warp();
+    used = 0;
+  }
+};
+
 // A sink of the core's backward passes, for one tile. `left` has room for dr of every matrix, `right` holds g of every
 // layer.
 template <class T, class Extent, class Block>
@@ -82,21 +115,14 @@ struct TaskSums {
   }
 
   MEMFORMER_DEVICE void put(int k, T value) {
-    slot_cells[used * slot_pitch + block.lane()] = value;
-    if (block.lane() / 4 == used) mine = k;
-    if (++used == slots) empty_slots();
+    Slots<T, Block> slots_now{block, totals, slot_cells, used, mine};
+    slots_now.put(k, value);
+    used = slots_now.used;
+    mine = slots_now.mine;
   }
 
   MEMFORMER_DEVICE void empty_slots() {
-    block.sync_warp();
-    const T* const from = slot_cells + block.lane() / 4 * slot_pitch + block.lane() % 4 * 8;
-    const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
-    T sum =
-        ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
-    sum += block.shuffle_xor(sum, 1);
-    sum += block.shuffle_xor(sum, 2);
-    if (block.lane() % 4 == 0 && block.lane() / 4 < used) totals[mine] += sum;
-    block.sync_warp();
+    Slots<T, Block>{block, totals, slot_cells, used, mine}.empty();
     used = 0;
   }
 

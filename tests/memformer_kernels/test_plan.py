@@ -38,6 +38,20 @@ def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
 
 
 @pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
+def test_no_thread_of_a_gpu_sums_a_long_context_alone(structure: str) -> None:
+    """However few tasks there are: the rule looks at the length alone. A Gram matrix's own kernel splits it."""
+    long = W._replace(structure=structure, tokens=1_000_000, context=999_999)
+    found = plan.plan_network(long, "auto", "auto")
+    assert found[:3] == ("triton", "gram", "tile")
+    assert "more than 1024 tokens are spread" in found.reason
+    assert plan.plan_network(long._replace(tokens=1025), "auto", "auto").backend == "triton"
+    assert plan.plan_network(long._replace(tokens=1024), "auto", "auto").backend == "cuda"
+    assert plan.plan_network(long, "cuda", "auto").backend == "torch"
+    assert plan.plan_network(long._replace(device="cpu"), "auto", "auto")[:3] == ("cpu", "gram", "tiny Gram")
+
+
+@pytest.mark.usefixtures("built")
 def test_a_request_for_cuda_hands_what_is_not_tiny_to_torch() -> None:
     assert plan.plan_network(W, "cuda", "auto").backend == "cuda"
     found = plan.plan_network(W._replace(width=18), "cuda", "auto")

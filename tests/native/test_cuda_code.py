@@ -12,10 +12,10 @@ from native_build.cuda import BULK_COPIES
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
-# Small matrices: d <= 8 with one task a thread; D <= 6 in tiles of 3 by 3, D <= 8 of 4 by 4, four lanes a task.
-SMALL = re.compile(r"(response_gram|quadratics)_[1-8]$|response_tokens_float_[58]$|\w+_float_(3x2|4x2)$")
-HOT = re.compile(r"(response_gram|quadratics)_5$|response_tokens_float_5$|\w+_float_3x2$")
-WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16, "general_gram_float_3x2": 10}
+# Small matrices: d <= 8 or D <= 6 with one task a thread; D <= 6 in tiles of 3 by 3, four lanes a task.
+SMALL = re.compile(r"(response_gram|quadratics)_[1-8]$|thread_gram_[456]$|response_tokens_float_[58]$|\w+_float_3x2$")
+HOT = re.compile(r"(response_gram|quadratics)_5$|thread_gram_6$|response_tokens_float_5$|\w+_float_3x2$")
+WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16}
 """One-warp blocks that a multiprocessor is planned to hold, by its registers."""
 
 REGISTERS = 65_536
@@ -108,6 +108,8 @@ def _wide_loads(code: Code, source: str) -> tuple[str, ...]:
 
     Where teams of lanes share a task, neighbouring lanes read neighbouring numbers: any load is wide for the warp.
     """
+    if source.startswith("thread_gram"):
+        return ("LDGSTS",)
     if not source.startswith(BULK_COPIES):
         return ("LDG",)
     return ("LDGSTS", "LDG.E.128", "LDG.E.64") if code.architecture == "sm_80" else ("UBLKCP",)

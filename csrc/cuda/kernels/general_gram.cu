@@ -1,7 +1,10 @@
-// Networks of any structure in Gram space: the instance that serves a call. Instances: general_gram_*.cu.
+// Networks of any structure in Gram space: the instance that serves a call. Instances: thread_gram_*.cu, one task a
+// thread, and general_gram_*.cu, a team to a task.
 
 #include "cuda/general_gram.cuh"
+#include "cuda/instances.cuh"
 #include "cuda/team_launch.cuh"
+#include "cuda/thread_gram.cuh"
 
 namespace memformer::cuda {
 
@@ -12,14 +15,30 @@ extern template int launch_kernel<GeneralGram<float, 4, 4, false>>(
 extern template int launch_kernel<GeneralGram<double, 4, 4, false>>(
     const GeneralGram<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 
+template <class Extent>
+using Call = int(const Network<float>&, const Parameters&, void*, const DeviceMachine&, Extent);
+
+extern template Call<core::Fixed<4>> run_thread_gram;
+extern template Call<core::Fixed<5>> run_thread_gram;
+extern template Call<core::Fixed<6>> run_thread_gram;
+
 template <class T>
 int64_t general_gram_scratch(const Network<T>& network, const Parameters& parameters) {
+  if (fits_thread(network, parameters)) return thread_gram_bytes(network, parameters);
   return network_layout<T, GeneralGram>(network, parameters).bytes;
 }
 
 template <class T>
 int general_gram(const Network<T>& network, const Parameters& parameters, const Launch& launch) {
-  return run_team_network<T, GeneralGram>(network, parameters, launch.scratch, DeviceMachine{launch});
+  const DeviceMachine machine{launch};
+  if constexpr (sizeof(T) == 4) {
+    if (network.tasks > 0 && fits_thread(network, parameters)) {
+      return with_small_width(network.width, [&](auto width) {
+        return run_thread_gram(network, parameters, launch.scratch, machine, width);
+      });
+    }
+  }
+  return run_team_network<T, GeneralGram>(network, parameters, launch.scratch, machine);
 }
 
 template int64_t general_gram_scratch(const Network<float>&, const Parameters&);

@@ -197,6 +197,7 @@ struct HostBlock {
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
   char* shared() const { return shared_; }
+  void is_shared(const void*) const {}
   void sync() const { host->wait(Threads); }
   void sync_warp() const { host->wait(warp_threads); }
 
