@@ -14,9 +14,10 @@ import typer
 from rich.console import Console
 
 from benchmarks import blocks, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
+from benchmarks.catalogue import CATALOGUE
 from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import PROVIDERS, Provider, automatic, select
-from benchmarks.record import Report, read_report, write_json, write_report
+from benchmarks.providers import AUTOMATIC, PROVIDERS, Provider, select
+from benchmarks.record import Report, read_report, read_reports, write_json, write_report, write_reports
 from benchmarks.run import run
 from benchmarks.table import not_timed, print_report
 from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
@@ -97,8 +98,7 @@ def grow(
     write_report(json, report)
     write_atomically(figure, _picture(report))
     console.print(growth.growth_table(report))
-    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
-    for line in not_timed(replace(report, timings=failed)):
+    for line in not_timed(_troubles(report)):
         console.print(line, markup=False)
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
 
@@ -184,24 +184,34 @@ def check_dispatch(
     workload: Annotated[list[str] | None, typer.Option(help="Part of a workload's name; default all.")] = None,
     provider: Words = None,
     quick: Quick = False,
-    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "dispatch-cpu.json",
+    again: Annotated[bool, typer.Option("--again", help="Also what the record holds already.")] = False,
+    json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
 ) -> None:
-    """Hold backend="auto" against every provider on workloads of every size; exit status 1 if it chose badly."""
-    chosen = [w for name, w in dispatch.WORKLOADS.items() if not workload or any(part in name for part in workload)]
+    """Hold backend="auto" against every provider on every named workload; exit status 1 if it chose badly.
+
+    The record is written after each workload, so that a run that was stopped goes on where it was.
+    """
+    chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
-        raise typer.BadParameter(f"no name holds it; they are {'; '.join(dispatch.WORKLOADS)}", param_hint="--workload")
-    providers = (*_selected(provider), automatic())
+        raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
+    providers = (*_selected(provider), AUTOMATIC)
+    try:
+        kept = {report.timings[0].workload: report for report in (read_reports(json) if json.exists() else ())}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    with console.status("starting") as status:
-        policy = None if quick else dispatch.POLICY
-        report = run(chosen, providers, CPU, quick=quick, policy=policy, announce=status.update)
-    write_report(json, report)
-    found = list(dispatch.choices(report))
+    policy = None if quick else dispatch.POLICY
+    for one in chosen:
+        if one in kept and not again:
+            continue
+        with console.status("starting") as status:
+            kept[one] = run([one], providers, CPU, quick=quick, policy=policy, announce=status.update)
+        write_reports(json, [kept[known] for known in CATALOGUE.values() if known in kept])
+        for line in not_timed(_troubles(kept[one])):
+            console.print(line, markup=False)
+    found = list(dispatch.choices([kept[one] for one in chosen]))
     console.print(dispatch.choice_table(found))
-    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
-    for line in not_timed(replace(report, timings=failed)):
-        console.print(line, markup=False)
-    console.print(f"{report.seconds:.0f} s; record: {json}", soft_wrap=True)
+    console.print(f"{len(found)} workloads; record: {json}", soft_wrap=True)
     if not all(choice.good for choice in found):
         raise typer.Exit(1)
 
@@ -252,6 +262,11 @@ def _selected(words: list[str] | None) -> tuple[Provider, ...]:
         return select(words or [])
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--provider") from error
+
+
+def _troubles(report: Report) -> Report:
+    """The report of what ought to have been timed and was not."""
+    return replace(report, timings=tuple(t for t in report.timings if t.status in ("failed", "rejected")))
 
 
 def _picture(report: Report) -> bytes:
