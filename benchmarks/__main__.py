@@ -194,7 +194,7 @@ def check_dispatch(
     chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
         raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
-    providers = (*_selected(provider), AUTOMATIC)
+    providers = (*(p for p in dispatch.CONTENDERS if not provider or p in _selected(provider)), AUTOMATIC)
     try:
         kept = {report.timings[0].workload: report for report in (read_reports(json) if json.exists() else ())}
     except ValueError as error:
