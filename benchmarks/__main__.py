@@ -1,8 +1,8 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
 `gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
-`dispatch` the automatic choice against every provider, `trainer` looks at
-whole optimiser steps, `blocks` at attention and the register update.
+`dispatch` the automatic choice against every provider, `roofline` every kernel against the machine's limits; `trainer`
+looks at whole optimiser steps, `blocks` at attention and the register update; `readme` writes the README's figures.
 """
 
 from dataclasses import replace
@@ -13,7 +13,19 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import blocks, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
+from benchmarks import (
+    blocks,
+    compare,
+    dispatch,
+    floors,
+    gpu_floors,
+    growth,
+    overhead,
+    pictures,
+    readme,
+    roofline,
+    trainer,
+)
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.providers import AUTOMATIC, PROVIDERS, Provider, select
@@ -96,7 +108,7 @@ def grow(
         policy = None if quick else growth.POLICY
         report = run(workloads, providers, CPU, quick=quick, policy=policy, announce=status.update)
     write_report(json, report)
-    write_atomically(figure, _picture(report))
+    write_atomically(figure, pictures.growth(report))
     console.print(growth.growth_table(report))
     for line in not_timed(_troubles(report)):
         console.print(line, markup=False)
@@ -186,6 +198,7 @@ def check_dispatch(
     quick: Quick = False,
     again: Annotated[bool, typer.Option("--again", help="Also what the record holds already.")] = False,
     json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
+    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "dispatch.png",
 ) -> None:
     """Hold backend="auto" against every provider on every named workload; exit status 1 if it chose badly.
 
@@ -194,7 +207,8 @@ def check_dispatch(
     chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
         raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
-    providers = (*(p for p in dispatch.CONTENDERS if not provider or p in _selected(provider)), AUTOMATIC)
+    selected = _selected(provider)
+    providers = (*(p for p in dispatch.CONTENDERS if p in selected), AUTOMATIC)
     try:
         kept = {report.timings[0].workload: report for report in (read_reports(json) if json.exists() else ())}
     except ValueError as error:
@@ -211,9 +225,40 @@ def check_dispatch(
             console.print(line, markup=False)
     found = list(dispatch.choices([kept[one] for one in chosen]))
     console.print(dispatch.choice_table(found))
-    console.print(f"{len(found)} workloads; record: {json}", soft_wrap=True)
+    write_atomically(figure, pictures.dispatch(kept[chosen[-1]].machine, found))
+    console.print(f"{len(found)} workloads; record: {json}; picture: {figure}", soft_wrap=True)
     if not all(choice.good for choice in found):
         raise typer.Exit(1)
+
+
+@app.command("roofline")
+def draw_roofline(
+    quick: Quick = False,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "roofline-cpu.json",
+    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "roofline.png",
+) -> None:
+    """Time every kernel of this CPU and hold it against the machine's bandwidths and arithmetic; record and picture."""
+    console = Console()
+    with console.status("measuring the machine") as status:
+        machine = measure_machine(CPU, quick=quick)
+        points = roofline.measure(quick=quick, announce=status.update)
+    write_json(json, roofline.as_record(machine, points))
+    write_atomically(figure, pictures.roofline(machine, points))
+    roofline.print_roofline(machine, points, console)
+    console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
+
+
+@app.command("readme")
+def write_readme(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if it differs.")] = False,
+) -> None:
+    """Write the README's tables of figures anew from the committed records."""
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = readme.generate(before)
+    if check:
+        raise typer.Exit(int(before != after))
+    write_atomically(path, after.encode())
 
 
 @app.command("gpu-floors")
@@ -267,13 +312,6 @@ def _selected(words: list[str] | None) -> tuple[Provider, ...]:
 def _troubles(report: Report) -> Report:
     """The report of what ought to have been timed and was not."""
     return replace(report, timings=tuple(t for t in report.timings if t.status in ("failed", "rejected")))
-
-
-def _picture(report: Report) -> bytes:
-    # matplotlib takes longer to import than most commands to start.
-    from benchmarks.growth_figure import draw
-
-    return draw(report)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ AUTO = AUTOMATIC.name
 TOLERANCE = 0.10
 """How much slower than the best provider the automatic choice may be, beyond the noise of both."""
 
-POLICY = Policy(seconds=0.4, longest_s=2.0)
+POLICY = Policy(seconds=0.3, longest_s=1.0)
 
 CONTENDERS = tuple(p for p in PROVIDERS if p.name != "published n-by-n, compiled")
 """All but one, which compiles longest and is many times slower than other peers in every record; eager it is here."""
@@ -25,18 +25,25 @@ CONTENDERS = tuple(p for p in PROVIDERS if p.name != "published n-by-n, compiled
 
 @dataclass(frozen=True)
 class Choice:
-    """The automatic choice on one workload beside the fastest provider."""
+    """The automatic choice on one workload beside the fastest provider, and the fastest peer if one was timed."""
 
     workload: Workload
     auto: Quantiles
     best: str
     best_ms: float
     noise: float
+    peer: str | None
+    peer_ms: float | None
 
     @property
     def ratio(self) -> float:
         """The automatic choice's median over the fastest provider's: 1 is perfect, less is better still."""
         return self.auto.median_ms / self.best_ms
+
+    @property
+    def peer_ratio(self) -> float | None:
+        """How many times as fast as the fastest peer: more is better."""
+        return None if self.peer_ms is None else self.peer_ms / self.auto.median_ms
 
     @property
     def good(self) -> bool:
@@ -47,16 +54,17 @@ def choices(reports: Sequence[Report]) -> Iterator[Choice]:
     """Every workload on which the automatic choice was timed; the best may be any provider but itself and solvers."""
     for report in reports:
         for workload in dict.fromkeys(timing.workload for timing in report.timings):
-            timed = {
-                t.provider: t.quantiles
-                for t in report.timings
-                if t.workload == workload and t.quantiles is not None and not t.solver
-            }
-            auto = timed.pop(AUTO, None)
-            if auto is None or not timed:
+            timed = [t for t in report.timings if t.workload == workload and t.quantiles is not None and not t.solver]
+            medians = {t.provider: t.quantiles for t in timed if t.quantiles is not None}
+            auto = medians.pop(AUTO, None)
+            if auto is None or not medians:
                 continue
-            best, found = min(timed.items(), key=lambda item: item[1].median_ms)
-            yield Choice(workload, auto, best, found.median_ms, math.hypot(auto.spread, found.spread))
+            best, found = min(medians.items(), key=lambda item: item[1].median_ms)
+            peers = {t.provider: medians[t.provider].median_ms for t in timed if t.peer and t.provider in medians}
+            peer = min(peers, key=lambda name: peers[name], default=None)
+            peer_ms = None if peer is None else peers[peer]
+            noise = math.hypot(auto.spread, found.spread)
+            yield Choice(workload, auto, best, found.median_ms, noise, peer, peer_ms)
 
 
 def choice_table(found: list[Choice]) -> Table:

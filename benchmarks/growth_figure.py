@@ -48,7 +48,7 @@ def _draw_axis(panel: Axes, axis: Axis, found: tuple[Point, ...], machine: Machi
         _draw_line(panel, axis, ours, _OURS, names)
         panel.plot([p.value for p, _ in ours], [_rate(axis, p, t) for p, t in ours], "o", color=_OURS, markersize=6)
     if peers:
-        _draw_line(panel, axis, peers, _PEER, "best peer at each point")
+        _draw_line(panel, axis, peers, _PEER, "fastest of the peers timed")
         for name in dict.fromkeys(timing.provider for _, timing in peers):
             at = [(p.value, _rate(axis, p, t)) for p, t in peers if t.provider == name]
             panel.plot(*zip(*at, strict=True), markers[name], color=_PEER, markersize=6, label=f"  {name}")

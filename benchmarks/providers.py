@@ -80,7 +80,7 @@ class Provider:
 @dataclass(frozen=True)
 class Formulation:
     """A peer's loss for response-only LFOM, for every other network if it has one, where it applies, and the compiler
-    options that serve it best.
+    options that serve it best. deepest: the most layers that it is compiled with, unrolled as they are.
     """
 
     name: str
@@ -88,6 +88,7 @@ class Formulation:
     network: networks.Form | None
     supports: Supports
     compile_options: Mapping[str, CompileOption] = field(default_factory=dict)
+    deepest: int = 16
 
 
 def _everywhere(workload: Workload, device: torch.device) -> Support:
@@ -127,8 +128,8 @@ def _trained(fits: Supports, workload: Workload, device: torch.device) -> Suppor
 FORMULATIONS = (
     Formulation("published n-by-n", formulations.published, networks.published, _n_by_n),
     Formulation("re-associated", formulations.reassociated, networks.reassociated, _everywhere),
-    Formulation("Gram", formulations.gram, networks.gram, _gram_space),
-    Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space),
+    Formulation("Gram", formulations.gram, networks.gram, _gram_space, deepest=32),
+    Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space, deepest=32),
     # With explicit vectors Inductor splits this form's short token sums over threads, task block by task block, which
     # is 5 times slower than leaving the vectorising to the C++ compiler.
     Formulation("batch-last tokens", formulations.batch_last_tokens, None, _token_space, {"cpp.simdlen": 1}),
@@ -179,6 +180,8 @@ def _peer(formulation: Formulation, compiled: bool) -> Provider:
     def supports(workload: Workload, device: torch.device) -> Support:
         if not workload.plain and formulation.network is None:
             return Support(False, "written for response-only LFOM alone")
+        if compiled and workload.layers > formulation.deepest:
+            return Support(False, f"more than {formulation.deepest} unrolled layers take minutes to compile")
         return formulation.supports(workload, device)
 
     def build(workload: Workload, parameters: Parameters) -> Step:

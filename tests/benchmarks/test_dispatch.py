@@ -47,12 +47,24 @@ def test_without_the_automatic_choice_there_is_nothing_to_judge() -> None:
 
 
 def test_the_command_writes_its_record(tmp_path: Path) -> None:
-    path = tmp_path / "dispatch.json"
-    words = ["dispatch", "--workload", "layers=1 ", "--provider", "Gram, eager", "--quick", "--json", str(path)]
+    path, picture = tmp_path / "dispatch.json", tmp_path / "dispatch.png"
+    words = [
+        "dispatch",
+        "--workload",
+        "layers=1 ",
+        "--provider",
+        "Gram, eager",
+        "--quick",
+        "--json",
+        str(path),
+        "--figure",
+        str(picture),
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code in (0, 1), done.output
     assert "auto/best" in done.output
     (kept,) = read_reports(path)
+    assert picture.read_bytes().startswith(b"\x89PNG")
     assert {timing.provider for timing in kept.timings} == {"Gram, eager", "batch-last Gram, eager", AUTO}
     assert CliRunner().invoke(app, [*words, "--workload", "layers=32"]).exit_code in (0, 1)
     first, second = read_reports(path)
