@@ -21,7 +21,7 @@ from memformer_kernels.maths.memory import Memory, kept_heads
 from memformer_kernels.reference import projections
 
 _BLOCK_ELEMENTS = 2**21
-"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what the caches near two cores hold."""
+"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
 
 
 class TorchBackend:
@@ -203,8 +203,8 @@ def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, sli
     """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory.
 
     streamed: tokens are read for the Gram matrix and nothing of their size is made, so that only matrices, and vectors
-    of every layer, stay. Larger blocks are better there, since each costs a hundred small operations, whatever its size;
-    four times as large at most, because a long or padded context is copied on the way.
+    of every layer, stay. Blocks are larger there, since each costs a hundred small operations, whatever its size; four
+    times as large at most, because a long or padded context is copied on the way.
     """
     batch, tokens, width = network.z.shape
     kept = max(tokens, width) * width
