@@ -41,7 +41,15 @@ def published(
 def reassociated(
     z: Tensor, target: Optional, q: Tensor, gamma: Optional, beta: Optional, gate: Optional, p: Optional, n: int
 ) -> Tensor:
-    """Z (Q G P^T) with the context's Gram matrix G of every layer's tokens."""
+    """Z (Q G P^T) with the context's Gram matrix G of every layer's tokens; where only responses move, X (A (X^T y))."""
+    if p is None:
+        x = z[:, :, :-1]
+
+        def respond(y: Tensor, layer: int) -> Tensor:
+            return x[:, None] @ (_heads(q, gamma, gate, layer) @ (torch.bmm(x[:, :n].mT, y[:, :n]) / n)[:, None])
+
+        responses = _layers(respond, z[:, :, -1:], q, _last(gamma), _last(beta), gate)
+        return _finish(-responses[:, n:, 0], target)
     queries, values = _projections(q, p, z.shape[2])
     summed = not _apart(gamma, gate)
 
@@ -56,10 +64,21 @@ def reassociated(
 def gram(
     z: Tensor, target: Optional, q: Tensor, gamma: Optional, beta: Optional, gate: Optional, p: Optional, n: int
 ) -> Tensor:
-    """All layers on (D, D) matrices, Z_l = Z_0 T_l: S_l = T_l Q (T_l^T G T_l) P^T; no memory a token."""
-    queries, values = _projections(q, p, z.shape[2])
+    """All layers on (D, D) matrices, Z_l = Z_0 T_l: S_l = T_l Q (T_l^T G T_l) P^T; no memory a token.
+
+    Where only responses move, Z_l's are y + X s_l, and S_l is the vector A (b + H s_l).
+    """
     context = z[:, :n]
     g = torch.bmm(context.mT, context) / n
+    if p is None:
+        h, b = g[:, :-1, :-1], g[:, :-1, -1:]
+
+        def step(s: Tensor, layer: int) -> Tensor:
+            return _heads(q, gamma, gate, layer) @ (b + torch.bmm(h, s) if layer else b)[:, None]
+
+        weights = _layers(step, torch.zeros_like(b), q, _last(gamma), _last(beta), gate)
+        return _finish(-(z[:, n:, -1] + torch.bmm(z[:, n:, :-1], weights)[..., 0]), target)
+    queries, values = _projections(q, p, z.shape[2])
     summed = not _apart(gamma, gate)
 
     def attend(t: Tensor, layer: int) -> Tensor:
@@ -110,6 +129,16 @@ def _layers(
         update = reduce(add, updates)
         state = state + (update if gate is None else gate[:, None, None] * update).sum(1)
     return state
+
+
+def _heads(q: Tensor, gamma: Optional, gate: Optional, layer: int) -> Tensor:
+    """The blocks A of a layer (H, d, d), or their sum (1, d, d) where heads share a memory."""
+    return q[layer] if _apart(gamma, gate) else q[layer].sum(0, keepdim=True)
+
+
+def _last(coefficient: Optional) -> Optional:
+    """What a memory weighs the response column with."""
+    return None if coefficient is None else coefficient[..., -1:]
 
 
 def _apart(gamma: Optional, gate: Optional) -> bool:
