@@ -41,7 +41,7 @@ def published(
 def reassociated(
     z: Tensor, target: Optional, q: Tensor, gamma: Optional, beta: Optional, gate: Optional, p: Optional, n: int
 ) -> Tensor:
-    """Z (Q G P^T) with the context's Gram matrix G of every layer's tokens; where only responses move, X (A (X^T y))."""
+    """Z (Q G P^T) with every layer's own context Gram matrix G; where only responses move, X (A (X^T y))."""
     if p is None:
         x = z[:, :, :-1]
 
