@@ -11,7 +11,7 @@ from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.dispatch import AUTO, choices
+from benchmarks.dispatch import AUTO, Choice, choices
 from benchmarks.record import Report, Timing, read_report, read_reports
 from benchmarks.table import figure, memory_floor_ms
 
@@ -67,8 +67,8 @@ def _dispatch() -> str:
     lost = [choice for choice in found if choice.peer_ratio is not None and choice.peer_ratio < 1]
     head = _prose(
         f"`python -m benchmarks dispatch` holds the automatic choice against every provider on {len(found)} named",
-        "workloads: every rule, structure, direction and precision, d from 2 to 255, n from 7 to a million, up to 64",
-        f"layers. On {sum(choice.good for choice in found)} of them no provider, ours or a peer's, was more than a",
+        f"workloads of many rules, structures, directions and precisions: {_range(found, 'd')}, {_range(found, 'n')},",
+        f"{_range(found, 'layers')}, {_range(found, 'batch')}. On {sum(choice.good for choice in found)} of them no provider, ours or a peer's, was more than a",
         "tenth and the noise faster. Over the fastest peer the automatic choice stands at",
         f"{figure(ratios[0])} to {figure(ratios[-1])} times as fast, {figure(ratios[len(ratios) // 2])} in the middle.",
         *_solvers(reports),
@@ -81,6 +81,11 @@ def _dispatch() -> str:
     ]
     titles = "| where we lose | ours, ms | best peer, ms | which peer | times as fast |"
     return "\n".join([head, "", titles, "|---|---|---|---|---|", *rows])
+
+
+def _range(found: Sequence[Choice], field: str) -> str:
+    sizes = [getattr(choice.workload, field) for choice in found]
+    return f"{field} = {min(sizes):,} to {max(sizes):,}"
 
 
 def _solvers(reports: Sequence[Report]) -> list[str]:
