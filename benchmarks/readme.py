@@ -68,7 +68,8 @@ def _dispatch() -> str:
     head = _prose(
         f"`python -m benchmarks dispatch` holds the automatic choice against every provider on {len(found)} named",
         f"workloads of many rules, structures, directions and precisions: {_range(found, 'd')}, {_range(found, 'n')},",
-        f"{_range(found, 'layers')}, {_range(found, 'batch')}. On {sum(choice.good for choice in found)} of them no provider, ours or a peer's, was more than a",
+        f"{_range(found, 'layers')}, {_range(found, 'batch')}.",
+        f"On {sum(choice.good for choice in found)} of them no provider, ours or a peer's, was more than a",
         "tenth and the noise faster. Over the fastest peer the automatic choice stands at",
         f"{figure(ratios[0])} to {figure(ratios[-1])} times as fast, {figure(ratios[len(ratios) // 2])} in the middle.",
         *_solvers(reports),
