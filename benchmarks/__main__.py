@@ -1,8 +1,8 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
 `gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
-`dispatch` the automatic choice against every provider, `trainer` looks at
-whole optimiser steps, `blocks` at attention and the register update.
+`dispatch` the automatic choice against every provider, `roofline` every kernel against the machine's limits; `trainer`
+looks at whole optimiser steps, `blocks` at attention and the register update; `readme` writes the README's figures.
 """
 
 import math
@@ -14,10 +14,23 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import blocks_record, compare, dispatch, floors, gpu_floors, growth, overhead, trainer
+from benchmarks import (
+    blocks_record,
+    compare,
+    dispatch,
+    floors,
+    gpu_floors,
+    growth,
+    overhead,
+    pictures,
+    readme,
+    roofline,
+    trainer,
+)
+from benchmarks.catalogue import CATALOGUE
 from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import PROVIDERS, Provider, automatic, select
-from benchmarks.record import Report, read_report, write_json, write_report
+from benchmarks.providers import AUTOMATIC, PROVIDERS, Provider, select
+from benchmarks.record import Report, read_report, read_reports, write_json, write_report, write_reports
 from benchmarks.run import run
 from benchmarks.table import not_timed, print_report
 from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
@@ -96,10 +109,9 @@ def grow(
         policy = None if quick else growth.POLICY
         report = run(workloads, providers, CPU, quick=quick, policy=policy, announce=status.update)
     write_report(json, report)
-    write_atomically(figure, _picture(report))
+    write_atomically(figure, pictures.growth(report))
     console.print(growth.growth_table(report))
-    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
-    for line in not_timed(replace(report, timings=failed)):
+    for line in not_timed(_troubles(report)):
         console.print(line, markup=False)
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
 
@@ -185,26 +197,69 @@ def check_dispatch(
     workload: Annotated[list[str] | None, typer.Option(help="Part of a workload's name; default all.")] = None,
     provider: Words = None,
     quick: Quick = False,
-    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "dispatch-cpu.json",
+    again: Annotated[bool, typer.Option("--again", help="Also what the record holds already.")] = False,
+    json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
+    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "dispatch.png",
 ) -> None:
-    """Hold backend="auto" against every provider on workloads of every size; exit status 1 if it chose badly."""
-    chosen = [w for name, w in dispatch.WORKLOADS.items() if not workload or any(part in name for part in workload)]
+    """Hold backend="auto" against every provider on every named workload; exit status 1 if it chose badly.
+
+    The record is written after each workload, so that a run that was stopped goes on where it was.
+    """
+    chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
-        raise typer.BadParameter(f"no name holds it; they are {'; '.join(dispatch.WORKLOADS)}", param_hint="--workload")
-    providers = (*_selected(provider), automatic())
+        raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
+    selected = _selected(provider)
+    providers = (*(p for p in dispatch.CONTENDERS if p in selected), AUTOMATIC)
+    try:
+        kept = {report.timings[0].workload: report for report in (read_reports(json) if json.exists() else ())}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    with console.status("starting") as status:
-        policy = None if quick else dispatch.POLICY
-        report = run(chosen, providers, CPU, quick=quick, policy=policy, announce=status.update)
-    write_report(json, report)
-    found = list(dispatch.choices(report))
+    policy = None if quick else dispatch.POLICY
+    for one in chosen:
+        if one in kept and not again:
+            continue
+        with console.status("starting") as status:
+            kept[one] = run([one], providers, CPU, quick=quick, policy=policy, announce=status.update)
+        write_reports(json, [kept[known] for known in CATALOGUE.values() if known in kept])
+        for line in not_timed(_troubles(kept[one])):
+            console.print(line, markup=False)
+    found = list(dispatch.choices([kept[one] for one in chosen]))
     console.print(dispatch.choice_table(found))
-    failed = tuple(timing for timing in report.timings if timing.status in ("failed", "rejected"))
-    for line in not_timed(replace(report, timings=failed)):
-        console.print(line, markup=False)
-    console.print(f"{report.seconds:.0f} s; record: {json}", soft_wrap=True)
+    write_atomically(figure, pictures.dispatch(kept[chosen[-1]].machine, found))
+    console.print(f"{len(found)} workloads; record: {json}; picture: {figure}", soft_wrap=True)
     if not all(choice.good for choice in found):
         raise typer.Exit(1)
+
+
+@app.command("roofline")
+def draw_roofline(
+    quick: Quick = False,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "roofline-cpu.json",
+    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "roofline.png",
+) -> None:
+    """Time every kernel of this CPU and hold it against the machine's bandwidths and arithmetic; record and picture."""
+    console = Console()
+    with console.status("measuring the machine") as status:
+        machine = measure_machine(CPU, quick=quick)
+        points = roofline.measure(quick=quick, announce=status.update)
+    write_json(json, roofline.as_record(machine, points))
+    write_atomically(figure, pictures.roofline(machine, points))
+    roofline.print_roofline(machine, points, console)
+    console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
+
+
+@app.command("readme")
+def write_readme(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if it differs.")] = False,
+) -> None:
+    """Write the README's tables of figures anew from the committed records."""
+    path = ROOT / "README.md"
+    before = path.read_text(encoding="utf-8")
+    after = readme.generate(before)
+    if check:
+        raise typer.Exit(int(before != after))
+    write_atomically(path, after.encode())
 
 
 @app.command("gpu-floors")
@@ -264,11 +319,9 @@ def _selected(words: list[str] | None) -> tuple[Provider, ...]:
         raise typer.BadParameter(str(error), param_hint="--provider") from error
 
 
-def _picture(report: Report) -> bytes:
-    # matplotlib takes longer to import than most commands to start.
-    from benchmarks.growth_figure import draw
-
-    return draw(report)
+def _troubles(report: Report) -> Report:
+    """The report of what ought to have been timed and was not."""
+    return replace(report, timings=tuple(t for t in report.timings if t.status in ("failed", "rejected")))
 
 
 if __name__ == "__main__":

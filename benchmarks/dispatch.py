@@ -1,67 +1,39 @@
 """Whether `backend="auto"` chooses well: the automatic choice against every provider, on named CPU workloads."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
 
 from benchmarks.harness import Policy
+from benchmarks.providers import AUTOMATIC, PROVIDERS
 from benchmarks.record import Quantiles, Report
 from benchmarks.table import figure
-from benchmarks.workloads import W_FULL, W, Workload
+from benchmarks.workloads import Workload
 
-AUTO = "memformer_kernels (auto)"
+AUTO = AUTOMATIC.name
 TOLERANCE = 0.10
 """How much slower than the best provider the automatic choice may be, beyond the noise of both."""
 
-POLICY = Policy(seconds=0.5, longest_s=3.0)
+POLICY = Policy(seconds=0.3, longest_s=1.0)
 
-
-def _named(base: Workload, **changes: int | str) -> Mapping[str, Workload]:
-    name = " ".join([base.name, *(f"{field}={value}" for field, value in changes.items())])
-    return {name: replace(base, name=name, **changes)}  # type: ignore[arg-type]
-
-
-WORKLOADS: Mapping[str, Workload] = MappingProxyType(
-    {
-        **_named(W, batch=1),
-        **_named(W, batch=100),
-        **_named(W, batch=1000),
-        **_named(W, batch=100_000),
-        **_named(W, layers=1, batch=10_000),
-        **_named(W, layers=32, batch=10_000),
-        **_named(W, heads=5, batch=10_000),
-        **_named(W, dtype="float64", batch=10_000),
-        **_named(W, granularity="scalar", batch=10_000),
-        **_named(W, d=2, batch=10_000),
-        **_named(W, d=16, n=50, batch=10_000),
-        **_named(W, d=24, n=64, batch=2000),
-        **_named(W, d=64, n=256, batch=200),
-        **_named(W, d=128, n=512, batch=32),
-        **_named(W, n=1000, batch=1000),
-        **_named(W, n=100_000, batch=4),
-        **_named(W_FULL, batch=1),
-        **_named(W_FULL, batch=10_000),
-        **_named(W_FULL, d=16, n=100, batch=1000),
-        **_named(W_FULL, d=32, n=200, batch=200),
-        **_named(W_FULL, granularity="token", batch=10_000),
-    }
-)
-"""Small and large in every size, both memories' granularities, both precisions."""
+CONTENDERS = tuple(p for p in PROVIDERS if p.name != "published n-by-n, compiled")
+"""All but one, which compiles longest and is many times slower than other peers in every record; eager it is here."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The automatic choice on one workload beside the fastest provider."""
+    """The automatic choice on one workload beside the fastest provider, and the fastest peer if one was timed."""
 
     workload: Workload
     auto: Quantiles
     best: str
     best_ms: float
     noise: float
+    peer: str | None
+    peer_ms: float | None
 
     @property
     def ratio(self) -> float:
@@ -69,19 +41,30 @@ class Choice:
         return self.auto.median_ms / self.best_ms
 
     @property
+    def peer_ratio(self) -> float | None:
+        """How many times as fast as the fastest peer: more is better."""
+        return None if self.peer_ms is None else self.peer_ms / self.auto.median_ms
+
+    @property
     def good(self) -> bool:
         return self.ratio <= 1 + TOLERANCE + self.noise
 
 
-def choices(report: Report) -> Iterator[Choice]:
-    """Every workload on which the automatic choice was timed; the best may be any provider but itself."""
-    for workload in dict.fromkeys(timing.workload for timing in report.timings):
-        timed = {t.provider: t.quantiles for t in report.timings if t.workload == workload and t.quantiles is not None}
-        auto = timed.pop(AUTO, None)
-        if auto is None or not timed:
-            continue
-        best, found = min(timed.items(), key=lambda item: item[1].median_ms)
-        yield Choice(workload, auto, best, found.median_ms, math.hypot(auto.spread, found.spread))
+def choices(reports: Sequence[Report]) -> Iterator[Choice]:
+    """Every workload on which the automatic choice was timed; the best may be any provider but itself and solvers."""
+    for report in reports:
+        for workload in dict.fromkeys(timing.workload for timing in report.timings):
+            timed = [t for t in report.timings if t.workload == workload and t.quantiles is not None and not t.solver]
+            medians = {t.provider: t.quantiles for t in timed if t.quantiles is not None}
+            auto = medians.pop(AUTO, None)
+            if auto is None or not medians:
+                continue
+            best, found = min(medians.items(), key=lambda item: item[1].median_ms)
+            peers = {t.provider: medians[t.provider].median_ms for t in timed if t.peer and t.provider in medians}
+            peer = min(peers, key=lambda name: peers[name], default=None)
+            peer_ms = None if peer is None else peers[peer]
+            noise = math.hypot(auto.spread, found.spread)
+            yield Choice(workload, auto, best, found.median_ms, noise, peer, peer_ms)
 
 
 def choice_table(found: list[Choice]) -> Table:

@@ -126,7 +126,7 @@ def _parts(workload: Workload, backend: str) -> dict[str, Callable[[Batch], obje
             value = memformer_loss(
                 batch.z, batch.target, parameters.q, gamma=parameters.gamma, context=workload.n, backend=backend
             )
-        return torch.autograd.grad(value, parameters) if gradients else value
+        return torch.autograd.grad(value, tuple(parameters)) if gradients else value
 
     def one_thread(batch: Batch, parameters: Parameters) -> None:
         threads = torch.get_num_threads()

@@ -1,8 +1,8 @@
-"""How time grows with the batch, the context, the layers and the features: one axis at a time through workload W."""
+"""Throughput along the batch, the context, the layers and the features: one axis at a time through workload W."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -12,22 +12,30 @@ from benchmarks.record import Report, Timing
 from benchmarks.table import figure
 from benchmarks.workloads import W, Workload
 
-# The batch sizes of the context's axis keep this many context tokens, so that linear growth in n is a flat line.
+# The batch sizes of the context's and the features' axes keep these many context tokens and columns of a batch, so that
+# linear growth is a flat line and every size reads about as much.
 CONTEXT_TOKENS = 2_000_000
+COLUMNS = 600_000
 
 # The peers that are fastest somewhere; the others only lengthen the run.
-PEERS = ("Gram, eager", "Gram, compiled", "Gram, JAX jit")
+PEERS = ("Gram, eager", "Gram, compiled", "re-associated, eager", "Gram, JAX jit")
 
-POLICY = Policy(seconds=1.0)
+POLICY = Policy(seconds=0.5, longest_s=2.0)
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One way to grow: `field` of a workload takes `values`."""
+    """One way to grow: `field` of a workload takes `values`; throughput is counted in `unit` a second."""
 
     field: str
     label: str
     values: tuple[int, ...]
+    unit: Literal["tasks", "examples", "numbers"] = "tasks"
+
+    def amount(self, workload: Workload) -> int:
+        """How much of the unit a pass goes through."""
+        each = {"tasks": 1, "examples": workload.n, "numbers": workload.tokens * workload.width}
+        return workload.batch * each[self.unit]
 
     @property
     def name(self) -> str:
@@ -43,15 +51,17 @@ class Axis:
             workload = replace(base, **change)
             if self.field == "n":
                 workload = workload.with_batch(CONTEXT_TOKENS // value)
+            if self.field == "d":
+                workload = workload.with_batch(COLUMNS // workload.width)
             grown.append(workload.with_batch(max(1, workload.batch // 100)) if quick else workload)
         return tuple(dict.fromkeys(grown))
 
 
 AXES = (
-    Axis("batch", "tasks B", (1, 10, 100, 1000, 10_000, 100_000, 1_000_000)),
-    Axis("n", "context n", (20, 50, 100, 500, 2000, 10_000)),
-    Axis("layers", "layers L", (1, 2, 4, 8, 16, 32)),
-    Axis("d", "features d", (2, 3, 5, 8, 12, 16)),
+    Axis("batch", "tasks B", (1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)),
+    Axis("n", "context n", (8, 20, 50, 100, 500, 2000, 10_000, 100_000, 1_000_000), "examples"),
+    Axis("layers", "layers L", (1, 2, 4, 8, 16, 32, 64)),
+    Axis("d", "features d", (2, 3, 5, 7, 12, 16, 31, 63, 127, 255), "numbers"),
 )
 
 

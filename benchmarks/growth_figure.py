@@ -1,4 +1,4 @@
-"""Growth as one picture: a panel per axis, ours, the best peer at each point, and the floors, on logarithmic axes."""
+"""Throughput as one picture: a panel per axis, ours, the best peer at each point, and the limits, on two logarithms."""
 
 import io
 
@@ -32,7 +32,7 @@ def draw(report: Report) -> bytes:
         panel.set_visible(False)
     machine = report.machine
     figure.suptitle(
-        "Forward + backward to all parameters, response-only LFOM, gamma per feature, float32\n"
+        "Throughput of a loss and its gradients in all parameters, LFOM, gamma per feature, float32: higher is better\n"
         f"{machine.processor}, threads: {machine.threads}, torch {machine.torch}; band: q10 to q90"
     )
     buffer = io.BytesIO()
@@ -41,39 +41,53 @@ def draw(report: Report) -> bytes:
 
 
 def _draw_axis(panel: Axes, axis: Axis, found: tuple[Point, ...], machine: Machine, markers: dict[str, str]) -> None:
-    ours = [(point.value, point.ours) for point in found if point.ours]
-    peers = [(point.value, point.peer) for point in found if point.peer]
+    ours = [(point, point.ours) for point in found if point.ours]
+    peers = [(point, point.peer) for point in found if point.peer]
     if ours:
         names = " or ".join(dict.fromkeys(timing.provider for _, timing in ours))
-        _draw_line(panel, ours, _OURS, names)
-        panel.plot([x for x, _ in ours], [_median(t) for _, t in ours], "o", color=_OURS, markersize=6)
+        _draw_line(panel, axis, ours, _OURS, names)
+        panel.plot([p.value for p, _ in ours], [_rate(axis, p, t) for p, t in ours], "o", color=_OURS, markersize=6)
     if peers:
-        _draw_line(panel, peers, _PEER, "best peer at each point")
+        _draw_line(panel, axis, peers, _PEER, "fastest of the peers timed")
         for name in dict.fromkeys(timing.provider for _, timing in peers):
-            at = [(x, _median(t)) for x, t in peers if t.provider == name]
+            at = [(p.value, _rate(axis, p, t)) for p, t in peers if t.provider == name]
             panel.plot(*zip(*at, strict=True), markers[name], color=_PEER, markersize=6, label=f"  {name}")
     values = [point.value for point in found]
     bandwidth = machine.read_gb_s or machine.copy_gb_s
-    memory = [memory_floor_ms(point.workload, bandwidth) for point in found]
-    operations = [operations_floor_ms(point.workload, machine) for point in found]
     kind = "read" if machine.read_gb_s else "copy"
-    panel.plot(values, memory, "--", color=_FLOOR, label=f"memory floor: bytes at {bandwidth:.0f} GB/s ({kind})")
-    panel.plot(values, operations, ":", color=_FLOOR, label=f"arithmetic floor: {machine.fma_gflop_s:.0f} GFLOP/s")
-    panel.set(xscale="log", yscale="log", xlabel=axis.label, ylabel="milliseconds a pass", title=held(axis, found))
+    memory = [_per_second(axis, p, memory_floor_ms(p.workload, bandwidth)) for p in found]
+    operations = [_per_second(axis, p, operations_floor_ms(p.workload, machine)) for p in found]
+    panel.plot(values, memory, "--", color=_FLOOR, label=f"limit of memory: {bandwidth:.0f} GB/s ({kind})")
+    panel.plot(values, operations, ":", color=_FLOOR, label=f"limit of arithmetic: {machine.fma_gflop_s:.0f} GFLOP/s")
+    panel.set(xscale="log", yscale="log", xlabel=axis.label, ylabel=f"{axis.unit} a second", title=held(axis, found))
     panel.xaxis.set_major_locator(FixedLocator(values))
-    panel.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    panel.xaxis.set_major_formatter(lambda value, _: _short(value))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.xaxis.minorticks_off()
     panel.grid(alpha=0.3)
     panel.legend(fontsize=8)
 
 
-def _draw_line(panel: Axes, line: list[tuple[int, Timing]], color: str, label: str) -> None:
-    values = [value for value, _ in line]
-    quantiles = [timing.quantiles for _, timing in line if timing.quantiles]
-    panel.plot(values, [q.median_ms for q in quantiles], color=color, label=label)
-    panel.fill_between(values, [q.q10_ms for q in quantiles], [q.q90_ms for q in quantiles], color=color, alpha=0.2)
+def _draw_line(panel: Axes, axis: Axis, line: list[tuple[Point, Timing]], color: str, label: str) -> None:
+    values = [point.value for point, _ in line]
+    found = [(point, timing.quantiles) for point, timing in line if timing.quantiles]
+    panel.plot(values, [_per_second(axis, p, q.median_ms) for p, q in found], color=color, label=label)
+    low = [_per_second(axis, p, q.q90_ms) for p, q in found]
+    high = [_per_second(axis, p, q.q10_ms) for p, q in found]
+    panel.fill_between(values, low, high, color=color, alpha=0.2)
 
 
-def _median(timing: Timing) -> float:
-    return timing.quantiles.median_ms if timing.quantiles else float("nan")
+def _per_second(axis: Axis, point: Point, milliseconds: float) -> float:
+    return axis.amount(point.workload) / milliseconds * 1e3
+
+
+def _rate(axis: Axis, point: Point, timing: Timing) -> float:
+    return _per_second(axis, point, timing.quantiles.median_ms) if timing.quantiles else float("nan")
+
+
+def _short(value: float) -> str:
+    """A size as a tick label: 10k, 1M."""
+    for scale, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:g}{letter}"
+    return f"{value:g}"

@@ -9,23 +9,29 @@ from itertools import cycle
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from benchmarks import formulations, networks
 from benchmarks.clock import milliseconds, peak_bytes
 from benchmarks.data import Batch, Parameters, make_batch, make_parameters
-from benchmarks.formulations import reassociated
 from benchmarks.providers import Outcome, Provider, Step
 from benchmarks.record import Quantiles, Timing
-from benchmarks.workloads import Workload
+from benchmarks.workloads import DIRECTIONS, Workload
 
-# Relative error against float64 that a provider may show over the whole batch, by dtype: (loss, gradients). The honest
-# peers stay below a quarter of it at a million tasks; TF32 products, at 1e-3, are turned away.
-BUDGETS = {"float32": (1e-5, 1e-4), "float64": (1e-12, 1e-10)}
+# Relative error against float64 that a provider may show over the whole batch, by the parameters' dtype: (loss or
+# predictions, gradients). The honest peers stay below a quarter of it at a million tasks; TF32 products, at 1e-3, are
+# turned away. Half tokens are exact numbers to every provider alike.
+BUDGETS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-10)}
 
 # A batch below this was most likely just made by the same process, so it is timed out of the cache.
 WARM_BYTES = 8 << 20
 # Inputs above it are rotated until they exceed any cache together.
 COLD_BYTES = 192 << 20
+# Beyond this a batch pushes itself out of any cache.
+ALONE_BYTES = 2 << 30
+# What the reference takes at a time: tasks, and numbers of their tokens.
 REFERENCE_CHUNK = 10_000
+REFERENCE_NUMBERS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -94,26 +100,43 @@ def run_workload(
 
 def buffer_count(workload: Workload) -> int:
     """How many input buffers to rotate: one for a batch that fits a cache, else enough to leave every cache cold."""
-    if workload.bytes_moved < WARM_BYTES:
+    if not WARM_BYTES <= workload.bytes_moved < ALONE_BYTES:
         return 1
     return max(2, -(-COLD_BYTES // workload.bytes_moved))
 
 
 def reference_outcome(workload: Workload, batch: Batch, parameters: Parameters) -> Outcome:
-    """Loss and gradients of the whole batch in float64, by the re-associated form, a chunk of tasks at a time."""
-    q, gamma = (parameter.detach().double().requires_grad_() for parameter in parameters)
-    total = torch.zeros((), dtype=torch.float64, device=q.device)
-    gradients = {"q": torch.zeros_like(q), "gamma": torch.zeros_like(gamma)}
-    for z, target in zip(*(torch.split(tensor, REFERENCE_CHUNK) for tensor in batch), strict=True):
-        loss = reassociated(z.double(), target.double(), q, gamma, workload.n) * (z.shape[0] / workload.batch)
-        for sum_, gradient in zip(gradients.values(), torch.autograd.grad(loss, (q, gamma)), strict=True):
+    """What the whole batch gives in float64, by the re-associated form, a chunk of tasks at a time."""
+    wide = parameters.double()
+    chunk = max(1, min(REFERENCE_CHUNK, REFERENCE_NUMBERS // (workload.tokens * workload.width)))
+    pieces = list(zip(*(torch.split(tensor, chunk) for tensor in batch), strict=True))
+
+    def evaluate(z: Tensor, target: Tensor | None) -> Tensor:
+        if workload.plain:
+            q, gamma = wide
+            return formulations.reassociated(z, target, q, gamma, workload.n)
+        return networks.reassociated(z, target, wide.q, wide.gamma, wide.beta, wide.gate, wide.p, workload.n)
+
+    if not workload.training:
+        with torch.no_grad():
+            return Outcome(torch.cat([evaluate(z.double(), None) for z, _ in pieces]), {})
+    total = torch.zeros((), dtype=torch.float64, device=wide.q.device)
+    gradients = {name: torch.zeros_like(x) for name, x in wide.named.items()}
+    moved: list[Tensor] = []
+    for z, target in pieces:
+        leaf = z.double().requires_grad_()
+        loss = evaluate(leaf, target.double()) * (z.shape[0] / workload.batch)
+        wanted = (*wide, leaf) if workload.direction == DIRECTIONS[2] else tuple(wide)
+        found = torch.autograd.grad(loss, wanted)
+        for sum_, gradient in zip(gradients.values(), found, strict=False):
             sum_ += gradient
+        moved.extend(found[len(gradients) :])
         total += loss.detach()
-    return Outcome(total, gradients)
+    return Outcome(total, {**gradients, "z": torch.cat(moved)} if moved else gradients)
 
 
 def errors(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
-    """Relative errors ||x - x64|| / ||x64|| of the loss and of the worst parameter's gradient.
+    """Relative errors ||x - x64|| / ||x64|| of the loss or the predictions, and of the worst gradient (0 if none).
 
     Raises:
         ValueError: a gradient is missing or has another shape.
@@ -125,10 +148,12 @@ def errors(outcome: Outcome, reference: Outcome) -> tuple[float, float]:
         if gradient.shape != expected:
             raise ValueError(f"gradient of {name} has shape {tuple(gradient.shape)}, expected {tuple(expected)}")
     gradients = [_relative(gradient, reference.gradients[name]) for name, gradient in outcome.gradients.items()]
-    return _relative(outcome.loss, reference.loss), max(gradients)
+    if outcome.loss.shape != reference.loss.shape:
+        raise ValueError(f"predictions of shape {tuple(outcome.loss.shape)}, expected {tuple(reference.loss.shape)}")
+    return _relative(outcome.loss, reference.loss), max(gradients, default=0.0)
 
 
-def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:
+def _relative(value: Tensor, reference: Tensor) -> float:
     error = ((value.double() - reference).norm() / reference.norm()).item()
     # A NaN would pass every "is larger than" comparison.
     return error if np.isfinite(error) else float("inf")
@@ -144,7 +169,7 @@ def _admit(
     policy: Policy,
 ) -> tuple[Timing, _Entry | None]:
     """Build a provider, hold its result against the reference and find how often it can run."""
-    timing = Timing(provider.name, provider.peer, workload, "timed")
+    timing = Timing(provider.name, provider.peer, workload, "timed", solver=provider.solution is not None)
     supported = provider.supports(workload, device)
     if not supported:
         return replace(timing, status="unsupported", reason=supported.reason), None
@@ -153,9 +178,11 @@ def _admit(
     try:
         step = provider.build(workload, parameters)
         outcome = provider.outcome(step(batch))
+        if provider.solution is not None:
+            reference = Outcome(provider.solution(workload, batch.z), {})
         loss_error, gradient_error = errors(outcome, reference)
         first_call_s = time.perf_counter() - begun
-        loss_budget, gradient_budget = BUDGETS[workload.dtype]
+        loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
         if loss_error > loss_budget or gradient_error > gradient_budget:
             reason = (
                 f"wrong result: relative error {loss_error:.1e} in the loss (budget {loss_budget:.0e}), "

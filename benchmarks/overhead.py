@@ -116,7 +116,9 @@ def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:
         ways[f"loss{suffix}"] = _losses(backend, z, target, q, gamma)
     for name in ("predict", "loss"):
         forward = ways[f"{name}, requires_grad"]
-        ways[f"{name} + backward"] = {part: _with_backward(forward[part], learned) for part in ("public", "empty")}
+        ways[f"{name} + backward"] = {
+            part: _with_backward(forward[part], tuple(learned)) for part in ("public", "empty")
+        }
     return ways
 
 

@@ -1,8 +1,11 @@
-"""The registry: everything that can compute a workload's loss and gradients. A new backend is one line in OURS."""
+"""The registry: everything that can compute a workload's loss and gradients, or its predictions, and what solves its
+tasks instead. A new backend is one line in OURS.
+"""
 
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.dlpack import from_dlpack
 
-from benchmarks import formulations
+from benchmarks import formulations, networks, solvers
 from benchmarks.data import Batch, Parameters
-from benchmarks.workloads import Workload
-from memformer_kernels import build_info, memformer_loss
+from benchmarks.workloads import DIRECTIONS, Workload
+from memformer_kernels import build_info, memformer_loss, memformer_predict
 
 # What one provider may take for intermediates, so that a whole run fits a machine with 24 GB.
 MEMORY_LIMIT = 12e9
@@ -23,7 +26,7 @@ NO_FLA = "flash-linear-attention is not installed"
 
 
 class Outcome(NamedTuple):
-    """One forward and backward pass: the scalar loss and its gradients by parameter name."""
+    """One pass: the scalar loss and its gradients by name, or forward alone the predictions (B, 1) and no gradients."""
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -39,11 +42,13 @@ class Support(NamedTuple):
         return self.ok
 
 
-# One forward and backward pass, awaited. What it returns is a provider's own; `Provider.outcome` reads it.
+# One pass in the workload's direction, awaited. What it returns is a provider's own; `Provider.outcome` reads it.
 Step = Callable[[Batch], Any]
 # The values torch.compile takes in `options`.
 CompileOption = str | int | bool | Callable[..., Any]
 Supports = Callable[[Workload, torch.device], Support]
+# (z, target or None) -> the loss, or without a target the predictions.
+Evaluate = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _as_returned(found: Outcome) -> Outcome:
@@ -57,9 +62,11 @@ class Provider:
     name      unique, as the table shows it
     peer      True for what memformer_kernels is compared with
     supports  (workload, device) -> Support
-    build     (workload, parameters) -> a function of a batch that runs one forward and backward pass; called once per
-              workload, outside the timing
+    build     (workload, parameters) -> a function of a batch that runs one pass; called once per workload, outside the
+              timing
     outcome   what such a function returned, as an Outcome; outside the timing
+    solution  for a solver, which has no parameters and answers the tasks themselves instead of running the network:
+              (workload, z) -> its exact predictions, in float64, to hold it against
     """
 
     name: str
@@ -67,16 +74,21 @@ class Provider:
     supports: Supports
     build: Callable[[Workload, Parameters], Step]
     outcome: Callable[[Any], Outcome] = _as_returned
+    solution: Callable[[Workload, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """A peer's loss, where it applies, and the compiler options that serve it best."""
+    """A peer's loss for response-only LFOM, for every other network if it has one, where it applies, and the compiler
+    options that serve it best. deepest: the most layers that it is compiled with, unrolled as they are.
+    """
 
     name: str
     loss: formulations.Loss
+    network: networks.Form | None
     supports: Supports
     compile_options: Mapping[str, CompileOption] = field(default_factory=dict)
+    deepest: int = 16
 
 
 def _everywhere(workload: Workload, device: torch.device) -> Support:
@@ -88,7 +100,7 @@ def _n_by_n(workload: Workload, device: torch.device) -> Support:
     # the matrix before masking and the gradients of both.
     square, rows = workload.tokens**2, workload.tokens * workload.width
     numbers = workload.layers * (workload.heads * square + 3 * rows) + 3 * square
-    needed = workload.batch * numbers * workload.torch_dtype.itemsize
+    needed = workload.batch * numbers * workload.parameter_dtype.itemsize
     if needed > MEMORY_LIMIT:
         return Support(False, f"needs about {needed / 1e9:.0f} GB of n-by-n intermediates")
     return Support(True)
@@ -106,62 +118,124 @@ def _token_space(workload: Workload, device: torch.device) -> Support:
     return Support(True)
 
 
+def _trained(fits: Supports, workload: Workload, device: torch.device) -> Support:
+    """What JAX's peers are written for: gradients of response-only LFOM to the parameters."""
+    if not workload.plain or workload.direction != DIRECTIONS[1] or workload.dtype not in ("float32", "float64"):
+        return Support(False, "written for the loss of response-only LFOM and its gradients in parameters alone")
+    return fits(workload, device)
+
+
 FORMULATIONS = (
-    Formulation("published n-by-n", formulations.published, _n_by_n),
-    Formulation("re-associated", formulations.reassociated, _everywhere),
-    Formulation("Gram", formulations.gram, _gram_space),
-    Formulation("batch-last Gram", formulations.batch_last_gram, _gram_space),
+    Formulation("published n-by-n", formulations.published, networks.published, _n_by_n),
+    Formulation("re-associated", formulations.reassociated, networks.reassociated, _everywhere),
+    Formulation("Gram", formulations.gram, networks.gram, _gram_space, deepest=32),
+    Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space, deepest=32),
     # With explicit vectors Inductor splits this form's short token sums over threads, task block by task block, which
     # is 5 times slower than leaving the vectorising to the C++ compiler.
-    Formulation("batch-last tokens", formulations.batch_last_tokens, _token_space, {"cpp.simdlen": 1}),
+    Formulation("batch-last tokens", formulations.batch_last_tokens, None, _token_space, {"cpp.simdlen": 1}),
 )
 
 
-def _step(loss: formulations.Loss, workload: Workload, parameters: Parameters) -> Step:
+def _step(evaluate: Evaluate, workload: Workload, parameters: Parameters) -> Step:
+    if not workload.training:
+
+        def predict(batch: Batch) -> Outcome:
+            with torch.no_grad():
+                return Outcome(evaluate(batch.z, None), {})
+
+        return predict
+
+    to_tokens = workload.direction == DIRECTIONS[2]
+
     def step(batch: Batch) -> Outcome:
-        value = loss(batch.z, batch.target, parameters.q, parameters.gamma, workload.n)
-        q, gamma = torch.autograd.grad(value, parameters)
-        return Outcome(value.detach(), {"q": q, "gamma": gamma})
+        z = batch.z.detach().requires_grad_() if to_tokens else batch.z
+        leaves = {**parameters.named, "z": z} if to_tokens else parameters.named
+        value = evaluate(z, batch.target)
+        gradients = torch.autograd.grad(value, tuple(leaves.values()))
+        return Outcome(value.detach(), dict(zip(leaves, gradients, strict=True)))
 
     return step
 
 
-def _eager(formulation: Formulation) -> Provider:
-    def build(workload: Workload, parameters: Parameters) -> Step:
-        return _step(formulation.loss, workload, parameters)
+def _formula(formulation: Formulation, workload: Workload, parameters: Parameters, compiled: bool) -> Evaluate:
+    """A formulation on its parameters; tokens in half precision are widened inside what is compiled."""
+    chosen: Callable[..., Tensor] = formulation.loss
+    if not workload.plain and formulation.network is not None:
+        chosen = formulation.network
+    arguments = tuple(parameters) if workload.plain else tuple(vars(parameters).values())
 
-    return Provider(f"{formulation.name}, eager", True, formulation.supports, build)
+    def widened(z: Tensor, target: Tensor | None, *rest: Any) -> Tensor:
+        dtype = workload.parameter_dtype
+        return chosen(z.to(dtype), None if target is None else target.to(dtype), *rest)
 
-
-def _compiled(formulation: Formulation) -> Provider:
-    def build(workload: Workload, parameters: Parameters) -> Step:
+    form = chosen if workload.torch_dtype == workload.parameter_dtype else widened
+    if compiled:
         # Static shapes: a compiled peer gets the batch size it is timed at.
         options = dict(formulation.compile_options) or None
-        loss = torch.compile(formulation.loss, fullgraph=True, dynamic=False, options=options)
-        return _step(loss, workload, parameters)
-
-    return Provider(f"{formulation.name}, compiled", True, formulation.supports, build)
+        form = torch.compile(form, fullgraph=True, dynamic=False, options=options)
+    return lambda z, target: form(z, target, *arguments, workload.n)
 
 
-def automatic() -> Provider:
-    """The package as most people call it: the backend that `plan` chooses."""
-    return _ours("auto", ("cpu", "cuda"))
-
-
-def _ours(backend: str, devices: tuple[str, ...]) -> Provider:
+def _peer(formulation: Formulation, compiled: bool) -> Provider:
     def supports(workload: Workload, device: torch.device) -> Support:
-        if backend == "auto":
-            return Support(True)
+        if not workload.plain and formulation.network is None:
+            return Support(False, "written for response-only LFOM alone")
+        if compiled and workload.layers > formulation.deepest:
+            return Support(False, f"more than {formulation.deepest} unrolled layers take minutes to compile")
+        return formulation.supports(workload, device)
+
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        return _step(_formula(formulation, workload, parameters, compiled), workload, parameters)
+
+    return Provider(f"{formulation.name}, {'compiled' if compiled else 'eager'}", True, supports, build)
+
+
+def _solver(
+    name: str,
+    solve: Callable[[Tensor, int, int], Tensor],
+    solution: Callable[[Tensor, int, int], Tensor],
+) -> Provider:
+    """A solver of the tasks themselves, for the cost of what a network learns to do."""
+
+    def supports(workload: Workload, device: torch.device) -> Support:
+        if workload.training or workload.n < workload.d or workload.layers > workload.d:
+            return Support(False, "a solver has no parameters, needs d examples, and takes at most d steps")
+        if workload.torch_dtype != workload.parameter_dtype:
+            return Support(False, f"torch.linalg has no solver in {workload.dtype}")
+        return Support(True)
+
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        def step(batch: Batch) -> Outcome:
+            with torch.no_grad():
+                return Outcome(solve(batch.z, workload.n, workload.layers), {})
+
+        return step
+
+    def exact(workload: Workload, z: Tensor) -> Tensor:
+        return solution(z.double(), workload.n, workload.layers)
+
+    return Provider(name, True, supports, build, solution=exact)
+
+
+def _built(backend: str, *devices: str) -> Supports:
+    """Where a backend is built, and on which kinds of device it runs."""
+
+    def supports(workload: Workload, device: torch.device) -> Support:
         if device.type not in devices:
             return Support(False, f"backend {backend} runs on {' and '.join(devices)}, not on {device.type}")
         info = build_info().backends[backend]
         return Support(info.available, "" if info.available else info.reason)
 
-    def loss(z: Tensor, target: Tensor, q: Tensor, gamma: Tensor, n: int) -> Tensor:
-        return memformer_loss(z, target, q, gamma=gamma, context=n, backend=backend)
+    return supports
 
+
+def _ours(backend: str, supports: Supports) -> Provider:
     def build(workload: Workload, parameters: Parameters) -> Step:
-        return _step(loss, workload, parameters)
+        def evaluate(z: Tensor, target: Tensor | None) -> Tensor:
+            given: dict[str, Any] = {**parameters.named, "context": workload.n, "backend": backend}
+            return memformer_predict(z, **given) if target is None else memformer_loss(z, target, **given)
+
+        return _step(evaluate, workload, parameters)
 
     return Provider(f"memformer_kernels ({backend})", False, supports, build)
 
@@ -200,35 +274,41 @@ def _flash_linear_attention() -> Provider:
             return Support(False, NO_FLA)
         if device.type != "cuda":
             return Support(False, f"flash-linear-attention runs on cuda, not on {device.type}")
-        return _gram_space(workload, device)
+        return _trained(_gram_space, workload, device)
 
     def build(workload: Workload, parameters: Parameters) -> Step:
         from fla.ops.linear_attn import chunk_linear_attn
 
-        def loss(z: Tensor, target: Tensor, q: Tensor, gamma: Tensor, n: int) -> Tensor:
+        def loss(z: Tensor, target: Tensor | None, q: Tensor, gamma: Tensor, n: int) -> Tensor:
             width = z.shape[2]
             # Its kernels work on tiles of 16 columns and more.
             rows = pad(z[:, :n], (0, -width % 16))[:, :, None]
             _, state = chunk_linear_attn(rows, rows, rows, scale=1.0, output_final_state=True, normalize=False)
             return formulations.from_gram(state[:, 0, :width, :width] / n, z, target, q, gamma, n)
 
-        return _step(loss, workload, parameters)
+        q, gamma = parameters
+        return _step(lambda z, target: loss(z, target, q, gamma, workload.n), workload, parameters)
 
     return Provider("Gram, flash-linear-attention", True, supports, build)
 
 
 OURS = (
-    _ours("torch", ("cpu", "cuda")),
-    _ours("cpu", ("cpu",)),
-    _ours("triton", ("cuda",)),
-    _ours("cuda", ("cuda",)),
+    _ours("torch", _built("torch", "cpu", "cuda")),
+    _ours("cpu", _built("cpu", "cpu")),
+    _ours("triton", _built("triton", "cuda")),
+    _ours("cuda", _built("cuda", "cuda")),
 )
 
+AUTOMATIC = _ours("auto", _everywhere)
+"""The package as most people call it: the backend that `plan` chooses. Held against all others by `dispatch`."""
+
 PROVIDERS: tuple[Provider, ...] = (
-    *(make(formulation) for formulation in FORMULATIONS for make in (_eager, _compiled)),
-    _jax("Gram", _gram_space),
-    _jax("re-associated", _token_space),
+    *(_peer(formulation, compiled) for formulation in FORMULATIONS for compiled in (False, True)),
+    _jax("Gram", partial(_trained, _gram_space)),
+    _jax("re-associated", partial(_trained, _token_space)),
     _flash_linear_attention(),
+    _solver("L steps of CG, torch", solvers.conjugate_gradient, solvers.krylov),
+    _solver("least squares, torch.linalg", solvers.cholesky, solvers.least_squares),
     *OURS,
 )
 

@@ -28,7 +28,7 @@ def test_provider(benchmark: BenchmarkFixture, workload: Workload, provider: Pro
     batch = make_batch(workload, seed=1, device=CPU)
     step = provider.build(workload, parameters)
     loss_error, gradient_error = errors(provider.outcome(step(batch)), reference_outcome(workload, batch, parameters))
-    loss_budget, gradient_budget = BUDGETS[workload.dtype]
+    loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
     assert loss_error <= loss_budget
     assert gradient_error <= gradient_budget
     benchmark.group = f"{workload.name}, B = {workload.batch}"

@@ -163,21 +163,19 @@ def _ours(workload: Workload, kind: str, sampler: Sampler, backend: str, models:
 
 def _peer(workload: Workload, name: str, loss: Loss, sampled: bool) -> Contender:
     cpu = torch.device("cpu")
-    parameters = make_parameters(workload, 0, cpu)
-    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    q, gamma = make_parameters(workload, 0, cpu)
+    optimizer = torch.optim.Adam([q, gamma], lr=LEARNING_RATE, fused=True)
     given = make_batch(workload, 1, cpu)
-    found = loss(given.z, given.target, parameters.q, parameters.gamma, workload.n).detach()
+    found = loss(given.z, given.target, q, gamma, workload.n).detach()
     with torch.no_grad():
-        exact = memformer_loss(
-            given.z, given.target, parameters.q, gamma=parameters.gamma, context=workload.n, backend="torch"
-        )
+        exact = memformer_loss(given.z, given.target, q, gamma=gamma, context=workload.n, backend="torch")
     generator = torch.Generator().manual_seed(1)
 
     def advance(steps: int) -> Any:
         for _ in range(steps):
             batch = _draw(workload, generator) if sampled else given
             optimizer.zero_grad()
-            value = loss(batch.z, batch.target, parameters.q, parameters.gamma, workload.n)
+            value = loss(batch.z, batch.target, q, gamma, workload.n)
             torch.autograd.backward(value)
             optimizer.step()
 

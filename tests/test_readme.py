@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
-from benchmarks.record import read_report
-from benchmarks.workloads import BATCHES
+from benchmarks import readme
 from memformer_kernels.nn import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -84,50 +83,6 @@ def test_what_was_learnt_is_what_the_record_says() -> None:
     assert found["response-only"][3]["high"] <= -2.75
 
 
-@pytest.mark.parametrize(("heading", "record"), [("### Speed", "cpu-w"), ("### Speed, token by token", "cpu-w-full")])
-def test_speed_is_what_the_record_says(heading: str, record: str) -> None:
-    report = read_report(ROOT / "benchmarks" / "results" / f"{record}.json")
-    found = {
-        (timing.provider, timing.workload.batch): timing.quantiles.median_ms
-        for timing in report.timings
-        if timing.quantiles is not None
-    }
-    table = _rows(f"{heading}\n")
-    assert table.keys() == {provider for provider, _ in found}
-    for provider, cells in table.items():
-        for batch, cell in zip(BATCHES, cells, strict=False):
-            expected = found.get((provider, batch))
-            assert cell == ("" if expected is None else f"{expected:,.0f}" if expected >= 100 else f"{expected:.3g}")
-
-
-def test_ratios_and_overheads_are_what_the_records_say() -> None:
-    """Every figure of the sentences on speed is worked out from the records."""
-    results = ROOT / "benchmarks" / "results"
-    for record, batch in (("cpu-w", 100_000), ("cpu-w", 1_000_000), ("cpu-w-full", 100_000)):
-        timings = [
-            (timing.provider, timing.quantiles.median_ms)
-            for timing in read_report(results / f"{record}.json").timings
-            if timing.workload.batch == batch and timing.quantiles is not None
-        ]
-        ours = next(ms for provider, ms in timings if provider == "memformer_kernels (cpu)")
-        peer = min(ms for provider, ms in timings if not provider.startswith("memformer_kernels"))
-        assert f"{peer / ours:.1f} times" in README, (record, batch, peer / ours)
-    for comparison in json.loads((results / "overhead-cpu.json").read_text())["comparisons"]:
-        ratio = comparison["public"]["median_us"] / comparison["empty"]["median_us"]
-        assert re.search(rf"^\| {re.escape(comparison['call'])} \|.*\| {ratio:.2f} \|$", README, re.MULTILINE)
-
-
-def test_the_trainers_table_is_its_record() -> None:
-    """Milliseconds of every contender, and how many times as quick as the best peer a model's step is."""
-    record = json.loads((ROOT / "benchmarks" / "results" / "trainer-cpu.json").read_text())
-
-    def figure(value: float) -> str:
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-    for kind, tasks in (("fresh", "fresh tasks every step"), ("given", "given tasks")):
-        best = min(contender["median_ms"] for contender in record[kind] if contender["peer"])
-        for contender in record[kind]:
-            name = contender["contender"] if contender["peer"] else f"**{contender['contender']}**"
-            name += f", {contender['models']} models" if contender["models"] > 1 else ""
-            ratio = best * contender["models"] / contender["median_ms"]
-            assert f"| {name} | {tasks} | {figure(contender['median_ms'])} | {figure(ratio)} |" in README
+def test_the_figures_of_speed_are_what_the_records_say() -> None:
+    assert set(re.findall(r"<!-- record: ([a-z-]+) -->", README)) == set(readme.PARTS)
+    assert readme.generate(README) == README, "run `python -m benchmarks readme`"

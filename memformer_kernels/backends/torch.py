@@ -18,8 +18,8 @@ from memformer_kernels.maths.layer import LayerForm
 from memformer_kernels.maths.memory import Memory, kept_heads
 from memformer_kernels.reference import projections
 
-_BLOCK_ELEMENTS = 2**20
-"""Token entries in a block of tasks on the CPU: 4 MiB of float32, about what the second-level caches hold."""
+_BLOCK_ELEMENTS = 2**21
+"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
 
 
 class TorchBackend:
@@ -45,7 +45,7 @@ class TorchBackend:
         return _asked(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
-        blocks = _blocks(network)
+        blocks = _blocks(network, streamed=True)
         return torch.cat(
             [self._form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
         )
@@ -54,7 +54,7 @@ class TorchBackend:
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
         parts = []
-        for block, tasks in _blocks(network):
+        for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
         return _asked(_merged(parts), network[:6], needs)
@@ -63,7 +63,7 @@ class TorchBackend:
         total = network.z.new_zeros((), dtype=_compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
-        for block, tasks in _blocks(network):
+        for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
@@ -185,10 +185,18 @@ def _total(grads: Sequence[Tensor | None]) -> Tensor | None:
     return sum(present[1:], present[0]) if present else None
 
 
-def _blocks(network: Network) -> list[tuple[Network, slice]]:
-    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory."""
+def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
+    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory.
+
+    streamed: tokens are read for the Gram matrix and nothing of their size is made, so that only matrices, and vectors
+    of every layer, stay. Blocks are larger there, since each costs a hundred small operations, whatever its size; four
+    times as large at most, because a long or padded context is copied on the way.
+    """
     batch, tokens, width = network.z.shape
-    size = max(1, _BLOCK_ELEMENTS // (max(tokens, width) * width))
+    kept = max(tokens, width) * width
+    if streamed and _reads_tokens_once(network):
+        kept = min(kept, max(kept // 4, width * width + 3 * network.q.shape[0] * width))
+    size = max(1, _BLOCK_ELEMENTS // kept)
     if batch <= size or network.z.device.type != "cpu":
         return [(network, slice(0, batch))]
     blocks = []
@@ -197,6 +205,12 @@ def _blocks(network: Network) -> list[tuple[Network, slice]]:
         lengths = None if network.lengths is None else network.lengths[tasks]
         blocks.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
     return blocks
+
+
+def _reads_tokens_once(network: Network) -> bool:
+    response_only = network.p is None and network.q.shape[-1] != network.z.shape[-1]
+    copied = network.lengths is not None or network.z.dtype != _compute_dtype(network.z)
+    return network.algorithm == "gram" and response_only and not copied
 
 
 def _without_padding(network: Network, queries: int) -> Network:
@@ -237,7 +251,7 @@ def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> 
 def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
     """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
     h, b, a, gamma, beta, w0 = quadratics
-    residual = response.GramResidual(h, b)
+    residual = response.GramResidual(h, b, from_zero=w0 is None, transposed=h.mT)
     preconditioners = a[:, None]
     if beta is not None:
         beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]

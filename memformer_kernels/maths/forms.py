@@ -148,10 +148,12 @@ class ResponseForm:
         self.residual: response.Residual
         if gram_space:
             matrix = labelled.mean(gram(z, labelled))
-            self.residual = response.GramResidual(matrix[:, :-1, :-1], matrix[:, :-1, -1])
+            h = matrix[:, :-1, :-1].contiguous()
+            self.residual = response.GramResidual(h, matrix[:, :-1, -1], from_zero=True, transposed=h)
             state = torch.zeros_like(matrix[:, :-1, -1])
         else:
-            self.residual = response.TokenResidual(self.features, labelled)
+            columns = self.features.transpose(-1, -2).contiguous()
+            self.residual = response.TokenResidual(self.features, columns, labelled)
             state = responses
         self.trace = response.run(state, self.residual, self.a, self.memory)
 

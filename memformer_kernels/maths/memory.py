@@ -49,7 +49,7 @@ class Memory:
         elif self.diagonal:
             weighed = self.gamma[layer % self.gamma.shape[0]] * registers[-1]
         else:
-            weighed = (self._row(layer).unsqueeze(1) * torch.stack(tuple(registers))).sum(0)
+            weighed = _weighed_sum(self._row(layer), registers)
         return weighed[:, 0] if weighed.shape[1] == 1 else weighed.sum(1)
 
     def _row(self, layer: int) -> Tensor:
@@ -69,7 +69,7 @@ class Memory:
         elif self.diagonal:
             grad = self.gamma[layer % self.gamma.shape[0]] * own
         else:
-            grad = (self._column(layer).unsqueeze(1) * torch.stack(tuple(update_grads)).unsqueeze(2)).sum(0)
+            grad = _weighed_sum(self._column(layer), [update_grad.unsqueeze(1) for update_grad in update_grads])
         if self.beta is None or later is None:
             return grad
         return grad + self._beta(layer + 1) * later
@@ -98,6 +98,14 @@ class Memory:
         products = [r * g for r, g in zip(registers[:-1], register_grads[1:], strict=True)]
         layers = [over_tasks(x, shape[1:]) for x in products]
         return _over_layers(torch.stack([self.beta.new_zeros(shape[1:]), *layers]), shape[0])
+
+
+def _weighed_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+    """sum_j weights_j * terms_j, one pass a term: no copy holds them side by side. One weight may serve all terms."""
+    total = weights[0] * terms[0]
+    for index, term in enumerate(terms[1:], 1):
+        total = torch.addcmul(total, weights[index % weights.shape[0]], term)
+    return total
 
 
 def kept_heads(heads: int, *coefficients: Tensor | None) -> int:

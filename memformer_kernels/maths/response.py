@@ -8,6 +8,7 @@ and U = 1: a linear first-order method on w^T H w / 2 - b^T w (Dutta & Sra, arXi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,14 +20,24 @@ from memformer_kernels.maths.memory import Memory
 
 @dataclass(frozen=True)
 class GramResidual:
-    """g(s) = b + H s with h (B, d, d) and b (B, d); the state lives where the residual does, so U = 1."""
+    """g(s) = b + H s with h (B, d, d) and b (B, d); the state lives where the residual does, so U = 1.
+
+    from_zero: s_0 is 0 and nothing asks for its gradient, which spares a product with H in each direction. transposed:
+    H^T, which is h itself where that is symmetric: a row times a contiguous matrix is what libraries do fastest.
+    """
 
     h: Tensor
     b: Tensor
+    from_zero: bool
+    transposed: Tensor
+
+    def start(self, state: Tensor) -> Tensor:
+        """g (B, d) at s_0."""
+        return self.b if self.from_zero else self.at(state)
 
     def at(self, state: Tensor) -> Tensor:
         """g (B, d) at the state (B, d)."""
-        return self.b + (self.h @ state[..., None])[..., 0]
+        return self.b + (state[:, None] @ self.transposed)[:, 0]
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
@@ -41,23 +52,32 @@ class GramResidual:
 
 @dataclass(frozen=True)
 class TokenResidual:
-    """g(s) = (1/n) sum_{i<n} x_i s_i and U = X, for features x (B, N, d) and s the response column (B, N)."""
+    """g(s) = (1/n) sum_{i<n} x_i s_i and U = X, for features x (B, N, d) and s the response column (B, N).
+
+    columns: X^T (B, d, N) in memory of its own, since a row times such a matrix is what libraries do fastest.
+    """
 
     features: Tensor
+    columns: Tensor
     labelled: Labelled
+    from_zero: ClassVar[bool] = False
+
+    def start(self, state: Tensor) -> Tensor:
+        """g (B, d) at s_0."""
+        return self.at(state)
 
     def at(self, state: Tensor) -> Tensor:
         """g (B, d) at the state (B, N)."""
-        rows = self.labelled.select(self.features).transpose(-1, -2)
-        return self.labelled.mean(rows @ self.labelled.select(state[..., None]))[..., 0]
+        row = self.labelled.select(state[..., None]).transpose(-1, -2)
+        return self.labelled.mean(row @ self.labelled.select(self.features))[:, 0]
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
-        rows = self.labelled.select(self.features) @ self.labelled.mean(grad[..., None])
-        return self.labelled.place(rows, self.features.shape[1])[..., 0]
+        rows = (self.labelled.mean(grad[:, None]) @ self.columns).transpose(-1, -2)
+        return self.labelled.place(self.labelled.select(rows), self.features.shape[1])[..., 0]
 
     def lift(self, preconditioned: Tensor) -> Tensor:
-        return preconditioned @ self.features.transpose(-1, -2)
+        return preconditioned @ self.columns
 
     def lift_transpose(self, grad: Tensor) -> Tensor:
         return grad @ self.features
@@ -81,7 +101,7 @@ def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory) -> Respons
     """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
     trace = ResponseTrace([state])
     for layer in range(a.shape[0]):
-        trace.residuals.append(residual.at(state))
+        trace.residuals.append(residual.at(state) if layer else residual.start(state))
         fresh = residual.lift(precondition(trace.residuals[layer], a[layer]))
         trace.registers.append(memory.register(layer, fresh, trace.registers))
         state = state + memory.update(layer, trace.registers)
@@ -114,8 +134,9 @@ def _outer_total(left: Tensor, right: Tensor) -> Tensor:
 class ResponseGrads:
     """Gradients of `run`.
 
-    state: of s_0. residual (B, d, L) and register (L of (B, R, M)): of g_0, ..., g_{L-1} and r_0, ..., r_{L-1}, from
-    which the caller makes the gradients of what its residual was built from. a, gamma, beta: of the parameters.
+    state: of s_0, where it does not start from zero. residual (B, d, L) and register (L of (B, R, M)): of g_0, ...,
+    g_{L-1} and r_0, ..., r_{L-1}, from which the caller makes the gradients of what its residual was built from. a,
+    gamma, beta: of the parameters.
     """
 
     state: Tensor
@@ -148,7 +169,8 @@ def run_backward(
         a_grads.insert(0, _outer_total(flat, trace.residuals[layer]).reshape(heads, width, width))
         residual_grad = flat @ a[layer].reshape(heads * width, width)
         residual_grads.insert(0, residual_grad)
-        grad = grad + residual.transpose(residual_grad)
+        if layer or not residual.from_zero:
+            grad = grad + residual.transpose(residual_grad)
     return ResponseGrads(
         state=grad,
         residual=torch.stack(residual_grads, 2),

@@ -21,7 +21,7 @@ def test_the_target_is_the_query_under_the_weights_of_the_context() -> None:
 def test_parameters_have_gradients_and_the_workloads_shapes() -> None:
     q, gamma = make_parameters(W_FULL, 0, CPU)
     assert q.shape == (4, 1, 5, 5)
-    assert gamma.shape == W_FULL.gamma_shape
+    assert gamma.shape == W_FULL.parameter_shapes["gamma"]
     assert q.requires_grad
     assert gamma.requires_grad
     assert q.is_leaf

@@ -2,16 +2,17 @@
 
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.data import make_batch, make_parameters
+from benchmarks.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import NO_FLA, NO_JAX, OURS, PROVIDERS, Provider, select
-from benchmarks.workloads import BATCHES, W_FULL, W, Workload
-from memformer_kernels import build_info
+from benchmarks.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, Outcome, Provider, select
+from benchmarks.workloads import BATCHES, DIRECTIONS, W_FULL, W, Workload
+from memformer_kernels import build_info, reference
 
 CPU = torch.device("cpu")
 
@@ -22,27 +23,67 @@ def test_names_are_unique_and_ours_are_no_peers() -> None:
     assert {p.name for p in PROVIDERS if not p.peer} == {n for n in names if n.startswith("memformer_kernels")}
 
 
-@pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
+OTHERS = (
+    replace(W, name="cgd", rule="cgd", granularity="scalar"),
+    replace(W, name="linear", rule="linear", structure="block"),
+    replace(W_FULL, name="recursive", rule="recursive", heads=2),
+    replace(W, name="shared", rule="lfom_shared", structure="dense", direction=DIRECTIONS[2]),
+    replace(W, name="gated", rule="gated_heads", heads=2, d=3, n=9),
+    replace(W, name="half", rule="lfom_residual", dtype="bfloat16"),
+    replace(W, name="tokens", direction=DIRECTIONS[2]),
+    replace(W_FULL, name="tokens, full", direction=DIRECTIONS[2]),
+    replace(W, name="forward", direction="forward", dtype="float64"),
+    replace(W, name="forward, block", direction="forward", structure="block"),
+)
+
+
+@pytest.mark.parametrize("workload", [W, W_FULL, *OTHERS], ids=lambda w: w.name)
 @pytest.mark.parametrize("provider", [p for p in PROVIDERS if "compiled" not in p.name], ids=lambda p: p.name)
 def test_a_provider_is_right_or_says_why_not(provider: Provider, workload: Workload) -> None:
     workload = workload.with_batch(300)
     support = provider.supports(workload, CPU)
     if not support:
         missing = {info.reason for info in build_info().backends.values() if not info.available} | {NO_JAX, NO_FLA}
-        assert "gamma" in support.reason or "runs on cuda" in support.reason or support.reason in missing
+        words = ("gamma", "runs on cuda", "response-only LFOM", "a solver has no parameters")
+        assert any(word in support.reason for word in words) or support.reason in missing
         return
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
     outcome = provider.outcome(provider.build(workload, parameters)(batch))
-    loss_error, gradient_error = errors(outcome, reference_outcome(workload, batch, parameters))
-    loss_budget, gradient_budget = BUDGETS["float32"]
+    reference = reference_outcome(workload, batch, parameters)
+    if provider.solution is not None:
+        reference = Outcome(provider.solution(workload, batch.z), {})
+    loss_error, gradient_error = errors(outcome, reference)
+    loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
     assert loss_error <= loss_budget
     assert gradient_error <= gradient_budget
+
+
+@pytest.mark.parametrize("workload", [W, W_FULL, *OTHERS], ids=lambda w: w.name)
+def test_the_reference_is_the_packages_definition(workload: Workload) -> None:
+    workload = replace(workload.with_batch(20), dtype="float64", direction="forward")
+    parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
+    expected = reference.predict(batch.z, *_defined(parameters), context=workload.n)[-1]
+    found = reference_outcome(workload, batch, parameters).loss
+    assert (found - expected).norm() <= 1e-12 * expected.norm()
+
+
+def _defined(parameters: Parameters) -> tuple[Tensor | None, ...]:
+    return parameters.q, parameters.p, parameters.gamma, parameters.beta, parameters.gate
+
+
+def test_solvers_answer_the_tasks() -> None:
+    workload = replace(W, direction="forward", layers=W.d, dtype="float64", batch=50)
+    z, target = make_batch(workload, 1, CPU)
+    for provider in select(["CG", "least squares"]):
+        found = provider.build(workload, make_parameters(workload, 0, CPU))(Batch(z, target)).loss
+        assert (found - target).norm() <= 1e-6 * target.norm()  # noiseless: d steps of CG and least squares are exact
+        assert not provider.supports(W, CPU)
 
 
 def test_every_peer_in_pytorch_supports_some_workload() -> None:
     for provider in PROVIDERS:
         if provider.peer and not any(word in provider.name for word in ("JAX", "flash")):
-            assert any(provider.supports(workload, CPU) for workload in (W, W_FULL)), provider.name
+            assert any(provider.supports(workload, CPU) for workload in (W, W_FULL, *OTHERS)), provider.name
 
 
 def test_ours_run_where_they_are_built() -> None:
@@ -55,6 +96,8 @@ def test_ours_run_where_they_are_built() -> None:
         assert support.ok or support.reason == info.reason
     assert not OURS[1].supports(W, torch.device("cuda"))
     assert not any(provider.supports(W, CPU) for provider in OURS[2:])
+    assert AUTOMATIC.supports(W, CPU)
+    assert not AUTOMATIC.peer
 
 
 def test_without_jax_its_peers_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,8 +130,8 @@ def test_flash_linear_attention_makes_the_gram_matrix(monkeypatch: pytest.Monkey
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
     outcome = provider.outcome(provider.build(workload, parameters)(batch))
     loss_error, gradient_error = errors(outcome, reference_outcome(workload, batch, parameters))
-    assert loss_error <= BUDGETS["float32"][0]
-    assert gradient_error <= BUDGETS["float32"][1]
+    assert loss_error <= BUDGETS[torch.float32][0]
+    assert gradient_error <= BUDGETS[torch.float32][1]
 
 
 def test_jax_serves_the_cpu_and_each_workload_once(monkeypatch: pytest.MonkeyPatch) -> None:

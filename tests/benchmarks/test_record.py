@@ -1,11 +1,22 @@
 """Records survive the round trip and are never half-written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks.record import Machine, Quantiles, Report, Timing, read_report, write_json, write_report
+from benchmarks.record import (
+    Machine,
+    Quantiles,
+    Report,
+    Timing,
+    read_report,
+    read_reports,
+    write_json,
+    write_report,
+    write_reports,
+)
 from benchmarks.workloads import W_FULL, W
 
 MACHINE = Machine(
@@ -43,8 +54,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["W.json"]
 
 
-def test_the_best_peer_is_not_ours() -> None:
-    assert report().best_peer_ms(W) == 1.5
+def test_many_runs_of_one_workload_each_share_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "several.json"
+    single = replace(report(), timings=report().timings[:3])
+    solved = Timing("solver", True, W_FULL, "timed", "", Quantiles(1.0, 0.9, 1.1, 3), 1e-7, 0.0, 0.1, 8, solver=True)
+    other = replace(report(), timings=(report().timings[3], solved))
+    write_reports(path, [single, other])
+    assert read_reports(path) == (single, other)
+    with pytest.raises(ValueError, match="to unpack"):
+        write_reports(path, [report()])
+    assert read_reports(path) == (single, other)
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="not a file of benchmark reports"):
+        read_reports(path)
+
+
+def test_the_best_peer_is_neither_ours_nor_a_solver() -> None:
+    solver = Timing("solver", True, W, "timed", "", Quantiles(0.1, 0.1, 0.1, 30), solver=True)
+    assert replace(report(), timings=(*report().timings, solver)).best_peer_ms(W) == 1.5
     assert report().best_peer_ms(W_FULL) is None
 
 

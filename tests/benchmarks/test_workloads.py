@@ -21,7 +21,7 @@ def test_workload_w_by_hand() -> None:
 
 
 def test_full_hadamard_gamma_by_hand() -> None:
-    assert W_FULL.gamma_shape == (4, 4, 1, 21, 6)
+    assert W_FULL.parameter_shapes["gamma"] == (4, 4, 1, 21, 6)
     assert W_FULL.bytes_per_task == W.bytes_per_task
     operations = W_FULL.operations
     # Four products X^T y (100) and A b (25), three registers of 21 rows and one of the query's (5 each), six updates of
@@ -87,6 +87,27 @@ def test_token_space_operations_equal_the_counted_ones(d: int, n: int, layers: i
     assert backward == workload.operations.backward - 2 * updates - d * d
 
 
+def test_what_other_networks_and_directions_move_and_compute() -> None:
+    forward = replace(W, direction="forward")
+    assert forward.operations == Operations(gram=400, forward=230, backward=0)
+    # Tokens read and one prediction written; parameters read only.
+    assert forward.with_batch(1).bytes_moved == 508 + (100 + 96) * 4
+    moved = replace(W, direction="forward+backward to tokens")
+    assert moved.bytes_per_task == W.bytes_per_task + 21 * 6 * 4
+    # H's adjoint after three layers, X times it, both outer products with b's adjoint, the query's row.
+    assert moved.operations.backward == W.operations.backward + 3 * 25 + 20 * (25 + 10) + 5
+    assert replace(W, dtype="bfloat16").bytes_per_task == W.bytes_per_task / 2
+    assert replace(W, rule="linear").parameter_shapes.keys() == {"q"}
+    cgd = replace(W, rule="cgd", granularity="full")
+    assert cgd.parameter_shapes["beta"] == (4, 1, 21, 6)
+    assert cgd.token_axis
+    assert (cgd.network.weighed, cgd.network.decayed) == (4, 3)
+    gated = replace(W, rule="gated_heads", heads=3)
+    assert gated.network.heads == 3
+    assert replace(W, heads=3).network.heads == 1
+    assert replace(W, d=30).network.token_space
+
+
 def test_float64_doubles_the_bytes() -> None:
     assert replace(W, dtype="float64").bytes_moved == 2 * W.bytes_moved
 
@@ -101,7 +122,7 @@ def test_float64_doubles_the_bytes() -> None:
     ],
 )
 def test_gamma_has_the_shape_of_its_granularity(granularity: str, shape: tuple[int, ...]) -> None:
-    assert replace(W, granularity=granularity).gamma_shape == shape
+    assert replace(W, granularity=granularity).parameter_shapes["gamma"] == shape
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,19 @@ class Network:
             found = self._general_tokens() if self.token_space else self._general_gram()
         return found if training else Operations(found.gram, found.forward, 0)
 
+    @property
+    def token_gradient(self) -> int:
+        """Multiply-adds that the gradient in the tokens adds to a backward pass to the parameters."""
+        d, n, layers = self.d, self.n, self.layers
+        if self.structure != "response-only":
+            # The adjoint of G is one of the factors' gradients already; tokens moved one by one have all theirs.
+            return 0 if self.token_space else n * self.width**2 + self.queries * self.width
+        if self.token_space:
+            # X is a factor of every b_l and every register; the first b's other factor is the tokens' y.
+            return layers * n * d + (layers - 1) * self.tokens * d + self.queries * d + n * d
+        # The adjoint of H, an outer product a layer after the first; X times it, y times b's adjoint, X times b's.
+        return (layers - 1) * d * d + n * (d * d + 2 * d) + self.queries * d
+
     def _response_gram(self) -> Operations:
         """On H (symmetric), b and w: g_l = b - H w_l, r_l = -A_l g_l + beta_l r_{l-1}, w += sum_j gamma_lj r_j."""
         d, layers = self.d, self.layers
