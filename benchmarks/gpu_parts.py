@@ -39,7 +39,7 @@ CUDA_BATCH = 4_000_000
 TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
-        "tests_triton": ("tests/gpu/test_triton.py",),
+        "tests_triton": ("tests/gpu/test_triton.py", "tests/gpu/test_triton_runs.py"),
         "tests_cuda": ("tests/gpu/test_cuda.py",),
         "tests_package": ("-m", "not slow", "tests/memformer_kernels"),
     }
