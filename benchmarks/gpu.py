@@ -47,8 +47,9 @@ def main(
     if not asked:
         raise typer.BadParameter(f"no part begins with {' or '.join(names or [])}; the parts: {', '.join(PARTS)}")
     machine = measure_machine(DEVICE)
-    path = UNFINISHED / f"{_slug(machine.gpu or 'gpu')}.json"
-    found = {} if afresh else _left_behind(path, machine)
+    name, digest = _slug(machine.gpu or "gpu"), sources()
+    path = UNFINISHED / f"{name}.json"
+    found = {} if afresh else _left_behind(path, machine, digest)
     for part in asked:
         if part in found:
             console.print(f"{part}: done before", style="dim")
@@ -57,17 +58,21 @@ def main(
         try:
             found[part] = PARTS[part](console)
         except PartFailed as error:
-            console.print(f"{error}. No record was written; what other parts found is kept in {path}.", soft_wrap=True)
+            console.print(
+                f"{error}. No record was written; what other parts found is kept in {path}.",
+                soft_wrap=True,
+                markup=False,
+            )
             raise typer.Exit(1) from error
-        write_json(path, {"sources": sources(), "machine": asdict(machine), "parts": found})
+        write_json(path, {"sources": digest, "machine": asdict(machine), "parts": found})
     missing = [part for part in PARTS if part not in found]
     if missing:
         console.print(f"Still to run before there is a record: {', '.join(missing)}.", soft_wrap=True)
         return
     date = datetime.now(timezone.utc).date().isoformat()
-    record = RECORDS / f"{_slug(machine.gpu or 'gpu')}-{date}.json"
+    record = RECORDS / f"{name}-{date}.json"
     parts = {part: found[part] for part in PARTS}
-    write_json(record, {"format": FORMAT, "date": date, "sources": sources(), "machine": asdict(machine), **parts})
+    write_json(record, {"format": FORMAT, "date": date, "sources": digest, "machine": asdict(machine), **parts})
     path.unlink(missing_ok=True)
     console.print(f"record: {record}", soft_wrap=True)
 
@@ -82,7 +87,7 @@ def sources() -> str:
     return digest.hexdigest()[:12]
 
 
-def _left_behind(path: Path, machine: Machine) -> dict[str, Any]:
+def _left_behind(path: Path, machine: Machine, digest: str) -> dict[str, Any]:
     """The parts that an earlier run finished here, empty where sources or driver have changed since."""
     if not path.exists():
         return {}
@@ -90,7 +95,7 @@ def _left_behind(path: Path, machine: Machine) -> dict[str, Any]:
     before = Machine(**content["machine"])
     same = (before.driver, before.cuda, before.torch) == (machine.driver, machine.cuda, machine.torch)
     parts: dict[str, Any] = content["parts"]
-    return parts if same and content["sources"] == sources() else {}
+    return parts if same and content["sources"] == digest else {}
 
 
 def _slug(name: str) -> str:

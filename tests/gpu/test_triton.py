@@ -28,7 +28,7 @@ from memformer_kernels.testing import (
     relative_error,
     twin_violations,
 )
-from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, moved, random
+from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, draw, moved
 from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
 
@@ -123,8 +123,8 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, algorithm: str) -> None:
-    z, target = 0.3 * random(100, 21, 17), random(100, 1, seed=1)
-    q, p = (-0.05 * random(2, 1, 16, 16, seed=seed) for seed in (2, 3))
+    z, target = 0.3 * draw(100, 21, 17), draw(100, 1, seed=1)
+    q, p = (-0.05 * draw(2, 1, 16, 16, seed=seed) for seed in (2, 3))
     laid = LAYOUTS[layout](z)
 
     def run(tokens: Tensor) -> list[Tensor]:
@@ -164,7 +164,7 @@ def test_ragged_contexts_and_padding(structure: str, algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("width", [6, 64])
 def test_a_task_that_is_not_finite_spoils_no_other(width: int, algorithm: str) -> None:
-    z, q = 0.3 * random(500, 21, width), -0.05 * random(2, 1, width - 1, width - 1, seed=2)
+    z, q = 0.3 * draw(500, 21, width), -0.05 * draw(2, 1, width - 1, width - 1, seed=2)
     clean = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
     z[277, 3, 2] = torch.inf
     made = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
@@ -216,7 +216,7 @@ def test_tasks_wider_than_a_tile(rule: str, algorithm: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_at_full_size(causal: bool, dtype: torch.dtype) -> None:
-    leaves = [random(2, 3000, 4, 64, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
+    leaves = [draw(2, 3000, 4, 64, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = linear_attention(*leaves, causal=causal, backend="triton")
     exact = reference_blocks.linear_attention(*wide, causal=causal)
@@ -229,8 +229,8 @@ def test_attention_at_full_size(causal: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_register_updates_at_full_size(dtype: torch.dtype) -> None:
-    tokens = [random(8, 2000, 512, seed=seed, dtype=dtype).requires_grad_() for seed in range(4)]
-    leaves = [*tokens, random(3, 512, seed=5).requires_grad_()]
+    tokens = [draw(8, 2000, 512, seed=seed, dtype=dtype).requires_grad_() for seed in range(4)]
+    leaves = [*tokens, draw(3, 512, seed=5).requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton")
     exact = reference_blocks.register_update(wide[0], wide[1:-1], wide[-1])

@@ -10,7 +10,7 @@ from torch import Tensor
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack, warmup
 from memformer_kernels.backends.triton import TritonBackend
 from memformer_kernels.testing import relative_error
-from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, random
+from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, draw
 
 pytestmark = NEEDS_TRITON
 
@@ -18,7 +18,7 @@ pytestmark = NEEDS_TRITON
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("batch", [65_536, 1_000_003])
 def test_large_batches_equal_their_chunks(batch: int, algorithm: str) -> None:
-    z, q = random(batch, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
+    z, q = draw(batch, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
     run = TritonBackend()
     whole = memformer_stack(z, q, backend="triton", algorithm=algorithm)
     parts = [memformer_stack(part, q, backend="triton", algorithm=algorithm) for part in z.split(10_000)]
@@ -29,8 +29,8 @@ def test_large_batches_equal_their_chunks(batch: int, algorithm: str) -> None:
 
 @pytest.mark.parametrize("batch", [65_536, 1_000_003])
 def test_losses_of_large_batches_are_the_means_of_their_parts(batch: int) -> None:
-    z, target = 0.5 * random(batch, 21, 6), random(batch, 1, seed=1)
-    q, gamma = -0.05 * random(4, 1, 5, 5, seed=2), 0.3 * random(4, 4, 1, 1, 6, seed=3)
+    z, target = 0.5 * draw(batch, 21, 6), draw(batch, 1, seed=1)
+    q, gamma = -0.05 * draw(4, 1, 5, 5, seed=2), 0.3 * draw(4, 4, 1, 1, 6, seed=3)
 
     def run(z: Tensor, target: Tensor, dtype: torch.dtype, backend: str) -> list[Tensor]:
         parameters = [x.to(dtype).requires_grad_() for x in (q.clone(), gamma.clone())]
@@ -51,7 +51,7 @@ def test_offsets_past_two_to_the_31(algorithm: str) -> None:
     batch = 2**25 + 1024
     z = torch.zeros(batch, 8, 8, device="cuda", dtype=torch.float16)
     assert z.numel() > 2**31
-    z[-3:] = random(3, 8, 8).half()
+    z[-3:] = draw(3, 8, 8).half()
     q = -0.3 * torch.eye(7, device="cuda").expand(2, 1, 7, 7)
     options: dict[str, Any] = {"backend": "triton", "algorithm": algorithm}
     made = memformer_predict(z, q, **options)
@@ -67,10 +67,10 @@ def test_offsets_past_two_to_the_31(algorithm: str) -> None:
 def _losses() -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     made: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
     for width, tokens, tasks in ((6, 21, 5000), (64, 100, 200)):
-        z, target = random(tasks, tokens, width), random(tasks, 1, seed=1)
-        q = (-0.05 * random(3, 1, width - 1, width - 1, seed=2)).requires_grad_()
-        gamma = (0.3 * random(3, 3, 1, 1, width, seed=3)).requires_grad_()
-        for p in (None, (0.05 * random(3, 1, width - 1, width - 1, seed=4)).requires_grad_()):
+        z, target = draw(tasks, tokens, width), draw(tasks, 1, seed=1)
+        q = (-0.05 * draw(3, 1, width - 1, width - 1, seed=2)).requires_grad_()
+        gamma = (0.3 * draw(3, 3, 1, 1, width, seed=3)).requires_grad_()
+        for p in (None, (0.05 * draw(3, 1, width - 1, width - 1, seed=4)).requires_grad_()):
 
             def run(
                 z: Tensor = z, target: Tensor = target, q: Tensor = q, p: Tensor | None = p, gamma: Tensor = gamma
@@ -109,8 +109,8 @@ def test_graphs_replay_what_they_captured(name: str) -> None:
 @pytest.mark.parametrize(("width", "structure"), [(7, "response-only"), (18, "block")])
 def test_warmup_is_enough_before_a_capture(width: int, structure: str) -> None:
     """Sizes that no other test has, so that nothing but `warmup` has loaded their kernels."""
-    z, target = 0.3 * random(300, 21, width), random(300, 1, seed=1)
-    q = (-0.05 * random(2, 1, width - 1, width - 1, seed=2)).requires_grad_()
+    z, target = 0.3 * draw(300, 21, width), draw(300, 1, seed=1)
+    q = (-0.05 * draw(2, 1, width - 1, width - 1, seed=2)).requires_grad_()
     p = None if structure == "response-only" else q
 
     def run() -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def test_calls_wait_for_nothing() -> None:
 
 
 def test_work_is_on_the_current_stream() -> None:
-    z, q = 0.5 * random(500_000, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
+    z, q = 0.5 * draw(500_000, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
     expected = memformer_predict(z, q, backend="triton")
     stream, late = torch.cuda.Stream(), torch.zeros_like(z)
     torch.cuda.synchronize()
@@ -171,5 +171,5 @@ def test_compiled_callers_see_one_graph(sizes: tuple[int, ...]) -> None:
     q = -0.3 * torch.eye(5, device="cuda").expand(2, 1, 5, 5)
     compiled = torch.compile(lambda z: memformer_predict(z, q, backend="triton").square().sum(), fullgraph=True)
     for batch in sizes:
-        z = random(batch, 21, 6)
+        z = draw(batch, 21, 6)
         assert relative_error(compiled(z), memformer_predict(z, q, backend="torch").square().sum()) < 1e-5
