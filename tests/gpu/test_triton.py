@@ -203,7 +203,7 @@ def test_the_other_operations() -> None:
 @pytest.mark.parametrize("tasks", [1, 4])
 @pytest.mark.parametrize("structure", ["response-only", "block"])
 def test_few_tasks_with_long_contexts(structure: str, tasks: int) -> None:
-    case = moved(make_case(structure=structure, width=17, tokens=20_000, tasks=tasks, layers=2, heads=1))
+    case = moved(make_case(structure=structure, width=17, tokens=6000, tasks=tasks, layers=2, heads=1))
     assert float64_violations(public("triton", "gram"), case) == {}
 
 
