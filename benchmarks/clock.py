@@ -1,17 +1,44 @@
-"""One clock and one memory gauge for every device."""
+"""One clock, one time limit and one memory gauge for every device."""
 
 import ctypes
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from memformer_lab.profiling.rates import milliseconds
 
-__all__ = ["milliseconds", "peak_bytes"]
+__all__ = ["limited", "milliseconds", "peak_bytes"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raises TimeoutError inside once `seconds` are over, when Python code next runs there. None: no limit.
+
+    Nor is there one outside the main thread, the only one that signals interrupt.
+    """
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"took more than {seconds:g} s")
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    # Again every second: what runs inside may have caught the first.
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler or signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None:

@@ -75,7 +75,7 @@ def check() -> None:
 
 def _state(models: int, device: str = "cuda") -> TrainState:
     parameters = make_parameters(W, 0, torch.device("cpu"))
-    one = {"q": parameters.q.to(device), "gamma": parameters.gamma.to(device)}
+    one = {name: parameter.to(device) for name, parameter in parameters.named.items()}
     return TrainState.of([one] * models, seeds=1)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import formulations, networks
-from benchmarks.clock import milliseconds, peak_bytes
+from benchmarks.clock import limited, milliseconds, peak_bytes
 from benchmarks.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.providers import Outcome, Provider, Step
 from benchmarks.record import Quantiles, Timing
@@ -31,7 +31,8 @@ COLD_BYTES = 192 << 20
 ALONE_BYTES = 2 << 30
 # What the reference takes at a time: tasks, and numbers of their tokens.
 REFERENCE_CHUNK = 10_000
-REFERENCE_NUMBERS = 20_000_000
+# Numbers of tokens of a chunk, 0.3 GB in float64: what the form keeps of it for its backward fits any GPU.
+REFERENCE_NUMBERS = 2**25
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Policy:
     """How long to time: about `seconds` per provider and workload, within [min_runs, max_runs], in bursts of about
     `burst_ms` so that a fast provider runs warm, as it does in a training loop. Where min_runs would take more than
     `longest_s`, as many as fit, and at least one.
+
+    admit_s: seconds in which a provider must be built, checked and run once. total_s: seconds after which no further
+    provider of a workload is. None: any time.
     """
 
     seconds: float = 2.0
@@ -46,6 +50,8 @@ class Policy:
     max_runs: int = 400
     burst_ms: float = 5.0
     longest_s: float = 10.0
+    admit_s: float | None = None
+    total_s: float | None = None
 
     def runs(self, pass_ms: float) -> int:
         """How many times to run what takes `pass_ms` a pass."""
@@ -85,7 +91,12 @@ def run_workload(
     reference = reference_outcome(workload, buffers[0], parameters)
     timings: dict[str, Timing] = {}
     entries: list[_Entry] = []
+    begun = time.perf_counter()
     for provider in providers:
+        if policy.total_s is not None and time.perf_counter() - begun > policy.total_s:
+            reason = f"those before it took the {policy.total_s:g} s of this workload"
+            timings[provider.name] = Timing(provider.name, provider.peer, workload, "skipped", reason)
+            continue
         announce(f"{workload.name} B={workload.batch:,}: checking {provider.name}")
         timing, entry = _admit(provider, workload, parameters, buffers[0], reference, device, policy)
         timings[provider.name] = timing
@@ -176,23 +187,24 @@ def _admit(
     begun = time.perf_counter()
     # Whatever a peer raises (no compiler, no memory, a bug in it) is its own result and must not end the others' run.
     try:
-        step = provider.build(workload, parameters)
-        outcome = provider.outcome(step(batch))
-        if provider.solution is not None:
-            reference = Outcome(provider.solution(workload, batch.z), {})
-        loss_error, gradient_error = errors(outcome, reference)
-        first_call_s = time.perf_counter() - begun
-        loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
-        if loss_error > loss_budget or gradient_error > gradient_budget:
-            reason = (
-                f"wrong result: relative error {loss_error:.1e} in the loss (budget {loss_budget:.0e}), "
-                f"{gradient_error:.1e} in the gradients (budget {gradient_budget:.0e})"
-            )
-            return replace(timing, status="rejected", reason=reason), None
-        del outcome
-        gc.collect()
-        spent: list[float] = []
-        peak = peak_bytes(lambda: spent.append(milliseconds(partial(step, batch), device)), device)
+        with limited(policy.admit_s):
+            step = provider.build(workload, parameters)
+            outcome = provider.outcome(step(batch))
+            if provider.solution is not None:
+                reference = Outcome(provider.solution(workload, batch.z), {})
+            loss_error, gradient_error = errors(outcome, reference)
+            first_call_s = time.perf_counter() - begun
+            loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
+            if loss_error > loss_budget or gradient_error > gradient_budget:
+                reason = (
+                    f"wrong result: relative error {loss_error:.1e} in the loss (budget {loss_budget:.0e}), "
+                    f"{gradient_error:.1e} in the gradients (budget {gradient_budget:.0e})"
+                )
+                return replace(timing, status="rejected", reason=reason), None
+            del outcome
+            gc.collect()
+            spent: list[float] = []
+            peak = peak_bytes(lambda: spent.append(milliseconds(partial(step, batch), device)), device)
     except Exception as error:
         reason = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0][:200]
         return replace(timing, status="failed", reason=reason), None

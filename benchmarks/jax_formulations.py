@@ -1,8 +1,9 @@
 """The peers in JAX under jit, for XLA: the forms of `formulations` that serve XLA best on a CPU. Needs JAX.
 
 Batch first throughout: with the batch axis last XLA's loops over short leading axes are several times slower. Gradients
-come from `jax.value_and_grad`, and a large batch runs in blocks of tasks whose sums are added up, so that intermediates
-stay in the cache; both inside one jitted function. Arrays cross from and to PyTorch through DLPack without a copy.
+come from `jax.value_and_grad`, and on a CPU a large batch runs in blocks of tasks whose sums are added up, so that
+intermediates stay in the cache; both inside one jitted function. Arrays cross from and to PyTorch through DLPack
+without a copy, and work on the device of the tensors they were made from.
 """
 
 import os
@@ -15,6 +16,8 @@ import torch
 
 # XLA sizes its thread pool when its client starts: as many threads as PyTorch's, or the ratio would compare machines.
 os.environ.setdefault("PJRT_NPROC", str(torch.get_num_threads()))
+# XLA would take three quarters of a GPU's memory for itself at its first use, and PyTorch has its tensors there.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # type: ignore[import-not-found]
 import jax.numpy as jnp  # type: ignore[import-not-found]
@@ -69,14 +72,27 @@ def reassociated(z: Array, target: Array, q: Array, gamma: Array, n: int) -> Arr
 FORMS: dict[str, Loss] = {"Gram": gram, "re-associated": reassociated}
 
 
+def missing(platform: str) -> str:
+    """Why JAX has no device of a platform, "cpu" or "cuda"; empty where it has one."""
+    try:
+        jax.devices(platform)
+    except RuntimeError as error:
+        return f"jax {jax.__version__} has no {platform} device: {str(error).splitlines()[0]}"
+    return ""
+
+
 def build(form: str, workload: Workload, parameters: Parameters) -> Callable[[Batch], Any]:
     """A function of a batch that waits for the loss and its gradients, (value, (q's, gamma's)), as JAX arrays.
 
-    A batch becomes JAX arrays at its first call and is kept: later calls time the computation alone.
+    A batch becomes JAX arrays at its first call and is kept: later calls time the computation alone. On a GPU, JAX has
+    a stream of its own; events on PyTorch's enclose its work, since the function returns when the results are there.
     """
     jax.config.update("jax_enable_x64", workload.dtype == "float64")
+    # A GPU would multiply in TF32 by default, which the correctness gate turns away; nothing changes on a CPU.
+    jax.config.update("jax_default_matmul_precision", "highest")
     loss = FORMS[form]
-    blocks = workload.batch // BLOCK if workload.batch % BLOCK == 0 else 1
+    in_blocks = parameters.q.device.type == "cpu" and workload.batch % BLOCK == 0
+    blocks = workload.batch // BLOCK if in_blocks else 1
 
     def block(q: Array, gamma: Array, z: Array, target: Array) -> Array:
         return loss(z, target, q, gamma, workload.n) / blocks

@@ -244,12 +244,11 @@ def _jax(form: str, fits: Supports) -> Provider:
     def supports(workload: Workload, device: torch.device) -> Support:
         if importlib.util.find_spec("jax") is None:
             return Support(False, NO_JAX)
-        if device.type != "cpu":
-            return Support(False, f"the JAX peers run on the CPU, not on {device.type}")
-        return fits(workload, device)
+        support = fits(workload, device)
+        missing = _jax_misses(device) if support else ""
+        return Support(False, missing) if missing else support
 
     def build(workload: Workload, parameters: Parameters) -> Step:
-        # JAX is optional, and XLA starts threads when it is imported.
         from benchmarks import jax_formulations
 
         return jax_formulations.build(form, workload, parameters)
@@ -259,6 +258,16 @@ def _jax(form: str, fits: Supports) -> Provider:
         return Outcome(from_dlpack(loss), {"q": from_dlpack(q), "gamma": from_dlpack(gamma)})
 
     return Provider(f"{form}, JAX jit", True, supports, build, outcome)
+
+
+def _jax_misses(device: torch.device) -> str:
+    """Why an installed JAX cannot run on a device, empty if it can."""
+    # Not imported before it is asked for: XLA starts threads.
+    try:
+        from benchmarks import jax_formulations
+    except ImportError as error:
+        return f"jax is installed and cannot be imported: {error}"
+    return jax_formulations.missing(device.type)
 
 
 def _flash_linear_attention() -> Provider:

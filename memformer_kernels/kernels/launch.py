@@ -39,8 +39,14 @@ def observed(observer: Observer) -> Iterator[None]:
 
 
 def compile_only() -> AbstractContextManager[None]:
-    """Compiles the kernels of the calls made inside for their arguments, and runs none."""
-    return observed(lambda kernel, arguments, constants: kernel.warmup(*arguments, grid=(1,), **constants))
+    """Compiles the kernels of the calls made inside for their arguments, and loads them, but runs none."""
+    return observed(_load)
+
+
+def _load(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    compiled = kernel.warmup(*arguments, grid=(1,), **constants)
+    # Triton loads a kernel's code onto the GPU when its launcher is first asked for, which a capture must not do.
+    _ = compiled.run
 
 
 def architecture(device: torch.device) -> int:

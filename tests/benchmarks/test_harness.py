@@ -1,11 +1,14 @@
 """The harness times only what is right, in turn, and reports everything else with its reason."""
 
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from benchmarks.clock import limited
 from benchmarks.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.formulations import published
 from benchmarks.harness import Policy, buffer_count, errors, reference_outcome, run_workload
@@ -82,6 +85,38 @@ def test_a_provider_that_raises_or_declines_does_not_end_the_run() -> None:
     assert right.status == "timed"
 
 
+def test_a_provider_that_takes_too_long_ends_there_and_so_does_a_workload() -> None:
+    def build(workload: Workload, parameters: Parameters) -> Step:
+        while True:
+            time.sleep(0.001)
+
+    forever = Provider("forever", True, RIGHT.supports, build)
+    (slow,) = run_workload(SMALL, (forever,), CPU, replace(FOUR_RUNS, admit_s=0.1))
+    assert (slow.status, slow.reason) == ("failed", "TimeoutError: took more than 0.1 s")
+    (right,) = run_workload(SMALL, (RIGHT,), CPU, replace(FOUR_RUNS, admit_s=100.0, total_s=100.0))
+    assert right.status == "timed"
+    (skipped,) = run_workload(SMALL, (RIGHT,), CPU, replace(FOUR_RUNS, total_s=0.0))
+    assert (skipped.status, skipped.reason) == ("skipped", "those before it took the 0 s of this workload")
+
+
+def test_a_time_limit_leaves_the_timer_and_its_handler_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    handler = signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    timer = signal.setitimer(signal.ITIMER_REAL, 1000.0)
+    try:
+        with limited(500.0):
+            assert 1.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500.0
+        assert signal.getsignal(signal.SIGALRM) == signal.SIG_IGN
+        assert 500.0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000.0
+        with limited(None):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] > 500.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
 def test_what_a_step_returns_is_read_by_its_provider() -> None:
     def build(workload: Workload, parameters: Parameters) -> Step:
         step = RIGHT.build(workload, parameters)
@@ -133,7 +168,7 @@ def test_large_batches_rotate_through_cold_buffers() -> None:
 
 @pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
 def test_the_reference_is_the_published_form_in_float64(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.harness.REFERENCE_CHUNK", 16)
+    monkeypatch.setattr("benchmarks.harness.REFERENCE_NUMBERS", 16 * workload.tokens * workload.width)
     workload = replace(workload, batch=40, dtype="float64")
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
     loss = published(*batch, *parameters, workload.n)

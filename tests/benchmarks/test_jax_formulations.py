@@ -56,3 +56,28 @@ def test_arrays_share_the_tensors_memory_and_a_new_batch_is_seen() -> None:
     assert loss(first) == loss(Batch(first.z.clone(), first.target.clone()))
     array = jax_formulations._to_jax(first.z)
     assert array.unsafe_buffer_pointer() == first.z.data_ptr()
+
+
+def test_a_platform_without_devices_is_named_with_its_reason() -> None:
+    assert jax_formulations.missing("cpu") == ""
+    missing = jax_formulations.missing("abacus")
+    assert "has no abacus device: " in missing
+    (provider,) = (p for p in select(["JAX"]) if p.supports(W, CPU))
+    if not torch.cuda.is_available():
+        assert "has no cuda device" in provider.supports(W, torch.device("cuda")).reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use")
+@pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
+def test_on_a_gpu(workload: Workload) -> None:
+    device, workload = torch.device("cuda"), workload.with_batch(1000)
+    peers = [provider for provider in select(["JAX"]) if provider.supports(workload, device)]
+    if not peers:
+        pytest.skip(jax_formulations.missing("cuda"))
+    parameters, tasks = make_parameters(workload, 0, device), make_batch(workload, 1, device)
+    found = peers[0].outcome(peers[0].build(workload, parameters)(tasks))
+    assert found.loss.is_cuda
+    loss_error, gradient_error = errors(found, reference_outcome(workload, tasks, parameters))
+    assert loss_error <= BUDGETS["float32"][0]
+    assert gradient_error <= BUDGETS["float32"][1]

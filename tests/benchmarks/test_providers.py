@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import benchmarks
 from benchmarks.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.harness import BUDGETS, errors, reference_outcome
 from benchmarks.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, Outcome, Provider, select
@@ -134,12 +135,29 @@ def test_flash_linear_attention_makes_the_gram_matrix(monkeypatch: pytest.Monkey
     assert gradient_error <= BUDGETS[torch.float32][1]
 
 
-def test_jax_serves_the_cpu_and_each_workload_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jax_serves_each_workload_once_where_it_has_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the module that imports JAX: a JAX without CUDA, then one with it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    peers = select(["JAX"])
+    module = types.ModuleType("benchmarks.jax_formulations")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(benchmarks, "jax_formulations", module, raising=False)
+    peers, cuda = select(["JAX"]), torch.device("cuda")
+    vars(module)["missing"] = lambda platform: "" if platform == "cpu" else f"jax 1.2 has no {platform} device: none"
     for workload in (W, W_FULL):
         assert sum(bool(provider.supports(workload, CPU)) for provider in peers) == 1
-    assert not any(provider.supports(W, torch.device("cuda")) for provider in peers)
+    assert peers[0].supports(W, cuda) == (False, "jax 1.2 has no cuda device: none")
+    vars(module)["missing"] = lambda platform: ""
+    for workload in (W, W_FULL):
+        assert sum(bool(provider.supports(workload, cuda)) for provider in peers) == 1
+
+
+def test_a_jax_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delattr(benchmarks, "jax_formulations", raising=False)
+    monkeypatch.setitem(sys.modules, "benchmarks.jax_formulations", None)
+    support = select(["JAX"])[0].supports(W, CPU)
+    assert not support
+    assert "cannot be imported" in support.reason
 
 
 def test_n_by_n_stops_beyond_a_hundred_thousand_tasks() -> None:

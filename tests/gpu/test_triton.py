@@ -1,4 +1,7 @@
-"""The Triton backend on an NVIDIA GPU: error budgets, half precision, large batches, graphs, devices, repeatability."""
+"""What the Triton backend computes on an NVIDIA GPU: golden files, error budgets, half precision, layouts, padding.
+
+With MEMFORMER_TEST_TRITON=1 the contract's own tests run on it too: see tests/memformer_kernels/conftest.py.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,37 +10,47 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import lfom_solve, memformer_layer, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.backends.triton import TritonBackend
-from memformer_kernels.testing import Case, float64_violations, public, relative_error, twin_violations
+from memformer_kernels import (
+    lfom_solve,
+    linear_attention,
+    memformer_layer,
+    memformer_loss,
+    memformer_predict,
+    memformer_stack,
+    reference_blocks,
+    register_update,
+)
+from memformer_kernels.testing import (
+    FLOAT64_ERROR,
+    Case,
+    float64_violations,
+    public,
+    relative_error,
+    twin_violations,
+)
+from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, draw, moved
+from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use"),
-]
+pytestmark = NEEDS_TRITON
 
 SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 100, 128)
-ALGORITHMS = ("gram", "token")
 
 
-@pytest.fixture(autouse=True)
-def _compiled() -> None:
-    pytest.importorskip("triton", reason="triton is not installed: pip install 'memformer_kernels[triton]'")
-    from memformer_kernels.kernels.launch import interpreted
-
-    if interpreted():
-        pytest.skip("TRITON_INTERPRET=1 interprets kernels on the CPU: unset it to run them on the GPU")
-
-
-def _moved(case: Case) -> Case:
-    tensors = {name: value.cuda() for name, value in vars(case).items() if isinstance(value, Tensor)}
-    return Case(**{**vars(case), **tensors})
-
-
-def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(shape, generator=generator, device="cuda", dtype=dtype)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_golden_files(name: str, algorithm: str) -> None:
+    file = golden.load(name)
+    case = file.own_case()
+    if algorithm == "gram" and case.token_axis:
+        pytest.skip("Gram space has no token axis")
+    case = moved(case)
+    assert case.target is not None
+    loss = memformer_loss(case.z, case.target, case.q, *case.parameters, backend="triton", algorithm=algorithm)
+    assert relative_error(loss.detach().cpu(), file.loss) <= FLOAT64_ERROR
+    for key, grad in zip(file.leaves, torch.autograd.grad(loss, list(file.leaves.values())), strict=True):
+        assert relative_error(grad, file.grads[key]) <= FLOAT64_ERROR, key
+    assert twin_violations(public("triton", algorithm), moved(file.own_case())) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -45,7 +58,7 @@ def _random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> T
 @pytest.mark.parametrize("width", [size for size in SIZES if size > 1])
 def test_every_width(width: int, structure: str, algorithm: str) -> None:
     """Gradients too, at every tile size: a miscompiled product of transposed tiles would show here."""
-    case = _moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=5))
+    case = moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=5))
     assert float64_violations(public("triton", algorithm), case) == {}
     assert twin_violations(public("triton", algorithm), case) == {}
 
@@ -53,14 +66,14 @@ def test_every_width(width: int, structure: str, algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("tokens", SIZES)
 def test_every_number_of_tokens(tokens: int, algorithm: str) -> None:
-    case = _moved(make_case(tokens=tokens, context=max(tokens - 1, 1), width=17, layers=2, tasks=5))
+    case = moved(make_case(tokens=tokens, context=max(tokens - 1, 1), width=17, layers=2, tasks=5))
     assert float64_violations(public("triton", algorithm), case) == {}
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("width", [6, 33])
+@pytest.mark.parametrize("width", [6, 17])
 def test_every_rule_is_within_the_twin_budget(rule: str, width: int) -> None:
-    case = _moved(make_case(rule=rule, structure="block", width=width, tokens=48, layers=4, tasks=1024))
+    case = moved(make_case(rule=rule, structure="block", width=width, tokens=48, layers=4, tasks=1024))
     assert twin_violations(public("triton", "gram"), case) == {}
 
 
@@ -71,14 +84,14 @@ def test_the_headline_sizes_are_within_the_twin_budget(width: int, tokens: int, 
     )
     target = normal(seeded(1), tasks, 1)
     with_target = Case(**{**vars(case), "target": target})
-    assert twin_violations(public("triton", "gram"), _moved(with_target)) == {}
+    assert twin_violations(public("triton", "gram"), moved(with_target)) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("structure", "algorithm"), [("response-only", "gram"), ("block", "gram"), ("block", "token")])
 @pytest.mark.parametrize("width", [6, 64])
 def test_half_precision_tokens(width: int, structure: str, algorithm: str, dtype: torch.dtype) -> None:
-    case = _moved(make_case(structure=structure, width=width, tokens=40, layers=3, heads=1, tasks=32))
+    case = moved(make_case(structure=structure, width=width, tokens=40, layers=3, heads=1, tasks=32))
     half = case.z.to(dtype)
     parameters = [None if x is None else x.float().requires_grad_() for x in (case.q, *case.parameters)]
     leaves = [x for x in parameters if x is not None]
@@ -98,81 +111,76 @@ def test_half_precision_tokens(width: int, structure: str, algorithm: str, dtype
         assert relative_error(made, expected) < tolerance
 
 
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "every other token": lambda z: torch.repeat_interleave(z, 2, dim=1)[:, ::2],
+    "batch last": lambda z: z.permute(1, 2, 0).contiguous().permute(2, 0, 1),
+    "columns of a wider tensor": lambda z: torch.cat([z, z], dim=2)[:, :, : z.shape[2]],
+    "four bytes off": lambda z: torch.cat([z.new_zeros(1), z.flatten()])[1:].view(z.shape),
+    "one task for all": lambda z: z[:1].expand(z.shape),
+}
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("batch", [65_536, 1_000_003])
-def test_large_batches_equal_their_chunks(batch: int, algorithm: str) -> None:
-    z, q = _random(batch, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
-    run = TritonBackend()
-    whole = memformer_stack(z, q, backend="triton", algorithm=algorithm)
-    parts = [memformer_stack(part, q, backend="triton", algorithm=algorithm) for part in z.split(10_000)]
-    assert torch.equal(whole, torch.cat(parts))
-    grams = torch.cat([run.context_gram(part, None, 20) for part in z.split(10_000)])
-    assert relative_error(run.context_gram(z, None, 20), grams) < 1e-6
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout: str, algorithm: str) -> None:
+    z, target = 0.3 * draw(100, 21, 17), draw(100, 1, seed=1)
+    q, p = (-0.05 * draw(2, 1, 16, 16, seed=seed) for seed in (2, 3))
+    laid = LAYOUTS[layout](z)
+
+    def run(tokens: Tensor) -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in (tokens, q, p)]
+        loss = memformer_loss(leaves[0], target, *leaves[1:], backend="triton", algorithm=algorithm)
+        made = memformer_stack(*leaves, backend="triton", algorithm=algorithm)
+        return [loss.detach(), made.detach(), *torch.autograd.grad(loss + made[:, ::2].sum(), leaves)]
+
+    for made, expected in zip(run(laid), run(laid.contiguous().clone()), strict=True):
+        assert relative_error(made, expected) < 1e-6
 
 
-def test_offsets_past_two_to_the_31() -> None:
-    """2^31 + 2^16 numbers of tokens: the last tasks lie past what 32 bits address."""
-    batch = 2**25 + 1024
-    z = torch.zeros(batch, 8, 8, device="cuda", dtype=torch.float16)
-    assert z.numel() > 2**31
-    z[-3:] = _random(3, 8, 8).half()
-    q = -0.3 * torch.eye(7, device="cuda").expand(2, 1, 7, 7)
-    made = memformer_predict(z, q, backend="triton")
-    assert torch.equal(made[-3:], memformer_predict(z[-3:].clone(), q, backend="triton"))
-    assert not made[:-3].any()
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+def test_ragged_contexts_and_padding(structure: str, algorithm: str) -> None:
+    case = make_case(structure=structure, width=17, tokens=40, tasks=300, heads=1, layers=2)
+    lengths = torch.randint(1, 39, (300,), generator=seeded(4))
+    ragged = moved(Case(**{**vars(case), "context": lengths, "queries": 1, "target": normal(seeded(5), 300, 1)}))
+    assert float64_violations(public("triton", algorithm), ragged) == {}
+    assert isinstance(ragged.context, Tensor)
+    places = torch.arange(40, device="cuda")
+    padding = (places >= ragged.context[:, None]) & (places < 39)
+    clean, dirty = ragged.z.clone(), torch.where(padding[:, :, None], torch.nan, ragged.z)
+    options: dict[str, Any] = {"context": ragged.context, "queries": 1, "backend": "triton", "algorithm": algorithm}
+
+    def run(z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.detach().requires_grad_()
+        made = memformer_predict(z, ragged.q, *ragged.parameters, **options)
+        return made.detach(), torch.autograd.grad(made.sum(), z)[0]
+
+    (made, grad), (expected, exact) = run(dirty), run(clean)
+    assert torch.equal(made, expected)
+    assert torch.equal(grad, exact)
+    assert not grad[padding].any()
 
 
-def _losses() -> dict[str, Callable[[], tuple[Tensor, ...]]]:
-    made: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
-    for width, tokens, tasks in ((6, 21, 5000), (64, 100, 200)):
-        z, target = _random(tasks, tokens, width), _random(tasks, 1, seed=1)
-        q = (-0.05 * _random(3, 1, width - 1, width - 1, seed=2)).requires_grad_()
-        gamma = (0.3 * _random(3, 3, 1, 1, width, seed=3)).requires_grad_()
-        for p in (None, (0.05 * _random(3, 1, width - 1, width - 1, seed=4)).requires_grad_()):
-
-            def run(
-                z: Tensor = z, target: Tensor = target, q: Tensor = q, p: Tensor | None = p, gamma: Tensor = gamma
-            ) -> tuple[Tensor, ...]:
-                loss = memformer_loss(z, target, q, p, gamma, backend="triton")
-                return loss.detach(), *torch.autograd.grad(loss, [x for x in (q, p, gamma) if x is not None])
-
-            made[f"D={width}, {'response-only' if p is None else 'block'}"] = run
-    return made
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("width", [6, 64])
+def test_a_task_that_is_not_finite_spoils_no_other(width: int, algorithm: str) -> None:
+    z, q = 0.3 * draw(500, 21, width), -0.05 * draw(2, 1, width - 1, width - 1, seed=2)
+    clean = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
+    z[277, 3, 2] = torch.inf
+    made = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
+    assert not made[277].isfinite().any()
+    others = torch.arange(500, device="cuda") != 277
+    assert torch.equal(made[others], clean[others])
 
 
-@pytest.mark.parametrize("name", ["D=6, response-only", "D=6, block", "D=64, response-only", "D=64, block"])
-def test_thirty_runs_give_the_same_bits(name: str) -> None:
-    run = _losses()[name]
-    first = run()
-    for _ in range(29):
-        for once, again in zip(first, run(), strict=True):
-            assert torch.equal(once, again)
-
-
-@pytest.mark.parametrize("name", ["D=6, response-only", "D=64, block"])
-def test_graphs_replay_what_they_captured(name: str) -> None:
-    run = _losses()[name]
-    expected = run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    for x in captured:
-        x.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    for made, exact in zip(captured, expected, strict=True):
-        assert torch.equal(made, exact)
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU alone: none can be the wrong one")
-def test_the_current_device_may_be_another() -> None:
-    z = torch.randn(7, 9, 4, device="cuda:1", requires_grad=True)
-    q = -0.3 * torch.eye(3, device="cuda:1").expand(2, 1, 3, 3)
-    with torch.cuda.device(0):
-        made = memformer_stack(z, q, backend="triton")
-        (grad,) = torch.autograd.grad(made.sum(), z)
-    assert made.device == grad.device == z.device
-    assert relative_error(made, memformer_stack(z, q, backend="torch")) < 1e-5
+def test_no_tasks_and_no_predictions() -> None:
+    q = (-0.3 * torch.eye(5, device="cuda")).expand(2, 1, 5, 5).clone().requires_grad_()
+    for tasks, queries in ((0, 1), (5, 0)):
+        z = torch.zeros(tasks, 21, 6, device="cuda", requires_grad=True)
+        target = torch.zeros(tasks, queries, device="cuda")
+        loss = memformer_loss(z, target, q, queries=queries, backend="triton")
+        assert loss.isnan()
+        assert not any(grad.any() for grad in torch.autograd.grad(loss, [z, q]))
 
 
 def test_the_other_operations() -> None:
@@ -192,15 +200,42 @@ def test_the_other_operations() -> None:
         assert relative_error(made, expected) < 1e-10
 
 
-def test_tensors_on_the_cpu_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        memformer_stack(torch.zeros(2, 3, 4), torch.zeros(1, 1, 3, 3), backend="triton")
+@pytest.mark.parametrize("tasks", [1, 4])
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+def test_few_tasks_with_long_contexts(structure: str, tasks: int) -> None:
+    case = moved(make_case(structure=structure, width=17, tokens=6000, tasks=tasks, layers=2, heads=1))
+    assert float64_violations(public("triton", "gram"), case) == {}
 
 
-@pytest.mark.parametrize("sizes", [(64, 8192), (1_000_000,)])
-def test_compiled_callers_see_one_graph(sizes: tuple[int, ...]) -> None:
-    q = -0.3 * torch.eye(5, device="cuda").expand(2, 1, 5, 5)
-    compiled = torch.compile(lambda z: memformer_predict(z, q, backend="triton").square().sum(), fullgraph=True)
-    for batch in sizes:
-        z = _random(batch, 21, 6)
-        assert relative_error(compiled(z), memformer_predict(z, q, backend="torch").square().sum()) < 1e-5
+@pytest.mark.parametrize(("algorithm", "rule"), [("gram", "lfom"), ("gram", "recursive"), ("token", "lfom")])
+def test_tasks_wider_than_a_tile(rule: str, algorithm: str) -> None:
+    case = moved(make_case(rule=rule, structure="block", width=200, tokens=300, tasks=3, layers=2, heads=1))
+    assert float64_violations(public("triton", algorithm), case) == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_at_full_size(causal: bool, dtype: torch.dtype) -> None:
+    leaves = [draw(2, 3000, 4, 64, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    out = linear_attention(*leaves, causal=causal, backend="triton")
+    exact = reference_blocks.linear_attention(*wide, causal=causal)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.02
+    assert relative_error(out, exact) < tolerance
+    grads, expected = torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(exact.sum(), wide)
+    for grad, value in zip(grads, expected, strict=True):
+        assert relative_error(grad, value) < tolerance
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_register_updates_at_full_size(dtype: torch.dtype) -> None:
+    tokens = [draw(8, 2000, 512, seed=seed, dtype=dtype).requires_grad_() for seed in range(4)]
+    leaves = [*tokens, draw(3, 512, seed=5).requires_grad_()]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton")
+    exact = reference_blocks.register_update(wide[0], wide[1:-1], wide[-1])
+    rounding = 1e-6 if dtype == torch.float32 else 2.0**-7
+    assert relative_error(out, exact) < rounding
+    grads, expected = torch.autograd.grad(out.sin().sum(), leaves), torch.autograd.grad(exact.sin().sum(), wide)
+    for grad, value in zip(grads, expected, strict=True):
+        assert relative_error(grad, value) < 4 * rounding

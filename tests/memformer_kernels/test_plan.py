@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memformer_kernels import build, library, plan
+from memformer_kernels import build, explain, library, plan
 from memformer_kernels.problem import Problem, QuadraticProblem
 
 W = Problem(21, 6, 4, 1, "response-only", "full", False, 20, None, "cuda")
@@ -30,6 +31,7 @@ def test_tiny_problems_on_a_gpu_take_the_cuda_library() -> None:
 def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
     wide = W._replace(width=18)
     assert plan.plan_network(wide, "auto", "auto")[:3] == ("triton", "gram", "tile")
+    assert "one fused Triton kernel runs all layers of a task" in plan.plan_network(wide, "auto", "auto").reason
     assert plan.plan_network(wide._replace(width=129, tokens=200), "auto", "auto")[:3] == ("torch", "gram", "large")
     assert plan.plan_layer(W._replace(tokens=200), 0, "auto").backend == "triton"
     assert plan.plan_layer(W, 33, "auto")[:3] == ("triton", "token", "tile")
@@ -49,6 +51,16 @@ def test_no_thread_of_a_gpu_sums_a_long_context_alone(structure: str) -> None:
     assert plan.plan_network(long._replace(tokens=1024), "auto", "auto").backend == "cuda"
     assert plan.plan_network(long, "cuda", "auto").backend == "torch"
     assert plan.plan_network(long._replace(device="cpu"), "auto", "auto")[:3] == ("cpu", "gram", "tiny Gram")
+
+
+@pytest.mark.usefixtures("built")
+def test_explain_says_so() -> None:
+    """Of tensors that say they lie on a GPU, and hold nothing."""
+    with FakeTensorMode():
+        z, q = torch.empty(2, 40, 33, device="cuda"), torch.empty(4, 1, 32, 32, device="cuda")
+        found = explain(z, q)
+    assert (found.backend, found.regime) == ("triton", "tile")
+    assert "one fused Triton kernel runs all layers of a task" in found.reason
 
 
 @pytest.mark.usefixtures("built")

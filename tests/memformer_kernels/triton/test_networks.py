@@ -37,10 +37,12 @@ def _violations(case: Case, algorithm: str = "gram") -> dict[str, float]:
 
 @pytest.mark.parametrize(("name", "algorithm"), GOLDEN)
 def test_golden_files(name: str, algorithm: str) -> None:
-    """The loss of the published code and its gradients, by the fused loss."""
+    """The tokens and the loss of the published code, and every gradient, by the fused loss."""
     file = golden.load(name)
     case = file.own_case()
     assert case.target is not None
+    tokens = memformer_stack(case.z, case.q, *case.parameters, backend="triton", algorithm=algorithm)
+    assert relative_error(tokens.detach(), file.tokens) <= FLOAT64_ERROR
     loss = memformer_loss(case.z, case.target, case.q, *case.parameters, backend="triton", algorithm=algorithm)
     assert relative_error(loss.detach(), file.loss) <= FLOAT64_ERROR
     for key, grad in zip(file.leaves, torch.autograd.grad(loss, list(file.leaves.values())), strict=True):

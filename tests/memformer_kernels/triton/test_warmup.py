@@ -88,6 +88,25 @@ def test_a_layer_and_a_first_order_method(noted: Noted) -> None:
     assert "solve_backward_kernel" in {name for name, _ in noted}
 
 
+def test_what_is_compiled_is_loaded_too() -> None:
+    """A capture of a CUDA graph must not load code. Triton does when the attribute `run` is first read."""
+    events: list[str] = []
+
+    class Compiled:
+        @property
+        def run(self) -> None:
+            events.append("loaded")
+
+    class Kernel:
+        def warmup(self, *arguments: object, grid: tuple[int, ...], **constants: object) -> Compiled:
+            events.append("compiled")
+            return Compiled()
+
+    with launch.compile_only():
+        launch.launch(Kernel(), 3, torch.zeros(1), BLOCK=2)
+    assert events == ["compiled", "loaded"]
+
+
 def test_nothing_to_compile_where_kernels_are_interpreted_or_another_backend_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

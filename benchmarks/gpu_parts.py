@@ -1,0 +1,210 @@
+"""What `benchmarks.gpu` runs, part by part: tests, workloads beside every peer, and what watches memory meanwhile.
+
+A part takes less than PART_S: tests are stopped there, and a provider that compiles for too long is left out by name.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import gpu_trainer
+from benchmarks.harness import Policy
+from benchmarks.machine import ROOT
+from benchmarks.providers import PROVIDERS, Provider, select
+from benchmarks.record import Timing
+from benchmarks.run import run
+from benchmarks.table import memory_floor_ms, print_report
+from benchmarks.workloads import TILE_64, TILE_128, W_FULL, WORKLOAD_BATCHES, WORKLOADS, W, Workload
+from memformer_kernels import build_info
+from memformer_lab.profiling.rates import fma_rate
+
+DEVICE = torch.device("cuda")
+PART_S = 460.0
+POLICY = Policy(seconds=1.0, longest_s=3.0, admit_s=100.0, total_s=250.0)
+"""The last provider may begin just before `total_s`, and all are timed for at most `longest_s` each: below PART_S."""
+
+MOST_WORKERS = 12
+CUDA_BATCH = 4_000_000
+"""Tasks of W: 2 GB of tokens, far beyond any cache."""
+
+TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "tests_torch": ("tests/gpu/test_torch_backend.py",),
+        "tests_triton": ("tests/gpu/test_triton.py", "tests/gpu/test_triton_runs.py"),
+        "tests_cuda": ("tests/gpu/test_cuda.py", "tests/gpu/test_train_cuda.py"),
+        "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
+    }
+)
+"""Arguments of pytest by part."""
+
+Part = Callable[[Console], dict[str, Any]]
+
+
+class PartFailed(Exception):
+    """A part's own check failed: the run ends and no record is written."""
+
+
+def run_tests(arguments: tuple[str, ...], console: Console) -> dict[str, Any]:
+    """pytest in processes of their own: several, since most of the time compiles kernels.
+
+    Raises:
+        PartFailed: a test failed, or they took more than PART_S.
+    """
+    workers = str(min(MOST_WORKERS, os.cpu_count() or 1))
+    command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *arguments]
+    status, output = bounded(command, PART_S)
+    lines = output.strip().splitlines()
+    if status is None:
+        raise PartFailed(
+            f"{' '.join(command[1:])} took more than {PART_S:g} s; a run that goes on there finds what was compiled"
+        )
+    if status:
+        console.print(output, markup=False, highlight=False)
+        raise PartFailed(f"{' '.join(command[1:])} ended with status {status}")
+    return {"tests": lines[-1].strip("= ") if lines else ""}
+
+
+def bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """A command's exit status and all it printed; status None where it took longer and was ended, with its children."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        return None, output
+    return process.returncode, output
+
+
+def time_workload(workload: Workload, providers: tuple[Provider, ...], console: Console) -> dict[str, Any]:
+    """A workload on every provider, ours first, timed with CUDA events."""
+    ours_first = sorted(providers, key=lambda provider: provider.peer)
+    report = run([workload], ours_first, DEVICE, policy=POLICY, announce=lambda text: console.print(text, style="dim"))
+    print_report(report, console)
+    rates = report.machine.copy_gb_s, report.machine.fma_gflop_s
+    found = [{**figures(timing), **against_rates(timing, *rates)} for timing in report.timings]
+    return {"seconds": report.seconds, "copy_gb_s": rates[0], "fma_gflop_s": rates[1], "timings": found}
+
+
+def time_tile(workload: Workload, console: Console) -> dict[str, Any]:
+    """A tile workload on ours and the peers that can be fastest there, against the hardware's limit.
+
+    The limit is the larger of the bytes at copy bandwidth and the operations at a third of the TF32 rate, since a
+    product of float32's accuracy takes three of TF32's.
+    """
+    tf32 = tf32_rate()
+    made = time_workload(workload, TILE_PROVIDERS, console)
+    limit = tile_limit_ms(workload, made["copy_gb_s"], tf32)
+    for timing in made["timings"]:
+        if "quantiles" in timing:
+            timing["of_limit"] = limit / timing["quantiles"]["median_ms"]
+            console.print(f"{workload.name}, {timing['provider']}: {timing['of_limit']:.0%} of the limit", markup=False)
+    return {**made, "tf32_gflop_s": tf32, "limit_ms": limit}
+
+
+def tf32_rate() -> float:
+    """GFLOP/s of a large matrix product in TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return fma_rate(DEVICE)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def tile_limit_ms(workload: Workload, copy_gb_s: float, tf32_gflop_s: float) -> float:
+    """Milliseconds that no method of float32's accuracy can stay below."""
+    operations = 2 * workload.batch * workload.operations.total
+    return max(memory_floor_ms(workload, copy_gb_s), 3 * operations / tf32_gflop_s / 1e6)
+
+
+def figures(timing: Timing) -> dict[str, Any]:
+    """A timing in a few words: the workload by name and batch size, and only what was found."""
+    found = {key: value for key, value in asdict(timing).items() if value not in (None, "")}
+    return {**found, "workload": timing.workload.name, "batch": timing.workload.batch}
+
+
+def against_rates(timing: Timing, copy_gb_s: float, fma_gflop_s: float) -> dict[str, float]:
+    """Tasks a second, and the shares of copy bandwidth and of the float32 matrix rate that the median reaches."""
+    if timing.quantiles is None:
+        return {}
+    workload, ms = timing.workload, timing.quantiles.median_ms
+    return {
+        "tasks_per_s": 1e3 * workload.batch / ms,
+        "of_copy": workload.bytes_moved / ms / 1e6 / copy_gb_s,
+        "of_fma": 2 * workload.batch * workload.operations.total / ms / 1e6 / fma_gflop_s,
+    }
+
+
+def watched(console: Console) -> dict[str, str]:
+    """compute-sanitizer's verdict on a small run of every kernel, by tool; or the reason why it did not run.
+
+    Raises:
+        PartFailed: a tool found an error.
+    """
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None:
+        return {"not run": "no compute-sanitizer here: it comes with the CUDA toolkit"}
+    if not build_info().backends["cuda"].available:
+        return {"not run": build_info().backends["cuda"].reason}
+    verdicts = {}
+    tools = ("memcheck", "racecheck", "initcheck")
+    for tool in tools:
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.small_run"]
+        status, output = bounded(command, PART_S / len(tools))
+        lines = output.strip().splitlines()
+        verdicts[tool] = lines[-1] if lines else ""
+        console.print(f"{tool}: {verdicts[tool]}", markup=False)
+        if status == 9:
+            raise PartFailed(f"{tool} found an error: " + "\n".join(lines[-40:]))
+        if status is None:
+            verdicts[tool] = f"did not end in {PART_S / len(tools):.0f} s"
+        elif status:
+            # A container may not let it attach to a process: a reason, not a verdict.
+            verdicts[tool] = f"did not run: {verdicts[tool]}"
+    return verdicts
+
+
+def trainer(console: Console) -> dict[str, Any]:
+    """Whole optimiser steps in the CUDA library.
+
+    Raises:
+        PartFailed: a loss is wrong, or depends on how steps are launched.
+    """
+    try:
+        return gpu_trainer.measure(console)
+    except RuntimeError as error:
+        raise PartFailed(str(error)) from error
+
+
+TILE_PROVIDERS = select(["Gram, eager", "Gram, compiled", "re-associated", "JAX", "flash-linear-attention", "(triton)"])
+TIMED = (
+    *(workload.with_batch(size) for workload in WORKLOADS.values() for size in WORKLOAD_BATCHES[workload.name]),
+    W.with_batch(CUDA_BATCH),
+    W_FULL.with_batch(1_000_000),
+)
+
+PARTS: Mapping[str, Part] = MappingProxyType(
+    {
+        **{name: partial(run_tests, arguments) for name, arguments in TESTS.items()},
+        **{workload.name: partial(time_tile, workload) for workload in (TILE_64, TILE_128)},
+        **{f"{w.name}_{w.batch}": partial(time_workload, w, PROVIDERS) for w in TIMED},
+        "trainer": trainer,
+        "sanitizer": watched,
+    }
+)
+"""By the name its figures are recorded under, in the order they run."""
