@@ -23,8 +23,8 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 def run(setting: Setting) -> Results:
     """Trains the four models at every depth on both kinds of data."""
-    recipe = Recipe(setting.pick(tiny=3, quick=70, full=3000), batch=setting.pick(tiny=8, quick=256, full=512))
-    count = setting.pick(tiny=500, quick=100_000, full=2_000_000)
+    recipe = Recipe(setting.pick(tiny=3, quick=600, full=3000), batch=setting.pick(tiny=8, quick=256, full=512))
+    count = setting.pick(tiny=500, quick=100_000, full=1_000_000)
     panels = []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)

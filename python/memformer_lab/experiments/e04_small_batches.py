@@ -27,7 +27,7 @@ _BATCHES = (1, 10, 50, 100, 1000)
 def run(setting: Setting) -> Results:
     """Trains one model for each number of tasks and seed; the tasks stay the same in every step."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    recipe = Recipe(setting.pick(tiny=3, quick=200, full=3000), learning_rate=0.03)
+    recipe = Recipe(setting.pick(tiny=3, quick=1000, full=5000), learning_rate=0.03)
     count = setting.pick(tiny=500, quick=50_000, full=1_000_000)
     training, fresh, cgd, apart = [], [], [], 0.0
     fresh_cgd = 0.0

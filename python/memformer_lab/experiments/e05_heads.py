@@ -23,7 +23,7 @@ def run(setting: Setting) -> Results:
     """Trains models with Bm free of 1, 2 and 5 heads, and one-head models with as many (d, d) matrices by depth."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
     count = setting.pick(tiny=200, quick=20_000, full=400_000)
-    steps, batch = setting.pick(tiny=3, quick=160, full=6000), setting.pick(tiny=8, quick=128, full=256)
+    steps, batch = setting.pick(tiny=3, quick=600, full=6000), setting.pick(tiny=8, quick=128, full=512)
     shapes = {"heads": [(_LAYERS, heads) for heads in _HEADS], "depth": [(_LAYERS * heads, 1) for heads in _HEADS]}
     rows: dict[str, list[list[float]]] = {name: [] for name in shapes}
     for seed in setting.seeds:

@@ -49,7 +49,7 @@ class Mixture:
 
 def run(setting: Setting) -> Results:
     """Trains the experts, adapts gates on some tasks of each distribution and scores on others."""
-    steps = setting.pick(tiny=3, quick=120, full=4000)
+    steps = setting.pick(tiny=3, quick=800, full=4000)
     adapting, scored = setting.pick(tiny=16, quick=1024, full=4096), setting.pick(tiny=50, quick=5000, full=100_000)
     updates = setting.pick(tiny=2, quick=40, full=200)
     shifted = [Mixture(0.5, (1, 1)), Mixture(1, (1, 1)), Mixture(0, (0.5, 3)), Mixture(1, (0.5, 3))]

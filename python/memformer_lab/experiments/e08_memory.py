@@ -37,10 +37,10 @@ def run(setting: Setting) -> Results:
     """Trains every variant with the same recipe, response-only; the rules with scalar A and with Bm free as well."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
     scored = setting.pick(tiny=300, quick=20_000, full=1_000_000)
-    recipe = Recipe(setting.pick(tiny=3, quick=60, full=3000), batch=setting.pick(tiny=8, quick=128, full=512))
+    recipe = Recipe(setting.pick(tiny=3, quick=600, full=3000), batch=setting.pick(tiny=8, quick=128, full=512))
     moving = Recipe(
-        setting.pick(tiny=3, quick=100, full=6000),
-        setting.pick(tiny=8, quick=64, full=256),
+        setting.pick(tiny=3, quick=600, full=6000),
+        setting.pick(tiny=8, quick=128, full=256),
         0.06,
         0.01,
         warmup=setting.pick(tiny=1, quick=20, full=200),
@@ -57,11 +57,13 @@ def run(setting: Setting) -> Results:
         return [_scores(models, tasks, scored, setting.seed) for models in train(builds, recipe)]
 
     rules = [_builder(tasks.d, **arguments) for arguments in _RULES.values()]
-    scalar = [_builder(tasks.d, **{**arguments, "preconditioner": "scalar"}) for arguments in _RULES.values()]
+    # With a scalar A the residual rule is lfom.
+    few = tuple(name for name in _RULES if name != "residual")
+    scalar = [_builder(tasks.d, **{**_RULES[name], "preconditioner": "scalar"}) for name in few]
     block = [_builder(tasks.d, **{**arguments, "structure": "block"}) for arguments in _RULES.values()]
-    few = setting.pick(tiny=200, quick=10_000, full=400_000)
+    moved = setting.pick(tiny=200, quick=10_000, full=400_000)
     spread = [
-        distributions(network_errors(models, tasks.compressed), few, setting.seed) for models in train(block, moving)
+        distributions(network_errors(models, tasks.compressed), moved, setting.seed) for models in train(block, moving)
     ]
     names = tuple(_RULES)
     panels = (
@@ -71,8 +73,8 @@ def run(setting: Setting) -> Results:
         _panel(
             "scalar",
             "Rules of memory, A a multiple of the identity, Bm = 0",
-            names,
-            series("LFOM", range(len(names)), compare(scalar, recipe)),
+            few,
+            series("LFOM", range(len(few)), compare(scalar, recipe)),
         ),
         _panel(
             "block",
@@ -144,7 +146,7 @@ _CASES = {"free": "A free and Bm = 0", "scalar": "A scalar and Bm = 0", "block":
 def _gain(results: Results, panel: str, other: str) -> tuple[float, float]:
     """Log error of another rule less that of lfom, and twice the standard error of the difference."""
     curve: Series = results[panel].series[0]
-    names = tuple(_RULES)
+    names = results[panel].categories
     plain, lfom = names.index(other), names.index("lfom")
     error = ((curve.spread(plain) ** 2 + curve.spread(lfom) ** 2) / len(curve.values)) ** 0.5
     return curve.mean(plain) - curve.mean(lfom), 2 * error

@@ -14,7 +14,7 @@ from memformer_kernels import memformer_stack
 from memformer_kernels.nn import Memformer
 from memformer_lab.evaluation import solver_errors
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
-from memformer_lab.experiments.fitting import Recipe, drawer, fit, fit_memformer, fit_on_tasks, memformer, seeded
+from memformer_lab.experiments.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.prompts import (
     Predictions,
@@ -29,7 +29,7 @@ from memformer_lab.experiments.sequence_models import CausalTransformer, Recurre
 from memformer_lab.experiments.verdicts import Check, at_least, at_most
 from memformer_lab.optimizers import OPTIMIZERS, ols, ridge
 from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.tasks import GaussianTasks
 
 _D, _N, _LAYERS = 5, 20, 4
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -174,7 +174,7 @@ def judge(results: Results) -> Sequence[Check]:
 
 
 def _recipe(setting: Setting, structure: str) -> Recipe:
-    steps, batch = setting.pick(tiny=3, quick=120, full=8000), setting.pick(tiny=8, quick=128, full=256)
+    steps, batch = setting.pick(tiny=3, quick=800, full=8000), setting.pick(tiny=8, quick=128, full=256)
     if structure == "block":
         return Recipe(steps, batch, 0.06, 0.01, warmup=setting.pick(tiny=1, quick=20, full=200))
     return Recipe(steps, batch)
@@ -185,11 +185,11 @@ def _trained(
 ) -> Memformer:
     model = memformer(seed, _D, _LAYERS, rule=rule, structure=structure)
 
-    def draw(batch: int, generator: Generator) -> TaskBatch:
-        n = int(torch.randint(_D, _N + 1, (), generator=generator))
-        return GaussianTasks.isotropic(_D, n).compressed(batch, generator)
-
-    fit_memformer(model, draw if every_length else drawer(model, tasks), _recipe(setting, structure), seed)
+    recipe = _recipe(setting, structure)
+    if every_length:
+        fit_on_lengths(model, [GaussianTasks.isotropic(_D, n) for n in range(_D, _N + 1)], recipe, seed)
+    else:
+        fit_on_tasks(model, tasks, recipe, seed)
     return model
 
 
@@ -197,7 +197,7 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
     """Predictions by length of Transformers and an LSTM trained on the same kind of prompts, at every length."""
     sizes = setting.pick(tiny=(8,), quick=(8, 32), full=(8, 16, 32, 64))
     recipe = Recipe(
-        setting.pick(tiny=2, quick=40, full=2000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=5
+        setting.pick(tiny=2, quick=40, full=1000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=5
     )
     networks: dict[str, nn.Module] = {}
     for hidden in sizes:

@@ -27,7 +27,7 @@ _NONLINEAR = ("relu", "two-layer network", "sinusoid", "logistic")
 
 def run(setting: Setting) -> Results:
     """Trains a response-only and a Bm-free LFOM on each family; baselines read the same contexts."""
-    scored = setting.pick(tiny=100, quick=10_000, full=400_000)
+    scored = setting.pick(tiny=100, quick=10_000, full=100_000)
     rows: dict[str, list[list[float]]] = {}
     for seed in setting.seeds:
         columns: dict[str, list[float]] = {}
@@ -90,10 +90,10 @@ def _drawer(name: str) -> Draw:
 
 def _memformer_error(draw: Draw, judged: TaskBatch, structure: str, setting: Setting, seed: int) -> float:
     block = structure == "block"
-    steps = setting.pick(tiny=3, quick=100, full=3000)
+    steps = setting.pick(tiny=3, quick=200, full=2000)
     recipe = Recipe(
         steps,
-        setting.pick(tiny=8, quick=128, full=512),
+        setting.pick(tiny=8, quick=128, full=256),
         0.03 if block else 0.1,
         0.1 if block else 1.0,
         warmup=setting.pick(tiny=1, quick=10, full=200),
