@@ -11,7 +11,6 @@ from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, LFOM_LIM
 from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.verdicts import Check, at_most, close
 
-
 HIGH = "LFOM, upper end of the 95% interval over tasks"
 
 

@@ -18,6 +18,7 @@ from memformer_lab.experiments.record import Outcome
 from memformer_lab.experiments.registry import find
 from memformer_lab.files import write_atomically
 from memformer_lab.parallel import Job, Report, Workers
+from memformer_lab.terminal import cores
 
 REPORT = "report.html"
 
@@ -74,18 +75,30 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     """Run one experiment and leave its files, so that an interrupted run goes on after it."""
     experiment = find(name)
     report(0, f"{name}: running")
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     results = experiment.run(setting)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     versions = {
         "memformer_kernels": memformer_kernels.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    outcome = Outcome(experiment, setting, results, time.perf_counter() - begin, versions)
+    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions)
     for panel, picture in _figures(outcome).items():
         write_atomically(folder / f"{name}-{panel}.png", picture)
     record.write(folder, outcome)
     report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
+
+
+def _machine() -> str:
+    """The processor's name where the system tells it, else its architecture, and the cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores"
 
 
 def _figures(outcome: Outcome) -> Figures:
