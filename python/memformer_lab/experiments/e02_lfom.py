@@ -86,6 +86,12 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by depth on both kinds of data."""
+    parts = (f"{kind}: LFOM {results[kind]['LFOM'].shown()}; CGD {results[kind]['CGD'].shown()}" for kind in CGD)
+    return f"depths 1 to 4, {'; '.join(parts)}"
+
+
 EXPERIMENT = Experiment(
     number=2,
     name="lfom",
@@ -99,5 +105,6 @@ EXPERIMENT = Experiment(
     "the full context with exact line searches. Known limits for a well-trained model: 0.15, -0.99, -1.96, -2.75.",
     run=run,
     judge=judge,
+    find=find,
     published=(Published("LFOM at depth 4 on non-isotropic tasks, read off the figure, about", (-2.0,)),),
 )

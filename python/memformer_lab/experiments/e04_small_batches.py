@@ -87,6 +87,15 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Training and fresh losses by B."""
+    panel = results["batches"]
+    return (
+        f"B = {', '.join(map(str, _BATCHES))}: training {panel['LFOM, training tasks'].shown()}; fresh "
+        f"{panel['LFOM, fresh tasks'].shown()}; CGD on fresh tasks {panel.series[-1].mean(1):.2f}"
+    )
+
+
 def _cgd_loss(batch: TaskBatch) -> float:
     n, d = batch.context, batch.weights.shape[1]
     x, y = batch.z[:, :n, :d], batch.z[:, :n, d]
@@ -138,4 +147,5 @@ EXPERIMENT = Experiment(
     "the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
     run=run,
     judge=judge,
+    find=find,
 )

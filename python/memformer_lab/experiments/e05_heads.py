@@ -22,8 +22,8 @@ _COLLAPSE = "largest relative difference of 5 heads and the one head they sum to
 def run(setting: Setting) -> Results:
     """Trains models with Bm free of 1, 2 and 5 heads, and one-head models with as many (d, d) matrices by depth."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    count = setting.pick(tiny=200, quick=20_000, full=400_000)
-    steps, batch = setting.pick(tiny=3, quick=600, full=6000), setting.pick(tiny=8, quick=128, full=512)
+    count = setting.pick(tiny=200, quick=20_000, full=200_000)
+    steps, batch = setting.pick(tiny=3, quick=600, full=6000), setting.pick(tiny=8, quick=128, full=256)
     shapes = {"heads": [(_LAYERS, heads) for heads in _HEADS], "depth": [(_LAYERS * heads, 1) for heads in _HEADS]}
     rows: dict[str, list[list[float]]] = {name: [] for name in shapes}
     for seed in setting.seeds:
@@ -71,6 +71,16 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means and medians by heads and by depth."""
+    mean, median = results["mean"], results["median"]
+    heads, depth = (one.label for one in mean.series)
+    return (
+        f"2 layers with 1, 2, 5 heads: {mean[heads].shown()} (medians {median[heads].shown()}); one head with 2, 4, 10 "
+        f"layers: {mean[depth].shown()} (medians {median[depth].shown()})"
+    )
+
+
 def _collapse(seed: int) -> float:
     """Response-only, gamma shared by heads: H heads against one head with the sum of their A."""
     tasks = gaussian_tasks(NONISOTROPIC, seed)
@@ -102,4 +112,5 @@ EXPERIMENT = Experiment(
     "response-only models whose Gamma is shared by heads, the sum of the heads' A is one head: checked in float64.",
     run=run,
     judge=judge,
+    find=find,
 )

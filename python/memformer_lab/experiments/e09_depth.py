@@ -132,6 +132,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by depth of the three ways."""
+    curves = results["depth"].series
+    depths = ", ".join(f"{x:g}" for x in curves[0].x)
+    return f"{depths} layers: {'; '.join(f'{one.label} {one.shown()}' for one in curves)} (inf: diverged)"
+
+
 EXPERIMENT = Experiment(
     number=9,
     name="depth",
@@ -147,4 +154,5 @@ EXPERIMENT = Experiment(
     "0.2 / L, no clipping. --quick ends at 16 layers.",
     run=run,
     judge=judge,
+    find=find,
 )

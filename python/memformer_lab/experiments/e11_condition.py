@@ -94,6 +94,12 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by condition number."""
+    curves = results["condition"].series
+    return f"condition 1, 10, 100, 1000: {'; '.join(f'{one.label} {one.shown()}' for one in curves)}"
+
+
 def _precondition(model: Memformer, tasks: GaussianTasks, seed: int) -> None:
     """Start every A_l at -1/2 times the inverse of the mean H of some training tasks."""
     h = tasks.quadratics(_ESTIMATION_TASKS, generator_for("training", seed, 1)).h
@@ -115,4 +121,5 @@ EXPERIMENT = Experiment(
     "order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -173,8 +173,18 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Errors after every layer, and what the last layer's errors resemble most."""
+    matrix, layers = results.matrices[0], results["layers"]
+    row = matrix.values[matrix.rows.index(f"{_ALL_LENGTHS}, layer {_LAYERS}")]
+    nearest = max(range(len(row)), key=row.__getitem__)
+    curves = "; ".join(f"{name} {layers[name].shown()}" for name in ("LFOM, Bm free", "GD++", "iterative newton"))
+    like = f"{matrix.columns[nearest]} ({row[nearest]:.2f})"
+    return f"after each layer or iteration: {curves}; the last layer's errors are most like those of {like}"
+
+
 def _recipe(setting: Setting, structure: str) -> Recipe:
-    steps, batch = setting.pick(tiny=3, quick=800, full=8000), setting.pick(tiny=8, quick=128, full=256)
+    steps, batch = setting.pick(tiny=3, quick=800, full=6000), setting.pick(tiny=8, quick=128, full=256)
     if structure == "block":
         return Recipe(steps, batch, 0.06, 0.01, warmup=setting.pick(tiny=1, quick=20, full=200))
     return Recipe(steps, batch)
@@ -197,7 +207,7 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
     """Predictions by length of Transformers and an LSTM trained on the same kind of prompts, at every length."""
     sizes = setting.pick(tiny=(8,), quick=(8, 32), full=(8, 16, 32, 64))
     recipe = Recipe(
-        setting.pick(tiny=2, quick=40, full=1000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=5
+        setting.pick(tiny=2, quick=40, full=600), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=5
     )
     networks: dict[str, nn.Module] = {}
     for hidden in sizes:
@@ -328,4 +338,5 @@ EXPERIMENT = Experiment(
     "conjugate gradients on quadratics.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -81,6 +81,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Relative errors by family."""
+    panel = results["families"]
+    names = ("LFOM", "LFOM, Bm free", "CGD", "ridge, best penalty")
+    return f"{', '.join(panel.categories)}: {'; '.join(f'{name} {panel[name].shown()}' for name in names)}"
+
+
 def _drawer(name: str) -> Draw:
     def draw(batch: int, generator: Generator) -> TaskBatch:
         return family_tokens(name, batch, generator, d=_D, n=_N, queries=1)
@@ -90,7 +97,7 @@ def _drawer(name: str) -> Draw:
 
 def _memformer_error(draw: Draw, judged: TaskBatch, structure: str, setting: Setting, seed: int) -> float:
     block = structure == "block"
-    steps = setting.pick(tiny=3, quick=200, full=2000)
+    steps = setting.pick(tiny=3, quick=200, full=1000)
     recipe = Recipe(
         steps,
         setting.pick(tiny=8, quick=128, full=256),
@@ -139,4 +146,5 @@ EXPERIMENT = Experiment(
     "chosen on separate tasks. OLS is exact on noiseless linear responses; errors below 1e-5 are shown as 1e-5.",
     run=run,
     judge=judge,
+    find=find,
 )

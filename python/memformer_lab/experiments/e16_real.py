@@ -30,7 +30,7 @@ _STEPS = 40
 def run(setting: Setting) -> Results:
     """Trains one model for each d on random tasks alone; judges it on held-out rows of every set."""
     names = setting.pick(tiny=("linnerud", "longley"), quick=real.names(), full=real.names())
-    contexts = setting.pick(tiny=10, quick=300, full=4000)
+    contexts = setting.pick(tiny=10, quick=300, full=1000)
     sets = [real.load(name) for name in names]
     rows: dict[str, list[list[float]]] = {}
     saved = []
@@ -124,10 +124,18 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Errors by set, and iterations saved."""
+    panel, warm = results["error"], results["warm"]["saved"]
+    names = [LABELS[name] for name in ("memformer", "conjugate_gradient", "ols", "ridge")]
+    curves = "; ".join(f"{name} {panel[name].shown()}" for name in names)
+    return f"{', '.join(panel.categories)}: {curves}; CG iterations saved {warm.shown(1)}"
+
+
 def _trained(seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting) -> tuple[Memformer, int]:
     n = context_length([one for one in sets if one.x.shape[1] == d])
     recipe = Recipe(
-        setting.pick(tiny=3, quick=200, full=2000), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
+        setting.pick(tiny=3, quick=200, full=1200), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
     )
     tasks = StandardisedTasks(d, n)
     model = memformer(seed, d, _LAYERS, rule="lfom", structure="block")
@@ -188,4 +196,5 @@ EXPERIMENT = Experiment(
     "the seeds, not the choice of sets.",
     run=run,
     judge=judge,
+    find=find,
 )

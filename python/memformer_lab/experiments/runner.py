@@ -16,11 +16,12 @@ from memformer_lab.experiments.html import Figures, render
 from memformer_lab.experiments.protocol import Setting
 from memformer_lab.experiments.record import Outcome
 from memformer_lab.experiments.registry import find
+from memformer_lab.experiments.summary import summarise
 from memformer_lab.files import write_atomically
 from memformer_lab.parallel import Job, Report, Workers
 from memformer_lab.terminal import cores
 
-REPORT = "report.html"
+REPORT, SUMMARY = "report.html", "README.md"
 
 
 def run_experiments(
@@ -32,7 +33,7 @@ def run_experiments(
     anew: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Run experiments and write "<name>.json", "<name>-<panel>.png" and "report.html" into `folder`.
+    """Run experiments and write "<name>.json", "<name>-<panel>.png", "report.html" and "README.md" into `folder`.
 
     An experiment whose file is there already, from the same setting, is not run again. What is found does not depend
     on the number of workers.
@@ -68,6 +69,7 @@ def run_experiments(
             raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
         outcomes.append(outcome)
     write_atomically(folder / REPORT, render([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
+    write_atomically(folder / SUMMARY, summarise(outcomes).encode())
     return outcomes
 
 
@@ -102,5 +104,6 @@ def _machine() -> str:
 
 
 def _figures(outcome: Outcome) -> Figures:
-    pictures = {panel.name: draw_panel(panel) for panel in outcome.results.panels}
+    panels = (panel for panel in outcome.results.panels if len(panel.places) > 1)
+    pictures = {panel.name: draw_panel(panel) for panel in panels}
     return pictures | {matrix.name: draw_matrix(matrix) for matrix in outcome.results.matrices}

@@ -54,12 +54,12 @@ def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
 
 def at_most(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
     """value <= limit + slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} <= {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
+    return Check(f"{name}: {value:.4g} ≤ {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
 
 
 def at_least(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
     """value >= limit - slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} >= {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential)
+    return Check(f"{name}: {value:.4g} ≥ {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential)
 
 
 def close(name: str, value: float, target: float, tolerance: float, *, essential: bool = True) -> Check:
