@@ -124,7 +124,7 @@ def fit_on_lengths(model: Memformer, lengths: Sequence[GaussianTasks], recipe: R
 def fit_memformer(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> Fit:
     """Train a Memformer in place on fresh tasks of any kind, drawn in Python."""
     generator = generator_for("training", seed)
-    many = max(1, _DRAWN // (recipe.batch * model.d))
+    many = min(recipe.steps, max(1, _DRAWN // (recipe.batch * model.d)))
 
     def chunks() -> Iterator[tuple[FixedTasks, int]]:
         for first in range(0, recipe.steps, many):

@@ -113,8 +113,8 @@ def _section(outcome: Outcome, figures: Figures) -> str:
         f"<dt>Found</dt><dd>{escape(experiment.find(results))}.</dd></dl>",
         f'<ul class="checks">{checks}</ul>',
     ]
-    if verdict.caveats:
-        parts.append("<p>Caveats:</p><ul>" + "".join(f"<li>{escape(one)}</li>" for one in verdict.caveats) + "</ul>")
+    if verdict.remarks:
+        parts.append(f"<p>Caveat: {escape('; '.join(verdict.remarks))}.</p>")
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]
     for panel in results.panels:
         # A picture has its title in it.

@@ -10,9 +10,7 @@ from memformer_lab.experiments.record import Outcome
 def summarise(outcomes: Sequence[Outcome]) -> str:
     """The whole page; every figure in it is read from the outcomes."""
     rows = "\n".join(map(_row, outcomes))
-    notes = "\n".join(
-        f"- **{one.experiment.title}**: {'; '.join(one.verdict.caveats)}." for one in _qualified(outcomes)
-    )
+    notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.remarks)
     return (
         f"# Experiments\n\nWritten by the command, like every figure below:\n\n    {_command(outcomes)}\n\n"
         f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json` and its figures in "
@@ -37,8 +35,10 @@ def _row(outcome: Outcome) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _qualified(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return [one for one in outcomes if one.verdict.caveats]
+def _note(outcome: Outcome) -> str:
+    failed, remarks = outcome.verdict.failed, outcome.verdict.remarks
+    parts = [*([f"does not hold: {'; '.join(failed)}"] if failed else []), *remarks]
+    return f"- **{outcome.experiment.title}**: {'; '.join(parts)}."
 
 
 def _command(outcomes: Sequence[Outcome]) -> str:
