@@ -97,7 +97,7 @@ def _drawer(name: str) -> Draw:
 
 def _memformer_error(draw: Draw, judged: TaskBatch, structure: str, setting: Setting, seed: int) -> float:
     block = structure == "block"
-    steps = setting.pick(tiny=3, quick=200, full=1000)
+    steps = setting.pick(tiny=3, quick=200, full=500)
     recipe = Recipe(
         steps,
         setting.pick(tiny=8, quick=128, full=256),

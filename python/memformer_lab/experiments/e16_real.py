@@ -30,7 +30,7 @@ _STEPS = 40
 def run(setting: Setting) -> Results:
     """Trains one model for each d on random tasks alone; judges it on held-out rows of every set."""
     names = setting.pick(tiny=("linnerud", "longley"), quick=real.names(), full=real.names())
-    contexts = setting.pick(tiny=10, quick=300, full=1000)
+    contexts = setting.pick(tiny=10, quick=300, full=600)
     sets = [real.load(name) for name in names]
     rows: dict[str, list[list[float]]] = {}
     saved = []
@@ -135,7 +135,7 @@ def find(results: Results) -> str:
 def _trained(seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting) -> tuple[Memformer, int]:
     n = context_length([one for one in sets if one.x.shape[1] == d])
     recipe = Recipe(
-        setting.pick(tiny=3, quick=200, full=1200), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
+        setting.pick(tiny=3, quick=200, full=600), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
     )
     tasks = StandardisedTasks(d, n)
     model = memformer(seed, d, _LAYERS, rule="lfom", structure="block")
