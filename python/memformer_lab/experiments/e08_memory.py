@@ -125,7 +125,7 @@ def run(setting: Setting) -> Results:
         ),
     )
     results = Results(panels)
-    return Results(panels, _gains(results), notes=(_sentence(results),))
+    return Results(panels, _gains(results))
 
 
 def judge(results: Results) -> Sequence[Check]:
@@ -143,8 +143,8 @@ def judge(results: Results) -> Sequence[Check]:
 
 
 def find(results: Results) -> str:
-    """The sentence of the results."""
-    return results.notes[0]
+    """What lfom gains over no memory, and over the parameters of memory without it."""
+    return _sentence(results)
 
 
 _CASES = {"free": "A free and Bm = 0", "scalar": "A scalar and Bm = 0", "block": "A and Bm free"}
@@ -172,14 +172,15 @@ def _sentence(results: Results) -> str:
     for name, shown in _CASES.items():
         gain, spread = _gain(results, name, "none")
         rest, rest_spread = _gain(results, name, _CONTROLS[0])
+        rest = round(rest, 2)
         verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
         parts.append(
-            f"with {shown} memory {verb} {gain:.2f} ± {spread:.2f} over the linear transformer and {rest:.2f} ± "
+            f"with {shown} memory {verb} {gain:.2f} ± {spread:.2f} over the linear transformer and {rest + 0.0:.2f} ± "
             f"{rest_spread:.2f} over as many layers with a weight for each feature and no memory"
         )
     return (
         f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, ± two "
-        f"standard errors: {'; '.join(parts)}."
+        f"standard errors: {'; '.join(parts)}"
     )
 
 

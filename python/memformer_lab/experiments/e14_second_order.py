@@ -52,7 +52,7 @@ _FEW_TASKS = "LFOM, Bm free, as few tasks as sequence models"
 def run(setting: Setting) -> Results:
     """All parts, on isotropic tasks with d = 5, n = 20, but for the condition numbers."""
     tasks = GaussianTasks.isotropic(_D, _N)
-    prompts = setting.pick(tiny=20, quick=300, full=2_000)
+    prompts = setting.pick(tiny=20, quick=300, full=1_000)
     by_length: dict[str, list[list[float]]] = {}
     by_layer: dict[str, list[list[float]]] = {}
     readouts: list[list[float]] = []
@@ -189,7 +189,7 @@ def find(results: Results) -> str:
 
 
 def _recipe(setting: Setting, structure: str) -> Recipe:
-    steps, batch = setting.pick(tiny=3, quick=800, full=6000), setting.pick(tiny=8, quick=128, full=256)
+    steps, batch = setting.pick(tiny=3, quick=800, full=4000), setting.pick(tiny=8, quick=128, full=256)
     if structure == "block":
         return Recipe(steps, batch, 0.06, 0.01, warmup=setting.pick(tiny=1, quick=20, full=200))
     return Recipe(steps, batch)
@@ -198,7 +198,7 @@ def _recipe(setting: Setting, structure: str) -> Recipe:
 def _few_tasks(setting: Setting, rate: float, clip: float) -> Recipe:
     """Brief, since steps of the sequence models take milliseconds."""
     return Recipe(
-        setting.pick(tiny=2, quick=40, full=150), setting.pick(tiny=4, quick=32, full=64), rate, clip, warmup=5
+        setting.pick(tiny=2, quick=40, full=100), setting.pick(tiny=4, quick=32, full=64), rate, clip, warmup=5
     )
 
 
@@ -223,7 +223,7 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
         label = f"Transformer, hidden size {hidden}"
         networks[label] = seeded(partial(CausalTransformer, _D, hidden, 3, _N + 1), seed)
     networks[f"LSTM, hidden size {sizes[-1]}"] = seeded(partial(RecurrentModel, _D, sizes[-1]), seed)
-    x, y = draw_prompts(tasks, setting.pick(tiny=20, quick=300, full=2_000), generator_for("evaluation", seed))
+    x, y = draw_prompts(tasks, setting.pick(tiny=20, quick=300, full=1_000), generator_for("evaluation", seed))
     found: Predictions = {}
     for label, network in networks.items():
 
@@ -243,7 +243,7 @@ def _sequence_models(seed: int, tasks: GaussianTasks, setting: Setting) -> Predi
 
 def _readouts(model: Memformer, tasks: GaussianTasks, setting: Setting, seed: int) -> list[float]:
     """Least-squares read-outs from [query token, layer's prediction times 1] fitted on other tasks than scored on."""
-    count = setting.pick(tiny=50, quick=2000, full=20_000)
+    count = setting.pick(tiny=50, quick=2000, full=10_000)
     fitted = tasks.tokens(count, generator_for("training", seed, 1))
     scored = tasks.tokens(count, generator_for("evaluation", seed, 1))
     arguments, found = model.stack_arguments(), []
@@ -264,14 +264,14 @@ def _readouts(model: Memformer, tasks: GaussianTasks, setting: Setting, seed: in
 
 
 def _classical_curve(tasks: GaussianTasks, name: str, setting: Setting) -> Series:
-    count = setting.pick(tiny=200, quick=20_000, full=200_000)
+    count = setting.pick(tiny=200, quick=20_000, full=100_000)
     steps = _LAYERS if name != "iterative_newton" else 8
     found = log_means(solver_errors(tasks, [steps_of(name, steps)]), count, setting.seed)
     return series(name.replace("_", " "), range(1, steps + 1), [one.log_mean for one in found])
 
 
 def _condition_panel(setting: Setting) -> Panel:
-    count = setting.pick(tiny=100, quick=500, full=2_000)
+    count = setting.pick(tiny=100, quick=500, full=1_000)
     most = setting.pick(tiny=20, quick=200, full=200)
     rows: dict[str, list[float]] = {name: [] for name in OPTIMIZERS}
     for condition in CONDITIONS:
@@ -297,7 +297,7 @@ def _condition_panel(setting: Setting) -> Panel:
 
 def _noise_panel(setting: Setting) -> Panel:
     """LFOM trained on noisy tasks against OLS and the ridge penalty sigma^2 / n, which is optimal for w* ~ N(0, I)."""
-    count = setting.pick(tiny=100, quick=10_000, full=100_000)
+    count = setting.pick(tiny=100, quick=10_000, full=50_000)
     ours: list[list[float]] = []
     for seed in setting.seeds:
         row = []
@@ -343,8 +343,8 @@ EXPERIMENT = Experiment(
     protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over prompt "
     "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at every "
     "length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at every "
-    "length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where n < d. BFGS and L-BFGS use exact line searches, which makes them "
-    "conjugate gradients on quadratics.",
+    "length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where n < d. "
+    "BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
     run=run,
     judge=judge,
     find=find,

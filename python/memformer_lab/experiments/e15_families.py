@@ -103,7 +103,7 @@ def _memformer_error(draw: Draw, judged: TaskBatch, structure: str, setting: Set
         setting.pick(tiny=8, quick=128, full=256),
         0.03 if block else 0.1,
         0.1 if block else 1.0,
-        warmup=setting.pick(tiny=1, quick=10, full=200),
+        warmup=setting.pick(tiny=1, quick=10, full=50),
     )
     model: Memformer = memformer(seed, _D, _LAYERS, rule="lfom", structure=structure)
     fit_memformer(model, draw, recipe, seed)

@@ -28,11 +28,11 @@ _LFOM = "LFOM Memformer, dense P and Q"
 
 def run(setting: Setting) -> Results:
     """Trains every kind of attention at two depths with the same steps, batches and rates."""
-    depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 2, 4))
+    depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 3))
     tasks = GaussianTasks.isotropic()
     steps, batch = setting.pick(tiny=2, quick=60, full=200), setting.pick(tiny=4, quick=32, full=64)
-    recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=100))
-    count = setting.pick(tiny=50, quick=4_000, full=20_000)
+    recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=20))
+    count = setting.pick(tiny=50, quick=4_000, full=10_000)
     rows: dict[str, list[list[float]]] = {}
     parameters: dict[str, float] = {}
     for seed in setting.seeds:
