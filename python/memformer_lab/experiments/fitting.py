@@ -38,6 +38,9 @@ _LONG = 256
 _DRAWN = 2**17
 """Tasks times features that are drawn at once for the native trainer."""
 
+_HELD = 2**25
+"""Most numbers in the tokens that are drawn at once."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -124,14 +127,14 @@ def fit_on_lengths(model: Memformer, lengths: Sequence[GaussianTasks], recipe: R
 def fit_memformer(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> Fit:
     """Train a Memformer in place on fresh tasks of any kind, drawn in Python."""
     generator = generator_for("training", seed)
-    many = min(recipe.steps, max(1, _DRAWN // (recipe.batch * model.d)))
+    few = _given(draw(recipe.batch, generator_for("training", seed, 1)))
+    many = min(recipe.steps, max(1, _DRAWN // (recipe.batch * model.d)), max(1, _HELD // few.z.numel()))
 
     def chunks() -> Iterator[tuple[FixedTasks, int]]:
         for first in range(0, recipe.steps, many):
             steps = min(many, recipe.steps - first)
             yield _given(draw(many * recipe.batch, generator), recipe.batch), steps
 
-    few = _given(draw(recipe.batch, generator_for("training", seed, 1)))
     run = _NativeRun.of(model, few, recipe, seed)
     return run.take(chunks()) if run else _fit_in_python(model, draw, recipe, seed)
 
