@@ -135,7 +135,7 @@ def find(results: Results) -> str:
 def _trained(seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting) -> tuple[Memformer, int]:
     n = context_length([one for one in sets if one.x.shape[1] == d])
     recipe = Recipe(
-        setting.pick(tiny=3, quick=200, full=500), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
+        setting.pick(tiny=3, quick=200, full=400), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
     )
     tasks = StandardisedTasks(d, n)
     model = memformer(seed, d, _LAYERS, rule="lfom", structure="block")

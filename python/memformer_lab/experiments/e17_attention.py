@@ -30,7 +30,7 @@ def run(setting: Setting) -> Results:
     """Trains every kind of attention at two depths with the same steps, batches and rates."""
     depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 3))
     tasks = GaussianTasks.isotropic()
-    steps, batch = setting.pick(tiny=2, quick=60, full=200), setting.pick(tiny=4, quick=32, full=64)
+    steps, batch = setting.pick(tiny=2, quick=60, full=150), setting.pick(tiny=4, quick=32, full=64)
     recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=20))
     count = setting.pick(tiny=50, quick=4_000, full=10_000)
     rows: dict[str, list[list[float]]] = {}
