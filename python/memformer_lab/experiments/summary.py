@@ -17,7 +17,7 @@ def summarise(outcomes: Sequence[Outcome]) -> str:
         "`<name>-<panel>.png`; `report.html` shows all of it with protocols, rules and tables. A verdict is computed "
         "from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, *with a "
         "caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, means over "
-        "five seeds, unless said otherwise.\n\n"
+        f"{len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
         "| experiment | claim | verdict | rules that hold | found |\n|---|---|---|---|---|\n"
         f"{rows}\n\n## What qualifies the verdicts\n\n{notes}\n"
     )
