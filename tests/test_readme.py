@@ -4,7 +4,9 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +88,76 @@ def test_what_was_learnt_is_what_the_record_says() -> None:
 def test_the_figures_of_speed_are_what_the_records_say() -> None:
     assert set(re.findall(r"<!-- record: ([a-z-]+) -->", README)) == set(readme.PARTS)
     assert readme.generate(README) == README, "run `python -m benchmarks readme`"
+
+
+CLAIMS = "### What was claimed, and what holds"
+
+
+def _experiments() -> dict[str, dict[str, Any]]:
+    records = [json.loads(path.read_text()) for path in (ROOT / "docs" / "experiments").glob("*.json")]
+    return {record["name"]: record for record in records}
+
+
+def _means(record: dict[str, Any], panel: str, label: str) -> dict[float, float]:
+    """The mean over seeds at every place of a curve."""
+    curves = next(one["series"] for one in record["results"]["panels"] if one["name"] == panel)
+    curve = next(one for one in curves if one["label"] == label)
+    columns = zip(*([float(value) for value in row] for row in curve["values"]), strict=True)
+    return {x: sum(column) / len(column) for x, column in zip(curve["x"], columns, strict=True)}
+
+
+def test_all_experiments_are_committed_at_full_scale() -> None:
+    records = _experiments()
+    assert len(records) == 18
+    assert {record["scale"] for record in records.values()} == {"full"}
+    page = (ROOT / "docs" / "experiments" / "README.md").read_text()
+    for name, record in records.items():
+        assert f"]({name}.json)" in page
+        assert record["verdict"]["label"] in page
+    assert sum(path.stat().st_size for path in (ROOT / "docs" / "experiments").iterdir()) < 6e6
+    assert "docs/experiments/README.md" in README
+
+
+def test_the_claims_table_is_what_the_experiments_found() -> None:
+    records = _experiments()
+    rows = {
+        "LFOM": ("lfom", "non-isotropic", "LFOM"),
+        "exact CGD": ("lfom", "non-isotropic", "CGD"),
+        "LFOM, isotropic tasks": ("lfom", "isotropic", "LFOM"),
+        "exact CGD, isotropic tasks": ("lfom", "isotropic", "CGD"),
+        "LFOM, Bm free": ("gdpp", "non-isotropic-log_mean", "LFOM with GD++"),
+        "GD++, no memory, trained as LFOM is": ("gdpp", "non-isotropic-log_mean", "GD++, trained as LFOM is"),
+        "GD++, no memory, its own best clipping": ("gdpp", "non-isotropic-log_mean", "GD++, its own best clipping"),
+    }
+    table = _rows(CLAIMS)
+    assert table.keys() == rows.keys()
+    for row, (name, panel, label) in rows.items():
+        found = _means(records[name], panel, label)
+        assert table[row] == [f"{found[depth]:.2f}" for depth in (1.0, 2.0, 3.0, 4.0)], row
+
+
+def test_the_claims_sentences_are_what_the_experiments_found() -> None:
+    records = _experiments()
+    section = " ".join(README.split(CLAIMS, 1)[1].split("\n#", 1)[0].split())
+    labels = Counter(record["verdict"]["label"] for record in records.values())
+    for label in ("reproduced", "reproduced with a caveat", "not reproduced"):
+        assert f"{labels[label]} {label}" in section
+    minutes = sum(record["cpu_seconds"] for record in records.values()) / 60
+    assert f"{minutes:.0f} minutes of processor time" in section
+
+    control, gains = "none, wide: one weight a layer and feature", records["memory"]["results"]["numbers"]
+    for case in ("A free and Bm = 0", "A scalar and Bm = 0", "A and Bm free"):
+        over_none, over_control = (gains[f"gain of lfom over '{other}', {case}"] for other in ("none", control))
+        assert f"{case}: {over_none:.2f} over no memory, {abs(over_control):.2f} over" in section
+        assert over_control > -0.005
+    medians = _means(records["gdpp"], "non-isotropic-log_median", "GD++, trained as LFOM is")
+    assert f"its median is {medians[4.0]:.2f}" in section
+    depth = {
+        way: _means(records["depth"], "depth", way)
+        for way in ("gradient descent start, no clipping", "random start, clipped to 0.01")
+    }
+    assert "{:.2f} against {:.2f}".format(*(curve[32.0] for curve in depth.values())) in section
+    heads = _means(records["heads"], "mean", "2 layers, more heads")
+    brief = _means(records["heads"], "brief", "2 layers, more heads")
+    assert f"({heads[5.0]:.2f} against {heads[1.0]:.2f})" in section
+    assert f"({brief[5.0]:.2f} against {brief[1.0]:.2f})" in section

@@ -7,8 +7,6 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import (
     Adam,
-    GaussianStatistics,
-    GaussianTokens,
     Schedule,
     TrainState,
     explain_training,
@@ -18,6 +16,7 @@ from memformer_kernels.nn import Memformer
 from memformer_lab.checkpoint import Checkpoint
 from memformer_lab.config import TrainingConfig
 from memformer_lab.models import build_model, model_of, trains_on_statistics
+from memformer_lab.samplers import step_sampler
 from memformer_lab.seeds import seed_for
 from memformer_lab.tasks import GaussianTasks
 from memformer_lab.trainer import Record, TrainingDiverged
@@ -49,9 +48,17 @@ class StepTrainer:
         self.state = TrainState.of(
             [dict(model.stack_arguments())],
             seeds=seed_for("training", config.seed) >> 1,
-            trainable=[{"gamma": _past_registers(model)}] if config.rule == "lfom_residual" else None,
+            trainable=[{"gamma": past_registers(model)}] if config.rule == "lfom_residual" else None,
         )
-        self._sampler = _sampler(config, model)
+        tasks = config.sampler()
+        assert isinstance(tasks, GaussianTasks)
+        self._sampler = step_sampler(
+            tasks,
+            config.batch,
+            statistics=trains_on_statistics(model, config),
+            queries=config.queries,
+            resample=config.resample,
+        )
         schedule = Schedule(
             config.schedule,
             warmup=config.warmup,
@@ -162,22 +169,6 @@ def fault(config: TrainingConfig) -> str | None:
     return None
 
 
-def _past_registers(model: Memformer) -> torch.Tensor:
+def past_registers(model: Memformer) -> torch.Tensor:
     """The entries of gamma that the residual rule trains: all but the ones on its diagonal."""
     return ~torch.eye(model.layers, dtype=torch.bool)[:, :, None, None, None]
-
-
-def _sampler(config: TrainingConfig, model: Memformer) -> GaussianStatistics | GaussianTokens:
-    tasks = config.sampler()
-    assert isinstance(tasks, GaussianTasks)
-    scales = torch.tensor(tasks.scales, dtype=torch.float64)
-    weights = tasks.rotation / scales if tasks.weights == "inverse" else None
-    common = {
-        "noise": tasks.noise,
-        "factor": tasks.factor,
-        "weights": weights,
-        "resample_every": config.resample,
-    }
-    if trains_on_statistics(model, config):
-        return GaussianStatistics(tasks.d, tasks.n, config.batch, query="integrated", **common)  # type: ignore[arg-type]
-    return GaussianTokens(tasks.d, tasks.n, config.batch, queries=config.queries, **common)  # type: ignore[arg-type]

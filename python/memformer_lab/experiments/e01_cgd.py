@@ -23,8 +23,8 @@ _MODELS: dict[str, dict[str, Any]] = {
 
 def run(setting: Setting) -> Results:
     """Trains the four models at every depth on both kinds of data."""
-    recipe = Recipe(setting.pick(tiny=3, quick=70, full=3000), batch=setting.pick(tiny=8, quick=256, full=512))
-    count = setting.pick(tiny=500, quick=100_000, full=2_000_000)
+    recipe = Recipe(setting.pick(tiny=3, quick=600, full=3000), batch=setting.pick(tiny=8, quick=256, full=512))
+    count = setting.pick(tiny=500, quick=100_000, full=400_000)
     panels = []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
@@ -84,6 +84,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by depth on the non-isotropic tasks."""
+    panel = results[NONISOTROPIC]
+    names = (*_MODELS, "CGD")
+    return f"non-isotropic, depths 1 to 4: {'; '.join(f'{name} {panel[name].shown()}' for name in names)}"
+
+
 EXPERIMENT = Experiment(
     number=1,
     name="cgd",
@@ -96,4 +103,5 @@ EXPERIMENT = Experiment(
     "coefficients for every task; a Memformer has one set for all tasks.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -27,7 +27,7 @@ _BATCHES = (1, 10, 50, 100, 1000)
 def run(setting: Setting) -> Results:
     """Trains one model for each number of tasks and seed; the tasks stay the same in every step."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    recipe = Recipe(setting.pick(tiny=3, quick=200, full=3000), learning_rate=0.03)
+    recipe = Recipe(setting.pick(tiny=3, quick=1000, full=5000), learning_rate=0.03)
     count = setting.pick(tiny=500, quick=50_000, full=1_000_000)
     training, fresh, cgd, apart = [], [], [], 0.0
     fresh_cgd = 0.0
@@ -87,6 +87,15 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Training and fresh losses by B."""
+    panel = results["batches"]
+    return (
+        f"B = {', '.join(map(str, _BATCHES))}: training {panel['LFOM, training tasks'].shown()}; fresh "
+        f"{panel['LFOM, fresh tasks'].shown()}; CGD on fresh tasks {panel.series[-1].mean(1):.2f}"
+    )
+
+
 def _cgd_loss(batch: TaskBatch) -> float:
     n, d = batch.context, batch.weights.shape[1]
     x, y = batch.z[:, :n, :d], batch.z[:, :n, d]
@@ -138,4 +147,5 @@ EXPERIMENT = Experiment(
     "the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -49,8 +49,8 @@ class Mixture:
 
 def run(setting: Setting) -> Results:
     """Trains the experts, adapts gates on some tasks of each distribution and scores on others."""
-    steps = setting.pick(tiny=3, quick=120, full=4000)
-    adapting, scored = setting.pick(tiny=16, quick=1024, full=4096), setting.pick(tiny=50, quick=5000, full=100_000)
+    steps = setting.pick(tiny=3, quick=800, full=4000)
+    adapting, scored = setting.pick(tiny=16, quick=1024, full=4096), setting.pick(tiny=50, quick=5000, full=30_000)
     updates = setting.pick(tiny=2, quick=40, full=200)
     shifted = [Mixture(0.5, (1, 1)), Mixture(1, (1, 1)), Mixture(0, (0.5, 3)), Mixture(1, (0.5, 3))]
     groups: dict[str, Sequence[GaussianTasks | Mixture]] = {
@@ -107,6 +107,16 @@ def judge(results: Results) -> Sequence[Check]:
             )
             checks.append(at_most(f"{name}: below CGD", adapted.mean(place), panel["CGD"].mean(place), essential=False))
     return checks
+
+
+def find(results: Results) -> str:
+    """Gains of the adapted gates, averaged over distributions."""
+    parts = []
+    for group in ("variances", "mixtures"):
+        panel = results[group]
+        means = {name: sum(map(panel[name].mean, panel[name].x)) / len(panel[name].x) for name in _METHODS}
+        parts.append(f"{group}: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items()))
+    return f"means over distributions; {'; '.join(parts)}"
 
 
 def _of_variance(variance: float) -> GaussianTasks:
@@ -200,4 +210,5 @@ EXPERIMENT = Experiment(
     "The mixture has three times the parameters of an expert.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -46,13 +46,13 @@ def stable_start(seed: int, d: int, layers: int) -> Memformer:
 def run(setting: Setting) -> Results:
     """Trains three ways at each depth; the deepest model of our way is judged layer by layer."""
     depths = setting.pick(tiny=(1, 3), quick=(1, 2, 4, 8, 16), full=(1, 2, 4, 8, 16, 32))
-    steps, batch = setting.pick(tiny=3, quick=80, full=4000), setting.pick(tiny=8, quick=128, full=512)
+    steps, batch = setting.pick(tiny=3, quick=400, full=8000), setting.pick(tiny=8, quick=128, full=256)
     count = setting.pick(tiny=300, quick=20_000, full=400_000)
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
     ways: dict[str, tuple[Callable[[int, int, int], Memformer], Callable[[int], Recipe]]] = {
         _RANDOM: (random_start, lambda _: Recipe(steps, batch, _RATE, None)),
         _CLIPPED: (random_start, lambda _: Recipe(steps, batch, _RATE, 0.01)),
-        _OURS: (stable_start, lambda layers: Recipe(steps, batch, _RATE / layers, None)),
+        _OURS: (stable_start, lambda layers: Recipe(steps, batch, 2 * _RATE / layers, None)),
     }
     losses: dict[str, list[list[float]]] = {way: [] for way in ways}
     stable: dict[str, list[list[float]]] = {way: [] for way in ways}
@@ -132,6 +132,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by depth of the three ways."""
+    curves = results["depth"].series
+    depths = ", ".join(f"{x:g}" for x in curves[0].x)
+    return f"{depths} layers: {'; '.join(f'{one.label} {one.shown()}' for one in curves)} (inf: diverged)"
+
+
 EXPERIMENT = Experiment(
     number=9,
     name="depth",
@@ -144,7 +151,8 @@ EXPERIMENT = Experiment(
     source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the mend: ours",
     protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers weigh 1) stands for starts "
     "that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer weighs its own register, rate "
-    "0.1 / L, no clipping. --quick ends at 16 layers.",
+    "0.2 / L, no clipping. --quick ends at 16 layers.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -37,8 +37,8 @@ def conditioned_tasks(condition: float, d: int = 5, n: int = 20, rotation_seed: 
 
 def run(setting: Setting) -> Results:
     """Trains one model a condition number and seed; classical methods have each task's optimal parameters."""
-    count = setting.pick(tiny=300, quick=50_000, full=1_000_000)
-    recipe = Recipe(setting.pick(tiny=3, quick=200, full=5000), batch=setting.pick(tiny=8, quick=256, full=512))
+    count = setting.pick(tiny=300, quick=50_000, full=500_000)
+    recipe = Recipe(setting.pick(tiny=3, quick=1200, full=6000), batch=setting.pick(tiny=8, quick=256, full=512))
     rows: dict[str, list[list[float]]] = {_INFORMED: [], _PLAIN: []}
     for seed in setting.seeds:
         for start, own in rows.items():
@@ -94,6 +94,12 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by condition number."""
+    curves = results["condition"].series
+    return f"condition 1, 10, 100, 1000: {'; '.join(f'{one.label} {one.shown()}' for one in curves)}"
+
+
 def _precondition(model: Memformer, tasks: GaussianTasks, seed: int) -> None:
     """Start every A_l at -1/2 times the inverse of the mean H of some training tasks."""
     h = tasks.quadratics(_ESTIMATION_TASKS, generator_for("training", seed, 1)).h
@@ -115,4 +121,5 @@ EXPERIMENT = Experiment(
     "order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     run=run,
     judge=judge,
+    find=find,
 )

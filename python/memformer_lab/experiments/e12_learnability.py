@@ -24,8 +24,8 @@ def run(setting: Setting) -> Results:
     """Fits models to m fixed tasks and measures fresh loss less training loss."""
     sizes = setting.pick(tiny=(8, 32), quick=(30, 100, 300, 1000), full=(30, 100, 300, 1000, 3000, 10_000))
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    recipe = Recipe(setting.pick(tiny=3, quick=250, full=3000), learning_rate=0.05)
-    count = setting.pick(tiny=500, quick=200_000, full=4_000_000)
+    recipe = Recipe(setting.pick(tiny=3, quick=600, full=3000), learning_rate=0.05)
+    count = setting.pick(tiny=500, quick=200_000, full=1_000_000)
     gaps, training, fresh = [], [], []
     for seed in setting.seeds:
         models, losses = [], []
@@ -79,6 +79,13 @@ def judge(results: Results) -> Sequence[Check]:
     ]
 
 
+def find(results: Results) -> str:
+    """The gap by number of tasks, and its slope."""
+    gap = results["gap"]["gap"]
+    gaps = ", ".join(f"{gap.mean(x):.2g}" for x in gap.x)
+    return f"m = {', '.join(f'{x:g}' for x in gap.x)}: gap {gaps}; slope {results.numbers[_SLOPE]:.2f}"
+
+
 EXPERIMENT = Experiment(
     number=12,
     name="learnability",
@@ -90,4 +97,5 @@ EXPERIMENT = Experiment(
     "upper bound cannot be reproduced, only contradicted: the gap must fall at least as fast as 1/sqrt(m).",
     run=run,
     judge=judge,
+    find=find,
 )

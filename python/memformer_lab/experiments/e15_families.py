@@ -27,7 +27,7 @@ _NONLINEAR = ("relu", "two-layer network", "sinusoid", "logistic")
 
 def run(setting: Setting) -> Results:
     """Trains a response-only and a Bm-free LFOM on each family; baselines read the same contexts."""
-    scored = setting.pick(tiny=100, quick=10_000, full=400_000)
+    scored = setting.pick(tiny=100, quick=10_000, full=100_000)
     rows: dict[str, list[list[float]]] = {}
     for seed in setting.seeds:
         columns: dict[str, list[float]] = {}
@@ -81,6 +81,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Relative errors by family."""
+    panel = results["families"]
+    names = ("LFOM", "LFOM, Bm free", "CGD", "ridge, best penalty")
+    return f"{', '.join(panel.categories)}: {'; '.join(f'{name} {panel[name].shown()}' for name in names)}"
+
+
 def _drawer(name: str) -> Draw:
     def draw(batch: int, generator: Generator) -> TaskBatch:
         return family_tokens(name, batch, generator, d=_D, n=_N, queries=1)
@@ -90,13 +97,13 @@ def _drawer(name: str) -> Draw:
 
 def _memformer_error(draw: Draw, judged: TaskBatch, structure: str, setting: Setting, seed: int) -> float:
     block = structure == "block"
-    steps = setting.pick(tiny=3, quick=100, full=3000)
+    steps = setting.pick(tiny=3, quick=200, full=500)
     recipe = Recipe(
         steps,
-        setting.pick(tiny=8, quick=128, full=512),
+        setting.pick(tiny=8, quick=128, full=256),
         0.03 if block else 0.1,
         0.1 if block else 1.0,
-        warmup=setting.pick(tiny=1, quick=10, full=200),
+        warmup=setting.pick(tiny=1, quick=10, full=50),
     )
     model: Memformer = memformer(seed, _D, _LAYERS, rule="lfom", structure=structure)
     fit_memformer(model, draw, recipe, seed)
@@ -139,4 +146,5 @@ EXPERIMENT = Experiment(
     "chosen on separate tasks. OLS is exact on noiseless linear responses; errors below 1e-5 are shown as 1e-5.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -30,7 +30,7 @@ _STEPS = 40
 def run(setting: Setting) -> Results:
     """Trains one model for each d on random tasks alone; judges it on held-out rows of every set."""
     names = setting.pick(tiny=("linnerud", "longley"), quick=real.names(), full=real.names())
-    contexts = setting.pick(tiny=10, quick=300, full=4000)
+    contexts = setting.pick(tiny=10, quick=300, full=400)
     sets = [real.load(name) for name in names]
     rows: dict[str, list[list[float]]] = {}
     saved = []
@@ -40,7 +40,7 @@ def run(setting: Setting) -> Results:
         gains = []
         for one in sets:
             model, n = models[one.x.shape[1]]
-            penalty = best_penalty(one.x.shape[1], n, setting.pick(tiny=200, quick=4000, full=20_000), setting.seed)
+            penalty = best_penalty(one.x.shape[1], n, setting.pick(tiny=200, quick=4000, full=4_000), setting.seed)
             for method, estimate in judge_set(model, one, n, contexts, penalty, seed).items():
                 columns.setdefault(method, []).append(estimate.log_mean)
             gains.append(_saved_iterations(model, one, n, contexts, seed))
@@ -124,10 +124,18 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Errors by set, and iterations saved."""
+    panel, warm = results["error"], results["warm"]["saved"]
+    names = [LABELS[name] for name in ("memformer", "conjugate_gradient", "ols", "ridge")]
+    curves = "; ".join(f"{name} {panel[name].shown()}" for name in names)
+    return f"{', '.join(panel.categories)}: {curves}; CG iterations saved {warm.shown(1)}"
+
+
 def _trained(seed: int, d: int, sets: Sequence[real.RegressionSet], setting: Setting) -> tuple[Memformer, int]:
     n = context_length([one for one in sets if one.x.shape[1] == d])
     recipe = Recipe(
-        setting.pick(tiny=3, quick=100, full=4000), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
+        setting.pick(tiny=3, quick=200, full=400), setting.pick(tiny=8, quick=64, full=128), 0.03, 0.1, warmup=5
     )
     tasks = StandardisedTasks(d, n)
     model = memformer(seed, d, _LAYERS, rule="lfom", structure="block")
@@ -188,4 +196,5 @@ EXPERIMENT = Experiment(
     "the seeds, not the choice of sets.",
     run=run,
     judge=judge,
+    find=find,
 )

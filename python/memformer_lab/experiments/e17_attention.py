@@ -28,11 +28,11 @@ _LFOM = "LFOM Memformer, dense P and Q"
 
 def run(setting: Setting) -> Results:
     """Trains every kind of attention at two depths with the same steps, batches and rates."""
-    depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 2, 4))
+    depths = setting.pick(tiny=(1,), quick=(1, 2), full=(1, 3))
     tasks = GaussianTasks.isotropic()
-    steps, batch = setting.pick(tiny=2, quick=50, full=1500), setting.pick(tiny=4, quick=32, full=128)
-    recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=100))
-    count = setting.pick(tiny=50, quick=4_000, full=200_000)
+    steps, batch = setting.pick(tiny=2, quick=60, full=150), setting.pick(tiny=4, quick=32, full=64)
+    recipe = Recipe(steps, batch, 0.02, 0.1, warmup=setting.pick(tiny=1, quick=5, full=20))
+    count = setting.pick(tiny=50, quick=4_000, full=10_000)
     rows: dict[str, list[list[float]]] = {}
     parameters: dict[str, float] = {}
     for seed in setting.seeds:
@@ -92,6 +92,13 @@ def judge(results: Results) -> Sequence[Check]:
     return checks
 
 
+def find(results: Results) -> str:
+    """Means by layers of every kind."""
+    curves = results["attention"].series
+    depths = ", ".join(f"{x:g}" for x in curves[0].x)
+    return f"{depths} layers: {'; '.join(f'{one.label} {one.shown()}' for one in curves)}"
+
+
 def _label(attention: Attention, feed_forward: bool) -> str:
     return f"{attention} attention" + (" + feed-forward" if feed_forward else "")
 
@@ -130,4 +137,5 @@ EXPERIMENT = Experiment(
     "rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
     run=run,
     judge=judge,
+    find=find,
 )

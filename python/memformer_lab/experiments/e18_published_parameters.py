@@ -100,6 +100,12 @@ def judge(results: Results) -> Sequence[Check]:
     return [at_most(f"{rule}: relative difference", curve.mean(place), 1e-10) for place, rule in enumerate(_RULES)]
 
 
+def find(results: Results) -> str:
+    """The largest difference of any layout."""
+    curve = results["layouts"].series[0]
+    return f"largest relative difference {max(map(curve.mean, curve.x)):.1g} over {len(curve.x)} layouts"
+
+
 EXPERIMENT = Experiment(
     number=18,
     name="published",
@@ -114,4 +120,5 @@ EXPERIMENT = Experiment(
     "the published code made.",
     run=run,
     judge=judge,
+    find=find,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from memformer_kernels.nn import Memformer, StackArguments
 from memformer_lab.experiments.fitting import seeded
 
-Preconditioner = Literal["free", "scalar", "shared"]
+Preconditioner = Literal["free", "scalar"]
 
 
 class Variant(Memformer):
@@ -19,9 +19,13 @@ class Variant(Memformer):
     Args:
         d: features.
         layers: layers.
-        preconditioner: "free"; "scalar", A_l a multiple of the identity; "shared", one A for all layers.
+        preconditioner: "free"; "scalar": A_l is a multiple of the identity. A_l = -I/2 then stays as it is, since the
+            weights of the registers, of which the linear rule gets one a layer, scale it.
         registers: how many of the last registers an lfom layer weighs, None for all. 1 keeps no memory.
         **arguments: of `Memformer`.
+
+    Raises:
+        ValueError: for the residual rule with a scalar preconditioner, which would be lfom.
     """
 
     def __init__(
@@ -34,19 +38,18 @@ class Variant(Memformer):
         **arguments: Any,
     ) -> None:
         super().__init__(d, layers, **arguments)
-        self.preconditioner, self.registers = preconditioner, registers
+        self.registers = registers
         if preconditioner == "scalar":
-            self.q = nn.Parameter(torch.full((layers, self.heads, 1, 1), -0.5))
-        elif preconditioner == "shared":
-            self.q = nn.Parameter(self.q.detach()[:1].clone())
+            if self.rule == "lfom_residual":
+                raise ValueError("rule must not be 'lfom_residual' where the preconditioner is scalar: that is 'lfom'")
+            start = (-0.5 / self.heads * torch.eye(d)).expand_as(self.q).clone()
+            self.q = nn.Parameter(start, requires_grad=False)
+            if self.gamma is None:
+                self.gamma = nn.Parameter(torch.ones(layers, self.heads, 1, 1))
 
     def stack_arguments(self) -> StackArguments:
         """As `Memformer.stack_arguments`, with the constraints put in."""
         arguments = super().stack_arguments()
-        if self.preconditioner == "scalar":
-            arguments["q"] = self.q * torch.eye(self.d, dtype=self.q.dtype, device=self.q.device)
-        elif self.preconditioner == "shared":
-            arguments["q"] = self.q.expand(self.layers, -1, -1, -1).contiguous()
         if self.registers is not None and arguments["gamma"] is not None:
             arguments["gamma"] = _newest(arguments["gamma"], self.registers)
         return arguments

@@ -51,16 +51,20 @@ def algorithm_predictions(x: Tensor, y: Tensor, lengths: Sequence[int]) -> Predi
         weights: dict[str, Tensor] = {}
         for label, name in (("GD", "gradient_descent"), ("CGD", "conjugate_gradient")):
             iterates = OPTIMIZERS[name](h, b, _ITERATIONS[-1])
-            weights |= {f"{label}, {k} steps": iterates[k - 1] for k in _ITERATIONS}
+            weights |= {_after(label, k): iterates[k - 1] for k in _ITERATIONS}
         weights["BFGS, 4 steps"] = bfgs(h, b, 4)[-1]
         weights["L-BFGS, 4 steps"] = bfgs(h, b, 4, memory=2)[-1]
         iterates = OPTIMIZERS["iterative_newton"](h, b, _NEWTON[-1])
-        weights |= {f"Newton, {k} steps": iterates[k - 1] for k in _NEWTON}
+        weights |= {_after("Newton", k): iterates[k - 1] for k in _NEWTON}
         weights["online GD"] = online[length - 1]
         weights["OLS"] = ols(h, b)
         for label, w in weights.items():
             found.setdefault(label, []).append((query * w).sum(-1))
     return {label: torch.stack(values) for label, values in found.items()}
+
+
+def _after(label: str, steps: int) -> str:
+    return f"{label}, {steps} step{'s' if steps > 1 else ''}"
 
 
 def similarity(one: Tensor, other: Tensor, truth: Tensor) -> float:

@@ -70,6 +70,7 @@ class Experiment:
         protocol: how it is tested here, with what departs from the publication.
         run: setting -> results.
         judge: results -> checks; reads nothing but the results.
+        find: results -> the main figures in a sentence; reads nothing but the results.
         published: published figures.
     """
 
@@ -81,6 +82,7 @@ class Experiment:
     protocol: str
     run: Callable[[Setting], Results]
     judge: Callable[[Results], Sequence[Check]]
+    find: Callable[[Results], str]
     published: tuple[Published, ...] = ()
 
     def verdict(self, results: Results, scale: Scale) -> Verdict:

@@ -13,7 +13,7 @@ from memformer_lab.experiments.verdicts import Verdict
 from memformer_lab.files import write_atomically
 
 FORMAT = "memformer_lab.experiment"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Outcome:
         setting: how.
         results: what it found.
         seconds: wall time it took.
+        cpu_seconds: processor time it took.
+        machine: processor and number of its cores that it could use.
         versions: of the packages it ran on.
     """
 
@@ -32,6 +34,8 @@ class Outcome:
     setting: Setting
     results: Results
     seconds: float
+    cpu_seconds: float
+    machine: str
     versions: dict[str, str]
 
     @property
@@ -58,6 +62,8 @@ def write(folder: Path, outcome: Outcome) -> None:
         "scale": outcome.setting.scale,
         "seed": outcome.setting.seed,
         "seconds": round(outcome.seconds, 2),
+        "cpu_seconds": round(outcome.cpu_seconds, 2),
+        "machine": outcome.machine,
         "versions": outcome.versions,
         "verdict": asdict(outcome.verdict),
         "results": outcome.results.to_plain(),
@@ -73,7 +79,10 @@ def read(folder: Path, experiment: Experiment, setting: Setting) -> Outcome | No
         if tuple(plain[key] for key in ("format", "version", "name", "scale", "seed")) != same:
             return None
         results = Results.from_plain(plain["results"])
-        outcome = Outcome(experiment, setting, results, float(plain["seconds"]), dict(plain["versions"]))
+        seconds, cpu_seconds = (float(plain[name]) for name in ("seconds", "cpu_seconds"))
+        outcome = Outcome(
+            experiment, setting, results, seconds, cpu_seconds, str(plain["machine"]), dict(plain["versions"])
+        )
         # Also checks that the results are those that today's rules read.
         _ = outcome.verdict
     except (OSError, ValueError, KeyError, TypeError):

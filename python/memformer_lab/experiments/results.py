@@ -58,6 +58,10 @@ class Series:
             return math.nan
         return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
+    def shown(self, digits: int = 2) -> str:
+        """The means at all places, in order, as text."""
+        return ", ".join(f"{self.mean(x):.{digits}f}" for x in self.x)
+
     def interval(self, x: float) -> tuple[float, float]:
         """Bootstrap interval of the mean over seeds."""
         return bootstrap(self.column(x))
@@ -88,6 +92,11 @@ class Panel:
     log_y: bool = False
     categories: tuple[str, ...] = ()
     digits: int = 2
+
+    @property
+    def places(self) -> list[float]:
+        """The places of all curves."""
+        return sorted({x for series in self.series for x in series.x})
 
     def __getitem__(self, label: str) -> Series:
         for series in self.series:

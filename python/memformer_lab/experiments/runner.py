@@ -16,10 +16,12 @@ from memformer_lab.experiments.html import Figures, render
 from memformer_lab.experiments.protocol import Setting
 from memformer_lab.experiments.record import Outcome
 from memformer_lab.experiments.registry import find
+from memformer_lab.experiments.summary import summarise
 from memformer_lab.files import write_atomically
 from memformer_lab.parallel import Job, Report, Workers
+from memformer_lab.terminal import cores
 
-REPORT = "report.html"
+REPORT, SUMMARY = "report.html", "README.md"
 
 
 def run_experiments(
@@ -31,7 +33,7 @@ def run_experiments(
     anew: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Run experiments and write "<name>.json", "<name>-<panel>.png" and "report.html" into `folder`.
+    """Run experiments and write "<name>.json", "<name>-<panel>.png", "report.html" and "README.md" into `folder`.
 
     An experiment whose file is there already, from the same setting, is not run again. What is found does not depend
     on the number of workers.
@@ -67,6 +69,7 @@ def run_experiments(
             raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
         outcomes.append(outcome)
     write_atomically(folder / REPORT, render([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
+    write_atomically(folder / SUMMARY, summarise(outcomes).encode())
     return outcomes
 
 
@@ -74,20 +77,33 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     """Run one experiment and leave its files, so that an interrupted run goes on after it."""
     experiment = find(name)
     report(0, f"{name}: running")
-    begin = time.perf_counter()
+    begin, cpu_begin = time.perf_counter(), time.process_time()
     results = experiment.run(setting)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     versions = {
         "memformer_kernels": memformer_kernels.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    outcome = Outcome(experiment, setting, results, time.perf_counter() - begin, versions)
+    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions)
     for panel, picture in _figures(outcome).items():
         write_atomically(folder / f"{name}-{panel}.png", picture)
     record.write(folder, outcome)
     report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
 
 
+def _machine() -> str:
+    """The processor's name where the system tells it, else its architecture, and the cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {cores()} cores"
+
+
 def _figures(outcome: Outcome) -> Figures:
-    pictures = {panel.name: draw_panel(panel) for panel in outcome.results.panels}
+    panels = (panel for panel in outcome.results.panels if len(panel.places) > 1)
+    pictures = {panel.name: draw_panel(panel) for panel in panels}
     return pictures | {matrix.name: draw_matrix(matrix) for matrix in outcome.results.matrices}

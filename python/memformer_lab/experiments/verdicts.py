@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+_FAILS = "does not hold: "
+
 Label = Literal["reproduced", "reproduced with a caveat", "not reproduced"]
 
 
@@ -33,6 +35,16 @@ class Verdict:
     checks: tuple[Check, ...]
     caveats: tuple[str, ...]
 
+    @property
+    def failed(self) -> list[str]:
+        """The rules that do not hold."""
+        return [check.text for check in self.checks if not check.passed]
+
+    @property
+    def remarks(self) -> list[str]:
+        """The caveats that are not rules that do not hold."""
+        return [caveat for caveat in self.caveats if not caveat.startswith(_FAILS)]
+
 
 def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
     """Not reproduced if an essential check fails; with a caveat if another fails or a caveat is given; else reproduced.
@@ -43,7 +55,7 @@ def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
     if not any(check.essential for check in checks):
         raise ValueError(f"checks: expected an essential one, got {len(checks)} checks without")
     failed = [check for check in checks if not check.passed]
-    qualified = (*(f"does not hold: {check.text}" for check in failed if not check.essential), *caveats)
+    qualified = (*(f"{_FAILS}{check.text}" for check in failed if not check.essential), *caveats)
     label: Label
     if any(check.essential for check in failed):
         label = "not reproduced"
@@ -54,12 +66,12 @@ def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
 
 def at_most(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
     """value <= limit + slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} <= {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
+    return Check(f"{name}: {value:.4g} ≤ {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
 
 
 def at_least(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
     """value >= limit - slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} >= {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential)
+    return Check(f"{name}: {value:.4g} ≥ {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential)
 
 
 def close(name: str, value: float, target: float, tolerance: float, *, essential: bool = True) -> Check:

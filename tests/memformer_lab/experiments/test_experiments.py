@@ -70,6 +70,8 @@ def test_it_runs_and_is_judged(name: str, tiny: dict[str, Results]) -> None:
     assert experiment.verdict(again, "full") == verdict
     assert all(check.text and math.nan is not check.passed for check in verdict.checks)
     assert any("tiny scale" in caveat for caveat in experiment.verdict(results, "tiny").caveats)
+    assert experiment.find(again) == experiment.find(results)
+    assert any(character.isdigit() for character in experiment.find(results))
 
 
 @pytest.mark.parametrize("name", ["cgd", "learnability", "published"])

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from memformer_lab.estimates import estimate
 from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit, fit_fixed, fit_on_tasks, memformer
+from memformer_lab.experiments import fitting
+from memformer_lab.experiments.fitting import (
+    Recipe,
+    fit,
+    fit_fixed,
+    fit_memformer,
+    fit_on_lengths,
+    fit_on_tasks,
+    memformer,
+)
 from memformer_lab.experiments.judging import (
     classical_estimates,
     distributions,
@@ -15,6 +25,7 @@ from memformer_lab.experiments.judging import (
     network_errors,
     steps_of,
 )
+from memformer_lab.experiments.networks import network
 from memformer_lab.tasks import GaussianTasks
 
 TASKS = GaussianTasks.isotropic(3, 12)
@@ -29,6 +40,49 @@ def test_training_lowers_the_loss_and_is_repeatable() -> None:
     assert len(fits[0].losses) == 40
     assert memformer_estimates(models[:1], TASKS, 4000, 0)[0][0].log_mean < before - 0.5
     assert all(torch.equal(a, b) for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"rule": "lfom"},
+        {"rule": "lfom_residual"},
+        {"rule": "cgd", "structure": "block"},
+        {"rule": "lfom", "registers": 2},
+        {"rule": "linear", "preconditioner": "scalar", "heads": 2},
+    ],
+    ids=str,
+)
+def test_native_steps_are_those_of_the_loop(arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same tasks, drawn in Python: all that the stack reads ends where autograd and torch's Adam leave it."""
+    recipe = Recipe(12, 16, 0.05, 0.1, warmup=3)
+    native, plain = network(1, 3, 3, **arguments), network(1, 3, 3, **arguments)
+    drawn = TASKS.compressed(16, torch.Generator().manual_seed(0))
+    fits = [fit_fixed(native, drawn, recipe, 0)]
+    monkeypatch.setattr(fitting, "_state", lambda *_: None)
+    fits.append(fit_fixed(plain, drawn, recipe, 0))
+    assert fits[0].losses == pytest.approx(fits[1].losses, rel=1e-4)
+    for name, value in plain.stack_arguments().items():
+        torch.testing.assert_close(native.stack_arguments()[name], value, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(native.q, network(1, 3, 3, **arguments).q) or not native.q.requires_grad
+
+
+def test_every_kind_of_draw_trains_alike() -> None:
+    """Statistics, chunks of tokens and chunks of long contexts' statistics have one expected loss."""
+    recipe, ends = Recipe(300, 64), []
+    long = GaussianTasks.isotropic(3, 300)
+    for fit_one in (
+        lambda model: fit_on_tasks(model, TASKS, recipe, 0),
+        lambda model: fit_memformer(model, TASKS.tokens, recipe, 0),
+        lambda model: fit_on_lengths(model, [TASKS, TASKS], recipe, 0),
+    ):
+        model = memformer(0, 3, 2, rule="lfom")
+        fit_one(model)
+        ends.append(memformer_estimates([model], TASKS, 20_000, 0)[0][0].log_mean)
+    assert max(ends) - min(ends) < 0.1
+    model = memformer(0, 3, 2, rule="lfom")
+    assert not fit_on_tasks(model, long, recipe, 0).diverged
+    assert memformer_estimates([model], long, 4000, 0)[0][0].log_mean < min(ends) - 1
 
 
 def test_divergence_ends_training_before_the_parameters_break() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from memformer_kernels import memformer_predict
 from memformer_lab.experiments.families import FAMILIES, family_tokens
+from memformer_lab.experiments.fitting import Recipe, fit_on_tasks
 from memformer_lab.experiments.networks import Variant, network
 from memformer_lab.experiments.prompts import algorithm_predictions, draw_prompts, memformer_predictions, similarity
 from memformer_lab.experiments.second_order import bfgs, online_gradient_descent
@@ -107,14 +108,17 @@ def test_similarity_is_a_cosine_of_errors() -> None:
     assert math.isnan(similarity(truth, truth + errors, truth))
 
 
-def test_scalar_and_shared_preconditioners() -> None:
+def test_a_scalar_preconditioner_stays_one() -> None:
     scalar = network(0, 3, 2, rule="linear", preconditioner="scalar")
-    assert scalar.stack_arguments()["q"].shape == (2, 1, 3, 3)
-    assert scalar.q.numel() == 2
-    shared = network(0, 3, 2, rule="linear", preconditioner="shared")
-    q = shared.stack_arguments()["q"]
-    assert torch.equal(q[0], q[1])
-    assert shared.q.numel() == 9
+    before = scalar.q.clone()
+    fit_on_tasks(scalar, GaussianTasks.isotropic(3, 10), Recipe(20, 32), 0)
+    assert torch.equal(scalar.q, before)
+    assert torch.equal(before[0, 0], -0.5 * torch.eye(3))
+    assert scalar.gamma is not None
+    assert scalar.gamma.shape == (2, 1, 1, 1)
+    assert not bool((scalar.gamma == 1).any())
+    with pytest.raises(ValueError, match="that is 'lfom'"):
+        network(0, 3, 2, rule="lfom_residual", preconditioner="scalar")
 
 
 def test_registers_beyond_the_newest_are_never_read() -> None:

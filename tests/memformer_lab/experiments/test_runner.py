@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_results_figures_and_report_are_written(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "published.json", "published-layouts.png", "learnability.json", "learnability-gap.png", "learnability-loss.png",
-        "report.html",
+        "report.html", "README.md",
     }  # fmt: skip
     for path in folder.glob("*.png"):
         picture = matplotlib.image.imread(path)
@@ -76,6 +76,21 @@ def test_the_report_is_one_well_formed_page_that_needs_no_network(folder: Path) 
             assert text in page.text
     assert "reproduced with a caveat" in page.text
     assert "tiny scale" in page.text
+
+
+def test_the_page_in_markdown_has_a_row_for_each(folder: Path) -> None:
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "    memformer-lab reproduce --tiny --seed 0\n" in page
+    assert "minutes of processor time on" in page
+    for name in CHOSEN:
+        outcome = record.read(folder, find(name), Setting("tiny"))
+        assert outcome is not None
+        rows = [line for line in page.splitlines() if f"]({name}.json)" in line]
+        assert len(rows) == 1
+        for text in (outcome.experiment.claim, outcome.verdict.label, outcome.experiment.find(outcome.results)):
+            assert text in rows[0]
+        for text in (*outcome.verdict.failed, *outcome.verdict.remarks):
+            assert text in page
 
 
 def test_the_json_holds_claim_verdict_and_rules(folder: Path) -> None:

@@ -53,6 +53,6 @@ def test_rules(check: Check, holds: bool) -> None:
 
 
 def test_rules_show_their_numbers() -> None:
-    assert at_most("error", 1.25, 1.0, 0.1).text == "error: 1.25 <= 1 + 0.1"
-    assert at_least("share", 0.5, 1.0).text == "share: 0.5 >= 1"
+    assert at_most("error", 1.25, 1.0, 0.1).text == "error: 1.25 ≤ 1 + 0.1"
+    assert at_least("share", 0.5, 1.0).text == "share: 0.5 ≥ 1"
     assert close("CGD", 0.6872, 0.69, 0.05, essential=False).text == "CGD: 0.6872 = 0.69 ± 0.05"
