@@ -4,7 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu, small_run
+from benchmarks import gpu_parts, small_run
 from memformer_kernels import build_info
 
 
@@ -14,7 +14,7 @@ def test_it_runs_every_operation() -> None:
 
 def test_without_a_checker_or_a_library_the_reason_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "compute-sanitizer" in gpu.watched(Console())["not run"]
+    assert "compute-sanitizer" in gpu_parts.watched(Console())["not run"]
     if not build_info().backends["cuda"].available:
         monkeypatch.setattr("shutil.which", lambda name: "/bin/true")
-        assert gpu.watched(Console()) == {"not run": build_info().backends["cuda"].reason}
+        assert gpu_parts.watched(Console()) == {"not run": build_info().backends["cuda"].reason}
