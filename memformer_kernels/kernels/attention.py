@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.kernels import rules
-from memformer_kernels.kernels.launch import launch, triton_type
+from memformer_kernels.kernels.launch import architecture, launch, triton_type
 from memformer_kernels.kernels.tiles import multiply
 
 ENOUGH_PROGRAMS = 1024
@@ -275,7 +275,7 @@ def attend(
     if out.numel() == 0:
         return out
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    sizes = _sizes(width, value_width, dtype)
+    sizes = _sizes(width, value_width, q.dtype, q.device)
     options: dict[str, Any] = {
         **sizes,
         "ACC": triton_type(dtype),
@@ -378,16 +378,18 @@ def _splits(tokens: int, programs: int, width: int) -> tuple[int, int]:
     return triton.cdiv(tokens, split_tokens), split_tokens
 
 
-def _sizes(width: int, value_width: int, dtype: torch.dtype) -> dict[str, int]:
+def _sizes(width: int, value_width: int, stored: torch.dtype, device: torch.device) -> dict[str, int]:
     """What kernels are compiled for: the sum so far, a chunk's rows and its scores stay in registers together."""
     block = max(rules.DOT_MINIMUM, int(triton.next_power_of_2(width)))
-    wide = block > 64 or dtype == torch.float64
-    columns = min(max(rules.DOT_MINIMUM, int(triton.next_power_of_2(value_width))), 32 if wide else 64)
-    chunk = 16 if block > 128 or (block > 64 and dtype == torch.float64) else 32 if wide else 64
+    # An operand of a float32 product is three TF32 parts, of which two are more than a half-precision one takes.
+    size = block * {torch.float64: 4, torch.float32: 2}.get(stored, 1)
+    # Before Hopper both operands of a product are in registers, not one.
+    narrow = block > 64 or stored == torch.float64 or (size > 64 and architecture(device) < 90)
+    columns = min(max(rules.DOT_MINIMUM, int(triton.next_power_of_2(value_width))), 32 if narrow else 64)
     return {
         "BLOCK": block,
         "COLUMNS": columns,
-        "CHUNK": chunk,
-        "num_warps": 4 if block <= 64 else 8,
-        "num_stages": 1 if wide else 2,
+        "CHUNK": 64 if size <= 64 else 32 if size <= 128 else 16,
+        "num_warps": 4 if size <= 64 else 8,
+        "num_stages": 1 if block > 64 or stored == torch.float64 else 2,
     }
