@@ -23,10 +23,13 @@ class Ahead {
   // Asks for what is left up to `share` of `whole` parts.
   MEMFORMER_INLINE void ask(int share, int whole) {
     const int until = lines_ * share / whole;
+    const char* line = next_ + 64 * asked_;
+    const char* const end = next_ + 64 * until;
+    asked_ = until;
     if (lines_ <= near) {
-      for (; asked_ < until; ++asked_) __builtin_prefetch(next_ + 64 * asked_, 0, 3);
+      for (; line < end; line += 64) __builtin_prefetch(line, 0, 3);
     } else {
-      for (; asked_ < until; ++asked_) __builtin_prefetch(next_ + 64 * asked_, 0, 2);
+      for (; line < end; line += 64) __builtin_prefetch(line, 0, 2);
     }
   }
 

@@ -39,17 +39,26 @@ class PairwiseSum {
   int64_t added_ = 0;
 };
 
-// matrix = sum over rows i < count of z_i z_i^T, packed; rows(first, number) gives a block of them.
-template <class S, class Width, class Rows>
-inline void sum_context(int count, Width width, Rows rows, S* waiting, S* matrix) {
+// matrix = sum over rows i < count of z_i z_i^T, packed; block(first, number, matrix) makes that of a block of them.
+template <class S, class Width, class Block>
+inline void sum_blocks(int count, Width width, Block block, S* waiting, S* matrix) {
   PairwiseSum<S> sum(waiting, core::packed_size(width));
   int done = 0;
   while (done < count) {
     const int number = count - done < core::gram_block ? count - done : core::gram_block;
-    core::block_gram(core::Cells<const S>{rows(done, number)}, number, width, matrix);
+    block(done, number, matrix);
     done += number;
     sum.add(matrix, done == count);
   }
+}
+
+// The same from rows that are in lanes already; rows(first, number) gives a block of them.
+template <class S, class Width, class Rows>
+inline void sum_context(int count, Width width, Rows rows, S* waiting, S* matrix) {
+  const auto block = [&](int first, int number, S* to) {
+    core::block_gram(core::Cells<const S>{rows(first, number)}, number, width, to);
+  };
+  sum_blocks(count, width, block, waiting, matrix);
 }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -5,8 +5,11 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "core/attention.h"
 #include "core/extent.h"
+#include "core/matrix.h"
 #include "cpu/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -40,6 +43,16 @@ inline void with_extent(int d, Body body) {
 template <class T, class Body>
 inline void with_features(const Network<T>& network, Body body) {
   with_extent<T>(network.width - 1, body);
+}
+
+// Calls body with whether a response-only network has the memory of LFOM: one register a layer, gamma in full, no beta, and
+// what else the kernel asks for. Sizes that are compiled for themselves have that form compiled for itself too.
+template <class Extent, class T, class Body>
+inline void with_lfom(const Network<T>& network, bool more, Body body) {
+  if constexpr (core::is_fixed<Extent>) {
+    if (more && network.kept == 1 && network.gamma && !network.diagonal && !network.beta) return body(std::true_type{});
+  }
+  body(std::false_type{});
 }
 
 // Calls body with the shape of any other network: blocks of d x d, or dense matrices of D x D.

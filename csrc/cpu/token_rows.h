@@ -1,7 +1,8 @@
 // The tokens of a group of tasks that a network reads: those of the context, and those whose result is asked for.
 //
 // Few rows are loaded once and stay (`resident`); more of them stream through a buffer of one block, once for every pass
-// over them. Rows past a ragged task's own context are zero in what `context` returns, by selection.
+// over them. Rows past a ragged task's own context are zero in what `context` returns, by selection. A context that is
+// read once, by stream_block, is never loaded here (`begin_results`).
 
 #pragma once
 
@@ -34,12 +35,20 @@ class TokenRows {
   int out_first() const { return out_first_; }
   int out_count() const { return out_count_; }
   bool is_stack() const { return stack_; }
+  // Whether every task's whole context is rows of T, one after the other in memory.
+  bool is_plain() const {
+    return !lengths_ && z_.storage == storage_of<T> && z_.stride[2] == 1 && z_.stride[1] == width_;
+  }
   int cells() const { return (resident_ ? rows_ : core::gram_block) * width_; }
 
+  // For a group whose predictions are all that `out` is asked for, and `context` for nothing.
+  void begin_results(Tasks tasks, S* tile) {
+    enter(tasks, tile);
+    if (resident_) load_rows(z_, tasks, out_first_, out_count_, width_, tile + context_ * width_);
+  }
+
   void begin(Tasks tasks, S* tile) {
-    tasks_ = tasks;
-    tile_ = tile;
-    count_ = load_lengths<T>(lengths_, context_, tasks);
+    enter(tasks, tile);
     if (!resident_) return;
     if (stack_ || out_first_ == context_) {
       load_rows(z_, tasks, 0, rows_, width_, tile);
@@ -72,6 +81,12 @@ class TokenRows {
   S labelled(int index, S value) const { return lengths_ ? where_less(static_cast<T>(index), count_, value) : value; }
 
  private:
+  void enter(Tasks tasks, S* tile) {
+    tasks_ = tasks;
+    tile_ = tile;
+    count_ = load_lengths<T>(lengths_, context_, tasks);
+  }
+
   void mask(int first, int count, S* rows) const {
     for (int i = 0; i < count; ++i) {
       for (int c = 0; c < width_; ++c) rows[i * width_ + c] = where_less(static_cast<T>(first + i), count_, rows[i * width_ + c]);

@@ -1,6 +1,7 @@
 """The native CPU backend: fixed orders of summation, every instruction set, any layout, contexts of any length."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from memformer_kernels import (
     memformer_stack,
 )
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
-from tests.memformer_kernels.cases import STRUCTURES, make_case, normal, seeded
+from tests.memformer_kernels.cases import STRUCTURES, draw_tokens, make_case, normal, seeded
 
 if library.status("cpu").path is None:
     pytest.skip(library.status("cpu").reason, allow_module_level=True)
@@ -267,6 +268,41 @@ def test_dispatch_by_size() -> None:
     assert backend(16, 128, "block", True) == "cpu"
     assert backend(16, 129, "block", True) == "torch"
     assert backend(17, 20, "response-only", True) == "torch"
+
+
+def _parameter_gradients(z: Tensor, **parameters: Any) -> list[Tensor]:
+    """The loss of a response-only network and its gradients of q and gamma."""
+    wanted = [parameters["q"], parameters["gamma"]]
+    loss = memformer_loss(z, z.detach()[:, -1:, 0], backend="cpu", **parameters)
+    return [loss, *torch.autograd.grad(loss, wanted)]
+
+
+def _lfom(tasks: int, tokens: int, width: int, gamma_rows: int) -> dict[str, Tensor]:
+    generator = seeded(tokens)
+    shapes = {"q": (3, 1, width - 1, width - 1), "gamma": (3, 3, 1, gamma_rows, 1)}
+    made = {name: normal(generator, *shape, scale=0.3).float().requires_grad_() for name, shape in shapes.items()}
+    return {"z": draw_tokens(generator, tasks, tokens, width).float(), **made}
+
+
+@pytest.mark.parametrize("tokens", [2, 3, 4, 6, 21, 24, 33, 34, 66, 100])
+@pytest.mark.parametrize("width", [3, 4, 5, 6, 7])
+def test_tokens_that_are_read_once_and_tokens_that_stay_give_the_same_bits(
+    instruction_set: str, width: int, tokens: int
+) -> None:
+    """Without a gradient of theirs tokens go straight into Gram matrices; with one they are kept in lanes."""
+    arguments = _lfom(70, tokens, width, gamma_rows=1)
+    z = arguments.pop("z")
+    once, stay = (_parameter_gradients(x, **arguments) for x in (z, z.clone().requires_grad_()))
+    assert all(torch.equal(a, b) for a, b in zip(once, stay, strict=True))
+
+
+@pytest.mark.parametrize("gamma_rows", [1, 21], ids=["gram", "token"])
+def test_lfom_and_the_general_method_give_the_same_bits(instruction_set: str, gamma_rows: int) -> None:
+    """LFOM is compiled for itself; a beta of zeros adds nothing and takes the way of every other method."""
+    arguments = _lfom(70, 21, 6, gamma_rows)
+    itself = _parameter_gradients(**arguments)
+    general = _parameter_gradients(**arguments, beta=torch.zeros(3, 1, 1, 1))
+    assert all(torch.equal(a, b) for a, b in zip(itself, general, strict=True))
 
 
 def test_an_instruction_set_that_is_not_there_is_refused() -> None:

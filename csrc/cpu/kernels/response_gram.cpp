@@ -12,12 +12,14 @@
 #include "cpu/run_network.h"
 #include "cpu/readout.h"
 #include "cpu/response_sums.h"
+#include "cpu/streamed_gram.h"
 #include "cpu/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-template <class T, class Extent>
+// Lfom: one register a layer, gamma in full and no beta, known when compiling.
+template <class T, class Extent, bool Lfom>
 class ResponseGram {
   using S = Lanes<T>;
   using Width = decltype(core::successor(Extent{}));
@@ -28,10 +30,10 @@ class ResponseGram {
       : network_(network),
         d_(d),
         width_(core::successor(d)),
-        method_{network.layers, network.kept, network.diagonal, network.q, network.gamma, network.beta},
         rows_(network),
         readout_(network),
-        first_layer_(network.layers - network.result_layers) {}
+        first_layer_(network.layers - network.result_layers),
+        streams_(streams_gram<T, Width> && rows_.is_plain() && !rows_.is_stack() && !network.gram.data && !network.grad_z.data) {}
 
   int sums() const {
     const int pairs = network_.diagonal ? network_.layers : network_.layers * network_.layers;
@@ -53,16 +55,11 @@ class ResponseGram {
 
     ahead_.begin(network_.z, tasks);
     ahead_.ask(1, asks);
-    rows_.begin(tasks, tile);
-    ahead_.ask(2, asks);
-    const S scale = S(T(1)) / rows_.count();
     S matrix[core::packed_size(Width::limit)];
-    if (network_.gram.data) {
-      load_packed(network_.gram, tasks, width_, buffer, matrix);
-    } else {
-      sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
-    }
+    sum_context_of(tasks, tile, waiting, buffer, matrix);
     ahead_.ask(3, asks);
+    const S scale = S(T(1)) / rows_.count();
+    const core::FirstOrder<T> method = this->method();
     Task task;
     task.extent = d_;
     const int d = d_;
@@ -75,7 +72,7 @@ class ResponseGram {
     S s[Extent::limit];
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) s[c] = S(T(0));
-    core::response_forward<false>(task, method_, s, trace);
+    core::response_forward<false>(task, method, s, trace);
 
     ahead_.ask(4, asks);
     readout_.begin(tasks);
@@ -95,7 +92,7 @@ class ResponseGram {
       for (int c = 0; c < d; ++c) grad.b[c] = S(T(0));
     }
     core::response_backward<false>(
-        task, method_, trace,
+        task, method, trace,
         [&, d](int l, S* ds) {
           ahead_.ask(asks - l, asks);
           if (l < first_layer_) return;
@@ -109,6 +106,34 @@ class ResponseGram {
  private:
   int a_count() const { return network_.layers * network_.kept * d_ * d_; }
   int trace_cells() const { return core::ResponseTrace<S, Extent, 1>::size(network_.layers, network_.kept, d_); }
+
+  // Constants where they are known, so that the compiler leaves out what they rule out.
+  MEMFORMER_INLINE core::FirstOrder<T> method() const {
+    if constexpr (Lfom) {
+      if (!network_.gamma) __builtin_unreachable();
+      return {network_.layers, 1, false, network_.q, network_.gamma, nullptr};
+    } else {
+      return {network_.layers, network_.kept, network_.diagonal, network_.q, network_.gamma, network_.beta};
+    }
+  }
+
+  // The Gram matrix of the context; tokens that will be read again end in the tile.
+  MEMFORMER_INLINE void sum_context_of(Tasks tasks, S* tile, S* waiting, S* buffer, S* matrix) {
+    if constexpr (streams_gram<T, Width>) {
+      if (streams_ && tasks.active == S::width) {
+        rows_.begin_results(tasks, tile);
+        const auto block = [&](int first, int count, S* to) { stream_block<T>(network_.z, tasks, first, count, width_, to); };
+        sum_blocks(rows_.context_count(), width_, block, waiting, matrix);
+        return;
+      }
+    }
+    rows_.begin(tasks, tile);
+    if (network_.gram.data) {
+      load_packed(network_.gram, tasks, width_, buffer, matrix);
+    } else {
+      sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+    }
+  }
 
   // The response slot of a row after layer l: y + x . s_{l+1}.
   template <class Trace>
@@ -236,17 +261,19 @@ class ResponseGram {
   const Network<T>& network_;
   Extent d_;
   Width width_;
-  core::FirstOrder<T> method_;
   TokenRows<T> rows_;
   Readout<T> readout_;
   Ahead<T> ahead_;
   int first_layer_;
+  bool streams_;
 };
 
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
   with_long_contexts(network, parallel, [&](const Network<T>& call) {
-    with_features(call, [&](auto d) { run_network(call, ResponseGram<T, decltype(d)>(call, d), parallel); });
+    with_features(call, [&](auto d) {
+      with_lfom<decltype(d)>(call, true, [&](auto lfom) { run_network(call, ResponseGram<T, decltype(d), lfom.value>(call, d), parallel); });
+    });
   });
 }
 

@@ -13,7 +13,8 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-template <class T, class Extent>
+// Lfom: one register a layer, gamma in full and along the rows, no beta and contexts of one length, known when compiling.
+template <class T, class Extent, bool Lfom>
 class ResponseTokens {
   using S = Lanes<T>;
   using Trace = core::TokenTrace<S, Extent, 1>;
@@ -22,8 +23,6 @@ class ResponseTokens {
   ResponseTokens(const Network<T>& network, Extent d)
       : network_(network),
         d_(d),
-        method_{network.layers, network.kept, network.diagonal, network.gamma_rows, network.beta_rows,
-                network.q, network.gamma, network.beta},
         tokens_(network) {}
 
   int sums() const {
@@ -47,6 +46,7 @@ class ResponseTokens {
     S* const errors = ds + rows;
     S* const grad = errors + tokens_.error_cells();
 
+    const core::TokenMethod<T> method = this->method();
     ahead_.begin(network_.z, tasks);
     tokens_.load(tasks, z);
     const core::TokenTask<S, Extent, 1> task{{z},
@@ -54,12 +54,12 @@ class ResponseTokens {
                                              rows,
                                              tokens_.context(),
                                              tokens_.is_stack() ? 0 : tokens_.out_row(),
-                                             tokens_.masks(),
+                                             !Lfom && tokens_.masks(),
                                              tokens_.count(),
                                              S(T(1)) / tokens_.count()};
     const Trace trace{{cells}, layers, network_.kept, rows, d_};
     S* const squared = sums + this->sums() - 1;
-    core::token_forward(task, method_, trace, [&](int l) {
+    core::token_forward(task, method, trace, [&](int l) {
       ahead_.ask(l + 1, 2 * layers);
       tokens_.read_out(l, trace.state(l + 1).data + tokens_.out_row(), 1, errors, squared);
     });
@@ -87,7 +87,7 @@ class ResponseTokens {
       for (int k = 0; k < rows * width; ++k) grad[k] = S(T(0));
     }
     core::token_backward(
-        task, method_, trace,
+        task, method, trace,
         [&](int l, core::Cells<S> to) {
           ahead_.ask(2 * layers - l, 2 * layers);
           tokens_.add_outer(l, errors, to.data + tokens_.out_row(), 1);
@@ -97,9 +97,19 @@ class ResponseTokens {
   }
 
  private:
+  // Constants where they are known, so that the compiler leaves out what they rule out.
+  MEMFORMER_INLINE core::TokenMethod<T> method() const {
+    if constexpr (Lfom) {
+      if (!network_.gamma || network_.gamma_rows < 2) __builtin_unreachable();
+      return {network_.layers, 1, false, network_.gamma_rows, 1, network_.q, network_.gamma, nullptr};
+    } else {
+      return {network_.layers, network_.kept, network_.diagonal, network_.gamma_rows, network_.beta_rows,
+              network_.q, network_.gamma, network_.beta};
+    }
+  }
+
   const Network<T>& network_;
   Extent d_;
-  core::TokenMethod<T> method_;
   TokenGroup<T> tokens_;
   Ahead<T> ahead_;
 };
@@ -107,7 +117,9 @@ class ResponseTokens {
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
   with_features(network, [&](auto d) {
-    run_network(network, ResponseTokens<T, decltype(d)>(network, d), parallel);
+    with_lfom<decltype(d)>(network, network.gamma_rows > 1 && !network.lengths, [&](auto lfom) {
+      run_network(network, ResponseTokens<T, decltype(d), lfom.value>(network, d), parallel);
+    });
   });
 }
 
