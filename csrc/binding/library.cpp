@@ -22,7 +22,7 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
   with_compute_type(z, [&](auto type) {
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
     call.network.pass = Pass::forward;
-    call.network.result = array_of(result);
+    call.network.result = made_array(result);
     if (queries >= 0) call.network.result_layers = static_cast<int>(result.size(0));
     call.run();
   });
@@ -37,7 +37,7 @@ void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeT
     call.network.pass = Pass::backward;
     call.network.result = array_of(grad);
     if (queries >= 0) call.network.result_layers = static_cast<int>(grad.size(0));
-    call.network.grad_z = array_of(grad_z);
+    call.network.grad_z = made_array(grad_z);
     call.run();
     call.write({grad_q, grad_p, grad_gamma, grad_beta});
   });
@@ -52,7 +52,7 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
     const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
     call.network.pass = grads.any() || grad_z || grad_target ? Pass::loss_backward : Pass::loss;
     call.network.target = array_of(target);
-    call.network.grad_z = array_of(grad_z);
+    call.network.grad_z = made_array(grad_z);
     call.network.grad_target = array_of(grad_target);
     call.run();
     call.write(grads);
@@ -62,6 +62,7 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
 
 void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
   with_compute_type(z, [&](auto type) {
+    expect_large_pages(matrix);
     const auto call = gram_of<decltype(type)>(z, lengths, context, matrix);
     cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
   });
@@ -72,7 +73,7 @@ void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTenso
   with_compute_type(z, [&](auto type) {
     auto call = gram_of<decltype(type)>(z, lengths, context, grad);
     call.backward = true;
-    call.grad_z = array_of(grad_z);
+    call.grad_z = made_array(grad_z);
     cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
   });
 }
@@ -89,7 +90,7 @@ void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, c
   with_compute_type(h, [&](auto type) {
     QuadraticsCall<decltype(type)> made({h, b, a, gamma, beta, w0}, grad);
     made.call.backward = true;
-    made.call.grad_h = array_of(grad_h);
+    made.call.grad_h = made_array(grad_h);
     made.call.grad_b = array_of(grad_b);
     made.call.grad_w0 = array_of(grad_w0);
     made.run();
@@ -101,7 +102,8 @@ void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::ve
            const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const Tensor& result, const Tensor& fresh) {
   with_compute_type(z, [&](auto type) {
     LayerCall<decltype(type)> made({z, q, p, registers, gamma, beta, lengths, context});
-    made.call.result = array_of(result);
+    made.call.result = made_array(result);
+    expect_large_pages(fresh);
     made.call.fresh = registers_of(fresh);
     made.run();
   });
@@ -117,7 +119,8 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
     made.call.backward = true;
     made.call.result = array_of(grad);
     made.call.fresh = registers_of(grad_fresh);
-    made.call.grad_z = array_of(grad_z);
+    made.call.grad_z = made_array(grad_z);
+    for (const Tensor& one : grad_registers) expect_large_pages(one);
     const auto places = wanted_registers(grad_registers, wanted);
     made.call.grad_registers = places.data();
     made.run();
@@ -255,9 +258,7 @@ void attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, co
     auto call = attention_of<T>({q, k, v, rows, keys, bounds, causal});
     call.backward = true;
     call.result = heads_of(grad);
-    for (const MaybeTensor* one : {&grad_q, &grad_k, &grad_v}) {
-      if (*one) expect_large_pages(**one);
-    }
+    for (const MaybeTensor* one : {&grad_q, &grad_k, &grad_v}) expect_large_pages(*one);
     call.grad_q = heads_of(grad_q);
     call.grad_k = heads_of(grad_k);
     call.grad_v = heads_of(grad_v);

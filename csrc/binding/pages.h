@@ -26,4 +26,15 @@ inline void expect_large_pages(const Tensor& tensor) {
 #endif
 }
 
+inline void expect_large_pages(const MaybeTensor& tensor) {
+  if (tensor) expect_large_pages(*tensor);
+}
+
+// The array of a result or a gradient, fresh from the allocator.
+template <class Made>
+Array made_array(const Made& tensor) {
+  expect_large_pages(tensor);
+  return array_of(tensor);
+}
+
 }  // namespace memformer::binding
