@@ -2,8 +2,8 @@
 //
 // A tile holds K numbers of every task, tile[k] being number k of all of them. The fast path transposes blocks of width by
 // width numbers in registers: four numbers at a time are gathered by 128-bit loads, so that only the transposes inside a
-// 128-bit lane are left (two shuffles a vector; one for doubles). Anything strided, half precision or at the end of the
-// batch goes number by number, through the same functions.
+// 128-bit lane are left (two shuffles a vector; one for doubles). Half precision is widened first. Anything strided, or
+// written in half precision, goes number by number, through the same functions.
 
 #pragma once
 
@@ -177,11 +177,54 @@ MEMFORMER_INLINE void write_number(const Array& array, int64_t offset, T value) 
   }
 }
 
+// Half precision, `count` numbers one after the other, to floats.
+inline void widen(Storage storage, const uint16_t* from, int count, float* to) {
+  int k = 0;
+#if MEMFORMER_VECTOR_BYTES > 16
+  constexpr int width = Lanes<float>::width;
+  using Vector = typename Lanes<float>::Vector;
+  typedef uint16_t Halves __attribute__((vector_size(width * 2), aligned(2), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(width * 4)));
+  for (; k + width <= count; k += width) {
+    if (storage == Storage::bfloat16) {
+      const Halves halves = *reinterpret_cast<const Halves*>(from + k);
+      Lanes<float>((Vector)(__builtin_convertvector(halves, Words) << 16)).store(to + k);
+    } else {
+#if MEMFORMER_VECTOR_BYTES == 64
+      const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i_u*>(from + k));
+      Lanes<float>((Vector)_mm512_cvtph_ps(halves)).store(to + k);
+#else
+      const __m128i halves = _mm_loadu_si128(reinterpret_cast<const __m128i_u*>(from + k));
+      Lanes<float>((Vector)_mm256_cvtph_ps(halves)).store(to + k);
+#endif
+    }
+  }
+#endif
+  for (; k < count; ++k) to[k] = storage == Storage::bfloat16 ? core::from_bfloat16(from[k]) : core::from_float16(from[k]);
+}
+
 // Which tasks a group holds: `active` of them from `first`; the lanes past them hold zeros and are never written back.
 struct Tasks {
   int64_t first;
   int active;
 };
+
+// tile[k] = the half precision number k of every task, for k < count: `from` is the first of the first task's, which are one after
+// the other. Widened a few dozen at a time, beside each other, and then brought into lanes like floats.
+inline void load_half_columns(Storage storage, const uint16_t* from, int64_t task_stride, int active, int count, Lanes<float>* tile) {
+  constexpr int width = Lanes<float>::width, most = 64;
+  float numbers[width][most];
+  std::memset(numbers, 0, sizeof numbers);
+  for (int begin = 0; begin < count; begin += most) {
+    const int some = count - begin < most ? count - begin : most;
+    for (int task = 0; task < active; ++task) widen(storage, from + task * task_stride + begin, some, numbers[task]);
+    for (int k = 0; k < some; k += quarter<float>) {
+      Lanes<float> columns[quarter<float>];
+      load_columns(numbers[0] + k, most, columns);
+      for (int r = 0; r < quarter<float> && k + r < some; ++r) tile[begin + k + r] = columns[r];
+    }
+  }
+}
 
 // tile[k] = number k of rows [row, row + count) of every task, rows of `columns` numbers: array (tasks, rows, columns).
 template <class T>
@@ -201,6 +244,14 @@ inline void load_rows(const Array& array, Tasks tasks, int row, int count, int c
     for (int k = 0; k < last; k += quarter<T>) load_columns(from + k, step, tile + k);
     load_columns(from + last, step, tile + last);
     return;
+  }
+  if constexpr (sizeof(T) == 4) {
+    if (contiguous && (array.storage == Storage::bfloat16 || array.storage == Storage::float16)) {
+      const int64_t offset = tasks.first * array.stride[0] + row * array.stride[1];
+      const uint16_t* from = static_cast<const uint16_t*>(array.data) + offset;
+      load_half_columns(array.storage, from, array.stride[0], tasks.active, numbers, tile);
+      return;
+    }
   }
   for (int i = 0; i < count; ++i) {
     for (int c = 0; c < columns; ++c) {
