@@ -6,7 +6,7 @@ goes through a torch.autograd.Function instead, made here from the same pieces.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,15 +14,16 @@ from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 
-@dataclass(frozen=True)
-class Flat:
+class Flat(NamedTuple):
     """Arguments one by one; `template` holds the length of those that are lists, None for the others."""
 
-    values: list[Any]
-    template: list[int | None]
+    values: Sequence[Any]
+    template: Sequence[int | None]
 
-    def restored(self) -> list[Any]:
+    def restored(self) -> Sequence[Any]:
         """The arguments as they were, lists included."""
+        if len(self.values) == len(self.template) and not any(self.template):
+            return self.values
         values = iter(self.values)
         return [next(values) if size is None else [next(values) for _ in range(size)] for size in self.template]
 
@@ -38,10 +39,13 @@ class Flat:
         return varied
 
 
+_LISTS = frozenset((list, tuple))
+
+
 def flatten(arguments: Sequence[Any]) -> Flat:
-    """Spells out the lists among the arguments."""
-    if not any(isinstance(argument, list | tuple) for argument in arguments):
-        return Flat(list(arguments), [None] * len(arguments))
+    """Spells out the lists and tuples among the arguments."""
+    if _LISTS.isdisjoint(map(type, arguments)):
+        return Flat(arguments, [None] * len(arguments))
     values: list[Any] = []
     template: list[int | None] = []
     for argument in arguments:
@@ -68,8 +72,9 @@ class Step:
 
     on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
     from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
-    be used), which gradients are wanted and those of the results. returns_list: the results are a list. task_arguments
-    and task_axis: which arguments, and which axis of the results, have one entry per task.
+    be used), which gradients are wanted and those of the results. returns_list: the results are a list. backend_at: the
+    place of the backend's name from the end. task_arguments and task_axis: which arguments, and which axis of the
+    results, have one entry per task.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Step:
     pull_back: PullBack
     kept_from: int | None = None
     returns_list: bool = False
+    backend_at: int = -1
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
 

@@ -148,7 +148,9 @@ def _gradients(
     if True not in needs:
         return [None] * len(needs)
     return [
-        _like(argument, dtype) if needed and argument is not None else None
+        torch.empty_like(argument, dtype=dtype, memory_format=torch.contiguous_format)
+        if needed and argument is not None
+        else None
         for argument, needed in zip(arguments, needs, strict=True)
     ]
 

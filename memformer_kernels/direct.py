@@ -1,0 +1,98 @@
+"""The short way of a plain eager call: autograd's node, or nobody at all, calls a native backend, not the dispatcher.
+
+A registered operation written in Python costs some 20 us to reach. The dispatcher boxes a dozen arguments, calls back
+into Python, and only there meets the native library's operator, another turn of the dispatcher. Where nobody but
+autograd listens the first turn has no effect, and for a handful of tasks it costs more than the arithmetic. Those who
+could listen are compilers, torch.func, forward-mode AD, autocast, modes, tracers, profilers and subclasses of Tensor.
+With any of them a call takes the registered operation.
+"""
+
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.transforms import transforming
+
+_NATIVE = frozenset(("cpu", "cuda"))
+"""Backends whose kernels are the dispatcher's operators themselves: negated views and the like are resolved there."""
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, NoneType, int, bool, str, tuple))
+
+
+def applies(backend: str, arguments: Sequence[Any]) -> bool:
+    """Whether a call of an operation with these arguments may go to its kernel directly."""
+    return backend in _NATIVE and _plain(arguments) and _undisturbed()
+
+
+def _undisturbed() -> bool:
+    """Whether nothing but autograd sees the operations of this thread. A compiler's trace must not come here."""
+    return not (
+        transforming()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+        or torch._C._autograd._profiler_enabled()
+    )
+
+
+def _plain(arguments: Sequence[Any]) -> bool:
+    if _PLAIN.issuperset(map(type, arguments)):
+        return True
+    lists = [argument for argument in arguments if type(argument) is list]
+    others = [argument for argument in arguments if type(argument) is not list]
+    return bool(lists) and all(_PLAIN.issuperset(map(type, one)) for one in (others, *lists))
+
+
+def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """node.apply without what it does for torch.func's transforms, none of which is active: a quarter of a node."""
+    return super(torch.autograd.Function, node).apply(*arguments)  # type: ignore[misc]
+
+
+def value_with_gradients(
+    op: Any, kernel: Callable[..., list[Tensor]], tensors: int, again: Any
+) -> Callable[..., list[Tensor]]:
+    """A scalar operation that works out its gradients along with its value, as one node of autograd's graph; [value].
+
+    op and kernel take `tensors` tensors, and options of which the last but one says which of the tensors' gradients are
+    needed; they return the value and these gradients. The first backward hands these out, multiplied in place. If the
+    graph is kept and there is another, it works them out again. One that must itself be differentiable is left to
+    `again`, which takes the arguments, which gradients are wanted, and the value's gradient.
+    """
+
+    class Value(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, arguments: tuple[Any, ...], *given: Tensor | None) -> Tensor:
+            with torch._C._AutoDispatchBelowAutograd():
+                value, *ctx.ready = kernel(*arguments)
+            ctx.options = arguments[tensors:]
+            ctx.save_for_backward(*given)
+            return value
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            if torch.is_grad_enabled():
+                arguments = [*ctx.saved_tensors, *ctx.options]
+                return (None, *again(arguments, ctx.needs_input_grad[1:], (grad,)))
+            ready = vars(ctx).pop("ready", None)
+            if ready is None:
+                ready = op(*ctx.saved_tensors, *ctx.options)[1:]
+            made = iter(_scaled(ready, grad))
+            return (None, *[next(made) if needed else None for needed in ctx.options[-2]])
+
+    def call(*arguments: Any) -> list[Tensor]:
+        return [apply(Value, arguments, *arguments[:tensors])]
+
+    return call
+
+
+def _scaled(ready: list[Tensor], scale: Tensor) -> Sequence[Tensor]:
+    """Gradients that nobody else holds times that of the value, which is 1 wherever the value is what is minimised."""
+    if transforming() or torch._C._len_torch_dispatch_stack() or type(scale) is not Tensor:
+        return [grad * scale for grad in ready]
+    if not scale.is_cpu or scale.item() != 1.0:
+        torch._foreach_mul_(ready, scale)
+    return ready
