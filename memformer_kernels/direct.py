@@ -23,28 +23,25 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, NoneType, int, bool, str, tuple)
 
 
 def applies(backend: str, arguments: Sequence[Any]) -> bool:
-    """Whether a call of an operation with these arguments may go to its kernel directly."""
-    return backend in _NATIVE and _plain(arguments) and _undisturbed()
-
-
-def _undisturbed() -> bool:
-    """Whether nothing but autograd sees the operations of this thread. A compiler's trace must not come here."""
-    return not (
-        transforming()
-        or torch._C._is_any_autocast_enabled()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._is_tracing()
-        or torch._C._autograd._profiler_enabled()
+    """Whether nothing but autograd sees this call, and the kernel may be called directly. No compiler traces this."""
+    return (
+        backend in _NATIVE
+        and (_PLAIN.issuperset(map(type, arguments)) or _plain_with_lists(arguments))
+        and not transforming()
+        and not torch._C._is_any_autocast_enabled()
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and not torch._C._is_tracing()
+        and not torch._C._autograd._profiler_enabled()
     )
 
 
-def _plain(arguments: Sequence[Any]) -> bool:
-    if _PLAIN.issuperset(map(type, arguments)):
-        return True
-    lists = [argument for argument in arguments if type(argument) is list]
-    others = [argument for argument in arguments if type(argument) is not list]
-    return bool(lists) and all(_PLAIN.issuperset(map(type, one)) for one in (others, *lists))
+def _plain_with_lists(arguments: Sequence[Any]) -> bool:
+    kinds = set(map(type, arguments))
+    for argument in arguments:
+        if type(argument) is list:
+            kinds.update(map(type, argument))
+    return kinds <= _PLAIN | {list}
 
 
 def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
@@ -66,8 +63,7 @@ def value_with_gradients(
     class Value(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, arguments: tuple[Any, ...], *given: Tensor | None) -> Tensor:
-            with torch._C._AutoDispatchBelowAutograd():
-                value, *ctx.ready = kernel(*arguments)
+            value, *ctx.ready = kernel(*arguments)
             ctx.options = arguments[tensors:]
             ctx.save_for_backward(*given)
             return value

@@ -183,7 +183,8 @@ def _install(
     """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
-    differentiable = _differentiable(step, step.op, lambda node, *arguments: node.apply(*arguments))
+    opaque = _below_autograd(step.op)
+    differentiable = _differentiable(step, opaque, lambda node, *arguments: node.apply(*arguments))
     _register_autograd(step, differentiable)
     _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step, step.op)
@@ -197,13 +198,14 @@ def _install(
 
     torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
     node = node or _differentiable(step, kernel, direct.apply)
-    return _dispatching(step, kernel, node, differentiable, functorch_function(step))
+    return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
 
 
 def _dispatching(
     step: Step,
     kernel: Callable[..., Any],
     node: Callable[..., Any],
+    opaque: Callable[..., Any],
     differentiable: Callable[..., Any],
     transformed: Callable[..., Any],
 ) -> Callable[..., Any]:
@@ -219,18 +221,20 @@ def _dispatching(
             return step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
-            if learns:
-                return node(*arguments)
-            with torch._C._AutoDispatchBelowAutograd():
-                return kernel(*arguments)
+            return node(*arguments) if learns else kernel(*arguments)
         if transforming():
             return transformed(*arguments)
         if torch._C._is_any_autocast_enabled():
             return step.op(*arguments)
-        if learns:
-            return differentiable(*arguments)
+        return differentiable(*arguments) if learns else opaque(*arguments)
+
+    return call
+
+
+def _below_autograd(op: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return step.op(*arguments)
+            return op(*arguments)
 
     return call
 
@@ -244,8 +248,7 @@ def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., An
     class Differentiable(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, arguments: tuple[Any, ...], template: Sequence[int | None], *tensors: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = run(*arguments)
+            output = run(*arguments)
             ctx.template, ctx.leading, ctx.options = template, len(tensors), arguments[step.tensors :]
             ctx.save_for_backward(*tensors, *step.kept(output))
             return tuple(output) if isinstance(output, list) else output
