@@ -63,12 +63,21 @@ class NativeBackend:
         return _made(grads)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        z, *parameters = _arguments(network)
-        dtype = _compute_dtype(z)
+        # Spelled out: a training call on one task is made of frames, and each helper is one.
+        z, q, p, gamma, beta, lengths, context, algorithm = network
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         value = z.new_empty((), dtype=dtype)
-        grads = _gradients((z, target, *network[1:6]), needs, dtype)
-        self._operators.loss.default(z, target, *parameters, queries, value, *grads[:6])
-        return [value, *_made(grads)]
+        grads = [
+            torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+            if needed and x is not None
+            else None
+            for x, needed in zip((z, target, q, p, gamma, beta), needs, strict=False)
+        ]
+        if lengths is not None:
+            lengths = _plain(lengths)
+        gram_space = algorithm == "gram"
+        self._operators.loss.default(z, target, q, p, gamma, beta, lengths, context, gram_space, queries, value, *grads)
+        return [value, *[grad for grad in grads if grad is not None]]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         batch, tokens, width = layer.z.shape
@@ -108,8 +117,8 @@ def _compute_dtype(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
-def _like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -141,16 +150,10 @@ def _spread(quadratics: Quadratics) -> Quadratics:
     return quadratics._replace(gamma=gamma, beta=beta)
 
 
-def _gradients(
-    arguments: Sequence[Tensor | None], needs: Needs, dtype: torch.dtype | None = None
-) -> list[Tensor | None]:
+def _gradients(arguments: Sequence[Tensor | None], needs: Needs) -> list[Tensor | None]:
     """Room for the gradients that are needed, None for the others."""
-    if True not in needs:
-        return [None] * len(needs)
     return [
-        torch.empty_like(argument, dtype=dtype, memory_format=torch.contiguous_format)
-        if needed and argument is not None
-        else None
+        _like(argument) if needed and argument is not None else None
         for argument, needed in zip(arguments, needs, strict=True)
     ]
 
