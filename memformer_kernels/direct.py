@@ -24,15 +24,19 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, NoneType, int, bool, str, tuple)
 
 def applies(backend: str, arguments: Sequence[Any]) -> bool:
     """Whether nothing but autograd sees this call, and the kernel may be called directly. No compiler traces this."""
-    return (
-        backend in _NATIVE
-        and (_PLAIN.issuperset(map(type, arguments)) or _plain_with_lists(arguments))
-        and not transforming()
-        and not torch._C._is_any_autocast_enabled()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and not torch._C._is_tracing()
-        and not torch._C._autograd._profiler_enabled()
+    plain = _PLAIN.issuperset(map(type, arguments)) or _plain_with_lists(arguments)
+    return backend in _NATIVE and plain and undisturbed()
+
+
+def undisturbed() -> bool:
+    """Whether nothing but autograd sees what this thread does with plain tensors. No compiler traces this."""
+    return not (
+        transforming()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+        or torch._C._autograd._profiler_enabled()
     )
 
 
@@ -87,7 +91,12 @@ def value_with_gradients(
 
 def _scaled(ready: list[Tensor], scale: Tensor) -> Sequence[Tensor]:
     """Gradients that nobody else holds times that of the value, which is 1 wherever the value is what is minimised."""
-    if transforming() or torch._C._len_torch_dispatch_stack() or type(scale) is not Tensor:
+    if (
+        type(scale) is not Tensor
+        or transforming()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.is_legacy_batchedtensor(scale)  # by torch.autograd.grad(is_grads_batched=True)
+    ):
         return [grad * scale for grad in ready]
     if not scale.is_cpu or scale.item() != 1.0:
         torch._foreach_mul_(ready, scale)

@@ -90,7 +90,7 @@ def memformer_predict(
     count, lengths, predicted, algorithm, backend = settled
     q, gamma = gates.fold(gate, q, gamma, beta)
     after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, algorithm, predicted, layers, backend)
-    return after_layers if layers else after_layers[0]
+    return after_layers if layers else after_layers.squeeze(0)  # an index's backward fills zeros and copies
 
 
 def memformer_loss(
@@ -174,7 +174,7 @@ def lfom_solve(
     """
     settled = _settle_solution(h, b, a, gamma, beta, w0, layers, backend)
     iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, settled.backend)
-    return iterates if layers else iterates[0]
+    return iterates if layers else iterates.squeeze(0)
 
 
 @remembered

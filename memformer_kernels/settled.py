@@ -1,8 +1,9 @@
 """What a public call settles before any work, settled once for all calls that look alike.
 
 Checks and plans look at kinds, shapes, dtypes, devices and options, never at values: calls that agree in these agree in
-the outcome, and a dictionary answers the second of them in half the time. What fails is not remembered, nor what is
-allowed under autocast alone, nor a ragged call, whose outcome holds a tensor.
+the outcome, and a dictionary answers the second of them in half the time. What fails is not remembered, nor a ragged
+call, whose outcome holds a tensor, nor what happens where `direct` is disturbed: autocast allows more, and in a trace
+sizes are no plain numbers.
 """
 
 import functools
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memformer_kernels import build
+from memformer_kernels import build, direct
 
 LIMIT = 1024
 """Outcomes remembered for a function before it starts anew: programs have few shapes, sweeps over sizes many."""
@@ -54,7 +55,7 @@ def remembered(settle: Callable[..., Settled]) -> Callable[..., Settled]:
         if found is not None:
             return found
         made = settle(*arguments)
-        if made.lengths is None and _KINDS.issuperset(kinds) and not torch._C._is_any_autocast_enabled():
+        if made.lengths is None and _KINDS.issuperset(kinds) and direct.undisturbed():
             if len(known) >= LIMIT:
                 known.clear()
             known[key] = made
