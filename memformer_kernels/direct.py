@@ -54,14 +54,16 @@ def apply(node: type[torch.autograd.Function], *arguments: Any) -> Any:
 
 
 def value_with_gradients(
-    op: Any, kernel: Callable[..., list[Tensor]], tensors: int, again: Any
+    op: Any, kernel: Callable[..., list[Tensor]], tensors: int, again: Callable[..., list[Tensor | None]]
 ) -> Callable[..., list[Tensor]]:
-    """A scalar operation that works out its gradients along with its value, as one node of autograd's graph; [value].
+    """A scalar operation that works out its gradients along with its value, as one node of autograd's graph.
 
     op and kernel take `tensors` tensors, and options of which the last but one says which of the tensors' gradients are
-    needed; they return the value and these gradients. The first backward hands these out, multiplied in place. If the
-    graph is kept and there is another, it works them out again. One that must itself be differentiable is left to
-    `again`, which takes the arguments, which gradients are wanted, and the value's gradient.
+    needed: all that autograd may ask for. They return the value and these gradients; the callable returns [value].
+
+    The node keeps the gradients. Its first backward hands them out, multiplied in place, whatever has become of the
+    arguments since. If the graph is kept and there is another, it works them out again. One that must itself be
+    differentiable is left to `again`, which takes the arguments, which gradients are wanted, and the value's gradient.
     """
 
     class Value(torch.autograd.Function):
@@ -80,7 +82,7 @@ def value_with_gradients(
             ready = vars(ctx).pop("ready", None)
             if ready is None:
                 ready = op(*ctx.saved_tensors, *ctx.options)[1:]
-            made = iter(_scaled(ready, grad))
+            made = iter(_scaled(ready, grad))  # autograd brings each to its tensor's dtype
             return (None, *[next(made) if needed else None for needed in ctx.options[-2]])
 
     def call(*arguments: Any) -> list[Tensor]:

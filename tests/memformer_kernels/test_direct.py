@@ -236,6 +236,18 @@ def test_a_loss_keeps_its_graph_and_gives_the_same_gradients_again() -> None:
         torch.autograd.grad(loss, leaves)
 
 
+def test_a_changed_parameter_changes_no_gradient_that_is_ready() -> None:
+    function, tensors = CALLS["loss"]
+    expected = _both_ways("loss", torch.ones((), dtype=torch.float64))[1:]
+    leaves = _leaves(tensors)
+    loss = function(*leaves)
+    with torch.no_grad():
+        leaves[2].zero_()
+    _same(list(torch.autograd.grad(loss, leaves, retain_graph=True)), expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, leaves)
+
+
 @pytest.mark.parametrize("scale", [1.0, -0.5, 0.0, float("nan")])
 def test_a_loss_scales_its_gradients(scale: float) -> None:
     seed = torch.tensor(scale, dtype=torch.float64)
@@ -263,6 +275,17 @@ def test_batched_gradients_of_a_loss() -> None:
     made = torch.autograd.grad(function(*leaves), leaves, scales, is_grads_batched=True)
     for grad, one in zip(made, expected, strict=True):
         torch.testing.assert_close(grad, scales.reshape(-1, *[1] * one.ndim) * one, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_gradients_of_half_tokens(half: torch.dtype) -> None:
+    z, target, q = (tensor.to(half) for tensor in (Z, TARGET, Q))
+    leaves = [z.requires_grad_(), q.float().requires_grad_()]
+    with _Listener():
+        expected = torch.autograd.grad(memformer_loss(leaves[0], target, leaves[1], context=4), leaves)
+    made = torch.autograd.grad(memformer_loss(leaves[0], target, leaves[1], context=4), leaves)
+    assert [grad.dtype for grad in made] == [half, torch.float32]
+    _same(list(made), list(expected))
 
 
 @pytest.mark.parametrize("name", ["loss", "predict"])
