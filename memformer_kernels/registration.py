@@ -16,6 +16,7 @@ from memformer_kernels import direct
 from memformer_kernels.transforms import (
     Flat,
     Step,
+    Template,
     flatten,
     full_precision,
     functorch_function,
@@ -247,7 +248,7 @@ def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., An
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, arguments: tuple[Any, ...], template: Sequence[int | None], *tensors: Any) -> Any:
+        def forward(ctx: Any, arguments: tuple[Any, ...], template: Template, *tensors: Any) -> Any:
             output = run(*arguments)
             ctx.template, ctx.leading, ctx.options = template, len(tensors), arguments[step.tensors :]
             ctx.save_for_backward(*tensors, *step.kept(output))
@@ -261,7 +262,7 @@ def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., An
 
     def call(*arguments: Any) -> Any:
         flat = flatten(arguments[: step.tensors])
-        template = (*flat.template, *[None for _ in arguments[step.tensors :]])
+        template = None if flat.template is None else (*flat.template, *[None for _ in arguments[step.tensors :]])
         made = apply(Differentiable, arguments, template, *flat.values)
         return list(made) if step.returns_list and isinstance(made, tuple) else made
 

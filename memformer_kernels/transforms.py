@@ -13,16 +13,19 @@ from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
+Template = Sequence[int | None] | None
+"""For each argument the length of a list or None for anything else; None where no argument is a list."""
+
 
 class Flat(NamedTuple):
-    """Arguments one by one; `template` holds the length of those that are lists, None for the others."""
+    """Arguments one by one; `template` says which of them were lists."""
 
     values: Sequence[Any]
-    template: Sequence[int | None]
+    template: Template
 
     def restored(self) -> Sequence[Any]:
         """The arguments as they were, lists included."""
-        if len(self.values) == len(self.template) and not any(self.template):
+        if self.template is None:
             return self.values
         values = iter(self.values)
         return [next(values) if size is None else [next(values) for _ in range(size)] for size in self.template]
@@ -45,7 +48,7 @@ _LISTS = frozenset((list, tuple))
 def flatten(arguments: Sequence[Any]) -> Flat:
     """Spells out the lists and tuples among the arguments."""
     if _LISTS.isdisjoint(map(type, arguments)):
-        return Flat(arguments, [None] * len(arguments))
+        return Flat(arguments, None)
     values: list[Any] = []
     template: list[int | None] = []
     for argument in arguments:
@@ -88,8 +91,10 @@ class Step:
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
 
-    def leading(self, template: Sequence[int | None]) -> int:
+    def leading(self, template: Template) -> int:
         """How many flat arguments may be tensors."""
+        if template is None:
+            return self.tensors
         return sum(1 if size is None else size for size in template[: self.tensors])
 
     def kept(self, output: Any) -> list[Tensor]:
@@ -105,7 +110,8 @@ def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[i
     """
 
     def rule(size: int, dims: Sequence[int | None], flat: Flat) -> Any:
-        positions = [p for p, length in enumerate(flat.template) for _ in range(1 if length is None else length)]
+        template = flat.template or [None] * len(flat.values)
+        positions = [p for p, length in enumerate(template) for _ in range(1 if length is None else length)]
         per_task = [position in step.task_arguments for position in positions]
         if all(dim is None or is_task for dim, is_task in zip(dims, per_task, strict=True)):
             folded = [
@@ -160,7 +166,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(template: list[int | None], *values: Any) -> Any:
+        def forward(template: Template, *values: Any) -> Any:
             made = step.op(*Flat(list(values), template).restored())
             return tuple(made) if isinstance(made, list) else made
 
@@ -203,7 +209,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
             return made[0] if len(made) == 1 else made
 
         @staticmethod
-        def vmap(info: Any, in_dims: Sequence[Any], template: list[int | None], *values: Any) -> Any:
+        def vmap(info: Any, in_dims: Sequence[Any], template: Template, *values: Any) -> Any:
             made, dims = vmap_rule(step, inner)(info.batch_size, in_dims[1:], Flat(list(values), template))
             return (tuple(made), tuple(dims)) if isinstance(made, list) else (made, dims)
 
