@@ -185,7 +185,7 @@ def _install(
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
     opaque = _below_autograd(step.op)
-    differentiable = _differentiable(step, opaque, lambda node, *arguments: node.apply(*arguments))
+    differentiable = _differentiable(step, opaque, lambda node: node.apply)
     _register_autograd(step, differentiable)
     _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step, step.op)
@@ -198,7 +198,7 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
-    node = node or _differentiable(step, kernel, direct.apply)
+    node = node or _differentiable(step, kernel, direct.bare_apply)
     return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
 
 
@@ -222,12 +222,12 @@ def _dispatching(
             return step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
-            return node(*arguments) if learns else kernel(*arguments)
+            return node(arguments) if learns else kernel(*arguments)
         if transforming():
             return transformed(*arguments)
         if torch._C._is_any_autocast_enabled():
             return step.op(*arguments)
-        return differentiable(*arguments) if learns else opaque(*arguments)
+        return differentiable(arguments) if learns else opaque(*arguments)
 
     return call
 
@@ -240,7 +240,9 @@ def _below_autograd(op: Any) -> Callable[..., Any]:
     return call
 
 
-def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., Any]) -> Callable[..., Any]:
+def _differentiable(
+    step: Step, run: Callable[..., Any], apply_of: Callable[[Any], Callable[..., Any]]
+) -> Callable[..., Any]:
     """`run`, the operation or its kernel, as one node of autograd's graph, for calls that require a gradient.
 
     With torch.library.register_autograd an empty operation costs more than a whole call so: see `benchmarks overhead`.
@@ -260,10 +262,12 @@ def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., An
             flat = Flat((*saved[:leading], *ctx.options), ctx.template)
             return (None, None, *step.pull_back(flat, saved[leading:], ctx.needs_input_grad[2:], grads))
 
-    def call(*arguments: Any) -> Any:
+    apply = apply_of(Differentiable)
+
+    def call(arguments: tuple[Any, ...]) -> Any:
         flat = flatten(arguments[: step.tensors])
         template = None if flat.template is None else (*flat.template, *[None for _ in arguments[step.tensors :]])
-        made = apply(Differentiable, arguments, template, *flat.values)
+        made = apply(arguments, template, *flat.values)
         return list(made) if step.returns_list and isinstance(made, tuple) else made
 
     return call
@@ -272,7 +276,7 @@ def _differentiable(step: Step, run: Callable[..., Any], apply: Callable[..., An
 def _register_autograd(step: Step, differentiable: Callable[..., Any]) -> None:
     def kernel(keys: Any, *arguments: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return differentiable(*arguments)
+            return differentiable(arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
