@@ -19,8 +19,8 @@ os.environ.setdefault("PJRT_NPROC", str(torch.get_num_threads()))
 # XLA would take three quarters of a GPU's memory for itself at its first use, and PyTorch has its tensors there.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-import jax  # type: ignore[import-not-found]
-import jax.numpy as jnp  # type: ignore[import-not-found]
+import jax
+import jax.numpy as jnp
 
 from benchmarks.data import Batch, Parameters
 from benchmarks.formulations import UNROLLED_CONTEXT

@@ -145,14 +145,15 @@ def _step(evaluate: Evaluate, workload: Workload, parameters: Parameters) -> Ste
 
         return predict
 
+    # On one task a dictionary made anew in every pass shows: what can be made once is made here.
     to_tokens = workload.direction == DIRECTIONS[2]
+    names, learned = (*parameters.named, *(["z"] if to_tokens else [])), tuple(parameters)
 
     def step(batch: Batch) -> Outcome:
         z = batch.z.detach().requires_grad_() if to_tokens else batch.z
-        leaves = {**parameters.named, "z": z} if to_tokens else parameters.named
         value = evaluate(z, batch.target)
-        gradients = torch.autograd.grad(value, tuple(leaves.values()))
-        return Outcome(value.detach(), dict(zip(leaves, gradients, strict=True)))
+        gradients = torch.autograd.grad(value, (*learned, z) if to_tokens else learned)
+        return Outcome(value.detach(), dict(zip(names, gradients, strict=True)))
 
     return step
 
@@ -231,8 +232,9 @@ def _built(backend: str, *devices: str) -> Supports:
 
 def _ours(backend: str, supports: Supports) -> Provider:
     def build(workload: Workload, parameters: Parameters) -> Step:
+        given: dict[str, Any] = {**parameters.named, "context": workload.n, "backend": backend}
+
         def evaluate(z: Tensor, target: Tensor | None) -> Tensor:
-            given: dict[str, Any] = {**parameters.named, "context": workload.n, "backend": backend}
             return memformer_predict(z, **given) if target is None else memformer_loss(z, target, **given)
 
         return _step(evaluate, workload, parameters)

@@ -102,6 +102,11 @@ _AVAILABLE = {
 }
 
 
+def present() -> tuple[bool, ...]:
+    """All that plans know of the build: for every backend whether it is available."""
+    return tuple(_AVAILABLE.values())
+
+
 def available(backend: str) -> bool:
     """Whether a backend is built and can run on tensors of a device that it serves."""
     return _AVAILABLE.get(backend, False)

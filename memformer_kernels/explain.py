@@ -91,6 +91,7 @@ def _plan_network(a: dict[str, Any]) -> plan.Plan:
 
 
 def _plan_layer(a: dict[str, Any]) -> plan.Plan:
+    problem.check_registers(a["registers"])
     checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
     _check_lengths(checked.lengths, a["z"], 0)
     return plan.plan_layer(checked, len(a["registers"]), a["backend"])

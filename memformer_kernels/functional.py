@@ -36,11 +36,13 @@ that is not available RuntimeError, before any work.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memformer_kernels import gates, ops, plan, problem
+from memformer_kernels.settled import Settled, remembered
 
 
 def memformer_stack(
@@ -60,10 +62,9 @@ def memformer_stack(
     Every token past the context is a query: row i depends on the context and on itself, and its response slot is read
     as given. Arguments and errors: see the module's head.
     """
-    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
-    chosen = plan.plan_network(checked, backend, algorithm)
+    settled = _settle_stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
-    return ops.stack(z, q, p, gamma, beta, checked.lengths, checked.context, chosen.algorithm, chosen.backend)
+    return ops.stack(z, q, p, gamma, beta, settled.lengths, settled.context, settled.algorithm, settled.backend)
 
 
 def memformer_predict(
@@ -85,15 +86,11 @@ def memformer_predict(
     With `layers`, those after each layer, (L, B, queries). float64 for float64 tokens, else float32. Arguments and
     errors: see the module's head.
     """
-    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
-    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_flag("layers", layers)
-    chosen = plan.plan_network(checked, backend, algorithm)
+    settled = _settle_prediction(z, q, p, gamma, beta, gate, context, queries, layers, backend, algorithm)
+    count, lengths, predicted, algorithm, backend = settled
     q, gamma = gates.fold(gate, q, gamma, beta)
-    after_layers = ops.predict(
-        z, q, p, gamma, beta, checked.lengths, checked.context, chosen.algorithm, predicted, layers, chosen.backend
-    )
-    return after_layers if layers else after_layers[0]
+    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, algorithm, predicted, layers, backend)
+    return after_layers if layers else after_layers.squeeze(0)  # an index's backward fills zeros and copies
 
 
 def memformer_loss(
@@ -115,15 +112,13 @@ def memformer_loss(
     float64 for float64 tokens, else float32. The loss of no predictions is NaN, with zero gradients. Arguments and
     errors: see the module's head.
     """
-    checked = problem.check_network(z, q, p, gamma, beta, gate, context)
-    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_target(target, z, predicted)
-    chosen = plan.plan_network(checked, backend, algorithm)
+    settled = _settle_loss(z, target, q, p, gamma, beta, gate, context, queries, backend, algorithm)
+    count, lengths, predicted, algorithm, backend = settled
     q, gamma = gates.fold(gate, q, gamma, beta)
-    tensors = (z, target, q, p, gamma, beta, checked.lengths)
+    tensors = (z, target, q, p, gamma, beta, lengths)
     enabled = torch.is_grad_enabled()
-    wanted = [enabled and x is not None and x.requires_grad for x in tensors]
-    return ops.loss(*tensors, checked.context, chosen.algorithm, predicted, wanted, chosen.backend)[0]
+    wanted = tuple([enabled and x is not None and x.requires_grad for x in tensors])
+    return ops.loss(*tensors, count, algorithm, predicted, wanted, backend)[0]
 
 
 def memformer_layer(
@@ -144,9 +139,9 @@ def memformer_layer(
     beta multiplies registers[-1]. R = H where gamma or beta has a head axis larger than 1, else 1 (heads summed).
     A gate folds into gamma. Other arguments and errors: see the module's head.
     """
-    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
-    chosen = plan.plan_layer(checked, len(registers), backend)
-    return ops.layer(z, q, p, list(registers), gamma, beta, checked.lengths, checked.context, chosen.backend)
+    problem.check_registers(registers)
+    settled = _settle_layer(z, q, p, gamma, beta, context, backend, *registers)
+    return ops.layer(z, q, p, list(registers), gamma, beta, settled.lengths, settled.context, settled.backend)
 
 
 def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
@@ -154,10 +149,8 @@ def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
 
     float64 for float64 tokens, else float32. Gram matrices of disjoint parts of a context add up to that of the whole.
     """
-    tokens = problem.check_tokens(z)
-    count, lengths = problem.check_context(context, tokens)
-    chosen = plan.plan_gram(tokens.shape[2], tokens.device.type)
-    return ops.context_gram(z, lengths, count, chosen.backend)
+    settled = _settle_gram(z, context)
+    return ops.context_gram(z, settled.lengths, settled.context, settled.backend)
 
 
 def lfom_solve(
@@ -179,8 +172,59 @@ def lfom_solve(
     axes, broadcastable to (L, L, d), or None for ones on the diagonal; beta broadcastable to (L, d), or None for 0;
     w0 (B, d), or None for 0. All float32 or all float64. Returns w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
     """
-    checked = problem.check_quadratics(h, b, a, gamma, beta, w0)
+    settled = _settle_solution(h, b, a, gamma, beta, w0, layers, backend)
+    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, settled.backend)
+    return iterates if layers else iterates.squeeze(0)
+
+
+@remembered
+def _settle_stack(*arguments: Any) -> Settled:
+    *network, backend, algorithm = arguments
+    checked = problem.check_network(*network)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    return Settled(checked.context, checked.lengths, 0, chosen.algorithm, chosen.backend)
+
+
+@remembered
+def _settle_prediction(z: Tensor, *arguments: Any) -> Settled:
+    *network, queries, layers, backend, algorithm = arguments
+    checked = problem.check_network(z, *network)
+    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
+    problem.check_flag("layers", layers)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    return Settled(checked.context, checked.lengths, predicted, chosen.algorithm, chosen.backend)
+
+
+@remembered
+def _settle_loss(z: Tensor, target: Tensor, *arguments: Any) -> Settled:
+    *network, queries, backend, algorithm = arguments
+    checked = problem.check_network(z, *network)
+    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
+    problem.check_target(target, z, predicted)
+    chosen = plan.plan_network(checked, backend, algorithm)
+    return Settled(checked.context, checked.lengths, predicted, chosen.algorithm, chosen.backend)
+
+
+@remembered
+def _settle_layer(*arguments: Any) -> Settled:
+    z, q, p, gamma, beta, context, backend, *registers = arguments
+    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
+    chosen = plan.plan_layer(checked, len(registers), backend)
+    return Settled(checked.context, checked.lengths, 0, chosen.algorithm, chosen.backend)
+
+
+@remembered
+def _settle_gram(z: Tensor, context: int | Tensor | None) -> Settled:
+    tokens = problem.check_tokens(z)
+    count, lengths = problem.check_context(context, tokens)
+    chosen = plan.plan_gram(tokens.shape[2], tokens.device.type)
+    return Settled(count, lengths, 0, chosen.algorithm, chosen.backend)
+
+
+@remembered
+def _settle_solution(*arguments: Any) -> Settled:
+    *quadratics, layers, backend = arguments
+    checked = problem.check_quadratics(*quadratics)
     problem.check_flag("layers", layers)
     chosen = plan.plan_quadratics(checked, backend)
-    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen.backend)
-    return iterates if layers else iterates[0]
+    return Settled(0, None, 0, chosen.algorithm, chosen.backend)

@@ -5,7 +5,7 @@ Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs t
 backend it was told; each fake says the shapes of the results.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -79,11 +79,23 @@ def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
     return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=_result_dtype(z))
 
 
-def _loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
-    *network, queries, needs, backend = arguments
-    call = Network(z, *network)
-    if call.lengths is not None:
-        check_lengths(call.lengths, z.shape[1], queries)
+def _loss(
+    z: Tensor,
+    target: Tensor,
+    q: Tensor,
+    p: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    lengths: Tensor | None,
+    context: int,
+    algorithm: str,
+    queries: int,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    call = Network(z, q, p, gamma, beta, lengths, context, algorithm)
+    if lengths is not None:
+        check_lengths(lengths, z.shape[1], queries)
     return BACKENDS[backend].loss(call, target, queries, needs)
 
 

@@ -170,11 +170,17 @@ def check_target(target: object, z: Tensor, queries: int) -> Tensor:
     return responses
 
 
+def check_registers(registers: object) -> None:
+    """The registers of the layers before as a sequence; `check_layer` looks at each."""
+    if isinstance(registers, Tensor) or not isinstance(registers, Sequence):
+        reject_kind("registers", registers, "a sequence of tensors (B, R, N, D)")
+
+
 def check_layer(
     z: object,
     q: object,
     p: object,
-    registers: object,
+    registers: Sequence[object],
     gamma: object,
     beta: object,
     context: object,
@@ -187,8 +193,6 @@ def check_layer(
         reject("q", q, "one layer's preconditioners (H, d, d) or (H, D, D) with H >= 1")
     heads = queries.shape[0]
     structure = _check_projections(queries, p, (heads,), width)
-    if isinstance(registers, Tensor) or not isinstance(registers, Sequence):
-        reject_kind("registers", registers, "a sequence of tensors (B, R, N, D)")
     depth = len(registers) + 1
     kept, token_axis, rule = 1, False, "linear"
     if gamma is not None:
@@ -204,11 +208,12 @@ def check_layer(
         token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
     for index, register in enumerate(registers):
         name = f"registers[{index}]"
-        if _floating(name, register).shape != (batch, kept, total, width):
+        earlier = _floating(name, register)
+        if earlier.shape != (batch, kept, total, width):
             reject(name, register, f"shape (B, R, N, D) = ({batch}, {kept}, {total}, {width})")
-        if register.dtype != tokens.dtype and (register.dtype == torch.float64 or not _autocast(tokens)):
+        if earlier.dtype != tokens.dtype and (earlier.dtype == torch.float64 or not _autocast(tokens)):
             reject_kind(name, register, f"z's dtype {tokens.dtype}")
-        _same_device(name, register, tokens)
+        _same_device(name, earlier, tokens)
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta)
     return Problem(

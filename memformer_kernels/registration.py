@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memformer_kernels import direct
 from memformer_kernels.transforms import (
     Flat,
     Step,
+    Template,
     flatten,
     full_precision,
     functorch_function,
@@ -81,16 +83,20 @@ def define(operation: Operation) -> Callable[..., Any]:
         return _pull_back_on_torch(gradients_on_torch, flat, wanted, grads)
 
     backward_step = Step(
-        f"{name}_backward", backward_op, results + count, gradients_on_torch, second_pull_back, returns_list=True
+        f"{name}_backward",
+        backward_op,
+        results + count,
+        gradients_on_torch,
+        second_pull_back,
+        returns_list=True,
+        backend_at=-2,
     )
     backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens)
 
     def pull_back(
         flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
     ) -> list[Tensor | None]:
-        needs = list(wanted)
-        if operation.passes_on:
-            needs[0] = False
+        needs = (False, *wanted[1:]) if operation.passes_on else wanted
         made = iter(backward(*grads, *flat.restored(), needs) if any(needs) else ())
         passed = [next(made) if needed else None for needed in needs]
         return [grads[0], *passed[1:]] if operation.passes_on and wanted[0] else passed
@@ -113,7 +119,8 @@ def define_with_gradients(
     """Registers a scalar operation that works out its gradients along with its value.
 
     Its last options are `bool[] needs`, one flag per tensor argument, and the backend's name; its results are the value
-    and then the gradients needed. A backward only scales these, unless it must itself be differentiable.
+    and then the gradients needed. A backward only scales these, unless it must itself be differentiable. What comes
+    behind the value in the results of the callable is none of its caller's business: a direct call keeps it.
     """
     count = tensors.count(",") + 1
     _LIBRARY.define(f"{name}({tensors}, {options}) -> Tensor[]")
@@ -140,7 +147,11 @@ def define_with_gradients(
 
     op = getattr(torch.ops.memformer_kernels, name).default
     step = Step(name, op, count, on_torch, pull_back, kept_from=1, returns_list=True)
-    return _install(step, kernel, fake, 0, tokens=1)
+
+    def again(arguments: Sequence[Any], wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return _pull_back_on_torch(value_on_torch, flatten(arguments), wanted, grads)
+
+    return _install(step, kernel, fake, 0, 1, direct.value_with_gradients(op, kernel, count, again))
 
 
 def _pull_back_on_torch(
@@ -160,12 +171,21 @@ def _pull_back_on_torch(
 
 
 def _install(
-    step: Step, kernel: Callable[..., Any], fake: Callable[..., Any], tokens_at: int, tokens: int
+    step: Step,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    tokens_at: int,
+    tokens: int,
+    node: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Registers everything about one schema, and returns the callable that also serves torch.func's transforms."""
+    """Registers everything about one schema, and returns the callable that also serves torch.func's transforms.
+
+    node: what takes a direct call's arguments where one requires a gradient, if not the node of all other calls.
+    """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
-    differentiable = _differentiable(step)
+    opaque = _below_autograd(step.op)
+    differentiable = _differentiable(step, opaque, lambda node: node.apply)
     _register_autograd(step, differentiable)
     _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step, step.op)
@@ -178,58 +198,76 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
-    return _dispatching(step, differentiable, functorch_function(step))
+    node = node or _differentiable(step, kernel, direct.bare_apply)
+    return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
 
 
-def _dispatching(step: Step, differentiable: Callable[..., Any], transformed: Callable[..., Any]) -> Callable[..., Any]:
+def _dispatching(
+    step: Step,
+    kernel: Callable[..., Any],
+    node: Callable[..., Any],
+    opaque: Callable[..., Any],
+    differentiable: Callable[..., Any],
+    transformed: Callable[..., Any],
+) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
-    Inside torch.func's transforms and forward-mode AD a call goes through `transformed`. Where nothing but autograd has
-    a say, the question whether a gradient is required is settled here, which spares the dispatcher a turn.
+    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. Inside torch.func's
+    transforms and forward-mode AD it goes through `transformed`. In between, where autocast has no say, the question
+    whether a gradient is required is settled here, which spares the dispatcher a turn.
     """
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return step.op(*arguments)
+        learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
+        if direct.applies(arguments[step.backend_at], arguments):
+            return node(arguments) if learns else kernel(*arguments)
         if transforming():
             return transformed(*arguments)
         if torch._C._is_any_autocast_enabled():
             return step.op(*arguments)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return differentiable(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return step.op(*arguments)
+        return differentiable(arguments) if learns else opaque(*arguments)
 
     return call
 
 
-def _differentiable(step: Step) -> Callable[..., Any]:
-    """The operation as one node of autograd's graph, for calls where an argument requires a gradient.
+def _below_autograd(op: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*arguments)
+
+    return call
+
+
+def _differentiable(
+    step: Step, run: Callable[..., Any], apply_of: Callable[[Any], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """`run`, the operation or its kernel, as one node of autograd's graph, for calls that require a gradient.
 
     With torch.library.register_autograd an empty operation costs more than a whole call so: see `benchmarks overhead`.
     """
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, template: list[int | None], *values: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                output = step.op(*Flat(list(values), template).restored())
-            ctx.template = template
-            ctx.leading = step.leading(template)
-            ctx.options = values[ctx.leading :]
-            ctx.save_for_backward(*values[: ctx.leading], *step.kept(output))
+        def forward(ctx: Any, arguments: tuple[Any, ...], template: Template, *tensors: Any) -> Any:
+            output = run(*arguments)
+            ctx.template, ctx.leading, ctx.options = template, len(tensors), arguments[step.tensors :]
+            ctx.save_for_backward(*tensors, *step.kept(output))
             return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            saved = ctx.saved_tensors
-            flat = Flat([*saved[: ctx.leading], *ctx.options], ctx.template)
-            made = step.pull_back(flat, saved[ctx.leading :], ctx.needs_input_grad[1 : 1 + ctx.leading], grads)
-            return (None, *made, *(None for _ in ctx.options))
+            saved, leading = ctx.saved_tensors, ctx.leading
+            flat = Flat((*saved[:leading], *ctx.options), ctx.template)
+            return (None, None, *step.pull_back(flat, saved[leading:], ctx.needs_input_grad[2:], grads))
 
-    def call(*arguments: Any) -> Any:
-        flat = flatten(arguments)
-        made = Differentiable.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
+    apply = apply_of(Differentiable)
+
+    def call(arguments: tuple[Any, ...]) -> Any:
+        flat = flatten(arguments[: step.tensors])
+        template = None if flat.template is None else (*flat.template, *[None for _ in arguments[step.tensors :]])
+        made = apply(arguments, template, *flat.values)
         return list(made) if step.returns_list and isinstance(made, tuple) else made
 
     return call
@@ -238,7 +276,7 @@ def _differentiable(step: Step) -> Callable[..., Any]:
 def _register_autograd(step: Step, differentiable: Callable[..., Any]) -> None:
     def kernel(keys: Any, *arguments: Any) -> Any:
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return differentiable(*arguments)
+            return differentiable(arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 

@@ -6,23 +6,27 @@ goes through a torch.autograd.Function instead, made here from the same pieces.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
+Template = Sequence[int | None] | None
+"""For each argument the length of a list or None for anything else; None where no argument is a list."""
 
-@dataclass(frozen=True)
-class Flat:
-    """Arguments one by one; `template` holds the length of those that are lists, None for the others."""
 
-    values: list[Any]
-    template: list[int | None]
+class Flat(NamedTuple):
+    """Arguments one by one; `template` says which of them were lists."""
 
-    def restored(self) -> list[Any]:
+    values: Sequence[Any]
+    template: Template
+
+    def restored(self) -> Sequence[Any]:
         """The arguments as they were, lists included."""
+        if self.template is None:
+            return self.values
         values = iter(self.values)
         return [next(values) if size is None else [next(values) for _ in range(size)] for size in self.template]
 
@@ -38,10 +42,13 @@ class Flat:
         return varied
 
 
+_LISTS = frozenset((list, tuple))
+
+
 def flatten(arguments: Sequence[Any]) -> Flat:
-    """Spells out the lists among the arguments."""
-    if not any(isinstance(argument, list | tuple) for argument in arguments):
-        return Flat(list(arguments), [None] * len(arguments))
+    """Spells out the lists and tuples among the arguments."""
+    if _LISTS.isdisjoint(map(type, arguments)):
+        return Flat(arguments, None)
     values: list[Any] = []
     template: list[int | None] = []
     for argument in arguments:
@@ -68,8 +75,9 @@ class Step:
 
     on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
     from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
-    be used), which gradients are wanted and those of the results. returns_list: the results are a list. task_arguments
-    and task_axis: which arguments, and which axis of the results, have one entry per task.
+    be used), which gradients are wanted and those of the results. returns_list: the results are a list. backend_at: the
+    place of the backend's name from the end. task_arguments and task_axis: which arguments, and which axis of the
+    results, have one entry per task.
     """
 
     name: str
@@ -79,11 +87,14 @@ class Step:
     pull_back: PullBack
     kept_from: int | None = None
     returns_list: bool = False
+    backend_at: int = -1
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
 
-    def leading(self, template: Sequence[int | None]) -> int:
+    def leading(self, template: Template) -> int:
         """How many flat arguments may be tensors."""
+        if template is None:
+            return self.tensors
         return sum(1 if size is None else size for size in template[: self.tensors])
 
     def kept(self, output: Any) -> list[Tensor]:
@@ -99,7 +110,8 @@ def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[i
     """
 
     def rule(size: int, dims: Sequence[int | None], flat: Flat) -> Any:
-        positions = [p for p, length in enumerate(flat.template) for _ in range(1 if length is None else length)]
+        template = flat.template or [None] * len(flat.values)
+        positions = [p for p, length in enumerate(template) for _ in range(1 if length is None else length)]
         per_task = [position in step.task_arguments for position in positions]
         if all(dim is None or is_task for dim, is_task in zip(dims, per_task, strict=True)):
             folded = [
@@ -154,7 +166,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
 
     class Function(torch.autograd.Function):
         @staticmethod
-        def forward(template: list[int | None], *values: Any) -> Any:
+        def forward(template: Template, *values: Any) -> Any:
             made = step.op(*Flat(list(values), template).restored())
             return tuple(made) if isinstance(made, list) else made
 
@@ -197,7 +209,7 @@ def functorch_function(step: Step) -> Callable[..., Any]:
             return made[0] if len(made) == 1 else made
 
         @staticmethod
-        def vmap(info: Any, in_dims: Sequence[Any], template: list[int | None], *values: Any) -> Any:
+        def vmap(info: Any, in_dims: Sequence[Any], template: Template, *values: Any) -> Any:
             made, dims = vmap_rule(step, inner)(info.batch_size, in_dims[1:], Flat(list(values), template))
             return (tuple(made), tuple(dims)) if isinstance(made, list) else (made, dims)
 

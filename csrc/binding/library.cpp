@@ -56,7 +56,8 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
     call.network.grad_target = array_of(grad_target);
     call.run();
     call.write(grads);
-    Entries(value).write(0, call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries)));
+    const double mean = call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries));
+    Entries(value).write(&mean);
   });
 }
 

@@ -21,9 +21,14 @@ class Totals {
     sums_[static_cast<std::size_t>(entries_.offset(index))] += value;
   }
 
-  void write() const {
-    for (std::size_t k = 0; k < sums_.size(); ++k) entries_.write(static_cast<int64_t>(k), sums_[k]);
+  // `count` values along the innermost axis, the first for the entry at `index`.
+  template <int Axes>
+  void add(const int64_t (&index)[Axes], const double* values, int count) {
+    double* const sums = sums_.data() + entries_.offset(index);
+    for (int k = 0; k < count; ++k) sums[k * entries_.step()] += values[k];
   }
+
+  void write() const { entries_.write(sums_.data()); }
 
  private:
   Entries entries_;
@@ -50,7 +55,7 @@ struct Projections {
       for (int l = 0; l < layers; ++l) {
         for (int h = 0; h < heads; ++h) {
           for (int i = 0; i < block; ++i) {
-            for (int j = 0; j < block; ++j) sums[place(l, h, i, j)] += entries.read(entries.offset({l, h, i, j}));
+            entries.read(entries.offset({l, h, i, 0}), block, &sums[place(l, h, i, 0)]);
           }
         }
       }
@@ -69,7 +74,7 @@ struct Projections {
     for (int l = 0; l < layers; ++l) {
       for (int h = 0; h < heads; ++h) {
         for (int i = 0; i < block; ++i) {
-          for (int j = 0; j < block; ++j) sums.add({l, h, i, j}, totals[place(l, h, i, j)]);
+          sums.add({l, h, i, 0}, totals + place(l, h, i, 0), block);
         }
       }
     }

@@ -51,51 +51,74 @@ inline Registers registers_of(const Tensor& tensor) {
 }
 
 // A small tensor broadcast to a shape that its own is aligned to at the end: reads and writes by index. The tensor outlives
-// it.
+// it. A call has a handful of these and a hundred entries, which cost as much as a task or two: what does not depend on the
+// entry is found once.
 class Entries {
  public:
-  explicit Entries(const Tensor& tensor)
-      : data_(tensor.data_ptr()), storage_(storage_of(tensor)), sizes_(tensor.sizes()), strides_(tensor.strides()) {}
+  static constexpr int most_axes = 5;
 
-  int64_t axes() const { return static_cast<int64_t>(sizes_.size()); }
-  int64_t count() const {
-    int64_t entries = 1;
-    for (int64_t size : sizes_) entries *= size;
-    return entries;
+  explicit Entries(const Tensor& tensor) : data_(tensor.data_ptr()), storage_(storage_of(tensor)) {
+    const auto sizes = tensor.sizes(), strides = tensor.strides();
+    const int axes = static_cast<int>(sizes.size());
+    for (int k = 0; k < axes; ++k) {
+      count_ *= sizes[k];
+      if (sizes[k] != 1) step_[most_axes - axes + k] = strides[k];
+    }
   }
+
+  int64_t count() const { return count_; }
 
   // Offset of the entry at an index of the broadcast shape, given innermost axis last.
   template <int Axes>
   int64_t offset(const int64_t (&index)[Axes]) const {
     int64_t at = 0;
-    for (int64_t k = 1; k <= axes(); ++k) {
-      if (sizes_[axes() - k] != 1) at += index[Axes - k] * strides_[axes() - k];
-    }
+    for (int k = 0; k < Axes; ++k) at += index[k] * step_[most_axes - Axes + k];
     return at;
   }
 
+  // From one entry to the next along the innermost axis.
+  int64_t step() const { return step_[most_axes - 1]; }
+
   double read(int64_t offset) const {
+    double value = 0.0;
+    read(offset, 1, &value);
+    return value;
+  }
+
+  // Adds `count` entries along the innermost axis, from the one at `offset` on, to `sums`.
+  void read(int64_t offset, int count, double* sums) const {
+    const auto add = [&](auto* data, auto widen) {
+      for (int k = 0; k < count; ++k) sums[k] += widen(data[offset + k * step()]);
+    };
+    const auto as_it_is = [](auto value) { return static_cast<double>(value); };
     switch (storage_) {
-      case Storage::float64: return static_cast<const double*>(data_)[offset];
-      case Storage::bfloat16: return core::from_bfloat16(static_cast<const uint16_t*>(data_)[offset]);
-      case Storage::float16: return core::from_float16(static_cast<const uint16_t*>(data_)[offset]);
-      default: return static_cast<const float*>(data_)[offset];
+      case Storage::float64: return add(static_cast<const double*>(data_), as_it_is);
+      case Storage::bfloat16: return add(static_cast<const uint16_t*>(data_), core::from_bfloat16);
+      case Storage::float16: return add(static_cast<const uint16_t*>(data_), core::from_float16);
+      default: return add(static_cast<const float*>(data_), as_it_is);
     }
   }
 
-  void write(int64_t offset, double value) const {
+  // All entries of a contiguous tensor.
+  void write(const double* values) const {
+    const auto put = [&](auto* data, auto narrow) {
+      for (int64_t k = 0; k < count_; ++k) data[k] = narrow(values[k]);
+    };
     switch (storage_) {
-      case Storage::float64: static_cast<double*>(data_)[offset] = value; return;
-      case Storage::bfloat16: static_cast<uint16_t*>(data_)[offset] = core::to_bfloat16(static_cast<float>(value)); return;
-      case Storage::float16: static_cast<uint16_t*>(data_)[offset] = core::to_float16(static_cast<float>(value)); return;
-      default: static_cast<float*>(data_)[offset] = static_cast<float>(value);
+      case Storage::float64: return put(static_cast<double*>(data_), [](double value) { return value; });
+      case Storage::bfloat16:
+        return put(static_cast<uint16_t*>(data_), [](double value) { return core::to_bfloat16(static_cast<float>(value)); });
+      case Storage::float16:
+        return put(static_cast<uint16_t*>(data_), [](double value) { return core::to_float16(static_cast<float>(value)); });
+      default: return put(static_cast<float*>(data_), [](double value) { return static_cast<float>(value); });
     }
   }
 
  private:
   void* data_;
   Storage storage_;
-  torch::headeronly::IntHeaderOnlyArrayRef sizes_, strides_;
+  int64_t count_ = 1;
+  int64_t step_[most_axes] = {};  // 0 where entries are shared along an axis
 };
 
 }  // namespace memformer::binding

@@ -8,6 +8,7 @@ changes.
 
 import functools
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,18 @@ from torch import Tensor
 from memformer_kernels import library
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.maths.memory import kept_heads
+
+_OPERATORS = (
+    "context_gram",
+    "context_gram_backward",
+    "forward",
+    "backward",
+    "loss",
+    "layer",
+    "layer_backward",
+    "lfom_solve",
+    "lfom_solve_backward",
+)
 
 
 class NativeBackend:
@@ -27,54 +40,63 @@ class NativeBackend:
     @functools.cached_property
     def _operators(self) -> Any:
         library.load(self._name)
-        return torch.ops.memformer_native
+        return SimpleNamespace(**{name: getattr(torch.ops.memformer_native, name).default for name in _OPERATORS})
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_compute_dtype(z))
-        self._operators.context_gram.default(z, _plain(lengths), context, matrix)
+        self._operators.context_gram(z, _plain(lengths), context, matrix)
         return matrix
 
     def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         grad_z = _like(z)
-        self._operators.context_gram_backward.default(grad, z, _plain(lengths), context, grad_z)
+        self._operators.context_gram_backward(grad, z, _plain(lengths), context, grad_z)
         return grad_z
 
     def stack(self, network: Network) -> Tensor:
         result = _like(network.z)
-        self._operators.forward.default(*_arguments(network), -1, result)
+        self._operators.forward(*_arguments(network), -1, result)
         return result
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         grads = _gradients(network[:6], needs)
-        self._operators.backward.default(grad, *_arguments(network), -1, *grads[:5])
+        self._operators.backward(grad, *_arguments(network), -1, *grads[:5])
         return _made(grads)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         depth = network.q.shape[0] if layers else 1
         result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=_compute_dtype(network.z))
-        self._operators.forward.default(*_arguments(network), queries, result)
+        self._operators.forward(*_arguments(network), queries, result)
         return result
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
         grads = _gradients(network[:6], needs)
-        self._operators.backward.default(grad, *_arguments(network), queries, *grads[:5])
+        self._operators.backward(grad, *_arguments(network), queries, *grads[:5])
         return _made(grads)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        z, *parameters = _arguments(network)
-        dtype = _compute_dtype(z)
+        # Spelled out: a training call on one task is made of frames, and each helper is one.
+        z, q, p, gamma, beta, lengths, context, algorithm = network
+        dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         value = z.new_empty((), dtype=dtype)
-        grads = _gradients((z, target, *network[1:6]), needs, dtype)
-        self._operators.loss.default(z, target, *parameters, queries, value, *grads[:6])
-        return [value, *_made(grads)]
+        grads = [
+            torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+            if needed and x is not None
+            else None
+            for x, needed in zip((z, target, q, p, gamma, beta), needs, strict=False)
+        ]
+        if lengths is not None:
+            lengths = _plain(lengths)
+        gram_space = algorithm == "gram"
+        self._operators.loss(z, target, q, p, gamma, beta, lengths, context, gram_space, queries, value, *grads)
+        return [value, *[grad for grad in grads if grad is not None]]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         batch, tokens, width = layer.z.shape
         heads = kept_heads(layer.q.shape[0], layer.gamma, layer.beta)
         result, register = _like(layer.z), layer.z.new_empty((batch, heads, tokens, width))
-        self._operators.layer.default(*_layer_arguments(layer), result, register)
+        self._operators.layer(*_layer_arguments(layer), result, register)
         return result, register
 
     def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
@@ -82,7 +104,7 @@ class NativeBackend:
         grads = _gradients(arguments, needs)
         z, q, p, *registers, gamma, beta, _ = grads
         wanted = [register is not None for register in registers]
-        self._operators.layer_backward.default(
+        self._operators.layer_backward(
             grad, register_grad, *_layer_arguments(layer), z, _made(registers), wanted, q, p, gamma, beta
         )
         return _made(grads)
@@ -90,14 +112,14 @@ class NativeBackend:
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         depth = quadratics.a.shape[0] if layers else 1
         result = quadratics.b.new_empty((depth, *quadratics.b.shape))
-        self._operators.lfom_solve.default(*_spread(quadratics), result)
+        self._operators.lfom_solve(*_spread(quadratics), result)
         return result
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
         grads = _gradients(quadratics, needs)
         h, b, a, gamma, beta, w0 = grads
         spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
-        self._operators.lfom_solve_backward.default(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
+        self._operators.lfom_solve_backward(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
@@ -108,8 +130,8 @@ def _compute_dtype(z: Tensor) -> torch.dtype:
     return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
-def _like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -141,14 +163,10 @@ def _spread(quadratics: Quadratics) -> Quadratics:
     return quadratics._replace(gamma=gamma, beta=beta)
 
 
-def _gradients(
-    arguments: Sequence[Tensor | None], needs: Needs, dtype: torch.dtype | None = None
-) -> list[Tensor | None]:
+def _gradients(arguments: Sequence[Tensor | None], needs: Needs) -> list[Tensor | None]:
     """Room for the gradients that are needed, None for the others."""
-    if True not in needs:
-        return [None] * len(needs)
     return [
-        _like(argument, dtype) if needed and argument is not None else None
+        _like(argument) if needed and argument is not None else None
         for argument, needed in zip(arguments, needs, strict=True)
     ]
 
