@@ -22,7 +22,7 @@ class Totals {
   }
 
   void write() const {
-    for (std::size_t k = 0; k < sums_.size(); ++k) entries_.write(static_cast<int64_t>(k), sums_[k]);
+    entries_.write_row(0, entries_.count(), sums_.data());
   }
 
  private:
@@ -49,9 +49,7 @@ struct Projections {
       const Entries entries(*given);
       for (int l = 0; l < layers; ++l) {
         for (int h = 0; h < heads; ++h) {
-          for (int i = 0; i < block; ++i) {
-            for (int j = 0; j < block; ++j) sums[place(l, h, i, j)] += entries.read(entries.offset({l, h, i, j}));
-          }
+          for (int i = 0; i < block; ++i) entries.add_row(entries.offset({l, h, i, 0}), block, &sums[place(l, h, i, 0)]);
         }
       }
     }
@@ -63,17 +61,15 @@ struct Projections {
     for (std::size_t k = 0; k < sums.size(); ++k) dense[k] = static_cast<T>(sums[k]);
   }
 
+  // Every entry of `grad` has its own total, or that of all heads.
   void write(const double* totals, const Tensor& grad) const {
-    Totals sums(grad);
+    const Entries entries(grad);
     const int block = static_cast<int>(grad.size(grad.dim() - 1));
     for (int l = 0; l < layers; ++l) {
       for (int h = 0; h < heads; ++h) {
-        for (int i = 0; i < block; ++i) {
-          for (int j = 0; j < block; ++j) sums.add({l, h, i, j}, totals[place(l, h, i, j)]);
-        }
+        for (int i = 0; i < block; ++i) entries.write_row(entries.offset({l, h, i, 0}), block, totals + place(l, h, i, 0));
       }
     }
-    sums.write();
   }
 
  private:

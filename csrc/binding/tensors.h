@@ -83,6 +83,27 @@ class Entries {
     }
   }
 
+  // to[k] += the entries of a row of the last axis, from an offset on.
+  void add_row(int64_t offset, int64_t count, double* to) const {
+    const int64_t step = strides_[axes() - 1];
+    if (storage_ == Storage::float32) {
+      const float* const from = static_cast<const float*>(data_) + offset;
+      for (int64_t k = 0; k < count; ++k) to[k] += from[k * step];
+      return;
+    }
+    for (int64_t k = 0; k < count; ++k) to[k] += read(offset + k * step);
+  }
+
+  // The way back of a row, of a tensor without gaps.
+  void write_row(int64_t offset, int64_t count, const double* values) const {
+    if (storage_ == Storage::float32) {
+      float* const to = static_cast<float*>(data_) + offset;
+      for (int64_t k = 0; k < count; ++k) to[k] = static_cast<float>(values[k]);
+      return;
+    }
+    for (int64_t k = 0; k < count; ++k) write(offset + k, values[k]);
+  }
+
   void write(int64_t offset, double value) const {
     switch (storage_) {
       case Storage::float64: static_cast<double*>(data_)[offset] = value; return;
