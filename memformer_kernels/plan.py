@@ -29,9 +29,8 @@ TINY_TOKENS = 128
 """Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
 
 WIDE_WIDTH = 512
-"""Largest D of the CPU's wide regimes, where features stay and vectors run along one task: a task's matrix, or a matrix of
-parameters, fills a core's second-level cache there, and torch's batched products, which keep both cores on one task, are as
-good beyond."""
+"""Largest D of the CPU's wide regimes, where features stay and vectors run along one task, which stays in a core's
+caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
 
 TINY_CONTEXT = 1024
 """Largest N of the tiny Gram regime on a GPU, where a thread or a small team sums a task's context alone: a longer one

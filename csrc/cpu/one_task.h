@@ -5,6 +5,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 
 #include "core/gram.h"
 #include "cpu/parts.h"
@@ -21,14 +23,26 @@ constexpr int whole_rows(int count) {
   return (count + row_multiple<T> - 1) / row_multiple<T> * row_multiple<T>;
 }
 
-// The first `count` lanes of a vector (all of them where there are fewer), and zeros.
+// Chosen lanes and, behind them, others: from a place on, a mask that chooses as many as are left before the middle.
+template <class T>
+struct ChosenLanes {
+  static constexpr int width = Lanes<T>::width;
+  std::conditional_t<sizeof(T) == 4, int32_t, int64_t> bits[2 * width];
+  constexpr ChosenLanes() : bits() {
+    for (int lane = 0; lane < width; ++lane) bits[lane] = -1;
+  }
+};
+template <class T>
+constexpr ChosenLanes<T> chosen_lanes{};
+
+// The first `count` lanes of a vector (all of them where there are fewer), and zeros: by selection.
 template <class T>
 MEMFORMER_INLINE Lanes<T> first_lanes(int64_t count, Lanes<T> vector) {
-  constexpr int width = Lanes<T>::width;
-  if (count >= width) return vector;
-  T places[width];
-  for (int lane = 0; lane < width; ++lane) places[lane] = static_cast<T>(count - lane);
-  return where_less(T(0), Lanes<T>::load(places), vector);
+  using Mask = typename Lanes<T>::Mask;
+  if (count >= Lanes<T>::width) return vector;
+  Mask mask;
+  std::memcpy(&mask, chosen_lanes<T>.bits + Lanes<T>::width - count, sizeof mask);
+  return Lanes<T>((typename Lanes<T>::Vector)((Mask)vector.v & mask));
 }
 
 template <class T>

@@ -45,7 +45,24 @@ class TaskRows {
 
   // x (count, step): the features of tokens [first, first + count) and zeros up to `step`; y (count,): their responses.
   void load(int first, int count, int step, T* x, T* y) const {
-    for (int i = 0; i < count; ++i) load_row(first + i, step, x + i * step, y + i);
+    int i = 0;
+    if (plain_) {
+      // Whole vectors may reach into the rows behind, not past the last one.
+      const int d = d_, vectors = d / S::width;
+      const int64_t row = array_.stride[1], over = step - d;
+      const int64_t needed = over <= 0 ? 0 : row == 0 ? tokens_ : (over + row - 1) / row;
+      const int whole = static_cast<int>(std::clamp<int64_t>(tokens_ - needed - first, 0, count));
+      const T* from = static_cast<const T*>(array_.data) + start_ + first * row;
+      T* to = x;
+      for (; i < whole; ++i, from += row, to += step) {
+        for (int v = 0; v < vectors; ++v) S::load(from + v * S::width).store(to + v * S::width);
+        for (int c = vectors * S::width; c < step; c += S::width) {
+          first_lanes<T>(c < d ? d - c : 0, S::load(from + c)).store(to + c);
+        }
+        y[i] = from[d];
+      }
+    }
+    for (; i < count; ++i) load_row(first + i, step, x + i * step, y + i);
   }
 
   // The way back: features x (count, step) and responses y (count,), `y_step` apart.
@@ -66,21 +83,6 @@ class TaskRows {
  private:
   MEMFORMER_INLINE void load_row(int token, int step, T* x, T* y) const {
     const int64_t at = start_ + token * array_.stride[1];
-    // Whole vectors may reach into the rows behind, not past the last one.
-    if (plain_ && (tokens_ - 1 - token) * array_.stride[1] >= step - d_) {
-      const T* const from = static_cast<const T*>(array_.data) + at;
-      int c = 0;
-      for (; c + S::width <= d_; c += S::width) S::load(from + c).store(x + c);
-      for (; c < step; c += S::width) {
-        if (c < d_) {
-          first_lanes<T>(d_ - c, S::load(from + c)).store(x + c);
-        } else {
-          S(T(0)).store(x + c);
-        }
-      }
-      *y = from[d_];
-      return;
-    }
     with_reader<T>(array_, at, [&](auto read) {
       for (int c = 0; c < d_; ++c) x[c] = read(c);
       *y = read(d_);

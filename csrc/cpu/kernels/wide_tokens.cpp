@@ -151,18 +151,18 @@ class WideTokens {
   // X^T and s_0, zero for rows that are neither context nor result.
   void load(int64_t task, int n, const Places& at) const {
     const TaskRows<T> tokens(network_.z, network_.tokens, network_.width, task);
-    for (int first = 0; first < length_; first += S::width) {
-      const int last = std::min(first + S::width, rows_);
-      clear(at.rows, S::width * size_);
-      clear(at.states + first, S::width);
-      const auto load_between = [&](int begin, int end, int from) {
-        if (begin < end) tokens.load(from, end - begin, size_, at.rows + (begin - first) * size_, at.states + begin);
-      };
-      const int context_end = stack_ ? rows_ : std::min(n, out_row_);
-      load_between(first, std::min(last, context_end), first);
-      const int result = std::max(first, std::max(out_row_, context_end));
-      load_between(result, last, token(result));
-      transpose(at.rows, size_, S::width, size_, at.x + first, length_);
+    for (int first = 0; first < length_; first += block_rows) {
+      const int end = std::min(first + block_rows, length_), last = std::min(end, rows_);
+      const int context_end = std::clamp(stack_ ? rows_ : std::min(n, out_row_), first, last);
+      const int result = std::clamp(std::max(out_row_, n), context_end, last);
+      const auto row = [&](int k) { return at.rows + (k - first) * size_; };
+      tokens.load(first, context_end - first, size_, at.rows, at.states + first);
+      clear(row(context_end), (result - context_end) * size_);
+      clear(at.states + context_end, result - context_end);
+      tokens.load(token(result), last - result, size_, row(result), at.states + result);
+      clear(row(last), (end - last) * size_);
+      clear(at.states + last, end - last);
+      transpose(static_cast<const T*>(at.rows), size_, end - first, size_, at.x + first, length_);
     }
   }
 
