@@ -65,6 +65,14 @@ class TaskRows {
     for (; i < count; ++i) load_row(first + i, step, x + i * step, y + i);
   }
 
+  // The features of a token as they lie in memory, `row_step` apart from the next token's and each followed by its response;
+  // null unless rows [0, end) may be read as `step` numbers each, of which those past the features are anything.
+  const T* in_place(int token, int end, int step) const {
+    if (!plain_ || (tokens_ - end) * array_.stride[1] < step - d_ - 1) return nullptr;
+    return static_cast<const T*>(array_.data) + start_ + token * array_.stride[1];
+  }
+  int64_t row_step() const { return array_.stride[1]; }
+
   // The way back: features x (count, step) and responses y (count,), `y_step` apart.
   void store(int first, int count, const T* x, int step, const T* y) const {
     for (int i = 0; i < count; ++i) {

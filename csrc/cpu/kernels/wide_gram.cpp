@@ -5,6 +5,7 @@
 // to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R d^2 for that of A,
 // 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
 
+#include "cpu/ahead.h"
 #include "cpu/kernels.h"
 #include "cpu/task_rows.h"
 #include "cpu/vector_memory.h"
@@ -59,13 +60,14 @@ class WideGram {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
+    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
     const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     const T scale = T(1) / static_cast<T>(n);
     sum_context(rows, n, at);
     forward(scale, vectors, at);
     read_out(TaskReadout<T>(network_, task), task, rows, at, sums + this->sums() - 1);
-    if (network_.pass == Pass::forward || network_.pass == Pass::loss) return;
+    if (!is_backward()) return;
     const bool wants_z = network_.grad_z.data != nullptr;
     backward(scale, wants_z, vectors, sums, at);
     if (wants_z) write_token_grads(task, rows, n, at);
@@ -92,6 +94,7 @@ class WideGram {
       slots = y + of.at_once_ + core::gram_block;
       errors = slots + core::gram_block;
     }
+    Ahead<T> ahead;
     T *h, *states, *updates, *grads, *registers, *outer, *ds, *spare, *x, *made, *y, *slots, *errors;
   };
 
@@ -100,24 +103,44 @@ class WideGram {
     while (blocks < rows && blocks < 1 << 29) blocks *= 2;
     return blocks;
   }
+  // Moments at which the next task's tokens are asked for.
+  int asks() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
+  bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
   int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
 
-  // H and b of the task's examples, not divided by n, and H in full.
-  void sum_context(const TaskRows<T>& rows, int n, const Places& at) const {
+  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed: what
+  // the numbers behind their features make is cleared in the end.
+  void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
     int waiting = 0;
     for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
       const int count = std::min(at_once_, n - first);
       T* const sum = at.h + waiting * matrix_count();
-      rows.load(first, count, size_, at.x, at.y);
-      for (int row = 0; row < size_; row += tile_height) {
-        column_products(at.x + row, size_, at.x, size_, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
+      const T* x = rows.in_place(first, n, size_);
+      if (x) {
+        add_examples(x, rows.row_step(), x + d_, rows.row_step(), count, sum, at);
+      } else {
+        rows.load(first, count, size_, at.x, at.y);
+        add_examples(at.x, size_, at.y, 1, count, sum, at);
       }
-      weigh_rows(at.x, size_, count, at.y, 1, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
       for (int k = index; k & 1; k >>= 1) merge(at.h + --waiting * matrix_count());
       ++waiting;
     }
     for (; waiting > 1; --waiting) merge(at.h + (waiting - 2) * matrix_count());
     mirror(at.h, size_, size_);
+    for (int row = 0; row <= size_; ++row) {
+      for (int c = d_ / S::width * S::width; c < size_; c += S::width) {
+        T* const place = at.h + row * size_ + c;
+        first_lanes<T>(std::max(d_ - c, 0), S::load(place)).store(place);
+      }
+    }
+  }
+
+  void add_examples(const T* x, int64_t step, const T* y, int64_t y_step, int count, T* sum, Places& at) const {
+    for (int row = 0; row < size_; row += tile_height) {
+      at.ahead.ask(row / tile_height, asks());
+      column_products(x + row, step, x, step, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
+    }
+    weigh_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
   }
 
   // Adds to a sum the one behind it.
@@ -129,11 +152,12 @@ class WideGram {
     }
   }
 
-  void forward(T scale, TaskVectors<T> vectors, const Places& at) const {
+  void forward(T scale, TaskVectors<T> vectors, Places& at) const {
     const int size = size_, kept = network_.kept;
     const T* const b = at.h + size * size;
     clear(at.states, size);
     for (int l = 0; l < network_.layers; ++l) {
+      at.ahead.ask(size / tile_height + l, asks());
       const T* const s = at.states + l * size;
       T* const g = vectors.residual(l);
       if (l == 0) {
@@ -152,8 +176,8 @@ class WideGram {
   }
 
   // Results of the rows that have one, or errors e of their response slots and outer_l = sum of e x.
-  void read_out(const TaskReadout<T>& readout, int64_t task, const TaskRows<T>& rows, const Places& at, T* squared) const {
-    const bool backward = network_.pass == Pass::backward || network_.pass == Pass::loss_backward;
+  void read_out(const TaskReadout<T>& readout, int64_t task, const TaskRows<T>& rows, Places& at, T* squared) const {
+    const bool backward = is_backward();
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     clear(at.outer, network_.result_layers * size_);
     for (int first = 0; first < out_count_; first += core::gram_block) {
@@ -180,12 +204,13 @@ class WideGram {
     }
   }
 
-  void backward(T scale, bool wants_z, TaskVectors<T> vectors, T* sums, const Places& at) const {
+  void backward(T scale, bool wants_z, TaskVectors<T> vectors, T* sums, Places& at) const {
     const int size = size_, kept = network_.kept;
     T* const grad_gamma = sums;
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, size);
     for (int l = network_.layers - 1; l >= 0; --l) {
+      at.ahead.ask(asks() - l, asks());
       if (l >= first_layer_) {
         const T* const outer = at.outer + (l - first_layer_) * size;
         for (int c = 0; c < size; c += S::width) (S::load(at.ds + c) + S::load(outer + c)).store(at.ds + c);
@@ -209,7 +234,7 @@ class WideGram {
 
   // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db = sum_l
   // dg_l; rows with a result e s in their features and e in their response slot.
-  void write_token_grads(int64_t task, const TaskRows<T>& rows, int n, const Places& at) const {
+  void write_token_grads(int64_t task, const TaskRows<T>& rows, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     const int size = size_, layers = network_.layers;
@@ -241,7 +266,7 @@ class WideGram {
     }
   }
 
-  void add_context_grad(const T* x, T y, const Places& at, T* made, T* slot) const {
+  void add_context_grad(const T* x, T y, Places& at, T* made, T* slot) const {
     const int size = size_, others = network_.layers - 1;
     *slot = dot(at.grads, x, size);
     T* const weights = at.spare;

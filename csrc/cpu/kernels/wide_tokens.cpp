@@ -6,6 +6,7 @@
 // N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A, those of the registers
 // (cpu/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
 
+#include "cpu/ahead.h"
 #include "cpu/kernels.h"
 #include "cpu/task_rows.h"
 #include "cpu/vector_memory.h"
@@ -92,6 +93,7 @@ class WideTokens {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
+    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     load(task, n, at);
     forward(task, n, vectors, at, sums + this->sums() - 1);
@@ -128,6 +130,7 @@ class WideTokens {
       slots = rows + block_rows * of.size_;
       errors = slots + block_rows;
     }
+    Ahead<T> ahead;
     T *x, *states, *updates, *registers, *register_grads, *ds, *spare, *v, *grads, *rows, *slots, *errors;
   };
 
@@ -149,7 +152,7 @@ class WideTokens {
   }
 
   // X^T and s_0, zero for rows that are neither context nor result.
-  void load(int64_t task, int n, const Places& at) const {
+  void load(int64_t task, int n, Places& at) const {
     const TaskRows<T> tokens(network_.z, network_.tokens, network_.width, task);
     for (int first = 0; first < length_; first += block_rows) {
       const int end = std::min(first + block_rows, length_), last = std::min(end, rows_);
@@ -166,11 +169,12 @@ class WideTokens {
     }
   }
 
-  void forward(int64_t task, int n, TaskVectors<T> vectors, const Places& at, T* squared) const {
+  void forward(int64_t task, int n, TaskVectors<T> vectors, Places& at, T* squared) const {
     const TaskReadout<T> readout(network_, task);
     const int64_t length = length_;
     const T scale = T(1) / static_cast<T>(n);
     for (int l = 0; l < network_.layers; ++l) {
+      at.ahead.ask(l + 1, 2 * network_.layers);
       const T* const s = at.states + l * length;
       T* const next = at.states + (l + 1) * length;
       T* const g = vectors.residual(l);
@@ -194,7 +198,7 @@ class WideTokens {
     }
   }
 
-  void write_tokens(int64_t task, const Places& at) const {
+  void write_tokens(int64_t task, Places& at) const {
     const TaskRows<T> tokens(network_.z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     const T* const s = at.states + static_cast<int64_t>(network_.layers) * length_;
@@ -205,12 +209,12 @@ class WideTokens {
   }
 
   // The gradients of the response slots of a network whose result is its tokens.
-  void read_grads(int64_t task, const Places& at) const {
+  void read_grads(int64_t task, Places& at) const {
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     each_block([&](int first, int count, int token) { result.load(token, count, size_, at.rows, at.errors + first); });
   }
 
-  void backward(int n, bool wants_z, TaskVectors<T> vectors, T* sums, const Places& at) const {
+  void backward(int n, bool wants_z, TaskVectors<T> vectors, T* sums, Places& at) const {
     const int layers = network_.layers, kept = network_.kept, out = rows_ - out_row_;
     const int64_t length = length_;
     const T scale = T(1) / static_cast<T>(n);
@@ -218,6 +222,7 @@ class WideTokens {
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, length_);
     for (int l = layers - 1; l >= 0; --l) {
+      at.ahead.ask(2 * layers - l, 2 * layers);
       if (l >= first_layer_) {
         const T* const errors = at.errors + static_cast<int64_t>(l - first_layer_) * out;
         for (int i = 0; i < out; ++i) at.ds[out_row_ + i] += errors[i];
@@ -248,7 +253,7 @@ class WideTokens {
 
   // Every row gets sum_l sum_h dr_{l,h} v_{l,h}, rows of the context s_l dg_l too, and what comes from outside in the features
   // of a network whose result is its tokens.
-  void write_token_grads(int64_t task, int n, const Places& at) const {
+  void write_token_grads(int64_t task, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     const int layers = network_.layers, places = layers * network_.kept;
@@ -274,7 +279,7 @@ class WideTokens {
   }
 
   // Zeros for tokens that are no row.
-  void write_padding_grads(const TaskRows<T>& grads, const Places& at) const {
+  void write_padding_grads(const TaskRows<T>& grads, Places& at) const {
     clear(at.rows, block_rows * size_);
     clear(at.slots, block_rows);
     const int end = network_.tokens - network_.queries;
