@@ -93,8 +93,10 @@ def networks(batch: int) -> tuple[tuple[str, Workload], ...]:
         *(replace(W, structure="block", direction=way) for way in (forward, training)),
         replace(W_FULL, structure="block"),
         replace(W, d=16, n=50),
+        replace(W, d=63, n=255),
+        replace(W_FULL, d=32, n=200),
     )
-    chosen = [*(("cpu", w) for w in native), ("torch", replace(W, d=63, n=255))]
+    chosen = [*(("cpu", w) for w in native), ("torch", replace(W, structure="block", d=63, n=255))]
     numbers = batch * W.tokens * W.width
     return tuple((backend, w.with_batch(max(1, numbers // (w.tokens * w.width)))) for backend, w in chosen)
 

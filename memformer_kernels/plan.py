@@ -28,6 +28,10 @@ TINY_WIDTH = 16
 TINY_TOKENS = 128
 """Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
 
+WIDE_WIDTH = 512
+"""Largest D of the CPU's wide regimes, where features stay and vectors run along one task, which stays in a core's
+caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
+
 TINY_CONTEXT = 1024
 """Largest N of the tiny Gram regime on a GPU, where a thread or a small team sums a task's context alone: a longer one
 would keep it busy while few tasks leave the rest of the GPU idle. The tile regime spreads a context over programs."""
@@ -50,6 +54,8 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
     if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
         regime, on_triton = "tile", _SPREAD
+    if problem.device == "cpu" and problem.structure == "response-only" and not regime.startswith("tiny"):
+        regime = _wide(problem, algorithm) or regime
     backend, where = _backend(backend, problem.device, regime, on_triton)
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
@@ -143,16 +149,17 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
+_ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 
 
 def _backend(requested: str, device: str, regime: str, on_triton: str | None) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
-    tiny = regime.startswith("tiny")
+    tiny, wide = regime.startswith("tiny"), regime.startswith("wide")
     if requested != "auto":
         build.require(requested, device)
-        if requested in ("cpu", "cuda") and not tiny:
+        if requested in ("cpu", "cuda") and not (tiny or wide):
             return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
     if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault() is None:
@@ -163,11 +170,11 @@ def _backend(requested: str, device: str, regime: str, on_triton: str | None) ->
         return "triton", on_triton
     if device != "cpu":
         return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
-    if not tiny:
+    if not (tiny or wide):
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not build.available("cpu"):
         return "torch", "the native library is missing, see build_info()"
-    return "cpu", "tiny problems run one task per SIMD lane"
+    return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
 
 
 def _regime(problem: Problem, algorithm: str) -> str:
@@ -176,6 +183,13 @@ def _regime(problem: Problem, algorithm: str) -> str:
     if 1 < problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
         return "tiny token"
     return "tile" if problem.width <= TILE_WIDTH else "large"
+
+
+def _wide(problem: Problem, algorithm: str) -> str | None:
+    """The CPU's regime of a response-only network that is not tiny, if it has one."""
+    if not 1 < problem.width <= WIDE_WIDTH:
+        return None
+    return "wide Gram" if algorithm == "gram" else "wide token"
 
 
 def _gram_regime(width: int, features_stay: bool = True) -> str:

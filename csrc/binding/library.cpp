@@ -57,7 +57,7 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
     call.run();
     call.write(grads);
     const double mean = call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries));
-    Entries(value).write(&mean);
+    Entries(value).write(0, 1, &mean);
   });
 }
 

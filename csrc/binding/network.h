@@ -11,6 +11,10 @@
 
 namespace memformer::binding {
 
+// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in token
+// space: those of memformer_kernels/plan.py.
+constexpr int tiny_width = 16, tiny_tokens = 128;
+
 template <class T>
 class NetworkCall {
  public:
@@ -49,11 +53,7 @@ class NetworkCall {
   void run() {
     totals_.resize(q_.size() + p_.size() + gamma_.size() + beta_.size() + 1);
     network.totals = totals_.data();
-    const auto& kernels = cpu::kernels<T>();
-    const bool response = !network.p;
-    const auto kernel = network.gram_space ? (response ? kernels.response_gram : kernels.general_gram)
-                                           : (response ? kernels.response_tokens : kernels.general_tokens);
-    kernel(network, parallel_for);
+    kernel()(network, parallel_for);
   }
 
   // After a run that made a loss.
@@ -73,6 +73,18 @@ class NetworkCall {
   Network<T> network{};
 
  private:
+  // One task a lane where all of it fits in registers and the first caches, else vectors along one task.
+  auto kernel() const {
+    const auto& kernels = cpu::kernels<T>();
+    const int width = network.width;
+    if (network.gram_space) {
+      if (network.p) return kernels.general_gram;
+      return width <= tiny_width + 1 ? kernels.response_gram : kernels.wide_gram;
+    }
+    if (network.p) return kernels.general_tokens;
+    return width <= tiny_width && network.tokens <= tiny_tokens ? kernels.response_tokens : kernels.wide_tokens;
+  }
+
   Projections q_form_{}, p_form_{};
   Coefficients gamma_form_{}, beta_form_{};
   std::vector<T> q_, p_, gamma_, beta_;

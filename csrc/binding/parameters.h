@@ -21,14 +21,7 @@ class Totals {
     sums_[static_cast<std::size_t>(entries_.offset(index))] += value;
   }
 
-  // `count` values along the innermost axis, the first for the entry at `index`.
-  template <int Axes>
-  void add(const int64_t (&index)[Axes], const double* values, int count) {
-    double* const sums = sums_.data() + entries_.offset(index);
-    for (int k = 0; k < count; ++k) sums[k * entries_.step()] += values[k];
-  }
-
-  void write() const { entries_.write(sums_.data()); }
+  void write() const { entries_.write(0, entries_.count(), sums_.data()); }
 
  private:
   Entries entries_;
@@ -68,17 +61,15 @@ struct Projections {
     for (std::size_t k = 0; k < sums.size(); ++k) dense[k] = static_cast<T>(sums[k]);
   }
 
+  // Every entry of `grad` has its own total, or that of all heads.
   void write(const double* totals, const Tensor& grad) const {
-    Totals sums(grad);
+    const Entries entries(grad);
     const int block = static_cast<int>(grad.size(grad.dim() - 1));
     for (int l = 0; l < layers; ++l) {
       for (int h = 0; h < heads; ++h) {
-        for (int i = 0; i < block; ++i) {
-          sums.add({l, h, i, 0}, totals + place(l, h, i, 0), block);
-        }
+        for (int i = 0; i < block; ++i) entries.write(entries.offset({l, h, i, 0}), block, totals + place(l, h, i, 0));
       }
     }
-    sums.write();
   }
 
  private:

@@ -99,10 +99,10 @@ class Entries {
     }
   }
 
-  // All entries of a contiguous tensor.
-  void write(const double* values) const {
+  // `count` entries from an offset on of a tensor without gaps.
+  void write(int64_t offset, int64_t count, const double* values) const {
     const auto put = [&](auto* data, auto narrow) {
-      for (int64_t k = 0; k < count_; ++k) data[k] = narrow(values[k]);
+      for (int64_t k = 0; k < count; ++k) data[offset + k] = narrow(values[k]);
     };
     switch (storage_) {
       case Storage::float64: return put(static_cast<double*>(data_), [](double value) { return value; });

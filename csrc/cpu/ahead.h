@@ -12,9 +12,9 @@ namespace memformer::cpu::MEMFORMER_ISA {
 template <class T>
 class Ahead {
  public:
-  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns).
-  void begin(const Array& array, Tasks tasks) {
-    const int64_t bytes = array.stride[0] * bytes_of_number(array.storage) * Lanes<T>::width;
+  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns). Groups have `count` tasks.
+  void begin(const Array& array, Tasks tasks, int count = Lanes<T>::width) {
+    const int64_t bytes = array.stride[0] * bytes_of_number(array.storage) * count;
     next_ = static_cast<const char*>(array.data) + tasks.first * array.stride[0] * bytes_of_number(array.storage) + bytes;
     lines_ = bytes > 0 && bytes <= largest ? static_cast<int>((bytes + 63) / 64) : 0;
     asked_ = 0;

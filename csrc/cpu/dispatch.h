@@ -13,6 +13,8 @@ template <class T>
 struct Kernels {
   void (*response_gram)(const Network<T>&, ParallelFor);
   void (*response_tokens)(const Network<T>&, ParallelFor);
+  void (*wide_gram)(const Network<T>&, ParallelFor);
+  void (*wide_tokens)(const Network<T>&, ParallelFor);
   void (*general_gram)(const Network<T>&, ParallelFor);
   void (*general_tokens)(const Network<T>&, ParallelFor);
   void (*context_gram)(const Gram<T>&, ParallelFor);

@@ -10,6 +10,8 @@
 #define MEMFORMER_KERNELS_OF(T)                                 \
   void response_gram(const Network<T>& call, ParallelFor run);  \
   void response_tokens(const Network<T>& call, ParallelFor run); \
+  void wide_gram(const Network<T>& call, ParallelFor run);      \
+  void wide_tokens(const Network<T>& call, ParallelFor run);    \
   void general_gram(const Network<T>& call, ParallelFor run);   \
   void general_tokens(const Network<T>& call, ParallelFor run); \
   void context_gram(const Gram<T>& call, ParallelFor run);      \

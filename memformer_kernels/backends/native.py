@@ -1,7 +1,8 @@
-"""The native backends for tiny problems, from one mathematical core (csrc/core) and with one set of operators.
+"""The native backends, from one mathematical core (csrc/core) and with one set of operators.
 
-On the CPU one task per SIMD lane, all layers in registers and cache (csrc/cpu); on CUDA GPUs one task per thread or a
-few, in registers and shared memory (csrc/cuda). Tensors go to the library as they are, of any strides and precision;
+On the CPU (csrc/cpu) tiny problems run one task per SIMD lane, all layers in registers and cache; response-only networks
+that are not tiny have vectors along one task. On CUDA GPUs (csrc/cuda) tiny problems run one task per thread or a few, in
+registers and shared memory. Tensors go to the library as they are, of any strides and precision;
 results and gradients are allocated here and written there. Sums over tasks run in an order that no number of threads
 changes.
 """
@@ -32,7 +33,7 @@ _OPERATORS = (
 
 
 class NativeBackend:
-    """The five operations on tensors of one library's device, "cpu" or "cuda"; `plan` says which problems are tiny."""
+    """The five operations on tensors of one library's device, "cpu" or "cuda"; `plan` says which problems it serves."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -110,18 +110,21 @@ def test_rules_of_the_algorithm() -> None:
 
 
 def test_rules_of_the_regime() -> None:
-    def regime(width: int, tokens: int, **options: Any) -> str:
-        return explain(_zeros(B, tokens, width), _zeros(1, 1, width - 1, width - 1), **options).regime
+    def regime(width: int, tokens: int, p: Tensor | None = None, **options: Any) -> str:
+        return explain(_zeros(B, tokens, width), _zeros(1, 1, width - 1, width - 1), p, **options).regime
 
     assert regime(6, 21) == "tiny Gram"
     assert regime(17, 600) == "tiny Gram"
-    assert regime(18, 21) == "tile"
-    assert regime(128, 200) == "tile"
-    assert regime(129, 200) == "large"
+    assert regime(18, 21) == "wide Gram"
+    assert regime(512, 600) == "wide Gram"
+    assert regime(513, 600) == "large"
     assert regime(16, 128, algorithm="token") == "tiny token"
-    assert regime(17, 128, algorithm="token") == "tile"
-    assert regime(16, 129, algorithm="token") == "tile"
-    assert regime(129, 21, algorithm="token") == "large"
+    assert regime(17, 128, algorithm="token") == "wide token"
+    assert regime(16, 129, algorithm="token") == "wide token"
+    assert regime(513, 21) == "large"
+    assert regime(17, 600, _zeros(1, 1, 16, 16)) == "tile"
+    assert regime(129, 600, _zeros(1, 1, 128, 128)) == "large"
+    assert regime(16, 129, _zeros(1, 1, 15, 15), algorithm="token") == "tile"
 
 
 def test_rules_do_not_depend_on_the_number_of_tasks_or_on_values() -> None:

@@ -1,6 +1,5 @@
 """The native CPU backend: fixed orders of summation, every instruction set, any layout, contexts of any length."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from memformer_kernels import (
     context_gram,
     explain,
     lfom_solve,
-    library,
     memformer_layer,
     memformer_loss,
     memformer_predict,
@@ -19,48 +17,15 @@ from memformer_kernels import (
 )
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import STRUCTURES, draw_tokens, make_case, normal, seeded
+from tests.memformer_kernels.native import LAYOUTS, NATIVE, instruction_set, with_gradients
 
-if library.status("cpu").path is None:
-    pytest.skip(library.status("cpu").reason, allow_module_level=True)
-library.load("cpu")
-NATIVE = torch.ops.memformer_native
-
-
-def _sets() -> list[str]:
-    """The instruction sets of this build that this processor has."""
-    before, present = NATIVE.instruction_set(), []
-    for name in library.status("cpu").instruction_sets:
-        try:
-            NATIVE.use_instruction_set(name)
-            present.append(name)
-        except RuntimeError:
-            continue
-    NATIVE.use_instruction_set(before)
-    return present
-
-
-SETS = _sets()
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = NATIVE.instruction_set()
-    NATIVE.use_instruction_set(request.param)
-    yield request.param
-    NATIVE.use_instruction_set(before)
+__all__ = ["instruction_set"]
 
 
 def _network(token_axis: bool, structure: str, tasks: int, dtype: torch.dtype) -> dict[str, Tensor | None]:
     case = make_case(granularity="full" if token_axis else "feature", structure=structure, tasks=tasks, heads=1)
     made = {"z": case.z, "q": case.q, "p": case.p, "gamma": case.gamma}
     return {name: None if x is None else x.to(dtype).requires_grad_() for name, x in made.items()}
-
-
-def _with_gradients(outputs: Tensor | tuple[Tensor, ...], leaves: list[Tensor]) -> list[Tensor]:
-    """Outputs and gradients from given gradients of the outputs: PyTorch's own sums depend on its threads."""
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grads = [normal(seeded(9), *x.shape).to(x.dtype) for x in outputs]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
 
 
 def _everything(tasks: int, dtype: torch.dtype) -> list[Tensor]:
@@ -76,15 +41,15 @@ def _everything(tasks: int, dtype: torch.dtype) -> list[Tensor]:
                 memformer_predict(layers=True, backend="cpu", **arguments),  # type: ignore[arg-type]
                 memformer_stack(backend="cpu", **arguments),  # type: ignore[arg-type]
             ):
-                made += _with_gradients(outputs, leaves)
+                made += with_gradients(outputs, leaves)
     z, q = arguments["z"], arguments["q"]
     assert z is not None
     assert q is not None
     layer = q.detach()[0].requires_grad_()
-    made += _with_gradients(memformer_layer(z, layer, backend="cpu"), [z, layer])
-    made += _with_gradients(context_gram(z), [z])
+    made += with_gradients(memformer_layer(z, layer, backend="cpu"), [z, layer])
+    made += with_gradients(context_gram(z), [z])
     h, b, a = (x.detach().requires_grad_() for x in (made[-2], z[:, 0], q[:, 0]))
-    return [*made, *_with_gradients(lfom_solve(h, b, a, layers=True, backend="cpu"), [h, b, a])]
+    return [*made, *with_gradients(lfom_solve(h, b, a, layers=True, backend="cpu"), [h, b, a])]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -195,21 +160,11 @@ def test_gram_matrices_of_any_length(tokens: int, width: int) -> None:
     assert relative_error(context_gram(single, tokens), single.double().transpose(1, 2) @ single.double()) < 5e-7
 
 
-_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sliced tasks": lambda z: z.repeat_interleave(2, 0)[::2],
-    "sliced tokens": lambda z: z.repeat_interleave(2, 1)[:, ::2],
-    "transposed": lambda z: z.transpose(1, 2).contiguous().transpose(1, 2),
-    "batch last": lambda z: z.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-    "offset": lambda z: torch.cat([z[:1], z])[1:],
-    "expanded": lambda z: z[:1].expand_as(z),
-}
-
-
-@pytest.mark.parametrize("layout", _LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_give_the_same_bits(layout: str) -> None:
     for token_axis in (False, True):
         arguments = _network(token_axis, "block", 41, torch.float32)
-        z = _LAYOUTS[layout](arguments["z"].detach())  # type: ignore[union-attr]
+        z = LAYOUTS[layout](arguments["z"].detach())  # type: ignore[union-attr]
         plain = z.contiguous().clone()
         target = normal(seeded(1), 41, 2).float()[:, :1]
         arguments.pop("z")
@@ -262,12 +217,10 @@ def test_dispatch_by_size() -> None:
         return explain(case.z, case.q, case.p, case.gamma).backend
 
     assert backend(17, 500, "response-only", False) == "cpu"
-    assert backend(18, 500, "response-only", False) == "torch"
     assert backend(16, 500, "dense", False) == "cpu"
     assert backend(17, 500, "dense", False) == "torch"
     assert backend(16, 128, "block", True) == "cpu"
     assert backend(16, 129, "block", True) == "torch"
-    assert backend(17, 20, "response-only", True) == "torch"
 
 
 def _parameter_gradients(z: Tensor, **parameters: Any) -> list[Tensor]:

@@ -1,0 +1,312 @@
+// Response-only networks in Gram space with more features than a lane can hold: one task at a time, vectors along its features.
+//
+// A task belongs to one thread. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result or
+// token gradient is asked for. Multiply-adds per task (d features, n examples, L layers, R registers each): n d^2 / 2 and up
+// to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R d^2 for that of A,
+// 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
+
+#include "cpu/ahead.h"
+#include "cpu/kernels.h"
+#include "cpu/task_rows.h"
+#include "cpu/vector_memory.h"
+#include "cpu/wide_tasks.h"
+
+namespace memformer::cpu::MEMFORMER_ISA {
+namespace {
+
+// Tokens that are summed in one go stay in a second-level cache meanwhile.
+constexpr int64_t resident_bytes = 1 << 17;
+
+// Examples summed in one go: blocks of 32, a power of two of them, so that all sums together are pairwise.
+template <class T>
+int rows_at_once(int size) {
+  int rows = core::gram_block;
+  while (2 * rows * size * static_cast<int64_t>(sizeof(T)) <= resident_bytes) rows *= 2;
+  return rows;
+}
+
+template <class T>
+class WideGram {
+  using S = Lanes<T>;
+
+ public:
+  WideGram(const Network<T>& network, const Preconditioners<T>& preconditioners)
+      : network_(network),
+        a_(preconditioners),
+        memory_{network.layers, network.kept, network.diagonal, 1, 1, network.gamma, network.beta},
+        d_(network.width - 1),
+        size_(whole_rows<T>(d_)),
+        stack_(network.queries < 0),
+        longest_(network.lengths && !stack_ ? network.tokens - network.queries : network.context),
+        out_first_(stack_ ? 0 : network.tokens - network.queries),
+        out_count_(network.tokens - out_first_),
+        first_layer_(network.layers - network.result_layers),
+        at_once_(std::min(rows_at_once<T>(size_), whole_blocks(longest_))) {
+    for (int sums = (longest_ - 1) / at_once_ + 1; sums > 1; sums = (sums + 1) / 2) ++levels_;
+  }
+
+  int sums() const { return static_cast<int>(memory_.gamma_count() + memory_.beta_count()) + 1; }
+
+  void add_sums(const T* sums, double* totals) const {
+    for (int k = 0; k < this->sums(); ++k) totals[k] += static_cast<double>(sums[k]);
+  }
+
+  int64_t scratch() const {
+    const int layers = network_.layers;
+    const int64_t vectors = 3 * layers + 1 + layers * network_.kept + network_.result_layers + 2;
+    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) + 2 * core::gram_block +
+           vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
+  }
+
+  void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
+    Places at(*this, scratch);
+    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
+    const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
+    const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
+    const T scale = T(1) / static_cast<T>(n);
+    sum_context(rows, n, at);
+    forward(scale, vectors, at);
+    read_out(TaskReadout<T>(network_, task), task, rows, at, sums + this->sums() - 1);
+    if (!is_backward()) return;
+    const bool wants_z = network_.grad_z.data != nullptr;
+    backward(scale, wants_z, vectors, sums, at);
+    if (wants_z) write_token_grads(task, rows, n, at);
+  }
+
+ private:
+  // H (and b, its last row) as sums of examples, `levels` of them that wait for a partner; s_0..s_L, u_0..u_{L-1}, scaled
+  // gradients dg_0..dg_{L-1} of g, registers, gradients of s from outside, ds and one vector more; errors e of rows with a
+  // result, by layer; rows of tokens.
+  struct Places {
+    Places(const WideGram& of, T* scratch) {
+      const int layers = of.network_.layers, size = of.size_;
+      h = scratch;
+      states = h + of.levels_ * of.matrix_count();
+      updates = states + (layers + 1) * size;
+      grads = updates + layers * size;
+      registers = grads + layers * size;
+      outer = registers + layers * of.network_.kept * size;
+      ds = outer + of.network_.result_layers * size;
+      spare = ds + size;
+      x = spare + size;
+      made = x + of.at_once_ * size;
+      y = made + core::gram_block * size;
+      slots = y + of.at_once_ + core::gram_block;
+      errors = slots + core::gram_block;
+    }
+    Ahead<T> ahead;
+    T *h, *states, *updates, *grads, *registers, *outer, *ds, *spare, *x, *made, *y, *slots, *errors;
+  };
+
+  static int whole_blocks(int rows) {
+    int blocks = core::gram_block;
+    while (blocks < rows && blocks < 1 << 29) blocks *= 2;
+    return blocks;
+  }
+  // Moments at which the next task's tokens are asked for.
+  int asks() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
+  bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
+  int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
+
+  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed: what
+  // the numbers behind their features make is cleared in the end.
+  void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
+    int waiting = 0;
+    for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
+      const int count = std::min(at_once_, n - first);
+      T* const sum = at.h + waiting * matrix_count();
+      const T* x = rows.in_place(first, n, size_);
+      if (x) {
+        add_examples(x, rows.row_step(), x + d_, rows.row_step(), count, sum, at);
+      } else {
+        rows.load(first, count, size_, at.x, at.y);
+        add_examples(at.x, size_, at.y, 1, count, sum, at);
+      }
+      for (int k = index; k & 1; k >>= 1) merge(at.h + --waiting * matrix_count());
+      ++waiting;
+    }
+    for (; waiting > 1; --waiting) merge(at.h + (waiting - 2) * matrix_count());
+    mirror(at.h, size_, size_);
+    for (int row = 0; row <= size_; ++row) {
+      for (int c = d_ / S::width * S::width; c < size_; c += S::width) {
+        T* const place = at.h + row * size_ + c;
+        first_lanes<T>(std::max(d_ - c, 0), S::load(place)).store(place);
+      }
+    }
+  }
+
+  void add_examples(const T* x, int64_t step, const T* y, int64_t y_step, int count, T* sum, Places& at) const {
+    for (int row = 0; row < size_; row += tile_height) {
+      at.ahead.ask(row / tile_height, asks());
+      column_products(x + row, step, x, step, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
+    }
+    weigh_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
+  }
+
+  // Adds to a sum the one behind it.
+  void merge(T* to) const {
+    const T* const from = to + matrix_count();
+    for (int row = 0; row <= size_; ++row) {
+      const int end = row < size_ ? columns_to_diagonal<T>(row / tile_height * tile_height) : size_;
+      for (int c = row * size_; c < row * size_ + end; c += S::width) (S::load(to + c) + S::load(from + c)).store(to + c);
+    }
+  }
+
+  void forward(T scale, TaskVectors<T> vectors, Places& at) const {
+    const int size = size_, kept = network_.kept;
+    const T* const b = at.h + size * size;
+    clear(at.states, size);
+    for (int l = 0; l < network_.layers; ++l) {
+      at.ahead.ask(size / tile_height + l, asks());
+      const T* const s = at.states + l * size;
+      T* const g = vectors.residual(l);
+      if (l == 0) {
+        std::copy(b, b + size, g);
+      } else {
+        weigh_rows(at.h, size, d_, s, 1, size, b, g);
+      }
+      for (int c = 0; c < size; c += S::width) (S::load(g + c) * scale).store(g + c);
+      for (int h = 0; h < kept; ++h) {
+        T* const r = at.registers + (l * kept + h) * size;
+        a_.multiply(l * kept + h, g, r);
+        memory_.remember(l, h, 0, size, r - kept * size, r);
+      }
+      memory_.update(l, 0, size, at.registers, size, s, at.states + (l + 1) * size);
+    }
+  }
+
+  // Results of the rows that have one, or errors e of their response slots and outer_l = sum of e x.
+  void read_out(const TaskReadout<T>& readout, int64_t task, const TaskRows<T>& rows, Places& at, T* squared) const {
+    const bool backward = is_backward();
+    const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
+    clear(at.outer, network_.result_layers * size_);
+    for (int first = 0; first < out_count_; first += core::gram_block) {
+      const int count = std::min(core::gram_block, out_count_ - first);
+      rows.load(out_first_ + first, count, size_, at.x, at.y);
+      for (int k = 0; k < network_.result_layers; ++k) {
+        T* const errors = at.errors + k * out_count_ + first;
+        const T* const s = at.states + (first_layer_ + k + 1) * size_;
+        if (stack_ && backward) {
+          result.load(first, count, size_, at.made, errors);
+        } else {
+          const bool reads = network_.pass != Pass::backward;
+          for (int i = 0; i < count; ++i) {
+            const T response = reads ? at.y[i] + dot(at.x + i * size_, s, size_) : T(0);
+            errors[i] = stack_ ? response : readout.read_out(k, first + i, response, *squared);
+          }
+          if (stack_) result.store(first, count, at.x, size_, errors);
+        }
+        if (backward) {
+          T* const outer = at.outer + k * size_;
+          weigh_rows(at.x, size_, count, errors, 1, size_, static_cast<const T*>(outer), outer);
+        }
+      }
+    }
+  }
+
+  void backward(T scale, bool wants_z, TaskVectors<T> vectors, T* sums, Places& at) const {
+    const int size = size_, kept = network_.kept;
+    T* const grad_gamma = sums;
+    T* const grad_beta = sums + memory_.gamma_count();
+    clear(at.ds, size);
+    for (int l = network_.layers - 1; l >= 0; --l) {
+      at.ahead.ask(asks() - l, asks());
+      if (l >= first_layer_) {
+        const T* const outer = at.outer + (l - first_layer_) * size;
+        for (int c = 0; c < size; c += S::width) (S::load(at.ds + c) + S::load(outer + c)).store(at.ds + c);
+      }
+      std::copy(at.ds, at.ds + size, at.updates + l * size);
+      T* const dg = at.grads + l * size;
+      clear(dg, size);
+      for (int h = 0; h < kept; ++h) {
+        const int place = l * kept + h;
+        const T* const r = at.registers + place * size;
+        T* const dr = vectors.grad(place);
+        const T* const later = l + 1 < network_.layers ? vectors.grad(place + kept) : nullptr;
+        memory_.register_grad(l, h, [](int) { return 0; }, size, at.updates, size, r, later, r - kept * size, grad_gamma,
+                              grad_beta, dr);
+        if (l > 0 || wants_z) a_.add_transposed(place, dr, dg);
+      }
+      for (int c = 0; c < size; c += S::width) (S::load(dg + c) * scale).store(dg + c);
+      if (l > 0) weigh_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
+    }
+  }
+
+  // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db = sum_l
+  // dg_l; rows with a result e s in their features and e in their response slot.
+  void write_token_grads(int64_t task, const TaskRows<T>& rows, int n, Places& at) const {
+    const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
+    const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
+    const int size = size_, layers = network_.layers;
+    // s_0 = 0, so that the place of dg_0 is free for db.
+    for (int l = 1; l < layers; ++l) {
+      const T* const dg = at.grads + l * size;
+      for (int c = 0; c < size; c += S::width) (S::load(at.grads + c) + S::load(dg + c)).store(at.grads + c);
+    }
+    for (int first = 0; first < network_.tokens; first += core::gram_block) {
+      const int count = std::min(core::gram_block, network_.tokens - first);
+      rows.load(first, count, size, at.x, at.y);
+      const bool incoming = stack_ && first + count > out_first_;
+      if (incoming) {
+        result.load(first, count, size, at.made, at.slots);
+      } else {
+        clear(at.made, count * size);
+      }
+      for (int i = 0; i < count; ++i) {
+        T* const made = at.made + i * size;
+        at.slots[i] = T(0);
+        if (first + i < n) add_context_grad(at.x + i * size, at.y[i], at, made, at.slots + i);
+        if (first + i < out_first_) continue;
+        const T* const errors = at.errors + first + i - out_first_;
+        weigh_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
+                   static_cast<const T*>(made), made);
+        for (int k = 0; k < network_.result_layers; ++k) at.slots[i] += errors[k * out_count_];
+      }
+      grads.store(first, count, at.made, size, at.slots);
+    }
+  }
+
+  void add_context_grad(const T* x, T y, Places& at, T* made, T* slot) const {
+    const int size = size_, others = network_.layers - 1;
+    *slot = dot(at.grads, x, size);
+    T* const weights = at.spare;
+    // Sums over vectors whose weights are products with the row, `size` of them at a time.
+    weigh_rows(at.grads, size, 1, &y, 0, size, static_cast<const T*>(made), made);
+    for (int l = 1; l <= others; l += size) {
+      const int count = std::min(size, others + 1 - l);
+      const T* const grads = at.grads + l * size;
+      const T* const states = at.states + l * size;
+      multiply_rows(states, size, count, x, size, weights);
+      weigh_rows(grads, size, count, weights, 1, size, static_cast<const T*>(made), made);
+      multiply_rows(grads, size, count, x, size, weights);
+      weigh_rows(states, size, count, weights, 1, size, static_cast<const T*>(made), made);
+    }
+  }
+
+  const Network<T>& network_;
+  const Preconditioners<T>& a_;
+  VectorMemory<T> memory_;
+  int d_, size_;
+  bool stack_;
+  int longest_;  // examples of a task, at most
+  int out_first_, out_count_, first_layer_;
+  int at_once_;
+  int levels_ = 1;
+};
+
+template <class T>
+void run(const Network<T>& network, ParallelFor parallel) {
+  Preconditioners<T> a(network.q, network.layers * network.kept, network.width - 1);
+  const Memory memory(a.numbers() * sizeof(T));
+  a.copy_to(static_cast<T*>(memory.data()));
+  const WideGram<T> task(network, a);
+  WideTasks<T, WideGram<T>>(network, task).run(parallel, network.totals);
+}
+
+}  // namespace
+
+void wide_gram(const Network<float>& network, ParallelFor parallel) { run(network, parallel); }
+
+void wide_gram(const Network<double>& network, ParallelFor parallel) { run(network, parallel); }
+
+}  // namespace memformer::cpu::MEMFORMER_ISA
