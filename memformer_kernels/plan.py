@@ -54,8 +54,8 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
     if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
         regime, on_triton = "tile", _SPREAD
-    if problem.device == "cpu" and problem.structure == "response-only" and not regime.startswith("tiny"):
-        regime = _wide(problem, algorithm) or regime
+    if problem.structure == "response-only":
+        regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
     backend, where = _backend(backend, problem.device, regime, on_triton)
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
@@ -78,7 +78,7 @@ def plan_gram(width: int, device: str) -> Plan:
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
-    regime = _gram_regime(problem.weights + 1)
+    regime = _wide_on_a_cpu(problem.device, _gram_regime(problem.weights + 1), problem.weights + 1, "gram")
     backend, where = _backend(backend, problem.device, regime, _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
@@ -185,10 +185,10 @@ def _regime(problem: Problem, algorithm: str) -> str:
     return "tile" if problem.width <= TILE_WIDTH else "large"
 
 
-def _wide(problem: Problem, algorithm: str) -> str | None:
-    """The CPU's regime of a response-only network that is not tiny, if it has one."""
-    if not 1 < problem.width <= WIDE_WIDTH:
-        return None
+def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
+    """The regime where features stay: what is not tiny has kernels of its own on a CPU."""
+    if device != "cpu" or regime.startswith("tiny") or not 1 < width <= WIDE_WIDTH:
+        return regime
     return "wide Gram" if algorithm == "gram" else "wide token"
 
 

@@ -11,10 +11,6 @@
 
 namespace memformer::binding {
 
-// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in token
-// space: those of memformer_kernels/plan.py.
-constexpr int tiny_width = 16, tiny_tokens = 128;
-
 template <class T>
 class NetworkCall {
  public:

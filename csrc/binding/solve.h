@@ -37,7 +37,8 @@ class QuadraticsCall {
   void run() {
     totals_.resize(a_.size() + gamma_.size() + beta_.size());
     call.totals = totals_.data();
-    cpu::kernels<T>().quadratics(call, parallel_for);
+    const auto& kernels = cpu::kernels<T>();
+    (call.weights <= tiny_width ? kernels.quadratics : kernels.wide_quadratics)(call, parallel_for);
   }
 
   void write(const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) const {

@@ -16,9 +16,9 @@ struct InstructionSet {
 };
 
 #define MEMFORMER_TABLE(isa) \
-  {isa::response_gram, isa::response_tokens, isa::wide_gram, isa::wide_tokens, isa::general_gram, isa::general_tokens, \
-   isa::context_gram,  isa::quadratics,      isa::layer,     isa::train,       isa::train_gradients, isa::train_update, \
-   isa::random_numbers, isa::sample_tasks,   isa::register_update, isa::attention}
+  {isa::response_gram, isa::response_tokens, isa::wide_gram,       isa::wide_tokens,  isa::general_gram, isa::general_tokens, \
+   isa::context_gram,  isa::quadratics,      isa::wide_quadratics, isa::layer,        isa::train,        isa::train_gradients, \
+   isa::train_update,  isa::random_numbers,  isa::sample_tasks,    isa::register_update, isa::attention}
 #define MEMFORMER_SET(isa, present) {#isa, present, MEMFORMER_TABLE(isa), MEMFORMER_TABLE(isa)}
 
 // Widest first.

@@ -19,6 +19,7 @@ struct Kernels {
   void (*general_tokens)(const Network<T>&, ParallelFor);
   void (*context_gram)(const Gram<T>&, ParallelFor);
   void (*quadratics)(const Quadratics<T>&, ParallelFor);
+  void (*wide_quadratics)(const Quadratics<T>&, ParallelFor);
   void (*layer)(const Layer<T>&, ParallelFor);
   void (*train)(const Training<T>&, ParallelFor);
   void (*train_gradients)(const Training<T>&, const BlockSums&, ParallelFor);

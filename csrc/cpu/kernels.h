@@ -16,6 +16,7 @@
   void general_tokens(const Network<T>& call, ParallelFor run); \
   void context_gram(const Gram<T>& call, ParallelFor run);      \
   void quadratics(const Quadratics<T>& call, ParallelFor run);  \
+  void wide_quadratics(const Quadratics<T>& call, ParallelFor run); \
   void layer(const Layer<T>& call, ParallelFor run);            \
   void train(const Training<T>& training, ParallelFor run);     \
   void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \

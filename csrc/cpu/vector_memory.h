@@ -10,6 +10,41 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
+// Coefficients with a number for every entry of a vector, in whole vectors with zeros behind them; or as they are, where entries
+// share one.
+template <class T>
+class EntryCoefficients {
+ public:
+  EntryCoefficients(const T* given, int64_t places, int entries, int length)
+      : given_(given), places_(given ? places : 0), given_entries_(entries), length_(entries > 1 ? length : 1) {}
+
+  int entries() const { return length_; }
+  int64_t numbers() const { return given_entries_ > 1 ? places_ * length_ : 0; }
+
+  // The coefficients as they are read, at `memory` where they need any.
+  const T* copy_to(T* memory) const {
+    if (given_entries_ == 1 || !given_) return given_;
+    for (int64_t place = 0; place < places_; ++place) {
+      std::copy(given_ + place * given_entries_, given_ + (place + 1) * given_entries_, memory + place * length_);
+      clear(memory + place * length_ + given_entries_, length_ - given_entries_);
+    }
+    return memory;
+  }
+
+  // Adds sums in the order of `copy_to` to totals in that of the given ones, and returns what is behind those.
+  double* add(const T* sums, double* totals) const {
+    for (int64_t place = 0; place < places_; ++place) {
+      for (int i = 0; i < given_entries_; ++i) *totals++ += static_cast<double>(sums[place * length_ + i]);
+    }
+    return totals;
+  }
+
+ private:
+  const T* given_;
+  int64_t places_;
+  int given_entries_, length_;
+};
+
 // gamma (L, L, R, entries or 1), (L, R, entries or 1) if `diagonal`, or null: ones on the diagonal; beta (L, R, entries or
 // 1) or null. Entries are whole vectors, `length` of them or one that all share.
 template <class T>

@@ -74,16 +74,16 @@ template <class T, class Task>
 class WideTasks {
  public:
   // task(index, sums, scratch, vectors) works on `scratch` numbers and adds to `sums` others; task.add_sums(sums, totals) takes
-  // them to where they belong, once a block.
-  WideTasks(const Network<T>& network, const Task& task)
-      : network_(network),
+  // them to where they belong, once a block. d: side of A; L layers of `kept` registers each.
+  WideTasks(int64_t tasks, int d, int layers, int kept, bool sums, bool backward, const Task& task)
+      : tasks_(tasks),
         task_(task),
-        backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward),
-        d_(network.width - 1),
-        size_(whole_rows<T>(d_)),
-        layers_(network.layers),
-        places_(network.layers * network.kept),
-        sums_(network.pass == Pass::forward ? 0 : task.sums()) {}
+        backward_(backward),
+        d_(d),
+        size_(whole_rows<T>(d)),
+        layers_(layers),
+        places_(layers * kept),
+        sums_(sums ? task.sums() : 0) {}
 
   // Adds to the totals: the gradient of A, and behind it what the task makes of its sums.
   void run(ParallelFor parallel, double* totals) {
@@ -91,16 +91,16 @@ class WideTasks {
     const int64_t fit = sums_ ? std::max(fewest_parts, waiting_sums / static_cast<int64_t>(sums_ * sizeof(T))) : most_parts;
     const int64_t most = std::min(most_parts, fit), longest = block_tasks / most + 1;
     at_once_ = std::clamp(waiting_vectors / static_cast<int64_t>(longest * one * sizeof(T)), fewest_parts, most_parts);
-    room_ = std::min(at_once_ * longest, network_.tasks);
+    room_ = std::min(at_once_ * longest, tasks_);
     const int64_t vectors = backward_ ? room_ * one : 0;
     const int64_t grads = backward_ ? static_cast<int64_t>(places_) * size_ * size_ : 0;
-    T* const memory = static_cast<T*>(call_scratch((vectors + grads + std::min(most, network_.tasks) * sums_) * sizeof(T)));
+    T* const memory = static_cast<T*>(call_scratch((vectors + grads + std::min(most, tasks_) * sums_) * sizeof(T)));
     vectors_ = memory;
     grad_a_ = memory + vectors;
     partial_ = grad_a_ + grads;
     totals_ = totals;
-    for (first_ = 0; first_ < network_.tasks; first_ += block_tasks) {
-      count_ = std::min(block_tasks, network_.tasks - first_);
+    for (first_ = 0; first_ < tasks_; first_ += block_tasks) {
+      count_ = std::min(block_tasks, tasks_ - first_);
       parts_ = std::min(most, count_);
       for (begin_ = 0; begin_ < parts_; begin_ += at_once_) {
         const int64_t parts = std::min(at_once_, parts_ - begin_);
@@ -166,7 +166,7 @@ class WideTasks {
     }
   }
 
-  const Network<T>& network_;
+  int64_t tasks_;
   const Task& task_;
   bool backward_;
   int d_, size_, layers_, places_, sums_;
@@ -176,5 +176,13 @@ class WideTasks {
   T* partial_ = nullptr;
   double* totals_ = nullptr;
 };
+
+// A response-only network on all of its tasks.
+template <class T, class Task>
+inline void run_wide_network(const Network<T>& network, const Task& task, ParallelFor parallel) {
+  const bool backward = network.pass == Pass::backward || network.pass == Pass::loss_backward;
+  WideTasks<T, Task>(network.tasks, network.width - 1, network.layers, network.kept, network.pass != Pass::forward, backward, task)
+      .run(parallel, network.totals);
+}
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import explain, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.testing import Case, float64_violations, public, relative_error, twin_violations
+from memformer_kernels import explain, lfom_solve, memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
 
@@ -254,6 +254,47 @@ def test_derivatives(rule: str, granularity: str) -> None:
             return memformer_loss(at.z, target, at.q, *at.parameters, context=2, backend="cpu", algorithm=algorithm)
 
         assert torch.autograd.gradcheck(loss, (target, *own.values()), fast_mode=True)
+
+
+def _quadratics(tasks: int, d: int, layers: int = 3) -> list[Tensor]:
+    """h, which is not symmetric, b, a, gamma, beta and w0."""
+    random = seeded(d)
+    draw = [normal(random, tasks, d, d) / d, normal(random, tasks, d), normal(random, layers, d, d) / d]
+    return [*draw, normal(random, layers, layers, d), normal(random, layers, d), normal(random, tasks, d)]
+
+
+@pytest.mark.parametrize("d", [17, 18, 24, 31, 32, 33, 70])
+@pytest.mark.parametrize("some", [(), (3,), (4, 5), (3, 4, 5)], ids=["plain", "gamma", "beta, w0", "all"])
+def test_quadratics(instruction_set: str, d: int, some: tuple[int, ...]) -> None:
+    """Iterates and all gradients against the torch backend in float64, from strided tensors too; float32 near both."""
+    given = _quadratics(5, d)
+    tensors = [x if k < 3 or k in some else None for k, x in enumerate(given)]
+    tensors[0] = given[0].mT.contiguous().mT
+    for layers in (False, True):
+        made = []
+        for backend, dtype in (("torch", torch.float64), ("cpu", torch.float64), ("cpu", torch.float32)):
+            own = [None if x is None else x.to(dtype).requires_grad_() for x in tensors]
+            assert explain(*own[:3]).regime == "wide Gram"
+            h, b, a, gamma, beta, w0 = own
+            iterates = lfom_solve(h, b, a, gamma, beta, w0=w0, layers=layers, backend=backend)
+            made.append(with_gradients(iterates, [x for x in own if x is not None]))
+        for exact, double, single in zip(*([x.detach() for x in one] for one in made), strict=True):
+            assert relative_error(double, exact) < FLOAT64_ERROR
+            assert relative_error(single, exact) < 30 * torch.finfo(torch.float32).eps
+
+
+def test_quadratics_give_the_same_bits_for_any_number_of_threads() -> None:
+    threads, made = torch.get_num_threads(), []
+    own = [x.float().requires_grad_() for x in _quadratics(1100, 20)]
+    h, b, a, gamma, beta, w0 = own
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            made.append(with_gradients(lfom_solve(h, b, a, gamma, beta, w0=w0, layers=True), own))
+    finally:
+        torch.set_num_threads(threads)
+    for other in made[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
 
 
 def test_dispatch_by_size() -> None:

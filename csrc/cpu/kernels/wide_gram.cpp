@@ -300,7 +300,7 @@ void run(const Network<T>& network, ParallelFor parallel) {
   const Memory memory(a.numbers() * sizeof(T));
   a.copy_to(static_cast<T*>(memory.data()));
   const WideGram<T> task(network, a);
-  WideTasks<T, WideGram<T>>(network, task).run(parallel, network.totals);
+  run_wide_network(network, task, parallel);
 }
 
 }  // namespace

@@ -15,47 +15,13 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-// A coefficient per row in rows of whole vectors, zeros behind them; or as it is, where rows share one.
-template <class T>
-class RowCoefficients {
- public:
-  RowCoefficients(const T* given, int64_t places, int rows, int length)
-      : given_(given), places_(given ? places : 0), rows_(rows), length_(rows > 1 ? length : 1) {}
-
-  int entries() const { return length_; }
-  int64_t numbers() const { return rows_ > 1 ? places_ * length_ : 0; }
-
-  // The coefficients as they are read, at `memory` where they need any.
-  const T* copy_to(T* memory) const {
-    if (rows_ == 1 || !given_) return given_;
-    for (int64_t place = 0; place < places_; ++place) {
-      std::copy(given_ + place * rows_, given_ + (place + 1) * rows_, memory + place * length_);
-      clear(memory + place * length_ + rows_, length_ - rows_);
-    }
-    return memory;
-  }
-
-  // Adds sums in the order of `copy_to` to totals in that of the given ones, and returns what is behind those.
-  double* add(const T* sums, double* totals) const {
-    for (int64_t place = 0; place < places_; ++place) {
-      for (int i = 0; i < rows_; ++i) *totals++ += static_cast<double>(sums[place * length_ + i]);
-    }
-    return totals;
-  }
-
- private:
-  const T* given_;
-  int64_t places_;
-  int rows_, length_;
-};
-
 template <class T>
 class WideTokens {
   using S = Lanes<T>;
 
  public:
-  WideTokens(const Network<T>& network, const Preconditioners<T>& preconditioners, const RowCoefficients<T>& gamma,
-             const RowCoefficients<T>& beta, T* memory)
+  WideTokens(const Network<T>& network, const Preconditioners<T>& preconditioners, const EntryCoefficients<T>& gamma,
+             const EntryCoefficients<T>& beta, T* memory)
       : network_(network),
         a_(preconditioners),
         gamma_(gamma),
@@ -290,8 +256,8 @@ class WideTokens {
 
   const Network<T>& network_;
   const Preconditioners<T>& a_;
-  const RowCoefficients<T>& gamma_;
-  const RowCoefficients<T>& beta_;
+  const EntryCoefficients<T>& gamma_;
+  const EntryCoefficients<T>& beta_;
   VectorMemory<T> memory_;
   int d_, size_;
   bool stack_;
@@ -304,13 +270,13 @@ void run(const Network<T>& network, ParallelFor parallel) {
   const int rows = WideTokens<T>::rows_of(network), length = whole_rows<T>(rows);
   const int64_t places = static_cast<int64_t>(network.layers) * network.kept;
   Preconditioners<T> a(network.q, static_cast<int>(places), network.width - 1);
-  const RowCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers, network.gamma_rows, length);
-  const RowCoefficients<T> beta(network.beta, places, network.beta_rows, length);
+  const EntryCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers, network.gamma_rows, length);
+  const EntryCoefficients<T> beta(network.beta, places, network.beta_rows, length);
   const Memory memory((a.numbers() + gamma.numbers() + beta.numbers()) * sizeof(T));
   T* const numbers = static_cast<T*>(memory.data());
   a.copy_to(numbers);
   const WideTokens<T> task(network, a, gamma, beta, numbers + a.numbers());
-  WideTasks<T, WideTokens<T>>(network, task).run(parallel, network.totals);
+  run_wide_network(network, task, parallel);
 }
 
 }  // namespace
