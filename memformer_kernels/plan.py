@@ -32,6 +32,10 @@ WIDE_WIDTH = 512
 """Largest D of the CPU's wide regimes, where features stay and vectors run along one task, which stays in a core's
 caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
 
+WIDE_WEIGHTS = 256
+"""Most weights of a quadratic in the CPU's wide regime: h is read once a task there, so that no Gram matrix hides what
+products with larger matrices wait for."""
+
 TINY_CONTEXT = 1024
 """Largest N of the tiny Gram regime on a GPU, where a thread or a small team sums a task's context alone: a longer one
 would keep it busy while few tasks leave the rest of the GPU idle. The tile regime spreads a context over programs."""
@@ -78,7 +82,9 @@ def plan_gram(width: int, device: str) -> Plan:
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
-    regime = _wide_on_a_cpu(problem.device, _gram_regime(problem.weights + 1), problem.weights + 1, "gram")
+    regime = _gram_regime(problem.weights + 1)
+    if problem.weights <= WIDE_WEIGHTS:
+        regime = _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
     backend, where = _backend(backend, problem.device, regime, _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
