@@ -68,7 +68,11 @@ def test_whatever_checks_may_see_is_told_apart(other: tuple[Any, ...]) -> None:
     assert not counted.asks(Z, 1)
 
 
-@pytest.mark.parametrize("option", [[4], {}, torch.zeros(3, dtype=torch.int64), 1.0, (1,), object()], ids=repr)
+@pytest.mark.parametrize(
+    "option",
+    [[4], {}, torch.zeros(3, dtype=torch.int64), 1.0, (1,), object()],
+    ids=lambda option: type(option).__name__,
+)
 def test_what_is_no_plain_option_is_settled_each_time(option: Any) -> None:
     counted = Counted()
     assert counted.asks(Z, option)
