@@ -12,11 +12,15 @@ namespace memformer::cpu::MEMFORMER_ISA {
 template <class T>
 class Ahead {
  public:
-  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns). Groups have `count` tasks.
-  void begin(const Array& array, Tasks tasks, int count = Lanes<T>::width) {
+  // Bytes of a group that the second-level cache takes in beside what is being worked on.
+  static constexpr int64_t largest = 1 << 16;
+
+  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns). Groups have `count` tasks,
+  // and nothing is asked for where those are more than `most` bytes.
+  void begin(const Array& array, Tasks tasks, int count = Lanes<T>::width, int64_t most = largest) {
     const int64_t bytes = array.stride[0] * bytes_of_number(array.storage) * count;
     next_ = static_cast<const char*>(array.data) + tasks.first * array.stride[0] * bytes_of_number(array.storage) + bytes;
-    lines_ = bytes > 0 && bytes <= largest ? static_cast<int>((bytes + 63) / 64) : 0;
+    lines_ = bytes > 0 && bytes <= most ? static_cast<int>((bytes + 63) / 64) : 0;
     asked_ = 0;
   }
 
@@ -34,8 +38,7 @@ class Ahead {
   }
 
  private:
-  // Bytes of a group that the second-level cache takes in beside what is being worked on; lines, the first-level one.
-  static constexpr int64_t largest = 1 << 16;
+  // Lines that the first-level cache takes in.
   static constexpr int near = 80;
 
   const char* next_ = nullptr;

@@ -16,6 +16,8 @@ namespace {
 
 // Tokens that are summed in one go stay in a second-level cache meanwhile.
 constexpr int64_t resident_bytes = 1 << 17;
+// The next task's tokens, where they find room there too.
+constexpr int64_t ahead_bytes = 3 << 17;
 
 // Examples summed in one go: blocks of 32, a power of two of them, so that all sums together are pairwise.
 template <class T>
@@ -60,7 +62,7 @@ class WideGram {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
-    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
+    at.ahead.begin(network_.z, Tasks{task, 1}, 1, ahead_bytes);
     const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     const T scale = T(1) / static_cast<T>(n);
