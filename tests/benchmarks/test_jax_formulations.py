@@ -34,7 +34,7 @@ def test_equals_the_published_form(workload: Workload, dtype: str, batch: int, m
     loss = published(*(t.double() for t in (*tasks, *parameters)), workload.n)
     q, gamma = torch.autograd.grad(loss, parameters)
     assert found.loss.dtype == workload.torch_dtype
-    loss_budget, gradient_budget = BUDGETS[dtype]
+    loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
     if dtype == "float64":
         expected = Outcome(loss.detach(), {"q": q, "gamma": gamma})
         assert errors(found, expected)[0] <= loss_budget
@@ -79,5 +79,5 @@ def test_on_a_gpu(workload: Workload) -> None:
     found = peers[0].outcome(peers[0].build(workload, parameters)(tasks))
     assert found.loss.is_cuda
     loss_error, gradient_error = errors(found, reference_outcome(workload, tasks, parameters))
-    assert loss_error <= BUDGETS["float32"][0]
-    assert gradient_error <= BUDGETS["float32"][1]
+    assert loss_error <= BUDGETS[torch.float32][0]
+    assert gradient_error <= BUDGETS[torch.float32][1]
