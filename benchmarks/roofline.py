@@ -169,12 +169,12 @@ def pieces(batch: int, buffers: int) -> Iterator[Piece]:
     key = [draw(1, tokens, heads, width_) for _ in range(3)]
     yield Piece(
         "linear_attention",
-        "torch",
+        "cpu",
         f"{heads} heads of {width_}",
         4 * 4 * tokens * heads * width_,
         2 * tokens * heads * width_ * width_,
         "copy",
-        lambda i: [linear_attention(*key)],
+        lambda i: [linear_attention(*key, backend="cpu")],
         lambda: [linear_attention(*(x.double() for x in key), backend="torch")],
     )
 

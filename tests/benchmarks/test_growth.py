@@ -76,8 +76,8 @@ def test_what_is_held_is_read_off_the_points() -> None:
         axis = next(axis for axis in AXES if axis.field == field)
         return held(axis, [Point(getattr(w, field), w, None, None) for w in axis.workloads(quick)])
 
-    assert words("layers", False) == "B = 100,000, n = 20, d = 5"
-    assert words("layers", True) == "B = 1,000, n = 20, d = 5"
+    assert words("layers", False) == "B = 10,000, n = 20, d = 5"
+    assert words("layers", True) == "B = 100, n = 20, d = 5"
     assert words("n", False) == "B n = 2,000,000, L = 4, d = 5"
     assert words("batch", False) == "n = 20, L = 4, d = 5"
 
@@ -86,7 +86,7 @@ def test_the_table_shows_the_ratio() -> None:
     text = StringIO()
     Console(width=80, file=text).print(growth_table(REPORT))
     rows = [line.split() for line in text.getvalue().splitlines() if "layers" in line]
-    assert rows == [["layers", "L", "=", "1", "1", "10", "4", "4", "b"], ["layers", "L", "=", "4", "9", "a"]]
+    assert rows == [["layers", "L", "=", "1", "1", "100", "4", "4", "b"], ["layers", "L", "=", "4", "9", "a"]]
 
 
 @pytest.mark.parametrize("read_gb_s", [44.0, None])
