@@ -20,7 +20,9 @@ _OURS, _TORCH, _FLOOR = "#1b7f4b", "#c05621", "#2b6cb0"
 
 def draw(machine: Machine, points: Sequence[Point]) -> bytes:
     """A PNG: operations a byte across, GFLOP/s upwards, and a numbered list of the kernels at the right."""
-    figure = Figure(figsize=(13, 6.6), dpi=110, layout="constrained")
+    # A row of the table holds two lines of text.
+    height = max(6.6, 1.2 + 0.37 * len(points))
+    figure = Figure(figsize=(13, height), dpi=110, layout="constrained")
     panel, names = figure.subplots(1, 2, width_ratios=(1.25, 1))
     low, high = min(p.intensity for p in points) / 1.6, max(p.intensity for p in points) * 2
     for label, rate, style in (("read", machine.read_gb_s, "-"), ("copy", machine.copy_gb_s, "--")):
