@@ -37,7 +37,7 @@ inline void column_product_tile(const T* left, int64_t left_step, const T* right
   if (count <= block) {
     product_tile<T, Vectors>(left, left_step, right, right_step, count, sums);
   } else {
-    PairwiseSum<S, tile_height * Vectors> total;
+    PairwiseBlocks<S, tile_height * Vectors> total;
     for (int k = 0; k < count; k += block) {
       product_tile<T, Vectors>(left + k * left_step, left_step, right + k * right_step, right_step, std::min(block, count - k),
                                sums);

@@ -95,7 +95,7 @@ inline void weigh_columns(const T* rows, int64_t step, int count, const T* weigh
   if (count <= 2 * block) {
     weigh_block<T, Vectors, Chains>(rows, step, count, weights, weight_step, sums);
   } else {
-    PairwiseSum<S, Vectors> total;
+    PairwiseBlocks<S, Vectors> total;
     for (int row = 0; row < count; row += block) {
       weigh_block<T, Vectors, Chains>(rows + row * step, step, std::min(block, count - row), weights + row * weight_step,
                                       weight_step, sums);
@@ -186,7 +186,7 @@ inline T dot(const T* left, const T* right, int64_t count) {
     row_products<T, 1, 4>(left, 0, right, count, sums);
     return sum_of_lanes(sums[0]);
   }
-  PairwiseSum<S, 1> total;
+  PairwiseBlocks<S, 1> total;
   for (int64_t at = 0; at < count; at += product_block_length<T>) {
     row_products<T, 1, 4>(left + at, 0, right + at, std::min(product_block_length<T>, count - at), sums);
     total.add(sums);
@@ -207,7 +207,7 @@ inline void multiply_rows(const T* rows, int64_t step, int row_count, const T* v
     if (count <= product_block_length<T>) {
       row_products<T, several, 2>(rows + row * step, step, vector, count, sums);
     } else {
-      PairwiseSum<S, several> total;
+      PairwiseBlocks<S, several> total;
       for (int64_t at = 0; at < count; at += product_block_length<T>) {
         row_products<T, several, 2>(rows + row * step + at, step, vector + at, std::min(product_block_length<T>, count - at),
                                     sums);

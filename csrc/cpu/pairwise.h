@@ -1,4 +1,4 @@
-// Sums of many blocks of numbers, pairwise: rounding errors grow with the logarithm of how many there are.
+// Sums of many blocks of a few numbers, pairwise, in registers and on the stack; context_gram.h has the one of whole matrices.
 
 #pragma once
 
@@ -11,7 +11,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 // Sums that wait for their partner, the oldest first, as the bits of a counter do: block k of a sum meets its partner as
 // soon as that is complete. `Count` numbers (or vectors) a block; fewer than 2^levels blocks.
 template <class S, int Count, int levels = 27>
-class PairwiseSum {
+class PairwiseBlocks {
  public:
   MEMFORMER_INLINE void add(S (&block)[Count]) {
     for (int64_t k = blocks_++; k & 1; k >>= 1) {
