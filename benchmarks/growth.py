@@ -16,7 +16,7 @@ from benchmarks.workloads import W, Workload
 # linear growth is a flat line and every size reads about as much.
 CONTEXT_TOKENS = 2_000_000
 COLUMNS = 600_000
-# A peer in token space keeps every layer's tokens for its backward: 64 layers of so many tasks take 2 GB, not 20.
+# Peers keep what every layer made for their backward, which with 64 layers of so many tasks is half a gigabyte.
 LAYER_TASKS = 10_000
 
 # The peers that are fastest somewhere; the others only lengthen the run.
