@@ -43,6 +43,17 @@ int64_t resident_blocks(int64_t shared_bytes, const Launch& launch) {
   return most < 1 ? 1 : most;
 }
 
+// A launch's kernel and sizes, as the runtime takes them.
+template <class Kernel>
+cudaLaunchConfig_t launch_config(int64_t blocks, int64_t shared_bytes, const Launch& launch) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(Kernel::threads);
+  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
+  config.stream = static_cast<cudaStream_t>(launch.stream);
+  return config;
+}
+
 // Runs a kernel on `work` pieces of work, which its blocks share by index: piece k is block k % grid's.
 template <class Kernel>
 int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes,
@@ -51,9 +62,8 @@ int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int
   if (const int error = allow_shared<Kernel>()) return error;
   const int64_t fit = resident_blocks<Kernel>(shared_bytes, launch) * launch.multiprocessors;
   const int64_t grid = work < fit ? work : fit;
-  run_kernel<Kernel><<<static_cast<unsigned>(grid), Kernel::threads, static_cast<std::size_t>(shared_bytes),
-                       static_cast<cudaStream_t>(launch.stream)>>>(arguments);
-  return cudaPeekAtLastError();
+  const cudaLaunchConfig_t config = launch_config<Kernel>(grid, shared_bytes, launch);
+  return cudaLaunchKernelEx(&config, run_kernel<Kernel>, arguments);
 }
 
 // Adds up partial sums and writes gradients and loss: the last launch of a call.
@@ -61,10 +71,9 @@ template <class T>
 int launch_totals(const Partials<T>& partials, const Parameters& parameters, int64_t tasks, double loss_scale,
                   const Launch& launch) {
   using Kernel = Totals<T>;
-  run_kernel<Kernel><<<static_cast<unsigned>(total_groups(tasks)), Kernel::threads, Kernel::shared_bytes,
-                       static_cast<cudaStream_t>(launch.stream)>>>(
-      {partials, parameters, loss_scale, divided_up(tasks, block_tasks)});
-  return cudaPeekAtLastError();
+  const cudaLaunchConfig_t config = launch_config<Kernel>(total_groups(tasks), Kernel::shared_bytes, launch);
+  const typename Kernel::Arguments arguments{partials, parameters, loss_scale, divided_up(tasks, block_tasks)};
+  return cudaLaunchKernelEx(&config, run_kernel<Kernel>, arguments);
 }
 
 // Compiled once, in kernels/totals.cu.

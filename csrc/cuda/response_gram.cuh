@@ -265,7 +265,8 @@ class ResponseGram {
     }
 
     // Rows of the context get (dG + dG^T) z / n, rows with a result e s in their features and e in their response slot,
-    // what a result's own row brings besides, and rows of neither zeros. In place.
+    // what a result's own row brings besides, and rows of neither zeros. In place where the gradient is stored as the
+    // tokens are; that of half-precision tokens in a loss is float32, and goes out number by number.
     MEMFORMER_DEVICE void write_token_grads(const Trace& trace, const Quadratic& grad, T scale, T ready_target) {
       const Width width = core::successor(call.d);
       const int d = call.d, size = width;
@@ -275,6 +276,7 @@ class ResponseGram {
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) symmetric[core::packed_size(d) + c] = grad.b[c] * scale;
       symmetric[core::packed_size(width) - 1] = T(0);
+      const bool in_place = call.grad_z.storage == call.z.storage;
       each_chunk(0, call.tokens, [&](char* rows, int row, int count) {
 #pragma unroll 1
         for (int i = 0; real && i < count; ++i) {
@@ -287,10 +289,12 @@ class ResponseGram {
             core::add_gram_grad(symmetric, core::Cells<const T>{values}, width, core::Cells<T>{to});
           }
           if (row + i >= out_first()) add_out_grad(trace, row + i - out_first(), values, ready_target, to);
+          char* const there = in_place ? here : call.grad_z.row(task, row + i);
+          const int64_t step = in_place ? call.z.number_bytes : call.grad_z.stride[2];
           MEMFORMER_UNROLL
-          for (int c = 0; c < size; ++c) write_number_of_row(call.z.storage, here, c, to[c]);
+          for (int c = 0; c < size; ++c) write_number_of_row(call.grad_z.storage, there + c * step, 0, to[c]);
         }
-        write_rows(call.grad_z, row, count);
+        if (in_place) write_rows(call.grad_z, row, count);
       });
     }
 

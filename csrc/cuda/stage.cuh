@@ -71,6 +71,10 @@ struct TokenArray {
   int width;          // D
   bool rows_together;  // the rows of a task lie one after the other
   int64_t stride[3];  // in bytes
+
+  MEMFORMER_DEVICE char* row(int64_t task, int64_t index) const {
+    return data + task * stride[0] + index * stride[1];
+  }
 };
 
 inline TokenArray token_array(const Array& array, int width) {

@@ -83,7 +83,7 @@ constexpr bool cells_in_shared = false;
 template <class Block>
 constexpr bool cells_in_shared<CellsOf<Block, true>> = true;
 
-MEMFORMER_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
+MEMFORMER_INLINE int smaller(int a, int b) { return a < b ? a : b; }
 
 // sum = the tile of left * right that starts at (row, column); what lies outside of rows x columns repeats the last
 // ones.

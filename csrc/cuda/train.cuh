@@ -69,8 +69,8 @@ struct TrainSteps {
     const int64_t skipped = *reinterpret_cast<const int64_t*>(memory + plan.space.skipped);
     int taken = progress.taken;
     const int taken_before = taken;
-    // None may finish and write what another has not read yet.
-    if (persistent) meet(block, &progress.arrivals, plan.group, 0);
+    // None may finish and write what another has not read yet. Replayed, one block alone writes, and reads before it.
+    meet(block, &progress.arrivals, persistent ? plan.group : 1, 0);
 
     for (int step = 0; step < steps; ++step) {
       const bool active = call.max_skipped < 0 || skipped + step - (taken - taken_before) < call.max_skipped;

@@ -9,17 +9,6 @@
 
 namespace memformer::cuda {
 
-// A launch's kernel and sizes, as the runtime takes them.
-template <class Kernel>
-cudaLaunchConfig_t launch_config(int64_t blocks, int64_t shared_bytes, const Launch& launch) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(blocks));
-  config.blockDim = dim3(Kernel::threads);
-  config.dynamicSmemBytes = static_cast<std::size_t>(shared_bytes);
-  config.stream = static_cast<cudaStream_t>(launch.stream);
-  return config;
-}
-
 // A graph of launches, each after the one before it.
 class LaunchGraph {
  public:
@@ -125,9 +114,6 @@ int run_train_on_device(const Train& call, TrainMode mode, const Launch& launch)
   return run_train<Kernel>(call, mode, launch, TrainMachine{launch});
 }
 
-using TrainHot = TrainSteps<core::Fixed<5>, most_trained_layers, StatisticsTask>;
-using TrainStatistics = TrainSteps<core::UpTo<most_trained_features>, 0, StatisticsTask>;
-using TrainTokens = TrainSteps<core::UpTo<most_trained_features>, 0, TokenTask>;
 extern template int run_train_on_device<TrainHot>(const Train&, TrainMode, const Launch&);
 extern template int run_train_on_device<TrainStatistics>(const Train&, TrainMode, const Launch&);
 extern template int run_train_on_device<TrainTokens>(const Train&, TrainMode, const Launch&);

@@ -68,8 +68,8 @@ struct UnitSums {
 
     core::SymmetricQuadratic<float, Extent> quadratic;
     quadratic.extent = extent;
-    Task<Extent> task(tasks, extent, index);
     const bool real = index < tasks.source.tasks;
+    Task<Extent> task(tasks, extent, real ? index : 0);  // lanes past the last task look up one that is there
     if (real) {
       task.make(quadratic, cells);
     } else {

@@ -117,6 +117,8 @@ class NetworkCall:
     def numbers(self, which: int, grad: Tensor | None = None, *, wants_z: bool = True) -> list[int]:
         """The call for a pass; `grad` is the result's gradient."""
         case, backward = self.case, which in (BACKWARD, LOSS_BACKWARD)
+        if which == LOSS_BACKWARD:  # in the loss's own dtype, as NativeBackend.loss allocates them
+            self.grads = {name: self._poison(*grad.shape) for name, grad in self.grads.items()}
         q, p, gamma, beta = case.q, case.p, case.gamma, case.beta
         layers, heads = q.shape[:2]
         response = p is None and q.shape[-1] < self.width

@@ -82,6 +82,11 @@ def test_it_exports_no_function_and_names_no_folder_of_the_machine_that_built_it
     assert "cudart" not in dynamic
 
 
+def test_no_function_that_only_a_gpu_has_is_called_on_the_host() -> None:
+    """nvcc compiles such a call, without a word, to one that ends the process."""
+    assert [symbol for symbol in _symbols("--undefined-only") if re.match(r"U (_?exit|abort)\b", symbol)] == []
+
+
 def test_it_is_small_enough_to_ship() -> None:
     assert _file().stat().st_size < 50e6
 

@@ -207,9 +207,15 @@ def test_half_precision_tokens(kernel: Kernel, storage: torch.dtype) -> None:
     assert relative_error(stack.result, reference.stack(exact.z, exact.q, *exact.parameters).detach()) < rounding
     grad = normal(seeded(2), *predictions.shape).float()
     kernel(call, BACKWARD, grad=grad)
-    wanted = torch.autograd.grad(predictions, [exact.z, exact.q], grad.double())
+    wanted = torch.autograd.grad(predictions, [exact.z, exact.q], grad.double(), retain_graph=True)
     assert relative_error(call.grads["z"], wanted[0]) < rounding
     assert relative_error(call.grads["q"], wanted[1]) < ERROR[torch.float32]
+    losing = NetworkCall(with_target(case, 34, 1))
+    kernel(losing, LOSS_BACKWARD)
+    error = (predictions[0] - losing.case.target.double()).square().mean()
+    for name, exactly in zip(("z", "q"), torch.autograd.grad(error, [exact.z, exact.q]), strict=True):
+        assert losing.grads[name].dtype == torch.float32
+        assert relative_error(losing.grads[name], exactly) < ERROR[torch.float32]
 
 
 def views(z: Tensor) -> dict[str, Tensor]:

@@ -231,6 +231,11 @@ def test_what_does_not_fit_in_shared_memory(train: Train) -> None:
     check(train, held, GaussianStatistics(8, 10, 40, query="integrated"), SGD(0.001), 2)
 
 
+def test_a_hot_model_that_does_not_fit_in_shared_memory(train: Train) -> None:
+    """As many heads as make the flat parameters of d = 5 and four layers too large for a block."""
+    check(train, state(d=5, layers=4, rule="linear", heads=40), HOT, OPTIMIZERS["adam"], steps=2)
+
+
 def test_when_steps_are_persistent(library: ctypes.CDLL) -> None:
     """Two turns of a model's blocks at most, or models that fill the device; before clusters, all blocks at once."""
 

@@ -15,7 +15,9 @@
 
 namespace memformer::binding {
 
+// The runtime remembers a call's error until it is asked for: taken here, it is this call's and no later one's.
 inline void check(cudaError_t error) {
+  if (error != cudaSuccess) cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "CUDA: ", cudaGetErrorString(error));
 }
 
