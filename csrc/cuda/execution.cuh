@@ -62,12 +62,12 @@ struct DeviceBlock {
     return memformer_shared;
   }
 
-  // Tells the compiler that an address is of shared memory. A trap that is never reached, and of which nothing is left
-  // in the code: nvcc 13.0 draws wrong conclusions from __builtin_assume(__isShared(address)), and deletes tests of
-  // other pointers for null.
+  // An address of shared memory, told to the compiler as one: there and back between the kinds of addresses, which it
+  // sees through. Not by __builtin_assume(__isShared(address)), from which nvcc 13.0 draws wrong conclusions: it deletes
+  // tests of other pointers for null.
   template <class T>
-  MEMFORMER_DEVICE void is_shared(const T* address) const {
-    if (!__isShared(address)) __trap();
+  MEMFORMER_DEVICE T* in_shared(T* address) const {
+    return static_cast<T*>(__cvta_shared_to_generic(__cvta_generic_to_shared(address)));
   }
 
   // All threads of the block (of the warp) have arrived, and see what the others have written to shared memory.

@@ -222,9 +222,9 @@ enum class Put {
 template <bool LeftShared, bool RightShared, bool TargetShared, class S, class Block, int Tile, int Grid>
 MEMFORMER_DEVICE void strided_product(Spread<Block, Tile, Grid> spread, int rows, int inner, Strided<S> target, Put put,
                                       Strided<const S> left, Strided<const S> right) {
-  if constexpr (LeftShared) spread.block.is_shared(left.data);
-  if constexpr (RightShared) spread.block.is_shared(right.data);
-  if constexpr (TargetShared) spread.block.is_shared(target.data);
+  if constexpr (LeftShared) left.data = spread.block.in_shared(left.data);
+  if constexpr (RightShared) right.data = spread.block.in_shared(right.data);
+  if constexpr (TargetShared) target.data = spread.block.in_shared(target.data);
   int row = spread.first_row();
   do {
     S sum[Tile][Tile];
@@ -262,8 +262,8 @@ template <bool Shared, class S, class Block, int Tile, int Grid>
 MEMFORMER_DEVICE void add_product_sums(Spread<Block, Tile, Grid> spread, int inner, S* to, Strided<const S> left,
                                         Strided<const S> right) {
   if constexpr (Shared) {
-    spread.block.is_shared(left.data);
-    spread.block.is_shared(right.data);
+    left.data = spread.block.in_shared(left.data);
+    right.data = spread.block.in_shared(right.data);
   }
   S sum[Tile][Tile];
   sum_strided(sum, spread.first_row(), spread.size, spread.first_column(), spread.size, inner, left, right);

@@ -197,7 +197,10 @@ struct HostBlock {
   int64_t index() const { return index_; }
   int64_t count() const { return count_; }
   char* shared() const { return shared_; }
-  void is_shared(const void*) const {}
+  template <class T>
+  T* in_shared(T* address) const {
+    return address;
+  }
   void sync() const { host->wait(Threads); }
   void sync_warp() const { host->wait(warp_threads); }
 
