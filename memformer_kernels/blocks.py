@@ -14,7 +14,7 @@ from torch import Tensor
 from memformer_kernels import ops, plan
 from memformer_kernels.maths import factored
 from memformer_kernels.maths import registers as depth
-from memformer_kernels.problem_blocks import check_attention, check_update
+from memformer_kernels.problem_blocks import check_attention, check_history, check_step, check_update
 
 
 def linear_attention(
@@ -64,6 +64,7 @@ class AttentionState(NamedTuple):
 
 def attention_state(k: Tensor, v: Tensor) -> AttentionState:
     """The state after the tokens of k (B, N, H, E) and v (B, N, H, F), N >= 0."""
+    check_history(k, v)
     dtype = factored.compute_dtype(k)
     total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
     return AttentionState(total, torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device))
@@ -75,6 +76,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     Equal to the last row of `linear_attention(causal=True)` over all tokens so far, at a cost that does not grow with
     them: 2 H E F multiply-adds a sample.
     """
+    check_step(q, k, v, state)
     dtype = state.sum.dtype
     total = state.sum + k.to(dtype)[..., :, None] * v.to(dtype)[..., None, :]
     count = state.tokens + 1

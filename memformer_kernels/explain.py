@@ -24,7 +24,7 @@ def explain(*arguments: Any, **options: Any) -> plan.Plan:
     register update and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
     """
     function, bound = _bind(arguments, options)
-    return _PLANNERS[function](bound)
+    return _PLANNERS[function.__name__](bound)
 
 
 def warmup(*arguments: Any, **options: Any) -> plan.Plan:
@@ -35,8 +35,8 @@ def warmup(*arguments: Any, **options: Any) -> plan.Plan:
     sizes that are 1, or multiples of 16, have code of their own.
     """
     function, bound = _bind(arguments, options)
-    chosen = _PLANNERS[function](bound)
-    BACKENDS[chosen.backend].warmup(lambda: _REHEARSALS[function](bound, chosen))
+    chosen = _PLANNERS[function.__name__](bound)
+    BACKENDS[chosen.backend].warmup(lambda: _REHEARSALS[function.__name__](bound, chosen))
     return chosen
 
 
@@ -70,7 +70,7 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     q_axes = _axes(arguments, options, 1, "q")
     if q_axes == 3 or "registers" in options:
         return functional.memformer_layer
-    return functional.memformer_predict if q_axes == 4 else functional.context_gram
+    return functional.memformer_predict if q_axes == 4 or "q" in options else functional.context_gram
 
 
 def _check_lengths(lengths: Tensor | None, z: Tensor, queries: int) -> None:
@@ -119,14 +119,14 @@ def _plan_update(a: dict[str, Any]) -> plan.Plan:
     return plan.plan_update(call.z.dtype, call.z.device.type, a["backend"])
 
 
-_PLANNERS: dict[Callable[..., Any], Callable[[dict[str, Any]], plan.Plan]] = {
-    functional.memformer_predict: _plan_network,
-    functional.memformer_loss: _plan_network,
-    functional.memformer_layer: _plan_layer,
-    functional.context_gram: _plan_gram,
-    functional.lfom_solve: _plan_quadratics,
-    blocks.linear_attention: _plan_attention,
-    blocks.register_update: _plan_update,
+_PLANNERS: dict[str, Callable[[dict[str, Any]], plan.Plan]] = {
+    "memformer_predict": _plan_network,
+    "memformer_loss": _plan_network,
+    "memformer_layer": _plan_layer,
+    "context_gram": _plan_gram,
+    "lfom_solve": _plan_quadratics,
+    "linear_attention": _plan_attention,
+    "register_update": _plan_update,
 }
 
 
@@ -198,12 +198,12 @@ def _rehearse_update(a: dict[str, Any], chosen: plan.Plan) -> None:
         backend.register_update_backward(torch.empty_like(made), call.registers, call.gamma, needs)
 
 
-_REHEARSALS: dict[Callable[..., Any], Callable[[dict[str, Any], plan.Plan], None]] = {
-    functional.memformer_predict: _rehearse_network,
-    functional.memformer_loss: _rehearse_network,
-    functional.memformer_layer: _rehearse_layer,
-    functional.context_gram: _rehearse_gram,
-    functional.lfom_solve: _rehearse_quadratics,
-    blocks.linear_attention: _rehearse_attention,
-    blocks.register_update: _rehearse_update,
+_REHEARSALS: dict[str, Callable[[dict[str, Any], plan.Plan], None]] = {
+    "memformer_predict": _rehearse_network,
+    "memformer_loss": _rehearse_network,
+    "memformer_layer": _rehearse_layer,
+    "context_gram": _rehearse_gram,
+    "lfom_solve": _rehearse_quadratics,
+    "linear_attention": _rehearse_attention,
+    "register_update": _rehearse_update,
 }

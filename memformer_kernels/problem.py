@@ -5,14 +5,22 @@ lengths are at hand on the host. Shapes and values that do not fit raise ValueEr
 message names the argument, what came and what was expected.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-_HALF = (torch.bfloat16, torch.float16)
-_REAL = frozenset((torch.float32, torch.float64, *_HALF))
+HALF = (torch.bfloat16, torch.float16)
+REAL = frozenset((torch.float32, torch.float64, *HALF))
+_INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
+
+LARGEST_SIZE = 2**63 - 1
+"""What a tensor's size, or a counter of 64 bits, can be."""
+
+LONGEST_VALUE = 200
+"""Characters of a value in an error message."""
 
 BACKENDS = ("auto", "torch", "cpu", "cuda", "triton")
 ALGORITHMS = ("auto", "gram", "token")
@@ -50,9 +58,12 @@ class QuadraticProblem(NamedTuple):
 def describe(value: object) -> str:
     """What came, for an error message."""
     if isinstance(value, Tensor):
+        if value.is_nested:  # has no shape
+            return f"a nested {value.dtype} tensor"
         layout = "" if value.layout == torch.strided else f"{value.layout} "
         return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    return f"{value!r} ({type(value).__name__})"
+    shown = repr(value)
+    return f"{shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'} ({type(value).__name__})"
 
 
 def reject(name: str, came: object, expected: str) -> NoReturn:
@@ -67,7 +78,7 @@ def reject_kind(name: str, came: object, expected: str) -> NoReturn:
 
 def check_tokens(z: object, name: str = "z") -> Tensor:
     """z as a real floating tensor (B, N, D) with N, D >= 1."""
-    tokens = _floating(name, z)
+    tokens = check_floating(name, z)
     shape = tokens.shape
     if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
         reject(name, z, "tasks of tokens (B, N, D) with N >= 1 and D >= 1")
@@ -82,13 +93,12 @@ def check_context(context: object, z: Tensor) -> tuple[int, Tensor | None]:
             reject("context", context, f"an int from 1 to N, since the default N - 1 is empty for N = {total}")
         return total - 1, None
     if isinstance(context, Tensor):
-        if context.dtype.is_floating_point or context.dtype.is_complex or context.dtype == torch.bool:
-            reject_kind("context", context, "an integer tensor (B,) or an int")
+        check_integers("context", context)
         if context.ndim != 1 or context.shape[0] != z.shape[0]:
             reject("context", context, f"one length per task, shape ({z.shape[0]},)")
         _same_device("context", context, z)
         return total, context
-    count = _integer("context", context)
+    count = check_integer("context", context)
     if not 1 <= count <= total:
         reject("context", context, f"an int from 1 to N = {total}")
     return count, None
@@ -98,7 +108,7 @@ def check_queries(queries: object, z: Tensor, context: int, lengths: Tensor | No
     """The number of query tokens at the end of every task."""
     if queries is None:
         return z.shape[1] - context if lengths is None else 1
-    count = _integer("queries", queries)
+    count = check_integer("queries", queries)
     room = z.shape[1] - (1 if lengths is not None else context)
     if not 0 <= count <= room:
         reject("queries", queries, f"an int from 0 to {room}, the tokens past the context")
@@ -129,7 +139,7 @@ def check_network(
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
     tokens = check_tokens(z)
     _, total, width = tokens.shape
-    queries = _floating("q", q)
+    queries = check_floating("q", q)
     shape = queries.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1] < 1:
         reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
@@ -137,24 +147,24 @@ def check_network(
     structure = _check_projections(queries, p, (layers, heads), width)
     rule, token_axis = "linear", False
     if gamma is not None:
-        weights = _floating("gamma", gamma)
+        weights = check_floating("gamma", gamma)
         shape = weights.shape
         if len(shape) == 5:
-            _broadcasts("gamma", weights, (layers, layers, heads, total, width))
+            _check_broadcasts("gamma", weights, (layers, layers, heads, total, width))
             rule = "shared" if shape[0] == 1 and layers > 1 else "full"
         elif len(shape) == 4:
-            _broadcasts("gamma", weights, (layers, heads, total, width))
+            _check_broadcasts("gamma", weights, (layers, heads, total, width))
             rule = "diagonal"
         else:
             reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
         token_axis = shape[-2] != 1
     if beta is not None:
-        decay = _floating("beta", beta)
-        _broadcasts("beta", decay, (layers, heads, total, width))
+        decay = check_floating("beta", beta)
+        _check_broadcasts("beta", decay, (layers, heads, total, width))
         token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
     if gate is not None:
-        gates = _floating("gate", gate)
-        if tuple(gates.shape) not in ((heads,), (layers, heads)):
+        gates = check_floating("gate", gate)
+        if gates.shape != (heads,) and gates.shape != (layers, heads):
             reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
@@ -163,7 +173,7 @@ def check_network(
 
 def check_target(target: object, z: Tensor, queries: int) -> Tensor:
     """The responses of the queries, (B, queries)."""
-    responses = _floating("target", target)
+    responses = check_floating("target", target)
     if responses.shape != (z.shape[0], queries):
         reject("target", target, f"shape (B, queries) = ({z.shape[0]}, {queries})")
     _agree(z, target=responses)
@@ -172,7 +182,7 @@ def check_target(target: object, z: Tensor, queries: int) -> Tensor:
 
 def check_registers(registers: object) -> None:
     """The registers of the layers before as a sequence; `check_layer` looks at each."""
-    if isinstance(registers, Tensor) or not isinstance(registers, Sequence):
+    if isinstance(registers, Tensor | str) or not isinstance(registers, Sequence):
         reject_kind("registers", registers, "a sequence of tensors (B, R, N, D)")
 
 
@@ -188,7 +198,7 @@ def check_layer(
     """The arguments of `memformer_layer`."""
     tokens = check_tokens(z)
     batch, total, width = tokens.shape
-    queries = _floating("q", q)
+    queries = check_floating("q", q)
     if queries.ndim != 3 or queries.shape[0] < 1:
         reject("q", q, "one layer's preconditioners (H, d, d) or (H, D, D) with H >= 1")
     heads = queries.shape[0]
@@ -196,22 +206,22 @@ def check_layer(
     depth = len(registers) + 1
     kept, token_axis, rule = 1, False, "linear"
     if gamma is not None:
-        weights = _floating("gamma", gamma)
+        weights = check_floating("gamma", gamma)
         if weights.ndim != 4:
             reject("gamma", gamma, "4 axes, broadcastable to (len(registers) + 1, H, N, D)")
-        _broadcasts("gamma", weights, (depth, heads, total, width))
+        _check_broadcasts("gamma", weights, (depth, heads, total, width))
         kept, token_axis, rule = weights.shape[1], weights.shape[2] != 1, "full"
     if beta is not None:
-        decay = _floating("beta", beta)
-        _broadcasts("beta", decay, (heads, total, width))
+        decay = check_floating("beta", beta)
+        _check_broadcasts("beta", decay, (heads, total, width))
         kept = max(kept, decay.shape[-3] if decay.ndim == 3 else 1)
         token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
     for index, register in enumerate(registers):
         name = f"registers[{index}]"
-        earlier = _floating(name, register)
+        earlier = check_floating(name, register)
         if earlier.shape != (batch, kept, total, width):
             reject(name, register, f"shape (B, R, N, D) = ({batch}, {kept}, {total}, {width})")
-        if earlier.dtype != tokens.dtype and (earlier.dtype == torch.float64 or not _autocast(tokens)):
+        if earlier.dtype != tokens.dtype and (earlier.dtype == torch.float64 or not autocasts(tokens)):
             reject_kind(name, register, f"z's dtype {tokens.dtype}")
         _same_device(name, earlier, tokens)
     count, lengths = check_context(context, tokens)
@@ -232,7 +242,7 @@ def check_layer(
 
 def check_quadratics(h: object, b: object, a: object, gamma: object, beta: object, w0: object) -> QuadraticProblem:
     """The arguments of `lfom_solve`."""
-    matrices, vectors, preconditioners = _floating("h", h), _floating("b", b), _floating("a", a)
+    matrices, vectors, preconditioners = check_floating("h", h), check_floating("b", b), check_floating("a", a)
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
         reject("h", h, "square matrices (B, d, d)")
     batch, weights = matrices.shape[:2]
@@ -243,14 +253,14 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
     layers = preconditioners.shape[0]
     rule = "linear"
     if gamma is not None:
-        coefficients = _floating("gamma", gamma)
+        coefficients = check_floating("gamma", gamma)
         if coefficients.ndim != 3:
             reject("gamma", gamma, "3 axes, broadcastable to (L, L, d)")
-        _broadcasts("gamma", coefficients, (layers, layers, weights))
+        _check_broadcasts("gamma", coefficients, (layers, layers, weights))
         rule = "shared" if coefficients.shape[0] == 1 and layers > 1 else "full"
     if beta is not None:
-        _broadcasts("beta", _floating("beta", beta), (layers, weights))
-    if w0 is not None and _floating("w0", w0).shape != (batch, weights):
+        _check_broadcasts("beta", check_floating("beta", beta), (layers, weights))
+    if w0 is not None and check_floating("w0", w0).shape != (batch, weights):
         reject("w0", w0, f"shape (B, d) = ({batch}, {weights})")
     for name, tensor in {
         "h": matrices,
@@ -261,8 +271,8 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
         "w0": w0,
     }.items():
         if isinstance(tensor, Tensor):
-            fits = tensor.dtype == matrices.dtype and tensor.dtype not in _HALF
-            if not fits and (tensor.dtype == torch.float64 or not _autocast(matrices)):
+            fits = tensor.dtype == matrices.dtype and tensor.dtype not in HALF
+            if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             _same_device(name, tensor, matrices)
     return QuadraticProblem(weights=weights, layers=layers, rule=rule, device=matrices.device.type)
@@ -278,16 +288,16 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
 
 
 def check_size(name: str, value: object, least: int = 1) -> int:
-    """An int of at least `least`."""
-    size = _integer(name, value)
-    if size < least:
-        reject(name, value, f"an int of at least {least}")
+    """An int of at least `least` that a tensor's size may be."""
+    size = check_integer(name, value)
+    if not least <= size <= LARGEST_SIZE:
+        reject(name, value, f"an int of at least {least}" if size < least else "an int below 2^63")
     return size
 
 
 def check_dtype(name: str, value: object) -> None:
     """A dtype that parameters may have, or None for torch's default."""
-    if value is not None and value not in _REAL:
+    if value is not None and not (isinstance(value, torch.dtype) and value in REAL):
         reject_kind(name, value, "torch.float32, float64, bfloat16 or float16, or None")
 
 
@@ -298,40 +308,60 @@ def check_flag(name: str, value: object) -> bool:
     return value
 
 
-def _floating(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype not in _REAL or value.layout != torch.strided:
+def dense(tensor: Tensor) -> bool:
+    """Whether a tensor has a shape and strides. A quantised one tells by its dtype."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def check_floating(name: str, value: object) -> Tensor:
+    """A dense tensor of a real floating kind."""
+    if not isinstance(value, Tensor) or value.dtype not in REAL or not dense(value):
         reject_kind(name, value, "a dense tensor of float32, float64, bfloat16 or float16")
     return value
 
 
-def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+def check_integers(name: str, value: Tensor) -> None:
+    """A dense tensor of integers, but of no kind that PyTorch can neither compare nor sum."""
+    if value.dtype not in _INTEGERS or not dense(value):
+        reject_kind(name, value, "an int, or a dense tensor of int64, int32, int16, int8 or uint8")
+
+
+def broadcasts(shape: Sequence[int], full: Sequence[int]) -> bool:
+    """Whether a tensor of this shape can be broadcast to the full one.
+
+    Sizes are compared one by one: under a compiler they may be symbols, which no `in` finds among others.
+    """
+    missing = len(full) - len(shape)
+    return missing >= 0 and all(size == 1 or size == full[axis] for axis, size in enumerate(shape, missing))
+
+
+def check_integer(name: str, value: object) -> int:
+    """An int, of Python, of NumPy or a compiler's symbol, but no bool and no tensor."""
+    if isinstance(value, bool | Tensor):
         reject_kind(name, value, "an int")
-    return value  # type: ignore[return-value]
+    if isinstance(value, int | torch.SymInt):
+        return value  # type: ignore[return-value]
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        reject_kind(name, value, "an int")
 
 
 def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
     """The structure that q and p make: response-only, block or dense."""
     block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
-    if tuple(q.shape) not in (block, dense):
+    if q.shape != block and q.shape != dense:
         reject("q", q, f"shape {block} (the block A) or {dense} (dense)")
     if p is None:
-        return "response-only" if tuple(q.shape) == block else "dense"
-    values = _floating("p", p)
-    if tuple(values.shape) not in (block, dense):
+        return "response-only" if q.shape == block else "dense"
+    values = check_floating("p", p)
+    if values.shape != block and values.shape != dense:
         reject("p", p, f"shape {block} (the block Bm with corner 1) or {dense} (dense)")
-    return "block" if q.shape == values.shape and tuple(q.shape) == block else "dense"
+    return "block" if q.shape == block and values.shape == block else "dense"
 
 
-def _broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
-    shape = tensor.shape
-    missing = len(full) - len(shape)
-    fits = missing >= 0
-    if fits:
-        for axis, size in enumerate(shape, missing):
-            if size != 1 and size != full[axis]:
-                fits = False
-    if not fits:
+def _check_broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
+    if not broadcasts(tensor.shape, full):
         reject(name, tensor, f"a shape broadcastable to {full}")
 
 
@@ -340,7 +370,7 @@ def _same_device(name: str, tensor: Tensor, z: Tensor) -> None:
         reject(name, tensor, f"a tensor on {z.device}, where the tasks are")
 
 
-def _autocast(z: Tensor) -> bool:
+def autocasts(z: Tensor) -> bool:
     """Whether autocast will bring the floating arguments of z's device to one dtype."""
     kind = z.device.type
     return z.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
@@ -352,9 +382,9 @@ def _agree(z: Tensor, **parameters: Any) -> None:
     for name, tensor in parameters.items():
         if tensor is not None:
             own = tensor.dtype
-            fits = own is dtype or (own == torch.float32 and dtype in _HALF)
-            if not fits and (own == torch.float64 or not _autocast(z)):
-                allowed = f"{dtype} or torch.float32" if dtype in _HALF else str(dtype)
+            fits = own is dtype or (own == torch.float32 and dtype in HALF)
+            if not fits and (own == torch.float64 or not autocasts(z)):
+                allowed = f"{dtype} or torch.float32" if dtype in HALF else str(dtype)
                 reject_kind(name, tensor, f"{allowed}, since z is {dtype}")
             if tensor.device != device:
                 _same_device(name, tensor, z)

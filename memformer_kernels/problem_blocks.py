@@ -12,12 +12,21 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.maths.factored import Attention
-from memformer_kernels.problem import check_flag, reject, reject_kind
+from memformer_kernels.problem import (
+    HALF,
+    autocasts,
+    broadcasts,
+    check_flag,
+    check_floating,
+    check_integer,
+    check_integers,
+    dense,
+    reject,
+    reject_kind,
+)
 from memformer_kernels.transforms import transforming
 
-_HALF = (torch.bfloat16, torch.float16)
-_REAL = frozenset((torch.float32, torch.float64, *_HALF))
-_INTEGERS = frozenset((torch.int32, torch.int64))
+_BOUNDS = frozenset((torch.int32, torch.int64))
 
 
 class Update(NamedTuple):
@@ -32,7 +41,7 @@ def check_attention(
     q: object, k: object, v: object, causal: object, context: object, mask: object, cu_seqlens: object
 ) -> Attention:
     """The arguments of `linear_attention`."""
-    queries, keys, values = _tensor("q", q), _tensor("k", k), _tensor("v", v)
+    queries, keys, values = check_floating("q", q), check_floating("k", k), check_floating("v", v)
     if queries.ndim != 4 or queries.shape[1] < 1 or queries.shape[2] < 1 or queries.shape[3] < 1:
         reject("q", q, "queries (B, N, H, E) with N, H, E >= 1")
     if keys.shape != queries.shape:
@@ -59,30 +68,65 @@ def check_attention(
 
 def check_update(z: object, registers: object, gamma: object) -> Update:
     """The arguments of `register_update`."""
-    tokens = _tensor("z", z)
-    if isinstance(registers, Tensor) or not isinstance(registers, Sequence):
+    tokens = check_floating("z", z)
+    if isinstance(registers, Tensor | str) or not isinstance(registers, Sequence):
         reject_kind("registers", registers, "a sequence of tensors of z's shape")
     if not registers:
         reject("registers", registers, "at least one register")
     checked = []
     for index, register in enumerate(registers):
         name = f"registers[{index}]"
-        made = _tensor(name, register)
+        made = check_floating(name, register)
         if made.shape != tokens.shape:
             reject(name, register, f"z's shape {tuple(tokens.shape)}")
         checked.append(_like(name, made, tokens))
-    weights = _tensor("gamma", gamma)
+    weights = check_floating("gamma", gamma)
     shape = tuple(weights.shape)
     trailing, missing = shape[1:], tokens.ndim + 1 - len(shape)
-    fits = len(shape) >= 1 and shape[0] == len(checked) and missing >= 0
-    if not fits or any(n not in (1, full) for n, full in zip(trailing[::-1], tokens.shape[::-1], strict=False)):
+    fits = len(shape) >= 1 and shape[0] == len(checked)
+    if not fits or not broadcasts(trailing, tokens.shape):
         reject("gamma", gamma, f"shape (J, ...) with J = {len(checked)} registers, ... broadcastable to z's shape")
-    fits = weights.dtype == tokens.dtype or (weights.dtype == torch.float32 and tokens.dtype in _HALF)
-    if not fits and (weights.dtype == torch.float64 or not _autocast(tokens)):
+    fits = weights.dtype == tokens.dtype or (weights.dtype == torch.float32 and tokens.dtype in HALF)
+    if not fits and (weights.dtype == torch.float64 or not autocasts(tokens)):
         reject_kind("gamma", gamma, f"float32 or z's dtype {tokens.dtype}")
     if weights.device != tokens.device:
         reject("gamma", gamma, f"a tensor on {tokens.device}, where z is")
     return _folded(tokens, checked, weights, (1,) * missing + trailing)
+
+
+def check_history(k: object, v: object) -> None:
+    """The arguments of `attention_state`; there may be no token yet."""
+    keys, values = check_floating("k", k), check_floating("v", v)
+    if keys.ndim != 4 or keys.shape[2] < 1 or keys.shape[3] < 1:
+        reject("k", k, "keys (B, N, H, E) with H, E >= 1")
+    if values.ndim != 4 or values.shape[:3] != keys.shape[:3] or values.shape[3] < 1:
+        reject("v", v, f"values (B, N, H, F) = {(*keys.shape[:3], 'F')} with F >= 1")
+    if values.device != keys.device:
+        reject("v", v, f"a tensor on {keys.device}, where k is")
+
+
+def check_step(q: object, k: object, v: object, state: object) -> None:
+    """The arguments of `attention_step`."""
+    if not isinstance(state, tuple) or len(state) != 2:
+        reject_kind("state", state, "an AttentionState")
+    total, count = check_floating("state.sum", state[0]), state[1]
+    if total.ndim != 4:
+        reject("state.sum", total, "sums (B, H, E, F)")
+    batch, heads, width, value_width = total.shape
+    if not isinstance(count, Tensor) or count.dtype != torch.int64 or not dense(count):
+        reject_kind("state.tokens", count, "an int64 tensor (B,)")
+    shapes: dict[str, tuple[object, tuple[int, ...]]] = {
+        "state.tokens": (count, (batch,)),
+        "q": (q, (batch, heads, width)),
+        "k": (k, (batch, heads, width)),
+        "v": (v, (batch, heads, value_width)),
+    }
+    for name, (given, shape) in shapes.items():
+        tensor = count if given is count else check_floating(name, given)
+        if tensor.shape != shape:
+            reject(name, given, f"shape {shape}, the state's")
+        if tensor.device != total.device:
+            reject(name, given, f"a tensor on {total.device}, where the state is")
 
 
 def check_bounds(bounds: Tensor, tokens: int) -> None:
@@ -106,21 +150,19 @@ def _folded(z: Tensor, registers: list[Tensor], gamma: Tensor, axes: tuple[int, 
 
 def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor | None) -> Attention:
     batch, tokens = q.shape[:2]
+    count = tokens
     if context is not None and not isinstance(context, Tensor):
-        if isinstance(context, bool) or not isinstance(context, int | torch.SymInt):
-            reject_kind("context", context, "an int or an integer tensor (B,)")
-        if not 1 <= context <= tokens:
+        count = check_integer("context", context)
+        if not 1 <= count <= tokens:
             reject("context", context, f"an int from 1 to N = {tokens}")
     if mask is None and not isinstance(context, Tensor):
-        count = tokens if context is None else context
-        number = torch.full((1, 1), count, dtype=_weight_dtype(q), device=q.device)  # type: ignore[arg-type]
+        number = torch.full((1, 1), count, dtype=_weight_dtype(q), device=q.device)
         rows = number.reciprocal().expand(batch, tokens)
         return Attention(q, k[:, :count], v[:, :count], rows, None, None, "full")
     seen = torch.ones(1, tokens, dtype=torch.bool, device=q.device) if mask is None else mask
     place = torch.arange(tokens, device=q.device)
     if isinstance(context, Tensor):
-        if context.dtype not in _INTEGERS:
-            reject_kind("context", context, "an int or an integer tensor (B,)")
+        check_integers("context", context)
         if context.shape != (batch,) or context.device != q.device:
             reject("context", context, f"one length per sample, shape ({batch},), on {q.device}")
         if _readable(context) and context.numel():
@@ -129,7 +171,7 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
                 raise ValueError(f"context: expected lengths from 1 to N = {tokens}, got lengths from {low} to {high}")
         seen = seen & (place < context[:, None])
     elif context is not None:
-        seen = seen & (place < context)
+        seen = seen & (place < count)
     seen = seen.expand(batch, tokens)
     rows = seen.sum(1, keepdim=True).clamp(min=1).to(_weight_dtype(q)).reciprocal().expand(batch, tokens)
     rows = rows if mask is None else torch.where(mask, rows, 0.0)
@@ -159,7 +201,7 @@ def _weight_dtype(q: Tensor) -> torch.dtype:
 
 
 def _bounds(cu_seqlens: object, q: Tensor) -> Tensor:
-    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in _INTEGERS:
+    if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype not in _BOUNDS or not dense(cu_seqlens):
         reject_kind("cu_seqlens", cu_seqlens, "an int32 or int64 tensor (S + 1,)")
     if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.device != q.device:
         reject("cu_seqlens", cu_seqlens, f"the bounds (S + 1,) of S >= 1 sequences, on {q.device}")
@@ -169,7 +211,7 @@ def _bounds(cu_seqlens: object, q: Tensor) -> Tensor:
 
 
 def _mask(mask: object, q: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not dense(mask):
         reject_kind("mask", mask, "a bool tensor (B, N), true for tokens that exist")
     if mask.shape != q.shape[:2] or mask.device != q.device:
         reject("mask", mask, f"shape (B, N) = {tuple(q.shape[:2])} on {q.device}")
@@ -183,23 +225,12 @@ def _readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not isinstance(tensor, torch._subclasses.FakeTensor)
 
 
-def _tensor(name: str, value: object) -> Tensor:
-    if not isinstance(value, Tensor) or value.dtype not in _REAL or value.layout != torch.strided:
-        reject_kind(name, value, "a dense tensor of float32, float64, bfloat16 or float16")
-    return value
-
-
 def _like(name: str, tensor: Tensor, first: Tensor) -> Tensor:
     """A tensor that must have the first one's device and dtype; autocast brings the dtype."""
     if tensor.device != first.device:
         reject(name, tensor, f"a tensor on {first.device}, where the first argument is")
     if tensor.dtype == first.dtype:
         return tensor
-    if torch.float64 in (tensor.dtype, first.dtype) or not _autocast(first):
+    if torch.float64 in (tensor.dtype, first.dtype) or not autocasts(first):
         reject_kind(name, tensor, f"the first argument's dtype {first.dtype}")
     return tensor.to(first.dtype)
-
-
-def _autocast(tensor: Tensor) -> bool:
-    kind = tensor.device.type
-    return tensor.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

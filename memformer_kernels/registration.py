@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import direct
+from memformer_kernels import direct, dispatcher
 from memformer_kernels.transforms import (
     Flat,
     Step,
@@ -24,7 +24,7 @@ from memformer_kernels.transforms import (
     vmap_rule,
 )
 
-_LIBRARY: Any = torch.library.Library("memformer_kernels", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY = dispatcher.registrations()
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _install(
     node: what takes a direct call's arguments where one requires a gradient, if not the node of all other calls.
     """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(step.op, fake, lib=_LIBRARY)
+    _LIBRARY.fake(step.op, fake)
     opaque = _below_autograd(step.op)
     differentiable = _differentiable(step, opaque, lambda node: node.apply)
     _register_autograd(step, differentiable)
@@ -197,7 +197,7 @@ def _install(
             dims.extend(dim if isinstance(dim, list | tuple) else [dim] * size)
         return rule(info.batch_size, dims, flatten(arguments))
 
-    torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
+    _LIBRARY.vmap(step.op, vmap)
     node = node or _differentiable(step, kernel, direct.bare_apply)
     return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
 

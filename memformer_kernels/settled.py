@@ -46,12 +46,12 @@ def remembered(settle: Callable[..., Settled]) -> Callable[..., Settled]:
         if torch.compiler.is_compiling():
             return settle(*arguments)
         kinds = tuple(map(type, arguments))
-        looks = [_look(x) if kind in _TENSORS else x for kind, x in zip(kinds, arguments, strict=True)]
-        key = (kinds, build.present(), *looks)
         try:
+            looks = [_look(x) if kind in _TENSORS else x for kind, x in zip(kinds, arguments, strict=True)]
+            key = (kinds, build.present(), *looks)
             found = known.get(key)
-        except TypeError:  # a symbolic size, or an option that is none
-            found = None
+        except (TypeError, RuntimeError):  # a symbolic size, an option that is none, a nested tensor without a shape
+            return settle(*arguments)
         if found is not None:
             return found
         made = settle(*arguments)

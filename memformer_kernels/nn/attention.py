@@ -62,7 +62,8 @@ class MemformerAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.num_heads = check_size("dim", dim), check_size("num_heads", num_heads)
+        dim, num_heads = check_size("dim", dim), check_size("num_heads", num_heads)
+        self.dim, self.num_heads = dim, num_heads
         if head_dim is None and dim % num_heads:
             reject("num_heads", num_heads, f"a divisor of dim = {dim}, or head_dim beside it")
         self.head_dim = check_size("head_dim", dim // num_heads if head_dim is None else head_dim)

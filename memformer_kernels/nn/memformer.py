@@ -98,7 +98,8 @@ class Memformer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d, self.layers, self.heads = check_size("d", d), check_size("layers", layers), check_size("heads", heads)
+        d, layers, heads = check_size("d", d), check_size("layers", layers), check_size("heads", heads)
+        self.d, self.layers, self.heads = d, layers, heads
         self.tokens = None if tokens is None else check_size("tokens", tokens)
         self.rule = check_choice("rule", rule, RULES)
         self.structure = check_choice("structure", structure, STRUCTURES)
@@ -220,8 +221,12 @@ class MemformerLayer(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.d, self.heads = check_size("d", d), check_size("heads", heads)
-        self.registers = check_size("registers", registers, least=0)
+        d, heads, registers = (
+            check_size("d", d),
+            check_size("heads", heads),
+            check_size("registers", registers, least=0),
+        )
+        self.d, self.heads, self.registers = d, heads, registers
         check_choice("structure", structure, STRUCTURES)
         check_choice("granularity", granularity, GRANULARITIES)
         grid = _coefficient_shape(granularity, d + 1, None if tokens is None else check_size("tokens", tokens))

@@ -44,7 +44,8 @@ class LayerMemory(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.dim, self.registers = check_size("dim", dim), check_size("registers", registers, least=0)
+        dim, registers = check_size("dim", dim), check_size("registers", registers, least=0)
+        self.dim, self.registers = dim, registers
         self.memory = check_choice("memory", memory, MEMORIES)
         self.granularity = check_choice("granularity", granularity, MEMORY_GRANULARITIES)
         self.backend = check_choice("backend", backend, BACKENDS)

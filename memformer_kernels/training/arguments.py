@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import library
+from memformer_kernels.problem import reject
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
@@ -76,7 +77,7 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
         source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
     else:
         kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
-        context, noise = sampler.n, float(sampler.noise)
+        context, noise = sampler.n, sampler.noise
         factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
@@ -92,8 +93,11 @@ def queries(sampler: Sampler) -> int:
 
 
 def new_losses(state: TrainState, steps: int) -> Tensor:
-    """A trace (steps, M) to be written."""
-    return torch.full((steps, state.models), math.nan, dtype=torch.float64)
+    """A trace (steps, M) to be written. Raises ValueError for one that memory cannot hold."""
+    try:
+        return torch.full((steps, state.models), math.nan, dtype=torch.float64, device="cpu")
+    except RuntimeError:
+        reject("steps", steps, f"so few that the losses of {state.models} models fit in memory")
 
 
 def _masks(state: TrainState) -> list[Tensor]:

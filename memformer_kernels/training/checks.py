@@ -1,15 +1,28 @@
 """Checks of numbers that more than one file of this package makes."""
 
 import math
+from numbers import Real
+from typing import Any
 
-from memformer_kernels.problem import reject, reject_kind
+from memformer_kernels.problem import check_size, reject, reject_kind
 
 
 def check_number(name: str, value: object, least: float, below: float = math.inf, *, open_end: bool = False) -> float:
-    """A finite number from `least` (or above it, with `open_end`) up to but not including `below`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """A finite real number from `least` (or above it, with `open_end`) up to but not including `below`."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         reject_kind(name, value, "a number")
-    if not least <= value < below or (open_end and value == least):
+    number = float(value)
+    if not least <= number < below or (open_end and number == least):
         bound = "" if below == math.inf else f" and below {below:g}"
         reject(name, value, f"a finite number {'above' if open_end else 'of at least'} {least:g}{bound}")
-    return float(value)
+    return number
+
+
+def keep_size(made: Any, name: str, least: int = 1) -> None:
+    """Checks a size of a frozen dataclass that is being made, and keeps it as a plain int."""
+    object.__setattr__(made, name, check_size(name, getattr(made, name), least))
+
+
+def keep_number(made: Any, name: str, least: float, below: float = math.inf, *, open_end: bool = False) -> None:
+    """Checks a number of a frozen dataclass that is being made, and keeps it as a plain float."""
+    object.__setattr__(made, name, check_number(name, getattr(made, name), least, below, open_end=open_end))

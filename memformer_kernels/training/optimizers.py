@@ -7,11 +7,12 @@ learning rate and Adam's bias corrections in float64 until they multiply a tenso
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 
 from torch import Tensor
 
-from memformer_kernels.problem import check_choice, check_flag, check_size, reject, reject_kind
-from memformer_kernels.training.checks import check_number
+from memformer_kernels.problem import check_choice, check_flag, reject, reject_kind
+from memformer_kernels.training.checks import check_number, keep_number, keep_size
 
 SCHEDULES = ("constant", "step", "cosine")
 CLIPS = ("matrix", "model")
@@ -38,11 +39,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         check_choice("kind", self.kind, SCHEDULES)
-        check_size("warmup", self.warmup, least=0)
-        check_number("decay", self.decay, 0.0)
-        check_size("decay_every", self.decay_every)
+        keep_size(self, "warmup", least=0)
+        keep_number(self, "decay", 0.0)
+        keep_size(self, "decay_every")
         if self.steps is not None:
-            check_size("steps", self.steps)
+            keep_size(self, "steps")
         elif self.kind == "cosine":
             reject("steps", self.steps, 'the number of steps of the run, since kind is "cosine"')
 
@@ -77,17 +78,19 @@ class Optimizer:
     weight_decay: float = field(default=0.0, kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
     clip_by: str = field(default="matrix", kw_only=True)
-    schedule: Schedule = field(default_factory=Schedule, kw_only=True)
+    schedule: Schedule = field(default_factory=lambda: Schedule(), kw_only=True)
 
     def __post_init__(self) -> None:
         rates = self.learning_rate
-        if isinstance(rates, str | Tensor) or not isinstance(rates, int | float | Sequence):
+        if isinstance(rates, str | Tensor) or not isinstance(rates, Real | Sequence):
             reject_kind("learning_rate", rates, "a number, or a sequence of one number a model")
-        for rate in rates if isinstance(rates, Sequence) else [rates]:
-            check_number("learning_rate", rate, 0.0)
-        check_number("weight_decay", self.weight_decay, 0.0)
+        if isinstance(rates, Sequence):
+            object.__setattr__(self, "learning_rate", tuple(check_number("learning_rate", rate, 0.0) for rate in rates))
+        else:
+            keep_number(self, "learning_rate", 0.0)
+        keep_number(self, "weight_decay", 0.0)
         if self.clip is not None:
-            check_number("clip", self.clip, 0.0, open_end=True)
+            keep_number(self, "clip", 0.0, open_end=True)
         check_choice("clip_by", self.clip_by, CLIPS)
         if not isinstance(self.schedule, Schedule):
             reject_kind("schedule", self.schedule, "a Schedule")
@@ -95,10 +98,10 @@ class Optimizer:
     def rates(self, models: int) -> list[float]:
         """The learning rate of each model."""
         if not isinstance(self.learning_rate, Sequence):
-            return [float(self.learning_rate)] * models
+            return [self.learning_rate] * models
         if len(self.learning_rate) != models:
             reject("learning_rate", self.learning_rate, f"a number, or {models} of them, one for each model")
-        return [float(rate) for rate in self.learning_rate]
+        return list(self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class SGD(Optimizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("momentum", self.momentum, 0.0, 1.0)
+        keep_number(self, "momentum", 0.0, 1.0)
         if check_flag("nesterov", self.nesterov) and self.momentum == 0.0:
             reject("nesterov", self.nesterov, "False, since momentum is 0")
 
@@ -134,9 +137,8 @@ class Adam(Optimizer):
         super().__post_init__()
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             reject_kind("betas", self.betas, "a pair of numbers")
-        for beta in self.betas:
-            check_number("betas", beta, 0.0, 1.0)
-        check_number("eps", self.eps, 0.0)
+        object.__setattr__(self, "betas", tuple(check_number("betas", beta, 0.0, 1.0) for beta in self.betas))
+        keep_number(self, "eps", 0.0)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,18 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+from memformer_kernels.problem import reject_kind
+
 
 class RankLost(RuntimeError):
     """Another rank died or did not answer within the group's timeout. The state is that of before the step."""
+
+
+def check_group(group: object) -> None:
+    """A process group of torch.distributed, this process's or not, or None."""
+    known = group is None or group is distributed.GroupMember.NON_GROUP_MEMBER
+    if not known and not isinstance(group, ProcessGroup):
+        reject_kind("group", group, "a ProcessGroup of torch.distributed, or None")
 
 
 class Ranks:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_choice, check_flag, check_size, check_target, check_tokens, reject
-from memformer_kernels.training.checks import check_number
+from memformer_kernels.problem import check_choice, check_flag, check_floating, check_target, check_tokens, reject
+from memformer_kernels.training.checks import keep_number, keep_size
 
 QUERIES = ("sampled", "integrated")
 
@@ -44,11 +44,11 @@ class GaussianSampler:
 
     def __post_init__(self) -> None:
         for name in ("d", "n", "batch", "queries", "resample_every"):
-            check_size(name, getattr(self, name))
+            keep_size(self, name)
         check_choice("query", self.query, QUERIES)
         if self.query == "integrated" and self.queries != 1:
             reject("queries", self.queries, 'an int of 1, since query is "integrated" and none is drawn')
-        check_number("noise", self.noise, 0.0)
+        keep_number(self, "noise", 0.0)
         for name in ("factor", "weights"):
             matrix = getattr(self, name)
             if matrix is not None:
@@ -106,15 +106,21 @@ class FixedTasks:
         tokens = check_tokens(self.z)
         if tokens.dtype not in (torch.float32, torch.float64) or tokens.shape[0] < 1:
             reject("z", tokens, "at least one task, in float32 or float64")
-        if not isinstance(self.target, Tensor) or self.target.ndim != 2 or self.target.shape[1] < 1:
-            reject("target", self.target, "a tensor (T, queries) with at least one query")
-        check_target(self.target, tokens, self.target.shape[1])
-        if check_size("context", self.context) > tokens.shape[1] - self.target.shape[1]:
+        if tokens.shape[2] < 2:
+            reject("z", tokens, "tasks (T, N, d + 1) with at least one feature")
+        target = check_floating("target", self.target)
+        if target.ndim != 2 or target.shape[1] < 1:
+            reject("target", target, "a tensor (T, queries) with at least one query")
+        check_target(target, tokens, target.shape[1])
+        for name in ("context", "resample_every"):
+            keep_size(self, name)
+        if self.context > tokens.shape[1] - self.target.shape[1]:
             reject("context", self.context, f"at most N - queries = {tokens.shape[1] - self.target.shape[1]}")
-        if self.batch is not None and check_size("batch", self.batch) > tokens.shape[0]:
-            reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
+        if self.batch is not None:
+            keep_size(self, "batch")
+            if self.batch > tokens.shape[0]:
+                reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
         check_flag("shuffle", self.shuffle)
-        check_size("resample_every", self.resample_every)
 
     @property
     def d(self) -> int:
@@ -132,7 +138,8 @@ def batch_of(sampler: Sampler) -> int:
 
 
 def _check_matrix(name: str, matrix: object, d: int) -> None:
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or tuple(matrix.shape) != (d, d):
-        reject(name, matrix, f"a floating tensor (d, d) = ({d}, {d}), or None for the identity")
-    if not bool(torch.isfinite(matrix).all()):
+    values = check_floating(name, matrix)
+    if values.shape != (d, d):
+        reject(name, matrix, f"a tensor (d, d) = ({d}, {d}), or None for the identity")
+    if values.is_meta or not bool(torch.isfinite(values).all()):
         reject(name, matrix, "finite entries")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_size, reject, reject_kind
+from memformer_kernels.problem import check_size, dense, reject, reject_kind
 from memformer_kernels.training.philox import LARGEST_SEED
 
 NAMES = ("q", "p", "gamma", "beta")
@@ -46,8 +46,12 @@ class TrainState:
     masks: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for group in ("parameters", "first", "second", "masks"):
+            _mapping(group, getattr(self, group))
         q = self.parameters.get("q")
-        if not isinstance(q, Tensor) or q.ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
+        if q is not None and not (isinstance(q, Tensor) and dense(q)):
+            reject_kind("q", q, "a dense tensor")
+        if q is None or q.ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
             reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D) without an empty axis")
         if q.dtype not in (torch.float32, torch.float64):
             reject_kind("q", q, "float32 or float64")
@@ -67,7 +71,7 @@ class TrainState:
             _check_shape(f"masks[{name!r}]", value, self.parameters[name], torch.bool)
         for name, most in (("seeds", LARGEST_SEED), ("streams", 2**32 - 1), ("skipped", LARGEST_SEED)):
             _check_integers(name, getattr(self, name), self.models, most)
-        check_size("step", self.step, least=0)
+        self.step = check_size("step", self.step, least=0)
 
     @classmethod
     def of(
@@ -92,8 +96,11 @@ class TrainState:
         if isinstance(models, Mapping) or not isinstance(models, Sequence) or len(models) == 0:
             reject_kind("models", models, "a sequence of at least one mapping from names to parameters")
         count = len(models)
-        given = [_named(model) for model in models]
-        masks = [{} for _ in models] if trainable is None else [dict(mask) for mask in trainable]
+        given = [_named(_mapping(f"models[{index}]", model)) for index, model in enumerate(models)]
+        masks: list[dict[str, Tensor]] = [{} for _ in models]
+        if trainable is not None:
+            allowed = enumerate(_sequence("trainable", trainable))
+            masks = [dict(_mapping(f"trainable[{index}]", mask)) for index, mask in allowed]
         if len(masks) != count:
             reject("trainable", f"{len(masks)} mappings", f"{count}, one for each model")
         for index, (model, mask) in enumerate(zip(given, masks, strict=True)):
@@ -105,16 +112,14 @@ class TrainState:
                 reject("models", shapes[0], f"the same parameters and shapes in every model, {shapes[1]}")
         parameters = {name: torch.stack([model[name] for model in given]) for name in names}
         stacked = {name: torch.stack([mask[name] for mask in masks]) for name in names}
-        if isinstance(seeds, Sequence) and not isinstance(seeds, str):
-            seed_list = list(seeds)
-        else:
-            seed_list = [check_size("seeds", seeds, least=0)] * count
+        seed_list = seeds if isinstance(seeds, Sequence) else [seeds] * count
+        stream_list = range(count) if streams is None else _sequence("streams", streams)
         return cls(
             parameters=parameters,
             first={name: torch.zeros_like(value) for name, value in parameters.items()},
             second={name: torch.zeros_like(value) for name, value in parameters.items()},
             seeds=_integers("seeds", seed_list),
-            streams=_integers("streams", list(range(count)) if streams is None else list(streams)),
+            streams=_integers("streams", stream_list),
             skipped=torch.zeros(count, dtype=torch.int64),
             masks={name: mask for name, mask in stacked.items() if not bool(mask.all())},
         )
@@ -155,8 +160,8 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
         value = model.get(name)
         if value is None and name != "q":
             continue
-        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
-            reject_kind(name, value, "a tensor of float32 or float64")
+        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64) or not dense(value):
+            reject_kind(name, value, "a dense tensor of float32 or float64")
         if value.ndim not in _AXES[name]:
             reject(name, value, f"a tensor of {' or '.join(map(str, _AXES[name]))} axes")
         named[name] = value.detach()
@@ -173,8 +178,8 @@ def _pad_depth(
     layers = model["q"].shape[0]
     masks = {}
     for name, value in model.items():
-        mask = trainable.get(name, torch.ones((), dtype=torch.bool))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        mask = trainable.get(name, torch.ones((), dtype=torch.bool, device=value.device))
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not dense(mask):
             reject_kind(f"trainable[{name!r}]", mask, "a tensor of bool")
         try:
             masks[name] = mask.to(value.device).expand(value.shape)
@@ -207,24 +212,34 @@ def _pad_depth(
     return padded, masks
 
 
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    """Values by name."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        reject_kind(name, value, "a mapping from names to tensors")
+    return value
+
+
+def _sequence(name: str, value: object) -> Sequence[Any]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        reject_kind(name, value, "a sequence of one entry for each model")
+    return value
+
+
 def _integers(name: str, values: Sequence[object]) -> Tensor:
-    for value in values:
-        if check_size(name, value, least=0) > LARGEST_SEED:
-            reject(name, value, f"an int of at most {LARGEST_SEED}")
-    return torch.tensor(values, dtype=torch.int64)
+    return torch.tensor([check_size(name, value, least=0) for value in values], dtype=torch.int64, device="cpu")
 
 
 def _check_integers(name: str, value: object, models: int, most: int) -> None:
-    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.device.type != "cpu":
-        reject_kind(name, value, "an int64 tensor on the CPU")
+    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.device.type != "cpu" or not dense(value):
+        reject_kind(name, value, "a dense int64 tensor on the CPU")
     if tuple(value.shape) != (models,) or int(value.min()) < 0 or int(value.max()) > most:
         reject(name, value.tolist(), f"{models} integers from 0 to {most}, one for each model")
 
 
 def _check_like(name: str, value: object, q: Tensor) -> None:
     """A parameter beside q: its kind, its axes, and contiguity, since kernels write into it."""
-    if not isinstance(value, Tensor) or value.dtype != q.dtype or value.device != q.device:
-        reject_kind(name, value, f"a tensor of q's {q.dtype} on {q.device}")
+    if not isinstance(value, Tensor) or value.dtype != q.dtype or value.device != q.device or not dense(value):
+        reject_kind(name, value, f"a dense tensor of q's {q.dtype} on {q.device}")
     if value.ndim - 1 not in _AXES[name] or value.shape[0] != q.shape[0]:
         reject(name, value, f"{' or '.join(str(a + 1) for a in _AXES[name])} axes, the first of size M = {q.shape[0]}")
     if not value.is_contiguous():
@@ -232,7 +247,7 @@ def _check_like(name: str, value: object, q: Tensor) -> None:
 
 
 def _check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype) -> None:
-    if not isinstance(value, Tensor) or value.dtype != dtype or value.device != parameter.device:
-        reject_kind(name, value, f"a {dtype} tensor on {parameter.device}")
+    if not isinstance(value, Tensor) or value.dtype != dtype or value.device != parameter.device or not dense(value):
+        reject_kind(name, value, f"a dense {dtype} tensor on {parameter.device}")
     if value.shape != parameter.shape or not value.is_contiguous():
         reject(name, value, f"a contiguous tensor of its parameter's shape {tuple(parameter.shape)}")

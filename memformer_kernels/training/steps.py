@@ -1,17 +1,15 @@
 """`train_steps`: whole optimiser steps, k of them in one call, for one model or many."""
 
-import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from memformer_kernels import build
 from memformer_kernels.problem import check_choice, check_size, reject, reject_kind
-from memformer_kernels.training import cuda, native, twin
+from memformer_kernels.training import arguments, cuda, native, twin
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
-from memformer_kernels.training.ranks import Ranks
+from memformer_kernels.training.ranks import Ranks, check_group
 from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
@@ -62,9 +60,10 @@ def train_steps(
     backend that is not available, before any work; and RankLost where another rank does not answer.
     """
     plan = explain_training(state, sampler, optimizer=optimizer, backend=backend)
-    check_size("steps", steps, least=0)
+    steps = check_size("steps", steps, least=0)
     if max_skipped is not None:
-        check_size("max_skipped", max_skipped)
+        max_skipped = check_size("max_skipped", max_skipped)
+    check_group(group)
     if plan.backend == "cuda" and group is None:
         return cuda.train(state, sampler, steps, optimizer, max_skipped)
     if plan.backend == "cpu" and group is None:
@@ -74,7 +73,7 @@ def train_steps(
         block_sums, apply_sums = native.block_sums, native.apply_sums
     ranks, blocks = Ranks(group), twin.count_blocks(sampler)
     ranks.check_agreement([state.step, steps, batch_of(sampler)], state.tensors())
-    losses = torch.full((steps, state.models), math.nan, dtype=torch.float64)
+    losses = arguments.new_losses(state, steps)
     for step in range(steps):
         active = twin.active_models(state, max_skipped)
         sums = ranks.gather(block_sums(state, sampler, ranks.share(blocks), active), blocks)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
-    {"version", "reference", "reference_blocks", "problem", "transforms", "gates", "kernels", "library"},
+    {"version", "reference", "reference_blocks", "problem", "transforms", "gates", "kernels", "library", "dispatcher"},
     {"direct"},
     {"maths", "registration"},
     {"backends", "problem_blocks"},
