@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,18 +20,21 @@ from memformer_lab import checkpoint as checkpoints
 from memformer_lab.budget import Budget
 from memformer_lab.config import TrainingConfig
 from memformer_lab.evaluation import evaluate as judge
+from memformer_lab.experiments.command import HELP as REPRODUCE
 from memformer_lab.experiments.command import reproduce
+from memformer_lab.files import write_atomically
 from memformer_lab.models import load_model
-from memformer_lab.profiling.call import Call, profile_call
+from memformer_lab.profiling.call import SIZES, Call, profile_call
 from memformer_lab.profiling.view import print_profile
 from memformer_lab.progress import task_progress
 from memformer_lab.ranks import is_writer, process_group
 from memformer_lab.showcase import run_showcase
+from memformer_lab.solve import HELP as SOLVE
 from memformer_lab.solve import solve
 from memformer_lab.step_trainer import fault
 from memformer_lab.tables import estimate_table
 from memformer_lab.tensorboard import tensorboard_log
-from memformer_lab.terminal import cores, one_line_errors
+from memformer_lab.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams
 from memformer_lab.trainer import Record
 from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.training import train as train_anew
@@ -48,8 +52,9 @@ app = typer.Typer(
     help="Train Memformers on random regression tasks, judge them, reproduce experiments, and solve tables of "
     "your own.",
 )
-app.command()(reproduce)
-app.command()(solve)
+# Help is given in words and never left to docstrings, which `python -OO` takes away.
+app.command(help=REPRODUCE)(reproduce)
+app.command(help=SOLVE)(solve)
 
 _RUN = TrainingConfig()
 _CALL = Call()
@@ -58,14 +63,20 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 def main() -> None:
     """Entry point of `memformer-lab`. Exit codes: 0, 1 for a run that diverged, 2 for bad input."""
-    app()
+    with standard_streams():
+        app()
 
 
-@app.command()
+@app.command(
+    help="Train one model; leaves checkpoint.safetensors and metrics.jsonl. Under torchrun, ranks share every batch."
+)
 def train(
     context: typer.Context,
     output: Annotated[Path, typer.Option(help="Folder for the checkpoint and the metrics.")] = RESULTS / "train",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the output folder.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the checkpoint in the output folder, with --steps to another end."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a run in the output folder.")] = False,
     checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between two checkpoints.")] = 1000,
     device: Annotated[str, typer.Option(help="Where to train, e.g. cpu or cuda.")] = "cpu",
@@ -103,17 +114,18 @@ def train(
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, in the output folder.")
     ] = False,
 ) -> None:
-    """Train one model; leaves checkpoint.safetensors and metrics.jsonl. Under torchrun, ranks share every batch."""
-    with one_line_errors(), process_group() as group:
+    with command(output) as console, process_group() as group:
         writes = is_writer(group)
-        console = Console(quiet=not writes)
+        console.quiet = not writes
         place, exists = _device(device), (output / CHECKPOINT).exists()
         if resume:
-            given = [name for name in _FIELDS if _was_given(context, name)]
+            given = [name for name in _FIELDS if _was_given(context, name) and name != "steps"]
             if given or overwrite:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["overwrite"])
                 raise ValueError(f"{names} cannot go with --resume, which takes the run from its checkpoint")
             config = checkpoints.load(output / CHECKPOINT).config
+            if _was_given(context, "steps"):
+                config = dataclasses.replace(config, steps=steps)
         else:
             if exists and not overwrite and writes:
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
@@ -123,70 +135,76 @@ def train(
                 config = dataclasses.replace(config, backend="torch")
                 console.print(f"Training step by step: {reason}.")
         log = tensorboard_log(output / TENSORBOARD) if tensorboard and writes else nullcontext()
-        with log as write:
+        sizes = ("d", "n", "layers", "heads", "queries", "batch")
+        with memory_for(**{name: getattr(config, name) for name in sizes}), log as write:
             result = _train(config, output, resume, checkpoint_every, place, console, write, group)
-    rate = result.tasks / result.seconds if result.tasks else 0.0
-    console.print(f"Trained on {result.tasks:,} tasks in {result.seconds:.1f} s, {rate:,.0f} tasks/s.")
-    console.print(f"Wrote {output / CHECKPOINT} and {output / METRICS}", soft_wrap=True)
+        rate = result.tasks / result.seconds if result.tasks else 0.0
+        console.print(f"Trained on {result.tasks:,} tasks in {result.seconds:.1f} s, {rate:,.0f} tasks/s.")
+        console.print(f"Wrote {output / CHECKPOINT} and {output / METRICS}", soft_wrap=True)
 
 
-@app.command()
+@app.command(help="Print a trained model's log mean squared query error on fresh tasks.")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint file, or the folder of a run.")],
     tasks: Annotated[int, typer.Option(min=1, help="Fresh tasks to judge on.")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh tasks.")] = 0,
     layers: Annotated[bool, typer.Option("--layers", help="Judge the prediction after each layer.")] = False,
 ) -> None:
-    """Print a trained model's log mean squared query error on fresh tasks."""
-    with one_line_errors():
+    with command() as console:
         model, config = load_model(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
-        estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
-    rows = range(1, config.layers + 1) if layers else [config.layers]
-    title = (
-        f"{config.rule}, {config.structure}, {config.layers} layers on {config.tasks} tasks, d={config.d}, n={config.n}"
-    )
-    Console().print(estimate_table(title, dict(zip(map(str, rows), estimates, strict=True))))
+        with memory_for(tasks=tasks):
+            estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
+        rows = range(1, config.layers + 1) if layers else [config.layers]
+        title = (
+            f"{config.rule}, {config.structure}, {config.layers} layers on {config.tasks} tasks, d={config.d}, "
+            f"n={config.n}"
+        )
+        console.print(estimate_table(title, dict(zip(map(str, rows), estimates, strict=True))))
 
 
-@app.command()
+@app.command(help="Print versions, backends and where results go; or what a checkpoint holds.")
 def info(
     checkpoint: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Argument(help="A checkpoint file, or the folder of a run.", show_default="none"),
     ] = None,
 ) -> None:
-    """Print versions, backends and where results go; or what a checkpoint holds."""
-    console = Console(soft_wrap=True, highlight=False)
-    if checkpoint is None:
-        console.print(str(build_info()), markup=False)
-        console.print(f"CPU threads: {torch.get_num_threads()}, cores: {cores()}")
-        console.print(f"results: {RESULTS.resolve()}", markup=False)
-        return
-    with one_line_errors():
-        held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
-    console.print(f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}")
-    console.print(json.dumps(held.config.to_dict()), markup=False)
-    for name, value in held.model.items():
-        console.print(f"{name}: {tuple(value.shape)} {value.dtype}", markup=False)
+    with command() as console:
+        if checkpoint is None:
+            lines = [
+                str(build_info()),
+                f"CPU threads: {torch.get_num_threads()}, cores: {cores()}",
+                f"results: {RESULTS.resolve()}",
+            ]
+        else:
+            held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
+            lines = [
+                f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}",
+                json.dumps(held.config.to_dict()),
+                *(f"{name}: {tuple(value.shape)} {value.dtype}" for name, value in held.model.items()),
+            ]
+        for line in lines:
+            console.print(line, soft_wrap=True)
 
 
-@app.command()
+@app.command(help="The main job: train, judge beside classical optimisers and on measured data, and draw.")
 def run(
     output: Annotated[Path, typer.Option(help="Folder for the report, the figure and the runs.")] = RESULTS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Processes that share the work.", show_default="one a core"),
+        typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the work.", show_default="one a core"),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few seconds of work, for a trial.")] = False,
 ) -> None:
-    """The main job: train, judge beside classical optimisers and on measured data, and draw."""
-    with one_line_errors():
+    with command(output) as console:
         budget = Budget.quick() if quick else Budget()
-        run_showcase(output, seed=seed, budget=budget, workers=workers or cores())
+        run_showcase(output, seed=seed, budget=budget, workers=workers or cores(), console=console)
 
 
-@app.command()
+@app.command(
+    help="Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."
+)
 def profile(
     d: Annotated[int, typer.Option(help="Features.")] = _CALL.d,
     n: Annotated[int, typer.Option(help="Labelled examples in a context.")] = _CALL.n,
@@ -213,13 +231,21 @@ def profile(
         typer.Option(help="Where a torch.profiler trace of one call goes.", show_default="none"),
     ] = None,
 ) -> None:
-    """Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."""
     given = locals()
     values = {field.name: given[field.name] for field in dataclasses.fields(Call)}
-    with one_line_errors():
+    with command(*([trace] if trace else [])) as console:
         _device(device)
-        found = profile_call(Call(**values), seconds=seconds, trace=trace)
-    print_profile(found, Console())
+        call = Call(**values)
+        # Made elsewhere and written at the end: a trace that cannot be written must not lose what is to be printed.
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder, "trace.json") if trace else None
+            with memory_for(**{name: getattr(call, name) for name in SIZES}):
+                found = profile_call(call, seconds=seconds, trace=made)
+            try:
+                if trace and made:
+                    write_atomically(trace, made.read_bytes())
+            finally:
+                print_profile(found, console)
 
 
 def _train(
@@ -242,7 +268,12 @@ def _train(
 
         if resume:
             return continue_training(
-                output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group
+                output,
+                steps=config.steps,
+                checkpoint_every=checkpoint_every,
+                device=device,
+                on_record=show,
+                group=group,
             )
         return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)
 
@@ -255,7 +286,8 @@ def _was_given(context: typer.Context, name: str) -> bool:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        # Read back, which is what a device of shapes alone cannot do.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

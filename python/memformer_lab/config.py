@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -13,6 +15,9 @@ from memformer_lab.tasks import GaussianTasks, StandardisedTasks
 TaskPreset = Literal["nonisotropic", "isotropic", "standardised"]
 Schedule = Literal["constant", "step", "cosine"]
 Backend = Literal["torch", "auto", "cpu"]
+
+MOST = 2**63 - 1
+"""The largest size or number of steps, which is what torch counts with."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("d", "n", "layers", "heads", "queries", "batch", "steps", "resample", "decay_every", "log_every"):
-            _check_integer(name, getattr(self, name), 1)
+            self._settle(name, _integer(name, getattr(self, name), 1))
         for name in ("rotation_seed", "warmup", "seed"):
-            _check_integer(name, getattr(self, name), 0)
+            self._settle(name, _integer(name, getattr(self, name), 0))
         for name in ("rule", "structure", "tasks", "schedule", "backend"):
             if not isinstance(getattr(self, name), str):
                 raise TypeError(f"{name} must be a string, got {getattr(self, name)!r}")
@@ -87,18 +92,21 @@ class TrainingConfig:
         _check_choice("tasks", self.tasks, get_args(TaskPreset))
         _check_choice("schedule", self.schedule, get_args(Schedule))
         _check_choice("backend", self.backend, get_args(Backend))
-        _check_number("learning_rate", self.learning_rate, 0.0, math.inf)
-        _check_number("decay", self.decay, 0.0, 1.0, closed_high=True)
+        self._settle("learning_rate", _number("learning_rate", self.learning_rate, 0.0, math.inf))
+        self._settle("decay", _number("decay", self.decay, 0.0, 1.0, closed_high=True))
         if self.clip is not None:
-            _check_number("clip", self.clip, 0.0, math.inf)
+            self._settle("clip", _number("clip", self.clip, 0.0, math.inf))
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise TypeError(f"betas must be a pair of numbers, got {self.betas!r}")
-        for beta in self.betas:
-            _check_number("betas", beta, 0.0, 1.0, closed_low=True)
+        self._settle("betas", tuple(_number("betas", beta, 0.0, 1.0, closed_low=True) for beta in self.betas))
         if self.tasks == "nonisotropic" and self.d != 5:
             raise ValueError(f"d must be 5 with tasks 'nonisotropic', got {self.d}")
         if self.tasks == "standardised" and self.n < 2:
             raise ValueError(f"n must be at least 2 with tasks 'standardised', got {self.n}")
+
+    def _settle(self, name: str, value: object) -> None:
+        """Keep a number of any kind as Python's own, which JSON and torch take."""
+        object.__setattr__(self, name, value)
 
     def sampler(self) -> GaussianTasks | StandardisedTasks:
         """The distribution of tasks that the run draws from."""
@@ -139,23 +147,27 @@ class TrainingConfig:
         return cls(**{**values, "betas": tuple(betas) if isinstance(betas, list) else betas})
 
 
-def _check_integer(name: str, value: object, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
+def _integer(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an integer, got {value!r}")
-    if value < low:
-        raise ValueError(f"{name} must be at least {low}, got {value}")
+    found = operator.index(value)
+    if not low <= found <= MOST:
+        raise ValueError(f"{name} must be at least {low}{f' and at most {MOST}' if found > MOST else ''}, got {found}")
+    return found
 
 
-def _check_number(
-    name: str, value: object, low: float, high: float, *, closed_low: bool = False, closed_high: bool = False
-) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+def _number(
+    name: str, value: Any, low: float, high: float, *, closed_low: bool = False, closed_high: bool = False
+) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    above = value >= low if closed_low else value > low
-    below = value <= high if closed_high else value < high
+    found = float(value)
+    above = found >= low if closed_low else found > low
+    below = found <= high if closed_high else found < high
     if not (above and below):
         interval = f"{'[' if closed_low else '('}{low:g}, {high:g}{']' if closed_high else ')'}"
         raise ValueError(f"{name} must be a finite number in {interval}, got {value}")
+    return found
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from memformer_lab.pictures import encode
 from memformer_lab.report import LABELS, Report
 
 _STYLES = {
@@ -34,9 +30,7 @@ def draw(report: Report) -> bytes:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _draw_depths(left, report)
     _draw_sets(right, report)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return encode(figure)
 
 
 def _draw_depths(axes: Axes, report: Report) -> None:

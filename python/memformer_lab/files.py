@@ -1,8 +1,13 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, whatever kind of file a path names."""
 
 from __future__ import annotations
 
+import glob
 import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _SUFFIX = ".tmp"
@@ -12,19 +17,53 @@ def _prefix(path: Path) -> str:
     return f".{path.name}."
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace `path` by `data`; a reader sees the old file or the new one, and a failure leaves the old one.
+@contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError raised inside names `path`: that of a full disk names no file, that of a replacement another one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(path)) from error
 
-    Folders on the way are made.
+
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+    """Make `data` what is at `path`, links followed and folders on the way made.
+
+    A regular file is replaced and keeps its mode: a reader sees the old file or the new one, and a failure leaves the
+    old one. What is no such file (a device, a FIFO) is written through, and so is a file that this process has as its
+    standard output or error, where a replacement would lose all that is printed.
 
     Raises:
-        OSError: if the file cannot be written; the temporary file beside it is removed.
+        OSError: if it cannot be written, naming `path`; the temporary file is removed.
     """
-    path = Path(path)
+    with naming(path):
+        try:
+            held = os.stat(path)
+        except FileNotFoundError:
+            held = None
+        if held is None or (stat.S_ISREG(held.st_mode) and _own_output(held) is None):
+            _replace(Path(os.path.realpath(path)), data, held)
+        else:
+            _write_through(path, data, _own_output(held))
+
+
+def remove_temporaries(path: str | os.PathLike[str]) -> None:
+    """Remove what killed processes left while they were writing `path`.
+
+    Only where no other process is writing it now.
+    """
+    path = Path(os.path.realpath(path))
+    for temporary in path.parent.glob(f"{glob.escape(_prefix(path))}*{_SUFFIX}"):
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(path: Path, data: bytes, held: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_prefix(path)}{os.getpid()}{_SUFFIX}")
+    temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}{_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:
+            if held is not None:
+                os.chmod(temporary, stat.S_IMODE(held.st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -34,11 +73,21 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
         raise
 
 
-def remove_temporaries(path: str | os.PathLike[str]) -> None:
-    """Remove what killed processes left beside `path` while they were writing it.
+def _write_through(path: str | os.PathLike[str], data: bytes, output: int | None) -> None:
+    def opener(name: str, flags: int) -> int:
+        # Neither made nor emptied: what is there is there, and systems refuse to "make" a FIFO of somebody else.
+        return os.open(name, flags & ~(os.O_CREAT | os.O_TRUNC)) if output is None else os.dup(output)
 
-    Only where no other process is writing it now.
-    """
-    path = Path(path)
-    for temporary in path.parent.glob(f"{_prefix(path)}*{_SUFFIX}"):
-        temporary.unlink(missing_ok=True)
+    with open(path, "wb", opener=opener) as file:
+        file.write(data)
+
+
+def _own_output(held: os.stat_result) -> int | None:
+    """The descriptor of this process's standard output or error that is this very file."""
+    for descriptor in (1, 2):
+        try:
+            if os.path.samestat(held, os.fstat(descriptor)):
+                return descriptor
+        except OSError:
+            continue
+    return None

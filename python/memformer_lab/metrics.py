@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from memformer_lab.files import write_atomically
+from memformer_lab.files import naming, write_atomically
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -42,29 +42,37 @@ class MetricsLog:
             again and are dropped; 0 starts the file anew.
         every: steps between two records.
 
+    Attributes:
+        last: the step of the last line; where the file that training continues is gone, the one it had.
+
     Raises:
+        OSError: if the file cannot be written, naming it.
         ValueError: if the file is not a metrics file, or ends too early for training to continue at `after`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, after: int = 0, every: int = 1) -> None:
-        path = Path(path)
+        self._path = path = Path(path)
+        self.last = after // every * every
         kept = []
         if after and path.exists():
             kept = [record for record in read_metrics(path) if record["step"] <= after]
-            last = kept[-1]["step"] if kept else 0
-            if after - last >= every:
-                raise ValueError(f"{path} ends at step {last}, expected lines up to step {after // every * every}")
+            self.last = int(kept[-1]["step"]) if kept else 0
+            if after - self.last >= every:
+                raise ValueError(f"{path} ends at step {self.last}, expected lines up to step {after // every * every}")
         write_atomically(path, "".join(map(_line, kept)).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, float]) -> None:
         """Append one record and flush it."""
-        self._file.write(_line(record))
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(_line(record))
+            self._file.flush()
+        self.last = int(record["step"])
 
     def sync(self) -> None:
         """Put what was written on the disk, so that no checkpoint is ever ahead of its metrics."""
-        os.fsync(self._file.fileno())
+        with naming(self._path):
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> MetricsLog:
         return self

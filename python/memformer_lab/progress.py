@@ -16,11 +16,11 @@ class _TaskRate(ProgressColumn):
 def task_progress(console: Console) -> Progress:
     """A progress display whose bars count tasks; a bar's field `note` says what is being done."""
     return Progress(
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<22}", markup=False),
         BarColumn(bar_width=24),
         TaskProgressColumn(),
         _TaskRate(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
     )

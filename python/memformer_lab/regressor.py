@@ -57,6 +57,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ValueError: for fewer than 2 rows, missing or infinite values, or shapes that do not fit.
+            TypeError: for a `rescale` that is no bool.
         """
         return self._read(X, y, reset=True)
 
@@ -77,6 +78,8 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return predictions
 
     def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
+        if not isinstance(self.rescale, (bool, np.bool_)):
+            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
         first = reset
         rows, responses = validate_data(
             self,
@@ -91,7 +94,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         seen = Moments.empty(columns.shape[1]) if first else self.moments_
         self.moments_ = seen.with_rows(columns)
         self.n_samples_seen_ = self.moments_.count
-        self.coef_ = _weights(self.moments_, rescale=self.rescale)
+        self.coef_ = _weights(self.moments_, rescale=bool(self.rescale))
         self.intercept_ = float(self.moments_.mean[-1] - self.moments_.mean[:-1] @ self.coef_)
         return self
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 import memformer_kernels
 from memformer_lab import real
@@ -51,6 +52,7 @@ def run_showcase(
     """
     folder, budget, console = Path(output), budget or Budget(), console or Console()
     where, clock = folder / "runs", _Clock()
+    where.mkdir(parents=True, exist_ok=True)
     by_structure = depth_runs(budget, seed)
     with Workers(workers) as pool, task_progress(console) as progress:
         sets = [real.load(name) for name in budget.sets]
@@ -89,10 +91,14 @@ def run_showcase(
             "python": platform.python_version(),
         },
     )
-    write_atomically(folder / "figure.png", draw(report))
-    write_atomically(folder / "report.json", report.to_json().encode())
-    print_report(report, console)
-    console.print(f"{clock.total():.0f} s in all. Wrote report.json, figure.png and runs/ in {folder}", soft_wrap=True)
+    try:
+        write_atomically(folder / "report.json", report.to_json().encode())
+        write_atomically(folder / "figure.png", draw(report))
+    finally:
+        print_report(report, console)
+    # As a Text, in which no part of a folder's name is read as markup.
+    wrote = f"{clock.total():.0f} s in all. Wrote report.json, figure.png and runs/ in {folder}"
+    console.print(Text(wrote), soft_wrap=True)
     return report
 
 

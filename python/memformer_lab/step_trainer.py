@@ -28,7 +28,7 @@ class StepTrainer:
     Attributes:
         config: the run.
         state: the model being trained, with its moments and counters.
-        loss_sum: sum of the losses since the last `pop_mean_loss`.
+        loss_sum: sum of the losses since the last line of metrics.
         group: ranks that share every batch; each holds the same state. None: this process alone.
 
     Raises:
@@ -152,12 +152,6 @@ class StepTrainer:
         for loss in losses:
             self.loss_sum += loss
         return {"loss": losses[-1], "learning_rate": self.config.learning_rate_at(step - 1)}
-
-    def pop_mean_loss(self) -> float:
-        """The mean loss of the steps since the last multiple of `config.log_every`; begins a new sum."""
-        mean = self.loss_sum / ((self.step - 1) % self.config.log_every + 1)
-        self.loss_sum = 0.0
-        return mean
 
 
 def fault(config: TrainingConfig) -> str | None:

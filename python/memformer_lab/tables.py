@@ -7,6 +7,7 @@ import math
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from memformer_lab.estimates import LEVEL, Estimate
 from memformer_lab.report import LABELS, Report
@@ -52,10 +53,13 @@ def depth_table(report: Report) -> Table:
         table.add_column(f"depth {depth}", justify="right")
     for method in report.methods:
         cells = [
-            f"[bold]{_number(one.log_mean)}[/]\n[dim]{_interval(one)}\nmed {_number(one.log_median)}[/]"
+            Text.assemble(
+                (_number(one.log_mean), "bold"), (f"\n{_interval(one)}\nmed {_number(one.log_median)}", "dim")
+            )
             for one in method.depths
         ]
-        table.add_row(f"{LABELS[method.name]}\n[dim]{method.depths[0].tasks:,} tasks[/]", *cells)
+        label = Text.assemble(LABELS[method.name], (f"\n{method.depths[0].tasks:,} tasks", "dim"))
+        table.add_row(label, *cells)
     return table
 
 
@@ -76,9 +80,9 @@ def set_table(report: Report) -> Table:
     for name in ("d", "n", *_REAL_COLUMNS.values()):
         table.add_column(name, justify="right")
     for one in report.sets:
-        errors = {name: _error(one.methods[name].log_mean) for name in _REAL_COLUMNS}
+        errors = {name: Text(_error(one.methods[name].log_mean)) for name in _REAL_COLUMNS}
         best = min(_REAL_COLUMNS, key=lambda name: one.methods[name].log_mean)
-        errors[best] = f"[bold]{errors[best]}[/]"
+        errors[best].stylize("bold")
         table.add_row(one.name, str(one.d), str(one.n), *errors.values())
     return table
 
@@ -89,7 +93,7 @@ def estimate_table(title: str, estimates: dict[str, Estimate]) -> Table:
     for name in ("layer", "ln mean", f"{LEVEL:.0%} interval", "ln median", "tasks"):
         table.add_column(name, justify="right")
     for layer, one in estimates.items():
-        table.add_row(layer, _number(one.log_mean), _interval(one), _number(one.log_median), f"{one.tasks:,}")
+        table.add_row(layer, _number(one.log_mean), Text(_interval(one)), _number(one.log_median), f"{one.tasks:,}")
     return table
 
 
@@ -98,7 +102,7 @@ def _number(value: float) -> str:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"\\[{estimate.low:.2f},{estimate.high:.2f}]"
+    return f"[{estimate.low:.2f},{estimate.high:.2f}]"
 
 
 def _error(log_mean: float) -> str:

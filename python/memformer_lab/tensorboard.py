@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from memformer_lab.files import naming
+
 
 @contextmanager
 def tensorboard_log(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mapping[str, float]], None]]:
@@ -13,19 +15,23 @@ def tensorboard_log(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mappin
 
     Raises:
         ValueError: if tensorboard is not installed.
+        OSError: if a log cannot be written, naming `folder`.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard") from error
-    writer = SummaryWriter(os.fspath(folder))
+    with naming(folder):
+        writer = SummaryWriter(os.fspath(folder))
 
     def write(record: Mapping[str, float]) -> None:
         for name, value in record.items():
             if name != "step":
-                writer.add_scalar(name, value, int(record["step"]))
+                with naming(folder):
+                    writer.add_scalar(name, value, int(record["step"]))
 
     try:
         yield write
     finally:
-        writer.close()
+        with naming(folder):
+            writer.close()

@@ -31,7 +31,7 @@ class Trainer:
         config: the run.
         model: the model being trained.
         step: optimiser steps done.
-        loss_sum: sum of the losses since the last `pop_mean_loss`.
+        loss_sum: sum of the losses since the last line of metrics.
 
     Raises:
         ValueError: if the model's arguments do not fit together.
@@ -134,12 +134,6 @@ class Trainer:
         while self.step < step:
             record = self.advance()
         return record
-
-    def pop_mean_loss(self) -> float:
-        """The mean loss of the steps since the last multiple of `config.log_every`; begins a new sum."""
-        mean = self.loss_sum / ((self.step - 1) % self.config.log_every + 1)
-        self.loss_sum = 0.0
-        return mean
 
     def _draw(self) -> None:
         config = self.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch.distributed import ProcessGroup
 from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
-from memformer_lab.files import remove_temporaries
+from memformer_lab.files import remove_temporaries, write_atomically
 from memformer_lab.metrics import MetricsLog
 from memformer_lab.ranks import is_writer
 from memformer_lab.step_trainer import StepTrainer
@@ -70,7 +71,7 @@ def train(
     folder = Path(output)
     trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
     if is_writer(group):
-        (folder / METRICS).unlink(missing_ok=True)
+        write_atomically(folder / METRICS, b"")
         checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
     if is_writer(group):
         return _run(trainer, folder, checkpoint_every, on_record)
@@ -80,6 +81,7 @@ def train(
 def continue_training(
     output: str | os.PathLike[str],
     *,
+    steps: int | None = None,
     checkpoint_every: int = 1000,
     device: torch.device | str = "cpu",
     on_record: Callable[[Record], None] | None = None,
@@ -87,15 +89,27 @@ def continue_training(
 ) -> TrainingResult:
     """Go on from the checkpoint in `output`, to the same parameters as if the run had never stopped.
 
+    Another number of `steps` extends a run, a finished one too, or ends it sooner. From there on the run is one of so
+    many steps: its learning rate is what a schedule over all of them says, so that of "cosine" rises again where a
+    finished run had come to 0.
+
     Arguments and errors are those of `train`; further
+
+    Args:
+        steps: optimiser steps of the whole run, those done among them; None: as it was begun.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if the checkpoint or the metrics cannot be continued, naming the file.
+        ValueError: if the checkpoint or the metrics cannot be continued, naming the file, or for fewer steps than are
+            done.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
     checkpoint = checkpoints.load(folder / CHECKPOINT)
+    if steps is not None:
+        checkpoint = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, steps=steps))
+        if steps < checkpoint.step:
+            raise ValueError(f"steps must be at least {checkpoint.step}, those done in {output}, got {steps}")
     try:
         if _alone(checkpoint.config, group):
             trainer: Trainer | StepTrainer = Trainer.resume(checkpoint, device)
@@ -151,7 +165,8 @@ def _run(
                 if done or trainer.step % config.log_every == 0:
                     now = time.perf_counter()
                     rate = (trainer.step - lap_step) * config.batch / (now - lap)
-                    record |= {"step": trainer.step, "loss": trainer.pop_mean_loss(), "tasks_per_second": rate}
+                    loss, trainer.loss_sum = trainer.loss_sum / (trainer.step - log.last), 0.0
+                    record |= {"step": trainer.step, "loss": loss, "tasks_per_second": rate}
                     lap, lap_step = now, trainer.step
                     log.write(record)
                     if on_record:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,8 +14,9 @@ from typer.testing import CliRunner, Result
 
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.cli import app
+from memformer_lab.config import TrainingConfig
 from memformer_lab.metrics import read_metrics
-from memformer_lab.training import CHECKPOINT, METRICS
+from memformer_lab.training import CHECKPOINT, METRICS, continue_training, train
 
 QUICK = ["train", "--steps", "40", "--batch", "16", "--layers", "2", "--log-every", "10"]
 
@@ -107,9 +109,61 @@ def test_resume_goes_on_from_the_checkpoint(folder: Path, tmp_path: Path) -> Non
 
 
 def test_resume_takes_no_other_run(folder: Path, tmp_path: Path) -> None:
-    _assert_refused(_call("train", "--output", folder, "--resume", "--steps", 9), "--steps cannot go with --resume")
+    _assert_refused(_call("train", "--output", folder, "--resume", "--batch", 9), "--batch cannot go with --resume")
+    _assert_refused(_call("train", "--output", folder, "--resume", "--steps", 39), "steps must be at least 40", "39")
     _assert_refused(_call("train", "--output", folder, "--resume", "--overwrite"), "--overwrite")
     _assert_refused(_call("train", "--output", tmp_path, "--resume"), str(tmp_path / CHECKPOINT))
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_resume_with_steps_extends_a_finished_run(backend: str, tmp_path: Path) -> None:
+    """To what a longer run from the start is; a line of metrics at the first end, none counted twice."""
+    words = [*QUICK, "--schedule", "constant", "--backend", backend]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert _call(*words, "--steps", 64, "--output", straight).exit_code == 0
+    assert _call(*words, "--steps", 45, "--output", broken).exit_code == 0
+    result = _call("train", "--resume", "--steps", 64, "--output", broken, "--checkpoint-every", 7)
+    assert result.exit_code == 0, result.output
+    assert f"Trained on {19 * 16} tasks" in result.output
+    one, other = (checkpoints.load(folder / CHECKPOINT) for folder in (straight, broken))
+    assert one.config == other.config
+    assert (one.step, one.loss_sum) == (other.step, other.loss_sum)
+    for group in ("model", "first", "second"):
+        for name, value in getattr(one, group).items():
+            assert torch.equal(value, getattr(other, group)[name])
+    means, parts = (
+        {record["step"]: record["loss"] for record in read_metrics(f / METRICS)} for f in (straight, broken)
+    )
+    assert list(parts) == [10, 20, 30, 40, 45, 50, 60, 64]
+    assert (parts[45] + parts[50]) / 2 == pytest.approx(means[50])
+    assert all(parts[step] == means[step] for step in (10, 20, 30, 40, 60, 64))
+    again = _call("train", "--resume", "--steps", 64, "--output", broken)
+    assert again.exit_code == 0
+    assert "Trained on 0 tasks" in again.output
+
+
+def test_an_extended_run_that_is_stopped_again_keeps_its_means(tmp_path: Path) -> None:
+    """Its last line of metrics is at no multiple of the interval, which the next one must know."""
+    config = TrainingConfig(batch=16, layers=2, log_every=10, steps=64, backend="auto", schedule="constant")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    train(config, straight)
+    train(dataclasses.replace(config, steps=45), broken)
+
+    class Stop(Exception):
+        pass
+
+    def stop(record: dict[str, float]) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        continue_training(broken, steps=64, checkpoint_every=2, on_record=stop)
+    assert checkpoints.load(broken / CHECKPOINT).step == 48
+    continue_training(broken)
+    means, parts = (
+        {record["step"]: record["loss"] for record in read_metrics(f / METRICS)} for f in (straight, broken)
+    )
+    assert (parts[45] + parts[50]) / 2 == pytest.approx(means[50])
+    assert parts[64] == means[64]
 
 
 def test_a_run_is_not_lost_by_accident(folder: Path, tmp_path: Path) -> None:
@@ -134,6 +188,16 @@ def test_a_run_is_not_lost_by_accident(folder: Path, tmp_path: Path) -> None:
         ("--d", 4, "d must be 5"),
         ("--backend", "cuda", "backend must be one of torch, auto, cpu"),
         ("--device", "abacus", "device 'abacus' cannot be used"),
+        ("--device", "meta", "device 'meta' cannot be used"),
+        ("--device", "privateuseone", "device 'privateuseone' cannot be used"),
+        ("--device", "", "device '' cannot be used"),
+        ("--n", 10**26, "n must be at least 1 and at most"),
+        ("--layers", 10**26, "layers must be at least 1 and at most"),
+        ("--heads", 10**26, "heads must be at least 1 and at most"),
+        ("--resample", 10**26, "resample must be at least 1 and at most"),
+        ("--layers", 10**12, "layers = 1000000000000"),
+        ("--heads", 10**12, "heads = 1000000000000"),
+        ("--batch", 10**12, "batch = 1000000000000"),
     ],
 )
 def test_bad_values_end_in_one_line(option: str, value: object, words: str, tmp_path: Path) -> None:
@@ -150,6 +214,53 @@ def test_bad_usage_has_exit_code_2(arguments: list[str]) -> None:
     assert result.exit_code == 2
     assert "Traceback" not in result.output
     assert result.stderr
+
+
+def test_a_size_whose_arrays_overflow_is_named(tmp_path: Path) -> None:
+    result = _call(*QUICK, "--tasks", "isotropic", "--d", 10**12, "--output", tmp_path / "run")
+    _assert_refused(result, "d = 1000000000000", "memory")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--d", 0, "d: expected at least 1"),
+        ("--d", 10**12, "d = 1000000000000"),
+        ("--n", 10**26, "n: expected at least 1 and at most"),
+        ("--n", 10**12, "n = 1000000000000"),
+        ("--queries", 10**12, "queries = 1000000000000"),
+        ("--layers", 10**12, "layers = 1000000000000"),
+        ("--heads", 10**26, "heads: expected at least 1 and at most"),
+        ("--batch", 10**12, "batch = 1000000000000"),
+        ("--device", "meta", "device 'meta' cannot be used"),
+        ("--device", "hpu", "device 'hpu' cannot be used"),
+        ("--backend", "metal", "backend: expected one of"),
+        ("--rule", "adam", "rule: expected one of"),
+        ("--seconds", "inf", "seconds: expected a finite time"),
+    ],
+)
+def test_bad_values_of_a_profile_end_in_one_line(option: str, value: object, words: str) -> None:
+    _assert_refused(_call("profile", "--batch", 16, "--seconds", 0, option, value), words)
+
+
+def test_a_backend_that_is_not_there_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise RuntimeError("backend='cuda' is not available: no reason")
+
+    monkeypatch.setattr("memformer_lab.profiling.call.explain", missing)
+    _assert_refused(_call("profile", "--batch", 16, "--seconds", 0, "--backend", "cuda"), "backend='cuda' is not")
+
+
+@pytest.mark.parametrize("command", ["run", "reproduce"])
+def test_more_workers_than_any_machine_has_cores_are_refused(command: str) -> None:
+    result = _call(command, "--workers", 10**6)
+    assert result.exit_code == 2
+    assert "--workers" in result.stderr
+
+
+def test_a_missing_package_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "memformer_lab.table_problem", None)
+    _assert_refused(_call("solve", tmp_path / "a.csv", "--target", "y"), "table_problem")
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ from typing import Annotated, Optional
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from memformer_lab.experiments.protocol import Scale, Setting
 from memformer_lab.experiments.record import Outcome
-from memformer_lab.terminal import cores, one_line_errors
+from memformer_lab.terminal import MOST_WORKERS, command, cores
+
+HELP = "Test the literature's claims; leaves JSON, figures and report.html. A stopped run goes on where it was."
 
 
 def reproduce(
@@ -30,21 +31,20 @@ def reproduce(
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
     workers: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Processes that share the experiments.", show_default="one a core"),
+        typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the experiments.", show_default="one a core"),
     ] = None,
     anew: Annotated[bool, typer.Option("--anew", help="Run what is already in the folder once more.")] = False,
 ) -> None:
-    """Test the literature's claims; leaves JSON, figures and report.html. A stopped run goes on where it was."""
-    # Imported at use: the experiments import matplotlib, scikit-learn and the like, for seconds.
-    from memformer_lab.experiments.registry import EXPERIMENTS
-    from memformer_lab.experiments.runner import REPORT, run_experiments
+    """The command, as `HELP` says."""
+    with command(*([] if list_only else [out])) as console:
+        # Imported at use: the experiments import matplotlib, scikit-learn and the like, for seconds.
+        from memformer_lab.experiments.registry import EXPERIMENTS
+        from memformer_lab.experiments.runner import REPORT, run_experiments
 
-    console = Console(highlight=False)
-    if list_only:
-        for one in EXPERIMENTS:
-            console.print(f"{one.number:>2} {one.name:<14} {one.title}", markup=False, soft_wrap=True)
-        return
-    with one_line_errors():
+        if list_only:
+            for one in EXPERIMENTS:
+                console.print(f"{one.number:>2} {one.name:<14} {one.title}", soft_wrap=True)
+            return
         chosen: list[Scale] = [scale for scale, given in (("tiny", tiny), ("quick", quick), ("full", full)) if given]  # type: ignore[misc]
         if len(chosen) > 1:
             raise ValueError(f"--{' and --'.join(chosen)} cannot go together")
@@ -55,10 +55,10 @@ def reproduce(
             out,
             workers=workers or cores(),
             anew=anew,
-            say=lambda text: console.print(text, markup=False, soft_wrap=True),
+            say=lambda text: console.print(text, soft_wrap=True),
         )
-    console.print(_table(outcomes))
-    console.print(f"Wrote {out / REPORT}", soft_wrap=True, markup=False)
+        console.print(_table(outcomes))
+        console.print(f"Wrote {out / REPORT}", soft_wrap=True)
 
 
 def _table(outcomes: list[Outcome]) -> Table:

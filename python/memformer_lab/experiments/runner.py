@@ -51,6 +51,7 @@ def run_experiments(
         OSError: if the folder cannot be written.
     """
     experiments = [find(name) for name in names]
+    folder.mkdir(parents=True, exist_ok=True)
     found = {one.name: None if anew else record.read(folder, one, setting) for one in experiments}
     missing = [one.name for one in experiments if found[one.name] is None]
     for one in experiments:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import statistics
 import tempfile
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from memformer_kernels import explain
 from memformer_kernels.nn import Memformer
+from memformer_lab.config import MOST
 from memformer_lab.files import write_atomically
 from memformer_lab.profiling.costs import Network, Operations
 from memformer_lab.profiling.gpu_trace import KernelUse, kernels_of
@@ -27,6 +29,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 DIRECTIONS = ("training", "forward")
+SIZES = ("d", "n", "queries", "batch", "layers", "heads")
 
 RANGE = "memformer"
 """The NVTX range around the calls that are timed."""
@@ -37,7 +40,7 @@ class Call:
     """A call to profile: `training` is a loss and its gradients in every parameter, `forward` a prediction.
 
     Raises:
-        ValueError: an unknown name, or a size below 1.
+        ValueError: an unknown name, or a size out of range.
     """
 
     d: int = 5
@@ -56,9 +59,9 @@ class Call:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("d", "n", "queries", "batch", "layers", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in SIZES:
+            if not 1 <= getattr(self, name) <= MOST:
+                raise ValueError(f"{name}: expected at least 1 and at most {MOST}, got {getattr(self, name)}")
         for name, known in (("dtype", tuple(DTYPES)), ("direction", DIRECTIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -114,13 +117,19 @@ def profile_call(call: Call, *, seconds: float = 1.0, trace: Path | None = None,
     """Run a call for about `seconds` and say what it costs; `trace` gets a torch.profiler trace of one more run.
 
     Raises:
-        ValueError: a rule or structure that is none, or a device that cannot be used.
+        ValueError: a rule or structure that is none, a backend or device that cannot be used, or no finite time.
+        OSError: if the trace cannot be written.
     """
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds: expected a finite time, got {seconds}")
     device = torch.device(call.device)
     model, z, target = _make(call, device)
     tensors = (z, target) if call.training else (z,)
     chosen = {"context": call.n, "backend": call.backend, "algorithm": call.algorithm}
-    plan = explain(*tensors, **model.stack_arguments(), **chosen)
+    try:
+        plan = explain(*tensors, **model.stack_arguments(), **chosen)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
     action = _action(call, model, z, target)
     action()
     rates = rates or measure_rates(device)

@@ -1,0 +1,33 @@
+"""A matplotlib figure as the bytes of a file, in the format that the file's name says."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.figure import Figure
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def format_of(path: Path) -> str:
+    """The format of a figure's file by its suffix; without one, as devices and pipes are named, it is png.
+
+    Raises:
+        ValueError: for another suffix.
+    """
+    suffix = path.suffix.lower().removeprefix(".")
+    if suffix and suffix not in FORMATS:
+        raise ValueError(f"figure: expected a name that ends in .{', .'.join(FORMATS)}, got {str(path)!r}")
+    return suffix or "png"
+
+
+def encode(figure: Figure, form: str = "png") -> bytes:
+    """The figure in one of `FORMATS`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=form)
+    return buffer.getvalue()
