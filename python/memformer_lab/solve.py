@@ -46,12 +46,9 @@ def solve(
         separator = {"tab": "\t", "\\t": "\t"}.get(sep, sep) if sep is not None else None
         problem = read_table(table, target, folds, separator=separator, decimal=decimal, encoding=encoding)
         comparison = compare(problem, folds, seed)
-        shown = Table(
-            title=f"{problem.target} from {len(problem.features)} columns, {len(problem.y)} rows, {folds}-fold "
-            "cross-validation",
-            box=SIMPLE_HEAD,
-            title_justify="left",
-        )
+        # In a line of its own: a table would fold it, and a column's name with it, to its own width.
+        title = f"{target} from {len(problem.features)} columns, {len(problem.y)} rows, {folds}-fold cross-validation"
+        shown = Table(box=SIMPLE_HEAD)
         for name in ("method", "mean squared error", "R^2"):
             shown.add_column(name, justify="left" if name == "method" else "right")
         for name, score in comparison.items():
@@ -59,6 +56,7 @@ def solve(
         try:
             write_atomically(figure, draw(problem, comparison, form))
         finally:
+            console.print(title, soft_wrap=True)
             console.print(shown)
             for name, score in comparison.items():
                 if score.failure:

@@ -9,11 +9,11 @@ import gzip
 import io
 import lzma
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
 
 import pandas as pd
 
@@ -21,7 +21,11 @@ SEPARATORS = (",", ";", "\t", "|")
 """What separators are looked for; any other character can be given."""
 
 _DECIMALS = (".", ",")
-_OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*", re.IGNORECASE)
@@ -81,12 +85,12 @@ def text_columns(frame: pd.DataFrame) -> list[bool]:
 
 
 def _decode(path: Path, encoding: str | None) -> str:
-    opened: Callable[[Path, str], IO[bytes]] = _OPENERS.get(path.suffix.lower(), open)
-    with opened(path, "rb") as file:
+    data, suffix = path.read_bytes(), path.suffix.lower()
+    if suffix in _UNPACK:
         try:
-            data = file.read()
-        except (EOFError, lzma.LZMAError) as error:
-            raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from error
+            data = _UNPACK[suffix](data)
+        except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole {suffix} file: {error}") from error
     marked = next((name for mark, name in _MARKS if data.startswith(mark)), None)
     tried = [encoding] if encoding is not None else [marked] if marked else ["utf-8", "cp1252"]
     for name in tried:

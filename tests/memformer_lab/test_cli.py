@@ -115,6 +115,10 @@ def test_resume_takes_no_other_run(folder: Path, tmp_path: Path) -> None:
     _assert_refused(_call("train", "--output", tmp_path, "--resume"), str(tmp_path / CHECKPOINT))
 
 
+def _losses(folder: Path) -> dict[float, float]:
+    return {record["step"]: record["loss"] for record in read_metrics(folder / METRICS)}
+
+
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_resume_with_steps_extends_a_finished_run(backend: str, tmp_path: Path) -> None:
     """To what a longer run from the start is; a line of metrics at the first end, none counted twice."""
@@ -197,7 +201,7 @@ def test_a_run_is_not_lost_by_accident(folder: Path, tmp_path: Path) -> None:
         ("--resample", 10**26, "resample must be at least 1 and at most"),
         ("--layers", 10**12, "layers = 1000000000000"),
         ("--heads", 10**12, "heads = 1000000000000"),
-        ("--batch", 10**12, "batch = 1000000000000"),
+        ("--batch", 10**12, "batch: expected at most"),
     ],
 )
 def test_bad_values_end_in_one_line(option: str, value: object, words: str, tmp_path: Path) -> None:
@@ -219,6 +223,8 @@ def test_bad_usage_has_exit_code_2(arguments: list[str]) -> None:
 def test_a_size_whose_arrays_overflow_is_named(tmp_path: Path) -> None:
     result = _call(*QUICK, "--tasks", "isotropic", "--d", 10**12, "--output", tmp_path / "run")
     _assert_refused(result, "d = 1000000000000", "memory")
+    result = _call(*QUICK, "--backend", "torch", "--batch", 10**12, "--output", tmp_path / "run")
+    _assert_refused(result, "batch = 1000000000000", "memory")
 
 
 @pytest.mark.parametrize(
@@ -322,6 +328,31 @@ def test_torchrun_trains_what_one_process_trains(tmp_path: Path) -> None:
     assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
     refused = subprocess.run([*launcher, *command, str(tmp_path / "two")], capture_output=True, check=False)
     assert refused.returncode != 0
+
+
+def test_help_does_not_live_in_docstrings() -> None:
+    """`python -OO` takes those away."""
+    words = "import json, typer; from memformer_lab.cli import app; commands = typer.main.get_command(app).commands; "
+    words += "print(json.dumps({n: c.help for n, c in commands.items()}))"
+    done = subprocess.run([sys.executable, "-OO", "-c", words], capture_output=True, text=True, check=True)
+    helps = json.loads(done.stdout)
+    assert helps.keys() == {"train", "evaluate", "info", "run", "profile", "reproduce", "solve"}
+    shown = " ".join(_call("--help").output.replace("│", " ").split())
+    for text in helps.values():
+        assert text
+        assert text in shown
+
+
+def test_a_name_is_never_read_as_markup(tmp_path: Path) -> None:
+    output = tmp_path / "e[bold]x [:heart:"
+    result = _call(*QUICK, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {output / CHECKPOINT} and {output / METRICS}" in result.output
+    _assert_refused(_call(*QUICK, "--output", output), f"{output} holds a run")
+    for words in (["[/s]"], ["train", "[/s]"], ["train", "--steps", "[/s]"], ["evaluate", "[/s]"]):
+        result = _call(*words)
+        assert result.exit_code == 2
+        assert "Traceback" not in result.output
 
 
 def test_help_lists_the_commands() -> None:

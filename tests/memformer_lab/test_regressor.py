@@ -156,3 +156,12 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(moments.scatter, centred.T @ centred, rtol=1e-6, atol=1e-6)
     assert moments.count == 50
     assert not moments.constant.any()
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_rescale_is_a_bool(value: object) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 3))
+    with pytest.raises(TypeError, match=rf"rescale: expected a bool, got {value!r}"):
+        MemformerRegressor(rescale=value).fit(rows[:, :2], rows[:, 2])  # type: ignore[arg-type]
+    found, expected = (MemformerRegressor(rescale=one).fit(rows[:, :2], rows[:, 2]) for one in (np.False_, False))
+    assert np.array_equal(found.coef_, expected.coef_)

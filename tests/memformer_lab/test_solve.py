@@ -99,11 +99,10 @@ def _written(separator: str = ",", decimal: str = ".", names: tuple[str, ...] = 
     return "".join(f"{separator.join(line)}\n" for line in lines)
 
 
-@pytest.mark.parametrize("decimal", [".", ","])
-@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(
+    ("separator", "decimal"), [(",", "."), *((separator, decimal) for separator in ";\t|" for decimal in ".,")]
+)
 def test_separator_and_decimal_sign_are_found_or_given(separator: str, decimal: str, tmp_path: Path) -> None:
-    if separator == decimal:
-        pytest.skip("one sign cannot be both")
     plain, path = tmp_path / "plain.csv", tmp_path / "data.csv"
     plain.write_text(_written())
     path.write_text(_written(separator, decimal))
@@ -193,10 +192,7 @@ def test_a_column_s_name_is_never_read_as_markup(target: str, tmp_path: Path) ->
     frame = _frame().rename(columns={"y": target})
     result = _solve(frame, tmp_path, target=target)
     assert result.exit_code == 0, result.output
-    shown = [line.strip() for line in result.output.split("\n")]
-    assert any(
-        line.endswith(f"{target.splitlines()[-1]} from 3 columns, 40 rows, 5-fold cross-validation") for line in shown
-    )
+    assert result.output.startswith(f"{target} from 3 columns, 40 rows, 5-fold cross-validation\n")
     assert (tmp_path / "plot.png").exists()
     _assert_refused(_solve(frame, tmp_path, target="[/red]"), repr(target), "got '[/red]'")
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -345,3 +346,21 @@ def test_a_file_that_is_no_metrics_log_is_refused_and_kept(line: str, tmp_path: 
     with pytest.raises(ValueError, match='line 1: expected a JSON object with an integer "step"'):
         MetricsLog(path, after=10, every=5)
     assert path.read_bytes() == before
+
+
+def test_a_configuration_takes_numbers_of_any_kind() -> None:
+    """And keeps Python's own, which JSON takes."""
+    config = TrainingConfig(
+        n=np.int64(20),  # type: ignore[arg-type]
+        steps=np.uint32(7),  # type: ignore[arg-type]
+        seed=np.int32(3),  # type: ignore[arg-type]
+        learning_rate=np.float32(0.5),  # type: ignore[arg-type]
+        betas=(np.float64(0.5), 0),  # type: ignore[arg-type]
+    )
+    assert config == TrainingConfig(n=20, steps=7, seed=3, learning_rate=0.5, betas=(0.5, 0.0))
+    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    for value in (True, np.float64(3), "3", None):
+        with pytest.raises(TypeError, match="n must be an integer"):
+            TrainingConfig(n=value)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="n must be at least 1 and at most 9223372036854775807, got"):
+        TrainingConfig(n=2**63)
