@@ -1,4 +1,4 @@
-"""Sizes beyond what the native libraries count: refused by name there, and served by torch where the caller leaves the choice.
+"""Sizes beyond what the native libraries count: refused by name there, and served by torch where it can.
 
 Tensors are expanded views of a number or two: sizes of 2^32 and more take no memory.
 """
@@ -58,7 +58,7 @@ def test_a_network_beyond_an_int_is_refused_by_name(name: str, changed: dict[str
 
 def test_a_result_of_more_layers_than_an_int_is_refused() -> None:
     for operator in (NATIVE.forward, lambda *a: NATIVE.backward(a[-1], *a[:-1], None, None, None, None, None)):
-        with pytest.raises(ValueError, match="^(result|grad): expected at most"):
+        with pytest.raises(ValueError, match=r"^(result|grad): expected at most"):
             operator(*_network(), _ones(HUGE, 2, 1))
 
 
@@ -125,11 +125,11 @@ def test_negative_strides_zero_axes_and_null_pointers_are_read_as_what_they_are(
 def test_what_the_library_does_not_count_goes_to_torch() -> None:
     long, ragged = _ones(1, HUGE, 2), _ones(1, 2**24 + 1, 2)
     q = torch.ones(1, 1, 1, 1)
-    assert explain(long, function=context_gram).backend == "torch"
+    assert explain(long).backend == "torch"
     assert explain(long, q).backend == "torch"
     assert explain(long, q, backend="cpu").backend == "torch"
-    assert explain(ragged, torch.tensor([5]), function=context_gram).backend == "torch"
-    assert explain(ragged[:, 1:], torch.tensor([5]), function=context_gram).backend == "cpu"
+    assert explain(ragged, context=torch.tensor([5])).backend == "torch"
+    assert explain(ragged[:, 1:], context=torch.tensor([5])).backend == "cpu"
     at_the_edge = Problem(2**29, 2, 1, 1, "response-only", "linear", False, 5, None, "cpu")
     assert plan.plan_network(at_the_edge, "auto", "auto").backend == "cpu"
     assert plan.plan_network(at_the_edge._replace(tokens=2**29 + 1), "auto", "auto").backend == "torch"
