@@ -102,8 +102,8 @@ _TOKENS = torch.zeros(1, 2**18, 64)
 
 
 def _register_gradients() -> Tensor:
-    gamma = torch.zeros(20000, requires_grad=True)
-    return _backward(register_update(_TOKENS[:, :1024], [_TOKENS[:, :1024]] * 20000, gamma).sum())
+    gamma = torch.zeros(1500, requires_grad=True)
+    return _backward(register_update(_TOKENS, [_TOKENS] * 1500, gamma).sum())
 
 
 CALLS: dict[str, Callable[[], Tensor]] = {
@@ -120,7 +120,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "attention": lambda: linear_attention(
         *(_ones(1, 2**19, 8, width) for width in (256, 256, 16)), causal=True, backend="cpu"
     ),
-    "register update": lambda: register_update(_TOKENS, [_TOKENS] * 20000, torch.zeros(20000)),
+    "register update": lambda: register_update(_TOKENS, [_TOKENS] * 1500, torch.zeros(1500)),
     "register gradients": _register_gradients,
     "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
     "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),

@@ -17,7 +17,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
 constexpr int64_t piece = 16384;       // entries of the result that a thread takes at a time
-constexpr int64_t pieces_between_checkpoints = 16;
+constexpr int64_t pieces_between_checkpoints = 4;
 constexpr int64_t cached = 4 << 20;    // a tensor of more bytes than this is written past the caches
 constexpr int64_t block = 2048;        // entries of the gradient that stay in the first-level cache for all registers
 constexpr int64_t burst = 4096;        // entries of short runs that one register's turn takes, to keep to its pages
@@ -157,7 +157,7 @@ class Backward {
  private:
   void run(int64_t begin, int64_t count, int64_t weight) const {
     for (int64_t done = 0; done < count; done += block) {
-      if (done % (64 * block) == 0) checkpoint_after(count);
+      if (done % (8 * block) == 0) checkpoint_after(count * call_.registers);
       const int64_t here = std::min(block, count - done);
       for (int64_t j = 0; j < call_.registers; ++j) one(j, begin + done, here, Follows ? weight + done : weight);
     }
