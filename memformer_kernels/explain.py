@@ -99,8 +99,9 @@ def _plan_layer(a: dict[str, Any]) -> plan.Plan:
 
 def _plan_gram(a: dict[str, Any]) -> plan.Plan:
     tokens = problem.check_tokens(a["z"])
-    _check_lengths(problem.check_context(a["context"], tokens)[1], tokens, 0)
-    return plan.plan_gram(tokens.shape[2], tokens.device.type)
+    lengths = problem.check_context(a["context"], tokens)[1]
+    _check_lengths(lengths, tokens, 0)
+    return plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, tokens.device.type)
 
 
 def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:

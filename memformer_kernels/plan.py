@@ -46,6 +46,12 @@ TILE_WIDTH = 128
 LAYER_REGISTERS = 32
 """Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
 
+LONGEST = 2**30
+"""Most numbers of one task in the native libraries, which find them by 32-bit integers and refuse what has more."""
+
+LONGEST_RAGGED = 2**24
+"""Most tokens of a ragged task there: a lane compares them with its length in float32, which is exact so far."""
+
 HEAD_WIDTH = 256
 """Widest head of the attention kernels: chunks fit in a GPU's shared memory, sums in a core's caches."""
 
@@ -58,7 +64,7 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
     if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
         regime, on_triton = "tile", _SPREAD
-    if problem.structure == "response-only":
+    if problem.structure == "response-only" and _counted(problem.tokens, problem.width, ragged=False):
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
     backend, where = _backend(backend, problem.device, regime, on_triton)
     return Plan(backend, algorithm, regime, f"{why}; {where}")
@@ -73,9 +79,10 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
 
-def plan_gram(width: int, device: str) -> Plan:
+def plan_gram(tokens: int, width: int, ragged: bool, device: str) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
-    regime = _gram_regime(max(width, 2))  # a matrix of one number is as tiny; only a network needs a feature beside it
+    # A matrix of one number is as tiny; only a network needs a feature beside it.
+    regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
     backend, where = _backend("auto", device, regime, _ONE_PASS if width <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
@@ -183,7 +190,16 @@ def _backend(requested: str, device: str, regime: str, on_triton: str | None) ->
     return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
 
 
+def _counted(tokens: int, width: int, ragged: bool) -> bool:
+    """Whether the native libraries count so far. A size that a compiler leaves open is taken to be one of those."""
+    if not isinstance(tokens, int) or not isinstance(width, int):
+        return True
+    return tokens * width <= LONGEST and (not ragged or tokens <= LONGEST_RAGGED)
+
+
 def _regime(problem: Problem, algorithm: str) -> str:
+    if not _counted(problem.tokens, problem.width, problem.lengths is not None):
+        return "large"
     if algorithm == "gram":
         return _gram_regime(problem.width, problem.structure == "response-only")
     if 1 < problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:

@@ -1,6 +1,5 @@
 """One build from tools to libraries in place, each beside a record of what it holds, or of why it is not there."""
 
-import fcntl
 import json
 import os
 import platform
@@ -90,7 +89,9 @@ def _run_ninja(root: Path, folder: Path, toolchain: Toolchain, quiet: bool) -> N
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One build at a time in a folder."""
+    """One build at a time in a folder. Only where something is built, which is on Linux, is there such a lock."""
+    import fcntl
+
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

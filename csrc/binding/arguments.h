@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "binding/sizes.h"
 #include "binding/tensors.h"
 
 namespace memformer::binding {
@@ -83,8 +84,13 @@ inline int rows_of_coefficient(const MaybeTensor& given, int rows) {
   return !given || given->dim() < 2 || given->size(given->dim() - 2) == 1 ? 1 : rows;
 }
 
-inline const int64_t* lengths_of(const MaybeTensor& lengths) {
-  return lengths ? static_cast<const int64_t*>(lengths->data_ptr()) : nullptr;
+// A lane compares the tokens of a ragged task with its length in float32, which is exact so far.
+constexpr int64_t most_ragged = 1 << 24;
+
+inline const int64_t* lengths_of(const MaybeTensor& lengths, int64_t tokens) {
+  if (!lengths) return nullptr;
+  if (tokens > most_ragged) refuse_size("the tokens of ragged contexts", tokens, most_ragged);
+  return static_cast<const int64_t*>(lengths->data_ptr());
 }
 
 template <class T>
@@ -97,20 +103,21 @@ inline bool is_response_only(const NetworkArguments& given) { return !given.p &&
 
 template <class T>
 Network<T> network_of(const NetworkArguments& given) {
-  const int width = static_cast<int>(given.z.size(2)), heads = static_cast<int>(given.q.size(1));
+  const int width = narrow(given.z.size(2), "z"), heads = narrow(given.q.size(1), "q");
   const bool block_q = given.q.size(3) != width;
   Network<T> network{};
   network.gram_space = given.gram_space;
   network.block = given.p && block_q && given.p->size(3) != width;
   network.tasks = given.z.size(0);
-  network.tokens = static_cast<int>(given.z.size(1));
+  network.tokens = narrow(given.z.size(1), "z");
+  narrow_product({given.z.size(1), given.z.size(2)}, "z's numbers a task");
   network.width = width;
-  network.layers = static_cast<int>(given.q.size(0));
+  network.layers = narrow(given.q.size(0), "q");
   network.kept = kept_heads(heads, given.gamma, given.beta);
   network.heads = is_response_only(given) ? network.kept : heads;
-  network.context = static_cast<int>(given.context);
-  network.queries = static_cast<int>(given.queries);
-  network.lengths = lengths_of(given.lengths);
+  network.context = narrow(given.context, "context");
+  network.queries = narrow(given.queries, "queries");
+  network.lengths = lengths_of(given.lengths, given.z.size(1));
   network.z = array_of(given.z);
   network.result_layers = 1;
   network.diagonal = !given.gamma || given.gamma->dim() == 4;
@@ -124,10 +131,11 @@ template <class T>
 Gram<T> gram_of(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
   Gram<T> call{};
   call.tasks = z.size(0);
-  call.tokens = static_cast<int>(z.size(1));
-  call.width = static_cast<int>(z.size(2));
-  call.context = static_cast<int>(context);
-  call.lengths = lengths_of(lengths);
+  call.tokens = narrow(z.size(1), "z");
+  call.width = narrow(z.size(2), "z");
+  narrow_product({z.size(1), z.size(2)}, "z's numbers a task");
+  call.context = narrow(context, "context");
+  call.lengths = lengths_of(lengths, z.size(1));
   call.z = array_of(z);
   call.matrix = array_of(matrix);
   return call;
@@ -138,29 +146,30 @@ template <class T>
 Quadratics<T> quadratics_of(const QuadraticsArguments& given, const Tensor& result) {
   Quadratics<T> call{};
   call.tasks = given.h.size(0);
-  call.weights = static_cast<int>(given.a.size(1));
-  call.layers = static_cast<int>(given.a.size(0));
+  call.weights = narrow(given.a.size(1), "a");
+  call.layers = narrow(given.a.size(0), "a");
   call.h = array_of(given.h);
   call.b = array_of(given.b);
   call.w0 = array_of(given.w0);
   call.result = array_of(result);
-  call.result_layers = static_cast<int>(result.size(0));
+  call.result_layers = narrow(result.size(0), "result");
   return call;
 }
 
 // Without the registers, which the caller keeps.
 template <class T>
 Layer<T> layer_of(const LayerArguments& given) {
-  const int heads = static_cast<int>(given.q.size(0)), tokens = static_cast<int>(given.z.size(1));
+  const int heads = narrow(given.q.size(0), "q"), tokens = narrow(given.z.size(1), "z");
   Layer<T> call{};
   call.tasks = given.z.size(0);
   call.tokens = tokens;
-  call.width = static_cast<int>(given.z.size(2));
+  call.width = narrow(given.z.size(2), "z");
+  narrow_product({given.z.size(1), given.z.size(2)}, "z's numbers a task");
   call.heads = heads;
   call.kept = kept_heads(heads, given.gamma, given.beta);
-  call.earlier = static_cast<int>(given.registers.size());
-  call.context = static_cast<int>(given.context);
-  call.lengths = lengths_of(given.lengths);
+  call.earlier = narrow(static_cast<int64_t>(given.registers.size()), "registers");
+  call.context = narrow(given.context, "context");
+  call.lengths = lengths_of(given.lengths, given.z.size(1));
   call.gamma_rows = rows_of_coefficient(given.gamma, tokens);
   call.beta_rows = call.earlier ? rows_of_coefficient(given.beta, tokens) : 1;
   call.z = array_of(given.z);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "binding/run.h"
+#include "binding/sizes.h"
 #include "binding/tensors.h"
 #include "cpu/dispatch.h"
 
@@ -36,8 +37,8 @@ Attention<T> attention_of(const AttentionArguments& given) {
   call.tokens = given.q.size(1);
   call.keys = given.k.size(1);
   call.heads = given.q.size(2);
-  call.key_width = static_cast<int>(given.q.size(3));
-  call.value_width = static_cast<int>(given.v.size(3));
+  call.key_width = narrow(given.q.size(3), "q");
+  call.value_width = narrow(given.v.size(3), "v");
   call.sequences = given.bounds ? given.bounds->size(0) - 1 : 1;
   call.bounds = given.bounds ? static_cast<const int64_t*>(given.bounds->data_ptr()) : nullptr;
   call.q = heads_of(given.q);

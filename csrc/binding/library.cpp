@@ -10,6 +10,7 @@
 #include "binding/attention.h"
 #include "binding/network.h"
 #include "binding/pages.h"
+#include "binding/signals.h"
 #include "binding/solve.h"
 #include "binding/train.h"
 #include "binding/update.h"
@@ -23,7 +24,7 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
     call.network.pass = Pass::forward;
     call.network.result = made_array(result);
-    if (queries >= 0) call.network.result_layers = static_cast<int>(result.size(0));
+    if (queries >= 0) call.network.result_layers = narrow(result.size(0), "result");
     call.run();
   });
 }
@@ -36,7 +37,7 @@ void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeT
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
     call.network.pass = Pass::backward;
     call.network.result = array_of(grad);
-    if (queries >= 0) call.network.result_layers = static_cast<int>(grad.size(0));
+    if (queries >= 0) call.network.result_layers = narrow(grad.size(0), "grad");
     call.network.grad_z = made_array(grad_z);
     call.run();
     call.write({grad_q, grad_p, grad_gamma, grad_beta});
@@ -174,9 +175,9 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
     TaskSource<T> source{};
-    source.features = static_cast<int>(features);
+    source.features = narrow(features, "features");
     source.tasks = tasks;
-    source.queries = static_cast<int>(queries);
+    source.queries = narrow(queries, "queries");
     const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
     TrainCall<T> call({q, p, gamma, beta}, source, step, 1);
     call.optimizer(optimizer);
@@ -321,25 +322,27 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("use_instruction_set(str name) -> ()");
 }
 
+#define MEMFORMER_BOX(name) TORCH_BOX(&memformer::binding::Interruptible<&memformer::binding::name>::run)
+
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
-  m.impl("forward", TORCH_BOX(&memformer::binding::forward));
-  m.impl("backward", TORCH_BOX(&memformer::binding::backward));
-  m.impl("loss", TORCH_BOX(&memformer::binding::loss));
-  m.impl("context_gram", TORCH_BOX(&memformer::binding::context_gram));
-  m.impl("context_gram_backward", TORCH_BOX(&memformer::binding::context_gram_backward));
-  m.impl("lfom_solve", TORCH_BOX(&memformer::binding::lfom_solve));
-  m.impl("lfom_solve_backward", TORCH_BOX(&memformer::binding::lfom_solve_backward));
-  m.impl("layer", TORCH_BOX(&memformer::binding::layer));
-  m.impl("layer_backward", TORCH_BOX(&memformer::binding::layer_backward));
+  m.impl("forward", MEMFORMER_BOX(forward));
+  m.impl("backward", MEMFORMER_BOX(backward));
+  m.impl("loss", MEMFORMER_BOX(loss));
+  m.impl("context_gram", MEMFORMER_BOX(context_gram));
+  m.impl("context_gram_backward", MEMFORMER_BOX(context_gram_backward));
+  m.impl("lfom_solve", MEMFORMER_BOX(lfom_solve));
+  m.impl("lfom_solve_backward", MEMFORMER_BOX(lfom_solve_backward));
+  m.impl("layer", MEMFORMER_BOX(layer));
+  m.impl("layer_backward", MEMFORMER_BOX(layer_backward));
   m.impl("train_steps", TORCH_BOX(&memformer::binding::train_steps));
   m.impl("train_gradients", TORCH_BOX(&memformer::binding::train_gradients));
   m.impl("train_update", TORCH_BOX(&memformer::binding::train_update));
   m.impl("sample_tasks", TORCH_BOX(&memformer::binding::sample_tasks));
   m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
-  m.impl("register_update", TORCH_BOX(&memformer::binding::register_update));
-  m.impl("register_update_backward", TORCH_BOX(&memformer::binding::register_update_backward));
-  m.impl("attention", TORCH_BOX(&memformer::binding::attention));
-  m.impl("attention_backward", TORCH_BOX(&memformer::binding::attention_backward));
+  m.impl("register_update", MEMFORMER_BOX(register_update));
+  m.impl("register_update_backward", MEMFORMER_BOX(register_update_backward));
+  m.impl("attention", MEMFORMER_BOX(attention));
+  m.impl("attention_backward", MEMFORMER_BOX(attention_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {

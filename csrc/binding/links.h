@@ -14,14 +14,18 @@ template <class T>
 class Links {
  public:
   Links(const TrainedParameters& given, int features) {
-    const int side = static_cast<int>(given.q.size(4)), heads = static_cast<int>(given.q.size(2));
+    const int side = narrow(given.q.size(4), "q"), heads = narrow(given.q.size(2), "q");
     network.response = !given.p;
     network.width = features + 1;
     network.block = given.p && side < network.width;
-    network.layers = static_cast<int>(given.q.size(1));
+    network.layers = narrow(given.q.size(1), "q");
     network.kept = kept_heads(heads, given.gamma, given.beta);
     network.heads = network.response ? network.kept : heads;
     network.diagonal = !given.gamma || given.gamma->dim() == 5;
+    const int64_t pairs = network.diagonal ? 1 : network.layers;
+    narrow(2 * static_cast<int64_t>(narrow_product({network.layers, heads, side, side}, "q's numbers a model")) +
+               narrow_product({network.layers, pairs + 1, network.kept, network.width}, "gamma's and beta's numbers a model"),
+           "the numbers of a model");
     link(given, heads, side);
   }
   Links(const Links&) = delete;
@@ -59,7 +63,7 @@ class Links {
     if (given.beta) network.beta_count = link_coefficients(*given.beta, false, begin + network.gamma_count);
     constant_.assign(static_cast<std::size_t>(network.dense()), T(0));
     network.constant = constant_.data();
-    network.links = static_cast<int>(dense_.size());
+    network.links = narrow(static_cast<int64_t>(dense_.size()), "the numbers of a model");
     network.link_dense = dense_.data();
     network.link_flat = flat_.data();
   }
@@ -79,7 +83,7 @@ class Links {
     int steps[4];
     for (int k = 0; k < 4; ++k) {
       const bool own = axes[k] >= 0 && given.size(axes[k]) > 1;
-      steps[k] = own ? static_cast<int>(given.stride(axes[k])) : 0;
+      steps[k] = own ? narrow(given.stride(axes[k]), "gamma and beta") : 0;
     }
     for (int l = 0; l < outer; ++l) {
       for (int j = 0; j < layers; ++j) {
@@ -92,7 +96,7 @@ class Links {
         }
       }
     }
-    flat += static_cast<int>(given.numel() / given.size(0));
+    flat += narrow(given.numel() / given.size(0), "gamma and beta");
     matrix_ends.push_back(flat);
     return outer * layers * network.kept * features;
   }

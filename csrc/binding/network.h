@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -18,7 +19,8 @@ class NetworkCall {
     network = network_of<T>(given);
     const bool response = is_response_only(given);
     const int layers = network.layers, width = network.width, kept = network.kept;
-    const int heads = static_cast<int>(given.q.size(1)), matrix = response || network.block ? width - 1 : width;
+    const int heads = narrow(given.q.size(1), "q"), matrix = response || network.block ? width - 1 : width;
+    check_counts(heads, matrix, response);
     q_form_ = {layers, heads, matrix, response && kept == 1, 0.0};
     q_.resize(q_form_.count());
     q_form_.read(given.q, q_.data());
@@ -69,6 +71,18 @@ class NetworkCall {
   Network<T> network{};
 
  private:
+  // The dense form's numbers, and a task's states, updates and registers after every layer, are found by an int each. (Where
+  // vectors run along the tokens of one task, they are not.)
+  void check_counts(int heads, int matrix, bool response) const {
+    const int64_t layers = network.layers, kept = network.kept, width = network.width, rows = std::min(network.tokens, tiny_tokens);
+    const int64_t coefficients = std::max(network.gamma_rows, network.beta_rows) * (response ? 1 : width);
+    const int64_t state = network.gram_space ? (response ? width : width * width) : response ? width + rows : width * rows;
+    narrow(2 * static_cast<int64_t>(narrow_product({layers, heads, matrix, matrix}, "the numbers of q")) +
+               narrow_product({layers, (network.diagonal ? 1 : layers) + 1, kept, coefficients}, "the numbers of gamma"),
+           "the numbers of q, p, gamma and beta");
+    narrow_product({layers + 1, kept + 4, state}, "the numbers that a task's layers leave");
+  }
+
   // One task a lane where all of it fits in registers and the first caches, else vectors along one task.
   auto kernel() const {
     const auto& kernels = cpu::kernels<T>();

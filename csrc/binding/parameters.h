@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "binding/arguments.h"
+#include "cpu/threads.h"
 
 namespace memformer::binding {
 
@@ -42,11 +43,12 @@ struct Projections {
   template <class T>
   void read(const MaybeTensor& given, T* dense) const {
     std::vector<double> sums(count(), 0.0);
-    const int block = given ? static_cast<int>(given->size(given->dim() - 1)) : 0;
+    const int block = given ? narrow(given->size(given->dim() - 1), "q and p") : 0;
     if (given) {
       const Entries entries(*given);
       for (int l = 0; l < layers; ++l) {
         for (int h = 0; h < heads; ++h) {
+          cpu::checkpoint_after(static_cast<int64_t>(block) * block);
           for (int i = 0; i < block; ++i) {
             entries.read(entries.offset({l, h, i, 0}), block, &sums[place(l, h, i, 0)]);
           }
@@ -64,9 +66,10 @@ struct Projections {
   // Every entry of `grad` has its own total, or that of all heads.
   void write(const double* totals, const Tensor& grad) const {
     const Entries entries(grad);
-    const int block = static_cast<int>(grad.size(grad.dim() - 1));
+    const int block = narrow(grad.size(grad.dim() - 1), "q and p");
     for (int l = 0; l < layers; ++l) {
       for (int h = 0; h < heads; ++h) {
+        cpu::checkpoint_after(static_cast<int64_t>(block) * block);
         for (int i = 0; i < block; ++i) entries.write(entries.offset({l, h, i, 0}), block, totals + place(l, h, i, 0));
       }
     }
@@ -126,6 +129,7 @@ struct Coefficients {
     for (int l = 0; l < outer; ++l) {
       for (int j = 0; j < layers; ++j) {
         if (paired && j > l) continue;
+        cpu::checkpoint_after(static_cast<int64_t>(kept) * row_count * features());
         for (int h = 0; h < kept; ++h) {
           for (int i = 0; i < row_count; ++i) {
             for (int c = 0; c < features(); ++c) {

@@ -13,9 +13,13 @@ namespace memformer::binding {
 // those of memformer_kernels/plan.py.
 constexpr int tiny_width = 16, tiny_tokens = 128;
 
-// On torch's own pool of threads, which torch.set_num_threads sizes: a second one would fight it for the cores.
-inline void parallel_for(int64_t count, cpu::Body body, void* context) {
+// torch's own pool of threads, which torch.set_num_threads sizes: a second one would fight it for the cores.
+inline void torch_pool(int64_t count, cpu::Body body, void* context) {
   TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, count, 1, body, context));
+}
+
+inline void parallel_for(int64_t count, cpu::Body body, void* context) {
+  cpu::run_on_threads(&torch_pool, count, body, context);
 }
 
 }  // namespace memformer::binding

@@ -14,7 +14,7 @@ class TrainCall {
  public:
   TrainCall(const TrainedParameters& given, const TaskSource<T>& source, int64_t step, int64_t resample_every)
       : parameters_(present(given)), links_(given, source.features) {
-    const int models = static_cast<int>(given.q.size(0));
+    const int models = narrow(given.q.size(0), "q");
     training.network = links_.network;
     training.source = source;
     training.source.models = models;
@@ -24,7 +24,7 @@ class TrainCall {
     training.resample_every = resample_every;
     uint32_t threads = 1;
     TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&threads));
-    training.threads = static_cast<int>(threads);
+    training.threads = narrow(threads, "threads");
 
     OptimizerState<T>& state = training.state;
     state.models = models;
@@ -57,7 +57,7 @@ class TrainCall {
     training.factors = static_cast<const double*>(given.factors.data_ptr());
     if (given.clip == "matrix") {
       state.clip_ends = links_.matrix_ends.data();
-      state.clip_groups = static_cast<int>(links_.matrix_ends.size());
+      state.clip_groups = narrow(static_cast<int64_t>(links_.matrix_ends.size()), "q");
     } else if (given.clip == "model") {
       state.clip_ends = &links_.flat;
       state.clip_groups = 1;

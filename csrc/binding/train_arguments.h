@@ -58,9 +58,9 @@ TaskSource<T> task_source(const TaskArguments& given) {
   };
   source.models = 1;
   source.tasks = given.tasks;
-  source.features = static_cast<int>(given.features);
-  source.context = static_cast<int>(given.context);
-  source.queries = static_cast<int>(given.queries);
+  source.features = narrow(given.features, "features");
+  source.context = narrow(given.context, "context");
+  source.queries = narrow(given.queries, "queries");
   source.noise = static_cast<T>(given.noise);
   source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
   source.streams = static_cast<const int64_t*>(given.streams.data_ptr());

@@ -4,6 +4,7 @@
 
 #include "core/gram.h"
 #include "cpu/lanes.h"
+#include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
@@ -48,6 +49,7 @@ inline void sum_blocks(int count, Width width, Block block, S* waiting, S* matri
     const int number = count - done < core::gram_block ? count - done : core::gram_block;
     block(done, number, matrix);
     done += number;
+    checkpoint_at_row(done);
     sum.add(matrix, done == count);
   }
 }

@@ -25,6 +25,9 @@ constexpr int64_t block_parts = block_tasks / part_tasks<T>;
 // Partial sums kept at a time, in bytes: small beside any batch that has more of them.
 constexpr int64_t partial_bytes = 1 << 20;
 
+// Cells of a group of tasks that works long enough on them for a checkpoint of its own.
+constexpr std::size_t long_work = 1 << 12;
+
 // to[k] = the sum of the lanes of sums[k], pairwise, for a `count` that is a multiple of quarter<T>: a transpose brings the
 // lanes of that many sums under each other.
 template <class T>
@@ -63,6 +66,7 @@ inline void run_part(Group& group, int64_t tasks, int64_t part, int sums, std::s
   for (int64_t task = first; task < last; task += S::width) {
     const int64_t left = last - task;
     group(Tasks{task, static_cast<int>(left < S::width ? left : S::width)}, vectors, vectors + sums);
+    if (scratch_cells >= long_work) checkpoint();
   }
   sums_of_lanes(vectors, sums, partial);
 }
@@ -90,6 +94,7 @@ struct PartsJob {
     auto& job = *static_cast<PartsJob*>(context);
     Group group(job.prototype);
     for (int64_t part = begin; part < end; ++part) {
+      if (part > begin) checkpoint();
       run_part<T>(group, job.tasks, job.first_part + part, job.sums, job.scratch_cells, job.partial + part * job.sums);
     }
   }

@@ -1,14 +1,27 @@
 #include "cpu/scratch.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <new>
 
 namespace memformer::cpu {
 namespace {
 
+// A MemoryError in Python, of whatever thread it was.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(std::size_t bytes) {
+    std::snprintf(message_, sizeof message_, "out of memory: a native kernel could not get %zu bytes to work in", bytes);
+  }
+  const char* what() const noexcept override { return message_; }
+
+ private:
+  char message_[96];
+};
+
 void* allocate(std::size_t bytes) {
   void* const data = std::aligned_alloc(64, bytes);
-  if (!data) throw std::bad_alloc();
+  if (!data) throw OutOfMemory(bytes);
   return data;
 }
 

@@ -41,6 +41,7 @@ class Preconditioners {
     rows_ = memory;
     columns_ = columns;
     for (int place = 0; place < count_; ++place) {
+      checkpoint_after(static_cast<int64_t>(size_) * size_);
       T* const to = memory + matrix(place);
       for (int i = 0; i < size_; ++i) {
         const int filled = i < d_ ? d_ : 0;
@@ -133,6 +134,7 @@ class WideTasks {
       T* const sums = self.partial_ + part * self.sums_;
       clear(sums, self.sums_);
       for (int64_t task = self.start(part); task < self.start(part + 1); ++task) {
+        checkpoint();
         self.task_(self.first_ + task, sums, scratch + kept, self.vectors(task, scratch));
       }
     }
@@ -153,6 +155,7 @@ class WideTasks {
     const int tasks = static_cast<int>(self.start(last_part) - self.start(self.begin_));
     const TaskVectors<T> vectors = self.vectors(self.start(self.begin_), nullptr);
     for (int64_t unit = begin; unit < end; ++unit) {
+      checkpoint_after(static_cast<int64_t>(tasks) * tile_height * size);
       const int place = static_cast<int>(unit / tiles), row = static_cast<int>(unit % tiles) * tile_height;
       const int64_t at = static_cast<int64_t>(place) * size + row;
       T* const rows = self.grad_a_ + at * size;

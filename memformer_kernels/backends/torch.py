@@ -4,7 +4,7 @@ Half-precision tokens are computed in float32. The backward recomputes the forwa
 kept between the two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +21,9 @@ from memformer_kernels.reference import projections
 _BLOCK_ELEMENTS = 2**21
 """Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
 
+_DEVICE_ELEMENTS = 2**26
+"""Entries of a piece elsewhere: a launch should have much to do."""
+
 
 class TorchBackend:
     """The five operations on plain PyTorch."""
@@ -28,11 +31,19 @@ class TorchBackend:
     _layer_type: type[LayerForm] = LayerForm
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-        return gram(z.to(_compute_dtype(z)), Labelled(context, lengths))
+        dtype = _compute_dtype(z)
+        total = z.new_zeros((z.shape[0], z.shape[2], z.shape[2]), dtype=dtype)
+        for tasks, tokens, labelled in _pieces(z, lengths, context):
+            total[tasks] += gram(z[tasks, tokens].to(dtype), labelled)
+        return total
 
     def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-        grad_z = gram_backward(grad, z.to(_compute_dtype(z)), Labelled(context, lengths))
-        return grad_z.to(z.dtype).contiguous()
+        dtype = _compute_dtype(z)
+        grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
+        grad_z[:, context:] = 0
+        for tasks, tokens, labelled in _pieces(z, lengths, context):
+            grad_z[tasks, tokens] = gram_backward(grad[tasks], z[tasks, tokens].to(dtype), labelled)
+        return grad_z
 
     def stack(self, network: Network) -> Tensor:
         return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
@@ -183,6 +194,21 @@ def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
 def _total(grads: Sequence[Tensor | None]) -> Tensor | None:
     present = [grad for grad in grads if grad is not None]
     return sum(present[1:], present[0]) if present else None
+
+
+def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[slice, slice, Labelled]]:
+    """Tasks and, of long ones, tokens of their contexts, so few at a time that their copies in another precision are a
+    small part of a large batch's memory."""
+    batch, _, width = z.shape
+    most = _BLOCK_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
+    rows = max(1, most // width)
+    together = max(1, rows // context)
+    for first in range(0, batch, together):
+        tasks = slice(first, min(first + together, batch))
+        for token in range(0, context, rows):
+            tokens = slice(token, min(token + rows, context))
+            left = None if lengths is None else lengths[tasks] - token
+            yield tasks, tokens, Labelled(tokens.stop - token, left)
 
 
 def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:

@@ -23,7 +23,7 @@ def test_tiny_problems_on_a_gpu_take_the_cuda_library() -> None:
     assert plan.plan_network(W, "auto", "auto")[:3] == ("cuda", "gram", "tiny Gram")
     assert plan.plan_network(W._replace(token_axis=True), "auto", "auto")[:3] == ("cuda", "token", "tiny token")
     assert plan.plan_layer(W, 32, "auto").backend == "cuda"
-    assert plan.plan_gram(6, "cuda").backend == "cuda"
+    assert plan.plan_gram(21, 6, False, "cuda").backend == "cuda"
     assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda"), "auto").backend == "cuda"
 
 

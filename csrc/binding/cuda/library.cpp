@@ -48,7 +48,7 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
     auto network = network_of<decltype(type)>(given);
     network.pass = Pass::forward;
     network.result = array_of(result);
-    if (queries >= 0) network.result_layers = static_cast<int>(result.size(0));
+    if (queries >= 0) network.result_layers = narrow(result.size(0), "result");
     run(network, is_response_only(given), parameters_of(given, network, none), z);
   });
 }
@@ -67,7 +67,7 @@ void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeT
     auto network = network_of<decltype(type)>(given);
     network.pass = Pass::backward;
     network.result = array_of(grad);
-    if (queries >= 0) network.result_layers = static_cast<int>(grad.size(0));
+    if (queries >= 0) network.result_layers = narrow(grad.size(0), "grad");
     network.grad_z = array_of(grad_z);
     run(network, is_response_only(given), parameters_of(given, network, grads), z);
   });

@@ -23,10 +23,11 @@ cuda::Parameter parameter_of(const Tensor& given, const MaybeTensor& grad, const
   const auto strides = given.strides();
   const int count = static_cast<int>(sizes.size());
   for (int k = 1; k <= count; ++k) {
-    made.given[axes[Count - k]] = static_cast<int>(sizes[count - k]);
+    made.given[axes[Count - k]] = narrow(sizes[count - k], "q, p, gamma and beta");
     made.stride[axes[Count - k]] = strides[count - k];
   }
   for (int k = 0; k < 5; ++k) made.size[k] = size[k];
+  narrow_product({size[0], size[1], size[2], size[3], size[4]}, "the numbers of q, p, gamma or beta");
   if (grad) {
     made.grad = grad->data_ptr();
     made.grad_storage = storage_of(*grad);

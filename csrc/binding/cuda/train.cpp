@@ -35,12 +35,12 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                   "the CUDA trainer serves response-only models in float32 with at most ", cuda::most_trained_features, " features");
   if (losses.size(0) == 0) return;
   const TrainedParameters given{q, p, gamma, beta};
-  const Links<float> links(given, static_cast<int>(features));
+  const Links<float> links(given, narrow(features, "features"));
   cuda::Train call;
   call.network = links.network;
   call.source = task_source<float>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
                                     covariate_factor, z, target, index});
-  call.source.models = static_cast<int>(q.size(0));
+  call.source.models = narrow(q.size(0), "q");
   call.source.first_draw = step / resample_every;
   const std::vector<Tensor> tensors = present(given);
   call.tensor_count = static_cast<int>(tensors.size());
@@ -50,13 +50,13 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
     made.first = numbers_of<float>(first[k]);
     made.second = second.empty() ? nullptr : numbers_of<float>(second[k]);
     made.trained = masks.empty() ? nullptr : numbers_of<const bool>(masks[k]);
-    made.count = static_cast<int>(tensors[k].numel() / q.size(0));
+    made.count = narrow(tensors[k].numel() / q.size(0), "parameters");
   }
   call.flat = links.flat;
   call.rule = rule_of(rule);
   if (clip == "matrix") {
     call.clip_ends = links.matrix_ends.data();
-    call.clip_groups = static_cast<int>(links.matrix_ends.size());
+    call.clip_groups = narrow(static_cast<int64_t>(links.matrix_ends.size()), "q");
   } else if (clip == "model") {
     call.clip_ends = &links.flat;
     call.clip_groups = 1;
@@ -67,7 +67,7 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
   call.skipped = numbers_of<int64_t>(skipped);
   call.losses = numbers_of<double>(losses);
   call.step = step;
-  call.steps = static_cast<int>(losses.size(0));
+  call.steps = narrow(losses.size(0), "losses");
   call.resample_every = resample_every;
   const cuda::TrainMode mode = mode_of(launches);
   OnDevice device(q);

@@ -183,6 +183,7 @@ class Head {
   // state = sum of keys_i values_i^T.
   void sum(const Tokens& keys, const Tokens& values, Range range) {
     for (int64_t first = range.begin; first < range.end; first += chunk) {
+      checkpoint_at_row(first - range.begin);
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       const Rows<const T> own_keys = look(keys, true, first, count, keys_);
       const Rows<const T> own_values = look(values, false, first, count, values_);
@@ -194,6 +195,7 @@ class Head {
   // result_t = the readers' weight times readers_t state.
   void apply(const Tokens& readers, Rows<T> state, const Heads& result, int width, Range range) {
     for (int64_t first = range.begin; first < range.end; first += chunk) {
+      checkpoint_at_row(first - range.begin);
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       const Rows<const T> own = look(readers, false, first, count, readers_);
       expect(first + chunk, range, chunk, {&readers});
@@ -208,6 +210,7 @@ class Head {
     const int64_t chunks = (range.end - range.begin + chunk - 1) / chunk;
     const int columns = padded_to(values.width, tile_columns);
     for (int64_t step = 0; step < chunks; ++step) {
+      checkpoint_at_row(step * chunk);
       const int64_t first = range.begin + (sees == Sees::later ? chunks - 1 - step : step) * chunk;
       const int count = static_cast<int>(std::min<int64_t>(chunk, range.end - first));
       const int rows = padded_to(count, tile_rows);
@@ -345,7 +348,10 @@ void run(const Attention<T>& call, ParallelFor parallel) {
   parallel(
       call.tasks * call.heads * call.sequences,
       [](int64_t begin, int64_t end, void* given) {
-        for (int64_t index = begin; index < end; ++index) (**static_cast<decltype(context)*>(given))(index);
+        for (int64_t index = begin; index < end; ++index) {
+          checkpoint();
+          (**static_cast<decltype(context)*>(given))(index);
+        }
       },
       &context);
 }

@@ -48,6 +48,7 @@ class ContextGram {
       for (int c = 0; c <= r; ++c) matrix[core::packed(r, c)] = square[r * width_ + c] + square[c * width_ + r];
     }
     for (int first = 0; first < gram_.context; first += core::gram_block) {
+      checkpoint_at_row(first);
       const int left = gram_.context - first;
       const int number = left < core::gram_block ? left : core::gram_block;
       const S* const own = rows(first, number);

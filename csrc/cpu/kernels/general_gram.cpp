@@ -129,6 +129,7 @@ class GeneralGram {
   void write_result(Tasks tasks, const S* read, S* buffer) {
     const int width = shape_.width();
     for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
       if (rows_.is_stack()) {
@@ -159,6 +160,7 @@ class GeneralGram {
     const int width = shape_.width();
     for (int k = 0; k < read_cells(); ++k) outer[k] = S(T(0));
     for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
       if (rows_.is_stack()) {
@@ -193,6 +195,7 @@ class GeneralGram {
     S* const incoming = buffer + core::gram_block * width;
     if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
     for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int left = rows_.context_count() - first;
       const int count = left < core::gram_block ? left : core::gram_block;
       const S* const rows = rows_.context(first, count);
@@ -209,6 +212,7 @@ class GeneralGram {
     if (padding > 0) store_zeros<T>(network_.grad_z, tasks, rows_.context_count(), padding, width);
     for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count();
          first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       for (int k = 0; k < count * width; ++k) buffer[k] = S(T(0));
       add_result_grads(read, first, count, incoming, buffer);

@@ -17,6 +17,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
 constexpr int64_t piece = 16384;       // entries of the result that a thread takes at a time
+constexpr int64_t pieces_between_checkpoints = 4;
 constexpr int64_t cached = 4 << 20;    // a tensor of more bytes than this is written past the caches
 constexpr int64_t block = 2048;        // entries of the gradient that stay in the first-level cache for all registers
 constexpr int64_t burst = 4096;        // entries of short runs that one register's turn takes, to keep to its pages
@@ -142,11 +143,13 @@ class Backward {
           }
         }
         if ((stop - a.begin) % runs_between_flushes == 0) flush();
+        checkpoint_at_row(stop - a.begin);
       }
       flush();
       return;
     }
     for (int64_t row = a.begin; row < a.end; ++row) {
+      checkpoint_at_row(row - a.begin);
       for (int64_t m = m_.begin; m < m_.end; ++m) run((row * call_.middle + m) * call_.after + c.begin, c.size(), m);
     }
   }
@@ -154,6 +157,7 @@ class Backward {
  private:
   void run(int64_t begin, int64_t count, int64_t weight) const {
     for (int64_t done = 0; done < count; done += block) {
+      if (done % (8 * block) == 0) checkpoint_after(count * call_.registers);
       const int64_t here = std::min(block, count - done);
       for (int64_t j = 0; j < call_.registers; ++j) one(j, begin + done, here, Follows ? weight + done : weight);
     }
@@ -275,7 +279,12 @@ void run(const RegisterUpdate<T>& call, ParallelFor parallel) {
   if (call.backward) return run_backward<T, Follows, PastCaches>(call, parallel);
   const Forward<T, Follows, PastCaches> forward(call);
   const int64_t entries = call.before * call.middle * call.after;
-  const auto pieces = [&](int64_t begin, int64_t end) { forward(begin * piece, std::min(end * piece, entries)); };
+  const auto pieces = [&](int64_t begin, int64_t end) {
+    for (int64_t first = begin; first < end; first += pieces_between_checkpoints) {
+      if (first > begin) checkpoint();
+      forward(first * piece, std::min(std::min(first + pieces_between_checkpoints, end) * piece, entries));
+    }
+  };
   auto context = &pieces;
   parallel((entries + piece - 1) / piece,
            [](int64_t begin, int64_t end, void* given) {

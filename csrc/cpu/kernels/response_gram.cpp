@@ -150,6 +150,7 @@ class ResponseGram {
   void write_result(Tasks tasks, const Trace& trace, S* buffer) {
     const int d = d_;
     for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
       if (rows_.is_stack()) {
@@ -172,6 +173,7 @@ class ResponseGram {
     const int d = d_;
     for (int k = 0; k < network_.result_layers * d_; ++k) outer[k] = S(T(0));
     for (int first = 0; first < rows_.out_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
       if (rows_.is_stack()) readout_.load_grads(first, count, buffer);
@@ -211,6 +213,7 @@ class ResponseGram {
     S* const incoming = buffer + core::gram_block * width_;
     if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
     for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int left = rows_.context_count() - first;
       const int count = left < core::gram_block ? left : core::gram_block;
       const S* const rows = rows_.context(first, count);
@@ -229,6 +232,7 @@ class ResponseGram {
     const int padding = rows_.out_first() - rows_.context_count();
     if (padding > 0) store_zeros<T>(network_.grad_z, tasks, rows_.context_count(), padding, width_);
     for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count(); first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
       if (rows_.is_stack()) readout_.load_grads(first, count, incoming);

@@ -115,6 +115,7 @@ class WideGram {
   void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
     int waiting = 0;
     for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
+      if (first) checkpoint();
       const int count = std::min(at_once_, n - first);
       T* const sum = at.h + waiting * matrix_count();
       const T* x = rows.in_place(first, n, size_);
@@ -183,6 +184,7 @@ class WideGram {
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
     clear(at.outer, network_.result_layers * size_);
     for (int first = 0; first < out_count_; first += core::gram_block) {
+      checkpoint_at_row(first);
       const int count = std::min(core::gram_block, out_count_ - first);
       rows.load(out_first_ + first, count, size_, at.x, at.y);
       for (int k = 0; k < network_.result_layers; ++k) {
@@ -246,6 +248,7 @@ class WideGram {
       for (int c = 0; c < size; c += S::width) (S::load(at.grads + c) + S::load(dg + c)).store(at.grads + c);
     }
     for (int first = 0; first < network_.tokens; first += core::gram_block) {
+      checkpoint_after(static_cast<int64_t>(core::gram_block) * size * layers);
       const int count = std::min(core::gram_block, network_.tokens - first);
       rows.load(first, count, size, at.x, at.y);
       const bool incoming = stack_ && first + count > out_first_;

@@ -112,6 +112,7 @@ class WideTokens {
     for (int first = 0; first < rows_;) {
       const int end = first < out_row_ ? out_row_ : rows_;
       const int count = std::min(block_rows, end - first);
+      checkpoint_after(static_cast<int64_t>(block_rows) * size_ * network_.layers);
       body(first, count, token(first));
       first += count;
     }
@@ -121,6 +122,7 @@ class WideTokens {
   void load(int64_t task, int n, Places& at) const {
     const TaskRows<T> tokens(network_.z, network_.tokens, network_.width, task);
     for (int first = 0; first < length_; first += block_rows) {
+      checkpoint_at_row(first);
       const int end = std::min(first + block_rows, length_), last = std::min(end, rows_);
       const int context_end = std::clamp(stack_ ? rows_ : std::min(n, out_row_), first, last);
       const int result = std::clamp(std::max(out_row_, n), context_end, last);
@@ -149,6 +151,7 @@ class WideTokens {
       const int first = begin(l);
       for (int h = 0; h < network_.kept; ++h) {
         const int place = l * network_.kept + h;
+        checkpoint_after(length * size_);
         T* const v = at.v + place * size_;
         T* const r = at.registers + place * length;
         a_.multiply(place, g, v);
@@ -199,6 +202,7 @@ class WideTokens {
       const int first = begin(l);
       for (int h = 0; h < kept; ++h) {
         const int place = l * kept + h;
+        checkpoint_after(length * size_);
         const T* const r = at.registers + place * length;
         T* const dr = at.register_grads + place * length;
         clear(dr, first);

@@ -1,0 +1,203 @@
+"""Signals and failures during a native call: handlers run while it lasts, and what they or a thread raise ends it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from memformer_kernels import (
+    context_gram,
+    lfom_solve,
+    linear_attention,
+    memformer_layer,
+    memformer_loss,
+    memformer_predict,
+    memformer_stack,
+    register_update,
+)
+from tests.memformer_kernels import native
+
+assert native.NATIVE is not None
+ROOT = Path(__file__).parents[2]
+
+AFTER = 0.5
+"""Seconds from a call's start to the signal."""
+
+WITHIN = 0.2
+"""Seconds from a signal to its handler: polls are at least five times a second. They are the processor's, on all of the
+process's threads: other processes may keep this one waiting."""
+
+
+class Stop(Exception):
+    """What a handler raises."""
+
+
+@contextmanager
+def _signalled(number: int, handler: Callable[[], None], times: int = 1) -> Iterator[list[float]]:
+    """Sends this process signals, `AFTER` apart; yields the processor's time from each to its handler."""
+    sent: list[float] = []
+    delays: list[float] = []
+    done = threading.Event()
+
+    def handle(*_: object) -> None:
+        delays.append(time.process_time() - sent[-1])
+        handler()
+
+    def send() -> None:
+        for _ in range(times):
+            if done.wait(AFTER):
+                return
+            sent.append(time.process_time())
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(number, handle)
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield delays
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(number, before)
+
+
+def _ones(*shape: int) -> Tensor:
+    """A view that takes no memory."""
+    return torch.ones(()).expand(shape)
+
+
+def _long_network(tasks: int, d: int, tokens: int, layers: int = 1) -> tuple[Tensor, Tensor]:
+    return _ones(tasks, tokens, d + 1), torch.zeros(layers, 1, d, d)
+
+
+def _backward(value: Tensor) -> Tensor:
+    value.backward()
+    return value
+
+
+def _loss_backward() -> Tensor:
+    z, q = _long_network(64, 5, 2**26)
+    return _backward(memformer_loss(z, torch.zeros(64, 1), q.requires_grad_(), backend="cpu"))
+
+
+def _long_solve() -> Tensor:
+    return lfom_solve(_ones(2**14, 64, 64), _ones(2**14, 64), torch.zeros(2000, 64, 64), backend="cpu")
+
+
+def _long_tokens() -> Tensor:
+    z, q = _long_network(2**21, 5, 100, 40)
+    return memformer_predict(z, q, gamma=torch.ones(40, 40, 1, 100, 6), backend="cpu")
+
+
+_TOKENS = torch.zeros(1, 2**18, 64)
+
+
+def _register_gradients() -> Tensor:
+    gamma = torch.zeros(1500, requires_grad=True)
+    return _backward(register_update(_TOKENS, [_TOKENS] * 1500, gamma).sum())
+
+
+CALLS: dict[str, Callable[[], Tensor]] = {
+    "lanes": lambda: context_gram(_ones(64, 2**27, 8), 2**27),
+    "pieces": lambda: context_gram(_ones(7, 2**26, 16), 2**26),
+    "gram": lambda: memformer_predict(*_long_network(64, 5, 2**26), backend="cpu"),
+    "tokens": _long_tokens,
+    "wide gram": lambda: memformer_predict(*_long_network(4, 255, 2**22), backend="cpu"),
+    "one wide task": lambda: memformer_predict(*_long_network(1, 511, 2**20), backend="cpu"),
+    "wide tokens": lambda: memformer_predict(*_long_network(2**16, 255, 200, 20), backend="cpu", algorithm="token"),
+    "quadratics": lambda: lfom_solve(_ones(2**22, 5, 5), _ones(2**22, 5), torch.zeros(3000, 5, 5), backend="cpu"),
+    "wide quadratics": _long_solve,
+    "loss and gradients": _loss_backward,
+    "attention": lambda: linear_attention(
+        *(_ones(1, 2**19, 8, width) for width in (256, 256, 16)), causal=True, backend="cpu"
+    ),
+    "register update": lambda: register_update(_TOKENS, [_TOKENS] * 1500, torch.zeros(1500)),
+    "register gradients": _register_gradients,
+    "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
+    "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),
+}
+"""Every kernel, on enough to take seconds on any machine, most of it in views that take no memory."""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_what_a_handler_raises_ends_a_call_at_once(call: str, threads: int) -> None:
+    def stop() -> None:
+        raise Stop("by its own words")
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with _signalled(signal.SIGINT, stop) as delays:
+            with pytest.raises(Stop, match="by its own words"):
+                CALLS[call]()
+            assert len(delays) == 1
+            assert delays[0] < WITHIN * threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_handler_that_returns_lets_the_call_go_on() -> None:
+    z = _ones(7, 2**24, 16)
+    expected = context_gram(z, 2**24)
+    heard: list[int] = []
+    with _signalled(signal.SIGUSR1, lambda: heard.append(1), times=20) as delays:
+        until = time.monotonic() + 2 * AFTER + 1
+        while time.monotonic() < until:
+            assert torch.equal(context_gram(z, 2**24), expected)
+        assert len(delays) >= 2
+        assert max(delays) < WITHIN * torch.get_num_threads()
+
+
+def test_a_call_on_another_thread_leaves_signals_to_the_first() -> None:
+    """It runs to its end, whatever the first thread's handlers raise meanwhile."""
+    z = _ones(7, 2**24, 16)
+    made: list[Tensor] = []
+    thread = threading.Thread(target=lambda: made.append(context_gram(z, 2**24)))
+
+    def stop() -> None:
+        raise Stop
+
+    thread.start()
+    with _signalled(signal.SIGINT, stop), pytest.raises(Stop):
+        time.sleep(4 * AFTER)
+    thread.join()
+    assert made[0][0, 0, 0] == 2**24
+
+
+MEMORY = """
+import resource, sys, torch
+from memformer_kernels import memformer_predict
+from tests.memformer_kernels import native
+torch.set_num_threads(2)
+arguments = (torch.ones(()).expand(600, 30, 512), torch.zeros(1, 1, 511, 511))
+memformer_predict(*arguments, backend="cpu")
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+most = resource.getrlimit(resource.RLIMIT_AS)[1]
+resource.setrlimit(resource.RLIMIT_AS, (size + int(sys.argv[1]), most))
+try:
+    z = torch.ones(()).expand(600, 2**22, 16)
+    memformer_predict(z, torch.zeros(1, 1, 15, 15), algorithm="token", backend="cpu")
+except MemoryError as error:
+    print("MemoryError:", error)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))
+assert torch.isfinite(memformer_predict(*arguments, backend="cpu")).all()
+"""
+
+
+def test_memory_that_a_thread_cannot_get_is_a_memory_error() -> None:
+    """Each thread wants some hundreds of MiB for a task: none ends the process, and the next call is served."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(100 << 20)], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("MemoryError: out of memory: a native kernel could not get ")
