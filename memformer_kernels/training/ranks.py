@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+from memformer_kernels.problem import reject_kind
+
 
 class RankLost(RuntimeError):
     """Another rank died or did not answer within the group's timeout. The state is that of before the step."""
@@ -15,10 +17,11 @@ class RankLost(RuntimeError):
 class Ranks:
     """The ranks of a process group; without a group one, which computes everything.
 
-    Raises ValueError for a group that this process is not in.
+    Raises ValueError for a group that this process is not in, TypeError for what is no group.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
+        check_group(group)
         self.group = group
         self.size = 1 if group is None else distributed.get_world_size(group)
         self.rank = 0 if group is None else distributed.get_rank(group)
@@ -67,6 +70,16 @@ class Ranks:
         except RuntimeError as error:
             raise RankLost(lost(self.rank, self.size, error)) from error
         return received
+
+
+def check_group(group: object) -> None:
+    """A process group, torch's mark of one that this process is not in, or None."""
+    if (
+        group is not None
+        and not isinstance(group, ProcessGroup)
+        and group is not distributed.GroupMember.NON_GROUP_MEMBER
+    ):
+        reject_kind("group", group, "a ProcessGroup of torch.distributed, or None")
 
 
 def lost(rank: int, size: int, error: Exception) -> str:

@@ -11,7 +11,7 @@ from memformer_kernels.functional import context_gram
 from memformer_kernels.maths import attention
 from memformer_kernels.maths.memory import Memory, kept_heads
 from memformer_kernels.reference import projections
-from memformer_kernels.training.ranks import RankLost, lost
+from memformer_kernels.training.ranks import RankLost, check_group, lost
 
 _DIGIT = 2**20
 """Counts of tokens travel as two digits of this base, so that float32 holds their sums."""
@@ -39,6 +39,7 @@ def predict_split_context(
     Raises ValueError or TypeError for arguments that do not fit, which gamma or beta with a token axis do not, and
     RankLost where another rank does not answer within the group's timeout.
     """
+    check_group(group)
     asked = problem.check_tokens(queries, "queries")
     if not isinstance(z, Tensor) or z.ndim != 3 or z.shape[::2] != asked.shape[::2] or z.dtype != asked.dtype:
         problem.reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
