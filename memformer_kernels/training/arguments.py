@@ -25,10 +25,10 @@ def operators(backend: str) -> Any:
 def oversized(state: TrainState, sampler: Sampler) -> str | None:
     """What a library's 32-bit indices do not reach, or None. Tasks that are drawn are small enough by themselves."""
     if sampler.tokens * (sampler.d + 1) > LARGEST_TASK:
-        return f"the library's trainer serves tasks of at most {LARGEST_TASK} numbers"
+        return "the library's trainer serves tasks of at most 2^30 numbers"
     layers, heads = state.parameters["q"].shape[1:3]
     if layers * max(layers, sampler.d + 1) * heads * (sampler.d + 1) > LARGEST_TASK:
-        return f"the library's trainer serves at most {LARGEST_TASK} coefficients"
+        return "the library's trainer serves at most 2^30 coefficients"
     return None
 
 

@@ -15,6 +15,7 @@ from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.files import remove_temporaries
+from memformer_lab.lock import sole_writer
 from memformer_lab.metrics import MetricsLog
 from memformer_lab.ranks import is_writer
 from memformer_lab.step_trainer import StepTrainer
@@ -63,18 +64,19 @@ def train(
 
     Raises:
         ValueError: for an argument out of range.
+        BlockingIOError: if another run is writing to the folder.
         RankLost: if another rank of the group died or does not answer.
         TrainingDiverged: for a non-finite loss, gradient or parameter; the last good checkpoint stays.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
     trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
-    if is_writer(group):
+    if not is_writer(group):
+        return _follow(trainer, checkpoint_every)
+    with sole_writer(folder):
         (folder / METRICS).unlink(missing_ok=True)
         checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
-    if is_writer(group):
         return _run(trainer, folder, checkpoint_every, on_record)
-    return _follow(trainer, checkpoint_every)
 
 
 def continue_training(
@@ -95,17 +97,22 @@ def continue_training(
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
+    if not is_writer(group):
+        return _follow(_resumed(folder, device, group), checkpoint_every)
+    if not (folder / CHECKPOINT).exists():
+        raise FileNotFoundError(f"{folder / CHECKPOINT} is not there, expected a checkpoint to go on from")
+    with sole_writer(folder):
+        return _run(_resumed(folder, device, group), folder, checkpoint_every, on_record)
+
+
+def _resumed(folder: Path, device: torch.device | str, group: ProcessGroup | None) -> Trainer | StepTrainer:
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     try:
         if _alone(checkpoint.config, group):
-            trainer: Trainer | StepTrainer = Trainer.resume(checkpoint, device)
-        else:
-            trainer = StepTrainer.resume(checkpoint, device, group)
+            return Trainer.resume(checkpoint, device)
+        return StepTrainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
-    if is_writer(group):
-        return _run(trainer, folder, checkpoint_every, on_record)
-    return _follow(trainer, checkpoint_every)
 
 
 def _check_interval(checkpoint_every: int) -> None:
