@@ -59,8 +59,8 @@ def read_tensors(
     Raises:
         FileNotFoundError: if there is no such file.
         OSError: if it cannot be read.
-        ValueError: if it is no regular file, or the file is truncated, corrupt, foreign or of another version, naming the path, what came and
-            what was expected.
+        ValueError: if the file is no regular one, truncated, corrupt, foreign or of another version, naming the path,
+            what came and what was expected.
     """
     path = Path(path)
     data = _read(path, form)
