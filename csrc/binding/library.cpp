@@ -13,6 +13,7 @@
 #include "binding/signals.h"
 #include "binding/solve.h"
 #include "binding/train.h"
+#include "binding/train_checks.h"
 #include "binding/update.h"
 
 namespace memformer::binding {
@@ -134,15 +135,19 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
                  int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
-                 const std::string& sampler, int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
                  const MaybeTensor& target, const MaybeTensor& index, const std::string&, const Tensor& losses) {
+  const TrainedParameters models{q, p, gamma, beta};
+  const TaskArguments given{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
+                            covariate_factor, z, target, index};
+  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+  check_models(models, features);
+  check_optimizer(models, optimizer, losses);
+  check_tasks(given, q, draws_of(step, losses.size(0), resample_every));
   with_compute_type(q, [&](auto type) {
-    const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
     using T = decltype(type);
-    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
-                                        covariate_factor, z, target, index});
-    TrainCall<T> call({q, p, gamma, beta}, source, step, resample_every);
+    TrainCall<T> call(models, task_source<T>(given), step, resample_every);
     call.optimizer(optimizer);
     call.training.steps = losses.size(0);
     call.training.losses = static_cast<double*>(losses.data_ptr());
@@ -153,14 +158,20 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
 
 void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta, const Tensor& active,
                      int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                     int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                     int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
                      const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
                      const MaybeTensor& target, const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
+  const TrainedParameters models{q, p, gamma, beta};
+  const TaskArguments given{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
+                            covariate_factor, z, target, index};
+  check_models(models, features);
+  check_tasks(given, q, draws_of(step, 1, resample_every));
+  check_tensor("active", active, ScalarType::Bool, {q.size(0)}, q);
+  check_sums(models, sums);
+  STD_TORCH_CHECK(first_block >= 0 && first_block + sums.size(1) <= (tasks + 1023) / 1024, "sums: expected blocks of the batch");
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
-    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
-                                        covariate_factor, z, target, index});
-    TrainCall<T> call({q, p, gamma, beta}, source, step, resample_every);
+    TrainCall<T> call(models, task_source<T>(given), step, resample_every);
     const BlockSums blocks{first_block, sums.size(1), static_cast<const bool*>(active.data_ptr()),
                            static_cast<double*>(sums.data_ptr())};
     cpu::kernels<T>().train_gradients(call.training, blocks, parallel_for);
@@ -172,14 +183,18 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
                   const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
                   int64_t max_skipped, int64_t step, int64_t features, int64_t tasks, int64_t queries, const Tensor& sums,
                   const Tensor& losses) {
+  const TrainedParameters models{q, p, gamma, beta};
+  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+  check_models(models, features);
+  check_optimizer(models, optimizer, losses);
+  check_sums(models, sums);
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
     TaskSource<T> source{};
     source.features = narrow(features, "features");
     source.tasks = tasks;
     source.queries = narrow(queries, "queries");
-    const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
-    TrainCall<T> call({q, p, gamma, beta}, source, step, 1);
+    TrainCall<T> call(models, source, step, 1);
     call.optimizer(optimizer);
     call.training.losses = static_cast<double*>(losses.data_ptr());
     cpu::kernels<T>().train_update(call.training, {0, sums.size(1), nullptr, static_cast<double*>(sums.data_ptr())});
@@ -188,13 +203,13 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
 }
 
 void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
-                  int64_t tasks, int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
+                  int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
                   const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index,
                   int64_t draw, const Tensor& cells) {
   with_compute_type(cells, [&](auto type) {
     using T = decltype(type);
-    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
-                                        covariate_factor, z, target, index});
+    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, noise,
+                                        weight_factor, covariate_factor, z, target, index});
     cpu::kernels<T>().sample_tasks(source, draw, static_cast<T*>(cells.data_ptr()));
   });
 }
@@ -289,7 +304,7 @@ void use_instruction_set(const std::string& name) {
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int step, "
 #define MEMFORMER_TASKS \
-  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int context, int queries, float noise, " \
+  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, float noise, " \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
 
 STABLE_TORCH_LIBRARY(memformer_native, m) {

@@ -105,13 +105,4 @@ class Links {
   std::vector<T> constant_;
 };
 
-// The tensors that a model has, in the order of its flat numbers.
-inline std::vector<Tensor> present(const TrainedParameters& given) {
-  std::vector<Tensor> tensors{given.q};
-  for (const MaybeTensor* tensor : {&given.p, &given.gamma, &given.beta}) {
-    if (*tensor) tensors.push_back(**tensor);
-  }
-  return tensors;
-}
-
 }  // namespace memformer::binding

@@ -19,12 +19,22 @@ struct TrainedParameters {
   const MaybeTensor& beta;
 };
 
+// The tensors that a model has, in the order of its flat numbers.
+inline std::vector<Tensor> present(const TrainedParameters& given) {
+  std::vector<Tensor> tensors{given.q};
+  for (const MaybeTensor* tensor : {&given.p, &given.gamma, &given.beta}) {
+    if (*tensor) tensors.push_back(**tensor);
+  }
+  return tensors;
+}
+
 struct TaskArguments {
   const Tensor& seeds;
   const Tensor& streams;
   const std::string& sampler;
   int64_t features;
   int64_t tasks;
+  int64_t tokens;
   int64_t context;
   int64_t queries;
   double noise;
@@ -59,6 +69,7 @@ TaskSource<T> task_source(const TaskArguments& given) {
   source.models = 1;
   source.tasks = given.tasks;
   source.features = narrow(given.features, "features");
+  source.tokens = narrow(given.tokens, "tokens");
   source.context = narrow(given.context, "context");
   source.queries = narrow(given.queries, "queries");
   source.noise = static_cast<T>(given.noise);

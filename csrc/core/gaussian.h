@@ -1,9 +1,9 @@
 // Random numbers of a task by their place in its stream: words, uniforms, normals, sums of logarithms of uniforms.
 //
-// A task's words come in blocks of four, one for every counter (block, task, draw, stream); the key is a seed. A word w
-// is the uniform w 2^-32 + 2^-33; two uniforms in succession are two normals, r cos(2 pi u') and r sin(2 pi u') with r
-// = sqrt(-2 ln u) (Box and Muller, 1958). Every step, task and model has numbers of its own, which neither the order of
-// the work nor the number of threads changes.
+// A task's words come in blocks of four, one for every counter (block, task, lower half of draw, stream); the key is a
+// seed, or made of a seed and the draw's upper half. A word w is the uniform w 2^-32 + 2^-33; two uniforms in
+// succession are two normals, r cos(2 pi u') and r sin(2 pi u') with r = sqrt(-2 ln u) (Box and Muller, 1958). Every
+// step, task and model has numbers of its own, which neither the order of the work nor the number of threads changes.
 
 #pragma once
 

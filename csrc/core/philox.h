@@ -56,4 +56,15 @@ MEMFORMER_INLINE void philox(const PhiloxKeys& keys, W (&words)[4]) {
   }
 }
 
+// The keys of a draw's words: those of the seed, or, from draw 2^32 on, of the words that the seed makes of the draw's
+// upper half in a block that is no task's.
+MEMFORMER_INLINE PhiloxKeys philox_keys(uint64_t seed, int64_t draw) {
+  const PhiloxKeys keys = philox_keys(seed);
+  const uint64_t upper = static_cast<uint64_t>(draw) >> 32;
+  if (!upper) return keys;
+  uint64_t words[4] = {(uint64_t{1} << 31) + upper, 0, 0, 0};
+  philox(keys, words);
+  return philox_keys((words[1] << 32) | static_cast<uint32_t>(words[0]));
+}
+
 }  // namespace memformer::core

@@ -25,6 +25,7 @@ struct TaskSource {
   int models;               // M
   int64_t tasks;            // B of a step
   int features;             // d
+  int tokens;               // N, of which the first `context` are labelled and the last `queries` asked
   int context;              // n
   int queries;              // 0: the query is integrated out
   T noise;                  // sigma of the context's responses
@@ -32,7 +33,7 @@ struct TaskSource {
   const int64_t* streams;   // (M,)
   const T* weight_factor;     // w = W g
   const T* covariate_factor;  // x = C g
-  const T* z;               // (T, n + queries, D), given
+  const T* z;               // (T, N, D), given
   const T* target;          // (T, queries)
   const int64_t* index;     // (draws, M, B): the tasks of a draw, or null for the first B
   int64_t first_draw;       // of `index`

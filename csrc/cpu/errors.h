@@ -20,9 +20,7 @@ class Errors {
   Errors(const TrainedNetwork<T>& network, const Draw<T>& draw)
       : at_(draw.source),
         rows_(network.response || network.block ? network.width - 1 : network.width),
-        factor_(draw.source.covariate_factor
-                    ? draw.source.covariate_factor + draw.model * draw.source.features * draw.source.features
-                    : nullptr) {}
+        factor_(draw.factor(draw.source.covariate_factor)) {}
 
   int rows() const { return rows_; }
 

@@ -10,7 +10,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 template <class T>
 inline core::Stream<Lanes<T>> stream_of(const Draw<T>& draw, Tasks tasks) {
   core::Stream<Lanes<T>> stream;
-  stream.keys = core::philox_keys(static_cast<uint64_t>(draw.source.seeds[draw.model]));
+  stream.keys = core::philox_keys(static_cast<uint64_t>(draw.source.seeds[draw.model]), draw.number);
   count_words(static_cast<uint32_t>(tasks.first), stream.task);
   stream.draw = static_cast<uint32_t>(draw.number);
   stream.stream = static_cast<uint32_t>(draw.source.streams[draw.model]);

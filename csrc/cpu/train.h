@@ -15,6 +15,11 @@ struct Draw {
   const TaskSource<T>& source;
   int model;
   int64_t number;  // of the draw
+
+  // The model's own of factors (M, d, d), or null for none.
+  const T* factor(const T* all) const {
+    return all ? all + static_cast<int64_t>(model) * source.features * source.features : nullptr;
+  }
 };
 
 // A task's numbers in cells: the context's Gram matrix divided by n, packed (statistics leave its last corner 0); then

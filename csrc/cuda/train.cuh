@@ -62,10 +62,14 @@ struct TrainSteps {
       if (plan.memory) memory = plan.memory + block.index() * plan.space.count;
     }
     TrainedModel<Block> trained(plan, block, model, memory);
-    trained.load();
     Progress& progress = plan.progress[model];
     const bool persistent = plan.makes_sums && plan.updates;
     const int first = progress.done, steps = persistent ? call.steps : 1;
+    const auto draw_of = [&](int step) {
+      const int64_t number = call.step + first + step;
+      return call.resample_every == 1 ? number : number / call.resample_every;
+    };
+    trained.load(draw_of(0));
     const int64_t skipped = *reinterpret_cast<const int64_t*>(memory + plan.space.skipped);
     int taken = progress.taken;
     const int taken_before = taken;
@@ -77,9 +81,15 @@ struct TrainSteps {
       const int64_t half = persistent ? step % 2 : 0;
       float* const cells = plan.cells + (2 * model + half) * plan.units * plan.sum_count();
       if (active && plan.makes_sums) {
-        const int64_t number = call.step + first + step;
-        const StepTasks tasks{call.source, *reinterpret_cast<const core::PhiloxKeys*>(memory + plan.space.keys),
-                              call.resample_every == 1 ? number : number / call.resample_every, model};
+        const int64_t draw = draw_of(step);
+        // The draw's upper half has changed, and so do the keys.
+        if (step > 0 && static_cast<uint32_t>(draw) == 0) {
+          block.sync();
+          trained.set_keys(draw);
+          block.sync();
+        }
+        const StepTasks tasks{call.source, *reinterpret_cast<const core::PhiloxKeys*>(memory + plan.space.keys), draw,
+                              model};
         for (int64_t unit = rank; unit < plan.units; unit += plan.group) {
           Sums::run(plan, block, memory, tasks, unit, cells + unit * plan.sum_count());
         }

@@ -202,7 +202,7 @@ class TokenTask {
     if (source.sampler == Sampler::given) {
       const int64_t first = (tasks.draw - source.first_draw) * source.models + tasks.model;
       const int64_t row = source.index ? source.index[first * source.tasks + task] : task;
-      rows_ = source.z + row * (source.context + source.queries) * (d + 1);
+      rows_ = source.z + row * source.tokens * (d + 1);
       targets_ = source.target + row * source.queries;
     }
   }
@@ -219,9 +219,8 @@ class TokenTask {
       for (int c = 0; c < d; ++c) drawn[c] = normals.next();
       core::transform(d_, tasks_.weight_factor(), drawn, w_);
     }
-    const int64_t tokens = source.context + source.queries;
     const bool noisy = source.noise != 0.0f;
-    NormalsInOrder noise(stream_, noisy ? d + tokens * d : 0);
+    NormalsInOrder noise(stream_, noisy ? d + static_cast<int64_t>(source.tokens) * d : 0);
     float sums[core::packed_size(Width::limit)];
     int blocks = 0;
     for (int first = 0; first < source.context; first += core::gram_block) {
@@ -255,7 +254,7 @@ class TokenTask {
     if (!rows_) return drawn_errors(tasks_, d_, stream_, d + static_cast<int64_t>(source.context) * d, w_, s, grad);
     float squares = 0.0f;
     for (int query = 0; query < source.queries; ++query) {
-      const float* const row = rows_ + static_cast<int64_t>(source.context + query) * (d + 1);
+      const float* const row = rows_ + static_cast<int64_t>(source.tokens - source.queries + query) * (d + 1);
       float x[limit];
       MEMFORMER_UNROLL
       for (int c = 0; c < d; ++c) x[c] = row[c];

@@ -35,14 +35,13 @@ class TrainedModel {
   MEMFORMER_DEVICE TrainedModel(const TrainPlan& plan, const Block& block, int model, float* memory)
       : plan_(plan), block_(block), model_(model), memory_(memory) {}
 
-  // From the tensors; barriers follow and end it.
-  MEMFORMER_DEVICE void load() {
+  // From the tensors; barriers follow and end it. `draw`: the first one whose tasks are made.
+  MEMFORMER_DEVICE void load(int64_t draw) {
     const TrainSpace& space = plan_.space;
     int* const to = reinterpret_cast<int*>(memory_ + space.tables);
     for (int k = block_.thread(); k < train_tables(plan_).count; k += Block::threads) to[k] = plan_.tables[k];
+    set_keys(draw);
     if (block_.thread() == 0) {
-      *reinterpret_cast<core::PhiloxKeys*>(memory_ + space.keys) =
-          core::philox_keys(static_cast<uint64_t>(plan_.call.source.seeds[model_]));
       *reinterpret_cast<int64_t*>(memory_ + space.skipped) = plan_.call.skipped[model_];
     }
     each_number([&](const TrainedTensor& tensor, int64_t from, int k) {
@@ -54,6 +53,13 @@ class TrainedModel {
     });
     block_.sync();
     expand();
+  }
+
+  // The keys of a draw's words; barriers before and after are the caller's.
+  MEMFORMER_DEVICE void set_keys(int64_t draw) const {
+    if (block_.thread() > 0) return;
+    *reinterpret_cast<core::PhiloxKeys*>(memory_ + plan_.space.keys) =
+        core::philox_keys(static_cast<uint64_t>(plan_.call.source.seeds[model_]), draw);
   }
 
   MEMFORMER_DEVICE void store() const {
@@ -148,7 +154,7 @@ class TrainedModel {
   MEMFORMER_DEVICE void clip() const {
     float* const grad = memory_ + plan_.space.grad;
     const int* const ends = table(train_tables(plan_).clip_ends);
-    const double limit = plan_.call.hyper[6 * model_ + 5];
+    const double limit = plan_.call.hyper[6 * static_cast<int64_t>(model_) + 5];
     for (int group = block_.warp(); group < plan_.call.clip_groups; group += Block::warps) {
       const int begin = group ? ends[group - 1] : 0, end = ends[group];
       double squared = 0.0;
@@ -167,7 +173,7 @@ class TrainedModel {
     const TrainSpace& space = plan_.space;
     core::BiasCorrections corrections{1.0, 1.0};
     if (plan_.corrections) corrections = plan_.corrections[static_cast<int64_t>(model_) * plan_.call.steps + taken];
-    const auto scalars = core::step_scalars<float>(plan_.call.rule, plan_.call.hyper + 6 * model_,
+    const auto scalars = core::step_scalars<float>(plan_.call.rule, plan_.call.hyper + 6 * static_cast<int64_t>(model_),
                                                    plan_.call.factors[index], corrections);
     for (int k = block_.thread(); k < plan_.call.flat; k += Block::threads) {
       const float grad = memory_[space.grad + k];

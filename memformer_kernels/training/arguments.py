@@ -10,8 +10,8 @@ from memformer_kernels import library
 from memformer_kernels.problem import reject
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
-from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
-from memformer_kernels.training.state import NAMES, TrainState
+from memformer_kernels.training.samplers import LARGEST_TASK, FixedTasks, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.state import NAMES, TrainState, in_order
 
 _INDEX_BYTES = 2**26
 """Most memory for the order of given tasks in one call of a library."""
@@ -21,6 +21,16 @@ def operators(backend: str) -> Any:
     """The operators of a library, loaded."""
     library.load(backend)
     return torch.ops.memformer_native
+
+
+def oversized(state: TrainState, sampler: Sampler) -> str | None:
+    """What a library's 32-bit indices do not reach, or None. Tasks that are drawn are small enough by themselves."""
+    if sampler.tokens * (sampler.d + 1) > LARGEST_TASK:
+        return "the library's trainer serves tasks of at most 2^30 numbers"
+    layers, heads = state.parameters["q"].shape[1:3]
+    if layers * max(layers, sampler.d + 1) * heads * (sampler.d + 1) > LARGEST_TASK:
+        return "the library's trainer serves at most 2^30 coefficients"
+    return None
 
 
 def steps_per_call(state: TrainState, sampler: Sampler, steps: int) -> int:
@@ -43,8 +53,8 @@ def update(
     name, numbers, clip = rule(optimizer, state.models)
     return (
         *parameters(state),
-        list(state.first.values()),
-        [] if isinstance(optimizer, SGD) else list(state.second.values()),
+        list(in_order(state.first).values()),
+        [] if isinstance(optimizer, SGD) else list(in_order(state.second).values()),
         _masks(state),
         skipped,
         name,
@@ -81,7 +91,7 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
         factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
-    sizes = (sampler.d, batch_of(sampler), context, queries(sampler))
+    sizes = (sampler.d, batch_of(sampler), sampler.tokens, context, queries(sampler))
     return sampler.resample_every, *streams, kind, *sizes, noise, *source
 
 
@@ -104,12 +114,12 @@ def _masks(state: TrainState) -> list[Tensor]:
     if not state.masks:
         return []
     trained = {name: torch.ones_like(value, dtype=torch.bool) for name, value in state.parameters.items()}
-    return list((trained | state.masks).values())
+    return list(in_order(trained | state.masks).values())
 
 
 def _moved(tensor: Tensor, state: TrainState) -> Tensor:
     """To the models' device, without waiting for it."""
-    return tensor.to(state.device, non_blocking=True)
+    return tensor if tensor.device == state.device else tensor.to(state.device, non_blocking=True)
 
 
 def _for_each(matrix: Tensor, state: TrainState) -> Tensor:

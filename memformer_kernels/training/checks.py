@@ -4,7 +4,7 @@ import math
 from numbers import Real
 from typing import Any
 
-from memformer_kernels.problem import check_size, reject, reject_kind
+from memformer_kernels.problem import LARGEST_SIZE, check_size, reject, reject_kind
 
 
 def check_number(name: str, value: object, least: float, below: float = math.inf, *, open_end: bool = False) -> float:
@@ -18,9 +18,17 @@ def check_number(name: str, value: object, least: float, below: float = math.inf
     return number
 
 
-def keep_size(made: Any, name: str, least: int = 1) -> None:
+def check_count(name: str, value: object, most: int, least: int = 1) -> int:
+    """An int from `least` to `most`."""
+    count = check_size(name, value, least)
+    if count > most:
+        reject(name, value, f"an int of at most {most}")
+    return count
+
+
+def keep_size(made: Any, name: str, most: int = LARGEST_SIZE, *, least: int = 1) -> None:
     """Checks a size of a frozen dataclass that is being made, and keeps it as a plain int."""
-    object.__setattr__(made, name, check_size(name, getattr(made, name), least))
+    object.__setattr__(made, name, check_count(name, getattr(made, name), most, least))
 
 
 def keep_number(made: Any, name: str, least: float, below: float = math.inf, *, open_end: bool = False) -> None:

@@ -36,7 +36,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
     if not build.available("cuda"):
         return "the CUDA library is missing, see build_info()"
-    return build.cuda_fault()
+    return build.cuda_fault() or arguments.oversized(state, sampler)
 
 
 def train(

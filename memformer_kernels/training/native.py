@@ -30,7 +30,9 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the native trainer serves q and p of the same size"
     if p is None and q.shape[-1] == sampler.d + 1:
         return "the native trainer serves dense q with dense p alone"
-    return None if build.available("cpu") else "the native library is missing, see build_info()"
+    if not build.available("cpu"):
+        return "the native library is missing, see build_info()"
+    return arguments.oversized(state, sampler)
 
 
 def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer, max_skipped: int | None) -> Tensor:

@@ -4,10 +4,12 @@ A key and a counter give four 32-bit words, so any task of any step is drawn wit
 on every backend and for any number of threads or ranks. The stream of a training run is
 
     key     = (seed's low 32 bits, seed's high 32 bits)
-    counter = (block, task, draw, stream)
+    counter = (block, task, draw's low 32 bits, stream)
 
 `task` is the index in the global batch, `draw` the number of the batch (step // resample_every), `stream` tells the
-models of an ensemble apart, and `block` numbers a task's blocks of four words, which are read in order. Word w is the
+models of an ensemble apart, and `block` numbers a task's blocks of four words, which are read in order; it stays below
+2^31. From draw 2^32 on the key is made of the seed's and the draw's high half h: the first two words under the seed's
+own key of the counter (2^31 + h, 0, 0, 0), which is no task's. Word w is the
 uniform w 2^-32 + 2^-33 in the working dtype (in float32 it may round to 1). Words 2k and 2k + 1 make two normals by Box
 and Muller: r cos(2 pi u') and r sin(2 pi u') with r = sqrt(-2 ln u). `draws` says which normal is which.
 """
@@ -21,6 +23,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
+
+_KEY_BLOCKS = 2**31
 
 LARGEST_SEED = 2**63 - 1
 
@@ -42,6 +46,15 @@ def _high(product: Tensor) -> Tensor:
     return (product >> 32) & _MASK
 
 
+def key_of(seed: int, draw: int) -> tuple[int, int]:
+    """The key of a draw: two 32-bit integers."""
+    key, high = (seed & _MASK, seed >> 32), draw >> 32
+    if high:
+        low_key, high_key = philox(torch.tensor([_KEY_BLOCKS + high, 0, 0, 0]), key)[:2].tolist()
+        return low_key, high_key
+    return key
+
+
 def task_words(
     seed: int, stream: int, draw: int, tasks: range, first: int, count: int, device: torch.device | str = "cpu"
 ) -> Tensor:
@@ -49,9 +62,9 @@ def task_words(
     counter = torch.empty(len(tasks), count, 4, dtype=torch.int64, device=device)
     counter[..., 0] = torch.arange(first, first + count, device=device)
     counter[..., 1] = torch.arange(tasks.start, tasks.stop, device=device)[:, None]
-    counter[..., 2] = draw
+    counter[..., 2] = draw & _MASK
     counter[..., 3] = stream
-    return philox(counter, (seed & _MASK, seed >> 32)).flatten(1)
+    return philox(counter, key_of(seed, draw)).flatten(1)
 
 
 def uniforms(words: Tensor, dtype: torch.dtype) -> Tensor:

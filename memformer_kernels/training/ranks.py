@@ -24,10 +24,11 @@ def check_group(group: object) -> None:
 class Ranks:
     """The ranks of a process group; without a group one, which computes everything.
 
-    Raises ValueError for a group that this process is not in.
+    Raises ValueError for a group that this process is not in, TypeError for what is no group.
     """
 
     def __init__(self, group: ProcessGroup | None) -> None:
+        check_group(group)
         self.group = group
         self.size = 1 if group is None else distributed.get_world_size(group)
         self.rank = 0 if group is None else distributed.get_rank(group)

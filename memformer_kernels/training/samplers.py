@@ -10,9 +10,15 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.problem import check_choice, check_flag, check_floating, check_target, check_tokens, reject
-from memformer_kernels.training.checks import keep_number, keep_size
+from memformer_kernels.training.checks import check_count, keep_number, keep_size
 
 QUERIES = ("sampled", "integrated")
+
+LARGEST_TASK = 2**30
+"""Most numbers N D of a task that is drawn: a block of its stream, and a kernel's index, have 31 bits."""
+
+LARGEST_BATCH = 2**32
+"""Most tasks of a batch: what the stream's counter of tasks holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +26,8 @@ class GaussianSampler:
     """What `GaussianTokens` and `GaussianStatistics` share.
 
     Attributes:
-        d: features. n: labelled examples in a context. batch: tasks of a step, over all ranks.
+        d: features. n: labelled examples in a context. batch: tasks of a step, over all ranks; at most 2^32. A task has
+            at most 2^30 numbers: (n + queries) (d + 1).
         queries: queries a task, where they are sampled.
         query: "sampled", or "integrated": the loss is the expected squared error of a random query,
             (w - w*)^T Sigma (w - w*), exactly. Only where a prediction is linear in the query: response-only or block
@@ -43,8 +50,12 @@ class GaussianSampler:
     resample_every: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("d", "n", "batch", "queries", "resample_every"):
-            keep_size(self, name)
+        for name in ("d", "n", "queries"):
+            keep_size(self, name, LARGEST_TASK)
+        if (self.n + self.queries) * (self.d + 1) > LARGEST_TASK:
+            reject("n", self.n, f"(n + queries) (d + 1) of at most {LARGEST_TASK}")
+        keep_size(self, "batch", LARGEST_BATCH)
+        keep_size(self, "resample_every")
         check_choice("query", self.query, QUERIES)
         if self.query == "integrated" and self.queries != 1:
             reject("queries", self.queries, 'an int of 1, since query is "integrated" and none is drawn')
@@ -54,15 +65,15 @@ class GaussianSampler:
             if matrix is not None:
                 _check_matrix(name, matrix, self.d)
 
-
-@dataclass(frozen=True, eq=False)
-class GaussianTokens(GaussianSampler):
-    """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`."""
-
     @property
     def tokens(self) -> int:
         """N, the tokens of a task: n, and the queries where they are sampled."""
         return self.n + (self.queries if self.query == "sampled" else 0)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianTokens(GaussianSampler):
+    """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +96,7 @@ class FixedTasks:
     """Given tasks: the full batch every step, or epochs over them.
 
     Attributes:
-        z: (T, N, d + 1) tasks, labelled tokens first.
+        z: (T, N, d + 1) tasks, labelled tokens first; those between them and the queries are padding, never read.
         target: (T, queries) responses of the last `queries` tokens.
         context: labelled tokens of every task.
         batch: tasks of a step, or None for all T. An epoch has T // batch steps; the rest is left out of that epoch.
@@ -121,11 +132,17 @@ class FixedTasks:
             if self.batch > tokens.shape[0]:
                 reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
         check_flag("shuffle", self.shuffle)
+        check_count("batch", batch_of(self), LARGEST_BATCH)
 
     @property
     def d(self) -> int:
         """Features."""
         return self.z.shape[2] - 1
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of a task."""
+        return self.z.shape[1]
 
 
 Sampler = GaussianTokens | GaussianStatistics | FixedTasks

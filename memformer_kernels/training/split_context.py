@@ -39,13 +39,13 @@ def predict_split_context(
     Raises ValueError or TypeError for arguments that do not fit, which gamma or beta with a token axis do not, and
     RankLost where another rank does not answer within the group's timeout.
     """
+    check_group(group)
     asked, own = problem.check_tokens(queries, "queries"), problem.check_floating("z", z)
     if own.ndim != 3 or own.shape[::2] != asked.shape[::2] or z.dtype != asked.dtype:
         problem.reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
     checked = problem.check_network(asked, q, p, gamma, beta, gate, asked.shape[1])
     if checked.token_axis:
         problem.reject("gamma or beta", "a token axis", "none: a split context runs in Gram space")
-    check_group(group)
     if not distributed.is_initialized():
         problem.reject("group", group, "a process group, or None for that of all processes, which is not initialised")
     own = z.new_zeros(z.shape[0], z.shape[2], z.shape[2]) if z.shape[1] == 0 else context_gram(z, z.shape[1])

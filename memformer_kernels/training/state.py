@@ -1,25 +1,32 @@
 """What a training run carries from step to step: M models with their optimiser's moments, counters and streams."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_size, dense, reject, reject_kind
+from memformer_kernels.problem import check_network, check_size, dense, reject, reject_kind
+from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.philox import LARGEST_SEED
 
 NAMES = ("q", "p", "gamma", "beta")
 
 _AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,)}
+_GROUPS = ("parameters", "first", "second", "masks")
+_COUNTERS = ("seeds", "streams", "skipped")
 
 
 @dataclass(eq=False)
 class TrainState:
     """M models of one shape, trained side by side, each on its own stream of tasks. `train_steps` changes it in place.
 
-    Made by `TrainState.of`, or from its attributes when it is read from a file; either way it is checked.
+    Made by `TrainState.of`, or from its attributes when it is read from a file; either way it is checked, and again by
+    `train_steps` where an attribute or a tensor was replaced. Entries of its dicts are taken by name, in whatever order
+    they stand, and no two tensors may share memory.
 
     Attributes:
         parameters: by name, of "q", "p", "gamma" and "beta" those that the models have, as `memformer_stack` takes them
@@ -31,7 +38,7 @@ class TrainState:
         seeds: (M,) int64 on the CPU. streams: (M,) int64 on the CPU, 0 to 2^32 - 1: two models with the same seed and
             stream see the same tasks, otherwise independent ones.
         skipped: (M,) int64 on the CPU: steps that left a model as it was, since something was not finite.
-        step: steps done, skipped ones included.
+        step: steps done, skipped ones included; at most 2^63 - 1.
 
     Raises ValueError or TypeError for an attribute that does not fit, naming it.
     """
@@ -46,32 +53,59 @@ class TrainState:
     masks: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for group in ("parameters", "first", "second", "masks"):
-            _mapping(group, getattr(self, group))
-        q = self.parameters.get("q")
-        if q is not None and not (isinstance(q, Tensor) and dense(q)):
-            reject_kind("q", q, "a dense tensor")
-        if q is None or q.ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
-            reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D) without an empty axis")
-        if q.dtype not in (torch.float32, torch.float64):
-            reject_kind("q", q, "float32 or float64")
-        for name, value in self.parameters.items():
-            if name not in NAMES:
-                reject("parameters", name, f"names out of {', '.join(NAMES)}")
-            _check_like(name, value, q)
+        self._seen: list[object] = []
+        self._read: tuple[int, int] | None = None
+        self.check()
+
+    def check(self) -> None:
+        """Raises for an attribute that does not fit; at once where all that the last check saw is there still."""
+        seen: list[object] = [self.seeds, self.streams, self.skipped]
+        for group in _GROUPS:
+            held = getattr(self, group)
+            if not isinstance(held, dict):
+                reject_kind(group, held, "a dict of tensors by name")
+            seen += (*held, *held.values())
+        self.step = check_count("step", self.step, LARGEST_SEED, least=0)
+        if len(seen) == len(self._seen) and all(map(operator.is_, seen, self._seen)):
+            return
+        self._seen, self._read = [], None
+        self._check_parameters()
         for group in ("first", "second"):
             moments = getattr(self, group)
             if moments.keys() != self.parameters.keys():
-                reject(group, sorted(moments), f"one entry for each of {sorted(self.parameters)}")
+                reject(group, list(moments), f"one entry for each of {list(in_order(self.parameters))}")
             for name, value in moments.items():
-                _check_shape(f"{group}[{name!r}]", value, self.parameters[name], q.dtype)
+                _check_shape(f"{group}[{name!r}]", value, self.parameters[name], self.dtype)
         for name, value in self.masks.items():
             if name not in self.parameters:
-                reject("masks", name, f"names out of {sorted(self.parameters)}")
+                reject("masks", name, f"names out of {', '.join(in_order(self.parameters))}")
             _check_shape(f"masks[{name!r}]", value, self.parameters[name], torch.bool)
-        for name, most in (("seeds", LARGEST_SEED), ("streams", 2**32 - 1), ("skipped", LARGEST_SEED)):
+        for name, most in (("seeds", LARGEST_SEED), ("streams", 2**32 - 1), ("skipped", self.step)):
             _check_integers(name, getattr(self, name), self.models, most)
-        self.step = check_size("step", self.step, least=0)
+        _check_apart(self._labelled())
+        self._seen = seen
+
+    def check_reads(self, tokens: int, width: int) -> None:
+        """Raises unless the models read tasks of N tokens of D numbers; the attributes have been checked."""
+        if self._read != (tokens, width):
+            _check_model(self.model(0), tokens, width)
+            self._read = (tokens, width)
+
+    def _check_parameters(self) -> None:
+        """Each for itself, then those of a model as the arguments of a network on whatever tasks their shapes tell."""
+        for name in self.parameters:
+            if name not in NAMES:
+                reject("parameters", name, f"names out of {', '.join(NAMES)}")
+        q = self.parameters.get("q")
+        if q is None:
+            reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D)")
+        if _floating("q", q).ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
+            reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D) without an empty axis")
+        for name, value in self.parameters.items():
+            _check_like(name, value, q)
+        model = self.model(0)
+        tokens = max([2, *(model[name].shape[-2] for name in ("gamma", "beta") if name in model)])
+        _check_model(model, tokens, _width(model))
 
     @classmethod
     def of(
@@ -97,10 +131,8 @@ class TrainState:
             reject_kind("models", models, "a sequence of at least one mapping from names to parameters")
         count = len(models)
         given = [_named(_mapping(f"models[{index}]", model)) for index, model in enumerate(models)]
-        masks: list[dict[str, Tensor]] = [{} for _ in models]
-        if trainable is not None:
-            allowed = enumerate(_sequence("trainable", trainable))
-            masks = [dict(_mapping(f"trainable[{index}]", mask)) for index, mask in allowed]
+        given_masks = [{}] * count if trainable is None else _each("trainable", trainable)
+        masks = [_mapping(f"trainable[{index}]", mask) for index, mask in enumerate(given_masks)]
         if len(masks) != count:
             reject("trainable", f"{len(masks)} mappings", f"{count}, one for each model")
         for index, (model, mask) in enumerate(zip(given, masks, strict=True)):
@@ -113,14 +145,13 @@ class TrainState:
         parameters = {name: torch.stack([model[name] for model in given]) for name in names}
         stacked = {name: torch.stack([mask[name] for mask in masks]) for name in names}
         seed_list = seeds if isinstance(seeds, Sequence) else [seeds] * count
-        stream_list = range(count) if streams is None else _sequence("streams", streams)
         return cls(
             parameters=parameters,
             first={name: torch.zeros_like(value) for name, value in parameters.items()},
             second={name: torch.zeros_like(value) for name, value in parameters.items()},
             seeds=_integers("seeds", seed_list),
-            streams=_integers("streams", stream_list),
-            skipped=torch.zeros(count, dtype=torch.int64),
+            streams=_integers("streams", range(count) if streams is None else _each("streams", streams)),
+            skipped=torch.zeros(count, dtype=torch.int64, device="cpu"),
             masks={name: mask for name, mask in stacked.items() if not bool(mask.all())},
         )
 
@@ -139,20 +170,29 @@ class TrainState:
 
     def tensors(self) -> list[Tensor]:
         """Every tensor of the state, in a fixed order."""
-        groups = (self.parameters, self.first, self.second, self.masks)
-        named = [group[name] for group in groups for name in NAMES if name in group]
-        return [*named, self.seeds, self.streams, self.skipped]
+        return list(self._labelled().values())
 
     def model(self, index: int) -> dict[str, Tensor]:
-        """The parameters of one model by name, as views."""
-        return {name: value[index] for name, value in self.parameters.items()}
+        """The parameters of one model by name, in the order of NAMES, as views."""
+        return {name: value[index] for name, value in in_order(self.parameters).items()}
+
+    def _labelled(self) -> dict[str, Tensor]:
+        named = dict(in_order(self.parameters))
+        for group in _GROUPS[1:]:
+            named |= {f"{group}[{name!r}]": value for name, value in in_order(getattr(self, group)).items()}
+        return named | {name: getattr(self, name) for name in _COUNTERS}
+
+
+def in_order(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A group of tensors by name, in the order of NAMES, whatever its own."""
+    return {name: group[name] for name in NAMES if name in group}
 
 
 def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
     """The parameters that are there, checked for kind and axes, in the order of NAMES."""
     if model.get("gate") is not None:
         reject("gate", model["gate"], "None: gates are not trained here, fold them into q or gamma first")
-    unknown = sorted(set(model) - {*NAMES, "gate"})
+    unknown = [name for name in model if name not in {*NAMES, "gate"}]
     if unknown:
         reject("models", unknown, f"names out of {', '.join(NAMES)}")
     named: dict[str, Tensor] = {}
@@ -160,11 +200,10 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
         value = model.get(name)
         if value is None and name != "q":
             continue
-        if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64) or not dense(value):
-            reject_kind(name, value, "a dense tensor of float32 or float64")
-        if value.ndim not in _AXES[name]:
+        tensor = _floating(name, value)
+        if tensor.ndim not in _AXES[name]:
             reject(name, value, f"a tensor of {' or '.join(map(str, _AXES[name]))} axes")
-        named[name] = value.detach()
+        named[name] = tensor.detach()
     return named
 
 
@@ -185,9 +224,9 @@ def _pad_depth(
             masks[name] = mask.to(value.device).expand(value.shape)
         except RuntimeError:
             reject(f"trainable[{name!r}]", mask, f"a tensor that broadcasts to {tuple(value.shape)}")
-    unknown = sorted(set(trainable) - set(model))
+    unknown = [name for name in trainable if name not in model]
     if unknown:
-        reject("trainable", unknown, f"names out of {sorted(model)}")
+        reject("trainable", unknown, f"names out of {', '.join(model)}")
     if layers == depth:
         return model, masks
     gamma, beta = model.get("gamma"), model.get("beta")
@@ -212,28 +251,50 @@ def _pad_depth(
     return padded, masks
 
 
-def _mapping(name: str, value: object) -> Mapping[str, Any]:
-    """Values by name."""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        reject_kind(name, value, "a mapping from names to tensors")
-    return value
-
-
-def _sequence(name: str, value: object) -> Sequence[Any]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        reject_kind(name, value, "a sequence of one entry for each model")
-    return value
-
-
 def _integers(name: str, values: Sequence[object]) -> Tensor:
     return torch.tensor([check_size(name, value, least=0) for value in values], dtype=torch.int64, device="cpu")
+
+
+def _mapping(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        reject_kind(name, value, "a mapping from names to tensors")
+    return dict(value)
+
+
+def _each(name: str, values: object) -> Sequence[Any]:
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        reject_kind(name, values, "a sequence, one entry for each model")
+    return values
+
+
+def _check_model(model: Mapping[str, Tensor], tokens: int, width: int) -> None:
+    """The check of `memformer_loss`, for tasks that take no memory."""
+    task = model["q"].as_strided((1, tokens, width), (0, 0, 0))
+    check_network(task, model["q"], model.get("p"), model.get("gamma"), model.get("beta"), None, 1)
+
+
+def _width(model: Mapping[str, Tensor]) -> int:
+    """D of the tasks that parameters of these shapes read: q's side where another is dense, else one more."""
+    side = model["q"].shape[-1]
+    whole = side > 1 and any(model[name].shape[-1] == side for name in ("gamma", "beta") if name in model)
+    block_p = "p" in model and side > 1 and model["p"].shape[-1] == side - 1
+    return side if whole or block_p else side + 1
+
+
+def _floating(name: str, value: object) -> Tensor:
+    kinds = (torch.float32, torch.float64)
+    if not isinstance(value, Tensor) or value.dtype not in kinds or not dense(value):
+        reject_kind(name, value, "a dense tensor of float32 or float64")
+    return value
 
 
 def _check_integers(name: str, value: object, models: int, most: int) -> None:
     if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.device.type != "cpu" or not dense(value):
         reject_kind(name, value, "a dense int64 tensor on the CPU")
-    if tuple(value.shape) != (models,) or int(value.min()) < 0 or int(value.max()) > most:
-        reject(name, value.tolist(), f"{models} integers from 0 to {most}, one for each model")
+    fits = tuple(value.shape) == (models,) and int(value.min()) >= 0 and int(value.max()) <= most
+    if not fits or not value.is_contiguous():
+        came = value.tolist() if value.is_contiguous() else f"strides {value.stride()}"
+        reject(name, came, f"{models} integers from 0 to {most} without gaps, one for each model")
 
 
 def _check_like(name: str, value: object, q: Tensor) -> None:
@@ -251,3 +312,11 @@ def _check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype
         reject_kind(name, value, f"a dense {dtype} tensor on {parameter.device}")
     if value.shape != parameter.shape or not value.is_contiguous():
         reject(name, value, f"a contiguous tensor of its parameter's shape {tuple(parameter.shape)}")
+
+
+def _check_apart(tensors: Mapping[str, Tensor]) -> None:
+    """That no two contiguous tensors have a byte in common: training would write one through the other."""
+    spans = sorted((value.data_ptr(), value.data_ptr() + value.nbytes, name) for name, value in tensors.items())
+    for (_, end, name), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            reject(other, f"memory that it shares with {name}", "a tensor with memory of its own")

@@ -6,9 +6,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from memformer_kernels import build
-from memformer_kernels.problem import check_choice, check_size, reject, reject_kind
+from memformer_kernels.problem import check_choice, reject, reject_kind
 from memformer_kernels.training import arguments, cuda, native, twin
+from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
+from memformer_kernels.training.philox import LARGEST_SEED
 from memformer_kernels.training.ranks import Ranks, check_group
 from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
@@ -60,9 +62,9 @@ def train_steps(
     backend that is not available, before any work; and RankLost where another rank does not answer.
     """
     plan = explain_training(state, sampler, optimizer=optimizer, backend=backend)
-    steps = check_size("steps", steps, least=0)
+    steps = check_count("steps", steps, LARGEST_SEED - state.step, least=0)
     if max_skipped is not None:
-        max_skipped = check_size("max_skipped", max_skipped)
+        max_skipped = check_count("max_skipped", max_skipped, LARGEST_SEED)
     check_group(group)
     if plan.backend == "cuda" and group is None:
         return cuda.train(state, sampler, steps, optimizer, max_skipped)
@@ -87,6 +89,7 @@ def explain_training(
     """The backend that `train_steps` would take with these arguments, and why. Errors are those of the call."""
     if not isinstance(state, TrainState):
         reject_kind("state", state, "a TrainState")
+    state.check()
     if not isinstance(sampler, GaussianSampler | FixedTasks):
         reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics or FixedTasks")
     if not isinstance(optimizer, SGD | Adam):
@@ -129,5 +132,4 @@ def _check_fit(state: TrainState, sampler: Sampler) -> None:
                 reject("state", f"{name} of {tuple(value.shape)}", "no token axis, since no token or query is drawn")
     if isinstance(sampler, FixedTasks) and (sampler.z.dtype != state.dtype or sampler.z.device != state.device):
         reject_kind("sampler", sampler.z, f"tasks of the models' {state.dtype} on {state.device}")
-    if batch_of(sampler) > 2**32:
-        reject("batch", batch_of(sampler), f"at most {2**32}, what a counter holds")
+    state.check_reads(sampler.tokens, width)

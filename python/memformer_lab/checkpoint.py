@@ -19,7 +19,7 @@ from memformer_lab.config import TrainingConfig
 from memformer_lab.tensor_file import read_tensors, write_tensors
 
 FORMAT = "memformer_lab.checkpoint"
-VERSION = 2
+VERSION = 3
 
 _GROUPS = ("model", "first", "second")
 

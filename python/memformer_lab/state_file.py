@@ -17,7 +17,7 @@ from memformer_kernels import TrainState
 from memformer_lab.tensor_file import read_tensors, write_tensors
 
 FORMAT = "memformer_lab.state"
-VERSION = 1
+VERSION = 2
 
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
@@ -62,19 +62,8 @@ def load_state(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     if missing := sorted(set(_COUNTERS) - counters.keys()):
         raise ValueError(f"{path} has no tensors {missing}, expected them in a training state")
     try:
-        # safetensors hands tensors back in an order of its own.
-        parameters, first, second, masks = (
-            dict(sorted(groups[group].items(), key=lambda item: _place(item[0]))) for group in _GROUPS
-        )
+        parameters, first, second, masks = (groups[group] for group in _GROUPS)
         seeds, streams, skipped = (counters[name] for name in _COUNTERS)
         return TrainState(parameters, first, second, seeds, streams, skipped, header["step"], masks), header["extra"]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no training state: {error}") from error
-
-
-def _place(name: str) -> int:
-    """Where a parameter stands among a network's arguments."""
-    names = ("q", "p", "gamma", "beta")
-    if name not in names:
-        raise ValueError(f"a tensor of {name!r}, expected names out of {', '.join(names)}")
-    return names.index(name)

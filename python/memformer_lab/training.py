@@ -16,6 +16,7 @@ from memformer_kernels.nn import Memformer
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.files import remove_temporaries, write_atomically
+from memformer_lab.lock import sole_writer
 from memformer_lab.metrics import MetricsLog
 from memformer_lab.ranks import is_writer
 from memformer_lab.step_trainer import StepTrainer
@@ -64,18 +65,19 @@ def train(
 
     Raises:
         ValueError: for an argument out of range.
+        BlockingIOError: if another run is writing to the folder.
         RankLost: if another rank of the group died or does not answer.
         TrainingDiverged: for a non-finite loss, gradient or parameter; the last good checkpoint stays.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
     trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
-    if is_writer(group):
+    if not is_writer(group):
+        return _follow(trainer, checkpoint_every)
+    with sole_writer(folder):
         write_atomically(folder / METRICS, b"")
         checkpoints.save(folder / CHECKPOINT, trainer.snapshot())
-    if is_writer(group):
         return _run(trainer, folder, checkpoint_every, on_record)
-    return _follow(trainer, checkpoint_every)
 
 
 def continue_training(
@@ -105,21 +107,28 @@ def continue_training(
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
+    if not is_writer(group):
+        return _follow(_resumed(folder, steps, device, group), checkpoint_every)
+    if not (folder / CHECKPOINT).exists():
+        raise FileNotFoundError(f"{folder / CHECKPOINT} is not there, expected a checkpoint to go on from")
+    with sole_writer(folder):
+        return _run(_resumed(folder, steps, device, group), folder, checkpoint_every, on_record)
+
+
+def _resumed(
+    folder: Path, steps: int | None, device: torch.device | str, group: ProcessGroup | None
+) -> Trainer | StepTrainer:
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     if steps is not None:
         checkpoint = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, steps=steps))
         if steps < checkpoint.step:
-            raise ValueError(f"steps must be at least {checkpoint.step}, those done in {output}, got {steps}")
+            raise ValueError(f"steps must be at least {checkpoint.step}, those done in {folder}, got {steps}")
     try:
         if _alone(checkpoint.config, group):
-            trainer: Trainer | StepTrainer = Trainer.resume(checkpoint, device)
-        else:
-            trainer = StepTrainer.resume(checkpoint, device, group)
+            return Trainer.resume(checkpoint, device)
+        return StepTrainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
-    if is_writer(group):
-        return _run(trainer, folder, checkpoint_every, on_record)
-    return _follow(trainer, checkpoint_every)
 
 
 def _check_interval(checkpoint_every: int) -> None:

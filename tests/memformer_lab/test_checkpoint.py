@@ -15,6 +15,8 @@ from safetensors.torch import save as serialise
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
 from memformer_lab.models import load_model
+from memformer_lab.step_trainer import StepTrainer
+from memformer_lab.tensor_file import write_tensors
 from memformer_lab.trainer import Trainer
 from memformer_lab.training import CHECKPOINT, continue_training
 
@@ -43,9 +45,10 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _rewrite(path: Path, **changes: Any) -> None:
-    """Change entries of the header; tensors and their checksum stay."""
+    """Change entries of the header; the file is whole and has the digest that goes with them."""
     header = {**_header(path), **changes}
-    path.write_bytes(serialise(parse(path.read_bytes()), {"memformer_lab": json.dumps(header)}))
+    form, version = header.pop("format"), header.pop("version")
+    write_tensors(path, form, version, header, parse(path.read_bytes()))
 
 
 def test_what_is_saved_is_loaded(checkpoint: checkpoints.Checkpoint, path: Path) -> None:
@@ -65,7 +68,7 @@ def test_what_is_saved_is_loaded(checkpoint: checkpoints.Checkpoint, path: Path)
 def test_the_header_is_versioned_json(path: Path) -> None:
     header = _header(path)
     assert header["format"] == "memformer_lab.checkpoint"
-    assert header["version"] == 2
+    assert header["version"] == 3
     assert header["step"] == 3
     assert TrainingConfig.from_dict(header["config"]) == CONFIG
 
@@ -98,8 +101,50 @@ def test_a_flipped_bit_is_noticed(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-10] ^= 1
     path.write_bytes(bytes(data))
-    with pytest.raises(ValueError, match=rf"{path.name} is corrupt: .* CRC-32 \d+, expected \d+"):
+    with pytest.raises(ValueError, match=rf"{path.name} is corrupt: its SHA-256 is \w{{64}}, expected \w{{64}}"):
         checkpoints.load(path)
+
+
+def test_every_flipped_bit_is_refused(path: Path) -> None:
+    """Of the safetensors header, of this format's inside it with the digest itself, and of the tensors."""
+    checkpoints.save(path, StepTrainer(dataclasses.replace(CONFIG, backend="auto")).snapshot())
+    whole = path.read_bytes()
+    accepted = []
+    for place in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        try:
+            checkpoints.load(path)
+        except ValueError:
+            continue
+        accepted.append(place)
+    assert accepted == []
+
+
+@pytest.mark.parametrize(
+    "entry", ["[" * 100_000, '{"format": ' + "[" * 100_000, "9" * 5000], ids=["list", "map", "int"]
+)
+def test_json_that_cannot_be_read_is_refused(path: Path, entry: str) -> None:
+    path.write_bytes(serialise({"weight": torch.ones(2)}, {"memformer_lab": entry}))
+    with pytest.raises(ValueError, match=f"{path.name} is not a checkpoint"):
+        checkpoints.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe is a folder, a device or a FIFO, expected a memformer_lab\.checkpoint"):
+        checkpoints.load(tmp_path / "pipe")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are text on this system")
+def test_a_path_that_is_no_text(checkpoint: checkpoints.Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(FileNotFoundError):
+        checkpoints.load(path)
+    checkpoints.save(path, checkpoint)
+    assert checkpoints.load(path).step == checkpoint.step
 
 
 @pytest.mark.parametrize("data", [b"hello", b"\x80\x04\x95" + bytes(100), os.urandom(4096)])
@@ -122,8 +167,9 @@ def test_foreign_safetensors_are_refused(path: Path, metadata: dict[str, str] | 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"version": 1}, "has format version 1, expected 2"),
-        ({"version": None}, "has format version None, expected 2"),
+        ({"version": 2}, "has format version 2, expected 3"),
+        ({"version": None}, "has format version None, expected 3"),
+        ({"step": True}, "has step = True in its header, expected int"),
         ({"step": "three"}, "has step = 'three' in its header, expected int"),
         ({"step": -3}, "step = -3"),
         ({"loss_sum": None}, "loss_sum = None"),

@@ -306,7 +306,7 @@ def test_info_says_what_runs_here_and_what_a_checkpoint_holds(folder: Path) -> N
     assert "memformer_kernels" in here.output
     assert f"results: {Path('results').resolve()}" in here.output
     held = _call("info", folder)
-    assert "memformer_lab.checkpoint, version 2, step 40 of 40" in held.output
+    assert "memformer_lab.checkpoint, version 3, step 40 of 40" in held.output
     config = next(json.loads(line) for line in held.output.splitlines() if line.startswith("{"))
     assert config == checkpoints.load(folder / CHECKPOINT).config.to_dict()
     assert "q: (2, 1, 5, 5) torch.float32" in held.output

@@ -13,6 +13,7 @@ import torch
 
 from memformer_lab import checkpoint as checkpoints
 from memformer_lab.config import TrainingConfig
+from memformer_lab.lock import LOCK
 from memformer_lab.metrics import read_metrics
 from memformer_lab.training import CHECKPOINT, METRICS, train
 
@@ -114,4 +115,4 @@ def test_a_killed_run_continues_the_exact_trace(kills: int, tmp_path: Path) -> N
         for name, value in getattr(one, group).items():
             assert torch.equal(value, getattr(other, group)[name])
     assert _lines(straight) == _lines(broken)
-    assert sorted(path.name for path in broken.iterdir()) == sorted([CHECKPOINT, METRICS])
+    assert sorted(path.name for path in broken.iterdir()) == sorted([CHECKPOINT, LOCK, METRICS])

@@ -34,7 +34,7 @@ def _assert_same(one: TrainState, other: TrainState) -> None:
     assert one.step == other.step
     for group in ("parameters", "first", "second", "masks"):
         mine, theirs = getattr(one, group), getattr(other, group)
-        assert list(mine) == list(theirs)
+        assert mine.keys() == theirs.keys()
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     for name in ("seeds", "streams", "skipped"):
         assert torch.equal(getattr(one, name), getattr(other, name))
@@ -48,6 +48,15 @@ def test_what_is_saved_is_loaded_and_goes_on_exactly(state: TrainState, tmp_path
     _assert_same(state, loaded)
     assert torch.equal(_advance(state, 4), _advance(loaded, 4))
     _assert_same(state, loaded)
+
+
+def test_what_cannot_be_written_is_refused(state: TrainState, tmp_path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ValueError, match="nested too deep"):
+        save_state(tmp_path / "state", state, {"deep": deep})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_saved_state_is_a_copy(state: TrainState, tmp_path: Path) -> None:
@@ -78,7 +87,7 @@ def test_files_of_another_kind_are_refused(state: TrainState, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"is not a checkpoint: .* expected format 'memformer_lab.state'"):
         load_state(path)
     _write(path, {"format": "memformer_lab.state", "version": 9}, {"q": torch.ones(1)})
-    with pytest.raises(ValueError, match="has format version 9, expected 1"):
+    with pytest.raises(ValueError, match="has format version 9, expected 2"):
         load_state(path)
     path.write_bytes(b"\x80\x04\x95 no tensors")
     with pytest.raises(ValueError, match="is not a whole safetensors file"):
@@ -92,7 +101,14 @@ def test_files_of_another_kind_are_refused(state: TrainState, tmp_path: Path) ->
     [
         (lambda held: held.parameters.pop("p"), "holds no training state: first: expected one entry"),
         (lambda held: held.first.update(q=torch.ones(2)), r"first\['q'\]: expected"),
-        (lambda held: held.masks.update(gate=torch.ones(2)), "a tensor of 'gate', expected names"),
+        (lambda held: held.masks.update(gate=torch.ones(2)), "holds no training state: masks: expected names"),
+        (
+            lambda held: [
+                group.update(gamma=torch.ones(2, 2, 2, 30, 1, 4))
+                for group in (held.parameters, held.first, held.second)
+            ],
+            "holds no training state: gamma: expected a shape broadcastable to",
+        ),
         (lambda held: setattr(held, "step", -2), "holds no training state: step"),
         (lambda held: setattr(held, "seeds", held.seeds - 9), "holds no training state: seeds"),
     ],

@@ -76,6 +76,23 @@ def test_an_interrupted_run_continues_bit_for_bit(config: TrainingConfig, tmp_pa
     assert _lines(straight) == _lines(broken)
 
 
+def test_two_runs_never_write_to_one_folder(tmp_path: Path) -> None:
+    """While a run is at work others are refused and leave it as it is; when it has ended, the next may write."""
+    refused = []
+
+    def on_record(_: Record) -> None:
+        before = (tmp_path / CHECKPOINT).read_bytes(), (tmp_path / METRICS).read_bytes()
+        for other in (lambda: train(SMALL, tmp_path), lambda: continue_training(tmp_path)):
+            with pytest.raises(BlockingIOError, match="another run is writing to this folder") as error:
+                other()
+            refused.append(error.value.filename)
+        assert before == ((tmp_path / CHECKPOINT).read_bytes(), (tmp_path / METRICS).read_bytes())
+
+    train(SMALL, tmp_path, on_record=on_record)
+    assert set(refused) == {str(tmp_path)}
+    assert continue_training(tmp_path).tasks == 0
+
+
 def test_continuing_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     train(SMALL, tmp_path)
     before = (tmp_path / CHECKPOINT).read_bytes(), (tmp_path / METRICS).read_bytes()

@@ -83,13 +83,14 @@ def check(
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
-def given(count: int = 150) -> tuple[Tensor, Tensor]:
+def given(count: int = 150, padding: int = 0) -> tuple[Tensor, Tensor]:
+    """Tasks with two queries behind so many tokens of padding, which hold NaN."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, N + 2, D, generator=generator)
     y = (x @ torch.randn(count, D, 1, generator=generator))[..., 0]
     z = torch.cat([x, y[..., None]], -1)
     z[:, N:, D] = 0.25
-    return z, y[:, N:]
+    return torch.cat([z[:, :N], torch.full((count, padding, D + 1), torch.nan), z[:, N:]], 1), y[:, N:]
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -99,6 +100,8 @@ SAMPLERS: dict[str, Sampler] = {
     "tokens, integrated": GaussianTokens(D, 70, 33, query="integrated", resample_every=2),
     "full batch": FixedTasks(*given(), N),
     "epochs": FixedTasks(*given(), N, batch=40, resample_every=2),
+    "padded full batch": FixedTasks(*given(padding=3), N),
+    "padded epochs": FixedTasks(*given(padding=2), N, batch=40, resample_every=2),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Adam(0.02, clip=0.5, schedule=Schedule("cosine", warmup=2, steps=6)),
@@ -120,6 +123,15 @@ HOT = GaussianStatistics(5, 20, 300, query="integrated")
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 def test_every_sampler(train: Train, sampler: Sampler) -> None:
     check(train, state(), sampler, OPTIMIZERS["adam"])
+
+
+@pytest.mark.parametrize("mode", [PERSISTENT, REPLAY], ids=["persistent", "replay"])
+@pytest.mark.parametrize("every", [1, 2])
+def test_draws_past_32_bits(train: Train, mode: int, every: int) -> None:
+    """The draw's upper half changes within a call, at its second step or, with a batch kept, at its third."""
+    held = state(2)
+    held.step = (2**32 - 1) * every
+    check(train, held, replace(INTEGRATED, resample_every=every), SGD(0.02), 4, mode=mode)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())

@@ -8,7 +8,7 @@ from torch import Tensor
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler, batch_of
-from memformer_kernels.training.state import NAMES, TrainState
+from memformer_kernels.training.state import NAMES, TrainState, in_order
 
 AUTOMATIC, PERSISTENT, REPLAY = range(3)
 SAMPLERS = {"statistics": 0, "tokens": 1, "fixed": 2}
@@ -57,14 +57,16 @@ class TrainCall:
         counts, found, ends, kept = links(state)
         flat = sum(value[0].numel() for value in state.parameters.values())
         rule, hyper, clip = arguments.rule(optimizer, state.models)
-        every, seeds, streams, kind, d, batch, context, queries, noise, *source = arguments.tasks(state, sampler, steps)
+        every, seeds, streams, kind, d, batch, all_tokens, context, queries, noise, *source = arguments.tasks(
+            state, sampler, steps
+        )
         weights, factor, z, target, index = source
         factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
         self.losses = torch.full((steps, state.models), -7.0, dtype=torch.float64)
         clip_ends = {"none": [], "matrix": ends, "model": [flat]}[clip]
         gamma = state.parameters.get("gamma")
         tensors: list[int] = []
-        for name, value in state.parameters.items():
+        for name, value in in_order(state.parameters).items():
             second = None if rule in ("sgd", "nesterov") else state.second[name]
             for one in (value, state.first[name], second, state.masks.get(name)):
                 tensors.append(self._address(one))
@@ -74,7 +76,7 @@ class TrainCall:
             int(gamma is None or gamma.ndim == 5),
             *(d + 1, layers, kept, kept, counts["q"], counts.get("gamma", 0), counts.get("beta", 0), len(found)),
             *(self._integers([pair[side] for pair in found]) for side in (0, 1)),
-            *(SAMPLERS[kind], state.models, batch, d, context, queries),
+            *(SAMPLERS[kind], state.models, batch, d, all_tokens, context, queries),
             self._address(torch.tensor([noise], dtype=torch.float32)),
             *(self._address(one) for one in (seeds, streams, weights, factor, z, target, index)),
             state.step // every,

@@ -8,6 +8,7 @@
 
 #include "binding/cuda/device.h"
 #include "binding/links.h"
+#include "binding/train_checks.h"
 #include "cuda/train.h"
 
 namespace memformer::binding {
@@ -28,18 +29,22 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
                  int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
-                 const std::string& sampler, int64_t features, int64_t tasks, int64_t context, int64_t queries, double noise,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
                  const MaybeTensor& target, const MaybeTensor& index, const std::string& launches, const Tensor& losses) {
   STD_TORCH_CHECK(!p && storage_of(q) == Storage::float32 && features <= cuda::most_trained_features,
                   "the CUDA trainer serves response-only models in float32 with at most ", cuda::most_trained_features, " features");
   if (losses.size(0) == 0) return;
   const TrainedParameters given{q, p, gamma, beta};
+  const TaskArguments source{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
+                             covariate_factor, z, target, index};
+  check_models(given, features);
+  check_optimizer(given, {first, second, masks, skipped, rule, hyper, clip, factors, max_skipped}, losses);
+  check_tasks(source, q, draws_of(step, losses.size(0), resample_every));
   const Links<float> links(given, narrow(features, "features"));
   cuda::Train call;
   call.network = links.network;
-  call.source = task_source<float>({seeds, streams, sampler, features, tasks, context, queries, noise, weight_factor,
-                                    covariate_factor, z, target, index});
+  call.source = task_source<float>(source);
   call.source.models = narrow(q.size(0), "q");
   call.source.first_draw = step / resample_every;
   const std::vector<Tensor> tensors = present(given);

@@ -217,7 +217,7 @@ class Trainer {
 
   bool take_step(int model, int64_t step, const double* total, double entries) {
     const int64_t begin = static_cast<int64_t>(model) * state_.flat_step;
-    const double* const hyper = state_.hyper + 6 * model;
+    const double* const hyper = state_.hyper + 6 * static_cast<int64_t>(model);
     T* const grad = news_ + 4 * begin;
     T* const next[3] = {grad + state_.flat_step, grad + 2 * state_.flat_step, grad + 3 * state_.flat_step};
     T* const now[3] = {state_.parameters + begin, state_.first + begin,

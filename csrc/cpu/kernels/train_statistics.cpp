@@ -20,8 +20,8 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
   const TaskCells<T> at(source);
   const int d = extent;
   const core::StatisticsPlan plan{d, source.context, source.queries, source.noise != T(0)};
-  const T* const weight_factor = source.weight_factor ? source.weight_factor + draw.model * d * d : nullptr;
-  const T* const covariate_factor = source.covariate_factor ? source.covariate_factor + draw.model * d * d : nullptr;
+  const T* const weight_factor = draw.factor(source.weight_factor);
+  const T* const covariate_factor = draw.factor(source.covariate_factor);
 
   const auto stream = stream_of(draw, tasks);
   const S* const drawn = normals(stream, 0, plan.normals(), scratch);

@@ -41,11 +41,10 @@ class DrawnTokens {
       : source_(draw.source),
         d_(d),
         stream_(stream_of(draw, tasks)),
-        covariate_factor_(source_.covariate_factor ? source_.covariate_factor + draw.model * d * d : nullptr),
+        covariate_factor_(draw.factor(source_.covariate_factor)),
         rows_(rows),
         buffer_(buffer) {
-    const T* const factor = source_.weight_factor ? source_.weight_factor + draw.model * d * d : nullptr;
-    core::transform(d_, factor, normals(stream_, 0, d_, buffer_), w_);
+    core::transform(d_, draw.factor(source_.weight_factor), normals(stream_, 0, d_, buffer_), w_);
   }
 
   // Rows [first, first + count) of the context: features, and w.x with noise.
@@ -54,8 +53,7 @@ class DrawnTokens {
     const S* const drawn = normals(stream_, d + static_cast<int64_t>(first) * d, count * d, buffer_);
     for (int i = 0; i < count; ++i) make(drawn + i * d, rows_ + i * (d + 1));
     if (source_.noise != T(0)) {
-      const int64_t tokens = source_.context + source_.queries;
-      const S* const noise = normals(stream_, d + tokens * d + first, count, buffer_);
+      const S* const noise = normals(stream_, d + static_cast<int64_t>(source_.tokens) * d + first, count, buffer_);
       for (int i = 0; i < count; ++i) rows_[i * (d + 1) + d] += noise[i] * source_.noise;
     }
     return rows_;
@@ -98,10 +96,10 @@ class GivenTokens {
  public:
   GivenTokens(const Draw<T>& draw, Tasks tasks, S* rows, S* buffer)
       : source_(draw.source), tasks_(tasks), rows_(rows), gathered_(reinterpret_cast<T*>(buffer)) {
-    const int width = source_.features + 1, tokens = source_.context + source_.queries;
+    const int width = source_.features + 1;
     z_.data = const_cast<T*>(source_.z);
     z_.storage = target_.storage = storage_of<T>;
-    z_.stride[0] = static_cast<int64_t>(tokens) * width;
+    z_.stride[0] = static_cast<int64_t>(source_.tokens) * width;
     z_.stride[1] = width;
     z_.stride[2] = 1;
     target_.data = const_cast<T*>(source_.target);
@@ -121,7 +119,7 @@ class GivenTokens {
 
   void query(int index, S* row) {
     const int width = source_.features + 1;
-    load(source_.context + index, 1, row);
+    load(source_.tokens - source_.queries + index, 1, row);
     if (!index_) {
       row[width] = load_entry<T>(target_, tasks_, index);
       return;

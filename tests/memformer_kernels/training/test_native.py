@@ -29,12 +29,14 @@ pytestmark = pytest.mark.skipif(not build.available("cpu"), reason="the native l
 STATISTICS = GaussianStatistics(D, N, 50, query="integrated")
 
 
-def _given(dtype: torch.dtype = torch.float64) -> FixedTasks:
+def _given(dtype: torch.dtype = torch.float64, padding: int = 0) -> FixedTasks:
+    """60 tasks with one query behind so many tokens of padding, which hold NaN."""
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(60, N + 1, D, generator=generator, dtype=torch.float64)
     y = x @ torch.randn(60, D, 1, generator=generator, dtype=torch.float64)
     z = torch.cat([x, y], -1)
     z[:, N:, D] = 0
+    z = torch.cat([z[:, :N], torch.full((60, padding, D + 1), math.nan), z[:, N:]], 1)
     return FixedTasks(z.to(dtype), y[:, N:, 0].to(dtype), N)
 
 
@@ -74,6 +76,8 @@ CASES = {
     ),
     "dense, heads": (lambda: _dense(2), GaussianTokens(D, N, 40), SGD(0.003, clip=0.2)),
     "full batch": (state, _given(), SGD(0.05, clip=1.0)),
+    "padded full batch": (state, _given(padding=3), SGD(0.05, clip=1.0)),
+    "padded epochs": (lambda: _dense(1), dataclasses.replace(_given(padding=2), batch=20), SGD(0.003, clip=0.2)),
     "epochs": (
         lambda: state(2),
         dataclasses.replace(_given(), batch=20),

@@ -29,9 +29,11 @@ def _instruction_set(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.ops.memformer_native.use_instruction_set(widest)
 
 
-def _numbers(kind: str, dtype: torch.dtype, tasks: int = TASKS, blocks: int = 3, seed: int = SEED) -> Tensor:
+def _numbers(
+    kind: str, dtype: torch.dtype, tasks: int = TASKS, blocks: int = 3, seed: int = SEED, draw: int = DRAW
+) -> Tensor:
     made = torch.empty(tasks, 4 * blocks, dtype=torch.float64)
-    stream, draw = (STREAM, DRAW) if seed else (0, 0)
+    stream = STREAM if seed else 0
     torch.ops.memformer_native.random_numbers(kind, seed, stream, draw, dtype == torch.float64, made)
     return made
 
@@ -46,6 +48,7 @@ def _cells(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype, tasks: int
         "statistics" if isinstance(sampler, GaussianStatistics) else "tokens" if gaussian else "fixed",
         sampler.d,
         tasks,
+        sampler.tokens,
         sampler.n if isinstance(sampler, GaussianSampler) else sampler.context,
         0 if isinstance(sampler, GaussianSampler) and sampler.query == "integrated" else 2,
         float(sampler.noise) if isinstance(sampler, GaussianSampler) else 0.0,
@@ -61,10 +64,17 @@ def _cells(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype, tasks: int
 @DTYPES
 def test_words(dtype: torch.dtype) -> None:
     """The published answer for a counter and a key of zeros, and the definition's words of all tasks."""
-    zero = _numbers("words", dtype, 1, 1, seed=0)[0]
+    zero = _numbers("words", dtype, 1, 1, seed=0, draw=0)[0]
     assert [int(word) for word in zero] == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
     expected = task_words(SEED, STREAM, DRAW, range(TASKS), 0, 3)
     assert torch.equal(_numbers("words", dtype), expected.double())
+
+
+@DTYPES
+@pytest.mark.parametrize("draw", [2**32 - 1, 2**32, 2**32 + DRAW, 2**63 - 1])
+def test_words_past_32_bits_of_draws(dtype: torch.dtype, draw: int) -> None:
+    expected = task_words(SEED, STREAM, draw, range(TASKS), 0, 3)
+    assert torch.equal(_numbers("words", dtype, draw=draw), expected.double())
 
 
 @DTYPES
@@ -95,7 +105,7 @@ def _expected(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype) -> Tens
     drawn = draws.draw_tasks(sampler, draws.Stream(SEED, STREAM, dtype), DRAW, range(TASKS))
     labelled = drawn.z[:, : drawn.context]
     gram = labelled.transpose(1, 2) @ labelled / drawn.context
-    asked = drawn.z[:, drawn.context :]
+    asked = drawn.z[:, drawn.z.shape[1] - drawn.target.shape[1] :]
     if isinstance(sampler, GaussianStatistics):
         gram[:, -1, -1] = 0.0
     if isinstance(sampler, GaussianSampler) and sampler.query == "integrated":
@@ -128,11 +138,14 @@ def test_tasks(sampler: GaussianSampler, dtype: torch.dtype) -> None:
 
 
 @DTYPES
-def test_given_tasks(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("context", [38, 35, 1])
+def test_given_tasks(dtype: torch.dtype, context: int) -> None:
+    """Tokens between the context and the two queries are padding, and hold NaN."""
     generator = torch.Generator().manual_seed(3)
     z = torch.randn(TASKS, 40, 5, generator=generator, dtype=torch.float64).to(dtype)
+    z[:, context:38] = torch.nan
     target = torch.randn(TASKS, 2, generator=generator, dtype=torch.float64).to(dtype)
-    sampler = FixedTasks(z, target, 38)
+    sampler = FixedTasks(z, target, context)
     expected = _expected(sampler, dtype)
     made = _cells(sampler, dtype, TASKS, expected.shape[1])
     torch.testing.assert_close(made, expected, rtol=0, atol=2e-14 if dtype == torch.float64 else 2e-6)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from memformer_kernels.training.philox import normals, philox, task_words, uniforms
+from memformer_kernels.training.philox import key_of, normals, philox, task_words, uniforms
 
 # The known answers that Salmon et al. publish with Random123.
 KNOWN = [
@@ -35,6 +35,15 @@ def test_words_are_those_of_their_counter() -> None:
             assert torch.equal(whole[task, 4 * block : 4 * block + 4], expected)
     assert torch.equal(task_words(seed, stream, draw, range(4, 7), 2, 3), whole[4:7, 8:20])
     assert task_words(seed, stream, draw, range(2), 0, 0).shape == (2, 0)
+
+
+def test_draws_past_32_bits_have_keys_of_their_own() -> None:
+    """Made of the seed and the draw's upper half by a block that is no task's; below, the key is the seed."""
+    key, high, low = (7, 5), 3, 9
+    own = philox(torch.tensor([2**31 + high, 0, 0, 0]), key)[:2].tolist()
+    words = task_words((5 << 32) + 7, 3, (high << 32) + low, range(2), 0, 1)
+    assert torch.equal(words[1], philox(torch.tensor([0, 1, low, 3]), (own[0], own[1])))
+    assert key_of((5 << 32) + 7, 2**32 - 1) == key
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -76,6 +85,8 @@ def test_neighbouring_counters_are_independent() -> None:
         "stream": normals(task_words(3, 1, 0, range(count), 0, 1)[:, :2], torch.float64)[:, 0],
         "seed": normals(task_words(4, 0, 0, range(count), 0, 1)[:, :2], torch.float64)[:, 0],
         "seed, high half": normals(task_words(3 + (1 << 32), 0, 0, range(count), 0, 1)[:, :2], torch.float64)[:, 0],
+        "draw, high half": normals(task_words(3, 0, 1 << 32, range(count), 0, 1)[:, :2], torch.float64)[:, 0],
+        "draw, next high half": normals(task_words(3, 0, 2 << 32, range(count), 0, 1)[:, :2], torch.float64)[:, 0],
         "pair": normals(task_words(3, 0, 0, range(count), 0, 1)[:, :2], torch.float64)[:, 1],
     }
     for what, other in others.items():

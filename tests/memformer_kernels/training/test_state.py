@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_kernels import TrainState
+from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, TrainState, build, explain_training, train_steps
 from tests.memformer_kernels.training.runs import model, state
 
 
@@ -49,6 +49,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: TrainState.of([model()], streams=[2**32]), ValueError, "streams"),
     (lambda: TrainState.of([model()], seeds=["a"]), TypeError, "seeds"),  # type: ignore[list-item]
     (lambda: TrainState.of([model()], trainable=[]), ValueError, "trainable"),
+    (lambda: TrainState.of([model()], trainable=[3]), TypeError, "trainable"),  # type: ignore[list-item]
+    (lambda: TrainState.of([model()], trainable=3), TypeError, "trainable"),  # type: ignore[arg-type]
+    (lambda: TrainState.of([3]), TypeError, "models"),  # type: ignore[list-item]
+    (lambda: TrainState.of([model()], streams=3), TypeError, "streams"),  # type: ignore[arg-type]
+    (lambda: TrainState.of([{"q": model()["q"].to_sparse()}]), TypeError, "q"),
     (lambda: TrainState.of([model()], trainable=[{"q": torch.ones(1)}]), TypeError, "trainable"),
     (lambda: TrainState.of([model()], trainable=[{"q": torch.ones(7, dtype=torch.bool)}]), ValueError, "trainable"),
     (lambda: TrainState.of([model()], trainable=[{"p": torch.ones(1, dtype=torch.bool)}]), ValueError, "trainable"),
@@ -59,6 +64,9 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_models(make: Any, kind: type[Exception], name: str) -> None:
     with pytest.raises(kind, match=rf"^{name}(\[.*\])?: expected "):
         make()
+
+
+GROUPS = ("parameters", "first", "second", "masks")
 
 
 def _changed(**values: Any) -> TrainState:
@@ -82,6 +90,15 @@ CHANGES: list[tuple[Any, type[Exception], str]] = [
     (lambda: _changed(skipped=torch.zeros(3, dtype=torch.int64)), ValueError, "skipped"),
     (lambda: _changed(seeds=torch.zeros(2)), TypeError, "seeds"),
     (lambda: _changed(step=-1), ValueError, "step"),
+    (lambda: _changed(step=2**63), ValueError, "step"),
+    (lambda: _changed(skipped=torch.ones(2, dtype=torch.int64)), ValueError, "skipped"),
+    (lambda: _changed(seeds=torch.zeros(4, dtype=torch.int64)[::2]), ValueError, "seeds"),
+    *((lambda group=group: _changed(**{group: None}), TypeError, group) for group in GROUPS),
+    *((lambda group=group: _changed(**{group: [("q", 1)]}), TypeError, group) for group in GROUPS),
+    (lambda: _changed(**_with("parameters", "q", "q")), TypeError, "q"),
+    (lambda: _changed(**_with("parameters", 3, torch.ones(2))), ValueError, "parameters"),
+    (lambda: _changed(**_with("first", "q", state(2).first["q"].to_sparse())), TypeError, "first"),
+    (lambda: _changed(**_with("first", "p", torch.ones(2))), ValueError, "first"),
 ]
 
 
@@ -89,3 +106,119 @@ CHANGES: list[tuple[Any, type[Exception], str]] = [
 def test_bad_attributes(make: Any, kind: type[Exception], name: str) -> None:
     with pytest.raises(kind, match=rf"^{name}(\[.*\])?: expected "):
         make()
+
+
+SIZES = {
+    "beyond the heap": ((64, 1, 5, 5), {"gamma": (2, 2, 3000, 1, 6)}),
+    "heads of gamma": ((3, 2, 3, 3), {"gamma": (3, 3, 3, 1, 4)}),
+    "layers of gamma": ((3, 1, 3, 3), {"gamma": (3, 2, 1, 1, 4)}),
+    "earlier layers of gamma": ((3, 1, 3, 3), {"gamma": (2, 3, 1, 1, 4)}),
+    "features of gamma": ((3, 1, 3, 3), {"gamma": (3, 1, 1, 5)}),
+    "neither d nor D of gamma": ((3, 1, 4, 4), {"gamma": (3, 1, 1, 3)}),
+    "layers of beta": ((3, 1, 3, 3), {"beta": (2, 1, 1, 4)}),
+    "heads of beta": ((3, 2, 3, 3), {"beta": (3, 3, 1, 1)}),
+    "features of beta": ((3, 1, 3, 3), {"beta": (3, 1, 1, 2)}),
+    "tokens of beta and of gamma": ((3, 1, 3, 3), {"beta": (3, 1, 7, 1), "gamma": (3, 1, 8, 1)}),
+    "layers of p": ((3, 1, 3, 3), {"p": (2, 1, 3, 3)}),
+    "size of p": ((3, 1, 3, 3), {"p": (3, 1, 5, 5)}),
+}
+
+
+def _parameters(q: tuple[int, ...], others: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros((1, *shape)) for name, shape in {"q": q, **others}.items()}
+
+
+def _like(parameters: dict[str, torch.Tensor]) -> dict[str, Any]:
+    counters = {name: torch.zeros(1, dtype=torch.int64) for name in ("seeds", "streams", "skipped")}
+    groups = {
+        group: {name: torch.zeros_like(value) for name, value in parameters.items()} for group in ("first", "second")
+    }
+    return {"parameters": parameters, **groups, **counters}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_that_are_no_networks(case: str) -> None:
+    """However the state comes about: of models, of attributes, or by replacing what is in it, before any step."""
+    parameters = _parameters(*SIZES[case])
+    names = "|".join(SIZES[case][1])
+    with pytest.raises(ValueError, match=rf"^({names}): expected "):
+        TrainState.of([{name: value[0] for name, value in parameters.items()}])
+    with pytest.raises(ValueError, match=rf"^({names}): expected "):
+        TrainState(**_like(parameters))
+    held = TrainState(**_like(_parameters(SIZES[case][0], {})))
+    sampler = GaussianTokens(SIZES[case][0][-1], 8, 4)
+    train_steps(held, sampler, 1, optimizer=Adam(0.1))
+    for group, values in _like(parameters).items():
+        setattr(held, group, values)
+    with pytest.raises(ValueError, match=rf"^({names}): expected "):
+        train_steps(held, sampler, 1, optimizer=Adam(0.1))
+    assert held.step == 1
+
+
+def test_coefficients_are_of_the_samplers_size() -> None:
+    """D of gamma fits q by itself, and not the tasks; so do its tokens."""
+    wide = TrainState(**_like(_parameters((2, 1, 3, 3), {"gamma": (2, 1, 1, 3)})))
+    with pytest.raises(ValueError, match=r"^gamma: expected a shape broadcastable to"):
+        explain_training(wide, GaussianTokens(3, 8, 4), optimizer=Adam(0.1))
+    long = TrainState(**_like(_parameters((2, 1, 3, 3), {"beta": (2, 1, 7, 1)})))
+    assert explain_training(long, GaussianTokens(3, 6, 4), optimizer=Adam(0.1)).backend == "torch"
+    with pytest.raises(ValueError, match=r"^beta: expected a shape broadcastable to"):
+        explain_training(long, GaussianTokens(3, 8, 4), optimizer=Adam(0.1))
+
+
+@pytest.mark.skipif(not build.available("cpu"), reason="the native library was not built")
+@pytest.mark.parametrize("group", ["parameters", "first", "second", "masks", "skipped"])
+def test_the_library_looks_again(group: str) -> None:
+    """A tensor that was made smaller in place is refused there, where nothing in Python looks at it any more."""
+    held = TrainState.of([model()], trainable=[{"gamma": ~torch.eye(3, dtype=torch.bool)[:, :, None, None, None]}])
+    sampler = GaussianStatistics(3, 8, 4)
+    train_steps(held, sampler, 1, optimizer=Adam(0.1), backend="cpu")
+    tensor = getattr(held, group) if group == "skipped" else getattr(held, group)["gamma"]
+    tensor.resize_(*tensor.shape[:-1], tensor.shape[-1] // 2)
+    with pytest.raises(RuntimeError, match=r"another shape, dtype, layout or device"):
+        train_steps(held, sampler, 1, optimizer=Adam(0.1), backend="cpu")
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_entries_are_taken_by_name(backend: str) -> None:
+    """Two states that differ in the order of their dicts alone are one state."""
+    if not build.available("cpu"):
+        backend = "torch"
+    trainable = [{"gamma": ~torch.eye(3, dtype=torch.bool)[:, :, None, None, None]}]
+    runs = []
+    for turned in (False, True):
+        held = TrainState.of([model(structure="block")], trainable=trainable)
+        held.masks["q"] = torch.ones_like(held.parameters["q"], dtype=torch.bool)
+        held.masks["q"][0, 0] = False
+        for index, group in enumerate(GROUPS):
+            entries = list(getattr(held, group).items())
+            setattr(held, group, dict(entries[index % 3 :] + entries[: index % 3] if turned else entries))
+        held = TrainState(**{field.name: getattr(held, field.name) for field in fields(held)})
+        trace = train_steps(
+            held, GaussianStatistics(3, 8, 40), 5, optimizer=Adam(0.1, clip=0.1, clip_by="model"), backend=backend
+        )
+        runs.append([trace, *held.tensors()])
+    assert all(torch.equal(left, right) for left, right in zip(*runs, strict=True))
+
+
+def test_memory_is_not_shared() -> None:
+    """One dict or tensor given twice, or views that overlap, when a state is made and when it is trained."""
+    held = state(2)
+    flat = torch.zeros(held.parameters["q"].numel() + 1, dtype=torch.float64)
+    shape = held.parameters["q"].shape
+    overlapping = {
+        "first": {**held.first, "q": flat[1:].view(shape)},
+        "second": {**held.second, "q": flat[:-1].view(shape)},
+    }
+    for values in (
+        {"second": held.first},
+        {"first": held.parameters},
+        {"seeds": held.skipped},
+        {"second": {**held.second, "q": held.first["q"]}},
+        overlapping,
+    ):
+        with pytest.raises(ValueError, match="expected a tensor with memory of its own"):
+            TrainState(**{field.name: getattr(held, field.name) for field in fields(held)} | values)
+    held.second = held.first
+    with pytest.raises(ValueError, match="expected a tensor with memory of its own"):
+        train_steps(held, GaussianStatistics(3, 8, 4), 1, optimizer=Adam(0.1))

@@ -229,6 +229,15 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         TypeError,
         "sampler",
     ),
+    (lambda: train_steps(state(), STATISTICS, 2**63, optimizer=OPTIMIZER), ValueError, "steps"),
+    (lambda: train_steps(state(), STATISTICS, 1, optimizer=OPTIMIZER, max_skipped=2**63), ValueError, "max_skipped"),
+    (lambda: train_steps(state(), STATISTICS, 1, optimizer=OPTIMIZER, group=3), TypeError, "group"),  # type: ignore[arg-type]
+    (lambda: GaussianStatistics(5, 2**32 + 20, 1), ValueError, "n"),
+    (lambda: GaussianStatistics(5, 2**28, 1), ValueError, "n"),
+    (lambda: GaussianTokens(5, 20, 1, queries=2**32 + 1), ValueError, "queries"),
+    (lambda: GaussianTokens(2**32 + 5, 20, 1), ValueError, "d"),
+    (lambda: GaussianTokens(5, 20, 2**32 + 1), ValueError, "batch"),
+    (lambda: GaussianTokens(5, 20, 1, resample_every=2**63), ValueError, "resample_every"),
     (lambda: GaussianStatistics(4, 3, 1), ValueError, "n"),
     (lambda: GaussianTokens(0, 3, 1), ValueError, "d"),
     (lambda: GaussianTokens(2, 3, 0), ValueError, "batch"),
@@ -250,3 +259,25 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_bad_arguments(call: Any, kind: type[Exception], name: str) -> None:
     with pytest.raises(kind, match=f"^{name}: expected "):
         call()
+
+
+def test_tasks_beyond_a_librarys_indices_are_left_to_torch() -> None:
+    sampler = FixedTasks(torch.zeros(1, 1, 2, dtype=torch.float64).expand(1, 2**31, 2), torch.zeros(1, 1).double(), 1)
+    held = TrainState.of([{"q": torch.zeros(1, 1, 1, 1, dtype=torch.float64)}])
+    plan = explain_training(held, sampler, optimizer=OPTIMIZER)
+    assert plan.backend == "torch"
+    assert "2^30 numbers" in plan.reason or "native library is missing" in plan.reason
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_steps_past_32_bits(backend: str) -> None:
+    """Every draw has tasks of its own, the same for every backend, at the last of 32 bits and the first beyond."""
+    sampler, traces = GaussianStatistics(D, N, 40), []
+    for step in (0, 2**32 - 2, 2**33 - 2):
+        held, other = state(), state()
+        held.step = other.step = step
+        trace = train_steps(held, sampler, 4, optimizer=SGD(0.0), backend=backend)[:, 0]
+        cut = torch.cat([train_steps(other, sampler, steps, optimizer=SGD(0.0), backend="torch") for steps in (2, 2)])
+        torch.testing.assert_close(trace, cut[:, 0], rtol=1e-10, atol=0)
+        traces += trace.tolist()
+    assert len(set(traces)) == 12

@@ -56,6 +56,7 @@ Train read_call(const int64_t* numbers) {
   source.models = given.size();
   source.tasks = given.number();
   source.features = given.size();
+  source.tokens = given.size();
   source.context = given.size();
   source.queries = given.size();
   source.noise = *static_cast<const float*>(given.pointer());
