@@ -120,7 +120,7 @@ class TrainState:
             second={name: torch.zeros_like(value) for name, value in parameters.items()},
             seeds=_integers("seeds", seed_list),
             streams=_integers("streams", stream_list),
-            skipped=torch.zeros(count, dtype=torch.int64),
+            skipped=torch.zeros(count, dtype=torch.int64, device="cpu"),
             masks={name: mask for name, mask in stacked.items() if not bool(mask.all())},
         )
 
