@@ -56,6 +56,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Take (n, d) features and (n,) responses as the context.
 
         Raises:
+            TypeError: for a `rescale` that is no bool.
             ValueError: for fewer than 2 rows, missing or infinite values, or shapes that do not fit.
         """
         return self._read(X, y, reset=True)
@@ -77,6 +78,8 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return predictions
 
     def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
+        if not isinstance(self.rescale, bool | np.bool_):
+            raise TypeError(f"rescale must be a bool, got {self.rescale!r}")
         first = reset
         rows, responses = validate_data(
             self,

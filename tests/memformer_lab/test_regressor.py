@@ -156,3 +156,10 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
     np.testing.assert_allclose(moments.scatter, centred.T @ centred, rtol=1e-6, atol=1e-6)
     assert moments.count == 50
     assert not moments.constant.any()
+
+
+@pytest.mark.parametrize("rescale", ["yes", 1, None])
+def test_rescale_is_a_bool(rescale: object) -> None:
+    rows = np.random.default_rng(0).normal(size=(9, 2))
+    with pytest.raises(TypeError, match="rescale must be a bool, got"):
+        MemformerRegressor(rescale=rescale).fit(rows, rows[:, 0])  # type: ignore[arg-type]
