@@ -29,7 +29,7 @@ from memformer_kernels.nn import Memformer, MemformerAttention, RegisterMemory
 Z, Q, R, LENGTHS = torch.zeros(2, 7, 4), torch.zeros(3, 2, 3, 3), torch.zeros(2, 1, 7, 4), torch.tensor([3, 4])
 K = torch.zeros(2, 7, 2, 4)
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
-    "predict": (memformer_predict, {"z": Z, "q": Q, "p": Q, "gamma": torch.zeros(4, 1, 1)[None], "context": LENGTHS}),
+    "predict": (memformer_predict, {"z": Z, "q": Q, "p": Q, "gamma": torch.zeros(3, 1, 1, 1), "context": LENGTHS}),
     "loss": (memformer_loss, {"z": Z, "q": Q, "target": torch.zeros(2, 1), "beta": torch.zeros(4)}),
     "layer": (memformer_layer, {"z": Z, "q": Q[0], "context": LENGTHS}),
     "gram": (context_gram, {"z": Z, "context": LENGTHS}),
