@@ -22,7 +22,7 @@ Case = Callable[[], Callable[[], object]]
 
 
 def _draw(*shape: int, dtype: torch.dtype = SINGLE) -> Tensor:
-    return torch.zeros(shape, dtype=dtype)
+    return torch.zeros(shape, dtype=dtype, device="cpu")
 
 
 def _network(
@@ -160,7 +160,7 @@ def _blocks() -> dict[str, Case]:
 def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed: bool = False) -> Callable[[], object]:
     tokens = _draw(2, 4096, 4, width, dtype=dtype)
     weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
-    bounds = torch.tensor([0, 1000, 4096]) if packed else None
+    bounds = torch.tensor([0, 1000, 4096], device="cpu", dtype=torch.int64) if packed else None
     keys = weights if weighed else None
     return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
 

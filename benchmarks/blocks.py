@@ -123,7 +123,7 @@ def providers(device: torch.device) -> dict[str, Attend]:
 
         def flash_linear(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
             out: Tensor = flash.chunk_linear_attn(q, k, v, scale=1.0, normalize=False)[0]
-            return out / torch.arange(1, q.shape[1] + 1, device=q.device)[:, None, None]
+            return out / torch.arange(1, q.shape[1] + 1, device=q.device, dtype=torch.int64)[:, None, None]
 
         made["flash-linear-attention, causal"] = flash_linear
     return made
@@ -132,7 +132,10 @@ def providers(device: torch.device) -> dict[str, Attend]:
 def _draw(tokens: int, width: int, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
     generator = torch.Generator().manual_seed(tokens)
     return [
-        torch.randn(1, tokens, HEADS, width, generator=generator).to(device, dtype).requires_grad_() for _ in range(3)
+        torch.randn(1, tokens, HEADS, width, generator=generator, device=generator.device, dtype=torch.float32)
+        .to(device, dtype)
+        .requires_grad_()
+        for _ in range(3)
     ]
 
 
@@ -191,7 +194,7 @@ def time_update(case: UpdateCase, device: torch.device, rounds: int, entries: in
     before = torch.get_num_threads()
     torch.set_num_threads(case.threads)
     try:
-        source = torch.ones(entries, device=device)
+        source = torch.ones(entries, device=device, dtype=torch.float32)
         target = torch.empty_like(source).copy_(source)
         passes = {"copy": lambda: target.copy_(source), **_passes(case, device, entries)}
         spent: dict[str, list[float]] = {name: [] for name in passes}
@@ -211,9 +214,11 @@ def time_update(case: UpdateCase, device: torch.device, rounds: int, entries: in
 def _passes(case: UpdateCase, device: torch.device, entries: int) -> dict[str, Callable[[], object]]:
     """Forward and backward of the backend that a call would take, gated."""
     count = case.registers
-    z = torch.randn(entries // 512, 512, device=device)
+    z = torch.randn(entries // 512, 512, device=device, dtype=torch.float32)
     registers = [torch.randn_like(z) for _ in range(count)]
-    gamma = torch.randn((count, 512) if case.granularity == "feature" else (count, len(z), 1), device=device)
+    gamma = torch.randn(
+        (count, 512) if case.granularity == "feature" else (count, len(z), 1), device=device, dtype=torch.float32
+    )
     exact = reference_blocks.register_update(z, registers, gamma)
     if not relative_error(register_update(z, registers, gamma), exact) <= 1e-6:
         raise RuntimeError(f"the register update is wrong on {device}")

@@ -46,9 +46,9 @@ def make_batch(workload: Workload, seed: int, device: torch.device) -> Batch:
     """Noiseless linear tasks y = x . w with x ~ N(0, I_d), w ~ N(0, I_d)."""
     generator = torch.Generator().manual_seed(seed)
     batch, tokens, d, dtype = workload.batch, workload.tokens, workload.d, workload.parameter_dtype
-    z = torch.empty(batch, tokens, d + 1, dtype=dtype)
+    z = torch.empty(batch, tokens, d + 1, dtype=dtype, device="cpu")
     z[..., :d].normal_(generator=generator)
-    weights = torch.randn(batch, d, 1, generator=generator, dtype=dtype)
+    weights = torch.randn(batch, d, 1, generator=generator, dtype=dtype, device=generator.device)
     response = torch.bmm(z[..., :d], weights)[..., 0]
     z[..., d] = response
     z[:, -1, d] = 0
@@ -62,10 +62,10 @@ def make_parameters(workload: Workload, seed: int, device: torch.device) -> Para
     dtype, d, heads = workload.parameter_dtype, workload.d, workload.heads
     made: dict[str, Tensor] = {}
     for name, shape in workload.parameter_shapes.items():
-        tensor = torch.randn(shape, generator=generator, dtype=dtype)
+        tensor = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
         if name in ("q", "p"):
             tensor.mul_(0.03 if name == "q" else 0.01)
-            side = torch.arange(d)
+            side = torch.arange(d, device="cpu", dtype=torch.int64)
             tensor[..., side, side] -= 0.3 / heads if name == "q" else 0.0
             if name == "p" and workload.structure == "dense":
                 tensor[..., -1, -1] += 1
@@ -83,4 +83,4 @@ def _start(name: str, workload: Workload) -> Tensor | float:
         return 1 / workload.layers
     if workload.rule in ("cgd", "recursive"):
         return 1.0
-    return torch.eye(workload.layers, dtype=workload.parameter_dtype)[:, :, None, None, None]
+    return torch.eye(workload.layers, dtype=workload.parameter_dtype, device="cpu")[:, :, None, None, None]

@@ -112,7 +112,7 @@ def pieces(batch: int, buffers: int) -> Iterator[Piece]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(shape, generator=generator).mul_(scale)
+        return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).mul_(scale)
 
     d, n, layers, width, rows = W.d, W.n, W.layers, W.width, W.tokens
     z = [draw(batch, rows, width) for _ in range(buffers)]

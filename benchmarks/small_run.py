@@ -26,7 +26,8 @@ def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int, scale: float = 1.0) -> Tensor:
-        return (scale * torch.randn(shape, generator=generator)).to(device).requires_grad_()
+        drawn = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+        return (scale * drawn).to(device).requires_grad_()
 
     made = 0
 
@@ -57,10 +58,13 @@ def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
 def train(device: torch.device, backend: str) -> int:
     """Two steps of two models with every kind of task, in one turn of their blocks and in many; returns the steps."""
     generator = torch.Generator().manual_seed(0)
-    z, target = (torch.randn(shape, generator=generator).to(device) for shape in ((TASKS, 13, 4), (TASKS, 1)))
+    z, target = (
+        torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(device)
+        for shape in ((TASKS, 13, 4), (TASKS, 1))
+    )
     taken = 0
     for sampler in (GaussianStatistics(5, 20, TASKS), GaussianStatistics(3, 9, 9 * TASKS), FixedTasks(z, target, 12)):
-        q = (-0.1 * torch.eye(sampler.d)).expand(3, 1, -1, -1).to(device)
+        q = (-0.1 * torch.eye(sampler.d, device="cpu", dtype=torch.float32)).expand(3, 1, -1, -1).to(device)
         state = TrainState.of([{"q": q}] * 2)
         taken += len(train_steps(state, sampler, 2, optimizer=Adam(0.01, clip=1.0), backend=backend))
     return taken

@@ -190,8 +190,12 @@ def _checked(name: str, error: float) -> float:
 
 def _draw(workload: Workload, generator: torch.Generator) -> Batch:
     """Fresh tasks, with as few operations as we know: features drawn in place, responses by one product."""
-    z = torch.empty(workload.batch, workload.tokens, workload.d + 1).normal_(generator=generator)
-    weights = torch.randn(workload.batch, workload.d, 1, generator=generator)
+    z = torch.empty(workload.batch, workload.tokens, workload.d + 1, device="cpu", dtype=torch.float32).normal_(
+        generator=generator
+    )
+    weights = torch.randn(
+        workload.batch, workload.d, 1, generator=generator, device=generator.device, dtype=torch.float32
+    )
     response = torch.bmm(z[..., :-1], weights)[..., 0]
     z[:, :-1, -1] = response[:, :-1]
     z[:, -1, -1] = 0

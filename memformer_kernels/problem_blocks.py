@@ -160,7 +160,7 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
         rows = number.reciprocal().expand(batch, tokens)
         return Attention(q, k[:, :count], v[:, :count], rows, None, None, "full")
     seen = torch.ones(1, tokens, dtype=torch.bool, device=q.device) if mask is None else mask
-    place = torch.arange(tokens, device=q.device)
+    place = torch.arange(tokens, device=q.device, dtype=torch.int64)
     if isinstance(context, Tensor):
         check_integers("context", context)
         if context.shape != (batch,) or context.device != q.device:
@@ -181,14 +181,14 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
 def _causal_weights(mask: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor | None]:
     dtype = _weight_dtype(q)
     if mask is None:
-        counts = torch.arange(1, q.shape[1] + 1, device=q.device).to(dtype)
+        counts = torch.arange(1, q.shape[1] + 1, device=q.device, dtype=torch.int64).to(dtype)
         return counts.reciprocal()[None].expand(q.shape[:2]), None
     counts = mask.cumsum(1).clamp(min=1).to(dtype)
     return torch.where(mask, counts.reciprocal(), 0.0), mask.to(dtype)
 
 
 def _packed_weights(bounds: Tensor, q: Tensor, causal: bool) -> Tensor:
-    place = torch.arange(q.shape[1], device=q.device)
+    place = torch.arange(q.shape[1], device=q.device, dtype=torch.int64)
     # On a GPU the bounds are not read: a token past the last counts to the last sequence.
     sequence = torch.searchsorted(bounds[1:].contiguous(), place, right=True).clamp(max=bounds.shape[0] - 2)
     start, end = bounds[sequence], bounds[sequence + 1]

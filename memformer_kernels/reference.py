@@ -45,13 +45,13 @@ def weight(gamma: Tensor | None, layer: int, register: int) -> Tensor | None:
         return gamma[layer % gamma.shape[0], register % gamma.shape[1]]
     if layer != register:
         return None
-    return torch.ones(1, 1, 1) if gamma is None else gamma[layer % gamma.shape[0]]
+    return torch.ones((), device="cpu", dtype=torch.float32) if gamma is None else gamma[layer % gamma.shape[0]]
 
 
 def _lengths(z: Tensor, context: Context) -> Tensor:
     if isinstance(context, Tensor):
         return context.to(z.device)
-    return torch.full((z.shape[0],), z.shape[1] - 1 if context is None else context, device=z.device)
+    return torch.full((z.shape[0],), z.shape[1] - 1 if context is None else context, device=z.device, dtype=torch.int64)
 
 
 def _gates(gate: Tensor | None, q: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def _token_states(
     context: Context,
 ) -> list[Tensor]:
     lengths = _lengths(z, context)
-    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
     queries, values = projections(q, p, z.shape[-1])
     gates, momentum = _gates(gate, q), _momentum(beta, q, z)
     registers: list[Tensor] = []
@@ -148,7 +148,7 @@ def gram_states(
     Only for gamma and beta without a token axis, since a coefficient per token does not commute with Z_0.
     """
     lengths = _lengths(z, context)
-    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
     queries, values = projections(q, p, z.shape[-1])
     gates, momentum = _gates(gate, q), _momentum(beta, q, z[:, :1])
     tokens = torch.where(labelled[:, :, None], z, 0.0)
@@ -190,7 +190,7 @@ def predict(
     if queries is None:
         queries = z.shape[1] - context if isinstance(context, int) else 1
     first = z.shape[1] - queries
-    position = torch.arange(z.shape[1], device=z.device)
+    position = torch.arange(z.shape[1], device=z.device, dtype=torch.int64)
     kept = (position < lengths[:, None]) | (position >= first)
     z = torch.where(kept[:, :, None], z, 0.0)
     states = _FORMS[form](z, q, *parameters, context=context)
@@ -214,7 +214,7 @@ def layer(
 ) -> tuple[Tensor, Tensor]:
     """One layer by the literal form: Z + sum_j gamma_j * R_j and the new register (B, R, N, D)."""
     lengths = _lengths(z, context)
-    labelled = torch.arange(z.shape[1], device=z.device) < lengths[:, None]
+    labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
     queries, values = projections(q, p, z.shape[-1])
     keys = torch.where(labelled[:, :, None], z, 0.0)[:, None]
     register = _literal_attention(z[:, None], queries, values, keys) / lengths[:, None, None, None]

@@ -37,12 +37,16 @@ def seen_keys(
     cu_seqlens: Tensor | None,
 ) -> Tensor:
     """Which keys (last axis) every token sees, (B, N, N)."""
-    place = torch.arange(tokens)
-    seen = torch.ones(batch, tokens, tokens, dtype=torch.bool)
+    place = torch.arange(tokens, device="cpu", dtype=torch.int64)
+    seen = torch.ones(batch, tokens, tokens, dtype=torch.bool, device="cpu")
     if causal:
         seen = seen & (place[None, :] <= place[:, None])
     if context is not None:
-        lengths = context.cpu() if isinstance(context, Tensor) else torch.full((batch,), context)
+        lengths = (
+            context.cpu()
+            if isinstance(context, Tensor)
+            else torch.full((batch,), context, device="cpu", dtype=torch.int64)
+        )
         seen = seen & (place < lengths[:, None])[:, None, :]
     if mask is not None:
         seen = seen & mask.cpu()[:, None, :] & mask.cpu()[:, :, None]

@@ -20,7 +20,8 @@ class Labelled:
     def mask(self, tokens: Tensor) -> Tensor:
         """Which tokens of (B, N, .) ragged contexts hold, (B, N, 1)."""
         assert self.lengths is not None
-        return (torch.arange(tokens.shape[1], device=tokens.device) < self.lengths[:, None])[:, :, None]
+        place = torch.arange(tokens.shape[1], device=tokens.device, dtype=torch.int64)
+        return (place < self.lengths[:, None])[:, :, None]
 
     def select(self, tokens: Tensor) -> Tensor:
         """Context rows of (B, N, D): (B, n, D), or (B, N, D) with zeros past each task's own context."""
@@ -79,7 +80,7 @@ def without_padding(tokens: Tensor, labelled: Labelled, queries: int) -> Tensor:
         if labelled.count + queries == total:
             return tokens
         return torch.cat([tokens[:, : labelled.count], tokens[:, total - queries :]], 1)
-    is_query = torch.arange(total, device=tokens.device) >= total - queries
+    is_query = torch.arange(total, device=tokens.device, dtype=torch.int64) >= total - queries
     return torch.where(labelled.mask(tokens) | is_query[:, None], tokens, 0.0)
 
 

@@ -117,12 +117,12 @@ def _for_every_length(call: Attention) -> Tensor:
         return (queries @ (keyed.mT @ values)).transpose(1, 2)
     tokens, chunk = q.shape[1], chunk_length(q.shape[3])
     # Always two chunks or more: a program for one would be another program.
-    starts = torch.arange(tokens // chunk + 2, device=q.device)[:, None] * chunk
-    place = starts + torch.arange(chunk, device=q.device)
+    starts = torch.arange(tokens // chunk + 2, device=q.device, dtype=torch.int64)[:, None] * chunk
+    place = starts + torch.arange(chunk, device=q.device, dtype=torch.int64)
     inside, nearest = (place < tokens)[:, :, None], place.clamp(max=tokens - 1)
     cut_q, cut_k, cut_v = (torch.where(inside, x[:, :, nearest], 0.0) for x in (queries, keyed, values))
     out = _chunks_in_order(cut_q, cut_k, cut_v, None, form)[0]
-    token = torch.arange(tokens, device=q.device)
+    token = torch.arange(tokens, device=q.device, dtype=torch.int64)
     return out[:, :, token // chunk, token % chunk].transpose(1, 2)
 
 
@@ -182,7 +182,7 @@ def _running(local: Tensor) -> Tensor:
     """Running sums over the chunks; on a GPU in log2 of their number steps, since cumsum has no fixed order there."""
     if not local.is_cuda:
         return local.cumsum(2)
-    return _scan(local, torch.zeros(local.shape[2], device=local.device))
+    return _scan(local, torch.zeros(local.shape[2], device=local.device, dtype=local.dtype))
 
 
 def _seen(scores: Tensor, form: str) -> Tensor:
@@ -199,11 +199,11 @@ def _packed(call: Attention, bounds: Tensor) -> Tensor:
     starts, ends = bounds[:-1].to(torch.int64), bounds[1:].to(torch.int64)
     counts = (ends - starts + chunk - 1) // chunk
     last = counts.cumsum(0)
-    number = torch.arange(chunks, device=q.device)
+    number = torch.arange(chunks, device=q.device, dtype=torch.int64)
     owner = torch.searchsorted(last, number, right=True)
     own = owner.clamp(max=sequences - 1)
     place = starts[own] + (number - (last - counts)[own]) * chunk
-    index = place[:, None] + torch.arange(chunk, device=q.device)
+    index = place[:, None] + torch.arange(chunk, device=q.device, dtype=torch.int64)
     inside = (index < ends[own][:, None]) & (owner < sequences)[:, None]
     index = index.clamp(0, tokens - 1)
 
@@ -224,7 +224,7 @@ def _packed(call: Attention, bounds: Tensor) -> Tensor:
         before = _shift(_scan(ordered, owners), owners, 1)
         before = before.flip(2) if flipped else before
         out = _seen(queries @ keyed.mT, form) @ values + queries @ before
-    token = torch.arange(tokens, device=q.device)
+    token = torch.arange(tokens, device=q.device, dtype=torch.int64)
     sequence = torch.searchsorted(ends, token, right=True)
     position = (last - counts)[sequence] * chunk + token - starts[sequence]
     return out.permute(0, 2, 3, 1, 4).flatten(1, 2)[:, position]

@@ -60,7 +60,7 @@ def update(
         name,
         _moved(numbers, state),
         clip,
-        _moved(torch.tensor(factors, dtype=torch.float64), state),
+        _moved(torch.tensor(factors, dtype=torch.float64, device="cpu"), state),
         -1 if max_skipped is None else max_skipped,
         state.step,
     )
@@ -76,7 +76,7 @@ def rule(optimizer: Optimizer, models: int) -> tuple[str, Tensor, str]:
     shared = (*numbers, optimizer.weight_decay, optimizer.clip or 0.0)
     hyper = [(rate, *shared) for rate in optimizer.rates(models)]
     clip = "none" if optimizer.clip is None else optimizer.clip_by
-    return name, torch.tensor(hyper, dtype=torch.float64), clip
+    return name, torch.tensor(hyper, dtype=torch.float64, device="cpu"), clip
 
 
 def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:

@@ -81,7 +81,7 @@ def order(sampler: FixedTasks, stream: Stream, draw: int) -> Tensor | None:
     epoch, place = divmod(draw, total // batch)
     own = slice(place * batch, (place + 1) * batch)
     if not sampler.shuffle:
-        return torch.arange(total, device=sampler.z.device)[own]
+        return torch.arange(total, device=sampler.z.device, dtype=torch.int64)[own]
     words = stream.words(epoch, range(total), 0, 2)
     return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)[own]
 
@@ -122,7 +122,7 @@ def _draw_statistics(sampler: GaussianStatistics, stream: Stream, draw: int, tas
     squares = _chi_uniforms(sampler, stream, draw, tasks)
     squares[:, odd] += taken[3].square()
     k = torch.diag_embed(squares.sqrt())
-    rows, columns = torch.tril_indices(d, d, -1, device=stream.device)
+    rows, columns = torch.tril_indices(d, d, -1, device=stream.device, dtype=torch.int64)
     k[:, rows, columns] = taken[1]
     x = _mixed(k.transpose(-1, -2), sampler.factor)
     y = (x @ weights[:, :, None])[..., 0]

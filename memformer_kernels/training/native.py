@@ -54,11 +54,11 @@ def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer,
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
     """What `twin.block_sums` gives."""
     size = sum(value[0].numel() for value in state.parameters.values())
-    sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64)
+    sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64, device="cpu")
     if len(blocks):
         arguments.operators("cpu").train_gradients.default(
             *arguments.parameters(state),
-            torch.tensor(list(active)),
+            torch.tensor(list(active), device="cpu", dtype=torch.bool),
             state.step,
             *arguments.tasks(state, sampler, 1),
             blocks.start,

@@ -60,8 +60,8 @@ def task_words(
 ) -> Tensor:
     """Words (len(tasks), 4 count) of the blocks `first`, ..., `first + count - 1` of these tasks, as int64."""
     counter = torch.empty(len(tasks), count, 4, dtype=torch.int64, device=device)
-    counter[..., 0] = torch.arange(first, first + count, device=device)
-    counter[..., 1] = torch.arange(tasks.start, tasks.stop, device=device)[:, None]
+    counter[..., 0] = torch.arange(first, first + count, device=device, dtype=torch.int64)
+    counter[..., 1] = torch.arange(tasks.start, tasks.stop, device=device, dtype=torch.int64)[:, None]
     counter[..., 2] = draw & _MASK
     counter[..., 3] = stream
     return philox(counter, key_of(seed, draw)).flatten(1)

@@ -76,13 +76,13 @@ def apply_sums(
         total += sums[:, block]
     total /= batch_of(sampler) * queries
     rates, factor = optimizer.rates(state.models), optimizer.schedule.factor(state.step)
-    losses = torch.full((state.models,), math.nan, dtype=torch.float64)
+    losses = torch.full((state.models,), math.nan, dtype=torch.float64, device="cpu")
     for model in (index for index in range(state.models) if active[index]):
         loss = float(total[model, -1])
         losses[model] = loss
         updated = math.isfinite(loss) and _update(state, optimizer, total[model, :-1], model, rates[model] * factor)
         state.skipped[model] += not updated
-    state.skipped += ~torch.tensor(active)
+    state.skipped += ~torch.tensor(active, device="cpu", dtype=torch.bool)
     state.step += 1
     return losses
 

@@ -17,7 +17,7 @@ def chi_by_rejection(freedom: int, batch: int, generator: Generator, dtype: torc
     shape = freedom / 2 - 1 / 3
     scale = 1 / math.sqrt(9 * shape)
     gamma = torch.empty(batch, dtype=dtype, device=generator.device)
-    left = torch.arange(batch, device=generator.device)
+    left = torch.arange(batch, device=generator.device, dtype=torch.int64)
     while len(left):
         normal = torch.randn(len(left), generator=generator, dtype=dtype, device=generator.device)
         uniform = 1 - torch.rand(len(left), generator=generator, dtype=dtype, device=generator.device)

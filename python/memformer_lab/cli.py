@@ -287,7 +287,7 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         # Read back, which is what a device of shapes alone cannot do.
-        torch.zeros(1, device=device).item()
+        torch.zeros(1, device=device, dtype=torch.float32).item()
     except (RuntimeError, AssertionError, ImportError) as error:
         raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device

@@ -30,6 +30,8 @@ def build_model(config: TrainingConfig, device: torch.device | str = "cpu") -> M
             granularity=config.granularity,
             structure=config.structure,
             tokens=config.n + config.queries,
+            device="cpu",
+            dtype=torch.float32,
         )
     return model.to(device)
 

@@ -110,6 +110,7 @@ def load_published(arrays: Mapping[str, Tensor], rule: PublishedRule) -> Memform
             structure="block",
             tokens=tokens,
             dtype=matrices.dtype,
+            device=matrices.device,
         )
     with torch.no_grad():
         assert model.p is not None

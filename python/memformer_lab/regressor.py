@@ -78,7 +78,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return predictions
 
     def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
-        if not isinstance(self.rescale, (bool, np.bool_)):
+        if not isinstance(self.rescale, bool | np.bool_):
             raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
         first = reset
         rows, responses = validate_data(

@@ -20,7 +20,7 @@ def step_sampler(
         queries: queries a task, where tokens are drawn.
         resample: steps that a batch is kept for.
     """
-    scales = torch.tensor(tasks.scales, dtype=torch.float64)
+    scales = torch.tensor(tasks.scales, dtype=torch.float64, device="cpu")
     common = {
         "noise": tasks.noise,
         "factor": tasks.factor,

@@ -36,7 +36,9 @@ def blank(d: int) -> Memformer:
     """A network of the shipped kind; the global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Memformer(d, LAYERS, rule="lfom", granularity="feature", structure="block")
+        return Memformer(
+            d, LAYERS, rule="lfom", granularity="feature", structure="block", device="cpu", dtype=torch.float32
+        )
 
 
 def nearest_ratio(d: int, rows: int) -> int:

@@ -165,4 +165,4 @@ def fault(config: TrainingConfig) -> str | None:
 
 def past_registers(model: Memformer) -> torch.Tensor:
     """The entries of gamma that the residual rule trains: all but the ones on its diagonal."""
-    return ~torch.eye(model.layers, dtype=torch.bool)[:, :, None, None, None]
+    return ~torch.eye(model.layers, dtype=torch.bool, device="cpu")[:, :, None, None, None]

@@ -112,9 +112,11 @@ class GaussianTasks:
     def rotation(self) -> Tensor:
         """The orthogonal U, (d, d) float64 on the CPU."""
         if self.rotation_seed is None:
-            return torch.eye(self.d, dtype=torch.float64)
+            return torch.eye(self.d, dtype=torch.float64, device="cpu")
         generator = torch.Generator().manual_seed(self.rotation_seed)
-        q, r = torch.linalg.qr(torch.randn(self.d, self.d, generator=generator, dtype=torch.float64))
+        q, r = torch.linalg.qr(
+            torch.randn(self.d, self.d, generator=generator, dtype=torch.float64, device=generator.device)
+        )
         # Without the signs of R's diagonal, Q is not Haar distributed (Mezzadri, math-ph/0609050).
         rotation: Tensor = q * r.diagonal().sign()
         return rotation
@@ -122,7 +124,7 @@ class GaussianTasks:
     @cached_property
     def factor(self) -> Tensor:
         """C = U diag(scales) with Sigma = C C^T, (d, d) float64 on the CPU."""
-        return self.rotation * torch.tensor(self.scales, dtype=torch.float64)
+        return self.rotation * torch.tensor(self.scales, dtype=torch.float64, device="cpu")
 
     @cached_property
     def covariance(self) -> Tensor:
@@ -218,7 +220,9 @@ class GaussianTasks:
         if self.weights == "isotropic":
             return normal
         # C^-T = U diag(1/scales), and C^-T C^-1 = Sigma^-1.
-        return self._on(generator, self.rotation / torch.tensor(self.scales, dtype=torch.float64)) @ normal
+        return (
+            self._on(generator, self.rotation / torch.tensor(self.scales, dtype=torch.float64, device="cpu")) @ normal
+        )
 
     def _bartlett(self, batch: int, generator: Generator) -> Tensor:
         """K of the Bartlett decomposition with the batch axis last: (d, d, batch), zero above the diagonal."""

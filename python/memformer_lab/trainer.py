@@ -151,7 +151,7 @@ class Trainer:
                 if moment is not None and moment.shape != parameter.shape:
                     raise ValueError(f"a moment of {name} is {tuple(moment.shape)}, expected {tuple(parameter.shape)}")
             if moments[0] is not None and moments[1] is not None:
-                step = torch.tensor(float(checkpoint.step))
+                step = torch.tensor(float(checkpoint.step), device="cpu", dtype=torch.float32)
                 state[index] = {"step": step, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 

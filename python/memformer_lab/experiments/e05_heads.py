@@ -104,7 +104,9 @@ def _collapse(seed: int) -> float:
     with torch.no_grad():
         for parameter in (many.q, many.gamma):
             assert parameter is not None
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator_for("initialisation", seed)))
+            generator = generator_for("initialisation", seed)
+            noise = torch.randn(parameter.shape, generator=generator, device=generator.device, dtype=torch.float32)
+            parameter.add_(0.1 * noise)
         one.q.copy_(many.q.sum(1, keepdim=True))
         assert one.gamma is not None
         assert many.gamma is not None

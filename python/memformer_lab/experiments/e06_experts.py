@@ -36,11 +36,15 @@ class Mixture:
     def tokens(self, batch: int, generator: Generator, queries: int = 1) -> TaskBatch:
         """As `GaussianTasks.tokens`."""
         rows = _N + queries
-        side = torch.randint(2, (batch, rows, 1), generator=generator).float()
+        side = torch.randint(
+            2, (batch, rows, 1), generator=generator, device=generator.device, dtype=torch.int64
+        ).float()
         scale = (side * self.variances[0] + (1 - side) * self.variances[1]).sqrt()
         shift = self.shift * (2 * side - 1)
-        x = shift + scale * torch.randn(batch, rows, _D, generator=generator)
-        weights = torch.randn(batch, _D, generator=generator)
+        x = shift + scale * torch.randn(
+            batch, rows, _D, generator=generator, device=generator.device, dtype=torch.float32
+        )
+        weights = torch.randn(batch, _D, generator=generator, device=generator.device, dtype=torch.float32)
         z = torch.cat([x, x @ weights.unsqueeze(-1)], dim=-1)
         target = z[:, _N:, -1].clone()
         z[:, _N:, -1] = 0
@@ -148,14 +152,14 @@ def _compare(
 ) -> dict[str, float]:
     adapt = sampler.tokens(adapting, generator_for("training", seed, 1), queries=1)
     score = sampler.tokens(scored, generator_for("evaluation", seed), queries=4)
-    single = [torch.eye(len(_EXPERTS))[index] for index in range(len(_EXPERTS))]
+    single = [torch.eye(len(_EXPERTS), device="cpu", dtype=torch.float32)[index] for index in range(len(_EXPERTS))]
     by_expert = [_loss(network, gate, adapt) for gate in single]
     best = single[by_expert.index(min(by_expert))]
     gates = {
         "adapted gates": _adapt(network, best, adapt, updates),
         "best single expert": best,
         "oracle gates": _adapt(network, best, _first(score, 4096), updates),
-        "equal gates": torch.full((len(_EXPERTS),), 1 / len(_EXPERTS)),
+        "equal gates": torch.full((len(_EXPERTS),), 1 / len(_EXPERTS), device="cpu", dtype=torch.float32),
     }
     found = {name: math.log(_loss(network, gate, score)) for name, gate in gates.items()}
     return found | {"CGD": _cgd(score)}

@@ -26,7 +26,7 @@ def random_start(seed: int, d: int, layers: int) -> Memformer:
     """Every entry of A is N(0, 0.5^2) and every register weighs 1: nothing ties the start to a stable optimiser."""
 
     def build() -> Memformer:
-        model = Memformer(d, layers, rule="lfom")
+        model = Memformer(d, layers, rule="lfom", device="cpu", dtype=torch.float32)
         assert model.gamma is not None
         with torch.no_grad():
             torch.nn.init.normal_(model.q, std=0.5)

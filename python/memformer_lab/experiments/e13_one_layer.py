@@ -29,7 +29,9 @@ def closed_form(tasks: GaussianTasks) -> Tensor:
     """
     sigma, n = tasks.covariance, tasks.n
     shrinkage = (sigma.trace() + tasks.noise**2) / n
-    optimum: Tensor = torch.linalg.inv((n + 1) / n * sigma + shrinkage * torch.eye(tasks.d, dtype=torch.float64))
+    optimum: Tensor = torch.linalg.inv(
+        (n + 1) / n * sigma + shrinkage * torch.eye(tasks.d, dtype=torch.float64, device="cpu")
+    )
     return optimum
 
 
@@ -53,7 +55,9 @@ def run(setting: Setting) -> Results:
             model = memformer(seed, 5, 1, rule="linear")
             fit_memformer(model, draw, nonlinear, seed)
             step = _best_step(draw, setting, seed)
-            row.append(_distance(-model.q.detach()[0, 0].double(), step * torch.eye(5, dtype=torch.float64)))
+            row.append(
+                _distance(-model.q.detach()[0, 0].double(), step * torch.eye(5, dtype=torch.float64, device="cpu"))
+            )
         distances.append(row)
         off.append(_dense_distance(seed, nonlinear))
     kinds = (*LINEAR, *NONLINEAR)

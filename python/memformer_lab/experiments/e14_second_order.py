@@ -83,7 +83,7 @@ def run(setting: Setting) -> Results:
         truth = torch.stack([y[:, length] for length in _LENGTHS])
         matrices.append([[similarity(one, other, truth) for other in shown.values()] for one in layers.values()])
         rows = tuple(layers)
-    mean = torch.tensor(matrices).mean(0).tolist()
+    mean = torch.tensor(matrices, device="cpu", dtype=torch.float32).mean(0).tolist()
     newton = _classical_curve(tasks, "iterative_newton", setting)
     panels = (
         Panel(

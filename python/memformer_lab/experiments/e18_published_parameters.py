@@ -23,13 +23,13 @@ def literal_forward(z: Tensor, arrays: Mapping[str, Tensor], rule: PublishedRule
     """Z_L by the published formulas, with the n-by-n matrix formed and the query masked out: the slow reference."""
     layers, heads, _, d, _ = arrays["allparam"].shape
     tokens = z.shape[1]
-    mask = torch.ones(tokens, dtype=z.dtype)
+    mask = torch.ones(tokens, dtype=z.dtype, device=z.device)
     mask[-1] = 0
     registers: list[Tensor] = []
     for layer in range(layers):
         attention = torch.zeros_like(z)
         for head in range(heads):
-            p, q = torch.zeros(d + 1, d + 1, dtype=z.dtype), torch.zeros(d + 1, d + 1, dtype=z.dtype)
+            p, q = z.new_zeros(d + 1, d + 1), z.new_zeros(d + 1, d + 1)
             p[:d, :d], p[d, d] = arrays["allparam"][layer, head, 0], 1.0
             q[:d, :d] = arrays["allparam"][layer, head, 1]
             attention = attention + (z @ q @ z.mT) * mask @ (z @ p.mT) / (tokens - 1)
@@ -52,10 +52,10 @@ def random_arrays(rule: PublishedRule, seed: int) -> dict[str, Tensor]:
     generator = generator_for("initialisation", seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64, device=generator.device)
 
     matrices = 0.1 * normal(_LAYERS, 1, 2, _D, _D)
-    matrices[:, :, 1] -= 0.3 * torch.eye(_D, dtype=torch.float64)
+    matrices[:, :, 1] -= 0.3 * torch.eye(_D, dtype=torch.float64, device=matrices.device)
     arrays = {"allparam": matrices}
     if rule == "cgd":
         arrays |= {"alpha": 1 + 0.2 * normal(_LAYERS), "gamma": 0.3 * normal(_LAYERS)}

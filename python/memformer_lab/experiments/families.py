@@ -40,7 +40,7 @@ Family = Callable[[int, int, int, Generator], tuple[Tensor, Tensor, Tensor]]
 
 
 def _normal(generator: Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
 
 
 def _project(x: Tensor, w: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _sphere(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tens
 def _gamma_scaled(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     x, _, w = _linear(batch, tokens, d, generator)
     # Gamma(2, 1/2) is half the sum of two exponentials.
-    uniforms = 1 - torch.rand((batch, tokens, 2), generator=generator)
+    uniforms = 1 - torch.rand((batch, tokens, 2), generator=generator, device=generator.device, dtype=torch.float32)
     x = x * (-0.5 * uniforms.log().sum(-1, keepdim=True))
     return x, _project(x, w), w
 
@@ -75,19 +75,21 @@ def _two_layer(batch: int, tokens: int, d: int, generator: Generator) -> tuple[T
     x = _normal(generator, batch, tokens, d)
     hidden = (x @ _normal(generator, batch, d, _HIDDEN)).relu()
     y = _project(hidden, _normal(generator, batch, _HIDDEN)) * math.sqrt(2 / _HIDDEN)
-    return x, y, torch.zeros(batch, d)
+    return x, y, x.new_zeros(batch, d)
 
 
 def _sinusoid(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     x, y, w = _linear(batch, tokens, d, generator)
-    phase = 2 * math.pi * torch.rand((batch, 1), generator=generator)
+    phase = 2 * math.pi * torch.rand((batch, 1), generator=generator, device=generator.device, dtype=torch.float32)
     return x, math.sqrt(2 * d) * (y / math.sqrt(d) + phase).sin(), torch.zeros_like(w)
 
 
 def _logistic(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     x, y, w = _linear(batch, tokens, d, generator)
     chance = torch.sigmoid(2 * y / math.sqrt(d))
-    labels = (torch.rand((batch, tokens), generator=generator) < chance).float() * 2 - 1
+    labels = (
+        torch.rand((batch, tokens), generator=generator, device=generator.device, dtype=torch.float32) < chance
+    ).float() * 2 - 1
     return x, labels, torch.zeros_like(w)
 
 

@@ -85,7 +85,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 
 def memformer(seed: int, d: int, layers: int, **arguments: Any) -> Memformer:
     """A fresh `Memformer` with seeded parameters."""
-    model = seeded(lambda: Memformer(d, layers, **arguments), seed)
+    model = seeded(lambda: Memformer(d, layers, **{"device": "cpu", "dtype": torch.float32, **arguments}), seed)
     assert isinstance(model, Memformer)
     return model
 
@@ -113,7 +113,9 @@ def fit_on_tasks(model: Memformer, tasks: GaussianTasks, recipe: Recipe, seed: i
 def fit_on_lengths(model: Memformer, lengths: Sequence[GaussianTasks], recipe: Recipe, seed: int) -> Fit:
     """As `fit_on_tasks`, with every step's tasks of one kind, drawn evenly out of several context lengths."""
     samplers = [step_sampler(tasks, recipe.batch, statistics=draws_statistics(model, tasks)) for tasks in lengths]
-    chosen = torch.randint(len(lengths), (recipe.steps,), generator=generator_for("training", seed, 1)).tolist()
+    chosen = torch.randint(
+        len(lengths), (recipe.steps,), generator=generator_for("training", seed, 1), device="cpu", dtype=torch.int64
+    ).tolist()
     if run := _NativeRun.of(model, samplers[0], recipe, seed):
         return run.take((samplers[index], 1) for index in chosen)
     steps = iter(chosen)

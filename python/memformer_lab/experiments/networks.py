@@ -37,15 +37,16 @@ class Variant(Memformer):
         registers: int | None = None,
         **arguments: Any,
     ) -> None:
-        super().__init__(d, layers, **arguments)
+        super().__init__(d, layers, **{"device": "cpu", "dtype": torch.float32, **arguments})
         self.registers = registers
         if preconditioner == "scalar":
             if self.rule == "lfom_residual":
                 raise ValueError("rule must not be 'lfom_residual' where the preconditioner is scalar: that is 'lfom'")
-            start = (-0.5 / self.heads * torch.eye(d)).expand_as(self.q).clone()
+            identity = torch.eye(d, device=self.q.device, dtype=self.q.dtype)
+            start = (-0.5 / self.heads * identity).expand_as(self.q).clone()
             self.q = nn.Parameter(start, requires_grad=False)
             if self.gamma is None:
-                self.gamma = nn.Parameter(torch.ones(layers, self.heads, 1, 1))
+                self.gamma = nn.Parameter(self.q.new_ones(layers, self.heads, 1, 1))
 
     def stack_arguments(self) -> StackArguments:
         """As `Memformer.stack_arguments`, with the constraints put in."""
@@ -72,6 +73,6 @@ def network(
 
 def _newest(gamma: Tensor, registers: int) -> Tensor:
     """gamma with the weights of all but the newest `registers` registers set to 0."""
-    layer = torch.arange(gamma.shape[1], device=gamma.device)
+    layer = torch.arange(gamma.shape[1], device=gamma.device, dtype=torch.int64)
     kept = (layer[:, None] - layer[None, :]) < registers
     return torch.where(kept[:, :, None, None, None], gamma, 0.0)

@@ -29,15 +29,15 @@ class AttentionStack(nn.Module):
         super().__init__()
         width = d + 1
         self.layers, self.attention = layers, attention
-        start = 0.5 * torch.eye(width)
+        start = 0.5 * torch.eye(width, device="cpu", dtype=torch.float32)
         start[-1, -1] = 0.0
-        corner = torch.zeros(width, width)
+        corner = torch.zeros(width, width, device="cpu", dtype=torch.float32)
         corner[-1, -1] = -1.0
-        self.q = nn.Parameter(start + 0.02 * torch.randn(layers, width, width))
-        self.p = nn.Parameter(corner + 0.02 * torch.randn(layers, width, width))
+        self.q = nn.Parameter(start + 0.02 * torch.randn(layers, width, width, device="cpu", dtype=torch.float32))
+        self.p = nn.Parameter(corner + 0.02 * torch.randn(layers, width, width, device="cpu", dtype=torch.float32))
         hidden = 4 * width if feed_forward else 0
-        self.up = nn.Parameter(torch.randn(layers, width, hidden) / math.sqrt(width))
-        self.down = nn.Parameter(torch.zeros(layers, hidden, width))
+        self.up = nn.Parameter(torch.randn(layers, width, hidden, device="cpu", dtype=torch.float32) / math.sqrt(width))
+        self.down = nn.Parameter(torch.zeros(layers, hidden, width, device="cpu", dtype=torch.float32))
 
     def predict(self, z: Tensor, context: int) -> Tensor:
         """(B, N - context) predictions of the queries."""
@@ -66,11 +66,13 @@ class CausalTransformer(nn.Module):
 
     def __init__(self, d: int, hidden: int, layers: int, length: int) -> None:
         super().__init__()
-        self.embed = nn.Linear(d + 1, hidden)
-        self.position = nn.Parameter(0.02 * torch.randn(2 * length, hidden))
-        layer = nn.TransformerEncoderLayer(hidden, 2, 4 * hidden, dropout=0.0, batch_first=True, norm_first=True)
+        self.embed = nn.Linear(d + 1, hidden, device="cpu", dtype=torch.float32)
+        self.position = nn.Parameter(0.02 * torch.randn(2 * length, hidden, device="cpu", dtype=torch.float32))
+        layer = nn.TransformerEncoderLayer(
+            hidden, 2, 4 * hidden, dropout=0.0, batch_first=True, norm_first=True, device="cpu", dtype=torch.float32
+        )
         self.body = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(hidden, 1)
+        self.head = nn.Linear(hidden, 1, device="cpu", dtype=torch.float32)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Predictions (B, T) of y_t from the pairs before and x_t, for x (B, T, d) and y (B, T)."""
@@ -92,8 +94,8 @@ class RecurrentModel(nn.Module):
 
     def __init__(self, d: int, hidden: int) -> None:
         super().__init__()
-        self.body = nn.LSTM(d + 1, hidden, num_layers=2, batch_first=True)
-        self.head = nn.Linear(hidden, 1)
+        self.body = nn.LSTM(d + 1, hidden, num_layers=2, batch_first=True, device="cpu", dtype=torch.float32)
+        self.head = nn.Linear(hidden, 1, device="cpu", dtype=torch.float32)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As `CausalTransformer.forward`."""

@@ -176,9 +176,9 @@ def _make(call: Call, device: torch.device) -> tuple[Memformer, Tensor, Tensor]:
         device=device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
     )
-    z = torch.empty(call.batch, tokens, call.d + 1).normal_(generator=generator)
+    z = torch.empty(call.batch, tokens, call.d + 1, device="cpu", dtype=torch.float32).normal_(generator=generator)
     z[:, call.n :, -1] = 0
-    target = torch.empty(call.batch, call.queries).normal_(generator=generator)
+    target = torch.empty(call.batch, call.queries, device="cpu", dtype=torch.float32).normal_(generator=generator)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     return model, z.to(device, dtype), target.to(device, wide if wide == torch.float64 else dtype)
 

@@ -72,7 +72,7 @@ def fma_rate(device: torch.device, *, quick: bool = False) -> float:
     side = 1024 if quick else 2048
     if device.type == "cuda":
         side *= 4
-    a = torch.ones(side, side, device=device)
+    a = torch.ones(side, side, device=device, dtype=torch.float32)
     out = torch.empty_like(a)
     torch.mm(a, a, out=out)
     best = min(milliseconds(lambda: torch.mm(a, a, out=out), device) for _ in range(3 if quick else 7))
