@@ -11,18 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from memformer_kernels import direct, dispatcher
-from memformer_kernels.transforms import (
-    Flat,
-    Step,
-    Template,
-    flatten,
-    full_precision,
-    functorch_function,
-    transforming,
-    vmap_rule,
-)
+from memformer_kernels import direct, dispatcher, nodes
+from memformer_kernels.nodes import Node
+from memformer_kernels.transforms import Flat, Step, flatten, full_precision, transforming, vmap_rule
 
 _LIBRARY = dispatcher.registrations()
 
@@ -77,9 +71,7 @@ def define(operation: Operation) -> Callable[..., Any]:
     def gradients_on_torch(*arguments: Any) -> tuple[Tensor, ...]:
         return tuple(operation.gradients(*arguments[:-2], "torch", arguments[-1]))
 
-    def second_pull_back(
-        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
+    def second_pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         return _pull_back_on_torch(gradients_on_torch, flat, wanted, grads)
 
     backward_step = Step(
@@ -91,11 +83,10 @@ def define(operation: Operation) -> Callable[..., Any]:
         returns_list=True,
         backend_at=-2,
     )
-    backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens)
+    backward_node = nodes.with_backward(backward_step, operation.gradients)
+    backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens, backward_node)
 
-    def pull_back(
-        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
+    def pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         needs = (False, *wanted[1:]) if operation.passes_on else wanted
         made = iter(backward(*grads, *flat.restored(), needs) if any(needs) else ())
         passed = [next(made) if needed else None for needed in needs]
@@ -110,7 +101,8 @@ def define(operation: Operation) -> Callable[..., Any]:
         task_arguments=operation.task_arguments,
         task_axis=operation.task_axis,
     )
-    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens)
+    node = nodes.with_backward(forward_step, operation.kernel)
+    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens, node)
 
 
 def define_with_gradients(
@@ -125,33 +117,15 @@ def define_with_gradients(
     count = tensors.count(",") + 1
     _LIBRARY.define(f"{name}({tensors}, {options}) -> Tensor[]")
 
-    def on_torch(*arguments: Any) -> tuple[Tensor, ...]:
-        return tuple(kernel(*arguments[:-1], "torch"))
-
     def value_on_torch(*arguments: Any) -> tuple[Tensor, ...]:
-        return on_torch(*arguments[:-2], [False] * count, "torch")
+        return tuple(kernel(*arguments[:-2], [False] * count, "torch"))
 
-    def pull_back(
-        flat: Flat, kept: Sequence[Tensor], wanted: Sequence[bool], grads: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        needs, scale = flat.restored()[-2], grads[0]
-        missing = any(wants and not needed for wants, needed in zip(wanted, needs, strict=True))
-        if missing or torch.is_grad_enabled():
-            return _pull_back_on_torch(value_on_torch, flat, wanted, grads[:1])
-        made = iter(kept)
-        ready = [next(made) if needed else None for needed in needs]
-        return [
-            None if grad is None or scale is None else (grad * scale).to(argument.dtype)
-            for grad, argument in zip(ready, flat.values, strict=False)
-        ]
+    def pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
+        return _pull_back_on_torch(value_on_torch, flat, wanted, grads)
 
     op = getattr(torch.ops.memformer_kernels, name).default
-    step = Step(name, op, count, on_torch, pull_back, kept_from=1, returns_list=True)
-
-    def again(arguments: Sequence[Any], wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        return _pull_back_on_torch(value_on_torch, flatten(arguments), wanted, grads)
-
-    return _install(step, kernel, fake, 0, 1, direct.value_with_gradients(op, kernel, count, again))
+    step = Step(name, op, count, value_on_torch, pull_back, returns_list=True)
+    return _install(step, kernel, fake, 0, 1, nodes.with_gradients(step, kernel))
 
 
 def _pull_back_on_torch(
@@ -171,24 +145,14 @@ def _pull_back_on_torch(
 
 
 def _install(
-    step: Step,
-    kernel: Callable[..., Any],
-    fake: Callable[..., Any],
-    tokens_at: int,
-    tokens: int,
-    node: Callable[..., Any] | None = None,
+    step: Step, kernel: Callable[..., Any], fake: Callable[..., Any], tokens_at: int, tokens: int, node: Node
 ) -> Callable[..., Any]:
-    """Registers everything about one schema, and returns the callable that also serves torch.func's transforms.
-
-    node: what takes a direct call's arguments where one requires a gradient, if not the node of all other calls.
-    """
+    """Registers everything about one schema, and returns the callable that the public functions use."""
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     _LIBRARY.fake(step.op, fake)
-    opaque = _below_autograd(step.op)
-    differentiable = _differentiable(step, opaque, lambda node: node.apply)
-    _register_autograd(step, differentiable)
+    _register_autograd(step, node)
     _register_autocast(step, range(tokens_at, tokens_at + tokens))
-    rule = vmap_rule(step, step.op)
+    rule = vmap_rule(step)
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
         dims: list[Any] = []
@@ -198,36 +162,27 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     _LIBRARY.vmap(step.op, vmap)
-    node = node or _differentiable(step, kernel, direct.bare_apply)
-    return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
+    return _dispatching(step, kernel, node)
 
 
-def _dispatching(
-    step: Step,
-    kernel: Callable[..., Any],
-    node: Callable[..., Any],
-    opaque: Callable[..., Any],
-    differentiable: Callable[..., Any],
-    transformed: Callable[..., Any],
-) -> Callable[..., Any]:
+def _dispatching(step: Step, kernel: Callable[..., Any], node: Node) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
-    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. Inside torch.func's
-    transforms and forward-mode AD it goes through `transformed`. In between, where autocast has no say, the question
-    whether a gradient is required is settled here, which spares the dispatcher a turn.
+    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. Where neither a
+    transform nor autocast has a say, the question whether a gradient is required is settled here, which spares the
+    dispatcher a turn.
     """
+    opaque = _below_autograd(step.op)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
-            return node(arguments) if learns else kernel(*arguments)
-        if transforming():
-            return transformed(*arguments)
-        if torch._C._is_any_autocast_enabled():
+            return node(kernel, arguments) if learns else kernel(*arguments)
+        if transforming() or torch._C._is_any_autocast_enabled():
             return step.op(*arguments)
-        return differentiable(arguments) if learns else opaque(*arguments)
+        return node(opaque, arguments) if learns else opaque(*arguments)
 
     return call
 
@@ -240,45 +195,19 @@ def _below_autograd(op: Any) -> Callable[..., Any]:
     return call
 
 
-def _differentiable(
-    step: Step, run: Callable[..., Any], apply_of: Callable[[Any], Callable[..., Any]]
-) -> Callable[..., Any]:
-    """`run`, the operation or its kernel, as one node of autograd's graph, for calls that require a gradient.
+def _register_autograd(step: Step, node: Node) -> None:
+    """Every call that comes through the dispatcher is a node, whose tangents PyTorch asks for where there are any."""
 
-    With torch.library.register_autograd an empty operation costs more than a whole call so: see `benchmarks overhead`.
-    """
-
-    class Differentiable(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, arguments: tuple[Any, ...], template: Template, *tensors: Any) -> Any:
-            output = run(*arguments)
-            ctx.template, ctx.leading, ctx.options = template, len(tensors), arguments[step.tensors :]
-            ctx.save_for_backward(*tensors, *step.kept(output))
-            return tuple(output) if isinstance(output, list) else output
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            saved, leading = ctx.saved_tensors, ctx.leading
-            flat = Flat((*saved[:leading], *ctx.options), ctx.template)
-            return (None, None, *step.pull_back(flat, saved[leading:], ctx.needs_input_grad[2:], grads))
-
-    apply = apply_of(Differentiable)
-
-    def call(arguments: tuple[Any, ...]) -> Any:
-        flat = flatten(arguments[: step.tensors])
-        template = None if flat.template is None else (*flat.template, *[None for _ in arguments[step.tensors :]])
-        made = apply(arguments, template, *flat.values)
-        return list(made) if step.returns_list and isinstance(made, tuple) else made
-
-    return call
-
-
-def _register_autograd(step: Step, differentiable: Callable[..., Any]) -> None:
     def kernel(keys: Any, *arguments: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-            return differentiable(arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+        learns, pushes = torch.is_grad_enabled(), torch._C._is_fwd_grad_enabled()
+
+        def below(*arguments: Any) -> Any:
+            # A node's forward runs with derivatives switched off: the transforms around this one take theirs.
+            with torch.set_grad_enabled(learns), _set_fwd_grad_enabled(pushes), torch._C._AutoDispatchBelowAutograd():
+                return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+
+        with enable_single_level_autograd_function():  # a transform has come to its level when it comes here
+            return node(below, arguments)
 
     _LIBRARY.impl(step.name, kernel, "Autograd", with_keyset=True)
 

@@ -1,8 +1,4 @@
-"""torch.func over the registered operations: vmap rules, and derivatives inside transforms.
-
-An operation registered with the dispatcher knows ordinary autograd and vmap. Inside grad, jvp and their nestings a call
-goes through a torch.autograd.Function instead, made here from the same pieces.
-"""
+"""What transforms need to know of a registered operation: vmap rules, forward-mode derivatives, batched gradients."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._functorch import eager_transforms
 from torch.autograd import forward_ad
 
 Template = Sequence[int | None] | None
@@ -66,18 +61,17 @@ def full_precision(flat: Flat) -> torch.autocast:
     return torch.autocast(flat.values[0].device.type, enabled=False)
 
 
-PullBack = Callable[[Flat, Sequence[Tensor], Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
+PullBack = Callable[[Flat, Sequence[bool], Sequence[Tensor | None]], list[Tensor | None]]
 
 
 @dataclass(frozen=True)
 class Step:
     """One registered schema: the first `tensors` arguments of `op` may be tensors.
 
-    on_torch: the same results as a tuple, in plain differentiable PyTorch. pull_back: gradients of the tensor arguments
-    from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
-    be used), which gradients are wanted and those of the results. returns_list: the results are a list. backend_at: the
-    place of the backend's name from the end. task_arguments and task_axis: which arguments, and which axis of the
-    results, have one entry per task.
+    on_torch: the results that have derivatives, as a tuple, in plain differentiable PyTorch. pull_back: gradients of
+    the tensor arguments from the flat arguments, which gradients are wanted and those of the results. returns_list: the
+    results are a list. backend_at: the place of the backend's name from the end. task_arguments and task_axis: which
+    arguments, and which axis of the results, have one entry per task.
     """
 
     name: str
@@ -85,28 +79,17 @@ class Step:
     tensors: int
     on_torch: Callable[..., tuple[Tensor, ...]]
     pull_back: PullBack
-    kept_from: int | None = None
     returns_list: bool = False
     backend_at: int = -1
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
 
-    def leading(self, template: Template) -> int:
-        """How many flat arguments may be tensors."""
-        if template is None:
-            return self.tensors
-        return sum(1 if size is None else size for size in template[: self.tensors])
 
-    def kept(self, output: Any) -> list[Tensor]:
-        """The results that the backward will use."""
-        return [] if self.kept_from is None else list(output[self.kept_from :])
-
-
-def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[int | None], Flat], Any]:
+def vmap_rule(step: Step) -> Callable[[int, Sequence[int | None], Flat], Any]:
     """Mapped tasks become more tasks; anything else mapped (parameters, gradients) is a loop over its slices.
 
     The rule takes the size of the mapped axis, its place in each flat argument, and the flat arguments; it returns the
-    results of `call` and the mapped axis of each.
+    results and the mapped axis of each.
     """
 
     def rule(size: int, dims: Sequence[int | None], flat: Flat) -> Any:
@@ -118,14 +101,14 @@ def vmap_rule(step: Step, call: Callable[..., Any]) -> Callable[[int, Sequence[i
                 _fold(value, dim, size) if is_task and isinstance(value, Tensor) else value
                 for value, dim, is_task in zip(flat.values, dims, per_task, strict=True)
             ]
-            out = call(*Flat(folded, flat.template).restored())
+            out = step.op(*Flat(folded, flat.template).restored())
             if isinstance(out, Tensor):
                 return _split(out, step.task_axis, size), step.task_axis
             return tuple(_split(x, step.task_axis, size) for x in out), tuple(step.task_axis for _ in out)
         outs = []
         for index in range(size):
             one = [x if dim is None else x.select(dim, index) for x, dim in zip(flat.values, dims, strict=True)]
-            outs.append(call(*Flat(one, flat.template).restored()))
+            outs.append(step.op(*Flat(one, flat.template).restored()))
         if isinstance(outs[0], Tensor):
             return torch.stack(outs), 0
         kind = type(outs[0])
@@ -146,14 +129,22 @@ def _split(folded: Tensor, axis: int, size: int) -> Tensor:
     return folded.reshape(*shape[:axis], size, shape[axis] // size, *shape[axis + 1 :])
 
 
-def _push_forward(
-    function: Callable[..., tuple[Tensor, ...]], primals: Sequence[Tensor], tangents: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """J v as the transpose of u -> u^T J, since forward-mode AD does not nest."""
-    outputs, pull_back, *_ = torch.func.vjp(function, *primals)
-    _, push, *_ = torch.func.vjp(lambda *u: pull_back(u), *(torch.zeros_like(output) for output in outputs))
-    made: tuple[Tensor, ...] = push(tuple(tangents))
-    return made
+def push_forward(
+    function: Callable[..., tuple[Tensor, ...]], flat: Flat, tangents: Sequence[Tensor | None]
+) -> Sequence[Tensor | None]:
+    """Tangents of the results of a plain PyTorch function from those of its first arguments; None stands for zero."""
+    places = [place for place, tangent in enumerate(tangents) if tangent is not None]
+    varied = flat.varying(places, function)
+
+    def push(*given: Tensor) -> list[Tensor | None]:
+        # PyTorch asks for tangents with forward mode off, which would drop those of another forward mode around it.
+        with full_precision(flat), forward_ad._set_fwd_grad_enabled(True):
+            # A tensor whose entries share memory, as a repeated one's do, can hold no tangent.
+            primals = [torch._VF._unpack_dual(flat.values[place], level=0)[0].contiguous() for place in places]
+            duals = [torch._VF._make_dual(x, tangent, level=0) for x, tangent in zip(primals, given, strict=True)]
+            return [torch._VF._unpack_dual(result, level=0)[1] for result in varied(*duals)]
+
+    return by_slices(push, [tangents[place] for place in places])
 
 
 def transforming() -> bool:
@@ -161,63 +152,42 @@ def transforming() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def functorch_function(step: Step) -> Callable[..., Any]:
-    """`step.op` as a torch.autograd.Function that torch.func's transforms and forward-mode AD know."""
+def by_slices(function: Callable[..., Sequence[Tensor | None]], tensors: Sequence[Any]) -> Sequence[Tensor | None]:
+    """`function` of these tensors, called slice by slice where torch.autograd has batched them.
 
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(template: Template, *values: Any) -> Any:
-            made = step.op(*Flat(list(values), template).restored())
-            return tuple(made) if isinstance(made, list) else made
+    Its own vmap (behind is_grads_batched and vectorize) is not torch.func's, and knows no operation but PyTorch's.
+    """
+    if not any(_is_batched(tensor) for tensor in tensors):
+        return function(*tensors)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    while (size := max(_size(tensor, level) for tensor in tensors)) < 0:
+        level -= 1
+    mapped = [_size(tensor, level) >= 0 for tensor in tensors]
+    whole = [_remove(x, level, size) if is_mapped else x for x, is_mapped in zip(tensors, mapped, strict=True)]
+    outs = [
+        by_slices(function, [x[index] if is_mapped else x for x, is_mapped in zip(whole, mapped, strict=True)])
+        for index in range(size)
+    ]
+    return [
+        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
+        for parts in zip(*outs, strict=True)
+    ]
 
-        @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            template, *values = inputs
-            ctx.template = template
-            ctx.options = [None if isinstance(value, Tensor) else value for value in values]
-            ctx.tensors = [isinstance(value, Tensor) for value in values]
-            tensors = [value for value in values if isinstance(value, Tensor)]
-            ctx.save_for_backward(*tensors, *step.kept(output))
-            ctx.save_for_forward(*tensors)
 
-        @staticmethod
-        def _arguments(ctx: Any) -> Flat:
-            saved = iter(ctx.saved_tensors)
-            values = [next(saved) if is_tensor else x for x, is_tensor in zip(ctx.options, ctx.tensors, strict=True)]
-            return Flat(values, ctx.template)
+def _is_batched(tensor: Any) -> bool:
+    return isinstance(tensor, Tensor) and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            flat = Function._arguments(ctx)
-            leading = step.leading(flat.template)
-            kept = ctx.saved_tensors[sum(ctx.tensors) :]
-            made = step.pull_back(flat, kept, ctx.needs_input_grad[1 : 1 + leading], grads)
-            return (None, *made, *(None for _ in flat.values[leading:]))
 
-        @staticmethod
-        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
-            flat = Function._arguments(ctx)
-            places = [place for place, tangent in enumerate(tangents) if tangent is not None]
-            varied = flat.varying(places, step.on_torch)
-            if eager_transforms.JVP_NESTING > 1:
-                raise NotImplementedError(
-                    f"{step.name}: forward-mode derivatives of forward-mode derivatives are not supported; take one of "
-                    "them in reverse mode, as torch.func.hessian does"
-                )
-            with full_precision(flat):
-                made = _push_forward(varied, [flat.values[i] for i in places], [tangents[i] for i in places])
-            return made[0] if len(made) == 1 else made
+def _size(tensor: Any, level: int) -> int:
+    """How many slices a level of torch.autograd's vmap has of a tensor, -1 where it has not batched it."""
+    if not _is_batched(tensor):
+        return -1
+    one, two = (_remove(tensor, level, size).shape[0] for size in (1, 2))
+    return one if one == two else -1
 
-        @staticmethod
-        def vmap(info: Any, in_dims: Sequence[Any], template: Template, *values: Any) -> Any:
-            made, dims = vmap_rule(step, inner)(info.batch_size, in_dims[1:], Flat(list(values), template))
-            return (tuple(made), tuple(dims)) if isinstance(made, list) else (made, dims)
 
-    def inner(*arguments: Any) -> Any:
-        return call(*arguments) if transforming() else step.op(*arguments)
-
-    def call(*arguments: Any) -> Any:
-        flat = flatten(arguments)
-        return Function.apply(flat.template, *flat.values)  # type: ignore[no-untyped-call]
-
-    return call
+def _remove(tensor: Tensor, level: int, size: int) -> Tensor:
+    """The slices of a level along a first axis; `size` copies of a tensor that is not batched there."""
+    removed: Tensor = torch._remove_batch_dim(tensor, level, size, 0)
+    return removed

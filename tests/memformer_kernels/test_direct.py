@@ -236,16 +236,19 @@ def test_a_loss_keeps_its_graph_and_gives_the_same_gradients_again() -> None:
         torch.autograd.grad(loss, leaves)
 
 
-def test_a_changed_parameter_changes_no_gradient_that_is_ready() -> None:
-    function, tensors = CALLS["loss"]
-    expected = _both_ways("loss", torch.ones((), dtype=torch.float64))[1:]
-    leaves = _leaves(tensors)
-    loss = function(*leaves)
-    with torch.no_grad():
-        leaves[2].zero_()
-    _same(list(torch.autograd.grad(loss, leaves, retain_graph=True)), expected)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(loss, leaves)
+@pytest.mark.parametrize("way", [nullcontext, profile, lambda: torch.device("cpu")])
+@on_every_operation
+def test_a_parameter_changed_before_the_backward_raises(name: str, way: Callable[[], Any]) -> None:
+    """On the short way and on every other, though a loss has its gradients ready."""
+    function, tensors = CALLS[name]
+    for place in range(len(tensors)):
+        leaves = _leaves(tensors)
+        with way():
+            result = function(*leaves).sum()
+        with torch.no_grad():
+            leaves[place].zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(result, leaves)
 
 
 @pytest.mark.parametrize("scale", [1.0, -0.5, 0.0, float("nan")])
@@ -313,6 +316,22 @@ def test_checkpoints(name: str, reentrant: bool) -> None:
     leaves = _leaves(tensors)
     made = checkpoint(function, *leaves, use_reentrant=reentrant)
     made.backward(torch.ones_like(result))
+    _same([leaf.grad for leaf in leaves if leaf.grad is not None], expected)
+
+
+@pytest.mark.parametrize("only", ["forward", "recompute"])
+@pytest.mark.parametrize("state", ["dispatch mode", "function mode", "profiler"])
+@on_every_operation
+def test_checkpoints_under_a_listener_on_one_side(name: str, state: str, only: str) -> None:
+    """Whoever listens, an operation saves the same tensors: checkpointing compares them."""
+    function, tensors = CALLS[name]
+    result = function(*tensors)
+    expected = _both_ways(name, torch.ones_like(result))[1:]
+    leaves = _leaves(tensors)
+    with STATES[state]() if only == "forward" else nullcontext():
+        made = checkpoint(function, *leaves, use_reentrant=False)
+    with STATES[state]() if only == "recompute" else nullcontext():
+        made.backward(torch.ones_like(result))
     _same([leaf.grad for leaf in leaves if leaf.grad is not None], expected)
 
 

@@ -13,7 +13,7 @@ PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
     {"version", "reference", "reference_blocks", "problem", "transforms", "gates", "kernels", "library", "dispatcher"},
-    {"direct"},
+    {"direct", "nodes"},
     {"maths", "registration"},
     {"backends", "problem_blocks"},
     {"build", "ops"},
