@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import direct
+from memformer_kernels import direct, flops, sharding
 from memformer_kernels.transforms import (
     Flat,
     Step,
@@ -35,7 +35,7 @@ class Operation:
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
     first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
     beside float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
-    not asked for it.
+    not asked for it. derived: see `Step`.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Operation:
     results: int = 1
     tokens: int = 1
     passes_on: bool = False
+    derived: frozenset[int] = frozenset()
 
 
 def define(operation: Operation) -> Callable[..., Any]:
@@ -109,14 +110,20 @@ def define(operation: Operation) -> Callable[..., Any]:
         pull_back,
         task_arguments=operation.task_arguments,
         task_axis=operation.task_axis,
+        derived=operation.derived,
     )
     return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens)
 
 
 def define_with_gradients(
-    name: str, tensors: str, options: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    tensors: str,
+    options: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    task_arguments: frozenset[int],
 ) -> Callable[..., Any]:
-    """Registers a scalar operation that works out its gradients along with its value.
+    """Registers a mean over tasks that works out its gradients along with its value.
 
     Its last options are `bool[] needs`, one flag per tensor argument, and the backend's name; its results are the value
     and then the gradients needed. A backward only scales these, unless it must itself be differentiable. What comes
@@ -146,7 +153,17 @@ def define_with_gradients(
         ]
 
     op = getattr(torch.ops.memformer_kernels, name).default
-    step = Step(name, op, count, on_torch, pull_back, kept_from=1, returns_list=True)
+    step = Step(
+        name,
+        op,
+        count,
+        on_torch,
+        pull_back,
+        kept_from=1,
+        returns_list=True,
+        task_arguments=task_arguments,
+        averages=True,
+    )
 
     def again(arguments: Sequence[Any], wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
         return _pull_back_on_torch(value_on_torch, flatten(arguments), wanted, grads)
@@ -184,6 +201,7 @@ def _install(
     """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
+    flops.define(getattr(torch.ops.memformer_kernels, step.name), kernel, step.backend_at)
     opaque = _below_autograd(step.op)
     differentiable = _differentiable(step, opaque, lambda node: node.apply)
     _register_autograd(step, differentiable)
@@ -212,17 +230,20 @@ def _dispatching(
 ) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
-    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. Inside torch.func's
-    transforms and forward-mode AD it goes through `transformed`. In between, where autocast has no say, the question
-    whether a gradient is required is settled here, which spares the dispatcher a turn.
+    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. DTensors are taken
+    apart, and their shards are the arguments of a call. Inside torch.func's transforms and forward-mode AD it goes
+    through `transformed`. In between, where autocast has no say, the question whether a gradient is required is settled
+    here, which spares the dispatcher a turn.
     """
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return step.op(*arguments)
+            return sharding.spread(step, call, arguments) if sharding.among(arguments) else step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
             return node(arguments) if learns else kernel(*arguments)
+        if sharding.among(arguments):
+            return sharding.spread(step, call, arguments)
         if transforming():
             return transformed(*arguments)
         if torch._C._is_any_autocast_enabled():
