@@ -35,7 +35,7 @@ class Operation:
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
     first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
     beside float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
-    not asked for it. derived: see `Step`.
+    not asked for it. derived: see `sharding.Rule`.
     """
 
     name: str
@@ -110,9 +110,8 @@ def define(operation: Operation) -> Callable[..., Any]:
         pull_back,
         task_arguments=operation.task_arguments,
         task_axis=operation.task_axis,
-        derived=operation.derived,
     )
-    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens)
+    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens, derived=operation.derived)
 
 
 def define_with_gradients(
@@ -194,10 +193,12 @@ def _install(
     tokens_at: int,
     tokens: int,
     node: Callable[..., Any] | None = None,
+    derived: frozenset[int] = frozenset(),
 ) -> Callable[..., Any]:
     """Registers everything about one schema, and returns the callable that also serves torch.func's transforms.
 
     node: what takes a direct call's arguments where one requires a gradient, if not the node of all other calls.
+    derived: see `sharding.Rule`.
     """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(step.op, fake, lib=_LIBRARY)
@@ -217,7 +218,9 @@ def _install(
 
     torch.library.register_vmap(step.op, vmap, lib=_LIBRARY)
     node = node or _differentiable(step, kernel, direct.bare_apply)
-    return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step))
+    names = tuple(argument.name for argument in step.op._schema.arguments)
+    spreading = sharding.Rule(step.name, names, step.task_arguments, step.task_axis, step.averages, derived)
+    return _dispatching(step, kernel, node, opaque, differentiable, functorch_function(step), spreading)
 
 
 def _dispatching(
@@ -227,6 +230,7 @@ def _dispatching(
     opaque: Callable[..., Any],
     differentiable: Callable[..., Any],
     transformed: Callable[..., Any],
+    rule: sharding.Rule,
 ) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
@@ -238,12 +242,12 @@ def _dispatching(
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return sharding.spread(step, call, arguments) if sharding.among(arguments) else step.op(*arguments)
+            return sharding.spread(rule, call, arguments) if sharding.among(arguments) else step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
             return node(arguments) if learns else kernel(*arguments)
         if sharding.among(arguments):
-            return sharding.spread(step, call, arguments)
+            return sharding.spread(rule, call, arguments)
         if transforming():
             return transformed(*arguments)
         if torch._C._is_any_autocast_enabled():

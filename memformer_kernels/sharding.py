@@ -13,14 +13,27 @@ torch.distributed.tensor before a caller has.
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.transforms import Flat, Step, flatten
-
 _MODULE = "torch.distributed.tensor"
+
+
+class Rule(NamedTuple):
+    """How a function is spread: its name, its arguments' names, and which of them have an entry per task.
+
+    task_axis: the tasks' axis of its results. averages: its result is one number, a mean over tasks, first in a list.
+    derived: arguments that a check made from sizes, or from settings that are the same on every process.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    task_arguments: frozenset[int]
+    task_axis: int = 0
+    averages: bool = False
+    derived: frozenset[int] = frozenset()
 
 
 def is_sharded(value: object) -> bool:
@@ -60,52 +73,56 @@ def beside(value: Tensor, tensor: Tensor) -> Tensor:
     return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
-def spread(step: Step, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """`call` of `step` on this process's tasks, with its results as DTensors.
+def spread(rule: Rule, call: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """`call` on this process's tasks, with its results as DTensors.
 
     Along an axis of the mesh the tasks are sharded if any argument that has an entry per task is sharded along them;
     all other arguments are the same on every process. Raises TypeError for a tensor of the caller's that is no DTensor.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-    flat = flatten(arguments)
-    template = flat.template or [None] * len(flat.values)
-    positions = [p for p, length in enumerate(template) for _ in range(1 if length is None else length)]
-    per_task = [position in step.task_arguments for position in positions]
-    names = [argument.name for argument in step.op._schema.arguments]
-    mesh = next(value.device_mesh for value in flat.values if isinstance(value, DTensor))
-    batch = next(value.shape[0] for value, tasks in zip(flat.values, per_task, strict=True) if tasks)
-    split = [False] * mesh.ndim
-    for value, tasks in zip(flat.values, per_task, strict=True):
-        if isinstance(value, DTensor) and tasks:
-            split = [was or placement == Shard(0) for was, placement in zip(split, value.placements, strict=True)]
-    same = [Replicate()] * mesh.ndim
+    listed = [list(x) if isinstance(x, list | tuple) else [x] for x in arguments]
+    shared = [x for given in listed for x in given if isinstance(x, DTensor)]
+    tasks = [x for place, given in enumerate(listed) if place in rule.task_arguments for x in given]
+    mesh, batch = shared[0].device_mesh, tasks[0].shape[0]
+    if any(x.device_mesh != mesh for x in shared):
+        raise ValueError(
+            f"{rule.name}: expected DTensors on one mesh, got {sorted({str(x.device_mesh) for x in shared})}"
+        )
+    split = [any(isinstance(x, DTensor) and x.placements[axis] == Shard(0) for x in tasks) for axis in range(mesh.ndim)]
 
-    def local(value: Any, tasks: bool, position: int) -> Any:
+    def local(place: int, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         if not isinstance(value, DTensor):
-            if position not in step.derived:
+            if place not in rule.derived:
                 raise TypeError(
-                    f"{names[position]}: expected a DTensor, as other arguments of {step.name} are, got a plain tensor "
-                    f"of shape {tuple(value.shape)}; distribute_tensor makes one"
+                    f"{rule.arguments[place]}: expected a DTensor, as other arguments of {rule.name} are, got a plain "
+                    f"tensor of shape {tuple(value.shape)}; distribute_tensor makes one"
                 )
-            value = DTensor.from_local(value, mesh, same, run_check=False)
-        shares = [Shard(0) if tasks and parted else Replicate() for parted in split]
-        sums = [Partial() if not tasks and parted else share for parted, share in zip(split, shares, strict=True)]
-        if list(value.placements) != shares:
-            value = value.redistribute(placements=shares)
-        return value.to_local(grad_placements=sums)
+            value = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        parted = split if place in rule.task_arguments else [False] * mesh.ndim
+        wanted = [Shard(0) if parts else Replicate() for parts in parted]
+        summed = [
+            Partial() if parts and place not in rule.task_arguments else x
+            for parts, x in zip(split, wanted, strict=True)
+        ]
+        if list(value.placements) != wanted:
+            value = value.redistribute(placements=wanted)
+        return value.to_local(grad_placements=summed)
 
-    values = [local(*given) for given in zip(flat.values, per_task, positions, strict=True)]
-    made = call(*Flat(values, flat.template).restored())
-    if step.averages:
-        count = next(value.shape[0] for value, tasks in zip(values, per_task, strict=True) if tasks)
-        return [_share_of_mean(made[0], count, batch, mesh, [Partial() if parted else Replicate() for parted in split])]
-    placements = [Shard(step.task_axis) if parted else Replicate() for parted in split]
+    own_values = [[local(place, value) for value in given] for place, given in enumerate(listed)]
+    restored = [
+        values if isinstance(x, list | tuple) else values[0] for x, values in zip(arguments, own_values, strict=True)
+    ]
+    made = call(*restored)
+    if rule.averages:
+        count = own_values[min(rule.task_arguments)][0].shape[0]
+        return [_share_of_mean(made[0], count, batch, mesh, [Partial() if parts else Replicate() for parts in split])]
+    placements = [Shard(rule.task_axis) if parts else Replicate() for parts in split]
 
     def whole(result: Tensor) -> Tensor:
-        shape = torch.Size((*result.shape[: step.task_axis], batch, *result.shape[step.task_axis + 1 :]))
+        shape = torch.Size((*result.shape[: rule.task_axis], batch, *result.shape[rule.task_axis + 1 :]))
         stride = torch.empty(shape, device="meta").stride()
         return DTensor.from_local(result, mesh, placements, run_check=False, shape=shape, stride=stride)
 

@@ -77,8 +77,7 @@ class Step:
     from the flat arguments, the results after the first `kept_from` (so that what a forward has already worked out can
     be used), which gradients are wanted and those of the results. returns_list: the results are a list. backend_at: the
     place of the backend's name from the end. task_arguments and task_axis: which arguments, and which axis of the
-    results, have one entry per task. averages: the result is one number, a mean over tasks. derived: the arguments that
-    a check made from sizes, or from settings that are the same on every process.
+    results, have one entry per task. averages: the result is one number, a mean over tasks.
     """
 
     name: str
@@ -92,7 +91,6 @@ class Step:
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
     averages: bool = False
-    derived: frozenset[int] = frozenset()
 
     def leading(self, template: Template) -> int:
         """How many flat arguments may be tensors."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.problem import check_size, reject, reject_kind
+from memformer_kernels.sharding import is_sharded
 from memformer_kernels.training.philox import LARGEST_SEED
 
 NAMES = ("q", "p", "gamma", "beta")
@@ -157,6 +158,8 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
             continue
         if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
             reject_kind(name, value, "a tensor of float32 or float64")
+        if is_sharded(value):
+            reject_kind(name, value, "a whole tensor, as full_tensor() makes of a DTensor")
         if value.ndim not in _AXES[name]:
             reject(name, value, f"a tensor of {' or '.join(map(str, _AXES[name]))} axes")
         named[name] = value.detach()
