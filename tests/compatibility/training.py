@@ -1,6 +1,7 @@
 """The row of `train_steps`, which has a state in place of data and takes no derivative."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor, nn
@@ -94,15 +95,19 @@ def distributed_tensors() -> None:
 
 def forked() -> None:
     expected = _losses()
-    assert in_a_child(lambda: torch.testing.assert_close(_losses(), expected, rtol=0, atol=0))
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        torch.testing.assert_close(_losses(), expected, rtol=0, atol=0)
+
+    assert in_a_child(child)
 
 
 def threaded() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
+    expected, states = _losses(), [_state() for _ in range(8)]
     with ThreadPoolExecutor(4) as pool:
-        for made in pool.map(lambda _: _losses(), range(8)):
-            torch.testing.assert_close(made, _losses(), rtol=0, atol=0)
+        for made in pool.map(_losses, states):
+            torch.testing.assert_close(made, expected, rtol=0, atol=0)
 
 
 def signalled() -> None:
