@@ -91,8 +91,11 @@ def autocast(subject: Subject) -> None:
     expected = outcome(model, data, _parameters(model))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         made = outcome(model, data, _parameters(model))
-    for ours, theirs in zip(made, expected, strict=True):
+    count = len(results(model(*data)))
+    for ours, theirs in zip(made[:count], expected[:count], strict=True):
         assert (ours.float() - theirs).norm() <= 0.05 * theirs.norm()
+    ours, theirs = (torch.cat([x.float().flatten() for x in found[count:]]) for found in (made, expected))
+    assert (ours - theirs).norm() <= 0.1 * theirs.norm()
 
 
 def checkpointed(subject: Subject) -> None:

@@ -12,7 +12,7 @@ COLUMNS: dict[str, str] = {
     "compile of torch.func": "`torch.compile(fullgraph=True)` of `torch.func.grad` and `jvp`",
     "torch.func": "`functional_call` with `grad`, `vjp`, `jvp`, and `vmap(grad)` for gradients of every sample",
     "legacy vmap": "`torch.autograd.functional.jacobian(vectorize=True)`, `torch.autograd.grad(is_grads_batched=True)`",
-    "autocast": "bfloat16 autocast with float32 parameters: within 5% of float32, gradients too",
+    "autocast": "bfloat16 autocast: results within 5% of float32's, all gradients together within 10%",
     "checkpoint": "`torch.utils.checkpoint`, reentrant and not",
     "export": "`torch.export` with a dynamic number of samples",
     "fx": "`torch.fx.symbolic_trace`; functions that a program calls itself are wrapped by its `torch.fx.wrap`",

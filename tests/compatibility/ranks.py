@@ -89,21 +89,25 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
 }
 
 
-def _serve(rank: int, folder: str, connection: Connection) -> None:
+def check(column: str, row: str) -> None:
+    """A cell's check, on one of the processes."""
     from tests.compatibility import training
 
+    if row == training.ROW:
+        training.CHECKS[column]()
+    else:
+        CHECKS[column](SUBJECTS[row])
+
+
+def _serve(rank: int, folder: str, connection: Connection) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD)
     while True:
-        order = connection.recv()
-        if order is None:
+        work = connection.recv()
+        if work is None:
             break
-        column, row = order
         try:
-            if row == training.ROW:
-                training.CHECKS[column]()
-            else:
-                CHECKS[column](SUBJECTS[row])
+            work()
             connection.send(None)
         except Exception as error:
             connection.send((f"{type(error).__name__}: {error}", traceback.format_exc()))
@@ -125,10 +129,10 @@ class Ranks:
         for process in self._processes:
             process.start()
 
-    def run(self, column: str, row: str) -> None:
-        """Has every process make the check; raises AssertionError with the first one's error."""
+    def run(self, work: Callable[[], None]) -> None:
+        """Has every process do the work, a function that its module knows; raises AssertionError with their error."""
         for end in self._ends:
-            end.send((column, row))
+            end.send(work)
         answers = []
         for rank, end in enumerate(self._ends):
             assert end.poll(120), f"rank {rank} does not answer"
