@@ -70,7 +70,7 @@ def test_forwards(backend: str) -> None:
 
 
 def test_dense_gram_space_is_what_the_reference_multiplies() -> None:
-    """The reference, code of its own, sums all tokens and multiplies each head by T, and reads nothing out at the end."""
+    """The reference, code of its own, sums all tokens and multiplies every head by T, and reads nothing out at last."""
     z = Z.detach()
     made = _counted(lambda: memformer_stack(z, DENSE, DENSE, algorithm="gram"))["stack"]
     with FlopCounterMode(display=False) as counter:
