@@ -6,12 +6,13 @@ backend that is not available RuntimeError, before any work. Values of tensors o
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from memformer_kernels import ops, plan
+from memformer_kernels import ops, plan, sharding
 from memformer_kernels.maths import factored
 from memformer_kernels.maths import registers as depth
 from memformer_kernels.problem_blocks import check_attention, check_history, check_step, check_update
@@ -84,6 +85,9 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     return mean.to(v.dtype), AttentionState(total, count)
 
 
+_UPDATE = sharding.Rule("register_update", ("z", "registers", "gamma"), frozenset({0, 1}))
+
+
 def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:
     """z + sum_j gamma_j * R_j in one pass: of z's shape and dtype.
 
@@ -91,6 +95,10 @@ def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, ba
     its first axis: (J,) one weight a register, (J, D) one a feature, (J, N, 1) one a token, (J, N, D), (J, B, 1, 1)...;
     float32 or z's dtype. Forward and backward read every register once; see `nn.RegisterMemory` for its use.
     """
+    if type(z) is not Tensor and sharding.is_sharded(z):
+        # Before the axes are folded: a shard of tasks is no shard of what they are folded into.
+        updated: Tensor = sharding.spread(_UPDATE, partial(register_update, backend=backend), (z, registers, gamma))
+        return updated
     call = check_update(z, registers, gamma)
     chosen = plan.plan_update(call.z.dtype, call.z.device.type, backend)
     if _spelled_out(backend):

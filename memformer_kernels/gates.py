@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from memformer_kernels.sharding import beside
+
 
 def _precise(parameter: Tensor) -> Tensor:
     """A product of half-precision parameters would be rounded once more than the ungated network's."""
@@ -29,4 +31,4 @@ def fold(gate: Tensor | None, q: Tensor, gamma: Tensor | None, beta: Tensor | No
         return q, gamma * per_layer
     layers = gate.shape[0]
     read = torch.ones(layers, layers, dtype=torch.bool, device=gamma.device).tril()[:, :, None, None, None]
-    return q, torch.where(read, gamma, 0.0) * per_layer[:, None]
+    return q, torch.where(beside(read, gamma), gamma, 0.0) * per_layer[:, None]

@@ -219,6 +219,7 @@ loss: Callable[..., list[Tensor]] = define_with_gradients(
     "SymInt context, str algorithm, SymInt queries, bool[] needs, str backend",
     _loss,
     _loss_fake,
+    task_arguments=frozenset({0, 1, 6}),
 )
 layer: Callable[..., tuple[Tensor, Tensor]] = define(
     Operation(
@@ -255,6 +256,7 @@ linear_attention: Callable[..., Tensor] = define(
         _linear_attention_fake,
         task_arguments=frozenset({0, 1, 2, 3, 4}),
         tokens=3,
+        derived=frozenset({3, 4, 5}),
     )
 )
 register_update: Callable[..., Tensor] = define(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-from memformer_kernels import direct, dispatcher, nodes
+from memformer_kernels import direct, dispatcher, flops, nodes, sharding
 from memformer_kernels.nodes import Node
 from memformer_kernels.transforms import Flat, Step, flatten, full_precision, transforming, vmap_rule
 
@@ -29,7 +29,7 @@ class Operation:
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
     first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
     beside float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
-    not asked for it.
+    not asked for it. derived: see `sharding.Rule`.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Operation:
     results: int = 1
     tokens: int = 1
     passes_on: bool = False
+    derived: frozenset[int] = frozenset()
 
 
 def define(operation: Operation) -> Callable[..., Any]:
@@ -102,13 +103,20 @@ def define(operation: Operation) -> Callable[..., Any]:
         task_axis=operation.task_axis,
     )
     node = nodes.with_backward(forward_step, operation.kernel)
-    return _install(forward_step, operation.kernel, operation.fake, 0, operation.tokens, node)
+    return _install(
+        forward_step, operation.kernel, operation.fake, 0, operation.tokens, node, derived=operation.derived
+    )
 
 
 def define_with_gradients(
-    name: str, tensors: str, options: str, kernel: Callable[..., Any], fake: Callable[..., Any]
+    name: str,
+    tensors: str,
+    options: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    task_arguments: frozenset[int],
 ) -> Callable[..., Any]:
-    """Registers a scalar operation that works out its gradients along with its value.
+    """Registers a mean over tasks that works out its gradients along with its value.
 
     Its last options are `bool[] needs`, one flag per tensor argument, and the backend's name; its results are the value
     and then the gradients needed. A backward only scales these, unless it must itself be differentiable. What comes
@@ -124,7 +132,16 @@ def define_with_gradients(
         return _pull_back_on_torch(value_on_torch, flat, wanted, grads)
 
     op = getattr(torch.ops.memformer_kernels, name).default
-    step = Step(name, op, count, value_on_torch, pull_back, returns_list=True)
+    step = Step(
+        name,
+        op,
+        count,
+        value_on_torch,
+        pull_back,
+        returns_list=True,
+        task_arguments=task_arguments,
+        averages=True,
+    )
     return _install(step, kernel, fake, 0, 1, nodes.with_gradients(step, kernel))
 
 
@@ -145,11 +162,21 @@ def _pull_back_on_torch(
 
 
 def _install(
-    step: Step, kernel: Callable[..., Any], fake: Callable[..., Any], tokens_at: int, tokens: int, node: Node
+    step: Step,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    tokens_at: int,
+    tokens: int,
+    node: Node,
+    derived: frozenset[int] = frozenset(),
 ) -> Callable[..., Any]:
-    """Registers everything about one schema, and returns the callable that the public functions use."""
+    """Registers everything about one schema, and returns the callable that the public functions use.
+
+    derived: see `sharding.Rule`.
+    """
     _LIBRARY.impl(step.name, kernel, "CompositeExplicitAutograd")
     _LIBRARY.fake(step.op, fake)
+    flops.define(getattr(torch.ops.memformer_kernels, step.name), kernel, step.backend_at)
     _register_autograd(step, node)
     _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step)
@@ -162,24 +189,28 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     _LIBRARY.vmap(step.op, vmap)
-    return _dispatching(step, kernel, node)
+    names = tuple(argument.name for argument in step.op._schema.arguments)
+    spreading = sharding.Rule(step.name, names, step.task_arguments, step.task_axis, step.averages, derived)
+    return _dispatching(step, kernel, node, spreading)
 
 
-def _dispatching(step: Step, kernel: Callable[..., Any], node: Node) -> Callable[..., Any]:
+def _dispatching(step: Step, kernel: Callable[..., Any], node: Node, rule: sharding.Rule) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
-    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. Where neither a
-    transform nor autocast has a say, the question whether a gradient is required is settled here, which spares the
-    dispatcher a turn.
+    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. DTensors are taken
+    apart, and their shards are the arguments of a call. Where neither a transform nor autocast has a say, the question
+    whether a gradient is required is settled here, which spares the dispatcher a turn.
     """
     opaque = _below_autograd(step.op)
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return step.op(*arguments)
+            return sharding.spread(rule, call, arguments) if sharding.among(arguments) else step.op(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
             return node(kernel, arguments) if learns else kernel(*arguments)
+        if sharding.among(arguments):
+            return sharding.spread(rule, call, arguments)
         if transforming() or torch._C._is_any_autocast_enabled():
             return step.op(*arguments)
         return node(opaque, arguments) if learns else opaque(*arguments)

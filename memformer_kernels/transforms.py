@@ -71,7 +71,8 @@ class Step:
     on_torch: the results that have derivatives, as a tuple, in plain differentiable PyTorch. pull_back: gradients of
     the tensor arguments from the flat arguments, which gradients are wanted and those of the results. returns_list: the
     results are a list. backend_at: the place of the backend's name from the end. task_arguments and task_axis: which
-    arguments, and which axis of the results, have one entry per task.
+    arguments, and which axis of the results, have one entry per task. averages: the result is one number, a mean over
+    tasks.
     """
 
     name: str
@@ -83,10 +84,11 @@ class Step:
     backend_at: int = -1
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
+    averages: bool = False
 
 
 def vmap_rule(step: Step) -> Callable[[int, Sequence[int | None], Flat], Any]:
-    """Mapped tasks become more tasks; anything else mapped (parameters, gradients) is a loop over its slices.
+    """Mapped tasks become more tasks; anything else mapped (parameters, gradients, means) is a loop over its slices.
 
     The rule takes the size of the mapped axis, its place in each flat argument, and the flat arguments; it returns the
     results and the mapped axis of each.
@@ -96,7 +98,7 @@ def vmap_rule(step: Step) -> Callable[[int, Sequence[int | None], Flat], Any]:
         template = flat.template or [None] * len(flat.values)
         positions = [p for p, length in enumerate(template) for _ in range(1 if length is None else length)]
         per_task = [position in step.task_arguments for position in positions]
-        if all(dim is None or is_task for dim, is_task in zip(dims, per_task, strict=True)):
+        if not step.averages and all(dim is None or is_task for dim, is_task in zip(dims, per_task, strict=True)):
             folded = [
                 _fold(value, dim, size) if is_task and isinstance(value, Tensor) else value
                 for value, dim, is_task in zip(flat.values, dims, per_task, strict=True)

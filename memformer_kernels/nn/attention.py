@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from memformer_kernels.blocks import AttentionState, attention_state, attention_step, linear_attention
 from memformer_kernels.nn.memory import LayerMemory
 from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_flag, check_size, reject
+from memformer_kernels.sharding import own
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -18,6 +19,27 @@ FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 """What queries and keys pass through. identity: the Memformer's own, whose layers are optimiser steps; elu and relu:
 positive scores (Katharopoulos et al., arXiv 2006.16236)."""
+
+
+def without_padding(z: Tensor, mask: Tensor | None) -> Tensor:
+    """Tokens with zeros where there is none."""
+    return z if mask is None else torch.where(mask[..., None], z, 0.0)
+
+
+def split_heads(projected: Tensor, head_dim: int) -> Tensor:
+    """(..., H, E) of (..., H E), whose width says how many heads are here: under tensor parallelism a rank's share."""
+    if projected.shape[-1] % head_dim:
+        raise ValueError(
+            f"num_heads: expected whole heads of {head_dim} on every rank, got projections of {projected.shape[-1]}"
+        )
+    made: Tensor = projected.unflatten(-1, (projected.shape[-1] // head_dim, head_dim))  # type: ignore[no-untyped-call]
+    return made
+
+
+# Leaves of torch.fx.symbolic_trace: their checks ask for what is no graph of operations.
+torch.fx.wrap("linear_attention")
+torch.fx.wrap("split_heads")
+torch.fx.wrap("without_padding")
 
 
 class MemformerAttention(nn.Module):
@@ -39,8 +61,9 @@ class MemformerAttention(nn.Module):
             z, register = layer(z, registers)
             registers.append(register)
 
-    There is no dropout: train() and eval() are alike. Raises ValueError for sizes that do not fit and unknown names,
-    TypeError for wrong kinds.
+    There is no dropout: train() and eval() are alike. How many heads there are is read off the projections' width, so
+    that W_q, W_k and W_v may be split by columns over ranks and W_o by rows (tensor parallelism). Raises ValueError for
+    sizes that do not fit and unknown names, TypeError for wrong kinds.
     """
 
     def __init__(
@@ -108,7 +131,7 @@ class MemformerAttention(nn.Module):
         Padding, where mask is false, is read by nobody and may hold anything; it gets z plus what the output's bias and
         its own registers give.
         """
-        q, k, v = self._projected(z if mask is None else torch.where(mask[..., None], z, 0.0))
+        q, k, v = self._projected(without_padding(z, mask))
         out = linear_attention(
             q, k, v, causal=self.causal, context=context, mask=mask, cu_seqlens=cu_seqlens, backend=self.backend
         )
@@ -135,15 +158,14 @@ class MemformerAttention(nn.Module):
 
     def initial_state(self, batch: int) -> AttentionState:
         """The state before the first of B samples' tokens."""
-        weight = self.q_proj.weight
-        empty = weight.new_zeros(batch, 0, self.num_heads, self.head_dim)
+        weight = own(self.k_proj.weight)
+        empty = weight.new_zeros(batch, 0, weight.shape[0] // self.head_dim, self.head_dim)
         return attention_state(empty, empty)
 
     def _projected(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (..., H, E)."""
         read = z if self.prenorm is None else self.prenorm(z)
-        shape = (self.num_heads, self.head_dim)
-        q, k, v = (x(read).unflatten(-1, shape) for x in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (split_heads(x(read), self.head_dim) for x in (self.q_proj, self.k_proj, self.v_proj))
         mapped = FEATURE_MAPS[self.feature_map]
         # Scores of order one whatever the head's width; a scale of q is one of W_q.
         return mapped(q), mapped(k) * (1 / math.sqrt(self.head_dim)), v

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.nn.memory import counted, start_memory
 from memformer_kernels.problem import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
+from memformer_kernels.sharding import beside, fill
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
 """The published models, by what memory does.
@@ -46,21 +48,41 @@ def _coefficient_shape(granularity: str, width: int, tokens: int | None) -> tupl
     return 1, width if granularity == "feature" else 1
 
 
-def _projections(
+def _empty_projections(
     lead: tuple[int, ...], d: int, structure: str, factory: dict[str, object]
 ) -> tuple[nn.Parameter, nn.Parameter | None]:
-    """q starts near a multiple of the identity: a plain gradient step; p near the response-only corner."""
     size = d + 1 if structure == "dense" else d
-    start = _PRECONDITIONER_START * torch.eye(size, **factory)  # type: ignore[call-overload]
+    q, p = (nn.Parameter(torch.empty(*lead, size, size, **factory)) for _ in range(2))  # type: ignore[call-overload]
+    return q, None if structure == "response-only" else p
+
+
+def _start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str) -> None:
+    """q starts near a multiple of the identity: a plain gradient step; p near the response-only corner."""
+    factory = {"dtype": q.dtype, "device": q.device}
+    start = _PRECONDITIONER_START * torch.eye(q.shape[-1], **factory)  # type: ignore[call-overload]
     if structure == "dense":
         start[-1, -1] = 0.0
-    q = nn.Parameter(start / lead[-1] + _NOISE * torch.randn(*lead, size, size, **factory))  # type: ignore[call-overload]
-    if structure == "response-only":
-        return q, None
-    p = _NOISE * torch.randn(*lead, size, size, **factory)  # type: ignore[call-overload]
-    if structure == "dense":
-        p[..., -1, -1] += 1.0
-    return q, nn.Parameter(p)
+    fill(q, start / q.shape[-3] + _NOISE * torch.randn(q.shape, **factory))  # type: ignore[call-overload]
+    if p is not None:
+        noise = _NOISE * torch.randn(p.shape, **factory)  # type: ignore[call-overload]
+        if structure == "dense":
+            noise[..., -1, -1] += 1.0
+        fill(p, noise)
+
+
+def residual_gamma(gamma: Tensor) -> Tensor:
+    """gamma (L, L, ...) of a residual rule with the fixed 1 of every layer's new register."""
+    own = torch.eye(gamma.shape[0], dtype=torch.bool, device=gamma.device)[:, :, None, None, None]
+    return torch.where(beside(own, gamma), 1.0, gamma)
+
+
+# Leaves of torch.fx.symbolic_trace: their checks ask for what is no graph of operations.
+torch.fx.wrap("counted")
+torch.fx.wrap("memformer_layer")
+torch.fx.wrap("memformer_loss")
+torch.fx.wrap("memformer_predict")
+torch.fx.wrap("memformer_stack")
+torch.fx.wrap("residual_gamma")
 
 
 class Memformer(nn.Module):
@@ -109,40 +131,48 @@ class Memformer(nn.Module):
         self.algorithm = check_choice("algorithm", algorithm, ALGORITHMS)
         check_dtype("dtype", dtype)
         factory: dict[str, object] = {"device": device, "dtype": dtype}
-        self.q, self.p = _projections((layers, heads), d, structure, factory)
+        self.q, self.p = _empty_projections((layers, heads), d, structure, factory)
         self._make_memory(factory)
+        self.reset_parameters()
 
     def _make_memory(self, factory: dict[str, object]) -> None:
         layers, heads = self.layers, self.heads
 
-        def filled(value: float, *shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.full(shape, value, **factory))  # type: ignore[call-overload]
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, **factory))  # type: ignore[call-overload]
 
         self.gamma = self.beta = self.gate = None
         if self.rule == "linear":
             return
         grid = _coefficient_shape(self.granularity, self.d + 1, self.tokens)
         if self.rule in ("cgd", "recursive"):
-            self.gamma = filled(1.0, layers, 1, 1, 1)
-            self.beta = filled(0.0, layers, 1, *grid)
+            self.gamma, self.beta = empty(layers, 1, 1, 1), empty(layers, 1, *grid)
         elif self.rule == "lfom_shared":
-            self.gamma = filled(1.0 / layers, 1, layers, 1, *grid)
-        elif self.rule == "lfom":
-            self.gamma = filled(0.0, layers, layers, 1, *grid)
-            with torch.no_grad():
-                self.gamma[range(layers), range(layers)] = 1.0
-        elif self.rule == "lfom_residual":
-            self.gamma = filled(0.0, layers, layers, 1, *grid)
+            self.gamma = empty(1, layers, 1, *grid)
         else:
-            self.gamma = filled(0.0, layers, layers, heads, *grid)
-            self.gate = filled(1.0, heads)
+            gated = self.rule == "gated_heads"
+            self.gamma = empty(layers, layers, heads if gated else 1, *grid)
+            self.gate = empty(heads) if gated else None
+
+    def reset_parameters(self) -> None:
+        """Draws q and p anew from torch's default generator and starts the memory as if there were none."""
+        _start_projections(self.q, self.p, self.structure)
+        with torch.no_grad():
+            if self.beta is not None:
+                self.beta.zero_()
+            if self.gate is not None:
+                self.gate.fill_(1.0)
+            if self.gamma is not None:
+                self.gamma.fill_({"cgd": 1.0, "recursive": 1.0, "lfom_shared": 1.0 / self.layers}.get(self.rule, 0.0))
+            if self.gamma is not None and self.rule == "lfom":
+                own = torch.eye(self.layers, dtype=self.gamma.dtype, device=self.gamma.device)
+                fill(self.gamma, own[:, :, None, None, None].expand(self.gamma.shape).contiguous())
 
     def stack_arguments(self) -> StackArguments:
         """The parameters as the functions take them; residual rules get their fixed 1 for the new register here."""
         gamma: Tensor | None = self.gamma
         if gamma is not None and self.rule in ("lfom_residual", "gated_heads"):
-            own = torch.eye(self.layers, dtype=torch.bool, device=gamma.device)[:, :, None, None, None]
-            gamma = torch.where(own, 1.0, gamma)
+            gamma = residual_gamma(gamma)
         return {"q": self.q, "p": self.p, "gamma": gamma, "beta": self.beta, "gate": self.gate}
 
     def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
@@ -234,21 +264,23 @@ class MemformerLayer(nn.Module):
         check_flag("momentum", momentum)
         check_dtype("dtype", dtype)
         factory: dict[str, object] = {"device": device, "dtype": dtype}
-        self.q, self.p = _projections((heads,), d, structure, factory)
-        gamma = torch.zeros(registers + 1, 1, *grid, **factory)  # type: ignore[call-overload]
-        gamma[-1] = 1.0
-        self.gamma = nn.Parameter(gamma)
-        self.beta = nn.Parameter(torch.zeros(1, *grid, **factory)) if momentum else None  # type: ignore[call-overload]
+        self.structure = structure
+        self.q, self.p = _empty_projections((heads,), d, structure, factory)
+        self.gamma = nn.Parameter(torch.empty(registers + 1, 1, *grid, **factory))  # type: ignore[call-overload]
+        self.beta = nn.Parameter(torch.empty(1, *grid, **factory)) if momentum else None  # type: ignore[call-overload]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws q and p anew from torch's default generator and starts the memory as if there were none."""
+        _start_projections(self.q, self.p, self.structure)
+        start_memory(self.gamma, self.beta)
 
     def forward(
         self, z: Tensor, registers: Sequence[Tensor] = (), *, context: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z_next (B, N, d + 1), register (B, 1, N, d + 1)) from the tokens and the registers of the layers before."""
-        if len(registers) != self.registers:
-            raise ValueError(f"registers: expected {self.registers} of them, got {len(registers)}")
-        return memformer_layer(
-            z, self.q, self.p, registers, self.gamma, self.beta, context=context, backend=self.backend
-        )
+        given = counted(registers, self.registers)
+        return memformer_layer(z, self.q, self.p, given, self.gamma, self.beta, context=context, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"d={self.d}, heads={self.heads}, registers={self.registers}, momentum={self.beta is not None}"

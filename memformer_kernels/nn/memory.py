@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from memformer_kernels.blocks import register_update
 from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_size
+from memformer_kernels.sharding import fill
 
 MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
 """How a layer uses the registers R_j of the layers before it, att being its own output.
@@ -17,6 +18,49 @@ sum_{j<=l} gamma_j * R_j with R_l = att (eqs. 19-20). lfom_residual: the same wi
 """
 
 MEMORY_GRANULARITIES = ("scalar", "feature")
+
+
+def counted(registers: Sequence[Tensor], expected: int) -> Sequence[Tensor]:
+    """The registers of the layers before, as many as a layer was made for."""
+    if len(registers) != expected:
+        raise ValueError(f"registers: expected {expected} of them, got {len(registers)}")
+    return registers
+
+
+def start_memory(gamma: Tensor | None, beta: Tensor | None, own: bool = True) -> None:
+    """The start: as if there were no memory. own: whether gamma's last entry weighs the layer's own register."""
+    if gamma is not None:
+        start = torch.zeros(gamma.shape, dtype=gamma.dtype, device=gamma.device)
+        if own:
+            start[-1] = 1.0
+        fill(gamma, start)
+    if beta is not None:
+        with torch.no_grad():
+            beta.zero_()
+
+
+def remember(
+    z: Tensor,
+    att: Tensor,
+    registers: Sequence[Tensor],
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    memory: str,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """(z_next, register) of `LayerMemory` by its rule."""
+    if beta is not None:
+        att = torch.addcmul(att, beta[0].to(att.dtype), registers[-1].to(att.dtype))
+    if gamma is None:
+        return z + att, att
+    weighed = {"cgd": [att], "lfom": [*registers, att], "lfom_residual": registers}[memory]
+    base = z + att if memory == "lfom_residual" else z
+    return register_update(base, [x.to(z.dtype) for x in weighed], gamma, backend=backend), att
+
+
+# Leaves of torch.fx.symbolic_trace: what they ask of the registers is no graph of operations.
+torch.fx.wrap("counted")
+torch.fx.wrap("remember")
 
 
 class LayerMemory(nn.Module):
@@ -62,29 +106,13 @@ class LayerMemory(nn.Module):
 
     def reset_parameters(self) -> None:
         """The start: as if there were no memory."""
-        with torch.no_grad():
-            if self.gamma is not None:
-                self.gamma.zero_()
-                if self.memory != "lfom_residual":
-                    self.gamma[-1] = 1.0
-            if self.beta is not None:
-                self.beta.zero_()
+        start_memory(self.gamma, self.beta, own=self.memory != "lfom_residual")
 
     def forward(self, z: Tensor, att: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """(z_next, register), both of z's shape."""
-        if len(registers) != self.registers:
-            raise ValueError(f"registers: expected {self.registers} of them, got {len(registers)}")
-        if self.beta is not None:
-            att = torch.addcmul(att, self.beta[0].to(att.dtype), registers[-1].to(att.dtype))
-        if self.gamma is None:
-            return z + att, att
-        if self.memory == "lfom_residual":
-            return self._updated(z + att, registers, self.gamma), att
-        weighed = [*registers, att] if self.memory == "lfom" else [att]
-        return self._updated(z, weighed, self.gamma), att
-
-    def _updated(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
-        return register_update(z, [x.to(z.dtype) for x in registers], gamma, backend=self.backend)
+        given = counted(registers, self.registers)
+        made: tuple[Tensor, Tensor] = remember(z, att, given, self.gamma, self.beta, self.memory, self.backend)
+        return made
 
     def extra_repr(self) -> str:
         return f"{self.dim}, registers={self.registers}, memory={self.memory!r}, granularity={self.granularity!r}"
@@ -126,6 +154,11 @@ class RegisterMemory(nn.Module):
             LayerMemory(dim, index, memory=memory, granularity=granularity, backend=backend, device=device, dtype=dtype)
             for index in range(check_size("layers", layers))
         )
+
+    def reset_parameters(self) -> None:
+        """The start: as if there were no memory."""
+        for layer in self.layers:
+            layer.reset_parameters()  # type: ignore[operator]
 
     def forward(self, z: Tensor, att: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """(z_next, register) of the layer that `registers`, those of all layers before it, lead to."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.problem import check_network, check_size, dense, reject, reject_kind
+from memformer_kernels.sharding import is_sharded
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.philox import LARGEST_SEED
 
@@ -201,6 +202,8 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
         if value is None and name != "q":
             continue
         tensor = _floating(name, value)
+        if is_sharded(tensor):
+            reject_kind(name, value, "a whole tensor, as full_tensor() makes of a DTensor")
         if tensor.ndim not in _AXES[name]:
             reject(name, value, f"a tensor of {' or '.join(map(str, _AXES[name]))} axes")
         named[name] = tensor.detach()

@@ -59,8 +59,11 @@ def train_steps(
         then train by "torch", whatever the backend.
 
     Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
-    backend that is not available, before any work; and RankLost where another rank does not answer.
+    backend that is not available or inside torch.export, before any work; and RankLost where another rank does not
+    answer.
     """
+    if torch.compiler.is_exporting():
+        raise RuntimeError("train_steps: training writes to its state and is no program to export; export the model")
     plan = explain_training(state, sampler, optimizer=optimizer, backend=backend)
     steps = check_count("steps", steps, LARGEST_SEED - state.step, least=0)
     if max_skipped is not None:

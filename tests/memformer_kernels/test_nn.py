@@ -8,8 +8,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import memformer_kernels
 from memformer_kernels import memformer_layer, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.nn import GRANULARITIES, RULES, STRUCTURES, Memformer, MemformerLayer
+from memformer_kernels.nn import (
+    GRANULARITIES,
+    MEMORIES,
+    RULES,
+    STRUCTURES,
+    LayerMemory,
+    Memformer,
+    MemformerAttention,
+    MemformerLayer,
+    RegisterMemory,
+)
 from tests.memformer_kernels.cases import normal, seeded
 from tests.memformer_kernels.paths import PATHS, Path, on_every_path
 
@@ -340,3 +351,40 @@ def test_a_layer_counts_its_registers() -> None:
         layer(z)
     with pytest.raises(ValueError, match=r"registers: expected 1 .* got 2"):
         layer(z, [z[:, None], z[:, None]])
+
+
+MODULES: dict[str, Any] = {
+    **{
+        f"{rule}-{structure}": lambda rule=rule, structure=structure: Memformer(
+            D, LAYERS, heads=HEADS, rule=rule, structure=structure, tokens=TOKENS
+        )
+        for rule in RULES
+        for structure in STRUCTURES
+    },
+    "layer": lambda: MemformerLayer(D, registers=2, momentum=True, structure="dense"),
+    "attention": lambda: MemformerAttention(4, 2, memory="cgd", registers=1, norm=True, prenorm=True, bias=True),
+    **{name: lambda name=name: LayerMemory(4, 2, memory=name) for name in MEMORIES},
+    "registers": lambda: RegisterMemory(4, 3),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_made_without_memory_starts_as_one_made_with_it(name: str) -> None:
+    torch.manual_seed(5)
+    expected = MODULES[name]()
+    with torch.device("meta"):
+        module = MODULES[name]()
+    assert all(parameter.is_meta for parameter in module.parameters())
+    module.to_empty(device="cpu")
+    torch.manual_seed(5)
+    module.reset_parameters()
+    for ours, theirs in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_every_module_can_be_started_anew() -> None:
+    made = {type(make()) for make in MODULES.values()}
+    named = [getattr(memformer_kernels.nn, name) for name in memformer_kernels.nn.__all__]
+    assert made == {x for x in named if isinstance(x, type) and issubclass(x, nn.Module)}
+    for kind in made:
+        assert "reset_parameters" in vars(kind), kind
