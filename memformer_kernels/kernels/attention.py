@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from memformer_kernels.kernels import rules
 from memformer_kernels.kernels.launch import architecture, launch, triton_type
-from memformer_kernels.kernels.tiles import multiply
+from memformer_kernels.kernels.tiles import multiply, wide
 
 ENOUGH_PROGRAMS = 1024
 """Programs that keep an H100 or H200 busy without dividing sequences: 8 for each of 132 multiprocessors."""
@@ -122,6 +122,9 @@ def state_kernel(
     PRECISION: tl.constexpr,
 ):
     """states (B, H, splits, E, F): the sum over the keys of every split."""
+    k_batch, k_token, k_head, k_entry = wide((k_batch, k_token, k_head, k_entry))
+    v_batch, v_token, v_head, v_entry = wide((v_batch, v_token, v_head, v_entry))
+    w_batch, w_token = wide((w_batch, w_token))
     program = tl.cast(tl.program_id(0), tl.int64)
     first_column = program % blocks * COLUMNS
     place = program // blocks
@@ -198,6 +201,12 @@ def attend_kernel(
     PRECISION: tl.constexpr,
 ):
     """out (B, N, H, F). states: the sum over the keys before each split, or None for none."""
+    q_batch, q_token, q_head, q_entry = wide((q_batch, q_token, q_head, q_entry))
+    k_batch, k_token, k_head, k_entry = wide((k_batch, k_token, k_head, k_entry))
+    v_batch, v_token, v_head, v_entry = wide((v_batch, v_token, v_head, v_entry))
+    r_batch, r_token = wide((r_batch, r_token))
+    w_batch, w_token = wide((w_batch, w_token))
+    state_head, state_split = wide((state_head, state_split))
     program = tl.cast(tl.program_id(0), tl.int64)
     first_column = program % blocks * COLUMNS
     place = program // blocks

@@ -12,7 +12,7 @@ hold. Backward it owns LANES consecutive tasks and adds up parameter gradients i
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import add_to, load_counts
+from memformer_kernels.kernels.tiles import add_to, load_counts, wide
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def load_tokens(z, task, strides, sizes, count, live, ROWS: tl.constexpr, BLOCK:
 def weigh(coefficient, index, row, tokens, TOKENS: tl.constexpr):
     """One entry of a coefficient's response column, (1, ROWS) or a scalar."""
     if TOKENS:
-        values = tl.load(coefficient + index * tokens + row, mask=row < tokens, other=0.0)
+        values = tl.load(coefficient + tl.cast(index, tl.int64) * tokens + row, mask=row < tokens, other=0.0)
     else:
         values = tl.load(coefficient + index)
     return values
@@ -42,7 +42,7 @@ def weigh(coefficient, index, row, tokens, TOKENS: tl.constexpr):
 def shared_matrix(a, index, features, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)[None, :, None]
     j = tl.arange(0, BLOCK)[None, None, :]
-    at = a + index * features * features + i * features + j
+    at = a + tl.cast(index, tl.int64) * features * features + i * features + j
     return tl.load(at, mask=(i < features) & (j < features), other=0.0)
 
 
@@ -72,12 +72,13 @@ def run_layers(
     row = tl.arange(0, ROWS)[None, :]
     i = tl.arange(0, BLOCK)[None, :]
     mask = live & (row < tokens)
-    slot = TASKS * tokens
+    slot = tl.cast(TASKS * tokens, tl.int64)
+    vector = tl.cast(TASKS * features, tl.int64)
     registers = columns + (layers + 1) * slot
     tl.store(columns, s, mask=mask)
     for layer in range(layers):
         g = tl.sum(x * tl.where(inside, s, 0.0)[:, :, None], 1) / count.to(ACC)
-        tl.store(vectors + layer * TASKS * features, g, mask=live & (i < features))
+        tl.store(vectors + layer * vector, g, mask=live & (i < features))
         for head in range(kept):
             index = layer * kept + head
             v = tl.sum(shared_matrix(a, index, features, BLOCK) * g[:, None, :], 2)
@@ -106,7 +107,7 @@ def add_weight(into, index, part, row, tokens, TOKENS: tl.constexpr):
     """Adds a column's part of a coefficient's gradient, summed over tasks and, without a token axis, over tokens."""
     total = tl.sum(part, 0, keep_dims=True)
     if TOKENS:
-        add_to(into + index * tokens + row, total, row < tokens)
+        add_to(into + tl.cast(index, tl.int64) * tokens + row, total, row < tokens)
     else:
         add_to(into + index, tl.sum(tl.sum(total, 1), 0), index >= 0)
 
@@ -143,17 +144,19 @@ def columns_kernel(
 ):
     """Minus the responses (outputs, B, queries) of the last tokens, after every layer where `outputs` is L."""
     sizes = (tokens, features, layers, kept, valid_from)
+    strides = wide((z_task, z_row, z_column))
     lane = tl.arange(0, TASKS)[:, None]
     row = tl.arange(0, ROWS)[None, :]
     i = tl.arange(0, BLOCK)[None, :]
+    slot = tl.cast(TASKS * tokens, tl.int64)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     columns = memory + lane * tokens + row
-    vectors = memory + (layers + 1 + layers * kept) * TASKS * tokens + lane * features + i
+    vectors = memory + (layers + 1 + layers * kept) * slot + lane * features + i
     for block in range(tl.program_id(0), tl.cdiv(batch, TASKS), tl.num_programs(0)):
         task = tl.cast(block, tl.int64) * TASKS + lane
         live = task < batch
         count = load_counts(lengths, task, context, live)
-        x, s = load_tokens(z, task, (z_task, z_row, z_column), sizes, count, live, ROWS, BLOCK, ACC)
+        x, s = load_tokens(z, task, strides, sizes, count, live, ROWS, BLOCK, ACC)
         run_layers(
             x,
             s,
@@ -176,7 +179,7 @@ def columns_kernel(
         first = tokens - queries
         mask = live & (row >= first) & (row < tokens)
         for output in range(outputs):
-            at = columns + (layers - outputs + output + 1) * TASKS * tokens
+            at = columns + (layers - outputs + output + 1) * slot
             values = tl.load(at, mask=mask, other=0.0)
             place = (tl.cast(output, tl.int64) * batch + task) * queries + row - first
             tl.store(out + place, -values, mask=mask)
@@ -238,13 +241,16 @@ def columns_backward_kernel(
     then receives 2 (prediction - target) / predicted. z_grad (B, N, D) is made where it is given.
     """
     sizes = (tokens, features, layers, kept, valid_from)
+    strides = wide((z_task, z_row, z_column))
     BETA: tl.constexpr = beta is not None
     lane = tl.arange(0, TASKS)[:, None]
     row = tl.arange(0, ROWS)[None, :]
     i = tl.arange(0, BLOCK)[None, :]
     entry = tl.arange(0, BLOCK)[None, :, None] * features + tl.arange(0, BLOCK)[None, None, :]
     square = (tl.arange(0, BLOCK)[None, :, None] < features) & (tl.arange(0, BLOCK)[None, None, :] < features)
-    slot = TASKS * tokens
+    slot = tl.cast(TASKS * tokens, tl.int64)
+    vector = tl.cast(TASKS * features, tl.int64)
+    weights = tl.cast(layers * kept, tl.int64)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     columns = memory + lane * tokens + row
     registers = columns + (layers + 1) * slot
@@ -255,12 +261,12 @@ def columns_backward_kernel(
     first = tokens - queries
     for chunk in range(tl.program_id(0), tl.cdiv(batch, LANES), tl.num_programs(0)):
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        gammas = partial + layers * kept * features * features
+        gammas = partial + weights * features * features
         betas = gammas
         if RULE == 1:
-            betas = gammas + layers * kept * gamma_rows
+            betas = gammas + weights * gamma_rows
         if RULE == 2:
-            betas = gammas + layers * layers * kept * gamma_rows
+            betas = gammas + layers * weights * gamma_rows
         first_task = tl.cast(chunk, tl.int64) * LANES
         squares = tl.zeros((TASKS, 1), ACC)
         for step in range(tl.cdiv(tl.minimum(batch - first_task, LANES).to(tl.int32), TASKS)):
@@ -270,7 +276,7 @@ def columns_backward_kernel(
             asked = mask & (row >= first)
             count = load_counts(lengths, task, context, live)
             inside = row < count
-            x, s = load_tokens(z, task, (z_task, z_row, z_column), sizes, count, live, ROWS, BLOCK, ACC)
+            x, s = load_tokens(z, task, strides, sizes, count, live, ROWS, BLOCK, ACC)
             s = run_layers(
                 x,
                 s,
@@ -305,7 +311,7 @@ def columns_backward_kernel(
                     place = (tl.cast(outputs - 1 - back, tl.int64) * batch + task) * queries + row - first
                     grad -= tl.load(error + place, mask=asked, other=0.0).to(ACC)
                 tl.store(updates + layer * slot, grad, mask=mask)
-                g = tl.load(vectors + layer * TASKS * features, mask=live & (i < features), other=0.0)
+                g = tl.load(vectors + layer * vector, mask=live & (i < features), other=0.0)
                 g_grad = tl.zeros((TASKS, BLOCK), ACC)
                 for head in range(kept):
                     index = layer * kept + head
@@ -331,7 +337,7 @@ def columns_backward_kernel(
                     a_tile = shared_matrix(a, index, features, BLOCK)
                     v_grad = tl.sum(x * register_grad[:, :, None], 1)
                     outer = tl.sum(v_grad[:, :, None] * g[:, None, :], 0, keep_dims=True)
-                    add_to(partial + index * features * features + entry, outer, square)
+                    add_to(partial + tl.cast(index, tl.int64) * features * features + entry, outer, square)
                     g_grad += tl.sum(a_tile * v_grad[:, :, None], 1)
                     if z_grad is not None:
                         v = tl.sum(a_tile * g[:, None, :], 2)

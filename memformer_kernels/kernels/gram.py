@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memformer_kernels.kernels import rules
 from memformer_kernels.kernels.launch import architecture, launch, triton_type
-from memformer_kernels.kernels.tiles import load_counts, product
+from memformer_kernels.kernels.tiles import load_counts, product, wide
 
 
 @triton.jit(do_not_specialize=["batch", "context", "splits", "split_tokens"])
@@ -44,6 +44,8 @@ def across_kernel(
     PRECISION: tl.constexpr,
 ):
     """out (B, splits, width, columns) from left (B, ., width) and right (B, ., columns)."""
+    left_task, left_row, left_column = wide((left_task, left_row, left_column))
+    right_task, right_row, right_column = wide((right_task, right_row, right_column))
     split = tl.program_id(0) % splits
     task = tl.cast(tl.program_id(0) // splits, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
     live = task < batch
@@ -51,8 +53,8 @@ def across_kernel(
     first = split * split_tokens
     inside = tl.minimum(count - first, split_tokens)
     total = product(
-        (left + task * left_task + tl.cast(first, tl.int64) * left_row, left_column, left_row),
-        (right + task * right_task + tl.cast(first, tl.int64) * right_row, right_row, right_column),
+        (left + task * left_task + first * left_row, left_column, left_row),
+        (right + task * right_task + first * right_row, right_row, right_column),
         (live, width, inside, columns, tl.minimum(split_tokens, context - first)),
         TASKS,
         BLOCK,
@@ -108,15 +110,21 @@ def rows_kernel(
 
     To every row, `other` (B, N, other_inner) times `other_matrix` is added where it is given.
     """
+    left_task, left_row, left_column = wide((left_task, left_row, left_column))
+    matrix_task, matrix_row, matrix_column = wide((matrix_task, matrix_row, matrix_column))
+    other_task, other_row, other_column = wide((other_task, other_row, other_column))
+    other_matrix_task, other_matrix_row, other_matrix_column = wide(
+        (other_matrix_task, other_matrix_row, other_matrix_column)
+    )
+    out_task, out_row, out_column = wide((out_task, out_row, out_column))
     first = tl.program_id(0) % row_blocks * ROWS
-    start = tl.cast(first, tl.int64)
     task = tl.cast(tl.program_id(0) // row_blocks, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
     live = task < batch
     count = load_counts(lengths, task, context, live)
     row = tl.arange(0, ROWS)[None, :, None]
     j = tl.arange(0, BLOCK)[None, None, :]
     total = product(
-        (left + task * left_task + start * left_row, left_row, left_column),
+        (left + task * left_task + first * left_row, left_row, left_column),
         (matrix + task * matrix_task, matrix_row, matrix_column),
         (live, count - first, inner, columns, inner),
         TASKS,
@@ -129,7 +137,7 @@ def rows_kernel(
     total = tl.where(first + row < count, total, 0.0)
     if other is not None:
         total += product(
-            (other + task * other_task + start * other_row, other_row, other_column),
+            (other + task * other_task + first * other_row, other_row, other_column),
             (other_matrix + task * other_matrix_task, other_matrix_row, other_matrix_column),
             (live, tokens - first, other_inner, columns, other_inner),
             TASKS,
@@ -139,7 +147,7 @@ def rows_kernel(
             ACC,
             PRECISION,
         )
-    at = out + task * out_task + (start + row) * out_row + j * out_column
+    at = out + task * out_task + (first + row) * out_row + j * out_column
     tl.store(at, total, mask=live & (first + row < tokens) & (j < columns))
 
 

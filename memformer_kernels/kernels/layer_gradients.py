@@ -15,6 +15,7 @@ from memformer_kernels.kernels.layers import (
     PROJECTED,
     SYMMETRIC,
     load_coefficient,
+    load_past,
     put_square,
 )
 from memformer_kernels.kernels.tiles import add_to, product, put
@@ -25,10 +26,11 @@ def add_coefficient_gradient(into, index, left, right, rows, width, row, column,
     """Adds left * right, summed over tasks and, where the coefficient has no token axis, over tokens."""
     summed = tl.sum(left * right, 0, keep_dims=True)
     if TOKENS:
-        mask = (row < rows) & (column < width)
-        add_to(into + (index * rows + row) * width + column, summed, mask)
+        own = into + tl.cast(index, tl.int64) * rows * width
+        add_to(own + row * width + column, summed, (row < rows) & (column < width))
     else:
-        add_to(into + index * width + column, tl.sum(summed, 1, keep_dims=True), column < width)
+        own = into + tl.cast(index, tl.int64) * width
+        add_to(own + column, tl.sum(summed, 1, keep_dims=True), column < width)
 
 
 @triton.jit
@@ -65,13 +67,13 @@ def put_register_gradients(
     tall = tl.cast(TASKS * rows * width, tl.int64)
     total = layers + depth
     column = tl.arange(0, BLOCK)[None, None, :]
-    gammas = partial + layers * heads * width * width * (2 if P_GRAD else 1)
+    gammas = partial + tl.cast(layers * heads, tl.int64) * width * width * (2 if P_GRAD else 1)
     gamma_rows = rows if GAMMA_TOKENS else 1
     betas = gammas
     if RULE == 1:
-        betas = gammas + layers * kept * gamma_rows * width
+        betas = gammas + tl.cast(layers * kept, tl.int64) * gamma_rows * width
     if RULE == 2:
-        betas = gammas + layers * total * kept * gamma_rows * width
+        betas = gammas + tl.cast(layers * total * kept, tl.int64) * gamma_rows * width
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)[None, :, None]
         mask = live & (row < rows) & (column < width)
@@ -108,8 +110,7 @@ def put_register_gradients(
             put(slot, grad, mask)
             if PAST:
                 for earlier in range(depth):
-                    at = earlier * past_slot + register * rows * width + entry
-                    before = tl.load(past_pointer + at, mask=mask, other=0.0).to(ACC)
+                    before = load_past((past_pointer, past_slot), earlier, register, rows, width, entry, mask, ACC)
                     before_grad = tl.zeros((TASKS, ROWS, BLOCK), ACC)
                     if RULE == 2:
                         index = earlier * kept + register
@@ -120,7 +121,8 @@ def put_register_gradients(
                         before_grad += tl.where(earlier == depth - 1, grad * decay, 0.0)
                         last = tl.where(earlier == depth - 1, before, 0.0)
                         add_coefficient_gradient(betas, register, last, grad, rows, width, row, column, BETA_TOKENS)
-                    tl.store(past_grad + at, before_grad, mask=mask)
+                    own_grad = past_grad + earlier * past_slot + register * rows * width
+                    tl.store(own_grad + entry, before_grad, mask=mask)
 
 
 @triton.jit
@@ -147,7 +149,8 @@ def add_matrix_gradients(
     """Adds the gradients of q, p and, where asked for, G_0; stores G' + G'^T, on tokens divided by n."""
     rows, width, layers, heads, kept, _, _ = sizes
     tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
+    matrix_size = tl.cast(width * width, tl.int64)
     together = heads // kept
     i = tl.arange(0, BLOCK)[None, :, None]
     j = tl.arange(0, BLOCK)[None, None, :]
@@ -166,8 +169,8 @@ def add_matrix_gradients(
             turned = product((own, 1, width), (state, width, 1), bounds, TASKS, BLOCK, BLOCK, CHUNK, ACC, PRECISION)
             put(squares + MIXED_GRAD_TURNED * size + entry, turned, mask)
         for head in range(register * together, register * together + together):
-            matrix = head * width * width
-            place = partial + (layer * heads + head) * width * width + entry
+            matrix = head * matrix_size
+            place = partial + (layer * heads + head) * matrix_size + entry
             put_square(
                 squares + PROJECTED * size,
                 (squares + MIXED_GRAD * size, width, 1),
@@ -227,7 +230,7 @@ def add_matrix_gradients(
                     ACC,
                     PRECISION,
                 )
-                add_to(place + layers * heads * width * width, tl.sum(p_grad, 0, keep_dims=True), square)
+                add_to(place + layers * heads * matrix_size, tl.sum(p_grad, 0, keep_dims=True), square)
     put(squares + GRAM_GRAD * size + entry, gram_grad, mask)
     both = gram_grad + tl.load(squares + GRAM_GRAD * size + j * width + i, mask=mask, other=0.0)
     if SPACE == "token":
@@ -281,7 +284,7 @@ def put_state_gradient(
     """Stores the gradient of X_l: that of X_{l+1}, what the attention brings, and what the Gram matrix brings."""
     rows, width, _, _, kept, _, _ = sizes
     tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
     column = tl.arange(0, BLOCK)[None, None, :]
     for first in range(0, rows, ROWS):
         row = first + tl.arange(0, ROWS)[None, :, None]

@@ -96,7 +96,7 @@ def put_gram(
     PRECISION: tl.constexpr,
 ):
     """Stores a state's Gram matrix, and in Gram space G_0 X, which the backward reads again."""
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
     if SPACE == "gram":
         put_square(
             squares + LIFTED * size,
@@ -156,7 +156,8 @@ def put_mixed(
     PRECISION: tl.constexpr,
 ):
     """Stores sum_h first_h G second_h^T for every register: W from (Q, P), its transpose from (P, Q)."""
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
+    square = tl.cast(width * width, tl.int64)
     together = heads // kept
     i = tl.arange(0, BLOCK)[None, :, None]
     j = tl.arange(0, BLOCK)[None, None, :]
@@ -165,7 +166,7 @@ def put_mixed(
         for head in range(register * together, register * together + together):
             put_square(
                 squares + HALF * size,
-                (first + head * width * width, width, 1),
+                (first + head * square, width, 1),
                 (squares + GRAM * size, width, 1),
                 live,
                 width,
@@ -177,7 +178,7 @@ def put_mixed(
             )
             total += product(
                 (squares + HALF * size, width, 1),
-                (second + head * width * width, 1, width),
+                (second + head * square, 1, width),
                 (live, width, width, width, width),
                 TASKS,
                 BLOCK,
@@ -193,11 +194,20 @@ def put_mixed(
 def load_coefficient(coefficient, index, rows, width, row, column, TOKENS: tl.constexpr):
     """One (rows or 1, width) entry of a coefficient, (1, ROWS or 1, BLOCK)."""
     if TOKENS:
-        at = (index * rows + row) * width + column
-        values = tl.load(coefficient + at, mask=(row < rows) & (column < width), other=0.0)
+        own = coefficient + tl.cast(index, tl.int64) * rows * width
+        values = tl.load(own + row * width + column, mask=(row < rows) & (column < width), other=0.0)
     else:
-        values = tl.load(coefficient + index * width + column, mask=column < width, other=0.0)
+        own = coefficient + tl.cast(index, tl.int64) * width
+        values = tl.load(own + column, mask=column < width, other=0.0)
     return values
+
+
+@triton.jit
+def load_past(past, which, register, rows, width, entry, mask, ACC: tl.constexpr):
+    """Entries of a register from before the first layer, which has the tokens' dtype."""
+    pointer, slot = past
+    own = pointer + which * slot + register * rows * width
+    return tl.load(own + entry, mask=mask, other=0.0).to(ACC)
 
 
 @triton.jit
@@ -232,14 +242,13 @@ def run_layers(
     """
     q, p, gamma, beta = parameters
     rows, width, layers, heads, kept, depth, context = sizes
-    past_pointer, past_slot = past
     tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
     column = tl.arange(0, BLOCK)[None, None, :]
     for layer in range(layers):
         state = states + layer * state_slot
         put_gram(squares, state, count, context, live, width, SPACE, TASKS, BLOCK, CHUNK, ACC, PRECISION)
-        matrices = layer * heads * width * width
+        matrices = tl.cast(layer * heads, tl.int64) * width * width
         put_mixed(squares, q + matrices, p + matrices, heads, kept, live, width, TASKS, BLOCK, CHUNK, ACC, PRECISION)
         for first in range(0, rows, ROWS):
             row = first + tl.arange(0, ROWS)[None, :, None]
@@ -265,8 +274,7 @@ def run_layers(
                     decay = load_coefficient(beta, layer * kept + register, rows, width, row, column, BETA_TOKENS)
                     before = tl.load(own - kept * tall, mask=mask & (layer > 0), other=0.0)
                     if PAST:
-                        at = past_pointer + (depth - 1) * past_slot + register * rows * width + entry
-                        before += tl.load(at, mask=mask & (layer == 0), other=0.0).to(ACC)
+                        before += load_past(past, depth - 1, register, rows, width, entry, mask & (layer == 0), ACC)
                     fresh += decay * before
                 tl.store(own, fresh, mask=mask)
                 total = layers + depth
@@ -287,6 +295,5 @@ def run_layers(
                         for earlier in range(depth):
                             index = (layer * total + earlier) * kept + register
                             weight = load_coefficient(gamma, index, rows, width, row, column, GAMMA_TOKENS)
-                            at = past_pointer + earlier * past_slot + register * rows * width + entry
-                            moved += weight * tl.load(at, mask=mask, other=0.0).to(ACC)
+                            moved += weight * load_past(past, earlier, register, rows, width, entry, mask, ACC)
             put(state + state_slot + entry, moved, mask)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from memformer_kernels.kernels.layers import put_context_gram, run_layers
-from memformer_kernels.kernels.tiles import load_counts, product, put
+from memformer_kernels.kernels.tiles import load_counts, product, put, wide
 
 
 @triton.jit
@@ -59,7 +59,7 @@ def put_first_state(
             row = first + tl.arange(0, ROWS)[None, :, None]
             mask = live & (row < rows) & (column < width)
             kept = mask & ((row < count) | (row >= valid_from))
-            at = z + task * z_task + row.to(tl.int64) * z_row + column * z_column
+            at = z + task * z_task + row * z_row + column * z_column
             put(states + row * width + column, tl.load(at, mask=kept, other=0.0).to(ACC), mask)
 
 
@@ -84,7 +84,7 @@ def read_queries(
     row = tokens - queries + q[None, :, None]
     asked = live & (q < queries)[None, :, None]
     if SPACE == "gram":
-        at = z + task * z_task + row.to(tl.int64) * z_row + j * z_column
+        at = z + task * z_task + row * z_row + j * z_column
         query = tl.load(at, mask=asked & (j < width), other=0.0).to(ACC)
         last = tl.load(state + j * width + width - 1, mask=live & (j < width), other=0.0)
         responses = tl.sum(query * last, 2)
@@ -143,7 +143,7 @@ def network_kernel(
 
     Scratch: states (L + 1 slots with KEEP, else one, which each layer moves on), registers (L, R), D-by-D slots.
     """
-    strides = (z_task, z_row, z_column)
+    strides = wide((z_task, z_row, z_column))
     sizes = (rows, width, layers, heads, kept, depth, context)
     lane = tl.arange(0, TASKS)[:, None, None]
     column = tl.arange(0, BLOCK)[None, None, :]
@@ -209,7 +209,7 @@ def network_kernel(
                 mask = live & (row < tokens) & (column < width)
                 if SPACE == "gram":
                     moved = product(
-                        (z + task * z_task + tl.cast(first, tl.int64) * z_row, z_row, z_column),
+                        (z + task * strides[0] + first * strides[1], strides[1], strides[2]),
                         (states, width, 1),
                         (live, tokens - first, width, width, width),
                         TASKS,

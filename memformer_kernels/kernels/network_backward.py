@@ -25,7 +25,7 @@ from memformer_kernels.kernels.state_gradients import (
     put_last_gradient,
     store_token_gradient,
 )
-from memformer_kernels.kernels.tiles import load_counts, put
+from memformer_kernels.kernels.tiles import load_counts, put, wide
 
 
 @triton.jit(
@@ -105,12 +105,12 @@ def network_backward_kernel(
     receives 2 (prediction - target) / predicted. Scratch: states (L + 1), gradients (L + 1), registers (L, R), register
     gradients (R), D-by-D slots.
     """
-    strides = (z_task, z_row, z_column)
+    strides = wide((z_task, z_row, z_column))
     sizes = (rows, width, layers, heads, kept, depth, context)
     BETA: tl.constexpr = beta is not None
     lane = tl.arange(0, TASKS)[:, None, None]
     tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     states = memory + lane * rows * width
     grads = states + (layers + 1) * tall
@@ -251,7 +251,7 @@ def network_backward_kernel(
                         ACC,
                     )
                 put_gram(squares, state, count, context, live, width, SPACE, TASKS, BLOCK, CHUNK, ACC, PRECISION)
-                matrices = layer * heads * width * width
+                matrices = tl.cast(layer * heads, tl.int64) * width * width
                 # W^T from (P, Q), since what the state's gradient is multiplied by is W transposed.
                 put_mixed(
                     squares,

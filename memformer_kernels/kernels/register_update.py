@@ -53,7 +53,7 @@ def update_kernel(
     at, inside, weight, weighed = tile(rows, columns, middle, column_blocks, ROWS, COLUMNS, FOLLOWS)
     total = tl.load(z + at, mask=inside, other=0.0).to(ACC)
     for j in tl.static_range(COUNT):
-        coefficient = tl.load(gamma + j * middle + weight, mask=weighed, other=0.0).to(ACC)
+        coefficient = tl.load(gamma + j * tl.cast(middle, tl.int64) + weight, mask=weighed, other=0.0).to(ACC)
         total += coefficient * tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
     tl.store(out + at, total, mask=inside)
 
@@ -79,12 +79,12 @@ def update_backward_kernel(
     at, inside, weight, weighed = tile(rows, columns, middle, column_blocks, ROWS, COLUMNS, FOLLOWS)
     own = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
     for j in tl.static_range(COUNT):
-        coefficient = tl.load(gamma + j * middle + weight, mask=weighed, other=0.0).to(ACC)
+        coefficient = tl.load(gamma + j * tl.cast(middle, tl.int64) + weight, mask=weighed, other=0.0).to(ACC)
         tl.store(outs[j] + at, coefficient * own, mask=inside)
         product = own * tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
         if FOLLOWS:
             block = tl.cast(tl.program_id(0) // column_blocks, tl.int64)
-            column = tl.program_id(0) % column_blocks * COLUMNS + tl.arange(0, COLUMNS)
+            column = tl.cast(tl.program_id(0) % column_blocks, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
             to = partials + (block * COUNT + j) * columns + column
             tl.store(to, tl.sum(product, 0), mask=column < columns)
         else:

@@ -11,17 +11,18 @@ every U_k (once for each head) is read once, every result written once: all is m
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import add_to
+from memformer_kernels.kernels.tiles import add_to, wide
 
 
 @triton.jit
 def load_weight(coefficient, index, rows, width, row, column, TOKENS: tl.constexpr):
     """One (rows or 1, width) entry of a coefficient, (ROWS or 1, BLOCK)."""
     if TOKENS:
-        at = (index * rows + row).to(tl.int64) * width + column
-        values = tl.load(coefficient + at, mask=(row < rows) & (column < width), other=0.0)
+        own = coefficient + tl.cast(index, tl.int64) * rows * width
+        values = tl.load(own + row.to(tl.int64) * width + column, mask=(row < rows) & (column < width), other=0.0)
     else:
-        values = tl.load(coefficient + index * width + column, mask=column < width, other=0.0)
+        own = coefficient + tl.cast(index, tl.int64) * width
+        values = tl.load(own + column, mask=column < width, other=0.0)
     return values
 
 
@@ -66,7 +67,8 @@ def update_kernel(
     """
     task, _, row, column = owned_tile(rows, width, ROWS, BLOCK)
     mask = (row < rows) & (column < width)
-    own = state + task * state_task + row.to(tl.int64) * state_row + column * state_column
+    state_task, state_row, state_column = wide((state_task, state_row, state_column))
+    own = state + task * state_task + row * state_row + column * state_column
     total = tl.load(own, mask=mask, other=0.0)
     for head in range(heads):
         at = ((task * heads + head) * rows + row) * width + column
@@ -92,10 +94,11 @@ def update_kernel(
 def add_weight_gradient(into, index, part, rows, width, row, column, TOKENS: tl.constexpr):
     """Adds a tile to a coefficient's partial sum, summed over rows where the coefficient has no token axis."""
     if TOKENS:
-        at = (index * rows + row).to(tl.int64) * width + column
-        add_to(into + at, part, (row < rows) & (column < width))
+        own = into + tl.cast(index, tl.int64) * rows * width
+        add_to(own + row.to(tl.int64) * width + column, part, (row < rows) & (column < width))
     else:
-        add_to(into + index * width + column, tl.sum(part, 0, keep_dims=True), column < width)
+        own = into + tl.cast(index, tl.int64) * width
+        add_to(own + column, tl.sum(part, 0, keep_dims=True), column < width)
 
 
 @triton.jit(do_not_specialize=["batch", "rows", "heads", "later"])

@@ -11,7 +11,7 @@ matrix) and the queries; n D^2 / 2 + L (D^2 + R D^2 + L R D) multiply-adds.
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import load_counts, product
+from memformer_kernels.kernels.tiles import load_counts, product, wide
 
 WHOLE_MATRIX: tl.constexpr = tl.constexpr(32)
 """Widest block whose shared matrices are read whole, beside a task's own."""
@@ -109,7 +109,7 @@ def run_layers(
     row = tl.arange(0, BLOCK)[None, :, None]
     column = tl.arange(0, BLOCK)[None, None, :]
     own = memory + lane * width + i
-    slot = lanes * width
+    slot = tl.cast(lanes * width, tl.int64)
     mask = live & (i < width)
     for layer in range(layers):
         residual = tl.where(i < features, offset + tl.sum(tile * state[:, None, :], 2), 0.0)
@@ -120,7 +120,7 @@ def run_layers(
             tl.store(own + (layers * kept + layers + layer) * slot, state, mask=mask)
         for head in range(kept):
             index = layer * kept + head
-            square = a + index * features * features
+            square = a + tl.cast(index, tl.int64) * features * features
             if BLOCK <= WHOLE_MATRIX:
                 a_tile = tl.load(
                     square + row * features + column, mask=(row < features) & (column < features), other=0.0
@@ -129,7 +129,7 @@ def run_layers(
             else:
                 register = times_vector(square, features, 1, own_residual, features, lane, width, live, BLOCK, ACC)
             if BETA:
-                decay = tl.load(beta + index * width + i, mask=i < width, other=0.0)
+                decay = tl.load(beta + tl.cast(index, tl.int64) * width + i, mask=i < width, other=0.0)
                 before = tl.load(own + (index - kept) * slot, mask=mask & (layer > 0), other=0.0)
                 register += decay * before
             tl.store(own + index * slot, register, mask=mask)
@@ -137,11 +137,11 @@ def run_layers(
                 state += register
             else:
                 at = index if RULE == 1 else (layer * layers + layer) * kept + head
-                state += tl.load(gamma + at * width + i, mask=i < features, other=0.0) * register
+                state += tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0) * register
             if RULE == 2:
                 for past in range(layer):
                     at = (layer * layers + past) * kept + head
-                    weight = tl.load(gamma + at * width + i, mask=i < features, other=0.0)
+                    weight = tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0)
                     state += weight * tl.load(own + (past * kept + head) * slot, mask=mask, other=0.0)
         tl.debug_barrier()
     if KEEP:
@@ -221,11 +221,12 @@ def solve_kernel(
 
     `outputs` is L for those after every layer, or 1 for the last. Tasks go to programs in blocks of TASKS.
     """
-    strides = (z_task, z_row, z_column)
+    strides = wide((z_task, z_row, z_column))
     sizes = (layers, kept, width, features, TASKS)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     lane = tl.arange(0, TASKS)[:, None]
     i = tl.arange(0, BLOCK)[None, :]
+    slot = tl.cast(TASKS * width, tl.int64)
     for block in range(tl.program_id(0), tl.cdiv(batch, TASKS), tl.num_programs(0)):
         task = tl.cast(block, tl.int64) * TASKS + lane
         live = task < batch
@@ -255,12 +256,12 @@ def solve_kernel(
             tile, shift, state, (a, gamma, beta), memory, lane, sizes, live, RULE, beta is not None, True, BLOCK, ACC
         )
         tl.debug_barrier()
-        states = memory + lane * width + i + (layers * kept + layers) * TASKS * width
+        states = memory + lane * width + i + (layers * kept + layers) * slot
         for output in range(outputs):
             layer = layers - outputs + output + 1
-            state = tl.load(states + layer * TASKS * width, mask=live & (i < width), other=0.0)
+            state = tl.load(states + layer * slot, mask=live & (i < width), other=0.0)
             if NETWORK:
-                rows = z + task[:, :, None] * z_task + tl.cast(tokens - queries, tl.int64) * z_row
+                rows = z + task[:, :, None] * strides[0] + (tokens - queries) * strides[1]
                 for first in range(0, queries, QUERIES):
                     q = first + tl.arange(0, QUERIES)
                     values, _ = predictions(rows, state, strides, q, queries, width, live, BLOCK, ACC)

@@ -21,7 +21,7 @@ from memformer_kernels.kernels.solve import (
     task_matrix,
     times_vector,
 )
-from memformer_kernels.kernels.tiles import load_counts, product, put
+from memformer_kernels.kernels.tiles import load_counts, product, put, wide
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def layer_gradients(
     row = tl.arange(0, BLOCK)[None, :, None]
     column = tl.arange(0, BLOCK)[None, None, :]
     own = memory + lane * width + i
-    slot = lanes * width
+    slot = tl.cast(lanes * width, tl.int64)
     mask = live & (i < width)
     states = own + (layers * kept + layers) * slot
     register_grads = own + (layers * kept + 2 * layers + 1) * slot
@@ -85,18 +85,20 @@ def layer_gradients(
                 register_grad = grad
             else:
                 at = index if RULE == 1 else (layer * layers + layer) * kept + head
-                register_grad = tl.load(gamma + at * width + i, mask=i < features, other=0.0) * grad
+                register_grad = tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0) * grad
             if RULE == 2:
                 for later in range(layer + 1, layers):
                     at = (later * layers + layer) * kept + head
-                    weight = tl.load(gamma + at * width + i, mask=i < features, other=0.0)
+                    weight = tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0)
                     register_grad += weight * tl.load(update_grads + later * slot, mask=mask, other=0.0)
             if BETA:
                 later_mask = mask & (step > 0)
-                decay = tl.load(beta + (index + kept) * width + i, mask=(i < features) & (step > 0), other=0.0)
+                decay = tl.load(
+                    beta + tl.cast(index + kept, tl.int64) * width + i, mask=(i < features) & (step > 0), other=0.0
+                )
                 register_grad += decay * tl.load(register_grads + (index + kept) * slot, mask=later_mask, other=0.0)
             tl.store(register_grads + index * slot, register_grad, mask=mask)
-            square = a + index * features * features
+            square = a + tl.cast(index, tl.int64) * features * features
             if BLOCK <= WHOLE_MATRIX:
                 a_tile = tl.load(
                     square + row * features + column, mask=(row < features) & (column < features), other=0.0
@@ -141,6 +143,7 @@ def token_gradients(
     layers, kept, width, _, lanes = sizes
     error, outputs, _, _, _, batch, queries = outer
     z_task, z_row, z_column = strides
+    slot = tl.cast(lanes * width, tl.int64)
     i = tl.arange(0, BLOCK)[None, :, None]
     j = tl.arange(0, BLOCK)[None, None, :]
     inside = live & (i < width) & (j < width)
@@ -148,13 +151,13 @@ def token_gradients(
     put(square + i * width + j, matrix_grad / count.to(ACC), inside)
     turned = tl.load(square + j * width + i, mask=inside, other=0.0)
     put(square + i * width + j, matrix_grad / count.to(ACC) + turned, inside)
-    states = memory + (lane * width)[:, :, None] + j + (layers * kept + layers) * lanes * width
+    states = memory + (lane * width)[:, :, None] + j + (layers * kept + layers) * slot
     for first in range(0, tokens, ROWS):
         row = first + tl.arange(0, ROWS)[None, :, None]
         context_rows = tl.minimum(count - first, ROWS)
         bounds = (live, context_rows, width, width, width)
         grad = product(
-            (z + task * z_task + tl.cast(first, tl.int64) * z_row, z_row, z_column),
+            (z + task * z_task + first * z_row, z_row, z_column),
             (square, width, 1),
             bounds,
             TASKS,
@@ -171,7 +174,7 @@ def token_gradients(
                 asked = live & (query >= 0) & (row < tokens)
                 at = error + (tl.cast(output, tl.int64) * batch + task) * queries + query
                 value = tl.load(at, mask=asked, other=0.0).to(ACC)
-                at_state = states + (layers - outputs + output + 1) * lanes * width
+                at_state = states + (layers - outputs + output + 1) * slot
                 state = tl.load(at_state, mask=live & (j < width), other=0.0)
                 grad -= tl.where(query >= 0, value * state, 0.0)
         tl.store(z_grad + (task * tokens + row) * width + j, grad, mask=live & (row < tokens) & (j < width))
@@ -193,7 +196,7 @@ def chunk_gradients(
 ):
     """A chunk's share of the gradients of a (L, R, d, d), gamma and beta (their canonical shapes), in this order."""
     layers, kept, width, features, lanes = sizes
-    slot = lanes * width
+    slot = tl.cast(lanes * width, tl.int64)
     residuals = memory + layers * kept * slot
     register_grads = memory + (layers * kept + 2 * layers + 1) * slot
     update_grads = register_grads + layers * kept * slot
@@ -212,14 +215,15 @@ def chunk_gradients(
             ACC,
             PRECISION,
         )
-        at = partial + index * features * features + row * features + column
+        at = partial + tl.cast(index, tl.int64) * features * features + row * features + column
         tl.store(at, total, mask=(row < features) & (column < features))
-    gammas = partial + layers * kept * features * features
+    weights = tl.cast(layers * kept, tl.int64)
+    gammas = partial + weights * features * features
     betas = gammas
     if RULE == 1:
-        betas = gammas + layers * kept * width
+        betas = gammas + weights * width
     if RULE == 2:
-        betas = gammas + layers * layers * kept * width
+        betas = gammas + layers * weights * width
     lane = tl.arange(0, LANE_CHUNK)[:, None]
     if RULE != 0:
         for layer in range(layers):
@@ -234,7 +238,7 @@ def chunk_gradients(
                         update = tl.load(update_grads + layer * slot + at, mask=mask, other=0.0)
                         total += tl.sum(register * update, 0, keep_dims=True)
                     entry = layer if RULE == 1 else layer * layers + past
-                    tl.store(gammas + (entry * kept + head) * width + i, total, mask=i < features)
+                    tl.store(gammas + tl.cast(entry * kept + head, tl.int64) * width + i, total, mask=i < features)
     if BETA:
         for index in range(kept, layers * kept):
             total = tl.zeros((1, BLOCK), ACC)
@@ -243,7 +247,7 @@ def chunk_gradients(
                 at = (start + lane) * width + i
                 before = tl.load(memory + (index - kept) * slot + at, mask=mask, other=0.0)
                 total += tl.sum(before * tl.load(register_grads + index * slot + at, mask=mask, other=0.0), 0, True)
-            tl.store(betas + index * width + i, total, mask=i < features)
+            tl.store(betas + tl.cast(index, tl.int64) * width + i, total, mask=i < features)
 
 
 # One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
@@ -302,13 +306,13 @@ def solve_backward_kernel(
     `error` (1, B, queries) receives 2 (prediction - target) / predicted. z_grad, matrix_grad, offset_grad and
     start_grad are made where they are given. With REREAD a given matrix is read once more for the way back.
     """
-    strides = (z_task, z_row, z_column)
+    strides = wide((z_task, z_row, z_column))
     sizes = (layers, kept, width, features, LANES)
     parameters = (a, gamma, beta)
     BETA: tl.constexpr = beta is not None
     MATRIX: tl.constexpr = (z_grad is not None) or (matrix_grad is not None)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    scratch_tile = memory + (2 * layers * kept + 3 * layers + 1) * LANES * width
+    scratch_tile = memory + (2 * layers * kept + 3 * layers + 1) * tl.cast(LANES * width, tl.int64)
     i = tl.arange(0, BLOCK)[None, :]
     row = tl.arange(0, BLOCK)[None, :, None]
     column = tl.arange(0, BLOCK)[None, None, :]
@@ -345,7 +349,7 @@ def solve_backward_kernel(
             state = run_layers(tile, shift, state, parameters, memory, lane, sizes, live, RULE, BETA, True, BLOCK, ACC)
             rows = z
             if NETWORK:
-                rows = z + task[:, :, None] * z_task + tl.cast(tokens - queries, tl.int64) * z_row
+                rows = z + task[:, :, None] * strides[0] + (tokens - queries) * strides[1]
             if LOSS:
                 for first in range(0, queries, QUERIES):
                     q = first + tl.arange(0, QUERIES)

@@ -38,7 +38,7 @@ def add_prediction_gradient(
         value = tl.load(from_errors + asked, mask=mask, other=0.0).to(ACC)
         row = tokens - queries + asked
         if SPACE == "gram":
-            at = z + task * z_task + row.to(tl.int64) * z_row + j * z_column
+            at = z + task * z_task + row * z_row + j * z_column
             query = tl.load(at, mask=mask & (j < width), other=0.0).to(ACC)
             total += tl.sum(value * query, 1, keep_dims=True)
         else:
@@ -128,7 +128,7 @@ def store_token_gradient(
     batch, tokens, queries, outputs = outer
     rows = tokens if SPACE == "token" else width
     tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = TASKS * width * width
+    size = tl.cast(TASKS * width * width, tl.int64)
     i = tl.arange(0, BLOCK)[None, :, None]
     column = tl.arange(0, BLOCK)[None, None, :]
     if SPACE == "gram":
@@ -142,7 +142,7 @@ def store_token_gradient(
         mask = live & (row < tokens) & (column < width)
         if SPACE == "gram":
             through = product(
-                (z + task * z_task + tl.cast(first, tl.int64) * z_row, z_row, z_column),
+                (z + task * z_task + first * z_row, z_row, z_column),
                 (squares + SYMMETRIC * size, width, 1),
                 (live, count - first, width, width, width),
                 TASKS,

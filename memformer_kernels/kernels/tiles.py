@@ -13,6 +13,12 @@ import triton.language as tl
 
 
 @triton.jit
+def wide(strides):
+    """A tuple of strides as 64-bit numbers, so that every offset made with them is one: a view may span any memory."""
+    return [tl.cast(stride, tl.int64) for stride in strides]
+
+
+@triton.jit
 def put(pointers, value, mask):
     """Stores a tile that any thread of the program may read next, where any may just have read the one before."""
     tl.debug_barrier()
@@ -61,24 +67,28 @@ def product(
     """The product of two matrices in memory, as a tile.
 
     left: (pointer, row stride, inner stride); right: (pointer, inner stride, column stride), where a pointer is a
-    scalar or (TASKS, 1, 1). bounds: (live tasks, rows, inner, columns, longest inner); entries at or past a bound,
-    which may differ from task to task, are left out by selection. The inner axis is worked through in chunks.
+    scalar or (TASKS, 1, 1). Strides are 64-bit, or 32-bit sizes of a matrix of a program's own, which has less than
+    2^31 numbers. bounds: (live tasks, rows, inner, columns, longest inner); entries at or past a bound, which may
+    differ from task to task, are left out by selection. The inner axis is worked through in chunks.
     """
     left_pointer, left_row, left_inner = left
     right_pointer, right_inner, right_column = right
     live, rows, inner, columns, longest = bounds
     i = tl.arange(0, ROWS)[None, :, None]
     j = tl.arange(0, COLUMNS)[None, None, :]
+    across = tl.arange(0, CHUNK)[None, None, :]
+    down = tl.arange(0, CHUNK)[None, :, None]
     total = tl.zeros((TASKS, ROWS, COLUMNS), ACC)
     for start in range(0, longest, CHUNK):
-        across = start + tl.arange(0, CHUNK)[None, None, :]
-        down = start + tl.arange(0, CHUNK)[None, :, None]
+        # Only the start of a chunk is multiplied anew: offsets within it are the same for all.
         a = tl.load(
-            left_pointer + i * left_row + across * left_inner, mask=live & (i < rows) & (across < inner), other=0.0
+            left_pointer + start * left_inner + i * left_row + across * left_inner,
+            mask=live & (i < rows) & (start + across < inner),
+            other=0.0,
         )
         b = tl.load(
-            right_pointer + down * right_inner + j * right_column,
-            mask=live & (down < inner) & (j < columns),
+            right_pointer + start * right_inner + down * right_inner + j * right_column,
+            mask=live & (start + down < inner) & (j < columns),
             other=0.0,
         )
         total += multiply(a, b, ACC, PRECISION)
