@@ -134,25 +134,26 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
 void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
-                 int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
-                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
+                 int64_t max_skipped, int64_t first_step, const Tensor& counter, int64_t resample_every, const Tensor& seeds,
+                 const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
+                 int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, const Tensor& losses) {
+                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, double seconds, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
   const TaskArguments given{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
                             covariate_factor, z, target, index};
-  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped, first_step, counter};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
-  check_tasks(given, q, draws_of(step, losses.size(0), resample_every));
+  check_tasks(given, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
-    TrainCall<T> call(models, task_source<T>(given), step, resample_every);
+    TrainCall<T> call(models, task_source<T>(given), *optimizer.counted(), first_step, resample_every);
     call.optimizer(optimizer);
     call.training.steps = losses.size(0);
+    call.training.seconds = seconds;
     call.training.losses = static_cast<double*>(losses.data_ptr());
-    cpu::kernels<T>().train(call.training, parallel_for);
-    call.write(optimizer);
+    call.write(optimizer, cpu::kernels<T>().train(call.training, parallel_for));
   });
 }
 
@@ -171,7 +172,7 @@ void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& g
   STD_TORCH_CHECK(first_block >= 0 && first_block + sums.size(1) <= (tasks + 1023) / 1024, "sums: expected blocks of the batch");
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
-    TrainCall<T> call(models, task_source<T>(given), step, resample_every);
+    TrainCall<T> call(models, task_source<T>(given), step, step, resample_every);
     const BlockSums blocks{first_block, sums.size(1), static_cast<const bool*>(active.data_ptr()),
                            static_cast<double*>(sums.data_ptr())};
     cpu::kernels<T>().train_gradients(call.training, blocks, parallel_for);
@@ -181,10 +182,10 @@ void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& g
 void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                   const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                   const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
-                  int64_t max_skipped, int64_t step, int64_t features, int64_t tasks, int64_t queries, const Tensor& sums,
-                  const Tensor& losses) {
+                  int64_t max_skipped, int64_t first_step, const Tensor& counter, int64_t features, int64_t tasks, int64_t queries,
+                  const Tensor& sums, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped};
+  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped, first_step, counter};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_sums(models, sums);
@@ -194,11 +195,11 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
     source.features = narrow(features, "features");
     source.tasks = tasks;
     source.queries = narrow(queries, "queries");
-    TrainCall<T> call(models, source, step, 1);
+    TrainCall<T> call(models, source, *optimizer.counted(), first_step, 1);
     call.optimizer(optimizer);
     call.training.losses = static_cast<double*>(losses.data_ptr());
     cpu::kernels<T>().train_update(call.training, {0, sums.size(1), nullptr, static_cast<double*>(sums.data_ptr())});
-    call.write(optimizer);
+    call.write(optimizer, 1);
   });
 }
 
@@ -302,7 +303,7 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_ATTENTION "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds, bool causal, "
 #define MEMFORMER_OPTIMIZER \
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
-  "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int step, "
+  "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) counter, "
 #define MEMFORMER_TASKS \
   "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, float noise, " \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
@@ -321,10 +322,11 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
   m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
-  m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS "str launches, Tensor(h!) losses) -> ()");
+  m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS
+        "str launches, float seconds, Tensor(i!) losses) -> ()");
   m.def("train_gradients(Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor active, int step, int resample_every, "
         MEMFORMER_TASKS "int first_block, Tensor(a!) sums) -> ()");
-  m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(h!) losses) -> ()");
+  m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(i!) losses) -> ()");
   m.def("sample_tasks(" MEMFORMER_TASKS "int draw, Tensor(a!) cells) -> ()");
   m.def("random_numbers(str kind, int seed, int stream, int draw, bool dual, Tensor(a!) numbers) -> ()");
   m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");

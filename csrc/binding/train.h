@@ -1,7 +1,11 @@
 // The trainer's calls: tensors to a Training and its flat state, and the state back into its tensors.
+//
+// Kernels work on copies. What a caller sees of the state changes in `write` alone, all of it: a call that ends before,
+// by whatever is thrown, has taken no step.
 
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "binding/links.h"
@@ -12,13 +16,15 @@ namespace memformer::binding {
 template <class T>
 class TrainCall {
  public:
-  TrainCall(const TrainedParameters& given, const TaskSource<T>& source, int64_t step, int64_t resample_every)
+  // Step `step`; the given tasks' order begins with that of step `first_step`.
+  TrainCall(const TrainedParameters& given, const TaskSource<T>& source, int64_t step, int64_t first_step,
+            int64_t resample_every)
       : parameters_(present(given)), links_(given, source.features) {
     const int models = narrow(given.q.size(0), "q");
     training.network = links_.network;
     training.source = source;
     training.source.models = models;
-    training.source.first_draw = step / resample_every;
+    training.source.first_draw = first_step / resample_every;
     training.step = step;
     training.steps = 1;
     training.resample_every = resample_every;
@@ -51,10 +57,12 @@ class TrainCall {
       trained[place] = all || static_cast<const bool*>(given.masks[tensor].data_ptr())[entry] ? T(1) : T(0);
     });
     state.trained = trained;
-    state.skipped = static_cast<int64_t*>(given.skipped.data_ptr());
+    const auto* const skipped = static_cast<const int64_t*>(given.skipped.data_ptr());
+    skipped_.assign(skipped, skipped + state.models);
+    state.skipped = skipped_.data();
     state.max_skipped = given.max_skipped;
     state.hyper = static_cast<const double*>(given.hyper.data_ptr());
-    training.factors = static_cast<const double*>(given.factors.data_ptr());
+    training.factors = given.next_factor();
     if (given.clip == "matrix") {
       state.clip_ends = links_.matrix_ends.data();
       state.clip_groups = narrow(static_cast<int64_t>(links_.matrix_ends.size()), "q");
@@ -64,11 +72,13 @@ class TrainCall {
     }
   }
 
-  // The state back into the tensors that it came from.
-  void write(const OptimizerArguments& given) const {
+  // The state after `taken` steps back into the tensors that it came from.
+  void write(const OptimizerArguments& given, int64_t taken) const {
     unpack(training.state.parameters, parameters_);
     unpack(training.state.first, given.first);
     if (!given.second.empty()) unpack(training.state.second, given.second);
+    std::copy(skipped_.begin(), skipped_.end(), static_cast<int64_t*>(given.skipped.data_ptr()));
+    *given.counted() += taken;
   }
 
   Training<T> training{};
@@ -104,6 +114,7 @@ class TrainCall {
   std::vector<Tensor> parameters_;
   Links<T> links_;
   std::vector<T> numbers_;  // parameters, first and second moments, and which are trained: (4, M, flat_step)
+  std::vector<int64_t> skipped_;
 };
 
 }  // namespace memformer::binding

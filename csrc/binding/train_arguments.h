@@ -55,6 +55,13 @@ struct OptimizerArguments {
   const std::string& clip;
   const Tensor& factors;
   int64_t max_skipped;
+  int64_t first_step;      // that of factors[0]
+  const Tensor& counter;   // (), int64 on the CPU: steps done
+
+  int64_t* counted() const { return static_cast<int64_t*>(counter.data_ptr()); }
+  // Steps that were taken with these arguments before, and the factor of the next one.
+  int64_t begun() const { return *counted() - first_step; }
+  const double* next_factor() const { return static_cast<const double*>(factors.data_ptr()) + begun(); }
 };
 
 template <class T>

@@ -109,7 +109,7 @@ inline int64_t draws_of(int64_t step, int64_t steps, int64_t resample_every) {
   return steps > 0 ? (step + steps - 1) / resample_every - step / resample_every + 1 : 0;
 }
 
-// How models are changed in steps whose losses are (steps, M).
+// How models are changed in steps whose losses are (steps, M). Counters and losses are on the CPU, whatever the device.
 inline void check_optimizer(const TrainedParameters& models, const OptimizerArguments& given, const Tensor& losses) {
   const std::vector<Tensor> parameters = present(models);
   const Tensor& q = models.q;
@@ -125,10 +125,14 @@ inline void check_optimizer(const TrainedParameters& models, const OptimizerArgu
     check_each("second", given.second, q.scalar_type());
   }
   if (!given.masks.empty()) check_each("masks", given.masks, ScalarType::Bool);
-  check_tensor("skipped", given.skipped, ScalarType::Long, {count}, q);
+  STD_TORCH_CHECK(given.counter.is_cpu(), "counter: expected a tensor on the CPU");
+  check_tensor("counter", given.counter, ScalarType::Long, {}, given.counter);
+  check_tensor("skipped", given.skipped, ScalarType::Long, {count}, given.counter);
   check_tensor("hyper", given.hyper, ScalarType::Double, {count, 6}, q);
-  check_tensor("losses", losses, ScalarType::Double, {-1, count}, q);
-  check_tensor("factors", given.factors, ScalarType::Double, {losses.size(0)}, q);
+  check_tensor("losses", losses, ScalarType::Double, {-1, count}, given.counter);
+  check_tensor("factors", given.factors, ScalarType::Double, {-1}, q);
+  STD_TORCH_CHECK(given.first_step >= 0 && given.begun() >= 0 && given.begun() + losses.size(0) <= given.factors.size(0),
+                  "factors: expected one for each step");
 }
 
 // The sums (M, blocks, P + 1) of blocks of tasks.

@@ -81,7 +81,7 @@ struct OptimizerState {
   int64_t* skipped;          // (M,)
 };
 
-// Steps [step, step + steps).
+// Steps [step, step + steps), or as many of them as `seconds` leave time for, at least one.
 template <class T>
 struct Training {
   TrainedNetwork<T> network;
@@ -90,6 +90,7 @@ struct Training {
   int threads;               // that the caller's library runs
   int64_t step;
   int64_t steps;
+  double seconds;
   int64_t resample_every;
   const double* factors;     // (steps,) of the learning rate
   double* losses;            // (steps, M)

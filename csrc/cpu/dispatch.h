@@ -21,7 +21,7 @@ struct Kernels {
   void (*quadratics)(const Quadratics<T>&, ParallelFor);
   void (*wide_quadratics)(const Quadratics<T>&, ParallelFor);
   void (*layer)(const Layer<T>&, ParallelFor);
-  void (*train)(const Training<T>&, ParallelFor);
+  int64_t (*train)(const Training<T>&, ParallelFor);
   void (*train_gradients)(const Training<T>&, const BlockSums&, ParallelFor);
   void (*train_update)(const Training<T>&, const BlockSums&);
   void (*random_numbers)(const RandomNumbers<T>&);

@@ -18,7 +18,7 @@
   void quadratics(const Quadratics<T>& call, ParallelFor run);  \
   void wide_quadratics(const Quadratics<T>& call, ParallelFor run); \
   void layer(const Layer<T>& call, ParallelFor run);            \
-  void train(const Training<T>& training, ParallelFor run);     \
+  int64_t train(const Training<T>& training, ParallelFor run);  \
   void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \
   void train_update(const Training<T>& training, const BlockSums& blocks);                      \
   void random_numbers(const RandomNumbers<T>& call);            \

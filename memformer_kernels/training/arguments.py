@@ -1,13 +1,11 @@
 """A state, a sampler and an optimiser as the arguments of the native libraries' operators, for any device."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memformer_kernels import library
-from memformer_kernels.problem import reject
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import LARGEST_TASK, FixedTasks, GaussianStatistics, Sampler, batch_of
@@ -33,8 +31,8 @@ def oversized(state: TrainState, sampler: Sampler) -> str | None:
     return None
 
 
-def steps_per_call(state: TrainState, sampler: Sampler, steps: int) -> int:
-    """Steps that one call takes, so that the order of given tasks fits in memory."""
+def steps_at_once(state: TrainState, sampler: Sampler, steps: int) -> int:
+    """Steps to make arguments for, so that the order of given tasks fits in memory."""
     if not isinstance(sampler, FixedTasks) or sampler.batch is None:
         return max(steps, 1)
     return max(1, _INDEX_BYTES // (8 * state.models * sampler.batch)) * sampler.resample_every
@@ -45,10 +43,14 @@ def parameters(state: TrainState) -> list[Tensor | None]:
     return [state.parameters.get(name) for name in NAMES]
 
 
-def update(
-    state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int | None, skipped: Tensor
-) -> tuple[Any, ...]:
-    """What says how the next `steps` steps change the state; `skipped` is counted up where the models are."""
+def announce(state: TrainState) -> None:
+    """Tells autograd that a library is about to write the state: graphs that read it raise, as after any such call."""
+    written = [*state.parameters.values(), *state.first.values(), *state.second.values(), state.skipped]
+    torch.autograd.graph.increment_version(written)
+
+
+def update(state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int | None) -> tuple[Any, ...]:
+    """What says how the next `steps` steps change the state, counters included, in any number of calls."""
     factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
     name, numbers, clip = rule(optimizer, state.models)
     return (
@@ -56,13 +58,14 @@ def update(
         list(in_order(state.first).values()),
         [] if isinstance(optimizer, SGD) else list(in_order(state.second).values()),
         _masks(state),
-        skipped,
+        state.skipped,
         name,
         _moved(numbers, state),
         clip,
         _moved(torch.tensor(factors, dtype=torch.float64, device="cpu"), state),
         -1 if max_skipped is None else max_skipped,
         state.step,
+        state.counter,
     )
 
 
@@ -100,14 +103,6 @@ def queries(sampler: Sampler) -> int:
     if isinstance(sampler, FixedTasks):
         return sampler.target.shape[1]
     return 0 if sampler.query == "integrated" else sampler.queries
-
-
-def new_losses(state: TrainState, steps: int) -> Tensor:
-    """A trace (steps, M) to be written. Raises ValueError for one that memory cannot hold."""
-    try:
-        return torch.full((steps, state.models), math.nan, dtype=torch.float64, device="cpu")
-    except RuntimeError:
-        reject("steps", steps, f"so few that the losses of {state.models} models fit in memory")
 
 
 def _masks(state: TrainState) -> list[Tensor]:

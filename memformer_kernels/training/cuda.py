@@ -1,8 +1,11 @@
 """The CUDA library's trainer: whole steps of response-only models on a GPU, one task a thread.
 
 All that a call needs is sent to the GPU when it starts, and its losses and counts come back together when it ends; in
-between nothing waits.
+between nothing waits. They are written before the call returns, so that an exception which a signal's handler raises
+finds the state after some number of steps.
 """
+
+import time
 
 import torch
 from torch import Tensor
@@ -10,14 +13,23 @@ from torch import Tensor
 from memformer_kernels import build
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
-from memformer_kernels.training.samplers import Sampler
+from memformer_kernels.training.samplers import FixedTasks, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
 LARGEST = 8
 """Most features of a model: those of a task that one thread holds."""
 
+_SECONDS = 0.15
+"""How long a call should last, by the pace of the one before it: Python sees signals between calls."""
+
 _STEPS = 4096
-"""Most steps of one call of the library: a launch that takes them all ends within a second or so."""
+"""Most steps of one call of the library."""
+
+_FIRST_STEPS = 1024
+"""Most steps of the first call, whose pace is not known,"""
+
+_FIRST_TOKENS = 2**28
+"""and most tokens that its tasks have."""
 
 
 def fault(state: TrainState, sampler: Sampler) -> str | None:
@@ -42,33 +54,27 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
 def train(
     state: TrainState,
     sampler: Sampler,
-    steps: int,
     optimizer: Optimizer,
     max_skipped: int | None,
+    losses: Tensor,
     *,
     launches: str = "auto",
-) -> Tensor:
-    """The losses (steps, M), on the CPU, of steps taken in place, as `twin` defines them.
+) -> None:
+    """Takes as many steps in place as there are `losses` (steps, M), on the CPU, as `twin` defines them.
 
     launches: "persistent", one launch for many steps; "replay", three launches a step, replayed as a CUDA graph; or
         "auto", by the number of tasks and models. All give the same bits.
     """
-    if steps == 0:
-        return arguments.new_losses(state, 0)
-    count = steps * state.models
-    back = torch.empty(count + state.models, dtype=torch.float64, device=state.device)
-    losses, skipped = back[:count].view(steps, -1), back[count:].view(torch.int64)
-    skipped.copy_(state.skipped, non_blocking=True)
-    longest = min(arguments.steps_per_call(state, sampler, steps), _STEPS)
-    for first in range(0, steps, longest):
-        part = losses[first : first + longest]
-        arguments.operators("cuda").train_steps.default(
-            *arguments.update(state, optimizer, len(part), max_skipped, skipped),
-            *arguments.tasks(state, sampler, len(part)),
-            launches,
-            part,
-        )
-        state.step += len(part)
-    found = back.cpu()
-    state.skipped.copy_(found[count:].view(torch.int64))
-    return found[:count].view(steps, -1)
+    take_steps = arguments.operators("cuda").train_steps.default
+    context = sampler.context if isinstance(sampler, FixedTasks) else sampler.n
+    most = min(_FIRST_STEPS, max(1, _FIRST_TOKENS // (state.models * batch_of(sampler) * context)))
+    longest = arguments.steps_at_once(state, sampler, len(losses))
+    for start in range(0, len(losses), longest):
+        part, first = losses[start : start + longest], state.step
+        update = arguments.update(state, optimizer, len(part), max_skipped)
+        tasks = arguments.tasks(state, sampler, len(part))
+        while (done := state.step - first) < len(part):
+            next_losses, begin = part[done : done + most], time.perf_counter()
+            arguments.announce(state)
+            take_steps(*update, *tasks, launches, _SECONDS, next_losses)
+            most = min(_STEPS, max(1, int(len(next_losses) * _SECONDS / (time.perf_counter() - begin))))

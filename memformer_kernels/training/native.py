@@ -1,4 +1,8 @@
-"""The native library's trainer: whole steps for every model of a state, one task per SIMD lane."""
+"""The native library's trainer: whole steps for every model of a state, one task per SIMD lane.
+
+A call of the library writes parameters, moments, counters and losses of whole steps together, and nothing between two
+calls changes them: an exception that a signal's handler raises finds the state after some number of steps.
+"""
 
 from collections.abc import Sequence
 
@@ -13,6 +17,9 @@ from memformer_kernels.training.state import TrainState
 
 LARGEST = 16
 """Largest side of a model's matrices: those of the tiny regimes."""
+
+_SECONDS = 0.1
+"""How long a call begins new steps: Python sees signals between calls."""
 
 
 def fault(state: TrainState, sampler: Sampler) -> str | None:
@@ -35,20 +42,17 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
     return arguments.oversized(state, sampler)
 
 
-def train(state: TrainState, sampler: Sampler, steps: int, optimizer: Optimizer, max_skipped: int | None) -> Tensor:
-    """The losses (steps, M) of steps taken in place, as `twin` defines them."""
-    losses = arguments.new_losses(state, steps)
-    longest = arguments.steps_per_call(state, sampler, steps)
-    for first in range(0, steps, longest):
-        part = losses[first : first + longest]
-        arguments.operators("cpu").train_steps.default(
-            *arguments.update(state, optimizer, len(part), max_skipped, state.skipped),
-            *arguments.tasks(state, sampler, len(part)),
-            "auto",
-            part,
-        )
-        state.step += len(part)
-    return losses
+def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped: int | None, losses: Tensor) -> None:
+    """Takes as many steps in place as there are `losses` (steps, M), as `twin` defines them."""
+    take_steps = arguments.operators("cpu").train_steps.default
+    longest = arguments.steps_at_once(state, sampler, len(losses))
+    for start in range(0, len(losses), longest):
+        part, first = losses[start : start + longest], state.step
+        update = arguments.update(state, optimizer, len(part), max_skipped)
+        tasks = arguments.tasks(state, sampler, len(part))
+        while (done := state.step - first) < len(part):
+            arguments.announce(state)
+            take_steps(*update, *tasks, "auto", _SECONDS, part[done:])
 
 
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
@@ -68,17 +72,15 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
 
 
 def apply_sums(
-    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None
-) -> Tensor:
+    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None, losses: Tensor
+) -> None:
     """What `twin.apply_sums` does, as `train` does it after its own sums."""
-    losses = arguments.new_losses(state, 1)
+    arguments.announce(state)
     arguments.operators("cpu").train_update.default(
-        *arguments.update(state, optimizer, 1, max_skipped, state.skipped),
+        *arguments.update(state, optimizer, 1, max_skipped),
         sampler.d,
         batch_of(sampler),
         arguments.queries(sampler),
         sums,
-        losses,
+        losses[None],
     )
-    state.step += 1
-    return losses[0]

@@ -21,6 +21,17 @@ _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
 
 
+class _Counter:
+    """An int that lives in a state's tensor `counter`: one call writes the state's tensors and counts."""
+
+    def __get__(self, state: "TrainState | None", kind: type["TrainState"] | None = None) -> int:
+        return 0 if state is None else int(state.counter)
+
+    def __set__(self, state: "TrainState", value: int) -> None:
+        steps = check_count("step", value, LARGEST_SEED, least=0)
+        state.counter = torch.tensor(steps, dtype=torch.int64, device="cpu")
+
+
 @dataclass(eq=False)
 class TrainState:
     """M models of one shape, trained side by side, each on its own stream of tasks. `train_steps` changes it in place.
@@ -39,7 +50,8 @@ class TrainState:
         seeds: (M,) int64 on the CPU. streams: (M,) int64 on the CPU, 0 to 2^32 - 1: two models with the same seed and
             stream see the same tasks, otherwise independent ones.
         skipped: (M,) int64 on the CPU: steps that left a model as it was, since something was not finite.
-        step: steps done, skipped ones included; at most 2^63 - 1.
+        step: steps done, skipped ones included, from 0 to 2^63 - 1. counter: the tensor that holds it, () int64 on the
+            CPU.
 
     Raises ValueError or TypeError for an attribute that does not fit, naming it.
     """
@@ -50,8 +62,9 @@ class TrainState:
     seeds: Tensor
     streams: Tensor
     skipped: Tensor
-    step: int = 0
+    step: _Counter = _Counter()
     masks: dict[str, Tensor] = field(default_factory=dict)
+    counter: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._seen: list[object] = []
@@ -60,13 +73,12 @@ class TrainState:
 
     def check(self) -> None:
         """Raises for an attribute that does not fit; at once where all that the last check saw is there still."""
-        seen: list[object] = [self.seeds, self.streams, self.skipped]
+        seen: list[object] = [self.seeds, self.streams, self.skipped, self.counter]
         for group in _GROUPS:
             held = getattr(self, group)
             if not isinstance(held, dict):
                 reject_kind(group, held, "a dict of tensors by name")
             seen += (*held, *held.values())
-        self.step = check_count("step", self.step, LARGEST_SEED, least=0)
         if len(seen) == len(self._seen) and all(map(operator.is_, seen, self._seen)):
             return
         self._seen, self._read = [], None

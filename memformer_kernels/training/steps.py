@@ -1,5 +1,6 @@
 """`train_steps`: whole optimiser steps, k of them in one call, for one model or many."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import build
 from memformer_kernels.problem import check_choice, reject, reject_kind
-from memformer_kernels.training import arguments, cuda, native, twin
+from memformer_kernels.training import cuda, native, twin
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
 from memformer_kernels.training.philox import LARGEST_SEED
@@ -59,6 +60,12 @@ def train_steps(
         noticed at once, one that stops answering within the timeout that the group was made with. Models on a GPU
         then train by "torch", whatever the backend.
 
+    Signals are handled between steps, of ordinary size at least five times a second. An exception that a handler
+    raises, as Ctrl-C does KeyboardInterrupt, leaves the state after some number of whole steps, from which a further
+    call continues the exact trace; like any other exception that ends the steps it carries the losses of those that
+    were taken as its attribute `losses`, (steps taken, M). Autograd sees steps as writes: a graph that was built on the
+    state before them raises when it goes backward.
+
     Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
     backend that is not available or inside torch.export, before any work; and RankLost where another rank does not
     answer.
@@ -70,21 +77,44 @@ def train_steps(
     if max_skipped is not None:
         max_skipped = check_count("max_skipped", max_skipped, LARGEST_SEED)
     check_group(group)
-    if plan.backend == "cuda" and group is None:
-        return cuda.train(state, sampler, steps, optimizer, max_skipped)
-    if plan.backend == "cpu" and group is None:
-        return native.train(state, sampler, steps, optimizer, max_skipped)
-    block_sums, apply_sums = twin.block_sums, twin.apply_sums
-    if plan.backend == "cpu":
-        block_sums, apply_sums = native.block_sums, native.apply_sums
-    ranks, blocks = Ranks(group), twin.count_blocks(sampler)
-    ranks.check_agreement([state.step, steps, batch_of(sampler)], state.tensors())
-    losses = arguments.new_losses(state, steps)
-    for step in range(steps):
-        active = twin.active_models(state, max_skipped)
-        sums = ranks.gather(block_sums(state, sampler, ranks.share(blocks), active), blocks)
-        losses[step] = apply_sums(state, sampler, optimizer, sums, max_skipped)
+    losses, first = _new_losses(steps, state.models), state.step
+    try:
+        if plan.backend == "cuda" and group is None:
+            cuda.train(state, sampler, optimizer, max_skipped, losses)
+        elif plan.backend == "cpu" and group is None:
+            native.train(state, sampler, optimizer, max_skipped, losses)
+        else:
+            _train_together(state, sampler, optimizer, max_skipped, losses, plan.backend, Ranks(group))
+    except BaseException as error:
+        error.losses = losses[: state.step - first]  # type: ignore[attr-defined]
+        raise
     return losses
+
+
+def _new_losses(steps: int, models: int) -> Tensor:
+    """A trace (steps, M) to be written."""
+    try:
+        return torch.full((steps, models), math.nan, dtype=torch.float64, device="cpu")
+    except RuntimeError:
+        reject("steps", steps, f"so few that the losses of {models} models fit in memory")
+
+
+def _train_together(
+    state: TrainState,
+    sampler: Sampler,
+    optimizer: Optimizer,
+    max_skipped: int | None,
+    losses: Tensor,
+    backend: str,
+    ranks: Ranks,
+) -> None:
+    """Takes as many steps in place as there are `losses` (steps, M), each from the sums of all ranks."""
+    step, blocks = native if backend == "cpu" else twin, twin.count_blocks(sampler)
+    ranks.check_agreement([state.step, len(losses), batch_of(sampler)], state.tensors())
+    for index in range(len(losses)):
+        active = twin.active_models(state, max_skipped)
+        sums = ranks.gather(step.block_sums(state, sampler, ranks.share(blocks), active), blocks)
+        step.apply_sums(state, sampler, optimizer, sums, max_skipped, losses[index])
 
 
 def explain_training(

@@ -62,11 +62,12 @@ def active_models(state: TrainState, max_skipped: int | None) -> list[bool]:
 
 
 def apply_sums(
-    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None
-) -> Tensor:
-    """One optimiser step from the sums of all blocks (M, blocks, P + 1): the losses (M,) float64; counts the step.
+    state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None, losses: Tensor
+) -> None:
+    """One optimiser step from the sums of all blocks (M, blocks, P + 1); its losses go to `losses` (M,) float64.
 
-    A model is left as it is, and its step counted as skipped, if its loss, a gradient, a new parameter or a new moment
+    State, counters and losses are written together, or not at all if an exception, a signal handler's say, ends it. A
+    model is left as it is, and its step counted as skipped, if its loss, a gradient, a new parameter or a new moment
     is not finite, or if it is stopped; the loss of the latter is NaN.
     """
     active = active_models(state, max_skipped)
@@ -76,19 +77,26 @@ def apply_sums(
         total += sums[:, block]
     total /= batch_of(sampler) * queries
     rates, factor = optimizer.rates(state.models), optimizer.schedule.factor(state.step)
-    losses = torch.full((state.models,), math.nan, dtype=torch.float64, device="cpu")
+    made = torch.full_like(losses, math.nan)
+    skips = torch.ones_like(state.skipped)
+    news: list[tuple[Tensor, Tensor]] = []
     for model in (index for index in range(state.models) if active[index]):
-        loss = float(total[model, -1])
-        losses[model] = loss
-        updated = math.isfinite(loss) and _update(state, optimizer, total[model, :-1], model, rates[model] * factor)
-        state.skipped[model] += not updated
-    state.skipped += ~torch.tensor(active, device="cpu", dtype=torch.bool)
-    state.step += 1
-    return losses
+        made[model] = loss = float(total[model, -1])
+        if not math.isfinite(loss):
+            continue
+        stepped = _updated(state, optimizer, total[model, :-1], model, rates[model] * factor)
+        if stepped is not None:
+            skips[model] = 0
+            news += stepped
+    news += [(losses, made), (state.skipped, state.skipped + skips), (state.counter, state.counter + 1)]
+    # One call of torch, which no signal handler cuts in two.
+    torch._foreach_copy_([old for old, _ in news], [new for _, new in news])
 
 
-def _update(state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, rate: float) -> bool:
-    """Steps one model, unless something is not finite."""
+def _updated(
+    state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, rate: float
+) -> list[tuple[Tensor, Tensor]] | None:
+    """One model's tensors and what a step makes of them, or None if something is not finite."""
     parameters = state.model(model)
     parts = torch.split(flat.to(state.dtype), [value.numel() for value in parameters.values()])
     grads = {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
@@ -96,7 +104,7 @@ def _update(state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, r
         grads[name] = torch.where(masks[model], grads[name], 0.0)
     clip_gradients(grads, optimizer)
     count = state.step - int(state.skipped[model]) + 1
-    news = []
+    news: list[tuple[Tensor, Tensor]] = []
     for name, grad in grads.items():
         mask = state.masks[name][model] if name in state.masks else None
         old = parameters[name], state.first[name][model], state.second[name][model]
@@ -104,12 +112,9 @@ def _update(state: TrainState, optimizer: Optimizer, flat: Tensor, model: int, r
         if mask is not None:
             new = tuple(torch.where(mask, after, before) for after, before in zip(new, old, strict=True))
         if not all(bool(torch.isfinite(value).all()) for value in (grad, *new)):
-            return False
-        news.append((old, new))
-    for old, new in news:
-        for target, value in zip(old, new, strict=True):
-            target.copy_(value)
-    return True
+            return None
+        news += zip(old, new, strict=True)
+    return news
 
 
 def clip_gradients(grads: dict[str, Tensor], optimizer: Optimizer) -> None:

@@ -1,5 +1,5 @@
-// The trainer on CUDA: tensors to a call. Beside models and tasks, seeds, streams, hyper, factors, skipped and losses lie
-// on the device too; nothing waits for it.
+// The trainer on CUDA: tensors to a call. Beside models and tasks, seeds, streams, hyper and factors lie on the device
+// too. Losses and skipped steps come back when all steps are done; what is waited for is only that.
 
 #include <torch/csrc/stable/library.h>
 
@@ -28,25 +28,27 @@ Number* numbers_of(const Tensor& tensor) {
 void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
-                 int64_t max_skipped, int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
-                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
+                 int64_t max_skipped, int64_t first_step, const Tensor& counter, int64_t resample_every, const Tensor& seeds,
+                 const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
+                 int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                 const MaybeTensor& target, const MaybeTensor& index, const std::string& launches, const Tensor& losses) {
+                 const MaybeTensor& target, const MaybeTensor& index, const std::string& launches, double, const Tensor& losses) {
   STD_TORCH_CHECK(!p && storage_of(q) == Storage::float32 && features <= cuda::most_trained_features,
                   "the CUDA trainer serves response-only models in float32 with at most ", cuda::most_trained_features, " features");
   if (losses.size(0) == 0) return;
+  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped, first_step, counter};
   const TrainedParameters given{q, p, gamma, beta};
   const TaskArguments source{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
                              covariate_factor, z, target, index};
   check_models(given, features);
-  check_optimizer(given, {first, second, masks, skipped, rule, hyper, clip, factors, max_skipped}, losses);
-  check_tasks(source, q, draws_of(step, losses.size(0), resample_every));
+  check_optimizer(given, optimizer, losses);
+  check_tasks(source, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));
   const Links<float> links(given, narrow(features, "features"));
   cuda::Train call;
   call.network = links.network;
   call.source = task_source<float>(source);
   call.source.models = narrow(q.size(0), "q");
-  call.source.first_draw = step / resample_every;
+  call.source.first_draw = first_step / resample_every;
   const std::vector<Tensor> tensors = present(given);
   call.tensor_count = static_cast<int>(tensors.size());
   for (std::size_t k = 0; k < tensors.size(); ++k) {
@@ -68,16 +70,26 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
   }
   call.max_skipped = max_skipped;
   call.hyper = numbers_of<const double>(hyper);
-  call.factors = numbers_of<const double>(factors);
-  call.skipped = numbers_of<int64_t>(skipped);
-  call.losses = numbers_of<double>(losses);
-  call.step = step;
+  call.factors = optimizer.next_factor();
+  call.step = *optimizer.counted();
   call.steps = narrow(losses.size(0), "losses");
   call.resample_every = resample_every;
   const cuda::TrainMode mode = mode_of(launches);
   OnDevice device(q);
+  const auto stream = static_cast<cudaStream_t>(device.launch().stream);
+  const int64_t numbers[] = {losses.numel() + skipped.numel()};
+  const Tensor found = torch::stable::new_empty(q, {numbers, 1}, torch::headeronly::ScalarType::Double);
+  call.losses = numbers_of<double>(found);
+  call.skipped = reinterpret_cast<int64_t*>(call.losses + losses.numel());
+  const auto loss_bytes = static_cast<std::size_t>(losses.numel()) * sizeof(double);
+  const auto skipped_bytes = static_cast<std::size_t>(skipped.numel()) * sizeof(int64_t);
+  check(cudaMemcpyAsync(call.skipped, skipped.data_ptr(), skipped_bytes, cudaMemcpyHostToDevice, stream));
   device.run(cuda::train_scratch(call, mode, device.launch()),
              [&](const cuda::Launch& launch) { return cuda::train(call, mode, launch); });
+  check(cudaMemcpyAsync(losses.data_ptr(), call.losses, loss_bytes, cudaMemcpyDeviceToHost, stream));
+  check(cudaMemcpyAsync(skipped.data_ptr(), call.skipped, skipped_bytes, cudaMemcpyDeviceToHost, stream));
+  check(cudaStreamSynchronize(stream));
+  *optimizer.counted() += call.steps;
 }
 
 }  // namespace

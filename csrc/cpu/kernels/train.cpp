@@ -1,12 +1,13 @@
 // Whole optimiser steps on the CPU: tasks, gradients, clipping and update of every model, as many steps as a call asks
-// for.
+// for and its time allows.
 //
 // Threads take parts of tasks from a queue, and sums are added in the order of parts and blocks, so that results depend
-// on neither. A step's update is made by one thread; with more models than threads a thread takes a model for all
+// on neither. A step's update is made by one thread; with more models than threads a thread takes a model for many
 // steps. Nothing is allocated after the start, and nothing is read but parameters and given tasks. Beside the parts'
 // work a step costs a model some 10 operations for each of its numbers, and one hand-over to the threads.
 
 #include "core/optimizer.h"
+#include "cpu/clock.h"
 #include "cpu/kernels.h"
 #include "cpu/parts.h"
 #include "cpu/train.h"
@@ -47,13 +48,12 @@ class Trainer {
     dense_ = partial_ + partial;
   }
 
-  void train(ParallelFor parallel) {
+  // How many steps were taken.
+  int64_t train(ParallelFor parallel) {
+    const double begin = seconds_now();
     for (int model = 0; model < state_.models; ++model) expand(model);
-    if (state_.models >= 2 * training_.threads) {
-      share(parallel, state_.models, &Trainer::train_model);
-      return;
-    }
-    for (step_ = 0; step_ < training_.steps; ++step_) {
+    if (state_.models >= 2 * training_.threads) return train_models(parallel, begin);
+    for (step_ = 0; step_ < training_.steps && is_early(begin); ++step_) {
       for (int model = 0; model < state_.models; ++model) clear(totals(model));
       for (start_ = 0; start_ < parts_; start_ += at_once_) {
         share(parallel, round() * state_.models, &Trainer::run_one);
@@ -63,6 +63,7 @@ class Trainer {
       }
       for (int model = 0; model < state_.models; ++model) finish(model, step_);
     }
+    return step_;
   }
 
   // One step from the sums of all blocks.
@@ -122,6 +123,22 @@ class Trainer {
     }
   }
 
+  // Whether another step may begin.
+  bool is_early(double begin) const { return step_ == 0 || seconds_now() - begin < training_.seconds; }
+
+  // A thread takes a model for some steps, all models for the same: twice as many from turn to turn, or as many as the
+  // time allows at the pace so far.
+  int64_t train_models(ParallelFor parallel, double begin) {
+    for (int64_t turn = 1; step_ < training_.steps && is_early(begin);) {
+      end_ = training_.steps - step_ < turn ? training_.steps : step_ + turn;
+      share(parallel, state_.models, &Trainer::train_model);
+      step_ = end_;
+      const double room = static_cast<double>(step_) * (training_.seconds / (seconds_now() - begin) - 1.0);
+      turn = room >= 2.0 * static_cast<double>(turn) ? 2 * turn : room >= 1.0 ? static_cast<int64_t>(room) : 1;
+    }
+    return step_;
+  }
+
   // Parts of this round: those of some whole blocks.
   int64_t round() const { return parts_ - start_ < at_once_ ? parts_ - start_ : at_once_; }
   double* totals(int model) const { return totals_ + static_cast<int64_t>(model) * 2 * (state_.flat_step + 1); }
@@ -165,7 +182,7 @@ class Trainer {
 
   void train_model(int64_t item) {
     const int model = static_cast<int>(item);
-    for (int64_t step = 0; step < training_.steps; ++step) {
+    for (int64_t step = step_; step < end_; ++step) {
       clear(totals(model));
       for (int64_t start = 0; start < parts_ && is_active(model); start += at_once_) {
         const int64_t count = parts_ - start < at_once_ ? parts_ - start : at_once_;
@@ -274,6 +291,7 @@ class Trainer {
   T* partial_;       // (M, at_once, sums)
   T* dense_;         // (M, dense)
   int64_t step_ = 0;
+  int64_t end_ = 0;  // of a turn's steps
   int64_t start_ = 0;
 };
 
@@ -283,8 +301,8 @@ int64_t parts_of(int64_t tasks) {
 }
 
 template <class T>
-void run(const Training<T>& training, ParallelFor parallel) {
-  Trainer<T>(training, 0, parts_of<T>(training.source.tasks)).train(parallel);
+int64_t run(const Training<T>& training, ParallelFor parallel) {
+  return Trainer<T>(training, 0, parts_of<T>(training.source.tasks)).train(parallel);
 }
 
 template <class T>
@@ -296,9 +314,9 @@ void run(const Training<T>& training, const BlockSums& blocks, ParallelFor paral
 
 }  // namespace
 
-void train(const Training<float>& training, ParallelFor parallel) { run(training, parallel); }
+int64_t train(const Training<float>& training, ParallelFor parallel) { return run(training, parallel); }
 
-void train(const Training<double>& training, ParallelFor parallel) { run(training, parallel); }
+int64_t train(const Training<double>& training, ParallelFor parallel) { return run(training, parallel); }
 
 void train_gradients(const Training<float>& training, const BlockSums& blocks, ParallelFor parallel) {
   run(training, blocks, parallel);
