@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from rich.console import Console
+from torch import Tensor
 
 from benchmarks.data import make_parameters
 from benchmarks.workloads import W
