@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.memformer_kernels.triton.compile_calls import narrow_strides
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,6 +24,13 @@ def _compile(architecture: int, first: int, calls: int, widths: str) -> None:
 
 def test_a_dozen_calls() -> None:
     _compile(90, 20, 12, "narrow")
+
+
+def test_a_narrow_stride_would_be_found() -> None:
+    head = "tt.func public @kernel(%z: !tt.ptr<f32>, %tokens: i32, %z_task: i64, %z_row: i32, %z_column: i32) {"
+    wide = "  %a = arith.extsi %z_row : i32 to i64\n  %b = arith.muli %tokens, %c : i32\n  %d = tt.splat %z_task : i64"
+    assert narrow_strides(f"{head}\n{wide}\n") == []
+    assert narrow_strides(f"{head}\n{wide}\n  %e = tt.splat %z_column : i32 -> tensor<1x4xi32>\n") == ["z_column"]
 
 
 @pytest.mark.slow

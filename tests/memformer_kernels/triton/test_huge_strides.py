@@ -74,26 +74,32 @@ def _same_results(structure: str, algorithm: str, layout: int | str, shape: tupl
         assert torch.equal(made, expected)
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2])
+TOKEN_AXES = [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2]
+
+
+@pytest.mark.parametrize("layout", TOKEN_AXES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks(name: str, layout: int) -> None:
     _same_results(*NETWORKS[name], layout, (3, 5, 4))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    ["response-only", "response column", *(pytest.param(x, marks=pytest.mark.slow) for x in ("matrices", "tokens"))],
+)
 def test_a_few_tasks_of_a_large_batch_that_lies_last(name: str) -> None:
     _same_results(*NETWORKS[name], BATCH_LAST, (4, 21, 6))
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2])
-@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize("layout", TOKEN_AXES)
+@pytest.mark.parametrize("structure", ["response-only", pytest.param("block", marks=pytest.mark.slow)])
 def test_contexts_spread_over_programs(structure: str, layout: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "gram_splits", lambda tasks, tokens: 2)
     _same_results(structure, "gram", layout, (3, 40, 3))
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2])
-@pytest.mark.parametrize("algorithm", ["gram", "token"])
+@pytest.mark.parametrize("layout", TOKEN_AXES)
+@pytest.mark.parametrize("algorithm", [pytest.param("gram", marks=pytest.mark.slow), "token"])
 def test_large_tasks(algorithm: str, layout: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton, "WIDEST_MATRICES", 0)
     _same_results("block", algorithm, layout, (3, 5, 4))
@@ -109,7 +115,7 @@ def test_context_gram(layout: int | str) -> None:
     assert torch.equal(made, expected)
 
 
-@pytest.mark.parametrize("layout", [0, 1, 2, 3])
+@pytest.mark.parametrize("layout", [*(pytest.param(x, marks=pytest.mark.slow) for x in range(3)), 3])
 @pytest.mark.parametrize("name", ["whole", "causal", "packed"])
 def test_attention(name: str, layout: int) -> None:
     q, k, v = (x.detach().float() for x in heads(3, 20, 4, heads=3))

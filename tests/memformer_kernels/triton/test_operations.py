@@ -27,13 +27,15 @@ def agree(made: list[Tensor], exact: list[Tensor]) -> None:
         assert relative_error(ours.detach(), theirs.detach()) <= FLOAT64_ERROR
 
 
-def run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) -> list[Tensor]:
+def run_layer(
+    backend: str, rule: str, tokens: int, width: int, ragged: bool, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
     generator = seeded(4)
     past, gamma_axes, beta_axes = LAYERS[rule]
     sizes = {"1": 1, "J": past + 1, "H": 2, "N": tokens, "D": width}
 
     def draw(*shape: int) -> Tensor:
-        return normal(generator, *shape, scale=width**-0.5).requires_grad_()
+        return normal(generator, *shape, scale=width**-0.5).to(dtype).requires_grad_()
 
     def coefficient(axes: str | None) -> Tensor | None:
         return None if axes is None else draw(*(sizes[axis] for axis in axes))
@@ -44,7 +46,7 @@ def run_layer(backend: str, rule: str, tokens: int, width: int, ragged: bool) ->
     registers = [draw(2, kept, tokens, width) for _ in range(past)]
     context = torch.tensor([1, tokens]) if ragged else max(tokens - 2, 1)
     results = memformer_layer(z, q, p, registers, gamma, beta, context=context, backend=backend)
-    total = sum((x * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in results)
+    total = sum((x.double() * torch.arange(x.numel()).view(x.shape).cos()).sum() for x in results)
     leaves = [x for x in (z, q, p, *registers, gamma, beta) if x is not None]
     grads = torch.autograd.grad(total, leaves, allow_unused=True)  # type: ignore[arg-type]
     return [*results, *(torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True))]
@@ -57,6 +59,15 @@ def test_layer(rule: str) -> None:
 
 def test_a_layer_of_ragged_contexts() -> None:
     agree(run_layer("triton", "momentum", 7, 4, True), run_layer("torch", "momentum", 7, 4, True))
+
+
+@pytest.mark.parametrize("rule", ["momentum", "all"])
+def test_half_precision_layers_with_memory(rule: str) -> None:
+    """Registers from before have the tokens' dtype, those of the call that of its sums."""
+    made, expected = (run_layer(name, rule, 7, 4, False, torch.float16) for name in ("triton", "torch"))
+    for ours, theirs in zip(made, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(1, 2), (33, 17), (40, 3)])
