@@ -123,7 +123,7 @@ def spread(rule: Rule, call: Callable[..., Any], arguments: Sequence[Any]) -> An
 
     def whole(result: Tensor) -> Tensor:
         shape = torch.Size((*result.shape[: rule.task_axis], batch, *result.shape[rule.task_axis + 1 :]))
-        stride = torch.empty(shape, device="meta").stride()
+        stride = torch.empty(shape, dtype=result.dtype, device="meta").stride()
         return DTensor.from_local(result, mesh, placements, run_check=False, shape=shape, stride=stride)
 
     return whole(made) if isinstance(made, Tensor) else tuple(whole(result) for result in made)

@@ -50,7 +50,9 @@ def key_of(seed: int, draw: int) -> tuple[int, int]:
     """The key of a draw: two 32-bit integers."""
     key, high = (seed & _MASK, seed >> 32), draw >> 32
     if high:
-        low_key, high_key = philox(torch.tensor([_KEY_BLOCKS + high, 0, 0, 0]), key)[:2].tolist()
+        low_key, high_key = philox(torch.tensor([_KEY_BLOCKS + high, 0, 0, 0], dtype=torch.int64, device="cpu"), key)[
+            :2
+        ].tolist()
         return low_key, high_key
     return key
 

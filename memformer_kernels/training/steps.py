@@ -85,10 +85,10 @@ def train_steps(
             native.train(state, sampler, optimizer, max_skipped, losses)
         else:
             _train_together(state, sampler, optimizer, max_skipped, losses, plan.backend, Ranks(group))
+        return losses
     except BaseException as error:
         error.losses = losses[: state.step - first]  # type: ignore[attr-defined]
         raise
-    return losses
 
 
 def _new_losses(steps: int, models: int) -> Tensor:

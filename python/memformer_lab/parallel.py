@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -117,7 +116,7 @@ class Workers:
                 break
         if message is None:
             raise ChildProcessError(f"a worker process died: {one.fate()}")
-        kind, *content = pickle.loads(message)
+        kind, *content = worker.unpacked(message)
         return one, kind, tuple(content)
 
 
@@ -161,7 +160,7 @@ class _Worker:
         assert self._process.stdin is not None
         # A worker that died says so by its answers' end.
         with suppress(BrokenPipeError):
-            worker.send(self._process.stdin, pickle.dumps(value))
+            worker.send(self._process.stdin, worker.packed(value))
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

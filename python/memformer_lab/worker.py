@@ -6,12 +6,22 @@ parent's, however that ended.
 """
 
 import os
-import pickle
 import sys
 import threading
 import traceback
+from multiprocessing.reduction import ForkingPickler
 from queue import SimpleQueue
 from typing import IO, Any
+
+
+def packed(content: object) -> bytes:
+    """A message of one of the lab's processes to another, as the standard library's processes write theirs."""
+    return bytes(ForkingPickler.dumps(content))
+
+
+def unpacked(message: bytes) -> Any:
+    """What another of the lab's processes, and nobody else, has packed."""
+    return ForkingPickler.loads(message)
 
 
 def send(stream: IO[bytes], message: bytes) -> None:
@@ -38,7 +48,7 @@ def main() -> None:
     os.dup2(2, 1)
     messages: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=_watch, args=(messages,), daemon=True).start()
-    sys.path[:] = pickle.loads(messages.get())
+    sys.path[:] = unpacked(messages.get())
     while True:
         _answer(messages.get(), answers)
 
@@ -51,7 +61,7 @@ def _watch(messages: SimpleQueue[bytes]) -> None:
 
 def _answer(message: bytes, answers: IO[bytes]) -> None:
     def tell(*content: Any) -> None:
-        words = pickle.dumps(content)
+        words = packed(content)
         try:
             send(answers, words)
         except OSError:
@@ -59,7 +69,7 @@ def _answer(message: bytes, answers: IO[bytes]) -> None:
             os._exit(1)
 
     try:
-        job = pickle.loads(message)
+        job = unpacked(message)
         tell("result", job.function(*job.arguments, lambda units, text: tell("report", units, text)))
     except BaseException as error:
         tell("error", _portable(error), traceback.format_exc())
@@ -68,7 +78,7 @@ def _answer(message: bytes, answers: IO[bytes]) -> None:
 def _portable(error: BaseException) -> BaseException:
     """The error, or one of its text where it cannot travel."""
     try:
-        pickle.loads(pickle.dumps(error))
+        unpacked(packed(error))
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
