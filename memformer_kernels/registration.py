@@ -178,7 +178,7 @@ def _install(
     _LIBRARY.fake(step.op, fake)
     flops.define(getattr(torch.ops.memformer_kernels, step.name), kernel, step.backend_at)
     _register_autograd(step, node)
-    _register_autocast(step, range(tokens_at, tokens_at + tokens))
+    dispatched = _register_autocast(step, range(tokens_at, tokens_at + tokens))
     rule = vmap_rule(step)
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
@@ -191,10 +191,12 @@ def _install(
     _LIBRARY.vmap(step.op, vmap)
     names = tuple(argument.name for argument in step.op._schema.arguments)
     spreading = sharding.Rule(step.name, names, step.task_arguments, step.task_axis, step.averages, derived)
-    return _dispatching(step, kernel, node, spreading)
+    return _dispatching(step, kernel, node, dispatched, spreading)
 
 
-def _dispatching(step: Step, kernel: Callable[..., Any], node: Node, rule: sharding.Rule) -> Callable[..., Any]:
+def _dispatching(
+    step: Step, kernel: Callable[..., Any], node: Node, dispatched: Callable[..., Any], rule: sharding.Rule
+) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
     Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. DTensors are taken
@@ -205,14 +207,14 @@ def _dispatching(step: Step, kernel: Callable[..., Any], node: Node, rule: shard
 
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling():
-            return sharding.spread(rule, call, arguments) if sharding.among(arguments) else step.op(*arguments)
+            return sharding.spread(rule, call, arguments) if sharding.among(arguments) else dispatched(*arguments)
         learns = torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)
         if direct.applies(arguments[step.backend_at], arguments):
             return node(kernel, arguments) if learns else kernel(*arguments)
         if sharding.among(arguments):
             return sharding.spread(rule, call, arguments)
         if transforming() or torch._C._is_any_autocast_enabled():
-            return step.op(*arguments)
+            return dispatched(*arguments)
         return node(opaque, arguments) if learns else opaque(*arguments)
 
     return call
@@ -243,8 +245,15 @@ def _register_autograd(step: Step, node: Node) -> None:
     _LIBRARY.impl(step.name, kernel, "Autograd", with_keyset=True)
 
 
-def _register_autocast(step: Step, tokens_at: range) -> None:
-    """Under autocast tokens keep their dtype and everything else becomes float32: the sums of a Gram matrix need it."""
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+
+
+def _register_autocast(step: Step, tokens_at: range) -> Callable[..., Any]:
+    """Under autocast tokens keep their dtype and everything else becomes float32: the sums of a Gram matrix need it.
+
+    Returns a callable that does so before torch.func's transforms, to whose levels a switched-off autocast would not
+    reach from inside them.
+    """
 
     def cast(position: int, argument: Any, tokens: torch.dtype) -> Any:
         if isinstance(argument, list | tuple):
@@ -260,5 +269,14 @@ def _register_autocast(step: Step, tokens_at: range) -> None:
 
         return kernel
 
-    _LIBRARY.impl(step.name, kernel_on("cpu"), "AutocastCPU")
-    _LIBRARY.impl(step.name, kernel_on("cuda"), "AutocastCUDA")
+    kernels = {device: kernel_on(device) for device in _AUTOCAST}
+    for device, key in _AUTOCAST.items():
+        _LIBRARY.impl(step.name, kernels[device], key)
+
+    def call(*arguments: Any) -> Any:
+        device = arguments[0].device.type
+        if device in _AUTOCAST and torch.is_autocast_enabled(device):
+            return kernels[device](*arguments)
+        return step.op(*arguments)
+
+    return call

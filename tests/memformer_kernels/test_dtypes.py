@@ -248,16 +248,21 @@ def test_autocast_rejects_float64_beside_float32() -> None:
 
 
 @HALVES
-def test_forward_mode_under_autocast(half: torch.dtype) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_forward_mode_under_autocast(half: torch.dtype, compiled: bool) -> None:
     case = make_case(structure="block", context=4).to(torch.float32)
     tangent = normal(seeded(5), *case.q.shape).float()
 
     def run(q: Tensor) -> Tensor:
         return memformer_predict(case.z.detach(), q, context=4)
 
-    exact = torch.func.jvp(run, (case.q.detach(),), (tangent,))[1]
+    def push(q: Tensor) -> Tensor:
+        pushed: Tensor = torch.func.jvp(run, (q,), (tangent,))[1]
+        return pushed
+
+    exact = push(case.q.detach())
     with torch.autocast("cpu", half):
-        made = torch.func.jvp(run, (case.q.detach(),), (tangent,))[1]
+        made = (torch.compile(push, backend="aot_eager", fullgraph=True) if compiled else push)(case.q.detach())
     assert made.dtype == torch.float32
     assert relative_error(made, exact) < SINGLE
 

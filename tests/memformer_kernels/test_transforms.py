@@ -273,3 +273,20 @@ def test_functional_call_of_a_module() -> None:
     mapped = vmap(lambda values: functional_call(model, values, (CASE.z,)))(ensemble)
     doubled = {name: 2 * value for name, value in parameters.items()}
     _close(mapped, torch.stack([model(CASE.z), functional_call(model, doubled, (CASE.z,))]))
+
+
+def test_bare_operations_have_tangents() -> None:
+    """As compilers and exporters call them: no public function is between."""
+
+    def bare(q: Tensor) -> Tensor:
+        options = (3, "gram", 2, [False] * 7, "torch")
+        loss: Tensor = torch.ops.memformer_kernels.loss(CASE.z, TARGET[0], q, CASE.p, None, None, None, *options)[0]
+        return loss
+
+    tangent = normal(seeded(18), *CASE.q.shape)
+    expected = (grad(bare)(CASE.q) * tangent).sum()
+    assert expected != 0
+    _close(jvp(bare, (CASE.q,), (tangent,))[1], expected)
+    with forward_ad.dual_level():
+        pushed = forward_ad.unpack_dual(bare(forward_ad.make_dual(CASE.q, tangent))).tangent
+    _close(pushed, expected)
