@@ -4,7 +4,7 @@
 interpret kernels; narrow: at most 15 features, which compile soonest. The calls are the public ones with
 backend="triton" and their gradients, on tensors of the CPU; each launch compiles its kernel through Triton's own
 just-in-time path, as `warmup` does, and runs nothing. Printed, with exit status 1: the calls whose kernels do not
-compile, do not fit in shared memory, or make an offset of a stride in 32 bits.
+compile, do not fit in shared memory, make an offset of a stride in 32 bits, or fuse what they were told not to.
 """
 
 import random
@@ -109,6 +109,8 @@ def compiled(call: Callable[[], object], architecture: int) -> list[str]:
         made = kernel.warmup(*arguments, grid=(1,), **constants)
         if ".entry" not in made.asm["ptx"]:
             faults.append(f"{kernel.__name__}: no PTX")
+        if constants.get("enable_fp_fusion") is False and "fma.rn" in made.asm["ptx"]:
+            faults.append(f"{kernel.__name__}: fused multiply-adds")
         faults.extend(f"{kernel.__name__}: {name} makes 32-bit offsets" for name in narrow_strides(made.asm["ttir"]))
         if made.metadata.shared > SHARED_LIMIT[architecture]:
             faults.append(f"{kernel.__name__}: {made.metadata.shared} bytes of shared memory")
