@@ -3,6 +3,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <new>
+#include <utility>
+
+#include "cpu/scratch_aside.h"
 
 namespace memformer::cpu {
 namespace {
@@ -42,25 +45,42 @@ class Arena {
     return data_;
   }
 
+  void swap(Arena& other) {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+  }
+
  private:
   void* data_ = nullptr;
   std::size_t size_ = 0;
 };
 
+thread_local Arena of_thread, of_call;
+
 }  // namespace
+
+struct ScratchAside::Kept {
+  Arena of_thread, of_call;
+};
+
+ScratchAside::ScratchAside() : kept_(new Kept) { exchange(); }
+
+ScratchAside::~ScratchAside() {
+  exchange();
+  delete kept_;
+}
+
+void ScratchAside::exchange() {
+  of_thread.swap(kept_->of_thread);
+  of_call.swap(kept_->of_call);
+}
 
 Memory::Memory(std::size_t bytes) : data_(allocate(whole_pages(bytes))) {}
 
 Memory::~Memory() { std::free(data_); }
 
-void* thread_scratch(std::size_t bytes) {
-  thread_local Arena arena;
-  return arena.at_least(bytes);
-}
+void* thread_scratch(std::size_t bytes) { return of_thread.at_least(bytes); }
 
-void* call_scratch(std::size_t bytes) {
-  thread_local Arena arena;
-  return arena.at_least(bytes);
-}
+void* call_scratch(std::size_t bytes) { return of_call.at_least(bytes); }
 
 }  // namespace memformer::cpu

@@ -9,6 +9,8 @@
 #include <mutex>
 #include <utility>
 
+#include "cpu/scratch_aside.h"
+
 namespace memformer::cpu {
 namespace {
 
@@ -90,13 +92,23 @@ int64_t milliseconds() {
   return now.tv_sec * int64_t{1000} + now.tv_nsec / 1000000;
 }
 
+// Whoever is asked may make calls of the library himself, as a signal's handler does: they find this thread as if it were
+// at none.
+bool ask() {
+  const ScratchAside aside;
+  const Turn kept = std::exchange(turn, Turn{nullptr, nullptr, 0});
+  const bool ended = kept.poll();
+  turn = kept;
+  return ended;
+}
+
 void poll_if_due() {
   if (!turn.poll) return;
   const int64_t now = milliseconds();
   if (turn.asked == 0) turn.asked = now;
   if (now - turn.asked < poll_milliseconds) return;
   turn.asked = now;
-  if (turn.poll()) throw Interrupted{};
+  if (ask()) throw Interrupted{};
 }
 
 void run_share(int64_t begin, int64_t end, void* given) {

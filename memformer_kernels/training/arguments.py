@@ -11,7 +11,7 @@ from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import LARGEST_TASK, FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import NAMES, TrainState, in_order
 
-_INDEX_BYTES = 2**26
+_INDEX_BYTES = 2**18
 """Most memory for the order of given tasks in one call of a library."""
 
 

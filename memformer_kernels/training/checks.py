@@ -11,7 +11,10 @@ def check_number(name: str, value: object, least: float, below: float = math.inf
     """A finite real number from `least` (or above it, with `open_end`) up to but not including `below`."""
     if isinstance(value, bool) or not isinstance(value, Real):
         reject_kind(name, value, "a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        reject(name, value, "a finite number")
     if not least <= number < below or (open_end and number == least):
         bound = "" if below == math.inf else f" and below {below:g}"
         reject(name, value, f"a finite number {'above' if open_end else 'of at least'} {least:g}{bound}")

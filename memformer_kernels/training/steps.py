@@ -124,6 +124,9 @@ def explain_training(
     if not isinstance(state, TrainState):
         reject_kind("state", state, "a TrainState")
     state.check()
+    for name, value in state.parameters.items():
+        if value.requires_grad:
+            reject(name, "a parameter that requires a gradient", "one that requires none: steps are taken in place")
     if not isinstance(sampler, GaussianSampler | FixedTasks):
         reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics or FixedTasks")
     if not isinstance(optimizer, SGD | Adam):

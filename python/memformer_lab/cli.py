@@ -289,5 +289,7 @@ def _device(name: str) -> torch.device:
         # Read back, which is what a device of shapes alone cannot do.
         torch.zeros(1, device=device, dtype=torch.float32).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"device {name!r} cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
     return device

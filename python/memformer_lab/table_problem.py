@@ -106,7 +106,7 @@ def compare(problem: Problem, folds: int, seed: int) -> dict[str, Score]:
             try:
                 found[name] = _score(problem.y, cross_val_predict(peer, problem.x, problem.y, cv=split))
             except Exception as error:
-                reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                reason = f"{type(error).__name__}: {(str(error).splitlines() or [type(error).__name__])[0]}"
                 found[name] = Score(np.full_like(problem.y, np.nan), np.nan, np.nan, reason)
         means = np.empty_like(problem.y)
         for rest, held in split.split(problem.x):

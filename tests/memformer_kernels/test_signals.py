@@ -201,3 +201,33 @@ def test_memory_that_a_thread_cannot_get_is_a_memory_error() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("MemoryError: out of memory: a native kernel could not get ")
+
+
+@pytest.mark.parametrize("d", [12, 64])
+def test_a_handler_may_call_what_it_interrupts(d: int) -> None:
+    """Both calls, and those that a second signal comes in, give the bits that they give alone."""
+    generator = torch.Generator().manual_seed(d)
+    q = torch.randn(3, 1, d, d, generator=generator) / d
+    long, short = (torch.randn(tasks, 2 * d, d + 1, generator=generator) / d for tasks in (1, 40))
+    long = long.expand(2**19 // d, -1, -1)
+
+    def gradients(z: Tensor) -> tuple[Tensor, ...]:
+        learned = q.clone().requires_grad_()
+        loss = memformer_loss(z, z[:, -1:, -1].clone(), learned, backend="cpu")
+        return loss.detach(), *torch.autograd.grad(loss, learned)
+
+    inner: list[tuple[Tensor, ...]] = []
+
+    def handle() -> None:
+        with torch.enable_grad():
+            inner.append(gradients(short))
+
+    alone, expected = gradients(long), gradients(short)
+    with _signalled(signal.SIGALRM, handle, times=3):
+        begin = time.monotonic()
+        while len(inner) < 3:
+            made = gradients(long)
+            assert all(torch.equal(one, other) for one, other in zip(made, alone, strict=True))
+            assert time.monotonic() - begin < 60
+    for found in inner:
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -201,7 +201,7 @@ def test_a_run_is_not_lost_by_accident(folder: Path, tmp_path: Path) -> None:
         ("--resample", 10**26, "resample must be at least 1 and at most"),
         ("--layers", 10**12, "layers = 1000000000000"),
         ("--heads", 10**12, "heads = 1000000000000"),
-        ("--batch", 10**12, "batch: expected at most"),
+        ("--batch", 10**12, "batch: expected an int of at most"),
     ],
 )
 def test_bad_values_end_in_one_line(option: str, value: object, words: str, tmp_path: Path) -> None:

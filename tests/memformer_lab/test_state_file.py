@@ -109,7 +109,7 @@ def test_files_of_another_kind_are_refused(state: TrainState, tmp_path: Path) ->
             ],
             "holds no training state: gamma: expected a shape broadcastable to",
         ),
-        (lambda held: setattr(held, "step", -2), "holds no training state: step"),
+        (lambda held: held.counter.fill_(-2), "holds no training state: step"),
         (lambda held: setattr(held, "seeds", held.seeds - 9), "holds no training state: seeds"),
     ],
 )

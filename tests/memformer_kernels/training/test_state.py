@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, TrainState, build, explain_training, train_steps
-from tests.memformer_kernels.training.runs import model, state
+from tests.memformer_kernels.training.runs import D, N, model, state
 
 
 def test_parameters_are_copied_and_stacked() -> None:
@@ -222,3 +222,11 @@ def test_memory_is_not_shared() -> None:
     held.second = held.first
     with pytest.raises(ValueError, match="expected a tensor with memory of its own"):
         train_steps(held, GaussianStatistics(3, 8, 4), 1, optimizer=Adam(0.1))
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_parameters_require_no_gradient(backend: str) -> None:
+    held = state(1)
+    held.parameters["q"].requires_grad_()
+    with pytest.raises(ValueError, match=r"^q: expected one that requires none"):
+        train_steps(held, GaussianTokens(D, N, 4), 1, optimizer=Adam(0.1), backend=backend)
