@@ -120,7 +120,7 @@ def test_the_lab_uses_public_names_alone(path: Path) -> None:
 
 
 def test_nothing_is_unpickled() -> None:
-    """Neither the package nor the lab calls what runs code from a file; `worker` packs, for the lab's own pipes alone."""
+    """Neither the package nor the lab calls what runs code from a file; `worker` packs for the lab's own pipes."""
     for folder in (PACKAGE, ROOT / "python" / "memformer_lab"):
         for path in folder.rglob("*.py"):
             text = path.read_text(encoding="utf-8")
