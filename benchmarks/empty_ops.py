@@ -57,13 +57,13 @@ def _predict_formula(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:7], *output[1:])
-    ctx.options = inputs[7:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options, ctx.ready = inputs[7:], output[1:]
 
 
 def _loss_formula(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    made = iter(ctx.saved_tensors[7:])
-    needs = ctx.options[-2]
+    made, needs = iter(ctx.ready), ctx.options[-2]
+    assert len(ctx.saved_tensors) == 7  # reading them asks whether one has been changed
     return (*(next(made) if needed else None for needed in needs), *(None for _ in ctx.options))
 
 

@@ -97,7 +97,7 @@ def check_context(context: object, z: Tensor) -> tuple[int, Tensor | None]:
         if context.ndim != 1 or context.shape[0] != z.shape[0]:
             reject("context", context, f"one length per task, shape ({z.shape[0]},)")
         _same_device("context", context, z)
-        return total, context
+        return total, context.contiguous()  # kernels read one length after another
     count = check_integer("context", context)
     if not 1 <= count <= total:
         reject("context", context, f"an int from 1 to N = {total}")

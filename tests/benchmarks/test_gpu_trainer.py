@@ -15,11 +15,11 @@ from memformer_kernels import GaussianStatistics, TrainState, build, train_steps
 def _pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     state = gpu_trainer._state
 
-    def train(held: TrainState, sampler: Any, steps: int, optimizer: Any, limit: None, *, launches: str) -> Tensor:
-        return train_steps(held, sampler, min(steps, 2), optimizer=optimizer, backend="torch")
+    def trace(held: TrainState, sampler: Any, steps: int, launches: str) -> Tensor:
+        return train_steps(held, sampler, min(steps, 2), optimizer=gpu_trainer.OPTIMIZER, backend="torch")
 
     monkeypatch.setattr(gpu_trainer, "_state", lambda models, device="cpu": state(models, "cpu"))
-    monkeypatch.setattr(gpu_trainer.cuda, "train", train)
+    monkeypatch.setattr(gpu_trainer, "_trace", trace)
     monkeypatch.setattr(gpu_trainer, "TASKS", GaussianStatistics(5, 20, 8, query="integrated"))
     monkeypatch.setattr(gpu_trainer, "LARGE_BATCH", 16)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
@@ -39,7 +39,7 @@ def test_both_rows_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_pretended")
 def test_a_wrong_loss_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = gpu_trainer.cuda.train
-    monkeypatch.setattr(gpu_trainer.cuda, "train", lambda *given, **how: 1.01 * right(*given, **how))
+    right = gpu_trainer._trace
+    monkeypatch.setattr(gpu_trainer, "_trace", lambda *given: 1.01 * right(*given))
     with pytest.raises(RuntimeError, match="first loss"):
         gpu_trainer.check()

@@ -47,9 +47,14 @@ SLOW = ("compile of torch.func",)
 
 NO_DERIVATIVE = "no derivative: a state holds copies that require no gradient"
 
+NO_GRAPH = "in no graph: a compiled program breaks its graph there, and steps are taken as they are without a compiler"
+
 NOTES: dict[tuple[str, str], str] = {
-    (training.ROW, column): NO_DERIVATIVE
-    for column in ("compile of torch.func", "torch.func", "legacy vmap", "checkpoint")
+    **{
+        (training.ROW, column): NO_DERIVATIVE
+        for column in ("compile of torch.func", "torch.func", "legacy vmap", "checkpoint")
+    },
+    (training.ROW, "compile"): NO_GRAPH,
 }
 """Cells that pass their check and say something else than yes."""
 

@@ -1,6 +1,7 @@
 """Unusual kinds are refused by the argument's name, and NumPy's numbers are numbers."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -84,9 +85,11 @@ def test_odd_arguments_of_a_training(argument: str) -> None:
 
 @pytest.mark.parametrize("group", ["parameters", "first", "second", "masks", "seeds"])
 def test_odd_parts_of_a_state(group: str) -> None:
+    held = _state()
+    attributes = {field.name: getattr(held, field.name) for field in fields(held) if field.init}
     for odd in ("yes", [1.0], object(), np.zeros(2), torch.ones(1)):
         with pytest.raises(TypeError, match=rf"^{group}: expected "):
-            TrainState(**{**vars(_state()), group: odd})
+            TrainState(**{**attributes, group: odd})
 
 
 @pytest.mark.parametrize("steps", [2**62, 2**64, -1])

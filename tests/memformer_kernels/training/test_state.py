@@ -71,7 +71,7 @@ GROUPS = ("parameters", "first", "second", "masks")
 
 def _changed(**values: Any) -> TrainState:
     held = state(2)
-    return TrainState(**{field.name: getattr(held, field.name) for field in fields(held)} | values)
+    return TrainState(**{field.name: getattr(held, field.name) for field in fields(held) if field.init} | values)
 
 
 def _with(group: str, name: str, value: Any) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def test_entries_are_taken_by_name(backend: str) -> None:
         for index, group in enumerate(GROUPS):
             entries = list(getattr(held, group).items())
             setattr(held, group, dict(entries[index % 3 :] + entries[: index % 3] if turned else entries))
-        held = TrainState(**{field.name: getattr(held, field.name) for field in fields(held)})
+        held = TrainState(**{field.name: getattr(held, field.name) for field in fields(held) if field.init})
         trace = train_steps(
             held, GaussianStatistics(3, 8, 40), 5, optimizer=Adam(0.1, clip=0.1, clip_by="model"), backend=backend
         )
@@ -218,7 +218,7 @@ def test_memory_is_not_shared() -> None:
         overlapping,
     ):
         with pytest.raises(ValueError, match="expected a tensor with memory of its own"):
-            TrainState(**{field.name: getattr(held, field.name) for field in fields(held)} | values)
+            TrainState(**{field.name: getattr(held, field.name) for field in fields(held) if field.init} | values)
     held.second = held.first
     with pytest.raises(ValueError, match="expected a tensor with memory of its own"):
         train_steps(held, GaussianStatistics(3, 8, 4), 1, optimizer=Adam(0.1))
