@@ -351,8 +351,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("lfom_solve_backward", MEMFORMER_BOX(lfom_solve_backward));
   m.impl("layer", MEMFORMER_BOX(layer));
   m.impl("layer_backward", MEMFORMER_BOX(layer_backward));
-  m.impl("train_steps", TORCH_BOX(&memformer::binding::train_steps));
-  m.impl("train_gradients", TORCH_BOX(&memformer::binding::train_gradients));
+  m.impl("train_steps", MEMFORMER_BOX(train_steps));
+  m.impl("train_gradients", MEMFORMER_BOX(train_gradients));
   m.impl("train_update", TORCH_BOX(&memformer::binding::train_update));
   m.impl("sample_tasks", TORCH_BOX(&memformer::binding::sample_tasks));
   m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));

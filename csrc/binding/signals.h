@@ -14,7 +14,8 @@ namespace memformer::binding {
 bool signal_raised();
 
 // An operator that ends early where a handler raises. It then returns without a result, which nobody sees: the exception comes
-// first. For operators that write to nothing but what their caller has just allocated for them.
+// first. For operators that write to nothing but what their caller has just allocated for them, or only when they can no
+// longer end early.
 template <auto function>
 struct Interruptible;
 

@@ -11,7 +11,13 @@ from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import LARGEST_TASK, FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import NAMES, TrainState, in_order
 
-_INDEX_BYTES = 2**18
+_STEPS = 2**11
+"""Most steps to make arguments for at once."""
+
+_ORDERS = 32
+"""Orders of given tasks in as many arguments: one for each model and epoch."""
+
+_INDEX_BYTES = 2**26
 """Most memory for the order of given tasks in one call of a library."""
 
 
@@ -31,11 +37,13 @@ def oversized(state: TrainState, sampler: Sampler) -> str | None:
     return None
 
 
-def steps_at_once(state: TrainState, sampler: Sampler, steps: int) -> int:
-    """Steps to make arguments for, so that the order of given tasks fits in memory."""
+def steps_at_once(state: TrainState, sampler: Sampler) -> int:
+    """Steps to make arguments for, which is soon done and leaves room in memory."""
     if not isinstance(sampler, FixedTasks) or sampler.batch is None:
-        return max(steps, 1)
-    return max(1, _INDEX_BYTES // (8 * state.models * sampler.batch)) * sampler.resample_every
+        return _STEPS
+    fit = _INDEX_BYTES // (8 * state.models * sampler.batch)
+    soon = max(1, _ORDERS // state.models) * sampler.draws_of_epoch
+    return min(_STEPS, max(1, min(fit, soon)) * sampler.resample_every)
 
 
 def parameters(state: TrainState) -> list[Tensor | None]:
@@ -130,5 +138,10 @@ def _order(state: TrainState, sampler: FixedTasks, steps: int) -> Tensor | None:
         draws.Stream(int(seed), int(stream), state.dtype, state.device)
         for seed, stream in zip(state.seeds, state.streams, strict=True)
     ]
-    rows = [draws.order(sampler, stream, draw) for draw in numbers for stream in streams]
-    return torch.stack([row for row in rows if row is not None]).reshape(len(numbers), state.models, -1)
+    places = [divmod(draw, sampler.draws_of_epoch) for draw in numbers]
+    orders = {
+        epoch: torch.stack([draws.epoch_order(sampler, stream, epoch) for stream in streams])
+        for epoch in dict.fromkeys(epoch for epoch, _ in places)
+    }
+    size = sampler.batch
+    return torch.stack([orders[epoch][:, place * size : (place + 1) * size] for epoch, place in places])

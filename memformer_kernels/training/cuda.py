@@ -68,7 +68,7 @@ def train(
     take_steps = arguments.operators("cuda").train_steps.default
     context = sampler.context if isinstance(sampler, FixedTasks) else sampler.n
     most = min(_FIRST_STEPS, max(1, _FIRST_TOKENS // (state.models * batch_of(sampler) * context)))
-    longest = arguments.steps_at_once(state, sampler, len(losses))
+    longest = arguments.steps_at_once(state, sampler)
     for start in range(0, len(losses), longest):
         part, first = losses[start : start + longest], state.step
         update = arguments.update(state, optimizer, len(part), max_skipped)

@@ -29,7 +29,6 @@ from memformer_kernels.training.samplers import (
     GaussianStatistics,
     GaussianTokens,
     Sampler,
-    batch_of,
 )
 
 
@@ -75,15 +74,19 @@ def draw_tasks(sampler: Sampler, stream: Stream, draw: int, tasks: range) -> Tas
 
 def order(sampler: FixedTasks, stream: Stream, draw: int) -> Tensor | None:
     """Indices (B,) of the given tasks in batch number `draw`, or None for all of them in order."""
-    total, batch = sampler.z.shape[0], batch_of(sampler)
     if sampler.batch is None:
         return None
-    epoch, place = divmod(draw, total // batch)
-    own = slice(place * batch, (place + 1) * batch)
+    epoch, place = divmod(draw, sampler.draws_of_epoch)
+    return epoch_order(sampler, stream, epoch)[place * sampler.batch : (place + 1) * sampler.batch]
+
+
+def epoch_order(sampler: FixedTasks, stream: Stream, epoch: int) -> Tensor:
+    """Indices (T,) of the given tasks in the order of an epoch."""
+    total = sampler.z.shape[0]
     if not sampler.shuffle:
-        return torch.arange(total, device=sampler.z.device, dtype=torch.int64)[own]
+        return torch.arange(total, device=sampler.z.device, dtype=torch.int64)
     words = stream.words(epoch, range(total), 0, 2)
-    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)[own]
+    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)
 
 
 def normal_count(sampler: GaussianSampler) -> int:

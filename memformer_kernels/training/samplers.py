@@ -140,6 +140,11 @@ class FixedTasks:
         return self.z.shape[2] - 1
 
     @property
+    def draws_of_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self.z.shape[0] // batch_of(self)
+
+    @property
     def tokens(self) -> int:
         """N, the tokens of a task."""
         return self.z.shape[1]

@@ -165,6 +165,7 @@ class Trainer {
   }
 
   void run_part_of(int model, int64_t step, int64_t start, int64_t part) const {
+    checkpoint();
     const int64_t draw = (training_.step + step) / training_.resample_every;
     const PartOfStep<T> task{network_, dense(model), {training_.source, model, draw}, first_part_ + start + part,
                              partial(model, part)};
