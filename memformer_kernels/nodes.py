@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.transforms import Flat, Step, by_slices, flatten, push_forward, transforming
+from memformer_kernels.transforms import Flat, Step, by_slices, flatten, is_batched, push_forward, transforming
 
 Node = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """Takes what runs the operation and its arguments; returns its results."""
-
-_is_batched = torch._C._functorch.is_legacy_batchedtensor  # by torch.autograd.grad(is_grads_batched=True)
 
 
 def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
@@ -41,7 +39,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
             flat, wanted = Flat((*ctx.saved_tensors, *ctx.options), ctx.template), ctx.needs_input_grad[3:]
-            if any(map(_is_batched, grads)):
+            if any(map(is_batched, grads)):
                 return (None, None, None, *by_slices(lambda *one: step.pull_back(flat, wanted, one), grads))
             return (None, None, None, *step.pull_back(flat, wanted, grads))
 
@@ -131,7 +129,7 @@ def _all_ready(ctx: Any, needs: Sequence[bool]) -> bool:
 
 def _scaled(ready: list[Tensor], scale: Tensor, alone: bool) -> Sequence[Tensor]:
     """Gradients times that of the value, which is 1 wherever the value is what is minimised."""
-    if not alone or type(scale) is not Tensor or torch._C._len_torch_dispatch_stack() or _is_batched(scale):
+    if not alone or type(scale) is not Tensor or torch._C._len_torch_dispatch_stack() or is_batched(scale):
         return [grad * scale for grad in ready]
     if not scale.is_cpu or scale.item() != 1.0:
         torch._foreach_mul_(ready, scale)

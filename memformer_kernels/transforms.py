@@ -159,7 +159,7 @@ def by_slices(function: Callable[..., Sequence[Tensor | None]], tensors: Sequenc
 
     Its own vmap (behind is_grads_batched and vectorize) is not torch.func's, and knows no operation but PyTorch's.
     """
-    if not any(_is_batched(tensor) for tensor in tensors):
+    if not any(is_batched(tensor) for tensor in tensors):
         return function(*tensors)
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
@@ -177,13 +177,14 @@ def by_slices(function: Callable[..., Sequence[Tensor | None]], tensors: Sequenc
     ]
 
 
-def _is_batched(tensor: Any) -> bool:
+def is_batched(tensor: Any) -> bool:
+    """Whether torch.autograd has batched a tensor, as grad(is_grads_batched=True) does."""
     return isinstance(tensor, Tensor) and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
 def _size(tensor: Any, level: int) -> int:
     """How many slices a level of torch.autograd's vmap has of a tensor, -1 where it has not batched it."""
-    if not _is_batched(tensor):
+    if not is_batched(tensor):
         return -1
     one, two = (_remove(tensor, level, size).shape[0] for size in (1, 2))
     return one if one == two else -1
