@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 # CUDA code for one architecture, which the tests look into; a package that is installed without this file has all.
 export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
 
@@ -33,9 +34,11 @@ bench: install
 bench-compare: install
 	$(BIN)/python -m benchmarks compare
 
-# For a machine with an NVIDIA GPU: correctness, then benchmarks, then one small JSON record.
-gpu: install
-	$(BIN)/python -m benchmarks.gpu
+# For a machine with an NVIDIA GPU: correctness, then benchmarks, and one small JSON record. It installs nothing: .venv if it is
+# there, else any Python with torch, Triton, numpy, ninja, setuptools, pytest with xdist and timeout, hypothesis, rich and typer.
+gpu:
+	-$(GPU_PYTHON) -m benchmarks.gpu_build
+	PYTHONPATH=python $(GPU_PYTHON) -m benchmarks.gpu
 
 install: native
 

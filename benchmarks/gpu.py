@@ -1,13 +1,15 @@
-"""`python -m benchmarks.gpu [NAMES]`: the one command for a machine with an NVIDIA GPU: every part, then one record.
+"""`python -m benchmarks.gpu [NAMES]`: the one command for a machine with an NVIDIA GPU: every part, and one record.
 
-Each part takes less than eight minutes, and what it found is kept under `results/gpu` until the record is written. A
-run that was stopped, that failed or that ran some parts only goes on where it was: on the same GPU, from the same
-sources.
+It needs no network and installs nothing: any Python with torch, Triton, pytest, rich and typer, and an nvcc for the
+CUDA library. What is worth most comes first. The record is written after every part, with those that failed and those
+that did not run yet: a run that was stopped, whose time was over or that ran some parts only goes on there, on the same
+GPU and from the same sources.
 """
 
 import hashlib
 import json
 import re
+import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,23 +19,25 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.gpu_parts import DEVICE, PARTS, PartFailed
+from benchmarks.gpu_parts import DEVICE, PARTS
 from benchmarks.machine import ROOT, measure_machine
 from benchmarks.record import FORMAT, Machine, write_json
 
 RECORDS = Path(__file__).resolve().parent / "results"
-UNFINISHED = ROOT / "results" / "gpu"
 SOURCES = ("memformer_kernels", "csrc", "python", "benchmarks", "tests")
 SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
+LEAST_S = 15.0
+"""A part that has less than this left is not begun."""
 
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="parts whose name begins with any of these")] = None,
     afresh: Annotated[bool, typer.Option("--afresh", help="forget what an earlier run left behind")] = False,
+    minutes: Annotated[float, typer.Option(help="no part goes on beyond this time")] = 35.0,
 ) -> None:
-    """Run every missing part, or those named, and with the last of them write benchmarks/results/<gpu>-<date>.json.
+    """Run every missing or failed part, or those named, and keep benchmarks/results/<gpu>-<date>.json.
 
-    Exit status 1 without a GPU or if a part fails.
+    Exit status 1 without a GPU or if a part failed; the other parts run nevertheless.
     """
     console = Console()
     if not torch.cuda.is_available():
@@ -46,35 +50,63 @@ def main(
     asked = [part for part in PARTS if not names or part.startswith(tuple(names))]
     if not asked:
         raise typer.BadParameter(f"no part begins with {' or '.join(names or [])}; the parts: {', '.join(PARTS)}")
-    machine = measure_machine(DEVICE)
-    name, digest = _slug(machine.gpu or "gpu"), sources()
-    path = UNFINISHED / f"{name}.json"
-    found = {} if afresh else _left_behind(path, machine, digest)
-    for part in asked:
-        if part in found:
-            console.print(f"{part}: done before", style="dim")
+    end = time.monotonic() + 60 * minutes
+    machine, digest = measure_machine(DEVICE), sources()
+    path, found = _begun(machine, digest, afresh)
+    for name in asked:
+        if name in found and "failed" not in found[name]:
+            console.print(f"{name}: done before", style="dim")
             continue
-        console.rule(part)
-        try:
-            found[part] = PARTS[part](console)
-        except PartFailed as error:
-            console.print(
-                f"{error}. No record was written; what other parts found is kept in {path}.",
-                soft_wrap=True,
-                markup=False,
-            )
-            raise typer.Exit(1) from error
-        write_json(path, {"sources": digest, "machine": asdict(machine), "parts": found})
-    missing = [part for part in PARTS if part not in found]
-    if missing:
-        console.print(f"Still to run before there is a record: {', '.join(missing)}.", soft_wrap=True)
-        return
+        left = end - time.monotonic()
+        if left < LEAST_S:
+            console.print(f"{name}: no time left")
+            continue
+        console.rule(name)
+        found[name] = _run(name, min(PARTS[name].longest_s, left), console)
+        write_json(path, _record(machine, digest, path, found))
+    if found:
+        console.print(f"record: {path}", soft_wrap=True)
+    if missing := [name for name in PARTS if name not in found]:
+        console.print(f"Not run yet: {', '.join(missing)}.", soft_wrap=True)
+    if failed := [name for name, made in found.items() if "failed" in made]:
+        console.print(f"Failed: {', '.join(failed)}.", soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def _run(name: str, seconds: float, console: Console) -> dict[str, Any]:
+    """What a part found in its time, or why it found nothing: whatever it raised must not lose what the others find."""
+    begin = time.monotonic()
+    try:
+        made = PARTS[name].run(seconds, console)
+    except Exception as error:
+        made = {"failed": f"{type(error).__name__}: {error}"}
+    if "failed" in made:
+        console.print(f"{name}: {made['failed']}", soft_wrap=True, markup=False, highlight=False)
+    return {**made, "took_s": round(time.monotonic() - begin, 1)}
+
+
+def _record(machine: Machine, digest: str, path: Path, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "date": path.stem[-len("2000-01-01") :],
+        "sources": digest,
+        "machine": asdict(machine),
+        "missing": [name for name in PARTS if name not in found],
+        **{name: found[name] for name in PARTS if name in found},
+    }
+
+
+def _begun(machine: Machine, digest: str, afresh: bool) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """The record to go on with and its parts: the newest of this GPU, if sources, driver and torch are the same."""
+    gpu = _slug(machine.gpu or "gpu")
+    for path in sorted(RECORDS.glob(f"{gpu}-[0-9][0-9][0-9][0-9]-*.json"), reverse=True)[: not afresh]:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before = Machine(**content["machine"])
+        same = (before.driver, before.cuda, before.torch) == (machine.driver, machine.cuda, machine.torch)
+        if same and content["sources"] == digest:
+            return path, {name: content[name] for name in PARTS if name in content}
     date = datetime.now(timezone.utc).date().isoformat()
-    record = RECORDS / f"{name}-{date}.json"
-    parts = {part: found[part] for part in PARTS}
-    write_json(record, {"format": FORMAT, "date": date, "sources": digest, "machine": asdict(machine), **parts})
-    path.unlink(missing_ok=True)
-    console.print(f"record: {record}", soft_wrap=True)
+    return RECORDS / f"{gpu}-{date}.json", {}
 
 
 def sources() -> str:
@@ -85,17 +117,6 @@ def sources() -> str:
             if path.suffix in SUFFIXES:
                 digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def _left_behind(path: Path, machine: Machine, digest: str) -> dict[str, Any]:
-    """The parts that an earlier run finished here, empty where sources or driver have changed since."""
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
-    before = Machine(**content["machine"])
-    same = (before.driver, before.cuda, before.torch) == (machine.driver, machine.cuda, machine.torch)
-    parts: dict[str, Any] = content["parts"]
-    return parts if same and content["sources"] == digest else {}
 
 
 def _slug(name: str) -> str:

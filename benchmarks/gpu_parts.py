@@ -1,6 +1,6 @@
 """What `benchmarks.gpu` runs, part by part: tests, workloads beside every peer, and what watches memory meanwhile.
 
-A part takes less than PART_S: tests are stopped there, and a provider that compiles for too long is left out by name.
+A part is told how long it may take: tests are stopped there, and a provider that compiles for too long is left out.
 """
 
 import os
@@ -9,10 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -29,9 +29,11 @@ from memformer_kernels import build_info
 from memformer_lab.profiling.rates import fma_rate
 
 DEVICE = torch.device("cuda")
-PART_S = 460.0
-POLICY = Policy(seconds=1.0, longest_s=3.0, admit_s=100.0, total_s=250.0)
-"""The last provider may begin just before `total_s`, and all are timed for at most `longest_s` each: below PART_S."""
+POLICY = Policy(seconds=0.5, longest_s=2.0, admit_s=30.0)
+"""Of a provider; the time for all of them is the part's."""
+
+AFTER_LAST_S = 40.0
+"""The last provider begins so long before its part's end: it may take `admit_s`, and all are timed then."""
 
 MOST_WORKERS = 12
 CUDA_BATCH = 4_000_000
@@ -39,45 +41,63 @@ CUDA_BATCH = 4_000_000
 
 TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "tests_torch": ("tests/gpu/test_torch_backend.py",),
-        "tests_triton": ("tests/gpu/test_triton.py", "tests/gpu/test_triton_runs.py"),
         "tests_cuda": ("tests/gpu/test_cuda.py", "tests/gpu/test_train_cuda.py"),
+        "tests_triton": ("tests/gpu/test_triton.py", "tests/gpu/test_triton_runs.py"),
+        "tests_torch": ("tests/gpu/test_torch_backend.py",),
         "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
     }
 )
 """Arguments of pytest by part."""
 
-Part = Callable[[Console], dict[str, Any]]
+
+class Part(NamedTuple):
+    """What runs in at most so many seconds, told how many it has, and returns its figures, or "failed" and why."""
+
+    longest_s: float
+    run: Callable[[float, Console], dict[str, Any]]
 
 
-class PartFailed(Exception):
-    """A part's own check failed: the run ends and no record is written."""
+def built(seconds: float, console: Console) -> dict[str, Any]:
+    """What `benchmarks.gpu_build` left, which everything after this part runs on."""
+    info = build_info()
+    console.print(str(info), markup=False, highlight=False, soft_wrap=True)
+    backends = {name: [found.available, *found.architectures, found.reason] for name, found in info.backends.items()}
+    lacking = [name for name in ("cpu", "cuda", "triton") if not info.backends[name].available]
+    return {**backends, "failed": f"not available: {', '.join(lacking)}"} if lacking else backends
 
 
-def run_tests(arguments: tuple[str, ...], console: Console) -> dict[str, Any]:
-    """pytest in processes of their own: several, since most of the time compiles kernels.
-
-    Raises:
-        PartFailed: a test failed, or they took more than PART_S.
-    """
+def run_tests(arguments: tuple[str, ...], seconds: float, console: Console) -> dict[str, Any]:
+    """pytest in processes of their own: several, since most of the time compiles kernels."""
     workers = str(min(MOST_WORKERS, os.cpu_count() or 1))
     command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *arguments]
-    status, output = bounded(command, PART_S)
+    status, output = bounded(command, seconds)
     lines = output.strip().splitlines()
-    if status is None:
-        raise PartFailed(
-            f"{' '.join(command[1:])} took more than {PART_S:g} s; a run that goes on there finds what was compiled"
-        )
-    if status:
+    if status != 0:
         console.print(output, markup=False, highlight=False)
-        raise PartFailed(f"{' '.join(command[1:])} ended with status {status}")
+        fallen = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+        return {"failed": _ending(command, status, seconds, output), "tests": fallen[:50]}
     return {"tests": lines[-1].strip("= ") if lines else ""}
 
 
+def _ending(command: list[str], status: int | None, seconds: float, output: str) -> str:
+    ended = f"took more than {seconds:.0f} s" if status is None else f"ended with status {status}"
+    last = output.strip().splitlines()[-1:]
+    return ": ".join([f"{' '.join(command[1:])} {ended}", *last])
+
+
 def bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """A command's exit status and all it printed; status None where it took longer and was ended, with its children."""
+    """A command's exit status and all it printed; status None where it took longer and was ended, with its children.
+
+    Processes share the cores: each computes with one thread.
+    """
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -90,24 +110,32 @@ def bounded(command: list[str], seconds: float) -> tuple[int | None, str]:
     return process.returncode, output
 
 
-def time_workload(workload: Workload, providers: tuple[Provider, ...], console: Console) -> dict[str, Any]:
+def _python_path() -> str:
+    """Where a tree that nobody installed finds its packages."""
+    return os.pathsep.join([str(ROOT), str(ROOT / "python"), *filter(None, sys.path)])
+
+
+def time_workload(
+    workload: Workload, providers: tuple[Provider, ...], seconds: float, console: Console
+) -> dict[str, Any]:
     """A workload on every provider, ours first, timed with CUDA events."""
+    policy = replace(POLICY, total_s=max(1.0, seconds - AFTER_LAST_S))
     ours_first = sorted(providers, key=lambda provider: provider.peer)
-    report = run([workload], ours_first, DEVICE, policy=POLICY, announce=lambda text: console.print(text, style="dim"))
+    report = run([workload], ours_first, DEVICE, policy=policy, announce=lambda text: console.print(text, style="dim"))
     print_report(report, console)
     rates = report.machine.copy_gb_s, report.machine.fma_gflop_s
     found = [{**figures(timing), **against_rates(timing, *rates)} for timing in report.timings]
     return {"seconds": report.seconds, "copy_gb_s": rates[0], "fma_gflop_s": rates[1], "timings": found}
 
 
-def time_tile(workload: Workload, console: Console) -> dict[str, Any]:
+def time_tile(workload: Workload, seconds: float, console: Console) -> dict[str, Any]:
     """A tile workload on ours and the peers that can be fastest there, against the hardware's limit.
 
     The limit is the larger of the bytes at copy bandwidth and the operations at a third of the TF32 rate, since a
     product of float32's accuracy takes three of TF32's.
     """
     tf32 = tf32_rate()
-    made = time_workload(workload, TILE_PROVIDERS, console)
+    made = time_workload(workload, TILE_PROVIDERS, seconds, console)
     limit = tile_limit_ms(workload, made["copy_gb_s"], tf32)
     for timing in made["timings"]:
         if "quantiles" in timing:
@@ -150,61 +178,59 @@ def against_rates(timing: Timing, copy_gb_s: float, fma_gflop_s: float) -> dict[
     }
 
 
-def watched(console: Console) -> dict[str, str]:
-    """compute-sanitizer's verdict on a small run of every kernel, by tool; or the reason why it did not run.
-
-    Raises:
-        PartFailed: a tool found an error.
-    """
+def watched(seconds: float, console: Console) -> dict[str, Any]:
+    """compute-sanitizer's verdict on a small run of every kernel, by tool; or the reason why it did not run."""
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None:
         return {"not run": "no compute-sanitizer here: it comes with the CUDA toolkit"}
     if not build_info().backends["cuda"].available:
         return {"not run": build_info().backends["cuda"].reason}
-    verdicts = {}
-    tools = ("memcheck", "racecheck", "initcheck")
+    verdicts: dict[str, Any] = {}
+    tools = ("memcheck", "racecheck", "initcheck", "synccheck")
     for tool in tools:
         command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "benchmarks.small_run"]
-        status, output = bounded(command, PART_S / len(tools))
+        status, output = bounded(command, seconds / len(tools))
         lines = output.strip().splitlines()
         verdicts[tool] = lines[-1] if lines else ""
         console.print(f"{tool}: {verdicts[tool]}", markup=False)
         if status == 9:
-            raise PartFailed(f"{tool} found an error: " + "\n".join(lines[-40:]))
-        if status is None:
-            verdicts[tool] = f"did not end in {PART_S / len(tools):.0f} s"
+            verdicts["failed"] = f"{tool} found an error: " + "\n".join(lines[-40:])
+        elif status is None:
+            verdicts[tool] = f"did not end in {seconds / len(tools):.0f} s"
         elif status:
             # A container may not let it attach to a process: a reason, not a verdict.
             verdicts[tool] = f"did not run: {verdicts[tool]}"
     return verdicts
 
 
-def trainer(console: Console) -> dict[str, Any]:
-    """Whole optimiser steps in the CUDA library.
-
-    Raises:
-        PartFailed: a loss is wrong, or depends on how steps are launched.
-    """
-    try:
-        return gpu_trainer.measure(console)
-    except RuntimeError as error:
-        raise PartFailed(str(error)) from error
-
-
 TILE_PROVIDERS = select(["Gram, eager", "Gram, compiled", "re-associated", "JAX", "flash-linear-attention", "(triton)"])
-TIMED = (
-    *(workload.with_batch(size) for workload in WORKLOADS.values() for size in WORKLOAD_BATCHES[workload.name]),
-    W.with_batch(CUDA_BATCH),
-    W_FULL.with_batch(1_000_000),
+HOT = (W.with_batch(CUDA_BATCH), W_FULL.with_batch(1_000_000))
+TIMED = tuple(
+    workload.with_batch(size)
+    for workload in WORKLOADS.values()
+    for size in WORKLOAD_BATCHES[workload.name]
+    if workload.with_batch(size) not in HOT
 )
+
+
+def _timed(workload: Workload) -> tuple[str, Part]:
+    return f"{workload.name}_{workload.batch}", Part(130.0, partial(time_workload, workload, PROVIDERS))
+
 
 PARTS: Mapping[str, Part] = MappingProxyType(
     {
-        **{name: partial(run_tests, arguments) for name, arguments in TESTS.items()},
-        **{workload.name: partial(time_tile, workload) for workload in (TILE_64, TILE_128)},
-        **{f"{w.name}_{w.batch}": partial(time_workload, w, PROVIDERS) for w in TIMED},
-        "trainer": trainer,
-        "sanitizer": watched,
+        "build": Part(10.0, built),
+        "tests_cuda": Part(120.0, partial(run_tests, TESTS["tests_cuda"])),
+        "tests_triton": Part(120.0, partial(run_tests, TESTS["tests_triton"])),
+        "trainer": Part(60.0, gpu_trainer.measure),
+        "W_4000000": Part(75.0, partial(time_workload, HOT[0], PROVIDERS)),
+        "W_full_1000000": Part(75.0, partial(time_workload, HOT[1], PROVIDERS)),
+        "tile_64": Part(75.0, partial(time_tile, TILE_64)),
+        "tile_128": Part(75.0, partial(time_tile, TILE_128)),
+        "tests_torch": Part(120.0, partial(run_tests, TESTS["tests_torch"])),
+        "sanitizer": Part(240.0, watched),
+        "tests_package": Part(460.0, partial(run_tests, TESTS["tests_package"])),
+        **dict(map(_timed, TIMED)),
     }
 )
-"""By the name its figures are recorded under, in the order they run."""
+"""By the name its figures are recorded under, in the order they run: what is worth most first."""

@@ -22,15 +22,35 @@ def _pretended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_trainer, "_trace", trace)
     monkeypatch.setattr(gpu_trainer, "TASKS", GaussianStatistics(5, 20, 8, query="integrated"))
     monkeypatch.setattr(gpu_trainer, "LARGE_BATCH", 16)
+    monkeypatch.setattr(gpu_trainer, "ROUNDS", 2)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
 
-@pytest.mark.usefixtures("_pretended")
-def test_both_rows_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def _built(monkeypatch: pytest.MonkeyPatch) -> None:
     info = build.build_info()
     there = {**info.backends, "cuda": build.BackendInfo("cuda", True, (), "")}
     monkeypatch.setattr(gpu_trainer, "build_info", lambda: build.BuildInfo(**{**vars(info), "backends": there}))
-    record = gpu_trainer.measure(Console(quiet=True), rounds=2)
+
+
+@pytest.mark.usefixtures("_pretended", "_built")
+def test_a_way_that_a_small_gpu_refuses_costs_its_own_figures_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = gpu_trainer._trace
+
+    def trace(held: TrainState, sampler: Any, steps: int, launches: str) -> Tensor:
+        if held.models > 2 and launches == "persistent":
+            raise RuntimeError("CUDA: too many blocks in cooperative launch")
+        return traced(held, sampler, steps, launches)
+
+    monkeypatch.setattr(gpu_trainer, "_trace", trace)
+    record = gpu_trainer.measure(60.0, Console(quiet=True))
+    assert record["refused"] == {"20 models, persistent": "CUDA: too many blocks in cooperative launch"}
+    assert len(record["us_q10_median_q90"]) == 3
+
+
+@pytest.mark.usefixtures("_pretended", "_built")
+def test_both_rows_are_recorded() -> None:
+    record = gpu_trainer.measure(60.0, Console(quiet=True))
     assert set(record["us_q10_median_q90"]) == {
         f"{models} models, {launches}" for models in (1, 20) for launches in ("persistent", "replay")
     }

@@ -1,33 +1,23 @@
 """Where there is a GPU, backend="cuda" takes the tests' CPU tensors too, and "triton" where its tests are asked for."""
 
-import os
-from collections.abc import Iterator
-
 import pytest
-import torch
 
 from memformer_kernels import backends, build
-from tests.memformer_kernels.moving import MovingBackend
+from tests.memformer_kernels import moving
 
-_MOVED = [
-    name
-    for name in ("cuda", "triton")
-    if torch.cuda.is_available()
-    and build.available(name)
-    and (name == "cuda" or (os.environ.get("MEMFORMER_TEST_TRITON") == "1" and not build.INTERPRETS))
-]
+_MOVED = moving.served()
 
 
-@pytest.fixture(scope="session", autouse=bool(_MOVED))
-def _tensors_move_to_the_gpu() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _tensors_move_to_the_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a test about tensors that a backend refuses: they stay where they are on a machine with a GPU too."""
+    if not _MOVED or request.node.get_closest_marker("tensors_stay"):
+        return
     require = build.require
 
     def lenient(backend: str, device: str) -> None:
         require(backend, "cuda" if backend in _MOVED else device)
 
-    patch = pytest.MonkeyPatch()
     for name in _MOVED:
-        patch.setitem(backends.BACKENDS, name, MovingBackend(backends.BACKENDS[name], "cuda"))
-    patch.setattr(build, "require", lenient)
-    yield
-    patch.undo()
+        monkeypatch.setitem(backends.BACKENDS, name, moving.MovingBackend(backends.BACKENDS[name], "cuda"))
+    monkeypatch.setattr(build, "require", lenient)

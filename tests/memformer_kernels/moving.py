@@ -3,11 +3,22 @@
 So the contract's tests, whose tensors all lie on the CPU, run on a GPU's kernels through the package's own operations.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from memformer_kernels import build
+
+
+def served() -> list[str]:
+    """The backends that take the tests' CPU tensors where there is a GPU: cuda, and triton where that is asked for."""
+    asked = ["cuda"]
+    if os.environ.get("MEMFORMER_TEST_TRITON") == "1" and not build.INTERPRETS:
+        asked.append("triton")
+    return [name for name in asked if torch.cuda.is_available() and build.available(name)]
 
 
 def moved(value: Any, device: str) -> Any:

@@ -82,6 +82,7 @@ def test_without_a_library_that_serves_the_gpu_triton_takes_tiny_problems(monkey
     assert plan.plan_network(W, "auto", "auto").backend == "triton"
 
 
+@pytest.mark.tensors_stay
 @pytest.mark.usefixtures("built")
 def test_cuda_refuses_tensors_on_the_cpu() -> None:
     with pytest.raises(RuntimeError, match="backend='cuda' serves tensors on CUDA GPUs, got tensors on cpu"):

@@ -120,7 +120,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "attention": lambda: linear_attention(
         *(_ones(1, 2**19, 8, width) for width in (256, 256, 16)), causal=True, backend="cpu"
     ),
-    "register update": lambda: register_update(_TOKENS, [_TOKENS] * 1500, torch.zeros(1500)),
+    "register update": lambda: register_update(_TOKENS, [_TOKENS] * 6000, torch.zeros(6000)),
     "register gradients": _register_gradients,
     "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
     "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),

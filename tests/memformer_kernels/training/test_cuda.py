@@ -47,6 +47,7 @@ def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "build_info" in str(cuda.fault(_on_gpu(), STATISTICS))
 
 
+@pytest.mark.tensors_stay
 def test_models_on_the_cpu() -> None:
     assert explain_training(state(), STATISTICS, optimizer=Adam(0.1)).backend != "cuda"
     with pytest.raises(RuntimeError, match=r"^backend='cuda'"):

@@ -1,0 +1,26 @@
+"""Where there is a GPU, tests of refusals still see a refusal, and tensors of the others move: rehearsed."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from memformer_kernels import build
+from memformer_kernels.library import status
+
+REFUSALS = (
+    "test_plan.py",
+    "training/test_cuda.py",
+    "blocks/test_register_update.py",
+)
+
+
+@pytest.mark.skipif(not build.available("cpu"), reason=status("cpu").reason)
+def test_refusals_are_seen_where_tensors_move_to_a_gpu() -> None:
+    files = [f"tests/memformer_kernels/{name}" for name in REFUSALS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.memformer_kernels.pretended_gpu", *files]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    assert " passed" in ended.stdout
