@@ -4,6 +4,9 @@ A node is given what runs the operation: its kernel on the short way (see `direc
 below its Autograd key. It saves the arguments and nothing else, whoever listens, since checkpointing counts what is
 saved; reading them, each backward raises if one has been changed in place since. Tangents only come the long way, and
 are pushed through the PyTorch backend's formulas.
+
+Nodes are of one level: the dispatcher has come to a transform's level before it leads to a node, and no other way leads
+there inside transforms. What torch.autograd.Function does for torch.func beyond that would cost 3 us a call.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
 
 from memformer_kernels.transforms import Flat, Step, by_slices, flatten, is_batched, push_forward, transforming
 
@@ -24,7 +28,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
     With torch.library.register_autograd an empty operation costs more than a whole call so: see `benchmarks overhead`.
     """
 
-    class Differentiable(torch.autograd.Function):
+    class Differentiable(_SingleLevelFunction):
         @staticmethod
         def forward(
             ctx: Any, run: Callable[..., Any], arguments: tuple[Any, ...], template: Any, *tensors: Tensor | None
@@ -49,7 +53,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
             made = push_forward(step.on_torch, flat, tangents[3:])
             return made[0] if len(made) == 1 else tuple(made)
 
-    apply = _bare_apply(Differentiable)
+    apply: Callable[..., Any] = Differentiable.apply  # type: ignore[attr-defined]
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         flat = flatten(arguments[: step.tensors])
@@ -71,7 +75,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
     gradients come from `step.pull_back`.
     """
 
-    class Value(torch.autograd.Function):
+    class Value(_SingleLevelFunction):
         @staticmethod
         def forward(
             ctx: Any, run: Callable[..., list[Tensor]], arguments: tuple[Any, ...], *tensors: Tensor | None
@@ -99,7 +103,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
             return push_forward(step.on_torch, Flat((*ctx.saved_tensors, *ctx.options), None), tangents[2:])[0]
 
-    apply = _bare_apply(Value)
+    apply: Callable[..., Any] = Value.apply  # type: ignore[attr-defined]
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
         if run is kernel:
@@ -113,14 +117,6 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         return [apply(keep, arguments, *arguments[: step.tensors]), *results[1:]]
 
     return node
-
-
-def _bare_apply(node: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """node.apply without what it does for torch.func's transforms: the dispatcher has done that before, and no other
-    way leads here inside them. 3 us a call.
-    """
-    bare: Callable[..., Any] = super(torch.autograd.Function, node).apply  # type: ignore[misc]
-    return bare
 
 
 def _all_ready(ctx: Any, needs: Sequence[bool]) -> bool:
