@@ -77,7 +77,9 @@ def test_compiled_code_checks_bounds_when_it_runs() -> None:
     q, k, v = heads(1, 12, 4)
     attend = torch.compile(lambda ends: linear_attention(q, k, v, cu_seqlens=ends), fullgraph=True, backend="aot_eager")
     attend(torch.tensor([0, 4, 12]))
-    with pytest.raises(ValueError, match="cu_seqlens: expected bounds that rise from 0 to N = 12"):
+    # torch 2.11 traces through the operation, so that its own check of an index comes first.
+    refused = r"cu_seqlens: expected bounds that rise from 0 to N = 12|out of bounds"
+    with pytest.raises((ValueError, IndexError), match=refused):
         attend(torch.tensor([0, 40, 12]))
 
 
