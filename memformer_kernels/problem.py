@@ -243,8 +243,8 @@ def check_layer(
 def check_quadratics(h: object, b: object, a: object, gamma: object, beta: object, w0: object) -> QuadraticProblem:
     """The arguments of `lfom_solve`."""
     matrices, vectors, preconditioners = check_floating("h", h), check_floating("b", b), check_floating("a", a)
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
-        reject("h", h, "square matrices (B, d, d)")
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] < 1:
+        reject("h", h, "square matrices (B, d, d) with d >= 1")
     batch, weights = matrices.shape[:2]
     if vectors.shape != (batch, weights):
         reject("b", b, f"shape (B, d) = ({batch}, {weights})")
@@ -350,6 +350,10 @@ def check_integer(name: str, value: object) -> int:
 def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
     """The structure that q and p make: response-only, block or dense."""
     block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
+    if width == 1:  # a response slot alone: there is no feature, and no block of them
+        for name, matrix in (("q", q), ("p", p)):
+            if isinstance(matrix, Tensor) and matrix.shape == block:
+                reject(name, matrix, f"shape {dense} (dense), since z has no feature")
     if q.shape != block and q.shape != dense:
         reject("q", q, f"shape {block} (the block A) or {dense} (dense)")
     if p is None:

@@ -179,7 +179,7 @@ def _install(
     flops.define(getattr(torch.ops.memformer_kernels, step.name), kernel, step.backend_at)
     _register_autograd(step, node)
     dispatched = _register_autocast(step, range(tokens_at, tokens_at + tokens))
-    rule = vmap_rule(step)
+    rule = vmap_rule(step, fake)
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
         dims: list[Any] = []

@@ -71,19 +71,20 @@ class TorchBackend:
         return _asked(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        total = network.z.new_zeros((), dtype=_compute_dtype(network.z))
+        # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
+        total = network.z.new_zeros(1, dtype=_compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
         for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
-            total = total + error.square().sum()
+            total = total + error.square().sum((1, 2))
             if any(needs):
                 grad = error * (2 / max(target.numel(), 1))
                 parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
                 target_grads.append(-grad[0])
-        value = total / target.numel()
+        value = (total / target.numel()).squeeze(0)
         if not any(needs):
             return [value]
         z_grad, *parameter_grads = _merged(parts)
