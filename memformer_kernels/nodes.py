@@ -6,6 +6,7 @@ saved; reading them, each backward raises if one has been changed in place since
 are pushed through the PyTorch backend's formulas.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,26 @@ from memformer_kernels.transforms import Flat, Step, by_slices, flatten, is_batc
 
 Node = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """Takes what runs the operation and its arguments; returns its results."""
+
+
+class _Caller(threading.local):
+    """Whether this thread runs a kernel for a caller with grad mode on, which is off in a node's forward.
+
+    The native library reads it (csrc/binding/signals.cpp): signals' handlers find grad mode as the caller has it.
+    """
+
+    learns = False
+
+
+caller = _Caller()
+
+
+def _directly(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    caller.learns = True
+    try:
+        return kernel(*arguments)
+    finally:
+        caller.learns = False
 
 
 def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
@@ -29,7 +50,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
         def forward(
             ctx: Any, run: Callable[..., Any], arguments: tuple[Any, ...], template: Any, *tensors: Tensor | None
         ) -> Any:
-            output = run(*arguments)
+            output = _directly(kernel, arguments) if run is kernel else run(*arguments)
             ctx.template, ctx.options = template, arguments[step.tensors :]
             ctx.save_for_backward(*tensors)
             if run is not kernel:
@@ -76,7 +97,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         def forward(
             ctx: Any, run: Callable[..., list[Tensor]], arguments: tuple[Any, ...], *tensors: Tensor | None
         ) -> Tensor:
-            value, *ctx.ready = run(*arguments)
+            value, *ctx.ready = _directly(kernel, arguments) if run is kernel else run(*arguments)
             ctx.options, ctx.alone = arguments[step.tensors :], run is kernel
             ctx.save_for_backward(*tensors)
             if run is not kernel:

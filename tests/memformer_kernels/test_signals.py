@@ -22,6 +22,7 @@ from memformer_kernels import (
     memformer_loss,
     memformer_predict,
     memformer_stack,
+    nodes,
     register_update,
 )
 from tests.memformer_kernels import native
@@ -231,3 +232,36 @@ def test_a_handler_may_call_what_it_interrupts(d: int) -> None:
             assert time.monotonic() - begin < 60
     for found in inner:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def _in_a_handler(call: Callable[[], object]) -> tuple[bool, bool]:
+    """Grad mode in a signal's handler during a call, which it ends, and whether autograd records what it does."""
+    seen: list[tuple[bool, bool]] = []
+
+    def handle() -> None:
+        seen.append((torch.is_grad_enabled(), (2 * torch.ones(1, requires_grad=True)).requires_grad))
+        raise Stop
+
+    with _signalled(signal.SIGUSR1, handle), pytest.raises(Stop):
+        call()
+    return seen[0]
+
+
+def _learning_prediction() -> Tensor:
+    z, q = _long_network(64, 5, 2**26)
+    return memformer_predict(z, q.requires_grad_(), backend="cpu")
+
+
+@pytest.mark.parametrize("call", [_loss_backward, _learning_prediction])
+def test_a_handler_finds_grad_mode_as_the_caller_has_it(call: Callable[[], Tensor]) -> None:
+    assert _in_a_handler(call) == (True, True)
+    with torch.no_grad():
+        assert _in_a_handler(call) == (False, False)
+    assert torch.is_grad_enabled()
+    assert not nodes.caller.learns
+
+
+def test_a_handler_within_the_dispatcher_gets_no_gradients() -> None:
+    """A limit: PyTorch's stable ABI does not reach the keys that a profiled call has excluded."""
+    with torch.autograd.profiler.profile():
+        assert _in_a_handler(_learning_prediction)[1] is False
