@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_choice, check_flag, check_floating, check_target, check_tokens, reject
+from memformer_kernels.problem import (
+    LARGEST_TASK,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_target,
+    check_tokens,
+    reject,
+)
 from memformer_kernels.training.checks import check_count, keep_number, keep_size
 
 QUERIES = ("sampled", "integrated")
-
-LARGEST_TASK = 2**30
-"""Most numbers N D of a task that is drawn: a block of its stream, and a kernel's index, have 31 bits."""
 
 LARGEST_BATCH = 2**32
 """Most tasks of a batch: what the stream's counter of tasks holds."""
