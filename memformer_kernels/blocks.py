@@ -85,7 +85,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     return mean.to(v.dtype), AttentionState(total, count)
 
 
-_UPDATE = sharding.Rule("register_update", ("z", "registers", "gamma"), frozenset({0, 1}))
+_UPDATE = sharding.Rule(("z", "registers", "gamma"), frozenset({0, 1}))
 
 
 def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:

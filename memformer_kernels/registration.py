@@ -20,6 +20,9 @@ from memformer_kernels.transforms import Flat, Step, flatten, full_precision, tr
 
 _LIBRARY = dispatcher.registrations()
 
+_PUBLIC_NAMES = {"lengths": "context"}
+"""What a public function's caller knows an argument of a schema by, where that is another name."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -189,8 +192,8 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     _LIBRARY.vmap(step.op, vmap)
-    names = tuple(argument.name for argument in step.op._schema.arguments)
-    spreading = sharding.Rule(step.name, names, step.task_arguments, step.task_axis, step.averages, derived)
+    names = tuple(_PUBLIC_NAMES.get(argument.name, argument.name) for argument in step.op._schema.arguments)
+    spreading = sharding.Rule(names, step.task_arguments, step.task_axis, step.averages, derived)
     return _dispatching(step, kernel, node, dispatched, spreading)
 
 
