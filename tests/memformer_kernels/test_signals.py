@@ -107,6 +107,27 @@ def _register_gradients() -> Tensor:
     return _backward(register_update(_TOKENS, [_TOKENS] * 1500, gamma).sum())
 
 
+def _untouched(tasks: int, numbers: int, dtype: torch.dtype) -> Tensor:
+    """Memory for results that nobody fills before the call writes there, up to where it ends."""
+    storage = torch.UntypedStorage(tasks * numbers * dtype.itemsize)
+    return torch.tensor((), dtype=dtype).set_(storage, 0, (tasks, numbers))
+
+
+def _drawn(sampler: str, tasks: int, context: int, queries: int) -> Tensor:
+    """Tasks of one feature as the trainer draws them, written out."""
+    cells = _untouched(tasks, 3 + 3 * queries if queries else 4, torch.float32)
+    first = torch.zeros(1, dtype=torch.int64)
+    tokens = context + (queries if sampler == "tokens" else 0)
+    native.NATIVE.sample_tasks(first, first, sampler, 1, tasks, tokens, context, queries, 0.0, *[None] * 5, 0, cells)
+    return cells
+
+
+def _random_numbers(tasks: int, blocks: int) -> Tensor:
+    numbers = _untouched(tasks, 4 * blocks, torch.float64)
+    native.NATIVE.random_numbers("normals", 0, 0, 0, True, numbers)
+    return numbers
+
+
 CALLS: dict[str, Callable[[], Tensor]] = {
     "lanes": lambda: context_gram(_ones(64, 2**27, 8), 2**27),
     "pieces": lambda: context_gram(_ones(7, 2**26, 16), 2**26),
@@ -124,6 +145,13 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "register update": lambda: register_update(_TOKENS, [_TOKENS] * 1500, torch.zeros(1500)),
     "register gradients": _register_gradients,
     "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
+    "numbers of many tasks": lambda: _random_numbers(2**26, 1),
+    "numbers of one task": lambda: _random_numbers(1, 2**26),
+    "many drawn tasks": lambda: _drawn("tokens", 2**24, 100, 0),
+    "one drawn task": lambda: _drawn("tokens", 1, 2**29 - 1, 0),
+    "queries of a drawn task": lambda: _drawn("tokens", 1, 1, 2**24),
+    "statistics of many tasks": lambda: _drawn("statistics", 2**24, 1000, 0),
+    "statistics of a long task": lambda: _drawn("statistics", 1, 2**30, 0),
     "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),
 }
 """Every kernel, on enough to take seconds on any machine, most of it in views that take no memory."""
