@@ -13,20 +13,6 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-// Logarithms in one sum of core::Uniforms: as many as pass between two checkpoints, and as float32 counts exponents of exactly.
-constexpr int logarithms_at_once = 1 << 20;
-
-// The sum of the logarithms of the next `count` uniforms.
-template <class S>
-S log_sum(core::Uniforms<S>& uniforms, int count) {
-  S sum = uniforms.log_sum(count < logarithms_at_once ? count : logarithms_at_once);
-  for (int left = count - logarithms_at_once; left > 0; left -= logarithms_at_once) {
-    checkpoint();
-    sum += uniforms.log_sum(left < logarithms_at_once ? left : logarithms_at_once);
-  }
-  return sum;
-}
-
 template <class T, class Extent>
 void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch) {
   using S = Lanes<T>;
@@ -41,7 +27,7 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
   const S* const drawn = normals(stream, 0, plan.normals(), scratch);
   core::Uniforms<S> uniforms(stream, static_cast<uint32_t>(core::blocks_of(plan.normals())));
   S chi[Extent::limit];
-  for (int i = 0; i < d; ++i) chi[i] = log_sum(uniforms, (source.context - i) / 2);
+  for (int i = 0; i < d; ++i) chi[i] = uniforms.log_sum((source.context - i) / 2, [] { checkpoint(); });
 
   core::SymmetricQuadratic<S, Extent> task;
   task.extent = extent;
