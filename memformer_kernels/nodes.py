@@ -6,8 +6,8 @@ saved; reading them, each backward raises if one has been changed in place since
 are pushed through the PyTorch backend's formulas.
 """
 
-import threading
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -19,24 +19,12 @@ Node = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """Takes what runs the operation and its arguments; returns its results."""
 
 
-class _Caller(threading.local):
-    """Whether this thread runs a kernel for a caller with grad mode on, which is off in a node's forward.
+turns: dict[CodeType, bool] = {}
+"""Code that a call passes through, and whether it turns off the grad mode that the caller has on.
 
-    The native library reads it (csrc/binding/signals.cpp): signals' handlers find grad mode as the caller has it.
-    """
-
-    learns = False
-
-
-caller = _Caller()
-
-
-def _directly(kernel: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    caller.learns = True
-    try:
-        return kernel(*arguments)
-    finally:
-        caller.learns = False
+Autograd runs a node's forward so. A signal's handler that runs meanwhile is to find what the caller has, and the native
+library looks for the innermost of these among the frames of the call (csrc/binding/signals.cpp).
+"""
 
 
 def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
@@ -50,7 +38,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
         def forward(
             ctx: Any, run: Callable[..., Any], arguments: tuple[Any, ...], template: Any, *tensors: Tensor | None
         ) -> Any:
-            output = _directly(kernel, arguments) if run is kernel else run(*arguments)
+            output = run(*arguments)
             ctx.template, ctx.options = template, arguments[step.tensors :]
             ctx.save_for_backward(*tensors)
             if run is not kernel:
@@ -70,6 +58,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
             made = push_forward(step.on_torch, flat, tangents[3:])
             return made[0] if len(made) == 1 else tuple(made)
 
+    turns[Differentiable.forward.__code__] = True
     apply = _bare_apply(Differentiable)
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -97,7 +86,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         def forward(
             ctx: Any, run: Callable[..., list[Tensor]], arguments: tuple[Any, ...], *tensors: Tensor | None
         ) -> Tensor:
-            value, *ctx.ready = _directly(kernel, arguments) if run is kernel else run(*arguments)
+            value, *ctx.ready = run(*arguments)
             ctx.options, ctx.alone = arguments[step.tensors :], run is kernel
             ctx.save_for_backward(*tensors)
             if run is not kernel:
@@ -120,6 +109,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
             return push_forward(step.on_torch, Flat((*ctx.saved_tensors, *ctx.options), None), tangents[2:])[0]
 
+    turns[Value.forward.__code__] = True
     apply = _bare_apply(Value)
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:

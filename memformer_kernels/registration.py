@@ -220,6 +220,7 @@ def _dispatching(
             return dispatched(*arguments)
         return node(opaque, arguments) if learns else opaque(*arguments)
 
+    nodes.turns[call.__code__] = False
     return call
 
 
@@ -242,6 +243,7 @@ def _register_autograd(step: Step, node: Node) -> None:
             with torch.set_grad_enabled(learns), _set_fwd_grad_enabled(pushes), torch._C._AutoDispatchBelowAutograd():
                 return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
+        nodes.turns[below.__code__] = False
         with enable_single_level_autograd_function():  # a transform has come to its level when it comes here
             return node(below, arguments)
 

@@ -21,14 +21,15 @@ struct Python {
   void* (*text)(const char*);
   void* (*module)(void*);
   void* (*attribute)(void*, const char*);
-  int (*set_attribute)(void*, const char*, void*);
-  void* (*truth)(long);
+  void* (*frame)();
+  void* (*entry)(void*, void*);
   int (*is_true)(void*);
+  void (*keep)(void*);
   void (*forget)(void*);
 
   bool found() const {
     return is_initialized && ensure && release && check_signals && fetch && restore && add_pending_call && clear && text &&
-           module && attribute && set_attribute && truth && is_true && forget;
+           module && attribute && frame && entry && is_true && keep && forget;
   }
 };
 
@@ -50,9 +51,10 @@ Python find_python() {
   find("PyUnicode_FromString", made.text);
   find("PyImport_GetModule", made.module);
   find("PyObject_GetAttrString", made.attribute);
-  find("PyObject_SetAttrString", made.set_attribute);
-  find("PyBool_FromLong", made.truth);
+  find("PyEval_GetFrame", made.frame);
+  find("PyDict_GetItemWithError", made.entry);
   find("PyObject_IsTrue", made.is_true);
+  find("Py_IncRef", made.keep);
   find("Py_DecRef", made.forget);
   return made;
 }
@@ -73,53 +75,44 @@ int raise_now(void* given) {
   return -1;
 }
 
-// While it lives, grad mode is on where memformer_kernels.nodes.caller says that the caller has it on: autograd runs a node's
-// forward with it off.
+// Whether the call's maker has grad mode on although it is off here: so says memformer_kernels.nodes.turns of the innermost of
+// its frames that it knows.
+bool caller_has_grad_mode(const Python& py) {
+  void* const name = py.text("memformer_kernels.nodes");
+  void* const nodes = name ? py.module(name) : nullptr;
+  void* const turns = nodes ? py.attribute(nodes, "turns") : nullptr;
+  void* known = nullptr;  // an entry of the dictionary, which keeps it
+  void* frame = turns ? py.frame() : nullptr;
+  py.keep(frame);
+  while (frame && !known) {
+    void* const code = py.attribute(frame, "f_code");
+    if (!code) break;  // None, behind the outermost
+    known = py.entry(turns, code);
+    py.forget(code);
+    void* const outer = py.attribute(frame, "f_back");
+    py.forget(frame);
+    frame = outer;
+  }
+  const bool has = known && py.is_true(known) == 1;
+  for (void* const held : {frame, turns, nodes, name}) py.forget(held);
+  py.clear();
+  return has;
+}
+
+// While it lives, grad mode is as the caller has it.
 class CallersGradMode {
  public:
-  explicit CallersGradMode(const Python& py) : py_(py), caller_(find_caller()), within_(aoti_torch_grad_mode_is_enabled()) {
-    void* const learns = caller_ ? py_.attribute(caller_, "learns") : nullptr;
-    switched_ = learns && py_.is_true(learns) == 1;
-    py_.forget(learns);
-    py_.clear();
-    if (!switched_) return;
-    tell(false);
-    aoti_torch_grad_mode_set_enabled(true);
+  explicit CallersGradMode(const Python& py) : switched_(!aoti_torch_grad_mode_is_enabled() && caller_has_grad_mode(py)) {
+    if (switched_) aoti_torch_grad_mode_set_enabled(true);
   }
-
   ~CallersGradMode() {
-    if (switched_) {
-      aoti_torch_grad_mode_set_enabled(within_);
-      tell(true);
-    }
-    py_.forget(caller_);
+    if (switched_) aoti_torch_grad_mode_set_enabled(false);
   }
-
   CallersGradMode(const CallersGradMode&) = delete;
   CallersGradMode& operator=(const CallersGradMode&) = delete;
 
  private:
-  void* find_caller() const {
-    void* const name = py_.text("memformer_kernels.nodes");
-    void* const nodes = name ? py_.module(name) : nullptr;
-    void* const found = nodes ? py_.attribute(nodes, "caller") : nullptr;
-    py_.forget(name);
-    py_.forget(nodes);
-    py_.clear();
-    return found;
-  }
-
-  // The handlers' own calls have callers of their own.
-  void tell(bool learns) {
-    void* const value = py_.truth(learns);
-    if (py_.set_attribute(caller_, "learns", value) != 0) py_.clear();
-    py_.forget(value);
-  }
-
-  const Python& py_;
-  void* const caller_;
-  const bool within_;
-  bool switched_ = false;
+  const bool switched_;
 };
 
 bool is_first_thread() { return syscall(SYS_gettid) == getpid(); }

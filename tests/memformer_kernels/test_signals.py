@@ -22,7 +22,6 @@ from memformer_kernels import (
     memformer_loss,
     memformer_predict,
     memformer_stack,
-    nodes,
     register_update,
 )
 from tests.memformer_kernels import native
@@ -286,7 +285,22 @@ def test_a_handler_finds_grad_mode_as_the_caller_has_it(call: Callable[[], Tenso
     with torch.no_grad():
         assert _in_a_handler(call) == (False, False)
     assert torch.is_grad_enabled()
-    assert not nodes.caller.learns
+
+
+def test_a_handlers_own_calls_have_callers_of_their_own() -> None:
+    """A second handler, in a call that the first makes without gradients, finds them off, as the first has them."""
+    seen: list[bool] = []
+
+    def handle() -> None:
+        seen.append(torch.is_grad_enabled())
+        if len(seen) == 1:
+            with torch.no_grad():
+                _learning_prediction()
+        raise Stop
+
+    with _signalled(signal.SIGUSR1, handle, times=2), pytest.raises(Stop):
+        _loss_backward()
+    assert seen == [True, False]
 
 
 def test_a_handler_within_the_dispatcher_gets_no_gradients() -> None:
