@@ -15,6 +15,7 @@ from torch import Tensor
 from memformer_kernels import ops, plan, sharding
 from memformer_kernels.maths import factored
 from memformer_kernels.maths import registers as depth
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.problem_blocks import check_attention, check_history, check_step, check_update
 
 
@@ -66,7 +67,7 @@ class AttentionState(NamedTuple):
 def attention_state(k: Tensor, v: Tensor) -> AttentionState:
     """The state after the tokens of k (B, N, H, E) and v (B, N, H, F), N >= 0."""
     k, v = check_history(k, v)
-    dtype = factored.compute_dtype(k)
+    dtype = compute_dtype(k)
     total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
     return AttentionState(total, torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device))
 

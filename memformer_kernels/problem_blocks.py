@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memformer_kernels.maths.factored import Attention, compute_dtype
+from memformer_kernels.maths.factored import Attention
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.problem import (
     HALF,
     autocasts,
