@@ -15,6 +15,7 @@ from torch import Tensor
 from memformer_kernels import ops, plan, sharding
 from memformer_kernels.maths import factored
 from memformer_kernels.maths import registers as depth
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.problem_blocks import check_attention, check_history, check_step, check_update
 
 
@@ -65,8 +66,8 @@ class AttentionState(NamedTuple):
 
 def attention_state(k: Tensor, v: Tensor) -> AttentionState:
     """The state after the tokens of k (B, N, H, E) and v (B, N, H, F), N >= 0."""
-    check_history(k, v)
-    dtype = factored.compute_dtype(k)
+    k, v = check_history(k, v)
+    dtype = compute_dtype(k)
     total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
     return AttentionState(total, torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device))
 
@@ -75,9 +76,9 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     """One more token of causal attention: (out (B, H, F), the new state) from q, k (B, H, E) and v (B, H, F).
 
     Equal to the last row of `linear_attention(causal=True)` over all tokens so far, at a cost that does not grow with
-    them: 2 H E F multiply-adds a sample.
+    them: 2 H E F multiply-adds a sample. Raises TypeError for dtypes that differ, or a state summed in another.
     """
-    check_step(q, k, v, state)
+    q, k, v = check_step(q, k, v, state)
     dtype = state.sum.dtype
     total = state.sum + k.to(dtype)[..., :, None] * v.to(dtype)[..., None, :]
     count = state.tokens + 1
@@ -85,7 +86,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
     return mean.to(v.dtype), AttentionState(total, count)
 
 
-_UPDATE = sharding.Rule("register_update", ("z", "registers", "gamma"), frozenset({0, 1}))
+_UPDATE = sharding.Rule(("z", "registers", "gamma"), frozenset({0, 1}))
 
 
 def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:

@@ -10,6 +10,7 @@ there inside transforms. What torch.autograd.Function does for torch.func beyond
 """
 
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ from memformer_kernels.transforms import Flat, Step, by_slices, flatten, is_batc
 
 Node = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 """Takes what runs the operation and its arguments; returns its results."""
+
+
+turns: dict[CodeType, bool] = {}
+"""Code that a call passes through, and whether it turns off the grad mode that the caller has on.
+
+Autograd runs a node's forward so. A signal's handler that runs meanwhile is to find what the caller has, and the native
+library looks for the innermost of these among the frames of the call (csrc/binding/signals.cpp).
+"""
 
 
 def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
@@ -53,6 +62,7 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
             made = push_forward(step.on_torch, flat, tangents[3:])
             return made[0] if len(made) == 1 else tuple(made)
 
+    turns[Differentiable.forward.__code__] = True
     apply: Callable[..., Any] = Differentiable.apply  # type: ignore[attr-defined]
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -103,6 +113,7 @@ def with_gradients(step: Step, kernel: Callable[..., list[Tensor]]) -> Node:
         def jvp(ctx: Any, *tangents: Tensor | None) -> Any:
             return push_forward(step.on_torch, Flat((*ctx.saved_tensors, *ctx.options), None), tangents[2:])[0]
 
+    turns[Value.forward.__code__] = True
     apply: Callable[..., Any] = Value.apply  # type: ignore[attr-defined]
 
     def node(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:

@@ -15,6 +15,7 @@ from memformer_kernels.backends import BACKENDS, BLOCKS
 from memformer_kernels.backends.base import Layer, Network, Quadratics
 from memformer_kernels.maths import factored
 from memformer_kernels.maths.memory import kept_heads
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.problem import check_lengths
 from memformer_kernels.problem_blocks import check_bounds
 from memformer_kernels.registration import Operation, define, define_with_gradients
@@ -22,10 +23,6 @@ from memformer_kernels.registration import Operation, define, define_with_gradie
 _NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
-
-
-def _result_dtype(z: Tensor) -> torch.dtype:
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def _context_gram(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
@@ -41,7 +38,7 @@ def _context_gram_backward(
 
 
 def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
-    return z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_result_dtype(z))
+    return z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=compute_dtype(z))
 
 
 def _stack(*arguments: Any) -> Tensor:
@@ -76,7 +73,7 @@ def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
     queries, layers = arguments[-3:-1]
-    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=_result_dtype(z))
+    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=compute_dtype(z))
 
 
 def _loss(
@@ -102,11 +99,11 @@ def _loss(
 def _loss_fake(*arguments: Any) -> list[Tensor]:
     z, needs = arguments[0], arguments[-2]
     grads = [
-        torch.empty_like(tensor, dtype=_result_dtype(z), memory_format=torch.contiguous_format)
+        torch.empty_like(tensor, dtype=compute_dtype(z), memory_format=torch.contiguous_format)
         for tensor, needed in zip(arguments, needs, strict=False)
         if needed and tensor is not None
     ]
-    return [z.new_empty((), dtype=_result_dtype(z)), *grads]
+    return [z.new_empty((), dtype=compute_dtype(z)), *grads]
 
 
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:

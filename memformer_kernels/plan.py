@@ -10,7 +10,7 @@ import torch
 
 from memformer_kernels import build
 from memformer_kernels.backends.triton import fuses
-from memformer_kernels.problem import ALGORITHMS, BACKENDS, Problem, QuadraticProblem, check_choice
+from memformer_kernels.problem import ALGORITHMS, BACKENDS, LARGEST_TASK, Problem, QuadraticProblem, check_choice
 
 
 class Plan(NamedTuple):
@@ -46,11 +46,9 @@ TILE_WIDTH = 128
 LAYER_REGISTERS = 32
 """Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
 
-LONGEST = 2**30
-"""Most numbers of one task in the native libraries, which find them by 32-bit integers and refuse what has more."""
-
 LONGEST_RAGGED = 2**24
-"""Most tokens of a ragged task there: a lane compares them with its length in float32, which is exact so far."""
+"""Most tokens of a ragged task in the native libraries: a lane compares them with its length in float32, which is exact
+so far."""
 
 HEAD_WIDTH = 256
 """Widest head of the attention kernels: chunks fit in a GPU's shared memory, sums in a core's caches."""
@@ -194,7 +192,7 @@ def _counted(tokens: int, width: int, ragged: bool) -> bool:
     """Whether the native libraries count so far. A size that a compiler leaves open is taken to be one of those."""
     if not isinstance(tokens, int) or not isinstance(width, int):
         return True
-    return tokens * width <= LONGEST and (not ragged or tokens <= LONGEST_RAGGED)
+    return tokens * width <= LARGEST_TASK and (not ragged or tokens <= LONGEST_RAGGED)
 
 
 def _regime(problem: Problem, algorithm: str) -> str:

@@ -5,8 +5,9 @@ lengths are at hand on the host. Shapes and values that do not fit raise ValueEr
 message names the argument, what came and what was expected.
 """
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -18,6 +19,10 @@ _INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.
 
 LARGEST_SIZE = 2**63 - 1
 """What a tensor's size, or a counter of 64 bits, can be."""
+
+LARGEST_TASK = 2**30
+"""Most numbers N D of a task in the native libraries, which find them by 32-bit integers, and of a task that training
+draws, whose stream has so many blocks. csrc/binding/sizes.h has the same limit."""
 
 LONGEST_VALUE = 200
 """Characters of a value in an error message."""
@@ -243,8 +248,8 @@ def check_layer(
 def check_quadratics(h: object, b: object, a: object, gamma: object, beta: object, w0: object) -> QuadraticProblem:
     """The arguments of `lfom_solve`."""
     matrices, vectors, preconditioners = check_floating("h", h), check_floating("b", b), check_floating("a", a)
-    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2]:
-        reject("h", h, "square matrices (B, d, d)")
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] < 1:
+        reject("h", h, "square matrices (B, d, d) with d >= 1")
     batch, weights = matrices.shape[:2]
     if vectors.shape != (batch, weights):
         reject("b", b, f"shape (B, d) = ({batch}, {weights})")
@@ -293,6 +298,14 @@ def check_size(name: str, value: object, least: int = 1) -> int:
     if not least <= size <= LARGEST_SIZE:
         reject(name, value, f"an int of at least {least}" if size < least else "an int below 2^63")
     return size
+
+
+def check_room(sizes: Mapping[str, int], shape: Sequence[int], dtype: torch.dtype | None) -> None:
+    """Raises where sizes, by their arguments' names, make a tensor of more bytes than PyTorch counts."""
+    kind = torch.get_default_dtype() if dtype is None else dtype
+    if math.prod(shape) * kind.itemsize > LARGEST_SIZE:
+        name = max(sizes, key=lambda name: sizes[name])
+        reject(name, sizes[name], f"sizes that make tensors of less than 2^63 bytes, and not {tuple(shape)} of {kind}")
 
 
 def check_dtype(name: str, value: object) -> None:
@@ -350,6 +363,10 @@ def check_integer(name: str, value: object) -> int:
 def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
     """The structure that q and p make: response-only, block or dense."""
     block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
+    if width == 1:  # a response slot alone: there is no feature, and no block of them
+        for name, matrix in (("q", q), ("p", p)):
+            if isinstance(matrix, Tensor) and matrix.shape == block:
+                reject(name, matrix, f"shape {dense} (dense), since z has no feature")
     if q.shape != block and q.shape != dense:
         reject("q", q, f"shape {block} (the block A) or {dense} (dense)")
     if p is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.maths.factored import Attention
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.problem import (
     HALF,
     autocasts,
@@ -94,20 +95,20 @@ def check_update(z: object, registers: object, gamma: object) -> Update:
     return _folded(tokens, checked, weights, (1,) * missing + trailing)
 
 
-def check_history(k: object, v: object) -> None:
-    """The arguments of `attention_state`; there may be no token yet."""
+def check_history(k: object, v: object) -> tuple[Tensor, Tensor]:
+    """The arguments of `attention_state`, in one dtype; there may be no token yet."""
     keys, values = check_floating("k", k), check_floating("v", v)
     if keys.ndim != 4 or keys.shape[2] < 1 or keys.shape[3] < 1:
         reject("k", k, "keys (B, N, H, E) with H, E >= 1")
     if values.ndim != 4 or values.shape[:3] != keys.shape[:3] or values.shape[3] < 1:
         reject("v", v, f"values (B, N, H, F) = {(*keys.shape[:3], 'F')} with F >= 1")
-    if values.device != keys.device:
-        reject("v", v, f"a tensor on {keys.device}, where k is")
+    return keys, _like("v", values, keys)
 
 
-def check_step(q: object, k: object, v: object, state: object) -> None:
-    """The arguments of `attention_step`."""
-    if not isinstance(state, tuple) or len(state) != 2:
+def check_step(q: object, k: object, v: object, state: object) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of `attention_step`: q, k and v in one dtype."""
+    # By its fields, since a class that was loaded again is another.
+    if not isinstance(state, tuple) or getattr(state, "_fields", ()) != ("sum", "tokens"):
         reject_kind("state", state, "an AttentionState")
     total, count = check_floating("state.sum", state[0]), state[1]
     if total.ndim != 4:
@@ -127,6 +128,11 @@ def check_step(q: object, k: object, v: object, state: object) -> None:
             reject(name, given, f"shape {shape}, the state's")
         if tensor.device != total.device:
             reject(name, given, f"a tensor on {total.device}, where the state is")
+    queries, keys, values = check_floating("q", q), check_floating("k", k), check_floating("v", v)
+    dtype = compute_dtype(queries)
+    if total.dtype != dtype:
+        reject_kind("state.sum", total, f"{dtype}, in which tokens of {queries.dtype} are summed")
+    return queries, _like("k", keys, queries), _like("v", values, queries)
 
 
 def check_bounds(bounds: Tensor, tokens: int) -> None:
@@ -156,7 +162,7 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
         if not 1 <= count <= tokens:
             reject("context", context, f"an int from 1 to N = {tokens}")
     if mask is None and not isinstance(context, Tensor):
-        number = torch.full((1, 1), count, dtype=_weight_dtype(q), device=q.device)
+        number = torch.full((1, 1), count, dtype=compute_dtype(q), device=q.device)
         rows = number.reciprocal().expand(batch, tokens)
         return Attention(q, k[:, :count], v[:, :count], rows, None, None, "full")
     seen = torch.ones(1, tokens, dtype=torch.bool, device=q.device) if mask is None else mask
@@ -173,13 +179,13 @@ def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor
     elif context is not None:
         seen = seen & (place < count)
     seen = seen.expand(batch, tokens)
-    rows = seen.sum(1, keepdim=True).clamp(min=1).to(_weight_dtype(q)).reciprocal().expand(batch, tokens)
+    rows = seen.sum(1, keepdim=True).clamp(min=1).to(compute_dtype(q)).reciprocal().expand(batch, tokens)
     rows = rows if mask is None else torch.where(mask, rows, 0.0)
     return Attention(q, k, v, rows, seen.to(rows.dtype), None, "full")
 
 
 def _causal_weights(mask: Tensor | None, q: Tensor) -> tuple[Tensor, Tensor | None]:
-    dtype = _weight_dtype(q)
+    dtype = compute_dtype(q)
     if mask is None:
         counts = torch.arange(1, q.shape[1] + 1, device=q.device, dtype=torch.int64).to(dtype)
         return counts.reciprocal()[None].expand(q.shape[:2]), None
@@ -193,11 +199,7 @@ def _packed_weights(bounds: Tensor, q: Tensor, causal: bool) -> Tensor:
     sequence = torch.searchsorted(bounds[1:].contiguous(), place, right=True).clamp(max=bounds.shape[0] - 2)
     start, end = bounds[sequence], bounds[sequence + 1]
     counts = place - start + 1 if causal else end - start
-    return counts.clamp(min=1).to(_weight_dtype(q)).reciprocal()[None].expand(q.shape[:2])
-
-
-def _weight_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
+    return counts.clamp(min=1).to(compute_dtype(q)).reciprocal()[None].expand(q.shape[:2])
 
 
 def _bounds(cu_seqlens: object, q: Tensor) -> Tensor:

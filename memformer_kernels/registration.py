@@ -20,6 +20,9 @@ from memformer_kernels.transforms import Flat, Step, flatten, full_precision, tr
 
 _LIBRARY = dispatcher.registrations()
 
+_PUBLIC_NAMES = {"lengths": "context"}
+"""What a public function's caller knows an argument of a schema by, where that is another name."""
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -179,7 +182,7 @@ def _install(
     flops.define(getattr(torch.ops.memformer_kernels, step.name), kernel, step.backend_at)
     _register_autograd(step, node)
     dispatched = _register_autocast(step, range(tokens_at, tokens_at + tokens))
-    rule = vmap_rule(step)
+    rule = vmap_rule(step, fake)
 
     def vmap(info: Any, in_dims: Sequence[Any], *arguments: Any) -> Any:
         dims: list[Any] = []
@@ -189,8 +192,8 @@ def _install(
         return rule(info.batch_size, dims, flatten(arguments))
 
     _LIBRARY.vmap(step.op, vmap)
-    names = tuple(argument.name for argument in step.op._schema.arguments)
-    spreading = sharding.Rule(step.name, names, step.task_arguments, step.task_axis, step.averages, derived)
+    names = tuple(_PUBLIC_NAMES.get(argument.name, argument.name) for argument in step.op._schema.arguments)
+    spreading = sharding.Rule(names, step.task_arguments, step.task_axis, step.averages, derived)
     return _dispatching(step, kernel, node, dispatched, spreading)
 
 
@@ -217,6 +220,7 @@ def _dispatching(
             return dispatched(*arguments)
         return node(opaque, arguments) if learns else opaque(*arguments)
 
+    nodes.turns[call.__code__] = False
     return call
 
 
@@ -239,6 +243,7 @@ def _register_autograd(step: Step, node: Node) -> None:
             with torch.set_grad_enabled(learns), _set_fwd_grad_enabled(pushes), torch._C._AutoDispatchBelowAutograd():
                 return step.op.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
 
+        nodes.turns[below.__code__] = False
         with enable_single_level_autograd_function():  # a transform has come to its level when it comes here
             return node(below, arguments)
 

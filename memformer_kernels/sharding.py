@@ -22,13 +22,12 @@ _MODULE = "torch.distributed.tensor"
 
 
 class Rule(NamedTuple):
-    """How a function is spread: its name, its arguments' names, and which of them have an entry per task.
+    """How a function is spread: its arguments' names, as its caller knows them, and which have an entry per task.
 
     task_axis: the tasks' axis of its results. averages: its result is one number, a mean over tasks, first in a list.
     derived: arguments that a check made from sizes, or from settings that are the same on every process.
     """
 
-    name: str
     arguments: tuple[str, ...]
     task_arguments: frozenset[int]
     task_axis: int = 0
@@ -77,18 +76,21 @@ def spread(rule: Rule, call: Callable[..., Any], arguments: Sequence[Any]) -> An
     """`call` on this process's tasks, with its results as DTensors.
 
     Along an axis of the mesh the tasks are sharded if any argument that has an entry per task is sharded along them;
-    all other arguments are the same on every process. Raises TypeError for a tensor of the caller's that is no DTensor.
+    all other arguments are the same on every process. Raises TypeError for a tensor of the caller's that is no DTensor,
+    and ValueError for DTensors on more than one mesh.
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
     listed = [list(x) if isinstance(x, list | tuple) else [x] for x in arguments]
-    shared = [x for given in listed for x in given if isinstance(x, DTensor)]
+    shared = [
+        (name, x) for name, given in zip(rule.arguments, listed, strict=True) for x in given if isinstance(x, DTensor)
+    ]
     tasks = [x for place, given in enumerate(listed) if place in rule.task_arguments for x in given]
-    mesh, batch = shared[0].device_mesh, tasks[0].shape[0]
-    if any(x.device_mesh != mesh for x in shared):
-        raise ValueError(
-            f"{rule.name}: expected DTensors on one mesh, got {sorted({str(x.device_mesh) for x in shared})}"
-        )
+    (first, one), batch = shared[0], tasks[0].shape[0]
+    mesh = one.device_mesh
+    for name, other in shared:
+        if other.device_mesh != mesh:
+            raise ValueError(f"{name}: expected a DTensor on {mesh}, where {first} is, got one on {other.device_mesh}")
     split = [any(isinstance(x, DTensor) and x.placements[axis] == Shard(0) for x in tasks) for axis in range(mesh.ndim)]
 
     def local(place: int, value: Any) -> Any:
@@ -97,8 +99,8 @@ def spread(rule: Rule, call: Callable[..., Any], arguments: Sequence[Any]) -> An
         if not isinstance(value, DTensor):
             if place not in rule.derived:
                 raise TypeError(
-                    f"{rule.arguments[place]}: expected a DTensor, as other arguments of {rule.name} are, got a plain "
-                    f"tensor of shape {tuple(value.shape)}; distribute_tensor makes one"
+                    f"{rule.arguments[place]}: expected a DTensor, as {first} is, got a plain tensor of shape "
+                    f"{tuple(value.shape)}; distribute_tensor makes one"
                 )
             value = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
         parted = split if place in rule.task_arguments else [False] * mesh.ndim

@@ -87,14 +87,16 @@ class Step:
     averages: bool = False
 
 
-def vmap_rule(step: Step) -> Callable[[int, Sequence[int | None], Flat], Any]:
+def vmap_rule(step: Step, fake: Callable[..., Any]) -> Callable[[int, Sequence[int | None], Flat], Any]:
     """Mapped tasks become more tasks; anything else mapped (parameters, gradients, means) is a loop over its slices.
 
     The rule takes the size of the mapped axis, its place in each flat argument, and the flat arguments; it returns the
-    results and the mapped axis of each.
+    results and the mapped axis of each. `fake` says the shapes of the operation's results.
     """
 
     def rule(size: int, dims: Sequence[int | None], flat: Flat) -> Any:
+        if size == 0:
+            return _of_no_slice(fake, dims, flat)
         template = flat.template or [None] * len(flat.values)
         positions = [p for p, length in enumerate(template) for _ in range(1 if length is None else length)]
         per_task = [position in step.task_arguments for position in positions]
@@ -113,10 +115,35 @@ def vmap_rule(step: Step) -> Callable[[int, Sequence[int | None], Flat], Any]:
             outs.append(step.op(*Flat(one, flat.template).restored()))
         if isinstance(outs[0], Tensor):
             return torch.stack(outs), 0
-        kind = type(outs[0])
-        return kind(torch.stack(x) for x in zip(*outs, strict=True)), kind(0 for _ in outs[0])
+        return _each_mapped_first(type(outs[0]), [torch.stack(x) for x in zip(*outs, strict=True)])
 
     return rule
+
+
+def _each_mapped_first(kind: type, results: Sequence[Tensor]) -> Any:
+    return kind(results), kind(0 for _ in results)
+
+
+def _of_no_slice(fake: Callable[..., Any], dims: Sequence[int | None], flat: Flat) -> Any:
+    """The results of a mapped axis of size 0, whose shapes are those of one slice's and which depend on every argument.
+
+    No slice is made up and computed: its values would have to be ones that the operation takes.
+    """
+
+    def one(value: Any, dim: int | None) -> Any:
+        return value if dim is None else value.new_empty((*value.shape[:dim], *value.shape[dim + 1 :]))
+
+    slices = [one(value, dim) for value, dim in zip(flat.values, dims, strict=True)]
+    floating = [x for x in flat.values if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def none(result: Tensor) -> Tensor:
+        empty = result.new_empty((0, *result.shape))
+        return sum((x.sum().to(empty.dtype).expand(empty.shape) for x in floating), empty)
+
+    out = fake(*Flat(slices, flat.template).restored())
+    if isinstance(out, Tensor):
+        return none(out), 0
+    return _each_mapped_first(type(out), [none(x) for x in out])
 
 
 def _fold(tensor: Tensor, dim: int | None, size: int) -> Tensor:
@@ -167,12 +194,15 @@ def by_slices(function: Callable[..., Sequence[Tensor | None]], tensors: Sequenc
         level -= 1
     mapped = [_size(tensor, level) >= 0 for tensor in tensors]
     whole = [_remove(x, level, size) if is_mapped else x for x, is_mapped in zip(tensors, mapped, strict=True)]
-    outs = [
-        by_slices(function, [x[index] if is_mapped else x for x, is_mapped in zip(whole, mapped, strict=True)])
-        for index in range(size)
-    ]
+
+    def of(index: int) -> list[Any]:
+        return [x[index] if is_mapped else x for x, is_mapped in zip(whole, mapped, strict=True)]
+
+    if size == 0:  # the shapes are those of one slice: the function is linear, and zeros are as good as any
+        whole = [x.new_zeros((1, *x.shape[1:])) if is_mapped else x for x, is_mapped in zip(whole, mapped, strict=True)]
+    outs = [by_slices(function, of(index)) for index in range(max(size, 1))]
     return [
-        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts), 0, level)
+        None if parts[0] is None else torch._add_batch_dim(torch.stack(parts)[:size], 0, level)
         for parts in zip(*outs, strict=True)
     ]
 

@@ -354,8 +354,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("train_steps", MEMFORMER_BOX(train_steps));
   m.impl("train_gradients", MEMFORMER_BOX(train_gradients));
   m.impl("train_update", TORCH_BOX(&memformer::binding::train_update));
-  m.impl("sample_tasks", TORCH_BOX(&memformer::binding::sample_tasks));
-  m.impl("random_numbers", TORCH_BOX(&memformer::binding::random_numbers));
+  m.impl("sample_tasks", MEMFORMER_BOX(sample_tasks));
+  m.impl("random_numbers", MEMFORMER_BOX(random_numbers));
   m.impl("register_update", MEMFORMER_BOX(register_update));
   m.impl("register_update_backward", MEMFORMER_BOX(register_update_backward));
   m.impl("attention", MEMFORMER_BOX(attention));

@@ -9,14 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "binding/sizes.h"
 #include "binding/train_arguments.h"
 
 namespace memformer::binding {
 
 using torch::headeronly::ScalarType;
-
-// Most numbers of a model, of a task's tokens and of a call's coefficients: sums of a few of them fit in an int.
-constexpr int64_t most_indexed = int64_t{1} << 30;
 
 // Memory that is read or written from a tensor's start, in order. A size of -1 is any; `beside` is on the same device.
 inline void check_tensor(const char* name, const Tensor& tensor, ScalarType type, const std::vector<int64_t>& shape,
@@ -29,11 +27,11 @@ inline void check_tensor(const char* name, const Tensor& tensor, ScalarType type
                   name, ": another shape, dtype, layout or device than the trainer was told");
 }
 
-// A product of sizes as an index.
+// A product of sizes as an index: the numbers of a model, of a task's tokens, of a call's coefficients.
 inline void check_indexed(const char* name, std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (const int64_t size : sizes) {
-    STD_TORCH_CHECK(size >= 0 && (size == 0 || product <= most_indexed / size), name, ": expected at most ", most_indexed);
+    STD_TORCH_CHECK(size >= 0 && (size == 0 || product <= most_numbers / size), name, ": expected at most ", most_numbers);
     product *= size;
   }
 }

@@ -32,6 +32,9 @@ MEMFORMER_INLINE double uniform(uint64_t word, double) {
 template <class T>
 constexpr int uniforms_a_product = sizeof(T) == 4 ? 3 : 24;
 
+// Uniforms in a product whose exponent float32 counts exactly.
+constexpr int factors_a_logarithm = 1 << 20;
+
 template <class S>
 struct Stream {
   PhiloxKeys keys;
@@ -77,8 +80,21 @@ class Uniforms {
  public:
   MEMFORMER_INLINE Uniforms(const Stream<S>& stream, uint32_t block) : stream_(stream), block_(block), left_(0) {}
 
-  // The sum of the logarithms of the next `count` uniforms: that of their product, whose exponent is kept apart.
-  MEMFORMER_INLINE S log_sum(int count) {
+  // The sum of the logarithms of the next `count` uniforms. `between` is called between long stretches of them.
+  template <class Between>
+  MEMFORMER_INLINE S log_sum(int count, Between between) {
+    S sum = S(ValueOf<S>(0));
+    for (;;) {
+      sum += log_of_product(count < factors_a_logarithm ? count : factors_a_logarithm);
+      count -= factors_a_logarithm;
+      if (count <= 0) return sum;
+      between();
+    }
+  }
+
+ private:
+  // The product's exponent is kept apart.
+  MEMFORMER_INLINE S log_of_product(int count) {
     using T = ValueOf<S>;
     Split<S> product{S(T(0)), S(T(1))};
     while (count > 0) {
@@ -92,7 +108,6 @@ class Uniforms {
     return logarithm(product);
   }
 
- private:
   // The waiting numbers move up, so that a GPU thread keeps them in registers.
   MEMFORMER_INLINE S next() {
     if (left_ == 0) {

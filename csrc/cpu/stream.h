@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "cpu/threads.h"
 #include "cpu/train.h"
 #include "cpu/words.h"
 
@@ -25,6 +26,7 @@ template <class S>
 inline const S* normals(const core::Stream<S>& stream, int64_t first, int count, S* cells) {
   const int64_t begin = first / 4, end = (first + count + 3) / 4;
   for (int64_t block = begin; block < end; ++block) {
+    checkpoint_at_row(block - begin);
     stream.normals(static_cast<uint32_t>(block), cells + 4 * (block - begin));
   }
   return cells + first % 4;

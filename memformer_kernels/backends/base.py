@@ -10,6 +10,7 @@ and the algorithm. Every result is a new contiguous tensor. Gradients come as a 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from memformer_kernels.maths.factored import Attention
@@ -115,3 +116,18 @@ class Blocks(Protocol):
     ) -> list[Tensor]:
         """The gradients of (*registers, gamma) that are needed."""
         ...
+
+
+def asked(
+    grads: Sequence[Tensor | None],
+    arguments: Sequence[Tensor | None],
+    needs: Needs,
+    dtype: torch.dtype | None = None,
+) -> list[Tensor]:
+    """The gradients that were asked for, in `dtype` or their arguments'; what nothing reads has gradient zero."""
+    asked = []
+    for grad, argument, needed in zip(grads, arguments, needs, strict=True):
+        if needed and argument is not None:
+            made = torch.zeros_like(argument) if grad is None else grad
+            asked.append(made.to(dtype or argument.dtype).contiguous())
+    return asked

@@ -17,6 +17,7 @@ from torch import Tensor
 from memformer_kernels import library
 from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
 from memformer_kernels.maths.memory import kept_heads
+from memformer_kernels.maths.precision import compute_dtype
 
 _OPERATORS = (
     "context_gram",
@@ -43,7 +44,7 @@ class NativeBackend:
         return SimpleNamespace(**{name: getattr(torch.ops.memformer_native, name).default for name in _OPERATORS})
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-        matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=_compute_dtype(z))
+        matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=compute_dtype(z))
         self._operators.context_gram(z, _plain(lengths), context, matrix)
         return matrix
 
@@ -64,7 +65,7 @@ class NativeBackend:
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         depth = network.q.shape[0] if layers else 1
-        result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=_compute_dtype(network.z))
+        result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=compute_dtype(network.z))
         self._operators.forward(*_arguments(network), queries, result)
         return result
 
@@ -124,10 +125,6 @@ class NativeBackend:
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         library.load(self._name)
-
-
-def _compute_dtype(z: Tensor) -> torch.dtype:
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
 
 
 def _like(tensor: Tensor) -> Tensor:

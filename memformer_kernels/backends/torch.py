@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
+from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics, asked
 from memformer_kernels.maths import response
 from memformer_kernels.maths.context import Labelled, gram, gram_backward, restore_padding, without_padding
 from memformer_kernels.maths.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.maths.layer import LayerForm
 from memformer_kernels.maths.memory import Memory, kept_heads
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.reference import projections
 
 _BLOCK_ELEMENTS = 2**21
@@ -31,14 +32,14 @@ class TorchBackend:
     _layer_type: type[LayerForm] = LayerForm
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-        dtype = _compute_dtype(z)
+        dtype = compute_dtype(z)
         total = z.new_zeros((z.shape[0], z.shape[2], z.shape[2]), dtype=dtype)
         for tasks, tokens, labelled in _pieces(z, lengths, context):
             total[tasks] += gram(z[tasks, tokens].to(dtype), labelled)
         return total
 
     def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-        dtype = _compute_dtype(z)
+        dtype = compute_dtype(z)
         grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
         grad_z[:, context:] = 0
         for tasks, tokens, labelled in _pieces(z, lengths, context):
@@ -49,11 +50,11 @@ class TorchBackend:
         return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
-        dtype = _compute_dtype(network.z)
+        dtype = compute_dtype(network.z)
         parts = [
             self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
         ]
-        return _asked(_merged(parts), network[:6], needs)
+        return asked(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         blocks = _blocks(network, streamed=True)
@@ -68,34 +69,35 @@ class TorchBackend:
         for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
-        return _asked(_merged(parts), network[:6], needs)
+        return asked(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
-        total = network.z.new_zeros((), dtype=_compute_dtype(network.z))
+        # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
+        total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
         for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
-            total = total + error.square().sum()
+            total = total + error.square().sum((1, 2))
             if any(needs):
                 grad = error * (2 / max(target.numel(), 1))
                 parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
                 target_grads.append(-grad[0])
-        value = total / target.numel()
+        value = (total / target.numel()).squeeze(0)
         if not any(needs):
             return [value]
         z_grad, *parameter_grads = _merged(parts)
         arguments = [network.z, target, *network[1:6]]
-        return [value, *_asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
+        return [value, *asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = self._layer_form(layer)
         return _own(form.tokens(), layer.z), _own(form.registers[-1], layer.z)
 
     def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
-        dtype = _compute_dtype(layer.z)
+        dtype = compute_dtype(layer.z)
         grads = self._layer_form(layer).backward(grad.to(dtype), register_grad.to(dtype))
         q_width, p_width = layer.q.shape[-1], 0 if layer.p is None else layer.p.shape[-1]
         listed = [
@@ -108,7 +110,7 @@ class TorchBackend:
             None,
         ]
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
-        return _asked(listed, arguments, needs)
+        return asked(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         iterates = _first_order(quadratics)[0].states
@@ -126,10 +128,10 @@ class TorchBackend:
             None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
             -grads.state,
         ]
-        return _asked(listed, quadratics, needs)
+        return asked(listed, quadratics, needs)
 
     def _form(self, network: Network) -> GeneralForm | ResponseForm:
-        dtype = _compute_dtype(network.z)
+        dtype = compute_dtype(network.z)
         z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
         gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
         labelled = Labelled(network.context, network.lengths)
@@ -145,7 +147,7 @@ class TorchBackend:
         return Memory(gamma, beta, diagonal)
 
     def _layer_form(self, layer: Layer) -> LayerForm:
-        dtype = _compute_dtype(layer.z)
+        dtype = compute_dtype(layer.z)
         z = layer.z.to(dtype)
         q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
         registers = [register.to(dtype) for register in layer.registers]
@@ -156,10 +158,6 @@ class TorchBackend:
         """Nothing to build."""
 
 
-def _compute_dtype(z: Tensor) -> torch.dtype:
-    return torch.float64 if z.dtype == torch.float64 else torch.float32
-
-
 def _cast(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
@@ -167,21 +165,6 @@ def _cast(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
 def _own(result: Tensor, argument: Tensor) -> Tensor:
     """A result in the argument's dtype and contiguous."""
     return result.to(argument.dtype).contiguous()
-
-
-def _asked(
-    grads: Sequence[Tensor | None],
-    arguments: Sequence[Tensor | None],
-    needs: Needs,
-    dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """The gradients that were asked for, in `dtype` or their arguments'; what nothing reads has gradient zero."""
-    asked = []
-    for grad, argument, needed in zip(grads, arguments, needs, strict=True):
-        if needed and argument is not None:
-            made = torch.zeros_like(argument) if grad is None else grad
-            asked.append(made.to(dtype or argument.dtype).contiguous())
-    return asked
 
 
 def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
@@ -235,7 +218,7 @@ def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, sli
 
 def _reads_tokens_once(network: Network) -> bool:
     response_only = network.p is None and network.q.shape[-1] != network.z.shape[-1]
-    copied = network.lengths is not None or network.z.dtype != _compute_dtype(network.z)
+    copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z)
     return network.algorithm == "gram" and response_only and not copied
 
 

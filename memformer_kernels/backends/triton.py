@@ -5,14 +5,14 @@ Where a task is too large for either, products go through torch and the register
 Kernels are imported with the first call, so that the package imports without Triton.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
+from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics, asked
 from memformer_kernels.backends.torch import TorchBackend
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class TritonBackend:
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.stack_backward(grad, network, needs)
-        return _asked([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
+        return asked([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         if self._is_large(network):
@@ -81,7 +81,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.predict_backward(grad, network, queries, layers, needs)
-        return _asked([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
+        return asked([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
@@ -92,7 +92,7 @@ class TritonBackend:
         squares, error, (z, *parameters) = _calls(network).loss(target, queries, needs[0])
         arguments = [network.z, target, *network[1:6]]
         grads = [z, -error, *parameters, None]
-        return [squares / target.numel(), *_asked(grads, arguments, needs, squares.dtype)]
+        return [squares / target.numel(), *asked(grads, arguments, needs, squares.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         if self._is_large_layer(layer):
@@ -109,7 +109,7 @@ class TritonBackend:
         calls = NetworkCalls.of_layer(layer)
         (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0])
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
-        return _asked([z, q, p, *registers, gamma, beta, None], arguments, needs)
+        return asked([z, q, p, *registers, gamma, beta, None], arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         if self._is_wide(quadratics.h):
@@ -123,7 +123,7 @@ class TritonBackend:
             return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
         from memformer_kernels.backends.triton_calls import QuadraticCalls
 
-        return _asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
+        return asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
@@ -173,18 +173,3 @@ def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | Sp
         if config is not None:
             return triton_calls.ColumnCalls(network, config)
     return triton_calls.NetworkCalls.of_network(network)
-
-
-def _asked(
-    grads: Sequence[Tensor | None],
-    arguments: Sequence[Tensor | None],
-    needs: Needs,
-    dtype: torch.dtype | None = None,
-) -> list[Tensor]:
-    """The gradients that were asked for, in `dtype` or their arguments'; what nothing reads has gradient zero."""
-    asked = []
-    for grad, argument, needed in zip(grads, arguments, needs, strict=True):
-        if needed and argument is not None:
-            made = torch.zeros_like(argument) if grad is None else grad
-            asked.append(made.to(dtype or argument.dtype).contiguous())
-    return asked

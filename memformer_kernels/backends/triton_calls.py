@@ -1,5 +1,6 @@
 """Networks, layers and quadratics as calls of the Triton kernels' recurrences, and their gradients back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -11,15 +12,11 @@ from memformer_kernels.kernels import call_columns, call_network, call_solve
 from memformer_kernels.kernels.coefficients import DIAGONAL, FULL, LINEAR, in_full
 from memformer_kernels.kernels.rules import Config
 from memformer_kernels.maths.memory import kept_heads
+from memformer_kernels.maths.precision import compute_dtype
 from memformer_kernels.reference import projections
 
 NetworkGradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Of z, q, p, gamma and beta."""
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _rule(gamma: Tensor | None) -> int:
@@ -28,7 +25,31 @@ def _rule(gamma: Tensor | None) -> int:
     return DIAGONAL if gamma.ndim == 4 else FULL
 
 
-class ResponseCalls:
+class _Response(ABC):
+    """Tokens of a response-only network, by its predictions: features stay, responses are minus those."""
+
+    network: Network
+
+    @abstractmethod
+    def predict(self, queries: int, layers: bool) -> Tensor:
+        """Predictions (1 or L, B, queries)."""
+
+    @abstractmethod
+    def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
+        """Gradients of everything from those of the predictions."""
+
+    def stack(self) -> Tensor:
+        z = self.network.z
+        responses = -self.predict(z.shape[1], layers=False)[0]
+        return torch.cat([z[..., :-1], responses[..., None].to(z.dtype)], -1)
+
+    def stack_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
+        responses = -grad[None, ..., -1].to(compute_dtype(self.network.z))
+        z, *parameters = self.predict_backward(responses, need_z)
+        return (z if z is None else z + pad(grad[..., :-1], (0, 1)), *parameters)  # type: ignore[return-value]
+
+
+class ResponseCalls(_Response):
     """A response-only network in Gram space: coefficients are read in the response column alone.
 
     Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
@@ -64,16 +85,6 @@ class ResponseCalls:
             call_solve.solve_backward(self.recurrence, grad.contiguous(), None, queries, outputs, need_z, z_dtype)[0]
         )
 
-    def stack(self) -> Tensor:
-        z = self.network.z
-        responses = -self.predict(z.shape[1], layers=False)[0]
-        return torch.cat([z[..., :-1], responses[..., None].to(z.dtype)], -1)
-
-    def stack_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
-        responses = -grad[None, ..., -1].to(self.recurrence.a.dtype)
-        z, *parameters = self.predict_backward(responses, need_z)
-        return (z if z is None else z + pad(grad[..., :-1], (0, 1)), *parameters)  # type: ignore[return-value]
-
     def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
         """The sum of squared errors, and the gradients of the mean's predictions and arguments."""
         dtype = self.recurrence.a.dtype
@@ -85,7 +96,7 @@ class ResponseCalls:
         return tasks, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
 
 
-class ColumnCalls:
+class ColumnCalls(_Response):
     """A response-only network on tokens, tiny enough that features stay in registers."""
 
     def __init__(self, network: Network, config: Config) -> None:
@@ -113,16 +124,6 @@ class ColumnCalls:
 
     def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
         return self._backward(grad.contiguous(), None, grad.shape[2], grad.shape[0], need_z, self.network.z.dtype)[0]
-
-    def stack(self) -> Tensor:
-        z = self.network.z
-        responses = -self.predict(z.shape[1], layers=False)[0]
-        return torch.cat([z[..., :-1], responses[..., None].to(z.dtype)], -1)
-
-    def stack_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
-        responses = -grad[None, ..., -1].to(self.recurrence.a.dtype)
-        z, *parameters = self.predict_backward(responses, need_z)
-        return (z if z is None else z + pad(grad[..., :-1], (0, 1)), *parameters)  # type: ignore[return-value]
 
     def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
         """The sum of squared errors, and the gradients of the mean's predictions and arguments."""

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.base import Network
-from memformer_kernels.backends.triton_calls import NetworkCalls, NetworkGradients, ResponseCalls, compute_dtype
+from memformer_kernels.backends.triton_calls import NetworkCalls, NetworkGradients, ResponseCalls
 from memformer_kernels.kernels import rules
 from memformer_kernels.kernels.gram import across, gram, gram_backward, times
+from memformer_kernels.maths.precision import compute_dtype
 
 
 def spreads(tasks: int, tokens: int) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.kernels import rules
-from memformer_kernels.kernels.launch import architecture, launch, triton_type
+from memformer_kernels.kernels.launch import architecture, compute_dtype, launch, triton_type
 from memformer_kernels.kernels.tiles import multiply, wide
 
 ENOUGH_PROGRAMS = 1024
@@ -283,7 +283,7 @@ def attend(
     out = v.new_empty((batch, tokens, heads, value_width))
     if out.numel() == 0:
         return out
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(q)
     sizes = _sizes(width, value_width, q.dtype, q.device)
     options: dict[str, Any] = {
         **sizes,

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.kernels import rules
-from memformer_kernels.kernels.launch import architecture, launch, triton_type
+from memformer_kernels.kernels.launch import architecture, compute_dtype, launch, triton_type
 from memformer_kernels.kernels.tiles import load_counts, product, wide
 
 
@@ -168,7 +168,7 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(width: int, tokens: int, z: Tensor) -> _Sizes:
-    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    dtype = compute_dtype(z)
     return _Sizes(rules.config(width, tokens, dtype, architecture(z.device)), dtype)
 
 

@@ -94,6 +94,11 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """What sums are kept in: float64 for float64, else float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
 def triton_type(dtype: torch.dtype) -> triton.language.dtype:
     """The accumulator type of kernels that compute in `dtype`."""
     return triton.language.float64 if dtype == torch.float64 else triton.language.float32

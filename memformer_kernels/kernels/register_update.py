@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memformer_kernels.kernels.launch import launch, triton_type
+from memformer_kernels.kernels.launch import compute_dtype, launch, triton_type
 
 _ENTRIES = 4096
 """Of a tile: 32 registers of 128 threads for each of the gradient, a register and their product."""
@@ -94,10 +94,6 @@ def update_backward_kernel(
             tl.store(to, tl.sum(product, 1), mask=row < rows)
 
 
-def _compute_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 class _Shape:
     """The matrix that a program's tile is of, for tokens (A, M, C)."""
 
@@ -137,7 +133,7 @@ def update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
             FOLLOWS=shape.follows,
             ROWS=shape.tile_rows,
             COLUMNS=shape.tile_columns,
-            ACC=triton_type(_compute_dtype(z)),
+            ACC=triton_type(compute_dtype(z)),
         )
     return out
 
@@ -149,7 +145,7 @@ def update_backward(grad: Tensor, registers: Sequence[Tensor], gamma: Tensor) ->
     if grad.numel() == 0:
         return [*outs, torch.zeros_like(gamma)]
     across, along = (shape.row_blocks, shape.columns) if shape.follows else (shape.column_blocks, shape.rows)
-    partials = grad.new_empty((across, count, along), dtype=_compute_dtype(grad))
+    partials = grad.new_empty((across, count, along), dtype=compute_dtype(grad))
     launch(
         update_backward_kernel,
         shape.programs,

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from memformer_kernels.maths.precision import compute_dtype
+
 TRANSPOSED = {"full": "full", "causal": "anticausal", "anticausal": "causal"}
 """The form in which keys see the tokens that see them."""
 
@@ -60,11 +62,6 @@ def gradients(grad: Tensor, call: Attention, needs: Sequence[bool]) -> list[Atte
         Attention(call.k, call.q, grad, call.keys, call.rows, call.bounds, back),
     )
     return [part for part, needed in zip(parts, needs, strict=False) if needed]
-
-
-def compute_dtype(tensor: Tensor) -> torch.dtype:
-    """float64 for float64, else float32."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def chunk_length(width: int) -> int:

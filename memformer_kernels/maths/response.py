@@ -125,8 +125,9 @@ def _outer_total(left: Tensor, right: Tensor) -> Tensor:
     the float32 error from growing with B.
     """
     missing = -left.shape[0] % _TASKS_PER_PRODUCT
-    left = pad(left, (0, 0, 0, missing)).reshape(-1, _TASKS_PER_PRODUCT, left.shape[1])
-    right = pad(right, (0, 0, 0, missing)).reshape(-1, _TASKS_PER_PRODUCT, right.shape[1])
+    products = (left.shape[0] + missing) // _TASKS_PER_PRODUCT
+    left = pad(left, (0, 0, 0, missing)).reshape(products, _TASKS_PER_PRODUCT, left.shape[1])
+    right = pad(right, (0, 0, 0, missing)).reshape(products, _TASKS_PER_PRODUCT, right.shape[1])
     return (left.transpose(-1, -2) @ right).sum(0)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from memformer_kernels.blocks import AttentionState, attention_state, attention_step, linear_attention
 from memformer_kernels.nn.memory import LayerMemory
-from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_flag, check_size, reject
+from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_flag, check_room, check_size, reject
 from memformer_kernels.sharding import own
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,6 +97,7 @@ class MemformerAttention(nn.Module):
             check_flag(name, flag)
         check_dtype("dtype", dtype)
         width = self.num_heads * self.head_dim
+        check_room({"dim": dim, "num_heads": num_heads, "head_dim": self.head_dim}, (dim, width), dtype)
 
         def projection(inner: int, outer: int) -> nn.Linear:
             return nn.Linear(inner, outer, bias=bias, device=device, dtype=dtype)
@@ -157,9 +158,11 @@ class MemformerAttention(nn.Module):
         return *self._remembered(z, out, registers), after
 
     def initial_state(self, batch: int) -> AttentionState:
-        """The state before the first of B samples' tokens."""
+        """The state before the first of B samples' tokens. Raises ValueError for a negative B, TypeError for no int."""
         weight = own(self.k_proj.weight)
-        empty = weight.new_zeros(batch, 0, weight.shape[0] // self.head_dim, self.head_dim)
+        shape = (check_size("batch", batch, least=0), weight.shape[0] // self.head_dim, self.head_dim)
+        check_room({"batch": batch}, (*shape, self.head_dim), weight.dtype)
+        empty = weight.new_zeros(shape[0], 0, *shape[1:])
         return attention_state(empty, empty)
 
     def _projected(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

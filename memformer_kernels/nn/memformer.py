@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.nn.memory import counted, start_memory
+from memformer_kernels.nn.memory import counted, empty_parameters, start_memory
 from memformer_kernels.problem import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
 from memformer_kernels.sharding import beside, fill
 
@@ -48,12 +48,9 @@ def _coefficient_shape(granularity: str, width: int, tokens: int | None) -> tupl
     return 1, width if granularity == "feature" else 1
 
 
-def _empty_projections(
-    lead: tuple[int, ...], d: int, structure: str, factory: dict[str, object]
-) -> tuple[nn.Parameter, nn.Parameter | None]:
+def _projection_shapes(lead: tuple[int, ...], d: int, structure: str) -> dict[str, tuple[int, ...]]:
     size = d + 1 if structure == "dense" else d
-    q, p = (nn.Parameter(torch.empty(*lead, size, size, **factory)) for _ in range(2))  # type: ignore[call-overload]
-    return q, None if structure == "response-only" else p
+    return {name: (*lead, size, size) for name in ("q", "p") if name == "q" or structure != "response-only"}
 
 
 def _start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str) -> None:
@@ -130,29 +127,25 @@ class Memformer(nn.Module):
         self.backend = check_choice("backend", backend, BACKENDS)
         self.algorithm = check_choice("algorithm", algorithm, ALGORITHMS)
         check_dtype("dtype", dtype)
-        factory: dict[str, object] = {"device": device, "dtype": dtype}
-        self.q, self.p = _empty_projections((layers, heads), d, structure, factory)
-        self._make_memory(factory)
+        shapes = _projection_shapes((layers, heads), d, structure) | self._memory_shapes()
+        sizes = {"d": d, "layers": layers, "heads": heads, "tokens": self.tokens or 0}
+        made = empty_parameters(sizes, shapes, device=device, dtype=dtype)
+        self.q, self.p = made["q"], made.get("p")
+        self.gamma, self.beta, self.gate = made.get("gamma"), made.get("beta"), made.get("gate")
         self.reset_parameters()
 
-    def _make_memory(self, factory: dict[str, object]) -> None:
+    def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
         layers, heads = self.layers, self.heads
-
-        def empty(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, **factory))  # type: ignore[call-overload]
-
-        self.gamma = self.beta = self.gate = None
         if self.rule == "linear":
-            return
+            return {}
         grid = _coefficient_shape(self.granularity, self.d + 1, self.tokens)
         if self.rule in ("cgd", "recursive"):
-            self.gamma, self.beta = empty(layers, 1, 1, 1), empty(layers, 1, *grid)
-        elif self.rule == "lfom_shared":
-            self.gamma = empty(1, layers, 1, *grid)
-        else:
-            gated = self.rule == "gated_heads"
-            self.gamma = empty(layers, layers, heads if gated else 1, *grid)
-            self.gate = empty(heads) if gated else None
+            return {"gamma": (layers, 1, 1, 1), "beta": (layers, 1, *grid)}
+        if self.rule == "lfom_shared":
+            return {"gamma": (1, layers, 1, *grid)}
+        if self.rule == "gated_heads":
+            return {"gamma": (layers, layers, heads, *grid), "gate": (heads,)}
+        return {"gamma": (layers, layers, 1, *grid)}
 
     def reset_parameters(self) -> None:
         """Draws q and p anew from torch's default generator and starts the memory as if there were none."""
@@ -259,15 +252,19 @@ class MemformerLayer(nn.Module):
         self.d, self.heads, self.registers = d, heads, registers
         check_choice("structure", structure, STRUCTURES)
         check_choice("granularity", granularity, GRANULARITIES)
-        grid = _coefficient_shape(granularity, d + 1, None if tokens is None else check_size("tokens", tokens))
+        tokens = None if tokens is None else check_size("tokens", tokens)
+        grid = _coefficient_shape(granularity, d + 1, tokens)
         self.backend = check_choice("backend", backend, BACKENDS)
         check_flag("momentum", momentum)
         check_dtype("dtype", dtype)
-        factory: dict[str, object] = {"device": device, "dtype": dtype}
         self.structure = structure
-        self.q, self.p = _empty_projections((heads,), d, structure, factory)
-        self.gamma = nn.Parameter(torch.empty(registers + 1, 1, *grid, **factory))  # type: ignore[call-overload]
-        self.beta = nn.Parameter(torch.empty(1, *grid, **factory)) if momentum else None  # type: ignore[call-overload]
+        shapes = _projection_shapes((heads,), d, structure) | {"gamma": (registers + 1, 1, *grid)}
+        if momentum:
+            shapes["beta"] = (1, *grid)
+        sizes = {"d": d, "heads": heads, "registers": registers, "tokens": tokens or 0}
+        made = empty_parameters(sizes, shapes, device=device, dtype=dtype)
+        self.q, self.p = made["q"], made.get("p")
+        self.gamma, self.beta = made["gamma"], made.get("beta")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -1,13 +1,13 @@
 """Memory across depth for any stack of layers: each layer's output is a register, and later layers weigh them all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memformer_kernels.blocks import register_update
-from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_size
+from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_room, check_size
 from memformer_kernels.sharding import fill
 
 MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
@@ -25,6 +25,19 @@ def counted(registers: Sequence[Tensor], expected: int) -> Sequence[Tensor]:
     if len(registers) != expected:
         raise ValueError(f"registers: expected {expected} of them, got {len(registers)}")
     return registers
+
+
+def empty_parameters(
+    sizes: Mapping[str, int],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> dict[str, nn.Parameter]:
+    """Parameters to be filled, by name. sizes: the arguments that make the shapes; an error names the largest."""
+    for shape in shapes.values():
+        check_room(sizes, shape, dtype)
+    return {name: nn.Parameter(torch.empty(*shape, device=device, dtype=dtype)) for name, shape in shapes.items()}
 
 
 def start_memory(gamma: Tensor | None, beta: Tensor | None, own: bool = True) -> None:
@@ -94,14 +107,12 @@ class LayerMemory(nn.Module):
         self.granularity = check_choice("granularity", granularity, MEMORY_GRANULARITIES)
         self.backend = check_choice("backend", backend, BACKENDS)
         check_dtype("dtype", dtype)
+        weighed = {"none": 0, "cgd": 1, "lfom": registers + 1, "lfom_residual": registers}[memory]
+        kept = 1 if memory == "cgd" and registers else 0
         width = dim if granularity == "feature" else 1
-
-        def coefficients(count: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.empty(count, width, device=device, dtype=dtype)) if count else None
-
-        weighed = {"none": 0, "cgd": 1, "lfom": registers + 1, "lfom_residual": registers}
-        self.gamma = coefficients(weighed[memory])
-        self.beta = coefficients(1 if memory == "cgd" and registers else 0)
+        shapes = {name: (count, width) for name, count in {"gamma": weighed, "beta": kept}.items() if count}
+        made = empty_parameters({"dim": dim, "registers": registers}, shapes, device=device, dtype=dtype)
+        self.gamma, self.beta = made.get("gamma"), made.get("beta")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -150,9 +161,12 @@ class RegisterMemory(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        dim, layers = check_size("dim", dim), check_size("layers", layers)
+        check_dtype("dtype", dtype)
+        check_room({"dim": dim, "layers": layers}, (layers, dim), dtype)
         self.layers = nn.ModuleList(
             LayerMemory(dim, index, memory=memory, granularity=granularity, backend=backend, device=device, dtype=dtype)
-            for index in range(check_size("layers", layers))
+            for index in range(layers)
         )
 
     def reset_parameters(self) -> None:

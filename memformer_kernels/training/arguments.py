@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import library
+from memformer_kernels.problem import LARGEST_TASK
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
-from memformer_kernels.training.samplers import LARGEST_TASK, FixedTasks, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import NAMES, TrainState, in_order
 
 _STEPS = 2**11

@@ -1,10 +1,13 @@
-"""Checks of numbers that more than one file of this package makes."""
+"""Checks of numbers and of tensors' memory that more than one file of this package makes."""
 
 import math
 from numbers import Real
 from typing import Any
 
-from memformer_kernels.problem import LARGEST_SIZE, check_size, reject, reject_kind
+import torch
+from torch import Tensor
+
+from memformer_kernels.problem import LARGEST_SIZE, check_size, dense, reject, reject_kind
 
 
 def check_number(name: str, value: object, least: float, below: float = math.inf, *, open_end: bool = False) -> float:
@@ -37,3 +40,18 @@ def keep_size(made: Any, name: str, most: int = LARGEST_SIZE, *, least: int = 1)
 def keep_number(made: Any, name: str, least: float, below: float = math.inf, *, open_end: bool = False) -> None:
     """Checks a number of a frozen dataclass that is being made, and keeps it as a plain float."""
     object.__setattr__(made, name, check_number(name, getattr(made, name), least, below, open_end=open_end))
+
+
+def check_memory(name: str, value: object) -> None:
+    """That a tensor's entries are in its memory, which may have been resized under it."""
+    if not isinstance(value, Tensor) or not dense(value) or without_data(value) or value.numel() == 0:
+        return
+    last = value.storage_offset() + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+    held = value.untyped_storage().nbytes()
+    if held < (last + 1) * value.itemsize:
+        reject(name, f"{held} bytes", f"memory for all entries of a {value.dtype} tensor of shape {tuple(value.shape)}")
+
+
+def without_data(tensor: Tensor) -> bool:
+    """Whether a tensor stands for others: of a compiler, a transform of torch.func, or of sizes alone."""
+    return type(tensor) is not Tensor or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)

@@ -13,11 +13,14 @@ from torch import Tensor
 from memformer_kernels import build
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
-from memformer_kernels.training.samplers import FixedTasks, Sampler, batch_of
+from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
 LARGEST = 8
 """Most features of a model: those of a task that one thread holds."""
+
+LONGEST_STATISTICS = 2**24
+"""Most examples of a task drawn as statistics: a thread adds up the exponents of half as many uniforms in float32."""
 
 _SECONDS = 0.15
 """How long a call should last, by the pace of the one before it: Python sees signals between calls."""
@@ -42,6 +45,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the CUDA trainer serves response-only models, without p and with q of d by d"
     if sampler.d > LARGEST:
         return f"the CUDA trainer serves at most {LARGEST} features"
+    if isinstance(sampler, GaussianStatistics) and sampler.n > LONGEST_STATISTICS:
+        return f"the CUDA trainer draws statistics of at most {LONGEST_STATISTICS} examples"
     for name in ("gamma", "beta"):
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:

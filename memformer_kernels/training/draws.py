@@ -18,6 +18,7 @@ the columns of C, whose squared errors sum to the expectation.
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from memformer_kernels.training.samplers import (
     GaussianTokens,
     Sampler,
 )
+
+_UNIFORMS = 2**22
+"""Uniforms of all tasks together that exist at once."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +141,21 @@ def _draw_statistics(sampler: GaussianStatistics, stream: Stream, draw: int, tas
 
 
 def _chi_uniforms(sampler: GaussianStatistics, stream: Stream, draw: int, tasks: range) -> Tensor:
-    """-2 sum ln u over floor((n - i)/2) uniforms for i = 0, ..., d-1: (len(tasks), d)."""
-    counts = [(sampler.n - i) // 2 for i in range(sampler.d)]
+    """-2 sum ln u over floor((n - i)/2) uniforms for i = 0, ..., d-1: (len(tasks), d).
+
+    Uniforms exist piece by piece, and the sums of pieces add up in float64: memory and error do not grow with n.
+    """
+    ends = list(accumulate((sampler.n - i) // 2 for i in range(sampler.d)))
     normal_words = normal_count(sampler) + normal_count(sampler) % 2
-    words = stream.words(draw, tasks, -(-normal_words // 4), sum(counts))
-    logs = uniforms(words, stream.dtype).log()
-    return torch.stack([-2.0 * part.sum(1) for part in torch.split(logs, counts, dim=1)], 1)
+    first, piece = -(-normal_words // 4), 4 * max(1, _UNIFORMS // (4 * max(1, len(tasks))))
+    sums = torch.zeros(len(tasks), sampler.d, dtype=torch.float64, device=stream.device)
+    for start in range(0, ends[-1], piece):
+        stop = min(start + piece, ends[-1])
+        logs = uniforms(stream.words(draw, tasks, first + start // 4, stop - start), stream.dtype).log()
+        for place, (begin, end) in enumerate(pairwise([0, *ends])):
+            if max(begin, start) < min(end, stop):
+                sums[:, place] += logs[:, max(begin, start) - start : min(end, stop) - start].sum(1)
+    return (-2.0 * sums).to(stream.dtype)
 
 
 def _finish(sampler: GaussianSampler, labelled: Tensor, queries: Tensor, target: Tensor, weights: Tensor) -> Tasks:

@@ -76,7 +76,7 @@ def uniforms(words: Tensor, dtype: torch.dtype) -> Tensor:
 
 def normals(words: Tensor, dtype: torch.dtype) -> Tensor:
     """Standard normals (..., W) from an even number W of words (..., W)."""
-    pairs = uniforms(words, dtype).reshape(*words.shape[:-1], -1, 2)
+    pairs = uniforms(words, dtype).reshape(*words.shape[:-1], words.shape[-1] // 2, 2)
     radius = (-2.0 * pairs[..., 0].log()).sqrt()
     angle = 2.0 * math.pi * pairs[..., 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(-2)

@@ -9,13 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_choice, check_flag, check_floating, check_target, check_tokens, reject
-from memformer_kernels.training.checks import check_count, keep_number, keep_size
+from memformer_kernels.problem import (
+    LARGEST_TASK,
+    check_choice,
+    check_flag,
+    check_floating,
+    check_target,
+    check_tokens,
+    reject,
+)
+from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
 
 QUERIES = ("sampled", "integrated")
-
-LARGEST_TASK = 2**30
-"""Most numbers N D of a task that is drawn: a block of its stream, and a kernel's index, have 31 bits."""
 
 LARGEST_BATCH = 2**32
 """Most tasks of a batch: what the stream's counter of tasks holds."""
@@ -60,6 +65,10 @@ class GaussianSampler:
         if self.query == "integrated" and self.queries != 1:
             reject("queries", self.queries, 'an int of 1, since query is "integrated" and none is drawn')
         keep_number(self, "noise", 0.0)
+        self.check()
+
+    def check(self) -> None:
+        """Raises for a tensor that does not fit, as one does that was changed in place since the sampler was made."""
         for name in ("factor", "weights"):
             matrix = getattr(self, name)
             if matrix is not None:
@@ -114,6 +123,15 @@ class FixedTasks:
     resample_every: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("context", "resample_every"):
+            keep_size(self, name)
+        if self.batch is not None:
+            keep_size(self, "batch")
+        check_flag("shuffle", self.shuffle)
+        self.check()
+
+    def check(self) -> None:
+        """Raises for a tensor that does not fit, as one does that was changed in place since the sampler was made."""
         tokens = check_tokens(self.z)
         if tokens.dtype not in (torch.float32, torch.float64) or tokens.shape[0] < 1:
             reject("z", tokens, "at least one task, in float32 or float64")
@@ -123,15 +141,12 @@ class FixedTasks:
         if target.ndim != 2 or target.shape[1] < 1:
             reject("target", target, "a tensor (T, queries) with at least one query")
         check_target(target, tokens, target.shape[1])
-        for name in ("context", "resample_every"):
-            keep_size(self, name)
+        for name in ("z", "target"):
+            check_memory(name, getattr(self, name))
         if self.context > tokens.shape[1] - self.target.shape[1]:
             reject("context", self.context, f"at most N - queries = {tokens.shape[1] - self.target.shape[1]}")
-        if self.batch is not None:
-            keep_size(self, "batch")
-            if self.batch > tokens.shape[0]:
-                reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
-        check_flag("shuffle", self.shuffle)
+        if self.batch is not None and self.batch > tokens.shape[0]:
+            reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
         check_count("batch", batch_of(self), LARGEST_BATCH)
 
     @property
@@ -163,5 +178,6 @@ def _check_matrix(name: str, matrix: object, d: int) -> None:
     values = check_floating(name, matrix)
     if values.shape != (d, d):
         reject(name, matrix, f"a tensor (d, d) = ({d}, {d}), or None for the identity")
+    check_memory(name, values)
     if values.is_meta or not bool(torch.isfinite(values).all()):
         reject(name, matrix, "finite entries")

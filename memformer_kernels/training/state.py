@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,12 +10,21 @@ from torch import Tensor
 
 from memformer_kernels.problem import check_network, check_size, dense, reject, reject_kind
 from memformer_kernels.sharding import is_sharded
-from memformer_kernels.training.checks import check_count
+from memformer_kernels.training.checks import check_count, check_memory
 from memformer_kernels.training.philox import LARGEST_SEED
+from memformer_kernels.training.state_checks import (
+    AXES,
+    check_apart,
+    check_counter,
+    check_integers,
+    check_like,
+    check_shape,
+    floating,
+    looks,
+)
 
 NAMES = ("q", "p", "gamma", "beta")
 
-_AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,)}
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
 
@@ -37,8 +45,8 @@ class TrainState:
     """M models of one shape, trained side by side, each on its own stream of tasks. `train_steps` changes it in place.
 
     Made by `TrainState.of`, or from its attributes when it is read from a file; either way it is checked, and again by
-    `train_steps` where an attribute or a tensor was replaced. Entries of its dicts are taken by name, in whatever order
-    they stand, and no two tensors may share memory.
+    `train_steps` where an attribute or a tensor was replaced, or a tensor resized. Entries of its dicts are taken by
+    name, in whatever order they stand, and no two tensors may share memory.
 
     Attributes:
         parameters: by name, of "q", "p", "gamma" and "beta" those that the models have, as `memformer_stack` takes them
@@ -68,6 +76,7 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self._seen: list[object] = []
+        self._looks: list[tuple[object, ...]] = []
         self._read: tuple[int, int] | None = None
         self.check()
 
@@ -79,24 +88,28 @@ class TrainState:
             if not isinstance(held, dict):
                 reject_kind(group, held, "a dict of tensors by name")
             seen += (*held, *held.values())
-        if len(seen) == len(self._seen) and all(map(operator.is_, seen, self._seen)):
+        same = len(seen) == len(self._seen) and all(map(operator.is_, seen, self._seen))
+        if same and self._looks == looks(seen):
             return
         self._seen, self._read = [], None
+        for name, value in (self._labelled() | {"counter": self.counter}).items():
+            check_memory(name, value)
+        check_counter(self.counter)
         self._check_parameters()
         for group in ("first", "second"):
             moments = getattr(self, group)
             if moments.keys() != self.parameters.keys():
                 reject(group, list(moments), f"one entry for each of {list(in_order(self.parameters))}")
             for name, value in moments.items():
-                _check_shape(f"{group}[{name!r}]", value, self.parameters[name], self.dtype)
+                check_shape(f"{group}[{name!r}]", value, self.parameters[name], self.dtype)
         for name, value in self.masks.items():
             if name not in self.parameters:
                 reject("masks", name, f"names out of {', '.join(in_order(self.parameters))}")
-            _check_shape(f"masks[{name!r}]", value, self.parameters[name], torch.bool)
+            check_shape(f"masks[{name!r}]", value, self.parameters[name], torch.bool)
         for name, most in (("seeds", LARGEST_SEED), ("streams", 2**32 - 1), ("skipped", self.step)):
-            _check_integers(name, getattr(self, name), self.models, most)
-        _check_apart(self._labelled())
-        self._seen = seen
+            check_integers(name, getattr(self, name), self.models, most)
+        check_apart(self._labelled())
+        self._seen, self._looks = seen, looks(seen)
 
     def check_reads(self, tokens: int, width: int) -> None:
         """Raises unless the models read tasks of N tokens of D numbers; the attributes have been checked."""
@@ -112,10 +125,10 @@ class TrainState:
         q = self.parameters.get("q")
         if q is None:
             reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D)")
-        if _floating("q", q).ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
+        if floating("q", q).ndim != 5 or 0 in q.shape or q.shape[-1] != q.shape[-2]:
             reject("q", q, "a tensor (M, L, H, d, d) or (M, L, H, D, D) without an empty axis")
         for name, value in self.parameters.items():
-            _check_like(name, value, q)
+            check_like(name, value, q)
         model = self.model(0)
         tokens = max([2, *(model[name].shape[-2] for name in ("gamma", "beta") if name in model)])
         _check_model(model, tokens, _width(model))
@@ -213,11 +226,11 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
         value = model.get(name)
         if value is None and name != "q":
             continue
-        tensor = _floating(name, value)
+        tensor = floating(name, value)
         if is_sharded(tensor):
             reject_kind(name, value, "a whole tensor, as full_tensor() makes of a DTensor")
-        if tensor.ndim not in _AXES[name]:
-            reject(name, value, f"a tensor of {' or '.join(map(str, _AXES[name]))} axes")
+        if tensor.ndim not in AXES[name]:
+            reject(name, value, f"a tensor of {' or '.join(map(str, AXES[name]))} axes")
         named[name] = tensor.detach()
     return named
 
@@ -294,51 +307,3 @@ def _width(model: Mapping[str, Tensor]) -> int:
     whole = side > 1 and any(model[name].shape[-1] == side for name in ("gamma", "beta") if name in model)
     block_p = "p" in model and side > 1 and model["p"].shape[-1] == side - 1
     return side if whole or block_p else side + 1
-
-
-def _floating(name: str, value: object) -> Tensor:
-    kinds = (torch.float32, torch.float64)
-    if not isinstance(value, Tensor) or value.dtype not in kinds or not dense(value):
-        reject_kind(name, value, "a dense tensor of float32 or float64")
-    return value
-
-
-def _check_integers(name: str, value: object, models: int, most: int) -> None:
-    if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.device.type != "cpu" or not dense(value):
-        reject_kind(name, value, "a dense int64 tensor on the CPU")
-    fits = tuple(value.shape) == (models,) and int(value.min()) >= 0 and int(value.max()) <= most
-    if not fits or not value.is_contiguous():
-        came = value.tolist() if value.is_contiguous() else f"strides {value.stride()}"
-        reject(name, came, f"{models} integers from 0 to {most} without gaps, one for each model")
-
-
-def _check_like(name: str, value: object, q: Tensor) -> None:
-    """A parameter beside q: its kind, its axes, and contiguity, since kernels write into it."""
-    if not isinstance(value, Tensor) or value.dtype != q.dtype or value.device != q.device or not dense(value):
-        reject_kind(name, value, f"a dense tensor of q's {q.dtype} on {q.device}")
-    if value.ndim - 1 not in _AXES[name] or value.shape[0] != q.shape[0]:
-        reject(name, value, f"{' or '.join(str(a + 1) for a in _AXES[name])} axes, the first of size M = {q.shape[0]}")
-    if not value.is_contiguous():
-        reject(name, f"strides {value.stride()}", "a contiguous tensor")
-
-
-def _check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype) -> None:
-    if not isinstance(value, Tensor) or value.dtype != dtype or value.device != parameter.device or not dense(value):
-        reject_kind(name, value, f"a dense {dtype} tensor on {parameter.device}")
-    if value.shape != parameter.shape or not value.is_contiguous():
-        reject(name, value, f"a contiguous tensor of its parameter's shape {tuple(parameter.shape)}")
-
-
-def _without_data(tensor: Tensor) -> bool:
-    """Whether a tensor stands for others: of a compiler, a transform of torch.func, or of sizes alone."""
-    return type(tensor) is not Tensor or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def _check_apart(tensors: Mapping[str, Tensor]) -> None:
-    """That no two contiguous tensors have a byte in common: training would write one through the other."""
-    if any(map(_without_data, tensors.values())):
-        return
-    spans = sorted((value.data_ptr(), value.data_ptr() + value.nbytes, name) for name, value in tensors.items())
-    for (_, end, name), (begin, _, other) in pairwise(spans):
-        if begin < end:
-            reject(other, f"memory that it shares with {name}", "a tensor with memory of its own")

@@ -129,6 +129,7 @@ def explain_training(
             reject(name, "a parameter that requires a gradient", "one that requires none: steps are taken in place")
     if not isinstance(sampler, GaussianSampler | FixedTasks):
         reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics or FixedTasks")
+    sampler.check()
     if not isinstance(optimizer, SGD | Adam):
         reject_kind("optimizer", optimizer, "SGD, Adam or AdamW")
     optimizer.rates(state.models)

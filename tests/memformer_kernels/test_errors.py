@@ -13,6 +13,7 @@ import memformer_kernels
 from memformer_kernels import (
     backends,
     context_gram,
+    explain,
     lfom_solve,
     memformer_layer,
     memformer_loss,
@@ -82,6 +83,13 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("q", _stack(q=_zeros(L, H, d - 1, d - 1)), "(3, 2, 2, 2)"),
     ("q", _stack(q=_zeros(0, H, d, d)), "(0, 2, 3, 3)"),
     ("q", _stack(q=_zeros(L, 0, d, d)), "(3, 0, 3, 3)"),
+    # Without a feature there is no block of them.
+    *(("q", call(z=_zeros(B, N, 1), q=_zeros(L, H, 0, 0)), "(3, 2, 0, 0)") for call in (_stack, _predict, _loss)),
+    ("q", _layer(z=_zeros(B, N, 1), q=_zeros(H, 0, 0)), "(2, 0, 0)"),
+    ("p", _stack(z=_zeros(B, N, 1), q=_zeros(L, H, 1, 1), p=_zeros(L, H, 0, 0)), "(3, 2, 0, 0)"),
+    ("h", _solve(h=_zeros(B, 0, 0), b=_zeros(B, 0), a=_zeros(L, 0, 0)), "(2, 0, 0)"),
+    ("q", lambda: explain(_zeros(B, N, 1), _zeros(L, H, 0, 0)), "(3, 2, 0, 0)"),
+    ("h", lambda: explain(_zeros(B, 0, 0), _zeros(B, 0), _zeros(L, 0, 0)), "(2, 0, 0)"),
     ("p", _stack(p=_zeros(1, H, d, d)), "(1, 2, 3, 3)"),
     ("p", _stack(p=_zeros(L, 1, d, d)), "(3, 1, 3, 3)"),
     ("p", _stack(p=_zeros(L, H, d)), "(3, 2, 3)"),

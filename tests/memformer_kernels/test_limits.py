@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import context_gram, explain, memformer_predict, plan
-from memformer_kernels.problem import Problem
+from memformer_kernels.problem import LARGEST_TASK, Problem
 from tests.memformer_kernels.native import NATIVE
 
 HUGE = 2**32 + 3
@@ -110,6 +110,21 @@ def test_heads_wider_than_an_int_are_refused_by_name(which: str) -> None:
 def test_a_context_beyond_an_int_is_refused_by_name(name: str, tokens: int, width: int, context: int) -> None:
     with pytest.raises(ValueError, match=f"^{name}: expected at most"):
         NATIVE.context_gram(_ones(1, tokens, width), None, context, torch.empty(1, 1, 1))
+
+
+def test_the_library_and_the_package_count_as_far() -> None:
+    """The limit that each of the library's checks names is the one that the package plans by."""
+    q, none = torch.zeros(1, 1, 1, 1, 1), [None] * 5
+    counters = [torch.zeros(1, dtype=torch.int64)] * 2
+    active, sums = torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, 2, dtype=torch.float64)
+    task = ("tokens", 1, 1, HUGE, HUGE - 1, 1, 0.0)
+    calls = [
+        lambda: NATIVE.context_gram(_ones(1, HUGE, 1), None, 2, torch.empty(1, 1, 1)),
+        lambda: NATIVE.train_gradients(q, None, None, None, active, 0, 1, *counters, *task, *none, 0, sums),
+    ]
+    for call in calls:
+        with pytest.raises((ValueError, RuntimeError), match=rf"expected at most {LARGEST_TASK}\b"):
+            call()
 
 
 def test_negative_strides_zero_axes_and_null_pointers_are_read_as_what_they_are() -> None:

@@ -245,6 +245,11 @@ ERRORS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, r"tokens: .*'full'.*None", {"rule": "recursive"}),
     (ValueError, r"backend: .*'gpu'", {"backend": "gpu"}),
     (ValueError, r"algorithm: .*'fast'", {"algorithm": "fast"}),
+    (ValueError, r"d: .*2\^63 bytes.*got 1099511627776", {"d": 2**40, "layers": 1}),
+    (ValueError, r"d: .*2\^63 bytes", {"d": 2**30, "layers": 2, "structure": "dense", "dtype": torch.float64}),
+    (ValueError, r"layers: .*2\^63 bytes", {"layers": 2**40}),
+    (ValueError, r"heads: .*2\^63 bytes", {"heads": 2**62}),
+    (ValueError, r"tokens: .*2\^63 bytes", {"granularity": "token", "tokens": 2**60}),
     (TypeError, r"d: .*2\.0 \(float\)", {"d": 2.0}),
     (TypeError, r"d: .*True", {"d": True}),
     (TypeError, r"layers: .*'3'", {"layers": "3"}),
@@ -263,6 +268,12 @@ def test_bad_models(kind: type[Exception], message: str, options: dict[str, Any]
         Memformer(**{"d": 2, "layers": 3, **options})
 
 
+def test_sizes_that_take_no_memory_are_made() -> None:
+    """Models are laid out on no device before they are spread over many."""
+    model = Memformer(2**29, 2, device="meta")
+    assert model.q.shape == (2, 1, 2**29, 2**29)
+
+
 LAYER_ERRORS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, r"d: .*0", {"d": 0}),
     (ValueError, r"heads: .*0", {"heads": 0}),
@@ -272,6 +283,10 @@ LAYER_ERRORS: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, r"tokens: .*None", {"granularity": "full"}),
     (ValueError, r"tokens: .*0", {"granularity": "full", "tokens": 0}),
     (ValueError, r"backend: .*'gpu'", {"backend": "gpu"}),
+    (ValueError, r"d: .*2\^63 bytes", {"d": 2**31}),
+    (ValueError, r"heads: .*2\^63 bytes", {"heads": 2**61}),
+    (ValueError, r"registers: .*2\^63 bytes", {"registers": 2**61}),
+    (ValueError, r"tokens: .*2\^63 bytes", {"granularity": "full", "tokens": 2**60}),
     (TypeError, r"registers: .*1\.0", {"registers": 1.0}),
     (TypeError, r"registers: .*True", {"registers": True}),
     (TypeError, r"tokens: .*'8'", {"granularity": "token", "tokens": "8"}),

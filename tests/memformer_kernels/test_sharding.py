@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-from memformer_kernels import context_gram, memformer_loss, memformer_predict
+from memformer_kernels import context_gram, memformer_loss, memformer_predict, register_update
 from memformer_kernels.nn import Memformer, MemformerAttention, MemformerLayer, RegisterMemory
 from tests.compatibility.ranks import WORLD, Ranks
 from tests.compatibility.subjects import SUBJECTS, outcome, results, scalar
@@ -90,11 +90,19 @@ def test_sharded_tasks_exchange_nothing_and_what_they_share_gets_sums(ranks: Ran
 
 
 def _mixed() -> None:
-    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     case = make_case(tasks=4, context=5)
-    with pytest.raises(TypeError, match=r"q: expected a DTensor, as other arguments of predict are"):
-        memformer_predict(_spread(case.z, Shard(0)), case.q, context=5)
+    z, q = _spread(case.z, Shard(0)), _spread(case.q, Replicate())
+    with pytest.raises(TypeError, match=r"^q: expected a DTensor, as z is, got a plain tensor of shape"):
+        memformer_predict(z, case.q, context=5)
+    with pytest.raises(TypeError, match=r"^context: expected a DTensor, as z is, got a plain tensor of shape \(4,\)"):
+        memformer_predict(z, q, context=torch.tensor([3, 4, 5, 5]))
+    with pytest.raises(TypeError, match=r"^registers: expected a DTensor, as z is"):
+        register_update(z, [case.z], _spread(torch.ones(1, dtype=torch.float64), Replicate()))
+    elsewhere = distribute_tensor(case.q, dist.init_device_mesh("cpu", (1, WORLD)), [Replicate(), Replicate()])
+    with pytest.raises(ValueError, match=r"^q: expected a DTensor on .*, where z is, got one on "):
+        memformer_predict(z, elsewhere, context=5)
 
 
 def test_plain_tensors_beside_dtensors_are_refused(ranks: Ranks) -> None:

@@ -106,6 +106,27 @@ def _register_gradients() -> Tensor:
     return _backward(register_update(_TOKENS, [_TOKENS] * 1500, gamma).sum())
 
 
+def _untouched(tasks: int, numbers: int, dtype: torch.dtype) -> Tensor:
+    """Memory for results that nobody fills before the call writes there, up to where it ends."""
+    storage = torch.UntypedStorage(tasks * numbers * dtype.itemsize)
+    return torch.tensor((), dtype=dtype).set_(storage, 0, (tasks, numbers))
+
+
+def _drawn(sampler: str, tasks: int, context: int, queries: int) -> Tensor:
+    """Tasks of one feature as the trainer draws them, written out."""
+    cells = _untouched(tasks, 3 + 3 * queries if queries else 4, torch.float32)
+    first = torch.zeros(1, dtype=torch.int64)
+    tokens = context + (queries if sampler == "tokens" else 0)
+    native.NATIVE.sample_tasks(first, first, sampler, 1, tasks, tokens, context, queries, 0.0, *[None] * 5, 0, cells)
+    return cells
+
+
+def _random_numbers(tasks: int, blocks: int) -> Tensor:
+    numbers = _untouched(tasks, 4 * blocks, torch.float64)
+    native.NATIVE.random_numbers("normals", 0, 0, 0, True, numbers)
+    return numbers
+
+
 CALLS: dict[str, Callable[[], Tensor]] = {
     "lanes": lambda: context_gram(_ones(64, 2**27, 8), 2**27),
     "pieces": lambda: context_gram(_ones(7, 2**26, 16), 2**26),
@@ -123,6 +144,13 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "register update": lambda: register_update(_TOKENS, [_TOKENS] * 6000, torch.zeros(6000)),
     "register gradients": _register_gradients,
     "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
+    "numbers of many tasks": lambda: _random_numbers(2**26, 1),
+    "numbers of one task": lambda: _random_numbers(1, 2**26),
+    "many drawn tasks": lambda: _drawn("tokens", 2**24, 100, 0),
+    "one drawn task": lambda: _drawn("tokens", 1, 2**29 - 1, 0),
+    "queries of a drawn task": lambda: _drawn("tokens", 1, 1, 2**24),
+    "statistics of many tasks": lambda: _drawn("statistics", 2**24, 1000, 0),
+    "statistics of a long task": lambda: _drawn("statistics", 1, 2**30, 0),
     "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),
 }
 """Every kernel, on enough to take seconds on any machine, most of it in views that take no memory."""
@@ -231,3 +259,51 @@ def test_a_handler_may_call_what_it_interrupts(d: int) -> None:
             assert time.monotonic() - begin < 60
     for found in inner:
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def _in_a_handler(call: Callable[[], object]) -> tuple[bool, bool]:
+    """Grad mode in a signal's handler during a call, which it ends, and whether autograd records what it does."""
+    seen: list[tuple[bool, bool]] = []
+
+    def handle() -> None:
+        seen.append((torch.is_grad_enabled(), (2 * torch.ones(1, requires_grad=True)).requires_grad))
+        raise Stop
+
+    with _signalled(signal.SIGUSR1, handle), pytest.raises(Stop):
+        call()
+    return seen[0]
+
+
+def _learning_prediction() -> Tensor:
+    z, q = _long_network(64, 5, 2**26)
+    return memformer_predict(z, q.requires_grad_(), backend="cpu")
+
+
+@pytest.mark.parametrize("call", [_loss_backward, _learning_prediction])
+def test_a_handler_finds_grad_mode_as_the_caller_has_it(call: Callable[[], Tensor]) -> None:
+    assert _in_a_handler(call) == (True, True)
+    with torch.no_grad():
+        assert _in_a_handler(call) == (False, False)
+    assert torch.is_grad_enabled()
+
+
+def test_a_handlers_own_calls_have_callers_of_their_own() -> None:
+    """A second handler, in a call that the first makes without gradients, finds them off, as the first has them."""
+    seen: list[bool] = []
+
+    def handle() -> None:
+        seen.append(torch.is_grad_enabled())
+        if len(seen) == 1:
+            with torch.no_grad():
+                _learning_prediction()
+        raise Stop
+
+    with _signalled(signal.SIGUSR1, handle, times=2), pytest.raises(Stop):
+        _loss_backward()
+    assert seen == [True, False]
+
+
+def test_a_handler_within_the_dispatcher_gets_no_gradients() -> None:
+    """A limit: PyTorch's stable ABI does not reach the keys that a profiled call has excluded."""
+    with torch.autograd.profiler.profile():
+        assert _in_a_handler(_learning_prediction)[1] is False

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import functional, gradcheck
+from torch._vmap_internals import _vmap
+from torch.autograd import forward_ad, functional, gradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.utils._pytree import tree_map
 
 from memformer_kernels import (
     build,
@@ -121,6 +123,16 @@ def _copies(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.stack([x, x + y]) for x, y in zip(tensors, _directions(tensors, 40), strict=True))
 
 
+def _none(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """No slice along a new first axis."""
+    return tuple(x.new_empty(0, *x.shape) for x in tensors)
+
+
+def _first_entries(function: Function, count: int) -> Function:
+    """So many entries of every result."""
+    return lambda *tensors: tuple(x.flatten()[:count] for x in _parts(function(*tensors)))
+
+
 def _last(function: Function, tensors: tuple[Tensor, ...]) -> Function:
     """A scalar of the last tensor alone."""
     return lambda last: _squares(function)(*tensors[:-1], last)
@@ -158,7 +170,40 @@ TRANSFORMS: dict[str, Function] = {
     "grad of vmap": lambda f, x: _gradients(lambda *x: vmap(f)(*x), _copies(x)),
     "jvp of vmap": lambda f, x: _push(lambda *x: vmap(f)(*x), _copies(x)),
     "vmap of vmap of grad": lambda f, x: vmap(lambda *x: vmap(lambda *x: _gradients(f, x))(*_copies(x)))(*_copies(x)),
+    "vmap over none": lambda f, x: vmap(f)(*_none(x)),
+    "vmap of the last over none": lambda f, x: vmap(lambda last: f(*x[:-1], last))(_none(x)[-1]),
+    "grad of vmap over none": lambda f, x: _gradients(lambda *x: vmap(lambda z: f(z, *x[1:]))(_none(x)[0]), x),
+    "jvp of vmap over none": lambda f, x: _push(lambda *x: vmap(lambda z: f(z, *x[1:]))(_none(x)[0]), x),
+    "vmap over none of vmap": lambda f, x: vmap(lambda *x: vmap(f)(*_copies(x)))(*_none(x)),
+    "vmap of vmap over none": lambda f, x: vmap(lambda *x: vmap(f)(*_none(x)))(*_copies(x)),
+    "jacrev of no results": lambda f, x: jacrev(_first_entries(f, 0), _everything(x))(*x),
+    "jacfwd of no results": lambda f, x: jacfwd(_first_entries(f, 0), _everything(x))(*x),
 }
+
+
+# These take what makes slices of tensors, along a new first axis, as well.
+
+
+def _vjp_of_each(function: Function, tensors: tuple[Tensor, ...], slices: Function) -> Any:
+    return vmap(lambda *x: _pull(function, x))(*slices(tensors))
+
+
+def _vjp_along_each(function: Function, tensors: tuple[Tensor, ...], slices: Function) -> Any:
+    """By torch.autograd's own vmap, as is_grads_batched=True takes it, which itself refuses to start on none."""
+    leaves = tuple(x.clone().requires_grad_() for x in tensors)
+    results = _parts(function(*leaves))
+    return _vmap(lambda *grads: torch.autograd.grad(results, leaves, grads))(*slices(results))
+
+
+def _jvp_along_each(function: Function, tensors: tuple[Tensor, ...], slices: Function) -> Any:
+    """By torch.autograd's own vmap, as jacobian(vectorize=True, strategy="forward-mode") takes it."""
+
+    def push(*tangents: Tensor) -> Any:
+        with forward_ad.dual_level():
+            made = function(*map(forward_ad.make_dual, tensors, tangents))
+            return tuple(forward_ad.unpack_dual(x).tangent for x in _parts(made))
+
+    return _vmap(push)(*slices(tensors))
 
 
 def _batched(function: Function, tensors: tuple[Tensor, ...], create_graph: bool = False) -> Any:
@@ -226,6 +271,24 @@ def _same(made: Any, expected: Any) -> None:
 def test_eager(name: str, transform: str) -> None:
     ours, plain, tensors = CALLS[name]
     _same(TRANSFORMS[transform](ours, tensors), TRANSFORMS[transform](plain, tensors))
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("derivatives", [_vjp_of_each, _vjp_along_each, _jvp_along_each])
+@pytest.mark.parametrize("name", CALLS)
+def test_derivatives_of_no_slice(name: str, derivatives: Function) -> None:
+    """PyTorch cannot take all of the plain formulas': those of one slice say the shapes."""
+    ours, plain, tensors = CALLS[name]
+    none = derivatives(ours, tensors, _none)
+    one = derivatives(plain, tensors, lambda x: tuple(y[None] for y in x))
+    _same(none, tree_map(lambda x: x[:0], one))
+
+
+@pytest.mark.usefixtures("backend")
+def test_gradients_of_a_loss_for_each_of_no_task() -> None:
+    loss = grad(lambda q, z, target: memformer_loss(z[None], target[None], q))
+    none = vmap(loss, (None, 0, 0))(Q, torch.zeros(0, 4, 3).double(), torch.zeros(0, 1).double())
+    assert none.shape == (0, *Q.shape)
 
 
 @pytest.mark.usefixtures("backend")

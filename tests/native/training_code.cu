@@ -31,7 +31,7 @@ extern "C" __global__ void __launch_bounds__(threads)
   for (int block = 0; block < 5; ++block) stream.normals(block, normals + 4 * block);
   Uniforms<float> uniforms(stream, blocks_of(plan.normals()));
   MEMFORMER_UNROLL
-  for (int i = 0; i < features; ++i) chi[i] = uniforms.log_sum((context - i) / 2);
+  for (int i = 0; i < features; ++i) chi[i] = uniforms.log_sum((context - i) / 2, [] {});
   SymmetricQuadratic<float, Weights> quadratic;
   sample_statistics(plan, Weights{}, normals, chi, 0.0f, static_cast<const float*>(nullptr),
                     static_cast<const float*>(nullptr), quadratic, w);

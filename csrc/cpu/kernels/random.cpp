@@ -3,6 +3,7 @@
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/stream.h"
+#include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -23,8 +24,10 @@ void run(const RandomNumbers<T>& call) {
   source.seeds = &call.seed;
   source.streams = &call.stream;
   for (int64_t first = 0; first < call.tasks; first += S::width) {
+    checkpoint();
     const auto stream = stream_of(Draw<T>{source, 0, call.draw}, Tasks{first, S::width});
     for (int64_t block = 0; block < call.blocks; ++block) {
+      checkpoint_at_row(block);
       double numbers[4][S::width];
       if (call.kind == Numbers::words) {
         WideWords<T> words[4];
@@ -54,6 +57,7 @@ void run(const TaskSource<T>& source, int64_t draw, T* to) {
   const int count = TaskCells<T>(source).count();
   S* const cells = static_cast<S*>(thread_scratch(static_cast<std::size_t>(count + fill_scratch(source)) * sizeof(S)));
   for (int64_t first = 0; first < source.tasks; first += S::width) {
+    checkpoint();
     const int64_t left = source.tasks - first;
     const int active = static_cast<int>(left < S::width ? left : S::width);
     fill_tasks(Draw<T>{source, 0, draw}, Tasks{first, active}, cells, cells + count);

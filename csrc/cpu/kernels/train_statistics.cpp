@@ -27,7 +27,7 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
   const S* const drawn = normals(stream, 0, plan.normals(), scratch);
   core::Uniforms<S> uniforms(stream, static_cast<uint32_t>(core::blocks_of(plan.normals())));
   S chi[Extent::limit];
-  for (int i = 0; i < d; ++i) chi[i] = uniforms.log_sum((source.context - i) / 2);
+  for (int i = 0; i < d; ++i) chi[i] = uniforms.log_sum((source.context - i) / 2, [] { checkpoint(); });
 
   core::SymmetricQuadratic<S, Extent> task;
   task.extent = extent;
@@ -40,6 +40,7 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
     for (int c = 0; c < d; ++c) cells[at.solution() + c] = w[c];
   }
   for (int query = 0; query < source.queries; ++query) {
+    checkpoint_at_row(query);
     S* const row = cells + at.query(query);
     core::transform(extent, covariate_factor, drawn + plan.first_query() + query * d, row);
     S target = row[0] * w[0];

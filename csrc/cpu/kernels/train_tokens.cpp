@@ -164,7 +164,10 @@ void reduce(const TaskSource<T>& source, Extent d, Tokens& tokens, Lanes<T>* cel
       source.context, width, [&](int first, int count) { return tokens.context(first, count); }, waiting, cells);
   const T share = T(1) / static_cast<T>(source.context);
   for (int k = 0; k < core::packed_size(width); ++k) cells[k] = cells[k] * share;
-  for (int query = 0; query < source.queries; ++query) tokens.query(query, cells + at.query(query));
+  for (int query = 0; query < source.queries; ++query) {
+    checkpoint_at_row(query);
+    tokens.query(query, cells + at.query(query));
+  }
 }
 
 template <class T>

@@ -174,6 +174,45 @@ def test_one_token_at_a_time_equals_the_whole(causal: bool) -> None:
     assert state.tokens.tolist() == [80, 80]
 
 
+_ONE, _TWO = torch.zeros(2, 3, 4), torch.zeros(2, 3, 4, dtype=torch.float64)
+_STATE = attention_state(torch.zeros(2, 0, 3, 4), torch.zeros(2, 0, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "v", "state", "kind", "message"),
+    [
+        (_ONE, _ONE, _ONE, tuple(_STATE), TypeError, "state: expected an AttentionState, got "),
+        (_ONE, _ONE, _ONE, [*_STATE], TypeError, "state: expected an AttentionState, got "),
+        (_ONE, _TWO, _ONE, _STATE, TypeError, "k: expected the first argument's dtype torch.float32"),
+        (_ONE, _ONE, _TWO, _STATE, TypeError, "v: expected the first argument's dtype torch.float32"),
+        (_ONE.bfloat16(), _ONE, _ONE, _STATE, TypeError, "k: expected the first argument's dtype torch.bfloat16"),
+        (_TWO, _TWO, _TWO, _STATE, TypeError, "state.sum: expected torch.float64, in which tokens of torch.float64"),
+        (_ONE, _ONE, _ONE, _STATE._replace(sum=_STATE.sum.double()), TypeError, "state.sum: expected torch.float32"),
+        (_ONE, _ONE, _ONE, _STATE._replace(sum=_STATE.sum.bfloat16()), TypeError, "state.sum: expected torch.float32"),
+        (_ONE[:, :2], _ONE, _ONE, _STATE, ValueError, "q: expected shape"),
+    ],
+)
+def test_a_step_takes_one_dtype_and_a_state_of_it(
+    q: Tensor, k: Tensor, v: Tensor, state: Any, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        attention_step(q, k, v, state)
+
+
+def test_a_history_has_one_dtype() -> None:
+    with pytest.raises(TypeError, match="v: expected the first argument's dtype"):
+        attention_state(_ONE[:, None], _TWO[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_tokens_step_on_a_state_in_float32(dtype: torch.dtype) -> None:
+    half = torch.ones(2, 3, 4, dtype=dtype)
+    out, state = attention_step(half, half, half, _STATE)
+    assert (out.dtype, state.sum.dtype) == (dtype, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attention_step(half.bfloat16(), _ONE, half.bfloat16(), state)[0].dtype == torch.bfloat16
+
+
 @needs_native
 @pytest.mark.usefixtures("_threads_as_before")
 @pytest.mark.parametrize("name", ["ragged", "causal", "packed"])

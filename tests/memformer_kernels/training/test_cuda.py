@@ -27,9 +27,10 @@ def _on_gpu(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
         (_on_gpu(structure="block"), STATISTICS, "response-only"),
         (_on_gpu(structure="dense"), GaussianTokens(D, N, 4), "response-only"),
         (_on_gpu(d=9), GaussianStatistics(9, 20, 4), "at most 8 features"),
+        (_on_gpu(), GaussianStatistics(D, 2**24 + 1, 4), "at most 16777216 examples"),
         (_on_gpu(granularity="token", tokens=N + 1), GaussianTokens(D, N, 4), "token axis"),
     ],
-    ids=["float64", "block", "dense", "large", "token axis"],
+    ids=["float64", "block", "dense", "large", "long", "token axis"],
 )
 def test_what_goes_to_plain_pytorch(held: Any, sampler: Sampler, reason: str) -> None:
     assert reason in str(cuda.fault(held, sampler))

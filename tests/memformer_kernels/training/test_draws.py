@@ -20,6 +20,7 @@ from memformer_kernels import (
     context_gram,
     memformer_predict,
 )
+from memformer_kernels.training import draws
 from memformer_kernels.training.draws import Stream, Tasks, draw_tasks, normal_count, order
 from memformer_kernels.training.twin import block_sums
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model
@@ -107,6 +108,33 @@ def test_the_root_is_bartletts(n: int) -> None:
     flat = torch.stack([root[:, i, j] for i in range(D) for j in range(i + 1)])
     correlations = torch.corrcoef(flat) - torch.eye(len(flat), dtype=torch.float64)
     assert float(correlations.abs().max()) < 5 / math.sqrt(TASKS)
+
+
+def test_uniforms_exist_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory does not grow with the context; statistics are those of all uniforms at once."""
+    held: list[int] = []
+    words = Stream.words
+
+    def counted(stream: Stream, draw: int, tasks: range, first: int, count: int) -> Tensor:
+        held.append(len(tasks) * count)
+        return words(stream, draw, tasks, first, count)
+
+    monkeypatch.setattr(Stream, "words", counted)
+    for n in (2, 7, 400, 3001):
+        for dtype in (torch.float32, torch.float64):
+            stream, sampler = Stream(5, 0, dtype), GaussianStatistics(2, n, 3)
+            monkeypatch.setattr(draws, "_UNIFORMS", 2**22)
+            whole = draw_tasks(sampler, stream, 0, range(3))
+            held.clear()
+            monkeypatch.setattr(draws, "_UNIFORMS", 100)
+            torch.testing.assert_close(draw_tasks(sampler, stream, 0, range(3)).z, whole.z)
+            assert max(held[1:], default=0) <= 100
+
+
+def test_a_context_of_millions() -> None:
+    n = 2**22
+    z = draw_tasks(GaussianStatistics(1, n, 8), Stream(5, 0, torch.float32), 0, range(8)).z
+    assert float((z[:, 0, 0].square() - 1).abs().max()) < 5 * (2 / n) ** 0.5
 
 
 @pytest.mark.parametrize("structure", ["response-only", "block"])

@@ -151,6 +151,14 @@ def test_given_tasks(dtype: torch.dtype, context: int) -> None:
     torch.testing.assert_close(made, expected, rtol=0, atol=2e-14 if dtype == torch.float64 else 2e-6)
 
 
+@DTYPES
+def test_statistics_of_a_hundred_million_examples(dtype: torch.dtype) -> None:
+    """H = chi^2(n) / n, in 5 errors: longer sums of exponents than float32 counts exactly."""
+    n = 10**8
+    h = _cells(GaussianStatistics(1, n, 8, query="integrated"), dtype, 8, 4)[:, 0]
+    assert float((h - 1).abs().max()) < 5 * (2 / n) ** 0.5
+
+
 def test_moments_of_statistics() -> None:
     """n H ~ Wishart(I, n): E H = I, var H_ij = (1 + [i = j]) / n, E H H = (n + d + 1) / n I, in 5 errors."""
     tasks, d, n = 60000, 4, 7

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, TrainState, build, explain_training, train_steps
+from memformer_kernels import (
+    Adam,
+    FixedTasks,
+    GaussianStatistics,
+    GaussianTokens,
+    TrainState,
+    build,
+    explain_training,
+    train_steps,
+)
 from tests.memformer_kernels.training.runs import D, N, model, state
 
 
@@ -166,17 +175,56 @@ def test_coefficients_are_of_the_samplers_size() -> None:
         explain_training(long, GaussianTokens(3, 8, 4), optimizer=Adam(0.1))
 
 
-@pytest.mark.skipif(not build.available("cpu"), reason="the native library was not built")
-@pytest.mark.parametrize("group", ["parameters", "first", "second", "masks", "skipped"])
-def test_the_library_looks_again(group: str) -> None:
-    """A tensor that was made smaller in place is refused there, where nothing in Python looks at it any more."""
+def _halved(tensor: torch.Tensor) -> None:
+    tensor.resize_(*tensor.shape[:-1], tensor.shape[-1] // 2)
+
+
+def _without_memory(tensor: torch.Tensor) -> None:
+    tensor.untyped_storage().resize_(0)
+
+
+def _of_another_shape(tensor: torch.Tensor) -> None:
+    tensor.data = torch.zeros(5, dtype=tensor.dtype)
+
+
+def _of_another_kind(tensor: torch.Tensor) -> None:
+    tensor.data = tensor.to(torch.int32)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("change", [_halved, _without_memory, _of_another_shape, _of_another_kind])
+@pytest.mark.parametrize("group", [*GROUPS, "seeds", "streams", "skipped", "counter"])
+def test_a_tensor_that_was_changed_in_place_is_looked_at_again(group: str, change: Any, backend: str) -> None:
+    if backend == "cpu" and not build.available("cpu"):
+        pytest.skip("the native library was not built")
     held = TrainState.of([model()], trainable=[{"gamma": ~torch.eye(3, dtype=torch.bool)[:, :, None, None, None]}])
     sampler = GaussianStatistics(3, 8, 4)
-    train_steps(held, sampler, 1, optimizer=Adam(0.1), backend="cpu")
-    tensor = getattr(held, group) if group == "skipped" else getattr(held, group)["gamma"]
-    tensor.resize_(*tensor.shape[:-1], tensor.shape[-1] // 2)
-    with pytest.raises(RuntimeError, match=r"another shape, dtype, layout or device"):
-        train_steps(held, sampler, 1, optimizer=Adam(0.1), backend="cpu")
+    train_steps(held, sampler, 1, optimizer=Adam(0.1), backend=backend)
+    named = group in GROUPS
+    tensor = getattr(held, group)["gamma"] if named else getattr(held, group)
+    if group == "counter" and change is _halved:
+        tensor.resize_(2)
+    else:
+        change(tensor)
+    label = "gamma" if group == "parameters" else rf"{group}\['gamma'\]" if named else group
+    with pytest.raises((ValueError, TypeError), match=rf"^{label}: expected "):
+        train_steps(held, sampler, 1, optimizer=Adam(0.1), backend=backend)
+
+
+@pytest.mark.parametrize("change", [_halved, _without_memory, _of_another_shape, _of_another_kind])
+@pytest.mark.parametrize("name", ["z", "target", "factor", "weights"])
+def test_a_samplers_tensor_that_was_changed_in_place_is_looked_at_again(name: str, change: Any) -> None:
+    held = TrainState.of([model()])
+    sampler: Any = (
+        FixedTasks(torch.zeros(4, 9, 4, dtype=torch.float64), torch.zeros(4, 1, dtype=torch.float64), 8)
+        if name in ("z", "target")
+        else GaussianStatistics(3, 8, 4, factor=torch.eye(3), weights=torch.eye(3))
+    )
+    train_steps(held, sampler, 1, optimizer=Adam(0.1))
+    change(getattr(sampler, name))
+    with pytest.raises((ValueError, TypeError), match=rf"^({name}|target|state): expected "):
+        train_steps(held, sampler, 1, optimizer=Adam(0.1))
+    assert held.step == 1
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
