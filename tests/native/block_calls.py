@@ -5,6 +5,7 @@ strides.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,11 +24,12 @@ FORWARD, BACKWARD, LOSS, LOSS_BACKWARD = range(4)
 
 
 def compile_blocks(name: str, folder: Path) -> ctypes.CDLL:
-    """The host build of tests/native/host_blocks/<name>.cpp, loaded."""
+    """The host build of tests/native/host_blocks/<name>.cpp, loaded; CXXFLAGS of the environment come last."""
     library = folder / f"{name}.so"
     command = [
         str(COMPILER),
         *("-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"),
+        *os.environ.get("CXXFLAGS", "").split(),
         *("-I", str(ROOT / "csrc"), "-I", str(BLOCKS), str(BLOCKS / f"{name}.cpp"), "-o", str(library)),
     ]
     subprocess.run(command, check=True, capture_output=True, text=True)
