@@ -92,9 +92,9 @@ def take(held: TrainState, sampler: Sampler, count: int, backend: str, after: fl
 @pytest.mark.parametrize(
     ("name", "backend", "count", "rounds"),
     [
-        ("statistics", "cpu", 20_000, 60),
-        ("tokens", "cpu", 6_000, 60),
-        ("epochs", "cpu", 1_500, 20),
+        ("statistics", "cpu", 20_000 // PATIENCE, 60),
+        ("tokens", "cpu", 6_000 // PATIENCE, 60),
+        ("epochs", "cpu", 1_500 // PATIENCE, 20),
         *((name, "torch", 60, 40) for name in SAMPLERS),
     ],
 )
