@@ -38,7 +38,7 @@ def build(root: Path, folder: Path, destination: Path, *, sanitizer: str | None 
         _write_text(folder / "build.ninja", "\n".join(lines) + "\n")
         _run_ninja(root, folder, toolchain, quiet)
         _replace(folder / cpu.LIBRARY, destination / cpu.LIBRARY)
-        record = {
+        record: dict[str, object] = {
             "instruction_sets": [instruction_set.name for instruction_set in cpu.instruction_sets(platform.machine())],
             "compiler": toolchain.compiler_version(),
             "torch": toolchain.torch_version,
