@@ -122,8 +122,12 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     ),
     "register update": lambda: register_update(_TOKENS, [_TOKENS] * 1500, torch.zeros(1500)),
     "register gradients": _register_gradients,
-    "layer": lambda: memformer_layer(_ones(2**14, 128, 16), torch.zeros(2**11, 15, 15), backend="cpu")[0],
-    "stack": lambda: memformer_stack(_ones(2**14, 128, 6), *[torch.zeros(8000, 8, 5, 5)] * 2, backend="cpu"),
+    "layer": lambda: memformer_layer(
+        _ones(2**14, 128, 16), torch.zeros(2**11 // native.PATIENCE, 15, 15), backend="cpu"
+    )[0],
+    "stack": lambda: memformer_stack(
+        _ones(2**14, 128, 6), *[torch.zeros(8000 // native.PATIENCE, 8, 5, 5)] * 2, backend="cpu"
+    ),
 }
 """Every kernel, on enough to take seconds on any machine, most of it in views that take no memory."""
 
