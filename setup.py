@@ -11,7 +11,7 @@ from typing import ClassVar
 from setuptools import Command, Distribution, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
-from setuptools.errors import CompileError
+from setuptools.errors import CompileError, OptionError
 
 ROOT = Path(__file__).resolve().parent
 # A build front end runs this file without its folder on the path.
@@ -43,34 +43,41 @@ class BuildNative(Command):
     description = "build the native libraries"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = [
         ("inplace", "i", "put the library into the source tree"),
-        ("sanitize", None, "build the CPU library with AddressSanitizer and UBSan, into <build-base>/sanitized"),
+        (
+            "sanitizer=",
+            None,
+            "build the CPU library alone, with AddressSanitizer and UBSan (address) or ThreadSanitizer (thread), into "
+            "<build-base>/sanitized/<sanitizer>",
+        ),
     ]
-    boolean_options: ClassVar[list[str]] = ["inplace", "sanitize"]
+    boolean_options: ClassVar[list[str]] = ["inplace"]
 
     def initialize_options(self) -> None:
         self.inplace = False
-        self.sanitize = False
+        self.sanitizer: str | None = None
         self.editable_mode = False
         self.build_base: str | None = None
         self.build_lib: str | None = None
 
     def finalize_options(self) -> None:
         self.set_undefined_options("build", ("build_base", "build_base"), ("build_lib", "build_lib"))
+        if self.sanitizer not in (None, *cpu.SANITIZERS):
+            raise OptionError(f"--sanitizer={self.sanitizer} is not one of {', '.join(cpu.SANITIZERS)}")
 
     def run(self) -> None:
         base = Path(self.build_base or "build")
-        folder = base / ("native-sanitized" if self.sanitize else "native")
+        folder = base / ("native" if self.sanitizer is None else f"native-{self.sanitizer}")
         quiet = self.distribution.verbose < 1
         try:
-            native_build.build(ROOT, folder, self._destination(), sanitize=bool(self.sanitize), quiet=quiet)
+            native_build.build(ROOT, folder, self._destination(), sanitizer=self.sanitizer, quiet=quiet)
         except native_build.CannotBuild as reason:
             print(f"memformer_kernels without its native libraries: {reason}", file=sys.stderr, flush=True)
         except native_build.BuildFailed as failure:
             raise CompileError(str(failure)) from failure
 
     def _destination(self) -> Path:
-        if self.sanitize:
-            return Path(self.build_base or "build") / "sanitized"
+        if self.sanitizer is not None:
+            return Path(self.build_base or "build") / "sanitized" / self.sanitizer
         return ROOT / FOLDER if self.inplace or self.editable_mode else Path(self.build_lib or ".") / FOLDER
 
     def get_outputs(self) -> list[str]:

@@ -37,6 +37,7 @@ from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
 from memformer_kernels import build_info
 from memformer_lab.files import write_atomically
 
+# Help is given in words and never left to docstrings, which `python -OO` takes away.
 app = typer.Typer(add_completion=False)
 
 CPU = torch.device("cpu")
@@ -51,7 +52,10 @@ Backend = Annotated[
 Folder = Annotated[Path, typer.Option(help="Where the records go, one <device>-<what>.json each.")]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    help="Time every provider on each workload on the CPU, each behind a correctness gate; one table and record each.",
+)
 def bench(
     context: typer.Context,
     workload: Annotated[
@@ -62,7 +66,6 @@ def bench(
     quick: Quick = False,
     out: Folder = RESULTS,
 ) -> None:
-    """Time every provider on each workload on the CPU, each behind a correctness gate; one table and record each."""
     if context.invoked_subcommand:
         return
     names = workload or list(WORKLOADS)
@@ -87,7 +90,10 @@ def bench(
         console.print(f"{report.seconds:.0f} s; record: {path}", soft_wrap=True)
 
 
-@app.command("growth")
+@app.command(
+    "growth",
+    help="Time ours and the best peers against batch, context, layers and features; one record and one picture.",
+)
 def grow(
     axis: Annotated[
         list[str] | None, typer.Option(help=f"Any of {', '.join(a.field for a in growth.AXES)}; default all.")
@@ -97,7 +103,6 @@ def grow(
     json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "growth-cpu.json",
     figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "growth.png",
 ) -> None:
-    """Time ours and the best peers against batch, context, layers and features; one record and one picture."""
     fields = [a.field for a in growth.AXES]
     for field in axis or []:
         if field not in fields:
@@ -116,9 +121,8 @@ def grow(
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
 
 
-@app.command("trainer")
+@app.command("trainer", help="Whole optimiser steps, of one model and of twenty, beside PyTorch with its Adam.")
 def train(quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "trainer-cpu.json") -> None:
-    """Whole optimiser steps, of one model and of twenty, beside PyTorch with its Adam."""
     machine = measure_machine(CPU, quick=quick)
     found = trainer.measure(machine, rounds=3, compiled=False) if quick else trainer.measure(machine)
     write_json(json, trainer.as_record(found))
@@ -127,11 +131,10 @@ def train(quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS 
     console.print(f"record: {json}", soft_wrap=True)
 
 
-@app.command("overhead")
+@app.command("overhead", help="Hold a public call on one task against an empty registered operation, in the same run.")
 def call_overhead(
     backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "overhead-cpu.json"
 ) -> None:
-    """Hold a public call on one task against an empty registered operation, in the same run."""
     found = overhead.measure(_backend(backend), **({"rounds": 10, "calls": 5} if quick else {}))
     write_json(json, overhead.as_record(found))
     console = Console()
@@ -139,11 +142,10 @@ def call_overhead(
     console.print(f"record: {json}", soft_wrap=True)
 
 
-@app.command("floors")
+@app.command("floors", help="Say where the time between a backend and the memory's limit goes, on each workload.")
 def memory_floors(
     backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "floors-cpu.json"
 ) -> None:
-    """Say where the time between a backend and the memory's limit goes, on each workload."""
     name = _backend(backend)
     console = Console()
     machine = measure_machine(CPU, quick=quick)
@@ -155,14 +157,16 @@ def memory_floors(
     console.print(f"record: {json}", soft_wrap=True)
 
 
-@app.command("compare")
+@app.command(
+    "compare",
+    help="Run a record's sizes again and hold today's ratios to a peer against it; exit status 1 if one fell.",
+)
 def compare_with_records(
     record: Annotated[
         list[Path] | None, typer.Argument(help="Records of this command; default: the committed ones of the CPU.")
     ] = None,
     quick: Quick = False,
 ) -> None:
-    """Run a record's sizes again and hold today's ratios to a peer against it; exit status 1 if one fell."""
     console = Console()
     fell = False
     for path in record or COMMITTED:
@@ -192,7 +196,11 @@ def compare_with_records(
         raise typer.Exit(1)
 
 
-@app.command("dispatch")
+@app.command(
+    "dispatch",
+    help='Hold backend="auto" against every provider on every named workload; exit status 1 if it chose badly.\n\nThe '
+    "record is written after each workload, so that a run that was stopped goes on where it was.",
+)
 def check_dispatch(
     workload: Annotated[list[str] | None, typer.Option(help="Part of a workload's name; default all.")] = None,
     provider: Words = None,
@@ -201,10 +209,6 @@ def check_dispatch(
     json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
     figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "dispatch.png",
 ) -> None:
-    """Hold backend="auto" against every provider on every named workload; exit status 1 if it chose badly.
-
-    The record is written after each workload, so that a run that was stopped goes on where it was.
-    """
     chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
         raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
@@ -232,13 +236,16 @@ def check_dispatch(
         raise typer.Exit(1)
 
 
-@app.command("roofline")
+@app.command(
+    "roofline",
+    help="Time every kernel of this CPU and hold it against the machine's bandwidths and arithmetic; record and "
+    "picture.",
+)
 def draw_roofline(
     quick: Quick = False,
     json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "roofline-cpu.json",
     figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "roofline.png",
 ) -> None:
-    """Time every kernel of this CPU and hold it against the machine's bandwidths and arithmetic; record and picture."""
     console = Console()
     with console.status("measuring the machine") as status:
         machine = measure_machine(CPU, quick=quick)
@@ -249,11 +256,10 @@ def draw_roofline(
     console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
 
 
-@app.command("readme")
+@app.command("readme", help="Write the README's tables of figures anew from the committed records.")
 def write_readme(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if it differs.")] = False,
 ) -> None:
-    """Write the README's tables of figures anew from the committed records."""
     path = ROOT / "README.md"
     before = path.read_text(encoding="utf-8")
     after = readme.generate(before)
@@ -262,9 +268,11 @@ def write_readme(
     write_atomically(path, after.encode())
 
 
-@app.command("gpu-floors")
+@app.command(
+    "gpu-floors",
+    help="Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing.",
+)
 def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json") -> None:
-    """Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing."""
     rows = gpu_floors.sheet()
     write_json(json, gpu_floors.as_record(rows))
     console = Console()
@@ -272,7 +280,10 @@ def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULT
     console.print(f"record: {json}", soft_wrap=True)
 
 
-@app.command("blocks")
+@app.command(
+    "blocks",
+    help="Time linear attention against its peers over length, and the register update against the copy bandwidth.",
+)
 def time_blocks(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Quick = False,
@@ -282,7 +293,6 @@ def time_blocks(
     seconds: Annotated[float, typer.Option(help="Begin no case after so many seconds.")] = math.inf,
     figure: Annotated[Path | None, typer.Option(help="Draw time and memory over length, when all is there.")] = None,
 ) -> None:
-    """Time linear attention against its peers over length, and the register update against the copy bandwidth."""
     path = json or RESULTS / f"blocks-{device}.json"
     try:
         record = blocks_record.proceed(path, torch.device(device), quick, seconds)

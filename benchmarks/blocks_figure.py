@@ -1,15 +1,10 @@
 """Time and memory of attention over the length of the sequence, as one picture on logarithmic axes."""
 
-import io
-
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib.figure import Figure
 
 from benchmarks.blocks import HEADS, WIDTHS
 from benchmarks.blocks_record import Record
+from memformer_lab.pictures import encode
 
 _COLOURS = ("#1b7f4b", "#444444", "#b7791f", "#2b6cb0")
 
@@ -44,6 +39,4 @@ def draw(record: Record) -> bytes:
         f"Attention, forward + backward, {HEADS} heads of {WIDTHS[0]}, float32\n"
         f"{machine.gpu or machine.processor}, threads: {machine.threads}, torch {machine.torch}"
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+    return encode(figure)

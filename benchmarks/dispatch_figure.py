@@ -1,17 +1,13 @@
 """The automatic choice beside the best peer as one picture: a bar a workload, how many times as fast as that peer."""
 
-import io
 from collections.abc import Sequence
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 from matplotlib.figure import Figure
 
 from benchmarks.dispatch import Choice
 from benchmarks.record import Machine
 from benchmarks.table import figure as digits
+from memformer_lab.pictures import encode
 
 _OURS, _LOSS = "#1b7f4b", "#b83232"
 
@@ -50,6 +46,4 @@ def draw(machine: Machine, found: Sequence[Choice]) -> bytes:
         f"{machine.processor}, threads: {machine.threads}, torch {machine.torch}",
         fontsize=11,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return encode(figure)

@@ -1,11 +1,5 @@
 """Throughput as one picture: a panel per axis, ours, the best peer at each point, and the limits, on two logarithms."""
 
-import io
-
-import matplotlib
-
-matplotlib.use("Agg")
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter
@@ -13,6 +7,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 from benchmarks.growth import AXES, Axis, Point, held, points
 from benchmarks.record import Machine, Report, Timing
 from benchmarks.table import memory_floor_ms, operations_floor_ms
+from memformer_lab.pictures import encode
 
 _OURS, _PEER, _FLOOR = "#1b7f4b", "#444444", "#2b6cb0"
 _MARKERS = ("s", "^", "D", "v", "P", "X")
@@ -35,9 +30,7 @@ def draw(report: Report) -> bytes:
         "Throughput of a loss and its gradients in all parameters, LFOM, gamma per feature, float32: higher is better\n"
         f"{machine.processor}, threads: {machine.threads}, torch {machine.torch}; band: q10 to q90"
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return encode(figure)
 
 
 def _draw_axis(panel: Axes, axis: Axis, found: tuple[Point, ...], machine: Machine, markers: dict[str, str]) -> None:

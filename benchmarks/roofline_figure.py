@@ -1,11 +1,6 @@
 """The roofline as one picture: the machine's limits as lines, every kernel a numbered point, named beside it."""
 
-import io
 from collections.abc import Sequence
-
-import matplotlib
-
-matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +9,7 @@ from matplotlib.transforms import Bbox
 from benchmarks.record import Machine
 from benchmarks.roofline import Point
 from benchmarks.table import figure as digits
+from memformer_lab.pictures import encode
 
 _OURS, _TORCH, _FLOOR = "#1b7f4b", "#c05621", "#2b6cb0"
 
@@ -67,9 +63,7 @@ def draw(machine: Machine, points: Sequence[Point]) -> bytes:
         "Every kernel of the CPU against the limits measured in the same run: nearer to the line is better\n"
         f"{machine.processor}, threads: {machine.threads}, torch {machine.torch}; no CUDA or Triton kernel has run"
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return encode(figure)
 
 
 def _sides(ordered: Sequence[Point]) -> list[tuple[tuple[int, int], str]]:

@@ -1,8 +1,9 @@
 """What the examples share: a figure of loss curves, and the place of the docs' figures."""
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from memformer_lab.files import write_atomically
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -13,6 +14,8 @@ def draw(
     """Writes a small PNG of one loss curve a model, whole or not at all. Needs matplotlib."""
     from matplotlib.figure import Figure
 
+    from memformer_lab.pictures import encode
+
     figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axes = figure.subplots()
     for name, (steps, losses) in curves.items():
@@ -20,9 +23,4 @@ def draw(
     axes.set(title=title, xlabel="step", ylabel=loss, yscale="log" if log else "linear")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", metadata={"Software": None})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(drawn.getvalue())
-    temporary.replace(path)
+    write_atomically(path, encode(figure))

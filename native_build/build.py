@@ -15,11 +15,11 @@ from native_build.errors import BuildFailed, CannotBuild
 from native_build.tools import Toolchain, find_toolchain
 
 
-def build(root: Path, folder: Path, destination: Path, *, sanitize: bool = False, quiet: bool = False) -> None:
+def build(root: Path, folder: Path, destination: Path, *, sanitizer: str | None = None, quiet: bool = False) -> None:
     """Builds in `folder` what has changed and puts the libraries and records of what they hold into `destination`.
 
-    The sanitized build is of the CPU library alone. Raises CannotBuild, having left there a record of the reason and no
-    library, or BuildFailed.
+    A sanitizer, one of `cpu.SANITIZERS`, watches the CPU library, which is then built alone. Raises CannotBuild, having
+    left there a record of the reason and no library, or BuildFailed.
     """
     folder = folder.resolve()
     destination.mkdir(parents=True, exist_ok=True)
@@ -29,20 +29,20 @@ def build(root: Path, folder: Path, destination: Path, *, sanitize: bool = False
         _leave_out(destination / cpu.LIBRARY, destination / cpu.RECORD, reason)
         _leave_out(destination / cuda.LIBRARY, destination / cuda.RECORD, reason)
         raise
-    device = None if sanitize else _device(destination)
+    device = _device(destination) if sanitizer is None else None
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
-        lines = [*ninja.header(folder), *cpu.ninja_lines(root, folder, toolchain, sanitize)]
+        lines = [*ninja.header(folder), *cpu.ninja_lines(root, folder, toolchain, sanitizer)]
         if device is not None:
             lines += cuda.ninja_lines(root, folder, toolchain, device)
         _write_text(folder / "build.ninja", "\n".join(lines) + "\n")
         _run_ninja(root, folder, toolchain, quiet)
         _replace(folder / cpu.LIBRARY, destination / cpu.LIBRARY)
-        record = {
+        record: dict[str, object] = {
             "instruction_sets": [instruction_set.name for instruction_set in cpu.instruction_sets(platform.machine())],
             "compiler": toolchain.compiler_version(),
             "torch": toolchain.torch_version,
-            "sanitized": sanitize,
+            "sanitizer": sanitizer,
         }
         _write(destination / cpu.RECORD, record)
         if device is not None:

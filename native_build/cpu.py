@@ -23,8 +23,12 @@ COMMON_FLAGS = (
     *WARNINGS,
 )
 OPTIMISED = ("-O3",)
+SANITIZERS = {
+    "address": ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    "thread": ("-fsanitize=thread",),
+}
 # Unoptimised: watching every access of what -O1 inlines and unrolls takes the compiler several times as long.
-SANITIZED = ("-O0", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+SANITIZED = ("-O0", "-g1", "-fno-omit-frame-pointer")
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ def objects(root: Path, toolchain: Toolchain) -> Iterator[ninja.Object]:
         yield ninja.Object(source, f"binding/{source.stem}.o", flags)
 
 
-def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, sanitize: bool) -> list[str]:
-    """The rules of the library and everything it is made of."""
+def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, sanitizer: str | None) -> list[str]:
+    """The rules of the library and everything it is made of, watched by one of `SANITIZERS` or by none."""
     program = Path(shutil.which(toolchain.compiler[0]) or toolchain.compiler[0]).resolve()
-    mode = SANITIZED if sanitize else OPTIMISED
+    mode = OPTIMISED if sanitizer is None else (*SANITIZED, *SANITIZERS[sanitizer])
     # torch's libraries export pieces of the C++ library too: its own come first, so that nothing binds to torch's.
     libraries = ["-lstdc++", f"-L{toolchain.torch / 'lib'}", "-ltorch_cpu"]
     # A sanitizer's own symbols come from the process it runs in, not from a library that is linked.
-    closed = [] if sanitize else ["-Wl,--no-undefined"]
+    closed = ["-Wl,--no-undefined"] if sanitizer is None else []
     lines = [
         *ninja.compile_rule("compile", [*toolchain.compiler, *COMMON_FLAGS, *mode, "-Icsrc"]),
         *ninja.link_rule("link", [*toolchain.compiler, "-shared", "-pthread", "-Wl,-z,now", *mode, *closed], libraries),

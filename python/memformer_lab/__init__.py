@@ -7,16 +7,19 @@ literature's claims), `regressor` (a scikit-learn estimator), `profiling` (what 
 Everything uses the public names of `memformer_kernels` alone.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from memformer_lab.config import TrainingConfig
-from memformer_lab.estimates import Estimate
-from memformer_lab.evaluation import evaluate
-from memformer_lab.models import load_model
-from memformer_lab.state_file import load_state, save_state
-from memformer_lab.tasks import GaussianTasks, StandardisedTasks
-from memformer_lab.trainer import TrainingDiverged
-from memformer_lab.training import continue_training, train
+if TYPE_CHECKING:
+    from memformer_lab.config import TrainingConfig
+    from memformer_lab.estimates import Estimate
+    from memformer_lab.evaluation import evaluate
+    from memformer_lab.models import load_model
+    from memformer_lab.regressor import MemformerRegressor
+    from memformer_lab.state_file import load_state, save_state
+    from memformer_lab.tasks import GaussianTasks, StandardisedTasks
+    from memformer_lab.trainer import TrainingDiverged
+    from memformer_lab.training import continue_training, train
 
 __all__ = [
     "Estimate",
@@ -33,14 +36,28 @@ __all__ = [
     "train",
 ]
 
-if TYPE_CHECKING:
-    from memformer_lab.regressor import MemformerRegressor
+_PLACES = {
+    "Estimate": "estimates",
+    "GaussianTasks": "tasks",
+    "MemformerRegressor": "regressor",
+    "StandardisedTasks": "tasks",
+    "TrainingConfig": "config",
+    "TrainingDiverged": "trainer",
+    "continue_training": "training",
+    "evaluate": "evaluation",
+    "load_model": "models",
+    "load_state": "state_file",
+    "save_state": "state_file",
+    "train": "training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported at use: scikit-learn takes seconds to import and only this name needs it.
-    if name == "MemformerRegressor":
-        from memformer_lab.regressor import MemformerRegressor
-
-        return MemformerRegressor
+    # Imported at use: the command must be able to say what Ctrl-C does before anything takes seconds to import.
+    if name in _PLACES:
+        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,7 +27,7 @@ def format_of(path: Path) -> str:
 
 
 def encode(figure: Figure, form: str = "png") -> bytes:
-    """The figure in one of `FORMATS`."""
+    """The figure in one of `FORMATS`; a PNG does not say which matplotlib has drawn it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form)
+    figure.savefig(buffer, format=form, metadata={"Software": None} if form == "png" else None)
     return buffer.getvalue()

@@ -43,6 +43,8 @@ def read_frame(
 ) -> pd.DataFrame:
     """Read a table with a header line, every row as wide as that; columns that are no numbers come as text.
 
+    Lines of blanks and separators alone, before the header or after the last row, are no part of it.
+
     Args:
         path: a file of text, or one that is compressed (.gz, .bz2, .xz).
         separator: one character; None: the one of `SEPARATORS` that cuts the first lines best.
@@ -60,7 +62,9 @@ def read_frame(
     text = _decode(path, encoding)
     try:
         sign = separator or max(SEPARATORS, key=lambda one: _fit(text, one))
-        names = _check_rows(path, text, sign)
+        extent = _extent(text, sign)
+        names = _check_rows(path, text, sign, extent)
+        text = "".join(islice(io.StringIO(text, newline=""), *extent))
         if decimal is not None or sign == ",":
             return _parse(path, text, sign, decimal or ".", names)
         points, commas = (_parse(path, text, sign, one, names) for one in _DECIMALS)
@@ -108,15 +112,30 @@ def _decode(path: Path, encoding: str | None) -> str:
 
 
 def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """The rows that hold anything, each with the number of the line it ends on."""
+    """All rows, each with the number of the line it ends on."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-    return ((reader.line_num, row) for row in reader if row)
+    return ((reader.line_num, row) for row in reader)
+
+
+def _holds(row: list[str]) -> bool:
+    """Whether there is anything between the separators: spreadsheets write rows of nothing else."""
+    return any(map(str.strip, row))
+
+
+def _extent(text: str, separator: str) -> tuple[int, int]:
+    """How many lines are before the first row that holds anything, and up to the end of the last."""
+    begin = end = before = 0
+    for line, row in _rows(text, separator):
+        if _holds(row):
+            begin, end = begin if end else before, line
+        before = line
+    return begin, end
 
 
 def _fit(text: str, separator: str) -> tuple[bool, bool, float, int]:
     """How well a separator cuts the first lines: into several fields, as many in each, of numbers, of many."""
     try:
-        header, *rows = [row for _, row in islice(_rows(text, separator), _LOOKED_AT)]
+        header, *rows = [row for _, row in islice(_rows(text, separator), _LOOKED_AT) if _holds(row)]
     except (csv.Error, ValueError):
         return False, False, 0.0, 0
     several, cells = len(header) > 1, [cell for row in rows for cell in row]
@@ -124,9 +143,10 @@ def _fit(text: str, separator: str) -> tuple[bool, bool, float, int]:
     return several and all(len(row) == len(header) for row in rows), several, numbers, len(header)
 
 
-def _check_rows(path: Path, text: str, separator: str) -> list[str]:
+def _check_rows(path: Path, text: str, separator: str, extent: tuple[int, int]) -> list[str]:
     """The header's names; every row must be as wide, since a wider one would shift the columns."""
-    rows = _rows(text, separator)
+    begin, end = extent
+    rows = ((line, row) for line, row in _rows(text, separator) if begin < line <= end)
     _, header = next(rows, (0, []))
     if not header:
         raise ValueError(f"{path} is not a CSV table: it is empty")
@@ -134,6 +154,8 @@ def _check_rows(path: Path, text: str, separator: str) -> list[str]:
     if twice:
         raise ValueError(f"{path} has more than one column of the name {quoted(twice)}, expected every name once")
     for line, row in rows:
+        if not _holds(row):
+            raise ValueError(f"{path}, line {line}: it is blank, expected no blank line before the last row")
         if len(row) != len(header):
             raise ValueError(
                 f"{path}, line {line}: {len(row)} fields, expected {len(header)} as in the header "

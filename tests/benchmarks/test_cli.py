@@ -1,6 +1,8 @@
 """`python -m benchmarks` and its commands from end to end on tiny batches."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +101,16 @@ def test_floors_records_both_workloads(tmp_path: Path, monkeypatch: pytest.Monke
     assert [profile["workload"]["name"] for profile in record["profiles"]] == ["W", "W_full"]
     assert {profile["backend"] for profile in record["profiles"]} == {"torch"}
     assert "reading the tokens" in output
+
+
+def test_help_does_not_live_in_docstrings() -> None:
+    """`python -OO` takes those away."""
+    words = "import json, typer; from benchmarks.__main__ import app; group = typer.main.get_command(app); "
+    words += "print(json.dumps([group.help, *(command.help for command in group.commands.values())]))"
+    done = subprocess.run([sys.executable, "-OO", "-c", words], capture_output=True, text=True, check=True)
+    helps = json.loads(done.stdout)
+    assert len(helps) > 10
+    assert all(helps)
+    shown = " ".join(invoke("--help").replace("│", " ").split())
+    assert helps[0] in shown
+    assert all(" ".join(text.splitlines()[0].split()) in shown for text in helps)

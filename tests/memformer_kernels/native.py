@@ -1,5 +1,6 @@
 """What tests of the native CPU kernels share: instruction sets, layouts of tokens, gradients."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,10 +10,14 @@ from torch import Tensor
 from memformer_kernels import library
 from tests.memformer_kernels.cases import normal, seeded
 
-if library.status("cpu").path is None:
+_PATH = library.status("cpu").path
+if _PATH is None:
     pytest.skip(library.status("cpu").reason, allow_module_level=True)
 library.load("cpu")
 NATIVE = torch.ops.memformer_native
+
+PATIENCE = 50 if json.loads(_PATH.with_suffix(".json").read_text(encoding="utf-8")).get("sanitizer") else 1
+"""How many times as long as usual a kernel may take: one that a sanitizer watches is not optimised."""
 
 
 def _sets() -> list[str]:

@@ -1,4 +1,4 @@
-"""Ctrl-C on `memformer-lab train`: it ends soon, quietly, and goes on to the trace of a run that was never stopped."""
+"""Ctrl-C on `memformer-lab`: it ends soon, quietly, and a run goes on to the trace of one that was never stopped."""
 
 import os
 import signal
@@ -23,6 +23,43 @@ def _train(folder: Path, *options: str) -> "subprocess.Popen[str]":
     )
 
 
+SLEEPS = {
+    "waits": "time.sleep(60)",
+    "catches all": "try:\n    time.sleep(60)\nexcept BaseException:\n    time.sleep(60)",
+    "turns it into another error": "try:\n    time.sleep(60)\nexcept BaseException:\n    raise ImportError('broken')",
+}
+
+
+@pytest.mark.parametrize("code", SLEEPS.values(), ids=SLEEPS)
+@pytest.mark.parametrize("imported", ["torch", "typer"])
+@pytest.mark.parametrize("start", ["-m memformer_lab", "-c from memformer_lab.__main__ import main; main()"])
+def test_ctrl_c_while_packages_are_imported_says_nothing(tmp_path: Path, start: str, imported: str, code: str) -> None:
+    begun = tmp_path / "begun"
+    (tmp_path / f"{imported}.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\n{code}\n")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    running = subprocess.Popen(
+        [sys.executable, *start.split(" ", 1), "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    deadline = time.monotonic() + 200
+    while not begun.exists():
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said, _ = running.communicate(timeout=30)
+    assert said == ""
+    assert running.returncode == 130
+
+
+def test_the_installed_command_is_the_one_that_is_started_here() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'memformer-lab = "memformer_lab.__main__:main"' in project
+
+
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "run"
@@ -37,7 +74,7 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, backend: str) -> None:
     begin = time.monotonic()
     _, errors = running.communicate(timeout=60)
     assert time.monotonic() - begin < 5
-    assert running.returncode not in (0, -signal.SIGINT)
+    assert running.returncode == 130
     assert "Traceback" not in errors
     assert len([line for line in errors.splitlines() if line.strip()]) <= 1
     kept = checkpoint.load(folder / CHECKPOINT).step

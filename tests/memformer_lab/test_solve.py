@@ -167,6 +167,39 @@ def test_rows_wider_than_the_header_are_refused(separator: str, tmp_path: Path) 
     assert not (tmp_path / "plot.png").exists()
 
 
+BLANKS = ["", "   ", "{0}{0}", " {0} {0} ", "{0}{0}{0}{0}{0}", '""{0}""{0}""', "{0}"]
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_blank_lines_around_a_table_are_no_part_of_it(separator: str, blank: str, end: str, tmp_path: Path) -> None:
+    lines, line = _written(separator).splitlines(), blank.format(separator)
+    paths = [tmp_path / name for name in ("plain.csv", "one.csv", "more.csv", "unended.csv", "before.csv")]
+    texts = [lines, [*lines, line], [*lines, line, line, "", line], [*lines, line], [line, "", *lines]]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes((end.join(text) + ("" if path.stem == "unended" else end)).encode())
+    expected, *others = (read_table(path, "y") for path in paths)
+    assert len(expected.y) == 20
+    for found in others:
+        assert np.array_equal(found.x, expected.x)
+        assert np.array_equal(found.y, expected.y)
+
+
+@pytest.mark.parametrize("blank", BLANKS)
+def test_a_blank_line_between_rows_is_refused_by_its_number(blank: str, tmp_path: Path) -> None:
+    lines = _written(";").splitlines()
+    for place in (1, 8, 20):
+        text = "\n".join([*lines[:place], blank.format(";"), *lines[place:], ""])
+        _assert_refused(_solve_text(text, tmp_path), f"data.csv, line {place + 1}: it is blank")
+    assert not (tmp_path / "plot.png").exists()
+
+
+def test_a_table_of_blank_lines_is_empty(tmp_path: Path) -> None:
+    for text in ("\n\n", " \n"):
+        _assert_refused(_solve_text(text, tmp_path), "data.csv is not a CSV table: it is empty")
+
+
 @pytest.mark.parametrize("names", [("y", "b", "y"), ("a", "a", "y"), ("a", "y ", "y"), ("", "", "y")])
 def test_a_name_that_is_there_twice_is_refused(names: tuple[str, ...], tmp_path: Path) -> None:
     """The second of two targets would be a feature that says it all."""

@@ -5,6 +5,7 @@ strides.
 """
 
 import ctypes
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -23,14 +24,17 @@ FORWARD, BACKWARD, LOSS, LOSS_BACKWARD = range(4)
 
 
 def compile_blocks(name: str, folder: Path) -> ctypes.CDLL:
-    """The host build of tests/native/host_blocks/<name>.cpp, loaded."""
+    """The host build of tests/native/host_blocks/<name>.cpp, loaded; CXXFLAGS of the environment come last."""
     library = folder / f"{name}.so"
     command = [
         str(COMPILER),
         *("-std=c++17", "-O1", "-shared", "-fPIC", "-Wno-unknown-pragmas"),
+        *os.environ.get("CXXFLAGS", "").split(),
         *("-I", str(ROOT / "csrc"), "-I", str(BLOCKS), str(BLOCKS / f"{name}.cpp"), "-o", str(library)),
     ]
-    subprocess.run(command, check=True, capture_output=True, text=True)
+    # What is loaded before this process, a sanitizer, would only slow the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return ctypes.CDLL(str(library))
 
 

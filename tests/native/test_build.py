@@ -41,12 +41,27 @@ def test_kernels_are_compiled_once_per_instruction_set_and_the_rest_once(source:
     assert set(_times(source)) == {f"{name}/scale.o" for name in NAMES} | {"cpu/driver.o"}
     record = _record(source)
     assert record["instruction_sets"] == NAMES
-    assert not record["sanitized"]
+    assert record["sanitizer"] is None
     assert (source / LIB / cpu.LIBRARY).is_file()
     defined = subprocess.run(
         ["nm", "-C", "--defined-only", source / LIB / cpu.LIBRARY], capture_output=True, text=True, check=True
     )
     assert {name for name in NAMES if f"memformer::{name}::scale" in defined.stdout} == set(NAMES)
+
+
+@needs_compiler
+def test_a_sanitizer_watches_a_library_of_its_own(source: Path, setup: Build) -> None:
+    for sanitizer, symbol in (("address", "__asan_"), ("thread", "__tsan_")):
+        done = setup("build_native", f"--sanitizer={sanitizer}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        folder = source / "build" / "sanitized" / sanitizer
+        assert json.loads((folder / cpu.RECORD).read_text())["sanitizer"] == sanitizer
+        symbols = subprocess.run(["nm", folder / cpu.LIBRARY], capture_output=True, text=True, check=True)
+        assert symbol in symbols.stdout
+    assert not (source / LIB).exists()
+    refused = setup("build_native", "--sanitizer=memory")
+    assert refused.returncode != 0
+    assert "--sanitizer=memory is not one of address, thread" in refused.stderr
 
 
 @needs_compiler
