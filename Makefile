@@ -42,9 +42,10 @@ gpu:
 
 install: native
 
-# The native library from csrc, in the source tree. Asks ninja every time, which takes no time when nothing changed.
+# The native library from csrc, and the virtual GPU's, in the source tree. Asks ninja every time, which takes no time when nothing changed.
 native: $(INSTALLED)
 	$(BIN)/python setup.py -q build_native --inplace
+	PYTHONPATH=python $(BIN)/python -c 'from virtual_gpu.build import main; main()'
 
 # torch and the build tools come first, so that the package itself is built against the torch it will run with.
 $(INSTALLED): pyproject.toml setup.py constraints.txt

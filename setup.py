@@ -116,7 +116,8 @@ setup(
     cmdclass={"build": BuildWithNative, "build_native": BuildNative, "bdist_wheel": Wheel},
     packages=[
         *find_packages(include=["memformer_kernels", "memformer_kernels.*"]),
-        *find_packages("python"),
+        # The virtual GPU is a tool of this tree's tests: no installed package has it.
+        *find_packages("python", include=["memformer_lab", "memformer_lab.*"]),
     ],
     package_dir={"memformer_lab": "python/memformer_lab"},
     package_data={"memformer_kernels": ["py.typed"], "memformer_lab": ["py.typed", "data/*.safetensors"]},

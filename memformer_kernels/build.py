@@ -18,6 +18,9 @@ from memformer_kernels.version import __version__
 
 _OLDEST_TRITON = "3.5"
 
+OLDEST_GENERATION = 8
+"""Major compute capability of the oldest GPUs that the CUDA library can be built for (native_build/cuda.py)."""
+
 
 @dataclass(frozen=True)
 class BackendInfo:
@@ -102,13 +105,22 @@ _AVAILABLE = {
 }
 
 
+VIRTUAL = False
+"""Whether the CUDA library runs on a virtual GPU, as tests let it: tensors of the host then count as a GPU's."""
+
+
+def place(device: str) -> str:
+    """What plans take a kind of device for."""
+    return "cuda" if VIRTUAL else device
+
+
 def present() -> tuple[bool, ...]:
     """All that plans know of the build: for every backend whether it is available."""
-    return tuple(_AVAILABLE.values())
+    return (*_AVAILABLE.values(), VIRTUAL)
 
 
 def available(backend: str) -> bool:
-    """Whether a backend is built and can run on tensors of a device that it serves."""
+    """Whether a backend is built for this torch: what a tensor on a device that it serves needs to run there."""
     return _AVAILABLE.get(backend, False)
 
 
@@ -118,31 +130,49 @@ def _cuda_info() -> BackendInfo:
         return BackendInfo("cuda", False, (), found.reason)
     if torch.version.cuda is None:
         return BackendInfo("cuda", False, (), f"{found.reason}, but torch {torch.__version__} is one without CUDA")
+    fault = _driver_fault(found.driver)
+    if fault is None and not torch.cuda.is_available():
+        fault = "no NVIDIA GPU that torch can use"
+    if fault is not None:
+        return BackendInfo("cuda", False, (), f"{found.reason}, but {fault}")
     return BackendInfo("cuda", True, found.instruction_sets, found.reason)
 
 
-@functools.cache
-def _look_for_cuda_fault() -> str | None:
-    found = library.status("cuda")
+def _driver_fault(needed: int) -> str | None:
     driver = _driver_version()
-    if driver < found.driver:
+    if driver == 0:
+        return "there is no NVIDIA driver here: install one"
+    if driver < needed:
         return (
-            f"the CUDA library needs a driver for CUDA {found.driver // 1000}, the one here is for "
+            f"the CUDA library needs a driver for CUDA {needed // 1000}, the one here is for "
             f"{driver // 1000}.{driver % 1000 // 10}: update the driver, or build with an nvcc of CUDA {driver // 1000}"
         )
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        if not serves(found.instruction_sets, major, minor):
-            return (
-                f"the CUDA library holds {', '.join(found.instruction_sets)}, and a GPU here is of capability "
-                f"{major}.{minor}: build with TORCH_CUDA_ARCH_LIST={major}.{minor} (8.0 or newer)"
-            )
     return None
 
 
-def cuda_fault() -> str | None:
-    """Why the CUDA library cannot run on the GPUs of this process, with the mend. Asked when a tensor lies on one."""
-    return _look_for_cuda_fault()
+@functools.cache
+def _look_for_cuda_fault(index: int) -> str | None:
+    found = library.status("cuda")
+    fault = _driver_fault(found.driver)
+    if fault is not None:
+        return fault
+    major, minor = torch.cuda.get_device_capability(index)
+    if serves(found.instruction_sets, major, minor):
+        return None
+    if major < OLDEST_GENERATION:
+        return (
+            f"the CUDA library serves GPUs from compute capability {OLDEST_GENERATION}.0 on, GPU {index} is of "
+            f"{major}.{minor}: backend='auto' serves it too"
+        )
+    return (
+        f"the CUDA library holds {', '.join(found.instruction_sets)}, and GPU {index} is of capability "
+        f"{major}.{minor}: build with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+    )
+
+
+def cuda_fault(index: int = 0) -> str | None:
+    """Why the CUDA library cannot run on a GPU of this process, with the mend. Asked when a tensor lies on it."""
+    return _look_for_cuda_fault(index)
 
 
 # As torch.compiler.assume_constant_result does, without importing the compiler: one that traces a call takes the
@@ -189,8 +219,22 @@ def _triton_status() -> tuple[bool, str]:
     return True, "fused kernels, compiled at their first call"
 
 
-def require(backend: str, device: str) -> None:
-    """Raises RuntimeError, with the mend, for a backend that cannot run here, or not on tensors of this device."""
+def _triton_serves_host() -> bool:
+    """Whether Triton's kernels run on CPU tensors in this process, in its interpreter or through its active driver."""
+    if INTERPRETS or _triton_fault() is not None:
+        return INTERPRETS and available("triton")
+    from memformer_kernels.kernels.launch import serves_host
+
+    return serves_host()
+
+
+def require(backend: str, device: str, index: int = 0) -> None:
+    """Raises RuntimeError, with the mend, for a backend that cannot run here, or not on tensors of this device.
+
+    device: what `place` says; index: which one of that kind.
+    """
+    if backend == "triton" and device == "cpu" and _triton_serves_host():
+        return
     if not available(backend):
         reason = build_info().backends[backend].reason
         raise RuntimeError(f"backend={backend!r} is not available: {reason}. See memformer_kernels.build_info().")
@@ -203,10 +247,10 @@ def require(backend: str, device: str) -> None:
             raise RuntimeError(
                 f"backend='cuda' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both"
             )
-        fault = cuda_fault()
+        fault = cuda_fault(index)
         if fault is not None:
             raise RuntimeError(f"backend='cuda' is not available: {fault}")
-    if backend == "triton" and device != "cuda" and not INTERPRETS:
+    if backend == "triton" and device != "cuda":
         raise RuntimeError(
             f"backend='triton' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both, and "
             "TRITON_INTERPRET=1, set before this package is first imported, runs the kernels in Triton's interpreter"

@@ -101,7 +101,8 @@ def _plan_gram(a: dict[str, Any]) -> plan.Plan:
     tokens = problem.check_tokens(a["z"])
     lengths = problem.check_context(a["context"], tokens)[1]
     _check_lengths(lengths, tokens, 0)
-    return plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, tokens.device.type)
+    device, number = tokens.device.type, tokens.device.index or 0
+    return plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, device, number)
 
 
 def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:

@@ -217,7 +217,8 @@ def _settle_layer(*arguments: Any) -> Settled:
 def _settle_gram(z: Tensor, context: int | Tensor | None) -> Settled:
     tokens = problem.check_tokens(z)
     count, lengths = problem.check_context(context, tokens)
-    chosen = plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, tokens.device.type)
+    device, number = tokens.device.type, tokens.device.index or 0
+    chosen = plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, device, number)
     return Settled(count, lengths, 0, chosen.algorithm, chosen.backend)
 
 

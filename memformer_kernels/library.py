@@ -85,3 +85,12 @@ def load(name: str) -> None:
             _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {_rebuild(name)}"
             raise RuntimeError(f"the native {name} library is not available: {_failed[name]}") from error
         _loaded.add(name)
+
+
+def operators(name: str) -> Any:
+    """The native operators, callable by name once their library is loaded; tensors decide which library runs.
+
+    Raises RuntimeError with the mend if the library is missing or does not load.
+    """
+    load(name)
+    return torch.ops.memformer_native

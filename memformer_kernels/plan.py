@@ -57,6 +57,7 @@ HEAD_WIDTH = 256
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     """The plan of a stack, a prediction or a loss."""
     check_choice("algorithm", algorithm, ALGORITHMS)
+    problem = problem._replace(device=build.place(problem.device))
     algorithm, why = _algorithm(problem, algorithm)
     regime = _regime(problem, algorithm)
     on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
@@ -64,33 +65,39 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
         regime, on_triton = "tile", _SPREAD
     if problem.structure == "response-only" and _counted(problem.tokens, problem.width, ragged=False):
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
-    backend, where = _backend(backend, problem.device, regime, on_triton)
+    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
 def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
+    problem = problem._replace(device=build.place(problem.device))
     regime = _regime(problem, "token")
     if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
         regime = "tile"
-    backend, where = _backend(backend, problem.device, regime, _on_triton(problem, "token", vectors=False))
+    backend, where = _backend(
+        backend, problem.device, problem.number, regime, _on_triton(problem, "token", vectors=False)
+    )
     return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
 
 
-def plan_gram(tokens: int, width: int, ragged: bool, device: str) -> Plan:
+def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 0) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
+    device = build.place(device)
     # A matrix of one number is as tiny; only a network needs a feature beside it.
     regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
-    backend, where = _backend("auto", device, regime, _ONE_PASS if width <= TILE_WIDTH else None)
+    backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
+    problem = problem._replace(device=build.place(problem.device))
     regime = _gram_regime(problem.weights + 1)
     if problem.weights <= WIDE_WEIGHTS:
         regime = _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
-    backend, where = _backend(backend, problem.device, regime, _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None)
+    on_triton = _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None
+    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
@@ -165,15 +172,15 @@ _ONE_PASS = "one Triton kernel streams the context"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 
 
-def _backend(requested: str, device: str, regime: str, on_triton: str | None) -> tuple[str, str]:
+def _backend(requested: str, device: str, index: int, regime: str, on_triton: str | None) -> tuple[str, str]:
     check_choice("backend", requested, BACKENDS)
     tiny, wide = regime.startswith("tiny"), regime.startswith("wide")
     if requested != "auto":
-        build.require(requested, device)
+        build.require(requested, device, index)
         if requested in ("cpu", "cuda") and not (tiny or wide):
             return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
         return requested, "the backend was asked for"
-    if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault() is None:
+    if device == "cuda" and tiny and build.available("cuda") and build.cuda_fault(index) is None:
         return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and on_triton is None:
         return "torch", "torch's batched matrix products serve what is too wide for one program"

@@ -36,7 +36,8 @@ class Problem(NamedTuple):
 
     structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
     is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: the
-    labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device: the kind the tasks are on.
+    labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the
+    kind of device the tasks are on, and which one of that kind.
     """
 
     tokens: int
@@ -49,15 +50,17 @@ class Problem(NamedTuple):
     context: int
     lengths: Tensor | None
     device: str
+    number: int = 0
 
 
 class QuadraticProblem(NamedTuple):
-    """What a learned first-order method's arguments are: quadratics in d weights, L layers, on a kind of device."""
+    """What a learned first-order method's arguments are: quadratics in d weights, L layers, and where they are."""
 
     weights: int
     layers: int
     rule: str
     device: str
+    number: int = 0
 
 
 def describe(value: object) -> str:
@@ -173,7 +176,9 @@ def check_network(
             reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
-    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, tokens.device.type)
+    where = tokens.device
+    kind, number = where.type, where.index or 0
+    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number)
 
 
 def check_target(target: object, z: Tensor, queries: int) -> Tensor:
@@ -242,6 +247,7 @@ def check_layer(
         context=count,
         lengths=lengths,
         device=tokens.device.type,
+        number=tokens.device.index or 0,
     )
 
 
@@ -280,7 +286,7 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             _same_device(name, tensor, matrices)
-    return QuadraticProblem(weights=weights, layers=layers, rule=rule, device=matrices.device.type)
+    return QuadraticProblem(weights, layers, rule, matrices.device.type, matrices.device.index or 0)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> str:

@@ -26,7 +26,7 @@ OLDEST_NVCC = (12, 0)
 OLDEST_GENERATION = 8
 """The first with asynchronous copies to shared memory."""
 
-BULK_COPIES = ("response_gram", "quadratics")
+BULK_COPIES = ("response_gram", "quadratics", "thread_gram")
 """How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/stage.cuh)."""
 
 CLUSTERS = ("train",)
@@ -34,6 +34,11 @@ CLUSTERS = ("train",)
 
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
+
+
+def reads_alike(source: Path) -> bool:
+    """Whether a source reads the same on all architectures."""
+    return not source.name.startswith((*BULK_COPIES, *CLUSTERS))
 
 
 @dataclass(frozen=True)
@@ -162,8 +167,7 @@ def objects(root: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Obje
     """csrc/cuda, a kernel instantiation a file, and csrc/binding/cuda; only the binding sees torch."""
     for source in ninja.sources(root, "csrc/cuda", "**/*.cu"):
         place = source.relative_to("csrc").with_suffix(".o")
-        alike = not source.name.startswith((*BULK_COPIES, *CLUSTERS))
-        yield ninja.Object(source, str(place), (*cuda.flags(alike), *DEVICE_FLAGS))
+        yield ninja.Object(source, str(place), (*cuda.flags(reads_alike(source)), *DEVICE_FLAGS))
     include = toolchain.torch / "include"
     headers = ("-isystem", str(include), "-Xcompiler", f"-fmacro-prefix-map={include}/=")
     for source in ninja.sources(root, "csrc/binding/cuda"):

@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch.utils import deterministic
 
+from tests.compiled import run_elsewhere
+
 # Without a GPU Triton's kernels run in its interpreter, which must be chosen before anything imports triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """Tests with the mark `compiled` run where kernels are compiled."""
+    return run_elsewhere(item, nextitem)
 
 
 @pytest.fixture(autouse=True)

@@ -35,6 +35,13 @@ int allow_shared() {
   return 0;
 }
 
+// Brings a kernel's code to the current device, which the driver else does when it is first launched.
+template <class Kernel>
+int load_kernel() {
+  cudaFuncAttributes unused;
+  return cudaFuncGetAttributes(&unused, run_kernel<Kernel>);
+}
+
 // Blocks of a kernel that a multiprocessor holds at a time.
 template <class Kernel>
 int64_t resident_blocks(int64_t shared_bytes, const Launch& launch) {
@@ -59,6 +66,7 @@ template <class Kernel>
 int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int64_t shared_bytes,
                   const Launch& launch) {
   if (work == 0) return 0;
+  if (launch.rehearsal) return load_kernel<Kernel>();
   if (const int error = allow_shared<Kernel>()) return error;
   const int64_t fit = resident_blocks<Kernel>(shared_bytes, launch) * launch.multiprocessors;
   const int64_t grid = work < fit ? work : fit;
@@ -71,6 +79,7 @@ template <class T>
 int launch_totals(const Partials<T>& partials, const Parameters& parameters, int64_t tasks, double loss_scale,
                   const Launch& launch) {
   using Kernel = Totals<T>;
+  if (launch.rehearsal) return load_kernel<Kernel>();
   const cudaLaunchConfig_t config = launch_config<Kernel>(total_groups(tasks), Kernel::shared_bytes, launch);
   const typename Kernel::Arguments arguments{partials, parameters, loss_scale, divided_up(tasks, block_tasks)};
   return cudaLaunchKernelEx(&config, run_kernel<Kernel>, arguments);

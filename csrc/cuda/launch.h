@@ -63,6 +63,7 @@ struct Launch {
   int capability = 0;                    // 80, 90, 100
   void* scratch = nullptr;               // device memory, 256-byte aligned, of the size below; uninitialised
   int64_t scratch_bytes = 0;
+  bool rehearsal = false;                // the kernels of a call are loaded, and none runs
 };
 
 // Bytes of scratch that a call needs; depends on its sizes alone. -1: the sizes are beyond this kernel.

@@ -78,7 +78,7 @@ class QuadraticsKernel {
   }
 
   template <class Tile>
-  static MEMFORMER_DEVICE void start(const Arguments& call, const Tile& tile, int64_t first) {
+  static MEMFORMER_DEVICE void start(const Arguments& call, Tile& tile, int64_t first) {
     if (first < call.tasks) tile.start(call.h, first, tasks_from(call, first), 0, call.d);
   }
 

@@ -191,6 +191,7 @@ struct ResponseTokens {
       return;
     }
     if (!is_backward(network)) return;
+    team.sync();  // lanes of a team have written the same residuals, each of which they read again
 
     const bool wants_z = network.grad_z.data != nullptr;
     if (rows.stack) {

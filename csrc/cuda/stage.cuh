@@ -92,6 +92,7 @@ struct Tile {
   char* cells;
   Arrivals* arrivals;
   unsigned phase = 0;
+  bool by_words = false;  // how the last copy was started
 
   // Once, before a barrier of the block.
   MEMFORMER_DEVICE void make() const {
@@ -103,20 +104,24 @@ struct Tile {
 
   // Starts copying rows [first_row, first_row + rows) of `tasks` tasks from `first` on. No thread may still be reading
   // the tile.
-  MEMFORMER_DEVICE void start(const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) const {
+  MEMFORMER_DEVICE void start(const TokenArray& tokens, int64_t first, int tasks, int first_row, int rows) {
     const char* const from = tokens.data + first * tokens.stride[0] + first_row * tokens.stride[1];
     const int64_t step = tokens.stride[0];
     const int bytes = rows * layout.row_bytes;
     const bool together = tokens.rows_together && step == bytes && bytes == layout.task_bytes;
     const int64_t place = static_cast<int64_t>(reinterpret_cast<uintptr_t>(from));
+    by_words = false;
     if (together && place % 16 == 0) return start_together(from, tasks * bytes, tokens.number_bytes);
-    const int word = vector_bytes(place | step | bytes | layout.task_bytes);
-    start_apart(*this, tokens, from, tasks, rows, tokens.rows_together ? word : 1);
+    const int word = tokens.rows_together ? vector_bytes(place | step | bytes | layout.task_bytes) : 1;
+    by_words = word >= 4 && !(Block::has_bulk_copies && word == 16);
+    start_apart(*this, tokens, from, tasks, rows, word);
   }
 
-  // Waits for what was started last: then all threads see it, the numbers that other threads have copied themselves too.
+  // Waits for what was started last: then all threads see it, the numbers that other threads have copied themselves too,
+  // and bulk copies that are started later come after it.
   MEMFORMER_DEVICE void wait() {
     block.wait(arrivals, phase & 1);
+    if (by_words) block.fence_copies();
     block.sync();
     ++phase;
   }
@@ -185,7 +190,10 @@ struct Tile {
   MEMFORMER_DEVICE void start_together(const char* from, int bytes, int number_bytes) const {
     const int whole = bytes & ~15;
     const int rest = whole + block.thread() * number_bytes;
-    if (rest < bytes) copy_number(cells + rest, from + rest, number_bytes);
+    if (rest < bytes) {
+      copy_number(cells + rest, from + rest, number_bytes);
+      block.fence_copies();
+    }
     if constexpr (Block::has_bulk_copies) {
       if (block.thread() == 0) {
         block.arrive_and_expect(arrivals, static_cast<unsigned>(whole));
@@ -225,6 +233,7 @@ struct Tile {
     each_number(tokens, tasks, rows, [&](int64_t outside, int inside) {
       copy_number(cells + inside, from + outside, tokens.number_bytes);
     });
+    block.fence_copies();
     block.arrive(arrivals);
   }
 

@@ -68,13 +68,15 @@ struct Slots {
 
   MEMFORMER_DEVICE void empty() {
     block.sync_warp();
-    const T* const from = cells + block.lane() / 4 * slot_pitch + block.lane() % 4 * 8;
+    if (used == 0) return;
+    const int slot = block.lane() / 4;
+    const T* const from = cells + (slot < used ? slot : 0) * slot_pitch + block.lane() % 4 * 8;
     const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
     T sum =
         ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
     sum += block.shuffle_xor(sum, 1);
     sum += block.shuffle_xor(sum, 2);
-    if (block.lane() % 4 == 0 && block.lane() / 4 < used) totals[mine] += sum;
+    if (block.lane() % 4 == 0 && slot < used) totals[mine] += sum;
     block.sync_warp();
     used = 0;
   }

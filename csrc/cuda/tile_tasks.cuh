@@ -25,7 +25,7 @@ struct TileTasks {
   bool real = false;
 
   // Lets the tile of the tasks from `first` on come in, if there are any.
-  MEMFORMER_DEVICE void start(int64_t first) const {
+  MEMFORMER_DEVICE void start(int64_t first) {
     if (first < call.tasks) tile.start(call.z, first, tasks_from(first), 0, call.tokens);
   }
   MEMFORMER_DEVICE int tasks_from(int64_t first) const {
@@ -45,7 +45,7 @@ struct TileTasks {
   }
 
   // A resident tile is left by all; the next one comes in.
-  MEMFORMER_DEVICE void leave(int64_t next) const {
+  MEMFORMER_DEVICE void leave(int64_t next) {
     if (!call.resident) return;
     block.sync();
     start(next);

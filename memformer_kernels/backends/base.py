@@ -91,7 +91,7 @@ class Backend(Protocol):
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
 
-        A backend that compiles calls it, with no kernel run; others never do.
+        A backend that compiles or loads each kernel by itself calls it, with no kernel run; others never do.
         """
         ...
 

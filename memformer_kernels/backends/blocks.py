@@ -41,8 +41,7 @@ class NativeBlocks:
 
     @functools.cached_property
     def _operators(self) -> Any:
-        library.load("cpu")
-        return torch.ops.memformer_native
+        return library.operators("cpu")
 
     def attend(self, call: Attention) -> Tensor:
         result = call.v.new_empty((*call.q.shape[:3], call.v.shape[3]))

@@ -40,8 +40,8 @@ class NativeBackend:
 
     @functools.cached_property
     def _operators(self) -> Any:
-        library.load(self._name)
-        return SimpleNamespace(**{name: getattr(torch.ops.memformer_native, name).default for name in _OPERATORS})
+        found = library.operators(self._name)
+        return SimpleNamespace(**{name: getattr(found, name).default for name in _OPERATORS})
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=compute_dtype(z))
@@ -124,7 +124,16 @@ class NativeBackend:
         return _made(grads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
-        library.load(self._name)
+        """Loads the library, and the kernels that the rehearsal would launch onto the GPU of its tensors."""
+        found = library.operators(self._name)
+        if self._name == "cpu":
+            return
+        found.rehearse_on_cuda.default(True)
+        try:
+            with torch.no_grad():
+                rehearsal()
+        finally:
+            found.rehearse_on_cuda.default(False)
 
 
 def _like(tensor: Tensor) -> Tensor:

@@ -55,9 +55,6 @@ def _arguments(recurrence: Recurrence, queries: int, outputs: int) -> tuple[list
         "ACC": triton_type(a.dtype),
         "num_warps": config.warps,
         "num_stages": config.stages,
-        # Threads of several warps hold the same sum and store it to one place. Where one's own product is fused into
-        # the addition of a neighbour's rounded one, their last bits differ, and the last to store decides.
-        "enable_fp_fusion": False,
     }
     tensors = [z, recurrence.lengths, a, recurrence.gamma.values, recurrence.beta.values]
     return tensors, [*z.stride(), *sizes], constants

@@ -12,7 +12,7 @@ hold. Backward it owns LANES consecutive tasks and adds up parameter gradients i
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import add_to, load_counts, wide
+from memformer_kernels.kernels.tiles import add_to, inner, load_counts, wide
 
 
 @triton.jit
@@ -77,12 +77,12 @@ def run_layers(
     registers = columns + (layers + 1) * slot
     tl.store(columns, s, mask=mask)
     for layer in range(layers):
-        g = tl.sum(x * tl.where(inside, s, 0.0)[:, :, None], 1) / count.to(ACC)
+        g = inner(x, tl.where(inside, s, 0.0)[:, :, None], 1) / count.to(ACC)
         tl.store(vectors + layer * vector, g, mask=live & (i < features))
         for head in range(kept):
             index = layer * kept + head
-            v = tl.sum(shared_matrix(a, index, features, BLOCK) * g[:, None, :], 2)
-            register = tl.sum(x * v[:, None, :], 2)
+            v = inner(shared_matrix(a, index, features, BLOCK), g[:, None, :], 2)
+            register = inner(x, v[:, None, :], 2)
             if BETA:
                 before = tl.load(registers + (index - kept) * slot, mask=mask & (layer > 0), other=0.0)
                 register += weigh(beta, index, row, tokens, BETA_TOKENS) * before
@@ -103,9 +103,9 @@ def run_layers(
 
 
 @triton.jit
-def add_weight(into, index, part, row, tokens, TOKENS: tl.constexpr):
-    """Adds a column's part of a coefficient's gradient, summed over tasks and, without a token axis, over tokens."""
-    total = tl.sum(part, 0, keep_dims=True)
+def add_weight(into, index, left, right, row, tokens, TOKENS: tl.constexpr):
+    """Adds left * right to a coefficient's gradient, summed over tasks and, without a token axis, over tokens."""
+    total = inner(left, right, 0, keep_dims=True)
     if TOKENS:
         add_to(into + tl.cast(index, tl.int64) * tokens + row, total, row < tokens)
     else:
@@ -299,7 +299,7 @@ def columns_backward_kernel(
             if LOSS:
                 own = task * queries + row - first
                 missed = tl.where(asked, -s - tl.load(target + own, mask=asked, other=0.0).to(ACC), 0.0)
-                squares += tl.sum(missed * missed, 1, keep_dims=True)
+                squares += inner(missed, missed, 1, keep_dims=True)
                 tl.store(error + own, 2 * missed / tl.cast(predicted, ACC), mask=asked)
                 tl.debug_barrier()
             grad = tl.zeros((TASKS, ROWS), ACC)
@@ -321,32 +321,32 @@ def columns_backward_kernel(
                     else:
                         weight = index if RULE == 1 else (layer * layers + layer) * kept + head
                         register_grad = grad * weigh(gamma, weight, row, tokens, GAMMA_TOKENS)
-                        add_weight(gammas, weight, made * grad, row, tokens, GAMMA_TOKENS)
+                        add_weight(gammas, weight, made, grad, row, tokens, GAMMA_TOKENS)
                     if RULE == 2:
                         for later in range(layer + 1, layers):
                             weight = (later * layers + layer) * kept + head
                             update = tl.load(updates + later * slot, mask=mask, other=0.0)
                             register_grad += update * weigh(gamma, weight, row, tokens, GAMMA_TOKENS)
-                            add_weight(gammas, weight, made * update, row, tokens, GAMMA_TOKENS)
+                            add_weight(gammas, weight, made, update, row, tokens, GAMMA_TOKENS)
                     if BETA:
                         if back > 0:
                             carried = tl.load(register_grads + head * slot, mask=mask, other=0.0)
                             register_grad += carried * weigh(beta, index + kept, row, tokens, BETA_TOKENS)
-                            add_weight(betas, index + kept, made * carried, row, tokens, BETA_TOKENS)
+                            add_weight(betas, index + kept, made, carried, row, tokens, BETA_TOKENS)
                         tl.store(register_grads + head * slot, register_grad, mask=mask)
                     a_tile = shared_matrix(a, index, features, BLOCK)
-                    v_grad = tl.sum(x * register_grad[:, :, None], 1)
-                    outer = tl.sum(v_grad[:, :, None] * g[:, None, :], 0, keep_dims=True)
+                    v_grad = inner(x, register_grad[:, :, None], 1)
+                    outer = inner(v_grad[:, :, None], g[:, None, :], 0, keep_dims=True)
                     add_to(partial + tl.cast(index, tl.int64) * features * features + entry, outer, square)
-                    g_grad += tl.sum(a_tile * v_grad[:, :, None], 1)
+                    g_grad += inner(a_tile, v_grad[:, :, None], 1)
                     if z_grad is not None:
-                        v = tl.sum(a_tile * g[:, None, :], 2)
+                        v = inner(a_tile, g[:, None, :], 2)
                         x_grad += register_grad[:, :, None] * v[:, None, :]
                 g_grad = g_grad / count.to(ACC)
                 if z_grad is not None:
                     before = tl.load(columns + layer * slot, mask=mask & inside, other=0.0)
                     x_grad += before[:, :, None] * g_grad[:, None, :]
-                grad += tl.where(inside, tl.sum(x * g_grad[:, None, :], 2), 0.0)
+                grad += tl.where(inside, inner(x, g_grad[:, None, :], 2), 0.0)
                 tl.debug_barrier()
             if z_grad is not None:
                 read = inside | (row >= valid_from)

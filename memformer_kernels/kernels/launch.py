@@ -1,4 +1,4 @@
-"""Launching: the device of the tensors, and whether kernels run on a GPU, in Triton's interpreter, or not at all."""
+"""Launching: the device of the tensors, and whether kernels run on it, in Triton's interpreter, or not at all."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,7 +15,7 @@ Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], object]
 
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
-_ARCHITECTURE: ContextVar[int] = ContextVar("architecture", default=90)
+_ARCHITECTURE: ContextVar[int | None] = ContextVar("architecture", default=None)
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
@@ -50,8 +50,11 @@ def _load(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) ->
 
 
 def architecture(device: torch.device) -> int:
-    """Ten times a GPU's compute capability; without a GPU that of Hopper, or what `compiling_for` says."""
-    return _architecture(device.index) if device.type == "cuda" else _ARCHITECTURE.get()
+    """Ten times a GPU's compute capability; for CPU tensors what `compiling_for` says, or the host's driver, or 90."""
+    if device.type == "cuda":
+        return _architecture(device.index)
+    driver = None if interpreted() else _host_driver()
+    return _ARCHITECTURE.get() or (90 if driver is None else driver.get_current_target().arch)
 
 
 @cache
@@ -75,13 +78,27 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def serves_host() -> bool:
+    """Whether kernels run on CPU tensors: in the interpreter, or on a device whose tensors lie there."""
+    return interpreted() or _host_driver() is not None
+
+
+def _host_driver() -> Any | None:
+    """Triton's active driver where its tensors lie on the CPU."""
+    try:
+        driver = triton.runtime.driver.active
+    except RuntimeError:  # neither a GPU nor a driver that somebody chose
+        return None
+    return driver if driver.get_active_torch_device().type == "cpu" else None
+
+
 def check_device(tensor: Tensor) -> None:
     """Whether kernels can run on a tensor.
 
     Raises:
-        RuntimeError: a CPU tensor, and kernels are compiled.
+        RuntimeError: a CPU tensor, and kernels are compiled for a GPU.
     """
-    if not tensor.is_cuda and not interpreted():
+    if not tensor.is_cuda and not serves_host():
         raise RuntimeError(
             f'backend="triton" got tensors on {tensor.device}, and its kernels run on CUDA GPUs: move the tensors to '
             "one, choose another backend, or set TRITON_INTERPRET=1 before triton is first imported to run the "

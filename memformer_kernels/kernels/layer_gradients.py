@@ -18,13 +18,13 @@ from memformer_kernels.kernels.layers import (
     load_past,
     put_square,
 )
-from memformer_kernels.kernels.tiles import add_to, product, put
+from memformer_kernels.kernels.tiles import add_to, inner, product, put
 
 
 @triton.jit
 def add_coefficient_gradient(into, index, left, right, rows, width, row, column, TOKENS: tl.constexpr):
     """Adds left * right, summed over tasks and, where the coefficient has no token axis, over tokens."""
-    summed = tl.sum(left * right, 0, keep_dims=True)
+    summed = inner(left, right, 0, keep_dims=True)
     if TOKENS:
         own = into + tl.cast(index, tl.int64) * rows * width
         add_to(own + row * width + column, summed, (row < rows) & (column < width))

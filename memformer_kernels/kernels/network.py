@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from memformer_kernels.kernels.layers import put_context_gram, run_layers
-from memformer_kernels.kernels.tiles import load_counts, product, put, wide
+from memformer_kernels.kernels.tiles import inner, load_counts, product, put, wide
 
 
 @triton.jit
@@ -87,7 +87,7 @@ def read_queries(
         at = z + task * z_task + row * z_row + j * z_column
         query = tl.load(at, mask=asked & (j < width), other=0.0).to(ACC)
         last = tl.load(state + j * width + width - 1, mask=live & (j < width), other=0.0)
-        responses = tl.sum(query * last, 2)
+        responses = inner(query, last, 2)
     else:
         responses = tl.sum(tl.load(state + row * width + width - 1, mask=asked, other=0.0), 2)
     return -responses

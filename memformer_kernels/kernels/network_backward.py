@@ -25,7 +25,7 @@ from memformer_kernels.kernels.state_gradients import (
     put_last_gradient,
     store_token_gradient,
 )
-from memformer_kernels.kernels.tiles import load_counts, put, wide
+from memformer_kernels.kernels.tiles import inner, load_counts, put, wide
 
 
 @triton.jit(
@@ -198,7 +198,7 @@ def network_backward_kernel(
                     at = task * queries + asked[None, None, :]
                     wanted = tl.load(target + at, mask=mask, other=0.0).to(ACC)
                     missed = tl.where(mask, values[:, None, :] - wanted, 0.0)
-                    squared += tl.sum(missed * missed, 2)
+                    squared += inner(missed, missed, 2)
                     put(error + at, 2 * missed / tl.cast(predicted, ACC), mask)
             put_last_gradient(
                 z,

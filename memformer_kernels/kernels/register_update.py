@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.kernels.launch import compute_dtype, launch, triton_type
+from memformer_kernels.kernels.tiles import inner
 
 _ENTRIES = 4096
 """Of a tile: 32 registers of 128 threads for each of the gradient, a register and their product."""
@@ -81,17 +82,17 @@ def update_backward_kernel(
     for j in tl.static_range(COUNT):
         coefficient = tl.load(gamma + j * tl.cast(middle, tl.int64) + weight, mask=weighed, other=0.0).to(ACC)
         tl.store(outs[j] + at, coefficient * own, mask=inside)
-        product = own * tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
+        register = tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
         if FOLLOWS:
             block = tl.cast(tl.program_id(0) // column_blocks, tl.int64)
             column = tl.cast(tl.program_id(0) % column_blocks, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
             to = partials + (block * COUNT + j) * columns + column
-            tl.store(to, tl.sum(product, 0), mask=column < columns)
+            tl.store(to, inner(own, register, 0), mask=column < columns)
         else:
             block = tl.cast(tl.program_id(0) % column_blocks, tl.int64)
             row = tl.cast(tl.program_id(0) // column_blocks, tl.int64) * ROWS + tl.arange(0, ROWS)
             to = partials + (block * COUNT + j) * rows + row
-            tl.store(to, tl.sum(product, 1), mask=row < rows)
+            tl.store(to, inner(own, register, 1), mask=row < rows)
 
 
 class _Shape:

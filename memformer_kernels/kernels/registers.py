@@ -11,7 +11,7 @@ every U_k (once for each head) is read once, every result written once: all is m
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import add_to, wide
+from memformer_kernels.kernels.tiles import add_to, inner, wide
 
 
 @triton.jit
@@ -91,14 +91,14 @@ def update_kernel(
 
 
 @triton.jit
-def add_weight_gradient(into, index, part, rows, width, row, column, TOKENS: tl.constexpr):
-    """Adds a tile to a coefficient's partial sum, summed over rows where the coefficient has no token axis."""
+def add_weight_gradient(into, index, left, right, rows, width, row, column, TOKENS: tl.constexpr):
+    """Adds left * right to a coefficient's partial sum, summed over rows where the coefficient has no token axis."""
     if TOKENS:
         own = into + tl.cast(index, tl.int64) * rows * width
-        add_to(own + row.to(tl.int64) * width + column, part, (row < rows) & (column < width))
+        add_to(own + row.to(tl.int64) * width + column, left * right, (row < rows) & (column < width))
     else:
         own = into + tl.cast(index, tl.int64) * width
-        add_to(own + column, tl.sum(part, 0, keep_dims=True), column < width)
+        add_to(own + column, inner(left, right, 0, keep_dims=True), column < width)
 
 
 @triton.jit(do_not_specialize=["batch", "rows", "heads", "later"])
@@ -154,11 +154,11 @@ def update_backward_kernel(
                 else:
                     entry = index * heads + head
                     total += update * load_weight(gamma, entry, rows, width, row, column, GAMMA_TOKENS)
-                    add_weight_gradient(own_gamma, entry, made * update, rows, width, row, column, GAMMA_TOKENS)
+                    add_weight_gradient(own_gamma, entry, made, update, rows, width, row, column, GAMMA_TOKENS)
             if carried is not None:
                 following = tl.load(carried + at, mask=inside, other=0.0)
                 total += following * load_weight(beta, head, rows, width, row, column, BETA_TOKENS)
-                add_weight_gradient(own_beta, head, made * following, rows, width, row, column, BETA_TOKENS)
+                add_weight_gradient(own_beta, head, made, following, rows, width, row, column, BETA_TOKENS)
             if asked is not None:
                 total += tl.load(asked + at, mask=inside, other=0.0)
             tl.store(grad + at, total, mask=inside)

@@ -11,7 +11,7 @@ matrix) and the queries; n D^2 / 2 + L (D^2 + R D^2 + L R D) multiply-adds.
 import triton
 import triton.language as tl
 
-from memformer_kernels.kernels.tiles import load_counts, product, wide
+from memformer_kernels.kernels.tiles import inner, load_counts, product, wide
 
 WHOLE_MATRIX: tl.constexpr = tl.constexpr(32)
 """Widest block whose shared matrices are read whole, beside a task's own."""
@@ -79,7 +79,7 @@ def times_vector(
             other=0.0,
         )
         vector = tl.load(vectors + lane * width + column[None, :], mask=live & (column < features)[None, :], other=0.0)
-        total += tl.sum(part * vector[:, None, :], 2)
+        total += inner(part, vector[:, None, :], 2)
     return total
 
 
@@ -112,7 +112,7 @@ def run_layers(
     slot = tl.cast(lanes * width, tl.int64)
     mask = live & (i < width)
     for layer in range(layers):
-        residual = tl.where(i < features, offset + tl.sum(tile * state[:, None, :], 2), 0.0)
+        residual = tl.where(i < features, offset + inner(tile, state[:, None, :], 2), 0.0)
         own_residual = memory + (layers * kept + layer) * slot
         if KEEP or BLOCK > WHOLE_MATRIX:
             tl.store(own_residual + lane * width + i, residual, mask=mask)
@@ -125,7 +125,7 @@ def run_layers(
                 a_tile = tl.load(
                     square + row * features + column, mask=(row < features) & (column < features), other=0.0
                 )
-                register = tl.sum(a_tile * residual[:, None, :], 2)
+                register = inner(a_tile, residual[:, None, :], 2)
             else:
                 register = times_vector(square, features, 1, own_residual, features, lane, width, live, BLOCK, ACC)
             if BETA:
@@ -179,7 +179,7 @@ def predictions(rows, state, strides, q, queries, width, live, BLOCK: tl.constex
     i = tl.arange(0, BLOCK)[None, None, :]
     mask = live[:, :, None] & (q < queries)[None, :, None] & (i < width)
     tokens = tl.load(rows + q[None, :, None] * z_row + i * z_column, mask=mask, other=0.0).to(ACC)
-    return -tl.sum(tokens * state[:, None, :], 2), tokens
+    return -inner(tokens, state[:, None, :], 2), tokens
 
 
 @triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "kept", "queries", "outputs"])

@@ -21,7 +21,7 @@ from memformer_kernels.kernels.solve import (
     task_matrix,
     times_vector,
 )
-from memformer_kernels.kernels.tiles import load_counts, product, put, wide
+from memformer_kernels.kernels.tiles import inner, load_counts, product, put, wide
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def layer_gradients(
                         mask=live[:, :, None] & asked[:, :, None] & (column < features),
                         other=0.0,
                     ).to(ACC)
-                    grad -= tl.sum(value[:, :, None] * tokens, 1)
+                    grad -= inner(value[:, :, None], tokens, 1)
             else:
                 grad -= tl.load(error + (output * batch + task) * width + i, mask=mask, other=0.0)
         tl.store(update_grads + layer * slot, grad, mask=mask)
@@ -103,7 +103,7 @@ def layer_gradients(
                 a_tile = tl.load(
                     square + row * features + column, mask=(row < features) & (column < features), other=0.0
                 )
-                residual_grad += tl.sum(a_tile * register_grad[:, :, None], 1)
+                residual_grad += inner(a_tile, register_grad[:, :, None], 1)
             else:
                 tl.debug_barrier()
                 vectors = memory + (layers * kept + 2 * layers + 1 + index) * slot
@@ -112,7 +112,7 @@ def layer_gradients(
             state = tl.load(states + layer * slot, mask=mask, other=0.0)
             matrix_grad += residual_grad[:, :, None] * state[:, None, :]
             offset_grad += residual_grad
-        grad += tl.where(i < features, tl.sum(tile * residual_grad[:, :, None], 1), 0.0)
+        grad += tl.where(i < features, inner(tile, residual_grad[:, :, None], 1), 0.0)
         tl.debug_barrier()
     return matrix_grad, offset_grad, grad
 
@@ -236,7 +236,7 @@ def chunk_gradients(
                         at = (start + lane) * width + i
                         register = tl.load(memory + (past * kept + head) * slot + at, mask=mask, other=0.0)
                         update = tl.load(update_grads + layer * slot + at, mask=mask, other=0.0)
-                        total += tl.sum(register * update, 0, keep_dims=True)
+                        total += inner(register, update, 0, keep_dims=True)
                     entry = layer if RULE == 1 else layer * layers + past
                     tl.store(gammas + tl.cast(entry * kept + head, tl.int64) * width + i, total, mask=i < features)
     if BETA:
@@ -246,7 +246,7 @@ def chunk_gradients(
                 mask = (start + lane < lanes_live) & (i < features)
                 at = (start + lane) * width + i
                 before = tl.load(memory + (index - kept) * slot + at, mask=mask, other=0.0)
-                total += tl.sum(before * tl.load(register_grads + index * slot + at, mask=mask, other=0.0), 0, True)
+                total += inner(before, tl.load(register_grads + index * slot + at, mask=mask, other=0.0), 0, True)
             tl.store(betas + tl.cast(index, tl.int64) * width + i, total, mask=i < features)
 
 
@@ -357,7 +357,7 @@ def solve_backward_kernel(
                     values, _ = predictions(rows, state, strides, q, queries, width, live, BLOCK, ACC)
                     at = task * queries + q[None, :]
                     missed = tl.where(mask, values - tl.load(target + at, mask=mask, other=0.0).to(ACC), 0.0)
-                    squares += tl.sum(missed * missed, 1, keep_dims=True)
+                    squares += inner(missed, missed, 1, keep_dims=True)
                     tl.store(error + at, 2 * missed / tl.cast(predicted, ACC), mask=mask)
             tl.debug_barrier()
             if REREAD and not TOKENS:

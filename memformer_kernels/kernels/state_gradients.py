@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from memformer_kernels.kernels.layers import INITIAL_GRAD, SYMMETRIC
-from memformer_kernels.kernels.tiles import product, put
+from memformer_kernels.kernels.tiles import inner, product, put
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def add_prediction_gradient(
         if SPACE == "gram":
             at = z + task * z_task + row * z_row + j * z_column
             query = tl.load(at, mask=mask & (j < width), other=0.0).to(ACC)
-            total += tl.sum(value * query, 1, keep_dims=True)
+            total += inner(value, query, 1, keep_dims=True)
         else:
             at = grad + row * width + width - 1
             before = tl.load(at, mask=mask, other=0.0)

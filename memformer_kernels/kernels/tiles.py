@@ -34,6 +34,17 @@ def add_to(pointers, value, mask):
 
 
 @triton.jit
+def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False):
+    """The sum of left * right along an axis, of the same bits in every lane that holds it.
+
+    Lanes sum by giving each other their parts, and each keeps the result. Where a part is a product, a compiler would
+    fuse a lane's own into the addition of another's rounded one, and the last bits would tell the lanes apart: which of
+    them then writes is open. What is fused with 0 already is fused with nothing else.
+    """
+    return tl.sum(tl.fma(left, right, 0.0), axis, keep_dims=keep_dims)
+
+
+@triton.jit
 def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """(TASKS, ROWS, COLUMNS) from (TASKS, ROWS, INNER) and (TASKS, INNER, COLUMNS), accumulated in ACC."""
     if left.dtype != right.dtype:
@@ -48,7 +59,7 @@ def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
         flat = tl.dot(rows, columns, input_precision=PRECISION, out_dtype=ACC)
         made = tl.reshape(flat, (1, ROWS, COLUMNS))
     else:
-        made = tl.sum(left.to(ACC)[:, :, :, None] * right.to(ACC)[:, None, :, :], 2)
+        made = inner(left.to(ACC)[:, :, :, None], right.to(ACC)[:, None, :, :], 2)
     return made
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import library
 from memformer_kernels.problem import LARGEST_TASK
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
@@ -20,12 +19,6 @@ _ORDERS = 32
 
 _INDEX_BYTES = 2**26
 """Most memory for the order of given tasks in one call of a library."""
-
-
-def operators(backend: str) -> Any:
-    """The operators of a library, loaded."""
-    library.load(backend)
-    return torch.ops.memformer_native
 
 
 def oversized(state: TrainState, sampler: Sampler) -> str | None:

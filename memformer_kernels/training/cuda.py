@@ -10,7 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from memformer_kernels import build
+from memformer_kernels import build, library
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
@@ -37,7 +37,7 @@ _FIRST_TOKENS = 2**28
 
 def fault(state: TrainState, sampler: Sampler) -> str | None:
     """Why the CUDA library cannot train these models on these tasks, or None."""
-    if state.device.type != "cuda":
+    if build.place(state.device.type) != "cuda":
         return f"the CUDA trainer serves models on a GPU, these are on {state.device}"
     if state.dtype != torch.float32:
         return f"the CUDA trainer serves models in float32, these are in {state.dtype}"
@@ -53,7 +53,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
     if not build.available("cuda"):
         return "the CUDA library is missing, see build_info()"
-    return build.cuda_fault() or arguments.oversized(state, sampler)
+    return build.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
 
 
 def train(
@@ -70,7 +70,7 @@ def train(
     launches: "persistent", one launch for many steps; "replay", three launches a step, replayed as a CUDA graph; or
         "auto", by the number of tasks and models. All give the same bits.
     """
-    take_steps = arguments.operators("cuda").train_steps.default
+    take_steps = library.operators("cuda").train_steps.default
     context = sampler.context if isinstance(sampler, FixedTasks) else sampler.n
     most = min(_FIRST_STEPS, max(1, _FIRST_TOKENS // (state.models * batch_of(sampler) * context)))
     longest = arguments.steps_at_once(state, sampler)

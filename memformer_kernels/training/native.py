@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memformer_kernels import build
+from memformer_kernels import build, library
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler, batch_of
@@ -45,7 +45,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
 
 def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped: int | None, losses: Tensor) -> None:
     """Takes as many steps in place as there are `losses` (steps, M), as `twin` defines them."""
-    take_steps = arguments.operators("cpu").train_steps.default
+    take_steps = library.operators("cpu").train_steps.default
     longest = arguments.steps_at_once(state, sampler)
     for start in range(0, len(losses), longest):
         part, first = losses[start : start + longest], state.step
@@ -61,7 +61,7 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
     size = sum(value[0].numel() for value in state.parameters.values())
     sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64, device="cpu")
     if len(blocks):
-        arguments.operators("cpu").train_gradients.default(
+        library.operators("cpu").train_gradients.default(
             *arguments.parameters(state),
             torch.tensor(list(active), device="cpu", dtype=torch.bool),
             state.step,
@@ -77,7 +77,7 @@ def apply_sums(
 ) -> None:
     """What `twin.apply_sums` does, as `train` does it after its own sums."""
     arguments.announce(state)
-    arguments.operators("cpu").train_update.default(
+    library.operators("cpu").train_update.default(
         *arguments.update(state, optimizer, 1, max_skipped),
         sampler.d,
         batch_of(sampler),

@@ -135,10 +135,11 @@ def explain_training(
     optimizer.rates(state.models)
     _check_fit(state, sampler)
     check_choice("backend", backend, BACKENDS)
-    own = "cuda" if "cuda" in (backend, state.device.type) and backend != "cpu" else "cpu"
+    kind = build.place(state.device.type)
+    own = "cuda" if "cuda" in (backend, kind) and backend != "cpu" else "cpu"
     fault = cuda.fault(state, sampler) if own == "cuda" else native.fault(state, sampler)
     if backend in ("cpu", "cuda"):
-        build.require(backend, state.device.type)
+        build.require(backend, kind, state.device.index or 0)
         if fault is not None:
             reject("backend", backend, f'"torch" or "auto": {fault}')
         return TrainingPlan(backend, "the backend was asked for")

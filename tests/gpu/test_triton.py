@@ -1,6 +1,7 @@
-"""What the Triton backend computes on an NVIDIA GPU: golden files, error budgets, half precision, layouts, padding.
+"""What the Triton backend computes on a GPU: golden files, error budgets, half precision, layouts, padding.
 
-With MEMFORMER_TEST_TRITON=1 the contract's own tests run on it too: see tests/memformer_kernels/conftest.py.
+A virtual GPU takes smaller sizes. With MEMFORMER_TEST_TRITON=1 the contract's own tests run on an NVIDIA GPU too: see
+tests/memformer_kernels/conftest.py.
 """
 
 from collections.abc import Callable
@@ -28,70 +29,71 @@ from memformer_kernels.testing import (
     relative_error,
     twin_violations,
 )
-from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, draw, moved
+from tests.gpu.triton_tensors import ALGORITHMS, Gpu
 from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
-
-pytestmark = NEEDS_TRITON
 
 SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 100, 128)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", golden.NAMES)
-def test_golden_files(name: str, algorithm: str) -> None:
+def test_golden_files(name: str, algorithm: str, gpu: Gpu) -> None:
     file = golden.load(name)
     case = file.own_case()
     if algorithm == "gram" and case.token_axis:
         pytest.skip("Gram space has no token axis")
-    case = moved(case)
+    case = gpu.moved(case)
     assert case.target is not None
     loss = memformer_loss(case.z, case.target, case.q, *case.parameters, backend="triton", algorithm=algorithm)
     assert relative_error(loss.detach().cpu(), file.loss) <= FLOAT64_ERROR
     for key, grad in zip(file.leaves, torch.autograd.grad(loss, list(file.leaves.values())), strict=True):
         assert relative_error(grad, file.grads[key]) <= FLOAT64_ERROR, key
-    assert twin_violations(public("triton", algorithm), moved(file.own_case())) == {}
+    assert twin_violations(public("triton", algorithm), gpu.moved(file.own_case())) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
 @pytest.mark.parametrize("width", [size for size in SIZES if size > 1])
-def test_every_width(width: int, structure: str, algorithm: str) -> None:
+def test_every_width(width: int, structure: str, algorithm: str, gpu: Gpu) -> None:
     """Gradients too, at every tile size: a miscompiled product of transposed tiles would show here."""
-    case = moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=5))
+    case = gpu.moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=5))
     assert float64_violations(public("triton", algorithm), case) == {}
     assert twin_violations(public("triton", algorithm), case) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("tokens", SIZES)
-def test_every_number_of_tokens(tokens: int, algorithm: str) -> None:
-    case = moved(make_case(tokens=tokens, context=max(tokens - 1, 1), width=17, layers=2, tasks=5))
+def test_every_number_of_tokens(tokens: int, algorithm: str, gpu: Gpu) -> None:
+    case = gpu.moved(make_case(tokens=tokens, context=max(tokens - 1, 1), width=17, layers=2, tasks=5))
     assert float64_violations(public("triton", algorithm), case) == {}
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("width", [6, 17])
-def test_every_rule_is_within_the_twin_budget(rule: str, width: int) -> None:
-    case = moved(make_case(rule=rule, structure="block", width=width, tokens=48, layers=4, tasks=1024))
+def test_every_rule_is_within_the_twin_budget(rule: str, width: int, gpu: Gpu) -> None:
+    case = gpu.moved(
+        make_case(rule=rule, structure="block", width=width, tokens=48, layers=4, tasks=gpu.size(1024, 24))
+    )
     assert twin_violations(public("triton", "gram"), case) == {}
 
 
 @pytest.mark.parametrize(("width", "tokens", "tasks"), [(6, 21, 4096), (64, 512, 256), (128, 2048, 64)])
-def test_the_headline_sizes_are_within_the_twin_budget(width: int, tokens: int, tasks: int) -> None:
+def test_the_headline_sizes_are_within_the_twin_budget(width: int, tokens: int, tasks: int, gpu: Gpu) -> None:
+    tasks, tokens = gpu.size(tasks, 3), gpu.size(tokens, min(tokens, 100))
     case = make_case(
         structure="response-only", width=width, tokens=tokens, tasks=tasks, layers=4, heads=1, context=tokens - 1
     )
     target = normal(seeded(1), tasks, 1)
     with_target = Case(**{**vars(case), "target": target})
-    assert twin_violations(public("triton", "gram"), moved(with_target)) == {}
+    assert twin_violations(public("triton", "gram"), gpu.moved(with_target)) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("structure", "algorithm"), [("response-only", "gram"), ("block", "gram"), ("block", "token")])
 @pytest.mark.parametrize("width", [6, 64])
-def test_half_precision_tokens(width: int, structure: str, algorithm: str, dtype: torch.dtype) -> None:
-    case = moved(make_case(structure=structure, width=width, tokens=40, layers=3, heads=1, tasks=32))
+def test_half_precision_tokens(width: int, structure: str, algorithm: str, dtype: torch.dtype, gpu: Gpu) -> None:
+    case = gpu.moved(make_case(structure=structure, width=width, tokens=40, layers=3, heads=1, tasks=gpu.size(32, 5)))
     half = case.z.to(dtype)
     parameters = [None if x is None else x.float().requires_grad_() for x in (case.q, *case.parameters)]
     leaves = [x for x in parameters if x is not None]
@@ -122,9 +124,10 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(layout: str, algorithm: str) -> None:
-    z, target = 0.3 * draw(100, 21, 17), draw(100, 1, seed=1)
-    q, p = (-0.05 * draw(2, 1, 16, 16, seed=seed) for seed in (2, 3))
+def test_layouts(layout: str, algorithm: str, gpu: Gpu) -> None:
+    tasks = gpu.size(100, 5)
+    z, target = 0.3 * gpu.draw(tasks, 21, 17), gpu.draw(tasks, 1, seed=1)
+    q, p = (-0.05 * gpu.draw(2, 1, 16, 16, seed=seed) for seed in (2, 3))
     laid = LAYOUTS[layout](z)
 
     def run(tokens: Tensor) -> list[Tensor]:
@@ -139,13 +142,14 @@ def test_layouts(layout: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("structure", ["response-only", "block"])
-def test_ragged_contexts_and_padding(structure: str, algorithm: str) -> None:
-    case = make_case(structure=structure, width=17, tokens=40, tasks=300, heads=1, layers=2)
-    lengths = torch.randint(1, 39, (300,), generator=seeded(4))
-    ragged = moved(Case(**{**vars(case), "context": lengths, "queries": 1, "target": normal(seeded(5), 300, 1)}))
+def test_ragged_contexts_and_padding(structure: str, algorithm: str, gpu: Gpu) -> None:
+    tasks = gpu.size(300, 6)
+    case = make_case(structure=structure, width=17, tokens=40, tasks=tasks, heads=1, layers=2)
+    lengths = torch.randint(1, 39, (tasks,), generator=seeded(4))
+    ragged = gpu.moved(Case(**{**vars(case), "context": lengths, "queries": 1, "target": normal(seeded(5), tasks, 1)}))
     assert float64_violations(public("triton", algorithm), ragged) == {}
     assert isinstance(ragged.context, Tensor)
-    places = torch.arange(40, device="cuda")
+    places = torch.arange(40, device=gpu.device)
     padding = (places >= ragged.context[:, None]) & (places < 39)
     clean, dirty = ragged.z.clone(), torch.where(padding[:, :, None], torch.nan, ragged.z)
     options: dict[str, Any] = {"context": ragged.context, "queries": 1, "backend": "triton", "algorithm": algorithm}
@@ -163,31 +167,33 @@ def test_ragged_contexts_and_padding(structure: str, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("width", [6, 64])
-def test_a_task_that_is_not_finite_spoils_no_other(width: int, algorithm: str) -> None:
-    z, q = 0.3 * draw(500, 21, width), -0.05 * draw(2, 1, width - 1, width - 1, seed=2)
+def test_a_task_that_is_not_finite_spoils_no_other(width: int, algorithm: str, gpu: Gpu) -> None:
+    tasks = gpu.size(500, 40)
+    spoiled = tasks // 2
+    z, q = 0.3 * gpu.draw(tasks, 21, width), -0.05 * gpu.draw(2, 1, width - 1, width - 1, seed=2)
     clean = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
-    z[277, 3, 2] = torch.inf
+    z[spoiled, 3, 2] = torch.inf
     made = memformer_predict(z, q, q, backend="triton", algorithm=algorithm)
-    assert not made[277].isfinite().any()
-    others = torch.arange(500, device="cuda") != 277
+    assert not made[spoiled].isfinite().any()
+    others = torch.arange(tasks, device=gpu.device) != spoiled
     assert torch.equal(made[others], clean[others])
 
 
-def test_no_tasks_and_no_predictions() -> None:
-    q = (-0.3 * torch.eye(5, device="cuda")).expand(2, 1, 5, 5).clone().requires_grad_()
+def test_no_tasks_and_no_predictions(gpu: Gpu) -> None:
+    q = (-0.3 * torch.eye(5, device=gpu.device)).expand(2, 1, 5, 5).clone().requires_grad_()
     for tasks, queries in ((0, 1), (5, 0)):
-        z = torch.zeros(tasks, 21, 6, device="cuda", requires_grad=True)
-        target = torch.zeros(tasks, queries, device="cuda")
+        z = torch.zeros(tasks, 21, 6, device=gpu.device, requires_grad=True)
+        target = torch.zeros(tasks, queries, device=gpu.device)
         loss = memformer_loss(z, target, q, queries=queries, backend="triton")
         assert loss.isnan()
         assert not any(grad.any() for grad in torch.autograd.grad(loss, [z, q]))
 
 
-def test_the_other_operations() -> None:
+def test_the_other_operations(gpu: Gpu) -> None:
     generator = seeded(2)
-    z, q, past = (normal(generator, *shape).cuda() for shape in ((6, 40, 33), (1, 33, 33), (6, 1, 40, 33)))
-    gamma = normal(generator, 2, 1, 1, 33).cuda()
-    h, b, a = (normal(generator, *shape).cuda() / 6 for shape in ((9, 33, 33), (9, 33), (3, 33, 33)))
+    z, q, past = (normal(generator, *shape).to(gpu.device) for shape in ((6, 40, 33), (1, 33, 33), (6, 1, 40, 33)))
+    gamma = normal(generator, 2, 1, 1, 33).to(gpu.device)
+    h, b, a = (normal(generator, *shape).to(gpu.device) / 6 for shape in ((9, 33, 33), (9, 33), (3, 33, 33)))
     leaves = [x.requires_grad_() for x in (z, q, past, gamma, h, b, a)]
 
     def run(backend: str) -> tuple[Tensor, ...]:
@@ -202,21 +208,25 @@ def test_the_other_operations() -> None:
 
 @pytest.mark.parametrize("tasks", [1, 4])
 @pytest.mark.parametrize("structure", ["response-only", "block"])
-def test_few_tasks_with_long_contexts(structure: str, tasks: int) -> None:
-    case = moved(make_case(structure=structure, width=17, tokens=6000, tasks=tasks, layers=2, heads=1))
+def test_few_tasks_with_long_contexts(structure: str, tasks: int, gpu: Gpu) -> None:
+    case = gpu.moved(
+        make_case(structure=structure, width=17, tokens=gpu.size(6000, 600), tasks=tasks, layers=2, heads=1)
+    )
     assert float64_violations(public("triton", "gram"), case) == {}
 
 
 @pytest.mark.parametrize(("algorithm", "rule"), [("gram", "lfom"), ("gram", "recursive"), ("token", "lfom")])
-def test_tasks_wider_than_a_tile(rule: str, algorithm: str) -> None:
-    case = moved(make_case(rule=rule, structure="block", width=200, tokens=300, tasks=3, layers=2, heads=1))
-    assert float64_violations(public("triton", algorithm), case) == {}
+def test_tasks_wider_than_a_tile(rule: str, algorithm: str, gpu: Gpu) -> None:
+    width, tokens = gpu.size(200, 140), gpu.size(300, 20)
+    case = make_case(rule=rule, structure="block", width=width, tokens=tokens, tasks=3, layers=2, heads=1)
+    assert float64_violations(public("triton", algorithm), gpu.moved(case)) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_at_full_size(causal: bool, dtype: torch.dtype) -> None:
-    leaves = [draw(2, 3000, 4, 64, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
+def test_attention_at_full_size(causal: bool, dtype: torch.dtype, gpu: Gpu) -> None:
+    shape = 2, gpu.size(3000, 300), gpu.size(4, 1), 64
+    leaves = [gpu.draw(*shape, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = linear_attention(*leaves, causal=causal, backend="triton")
     exact = reference_blocks.linear_attention(*wide, causal=causal)
@@ -228,9 +238,10 @@ def test_attention_at_full_size(causal: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_register_updates_at_full_size(dtype: torch.dtype) -> None:
-    tokens = [draw(8, 2000, 512, seed=seed, dtype=dtype).requires_grad_() for seed in range(4)]
-    leaves = [*tokens, draw(3, 512, seed=5).requires_grad_()]
+def test_register_updates_at_full_size(dtype: torch.dtype, gpu: Gpu) -> None:
+    shape = gpu.size(8, 2), gpu.size(2000, 50), gpu.size(512, 130)
+    tokens = [gpu.draw(*shape, seed=seed, dtype=dtype).requires_grad_() for seed in range(4)]
+    leaves = [*tokens, gpu.draw(3, shape[2], seed=5).requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton")
     exact = reference_blocks.register_update(wide[0], wide[1:-1], wide[-1])

@@ -1,4 +1,4 @@
-"""How the Triton backend runs on an NVIDIA GPU: large batches, offsets, graphs, streams, devices, repeatability."""
+"""How the Triton backend runs on a GPU: large batches, offsets, graphs, streams, devices, repeatability."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,27 +10,27 @@ from torch import Tensor
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack, warmup
 from memformer_kernels.backends.triton import TritonBackend
 from memformer_kernels.testing import relative_error
-from tests.gpu.triton_tensors import ALGORITHMS, NEEDS_TRITON, draw
-
-pytestmark = NEEDS_TRITON
+from tests.gpu.triton_tensors import ALGORITHMS, NVIDIA, Gpu, on_nvidia_alone
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("batch", [65_536, 1_000_003])
-def test_large_batches_equal_their_chunks(batch: int, algorithm: str) -> None:
-    z, q = draw(batch, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
+def test_large_batches_equal_their_chunks(batch: int, algorithm: str, gpu: Gpu) -> None:
+    batch, chunk = gpu.size(batch, batch // 1000), gpu.size(10_000, 300)
+    z, q = gpu.draw(batch, 21, 6), -0.3 * torch.eye(5, device=gpu.device).expand(4, 1, 5, 5)
     run = TritonBackend()
     whole = memformer_stack(z, q, backend="triton", algorithm=algorithm)
-    parts = [memformer_stack(part, q, backend="triton", algorithm=algorithm) for part in z.split(10_000)]
+    parts = [memformer_stack(part, q, backend="triton", algorithm=algorithm) for part in z.split(chunk)]
     assert torch.equal(whole, torch.cat(parts))
-    grams = torch.cat([run.context_gram(part, None, 20) for part in z.split(10_000)])
+    grams = torch.cat([run.context_gram(part, None, 20) for part in z.split(chunk)])
     assert relative_error(run.context_gram(z, None, 20), grams) < 1e-6
 
 
 @pytest.mark.parametrize("batch", [65_536, 1_000_003])
-def test_losses_of_large_batches_are_the_means_of_their_parts(batch: int) -> None:
-    z, target = 0.5 * draw(batch, 21, 6), draw(batch, 1, seed=1)
-    q, gamma = -0.05 * draw(4, 1, 5, 5, seed=2), 0.3 * draw(4, 4, 1, 1, 6, seed=3)
+def test_losses_of_large_batches_are_the_means_of_their_parts(batch: int, gpu: Gpu) -> None:
+    batch, chunk = gpu.size(batch, batch // 1000), gpu.size(50_000, 300)
+    z, target = 0.5 * gpu.draw(batch, 21, 6), gpu.draw(batch, 1, seed=1)
+    q, gamma = -0.05 * gpu.draw(4, 1, 5, 5, seed=2), 0.3 * gpu.draw(4, 4, 1, 1, 6, seed=3)
 
     def run(z: Tensor, target: Tensor, dtype: torch.dtype, backend: str) -> list[Tensor]:
         parameters = [x.to(dtype).requires_grad_() for x in (q.clone(), gamma.clone())]
@@ -38,20 +38,21 @@ def test_losses_of_large_batches_are_the_means_of_their_parts(batch: int) -> Non
         return [loss.detach(), *torch.autograd.grad(loss, parameters)]
 
     exact = [torch.zeros_like(x, dtype=torch.float64) for x in (z.new_empty(()), q, gamma)]
-    for part, answer in zip(z.split(50_000), target.split(50_000), strict=True):
+    for part, answer in zip(z.split(chunk), target.split(chunk), strict=True):
         for total, share in zip(exact, run(part, answer, torch.float64, "torch"), strict=True):
             total += share * (len(part) / batch)
     for made, expected in zip(run(z, target, torch.float32, "triton"), exact, strict=True):
         assert relative_error(made, expected) < 1e-5
 
 
+@on_nvidia_alone
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_offsets_past_two_to_the_31(algorithm: str) -> None:
     """2^31 + 2^16 numbers of tokens: the last tasks lie past what 32 bits address; gradients of tokens too."""
     batch = 2**25 + 1024
     z = torch.zeros(batch, 8, 8, device="cuda", dtype=torch.float16)
     assert z.numel() > 2**31
-    z[-3:] = draw(3, 8, 8).half()
+    z[-3:] = NVIDIA.draw(3, 8, 8).half()
     q = -0.3 * torch.eye(7, device="cuda").expand(2, 1, 7, 7)
     options: dict[str, Any] = {"backend": "triton", "algorithm": algorithm}
     made = memformer_predict(z, q, **options)
@@ -64,13 +65,13 @@ def test_offsets_past_two_to_the_31(algorithm: str) -> None:
     assert torch.equal(grad[-3:], expected)
 
 
-def _losses() -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+def _losses(gpu: Gpu) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     made: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
-    for width, tokens, tasks in ((6, 21, 5000), (64, 100, 200)):
-        z, target = draw(tasks, tokens, width), draw(tasks, 1, seed=1)
-        q = (-0.05 * draw(3, 1, width - 1, width - 1, seed=2)).requires_grad_()
-        gamma = (0.3 * draw(3, 3, 1, 1, width, seed=3)).requires_grad_()
-        for p in (None, (0.05 * draw(3, 1, width - 1, width - 1, seed=4)).requires_grad_()):
+    for width, tokens, tasks in ((6, 21, gpu.size(5000, 300)), (64, 100, gpu.size(200, 20))):
+        z, target = gpu.draw(tasks, tokens, width), gpu.draw(tasks, 1, seed=1)
+        q = (-0.05 * gpu.draw(3, 1, width - 1, width - 1, seed=2)).requires_grad_()
+        gamma = (0.3 * gpu.draw(3, 3, 1, 1, width, seed=3)).requires_grad_()
+        for p in (None, (0.05 * gpu.draw(3, 1, width - 1, width - 1, seed=4)).requires_grad_()):
 
             def run(
                 z: Tensor = z, target: Tensor = target, q: Tensor = q, p: Tensor | None = p, gamma: Tensor = gamma
@@ -83,17 +84,18 @@ def _losses() -> dict[str, Callable[[], tuple[Tensor, ...]]]:
 
 
 @pytest.mark.parametrize("name", ["D=6, response-only", "D=6, block", "D=64, response-only", "D=64, block"])
-def test_thirty_runs_give_the_same_bits(name: str) -> None:
-    run = _losses()[name]
+def test_runs_give_the_same_bits(name: str, gpu: Gpu) -> None:
+    run = _losses(gpu)[name]
     first = run()
-    for _ in range(29):
+    for _ in range(gpu.size(29, 2)):
         for once, again in zip(first, run(), strict=True):
             assert torch.equal(once, again)
 
 
+@on_nvidia_alone
 @pytest.mark.parametrize("name", ["D=6, response-only", "D=64, block"])
 def test_graphs_replay_what_they_captured(name: str) -> None:
-    run = _losses()[name]
+    run = _losses(NVIDIA)[name]
     expected = run()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -106,11 +108,12 @@ def test_graphs_replay_what_they_captured(name: str) -> None:
         assert torch.equal(made, exact)
 
 
+@on_nvidia_alone
 @pytest.mark.parametrize(("width", "structure"), [(5, "response-only"), (19, "block")])
 def test_warmup_is_enough_before_a_capture(width: int, structure: str) -> None:
     """Sizes that no other test has, so that nothing but `warmup` has loaded their kernels."""
-    z, target = 0.3 * draw(300, 21, width), draw(300, 1, seed=1)
-    q = (-0.05 * draw(2, 1, width - 1, width - 1, seed=2)).requires_grad_()
+    z, target = 0.3 * NVIDIA.draw(300, 21, width), NVIDIA.draw(300, 1, seed=1)
+    q = (-0.05 * NVIDIA.draw(2, 1, width - 1, width - 1, seed=2)).requires_grad_()
     p = None if structure == "response-only" else q
 
     def run() -> tuple[Tensor, Tensor]:
@@ -127,8 +130,9 @@ def test_warmup_is_enough_before_a_capture(width: int, structure: str) -> None:
         assert torch.equal(made, exact)
 
 
+@on_nvidia_alone
 def test_calls_wait_for_nothing() -> None:
-    run = _losses()["D=64, block"]
+    run = _losses(NVIDIA)["D=64, block"]
     run()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -137,8 +141,9 @@ def test_calls_wait_for_nothing() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@on_nvidia_alone
 def test_work_is_on_the_current_stream() -> None:
-    z, q = 0.5 * draw(500_000, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
+    z, q = 0.5 * NVIDIA.draw(500_000, 21, 6), -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
     expected = memformer_predict(z, q, backend="triton")
     stream, late = torch.cuda.Stream(), torch.zeros_like(z)
     torch.cuda.synchronize()
@@ -150,6 +155,7 @@ def test_work_is_on_the_current_stream() -> None:
     assert torch.equal(made, expected)
 
 
+@on_nvidia_alone
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU alone: none can be the wrong one")
 def test_the_current_device_may_be_another() -> None:
     z = torch.randn(7, 9, 4, device="cuda:1", requires_grad=True)
@@ -161,15 +167,17 @@ def test_the_current_device_may_be_another() -> None:
     assert relative_error(made, memformer_stack(z, q, backend="torch")) < 1e-5
 
 
+@on_nvidia_alone
 def test_tensors_on_the_cpu_are_refused() -> None:
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         memformer_stack(torch.zeros(2, 3, 4), torch.zeros(1, 1, 3, 3), backend="triton")
 
 
+@on_nvidia_alone
 @pytest.mark.parametrize("sizes", [(64, 8192), (1_000_000,)])
 def test_compiled_callers_see_one_graph(sizes: tuple[int, ...]) -> None:
     q = -0.3 * torch.eye(5, device="cuda").expand(2, 1, 5, 5)
     compiled = torch.compile(lambda z: memformer_predict(z, q, backend="triton").square().sum(), fullgraph=True)
     for batch in sizes:
-        z = draw(batch, 21, 6)
+        z = NVIDIA.draw(batch, 21, 6)
         assert relative_error(compiled(z), memformer_predict(z, q, backend="torch").square().sum()) < 1e-5

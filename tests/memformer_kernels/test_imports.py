@@ -119,6 +119,12 @@ def test_the_lab_uses_public_names_alone(path: Path) -> None:
             assert node.value.id != "memformer_kernels" or node.attr in public, node.attr
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "python" / "virtual_gpu").rglob("*.py")), ids=lambda p: p.name)
+def test_the_virtual_gpu_knows_neither_package(path: Path) -> None:
+    tops = {name.split(".")[0] for name, _ in _imported(path)}
+    assert not tops & {"memformer_kernels", "memformer_lab", "benchmarks", "tests", "native_build"}
+
+
 def test_nothing_is_unpickled() -> None:
     """Neither the package nor the lab calls what runs code from a file; `worker` packs for the lab's own pipes."""
     for folder in (PACKAGE, ROOT / "python" / "memformer_lab"):

@@ -1,13 +1,19 @@
 """The rules for tensors on GPUs, from descriptions of problems: no GPU is asked."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memformer_kernels import build, explain, library, plan
 from memformer_kernels.problem import Problem, QuadraticProblem
+from native_build import cuda
 
 W = Problem(21, 6, 4, 1, "response-only", "full", False, 20, None, "cuda")
+
+_look = build._look_for_cuda_fault.__wrapped__
 
 
 @pytest.fixture
@@ -15,7 +21,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process with a GPU, the CUDA library and Triton."""
     monkeypatch.setattr(build, "_AVAILABLE", {"torch": True, "cpu": True, "cuda": True, "triton": True})
     monkeypatch.setattr(build, "INTERPRETS", False)
-    monkeypatch.setattr(build, "cuda_fault", lambda: None)
+    monkeypatch.setattr(build, "cuda_fault", lambda index: None)
 
 
 @pytest.mark.usefixtures("built")
@@ -73,12 +79,12 @@ def test_a_request_for_cuda_hands_what_is_not_tiny_to_torch() -> None:
 
 @pytest.mark.usefixtures("built")
 def test_without_a_library_that_serves_the_gpu_triton_takes_tiny_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "cuda_fault", lambda: "the driver is too old")
+    monkeypatch.setattr(build, "cuda_fault", lambda index: "the driver is too old")
     assert plan.plan_network(W, "auto", "auto").backend == "triton"
     with pytest.raises(RuntimeError, match="'cuda' is not available: the driver is too old"):
         plan.plan_network(W, "cuda", "auto")
     monkeypatch.setitem(build._AVAILABLE, "cuda", False)
-    monkeypatch.setattr(build, "cuda_fault", lambda: pytest.fail("no library, no question"))
+    monkeypatch.setattr(build, "cuda_fault", lambda index: pytest.fail("no library, no question"))
     assert plan.plan_network(W, "auto", "auto").backend == "triton"
 
 
@@ -115,13 +121,21 @@ def test_code_for_one_version_alone_serves_no_other() -> None:
     assert not build.serves((), 9, 0)
 
 
-def _fault(monkeypatch: pytest.MonkeyPatch, driver: int, capability: tuple[int, int]) -> str | None:
-    status = library.Status(None, ("sm_80", "sm_90"), "built by nvcc 13.0", 13000)
+def _machine(monkeypatch: pytest.MonkeyPatch, driver: int, *capabilities: tuple[int, int]) -> None:
+    """A process with a driver, 0 for none, and GPUs of these capabilities, and a library for 8.0 and 9.0."""
+    status = library.Status(Path("memformer_cuda.so"), ("sm_80", "sm_90"), "built by nvcc 13.0", 13000)
     monkeypatch.setattr(library, "status", lambda name: status)
     monkeypatch.setattr(build, "_driver_version", lambda: driver)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
-    return build._look_for_cuda_fault.__wrapped__()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    monkeypatch.setattr(build, "_look_for_cuda_fault", _look)
+
+
+def _fault(monkeypatch: pytest.MonkeyPatch, driver: int, capability: tuple[int, int]) -> str | None:
+    _machine(monkeypatch, driver, capability)
+    return build.cuda_fault()
 
 
 def test_faults_name_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +148,61 @@ def test_faults_name_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     strange = _fault(monkeypatch, 13000, (12, 0))
     assert strange is not None
     assert "TORCH_CUDA_ARCH_LIST=12.0" in strange
+
+
+def test_no_gpu_is_advised_an_architecture_that_the_build_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.OLDEST_GENERATION == cuda.OLDEST_GENERATION
+    for capability in ((7, 0), (7, 5), (8, 6), (10, 3), (12, 0)):
+        monkeypatch.undo()
+        advised = re.search(r"TORCH_CUDA_ARCH_LIST=(\S+)", str(_fault(monkeypatch, 13000, capability)))
+        if capability < (8, 0):
+            assert advised is None
+        else:
+            assert advised is None or cuda.architectures(advised[1], set())
+    assert "from compute capability 8.0 on, GPU 0 is of 7.5" in str(_fault(monkeypatch, 13000, (7, 5)))
+
+
+def test_an_old_gpu_beside_a_new_one_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    _machine(monkeypatch, 13000, (9, 0), (7, 5))
+    monkeypatch.setitem(build._AVAILABLE, "cuda", True)
+    assert build.cuda_fault(0) is None
+    assert build.cuda_fault(1) is not None
+    assert plan.plan_network(W, "cuda", "auto").backend == plan.plan_gram(21, 6, False, "cuda", 0).backend == "cuda"
+    assert plan.plan_network(W._replace(number=1), "auto", "auto").backend != "cuda"
+    assert plan.plan_gram(21, 6, False, "cuda", 1).backend != "cuda"
+    assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda", 1), "auto").backend != "cuda"
+    with pytest.raises(RuntimeError, match=r"GPU 1 is of 7\.5"):
+        plan.plan_layer(W._replace(number=1), 0, "cuda")
+
+
+def test_the_number_of_a_gpu_comes_from_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tensors that say they lie on a GPU, and hold nothing."""
+    _machine(monkeypatch, 13000, (9, 0), (7, 5))
+    monkeypatch.setitem(build._AVAILABLE, "cuda", True)
+    for number, served in ((0, True), (1, False)):
+        device = f"cuda:{number}"
+        with FakeTensorMode():
+            z, q = torch.empty(2, 40, 6, device=device), torch.empty(4, 1, 5, 5, device=device)
+            h, b, a, one = (torch.empty(shape, device=device) for shape in ((2, 5, 5), (2, 5), (3, 5, 5), (1, 5, 5)))
+            chosen = [explain(z, q), explain(z, one, registers=[]), explain(h, b, a), explain(z)]
+        assert [found.backend == "cuda" for found in chosen] == [served] * 4
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "reason"),
+    [(0, (), "no NVIDIA driver"), (12080, ((9, 0),), "update the driver"), (13000, (), "no NVIDIA GPU")],
+    ids=["no driver", "an old driver", "no GPU"],
+)
+def test_what_no_gpu_can_run_is_not_said_to_be_available(
+    monkeypatch: pytest.MonkeyPatch, driver: int, capabilities: tuple[tuple[int, int], ...], reason: str
+) -> None:
+    _machine(monkeypatch, driver, *capabilities)
+    info = build.build_info().backends["cuda"]
+    assert not info.available
+    assert info.architectures == ()
+    assert reason in info.reason
+    _machine(monkeypatch, 13000, (9, 0))
+    assert build.build_info().backends["cuda"].available
 
 
 def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,9 @@ inline const cuda::Launch& numbers_of_device(int index) {
   return known[index];
 }
 
+// Whether calls of this thread load their kernels and run none.
+inline thread_local bool rehearses = false;
+
 // Makes a tensor's device current while it lives, and runs kernels on torch's current stream of it.
 class OnDevice {
  public:
@@ -50,6 +53,7 @@ class OnDevice {
     // The runtime linked into this library keeps a current device of its own beside torch's.
     check(cudaSetDevice(index));
     launch_ = numbers_of_device(index);
+    launch_.rehearsal = rehearses;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index, &launch_.stream));
   }
 

@@ -191,8 +191,17 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
   });
 }
 
+// From now on this thread's calls load their kernels and run none, or run them again. Results are not written then.
+void rehearse_on_cuda(bool on) { rehearses = on; }
+
 }  // namespace
 }  // namespace memformer::binding
+
+STABLE_TORCH_LIBRARY_FRAGMENT(memformer_native, m) { m.def("rehearse_on_cuda(bool on) -> ()"); }
+
+STABLE_TORCH_LIBRARY_IMPL(memformer_native, CompositeExplicitAutograd, m) {
+  m.impl("rehearse_on_cuda", TORCH_BOX(&memformer::binding::rehearse_on_cuda));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(memformer_native, CUDA, m) {
   m.impl("forward", TORCH_BOX(&memformer::binding::forward));

@@ -4,7 +4,7 @@
 interpret kernels; narrow: at most 15 features, which compile soonest. The calls are the public ones with
 backend="triton" and their gradients, on tensors of the CPU; each launch compiles its kernel through Triton's own
 just-in-time path, as `warmup` does, and runs nothing. Printed, with exit status 1: the calls whose kernels do not
-compile, do not fit in shared memory, make an offset of a stride in 32 bits, or fuse what they were told not to.
+compile, do not fit in shared memory, make an offset of a stride in 32 bits, or fuse a product into another lane's sum.
 """
 
 import random
@@ -12,16 +12,11 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
-import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import CUDABackend
 
 from memformer_kernels import (
-    build,
     lfom_solve,
     linear_attention,
     memformer_layer,
@@ -33,9 +28,8 @@ from memformer_kernels import (
 )
 from memformer_kernels.kernels import launch
 from tests.memformer_kernels.cases import GRANULARITIES, RULES, STRUCTURES, make_case
-
-SHARED_LIMIT = {80: 166_912, 90: 232_448}
-"""Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""
+from virtual_gpu import Device
+from virtual_gpu.triton import driver_of
 
 SIZES = {
     "batch",
@@ -74,22 +68,6 @@ SIZES = {
 """Integers that kernels are given and that are no strides: every other one must be used in 64 bits alone."""
 
 
-class Compiler:
-    """Stands in for Triton's driver of a GPU, whose number is its architecture, for which kernels are compiled."""
-
-    def __init__(self, architecture: int) -> None:
-        self._architecture = architecture
-
-    def get_current_device(self) -> int:
-        return self._architecture
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self._architecture, 32)
-
-
 def narrow_strides(ttir: str) -> list[str]:
     """The integers among a kernel's arguments that are no sizes and are used as they are, not widened to 64 bits."""
     head = next(line for line in ttir.splitlines() if "tt.func public" in line)
@@ -101,7 +79,27 @@ def narrow_strides(ttir: str) -> list[str]:
     return found
 
 
-def compiled(call: Callable[[], object], architecture: int) -> list[str]:
+def fused_exchanges(ptx: str) -> list[str]:
+    """The instructions that add a lane's own product, not rounded, to what came from another lane.
+
+    The other lane does the same the other way round, and the two hold sums whose last bits differ.
+    """
+    received: set[str] = set()
+    found = []
+    for line in ptx.splitlines():
+        registers = re.findall(r"%\w+", line)
+        if "shfl.sync" in line:
+            received.add(registers[0].split("|")[0])
+        elif re.search(r"\bmov\.\w+", line) and received.intersection(registers[1:]):
+            received.add(registers[0])
+        elif "fma.rn" in line and registers[-1] in received:
+            found.append(line.strip())
+        else:
+            received.difference_update(registers[:1])
+    return found
+
+
+def compiled(call: Callable[[], object], device: Device) -> list[str]:
     """Compiles what a call launches; what is wrong with the kernels, a line each."""
     faults: list[str] = []
 
@@ -109,14 +107,13 @@ def compiled(call: Callable[[], object], architecture: int) -> list[str]:
         made = kernel.warmup(*arguments, grid=(1,), **constants)
         if ".entry" not in made.asm["ptx"]:
             faults.append(f"{kernel.__name__}: no PTX")
-        if constants.get("enable_fp_fusion") is False and "fma.rn" in made.asm["ptx"]:
-            faults.append(f"{kernel.__name__}: fused multiply-adds")
+        faults.extend(f"{kernel.__name__}: {line}" for line in fused_exchanges(made.asm["ptx"]))
         faults.extend(f"{kernel.__name__}: {name} makes 32-bit offsets" for name in narrow_strides(made.asm["ttir"]))
-        if made.metadata.shared > SHARED_LIMIT[architecture]:
+        if made.metadata.shared > device.shared_of_block:
             faults.append(f"{kernel.__name__}: {made.metadata.shared} bytes of shared memory")
 
     try:
-        with launch.compiling_for(architecture), launch.observed(compile_one):
+        with launch.observed(compile_one):
             call()
     except Exception as error:
         faults.append(f"{type(error).__name__}: {error}")
@@ -296,17 +293,12 @@ def random_call(seed: int, widths: tuple[int, ...] = WIDTHS) -> tuple[str, Calla
 
 def main(architecture: int, first: int, calls: int, widths: tuple[int, ...]) -> int:
     """How many calls are at fault."""
-    triton.runtime.driver.set_active(Compiler(architecture))
     torch.manual_seed(0)
     bad = 0
-    with (
-        mock.patch.object(CUDABackend, "make_cubin", return_value=b""),
-        mock.patch.object(build, "require"),
-        mock.patch.object(launch, "check_device"),
-    ):
+    with driver_of(Device(capability=architecture)) as driver:
         for seed in range(first, first + calls):
             name, call = random_call(seed, widths)
-            faults = compiled(call, architecture)
+            faults = compiled(call, driver.device)
             bad += bool(faults)
             for fault in faults:
                 print(f"{name}: {fault}", flush=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.memformer_kernels.triton.compile_calls import narrow_strides
+from tests.memformer_kernels.triton.compile_calls import fused_exchanges, narrow_strides
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,6 +31,17 @@ def test_a_narrow_stride_would_be_found() -> None:
     wide = "  %a = arith.extsi %z_row : i32 to i64\n  %b = arith.muli %tokens, %c : i32\n  %d = tt.splat %z_task : i64"
     assert narrow_strides(f"{head}\n{wide}\n") == []
     assert narrow_strides(f"{head}\n{wide}\n  %e = tt.splat %z_column : i32 -> tensor<1x4xi32>\n") == ["z_column"]
+
+
+def test_a_product_fused_into_the_sum_of_another_lane_would_be_found() -> None:
+    exchanged = "shfl.sync.bfly.b32 %r2, %r1, 16, 31, -1;\n"
+    assert fused_exchanges(f"mul.f32 %r1, %r3, %r4;\n{exchanged}add.f32 %r5, %r1, %r2;\n") == []
+    assert fused_exchanges(f"{exchanged}fma.rn.f32 %r5, %r3, %r4, %r1;\n") == []
+    fused = "fma.rn.f32 %r5, %r3, %r4, %r2;"
+    assert fused_exchanges(f"{exchanged}{fused}\n") == [fused]
+    wide = "fma.rn.f64 %rd4, %rd2, %rd3, %rd1;"
+    assert fused_exchanges(f"{exchanged}mov.b64 %rd1, {{%r2, %r6}};\n{wide}\n") == [wide]
+    assert fused_exchanges(f"{exchanged}ld.global.b32 %r2, [%rd5];\n{fused}\n") == []
 
 
 @pytest.mark.slow

@@ -51,6 +51,35 @@ def test_there_are_kernels() -> None:
     assert sum(word in PRODUCTS for word in words) == sum(len(_calls(path, "tl.dot")) for path in FILES) == 1
 
 
+def _summed_products(source: str) -> list[str]:
+    """Sums whose lanes would add their own products to others' rounded ones: of a product, or of a name that is one."""
+    found = []
+    for function in (x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.FunctionDef)):
+        nodes = list(ast.walk(function))
+        assigned = [(ast.unparse(x.targets[0]), x.value) for x in nodes if isinstance(x, ast.Assign)]
+        products = {name for name, value in assigned if _is_product(value)}
+        for call in (x for x in nodes if isinstance(x, ast.Call) and ast.unparse(x.func) == "tl.sum"):
+            if _is_product(call.args[0]) or ast.unparse(call.args[0]) in products:
+                found.append(ast.unparse(call))
+    return found
+
+
+def _is_product(value: ast.expr) -> bool:
+    return isinstance(value, ast.BinOp) and isinstance(value.op, ast.Mult)
+
+
+def test_a_summed_product_would_be_found() -> None:
+    assert _summed_products("def f(x, y):\n    z = x * y\n    return tl.sum(x, 0) + tl.sum(inner(x, y), 0)") == []
+    assert _summed_products("def f(x, y):\n    return tl.sum(x * y, 0)") == ["tl.sum(x * y, 0)"]
+    assert _summed_products("def f(x, y):\n    z = x * y\n    return tl.sum(z, 0)") == ["tl.sum(z, 0)"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_products_are_summed_by_one_helper(path: Path) -> None:
+    """`tiles.inner`, whose sums have the same bits in every lane; what compiled code shows is in compile_calls.py."""
+    assert _summed_products(path.read_text(encoding="utf-8")) == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_product_says_its_precision(path: Path) -> None:
     for call in _calls(path, "tl.dot"):

@@ -13,7 +13,6 @@ from memformer_kernels import (
     lfom_solve,
     memformer_layer,
     memformer_loss,
-    memformer_predict,
     memformer_stack,
     warmup,
 )
@@ -69,18 +68,6 @@ def test_a_stack_forward_and_backward(noted: Noted) -> None:
     launched = _launched(call)
     assert len(launched) == 3
     assert all(one in noted for one in launched)
-
-
-def test_response_columns_are_compiled_without_fused_multiply_adds() -> None:
-    """Equal sums of several warps have equal bits, or the same call gives other ones from run to run."""
-    z, q = _tokens()
-
-    def call() -> None:
-        predictions = memformer_predict(z, q, backend="triton", algorithm="token")
-        torch.autograd.grad(predictions.sum(), [z, q])
-
-    fused = {name: constants.get("enable_fp_fusion", True) for name, constants in _launched(call)}
-    assert fused == {"columns_kernel": False, "columns_backward_kernel": False, "sum_kernel": True}
 
 
 def test_without_gradients_only_the_forward(noted: Noted) -> None:

@@ -1,0 +1,14 @@
+"""The GPUs that tests ask for."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.gpu.triton_tensors import GPUS, Gpu, gpu_of
+
+
+@pytest.fixture(params=GPUS)
+def gpu(request: pytest.FixtureRequest) -> Iterator[Gpu]:
+    """An NVIDIA GPU, where there is one, and a virtual one, for Triton."""
+    with gpu_of(request.param) as found:
+        yield found

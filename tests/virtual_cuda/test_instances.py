@@ -1,0 +1,134 @@
+"""Every kernel that is compiled runs; on each architecture and in other orders of warps and blocks nothing changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from memformer_kernels import (
+    SGD,
+    GaussianStatistics,
+    GaussianTokens,
+    context_gram,
+    lfom_solve,
+    memformer_loss,
+    memformer_stack,
+    train_steps,
+)
+from memformer_kernels.testing import Case, float64_violations, in_form, public, results
+from memformer_kernels.training import cuda
+from tests.memformer_kernels.cases import make_case
+from tests.memformer_kernels.test_parity import fixed, networks
+from tests.memformer_kernels.training.runs import state, tensors
+from tests.virtual_cuda.conftest import Virtual
+from tests.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from tests.virtual_cuda.test_operators import assert_budget, assert_equal, losses, others, with_target
+
+pytestmark = pytest.mark.slow
+
+ALGORITHMS = ("gram", "token")
+STRUCTURES = ("response-only", "block", "dense")
+DTYPES = (torch.float32, torch.float64)
+WIDTHS = range(2, 18)
+LOSSES = torch.empty(1, 1, dtype=torch.float64)
+
+
+def all_passes(case: Case, algorithm: str) -> None:
+    """A loss with all its gradients, with those of parameters alone, and with none; and a stack."""
+    options: dict[str, Any] = {"context": case.context, "backend": "cuda", "algorithm": algorithm}
+    losses(case, "cuda", algorithm)
+    assert case.target is not None
+    memformer_loss(case.z.detach(), case.target, case.q, case.p, case.gamma, **options).backward()
+    with torch.no_grad():
+        memformer_loss(case.z, case.target, case.q, case.p, case.gamma, **options)
+        memformer_stack(case.z, case.q, case.p, case.gamma, **options)
+
+
+def small(structure: str, width: int, **sizes: int) -> Case:
+    sizes = {"tokens": 5, "layers": 2, "heads": 1, "tasks": 2, **sizes}
+    return with_target(make_case(structure=structure, width=width, **sizes), 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_width(virtual: Virtual, structure: str, algorithm: str, dtype: torch.dtype) -> None:
+    for width in WIDTHS:
+        if width == 17 and (structure, algorithm) != ("response-only", "gram"):
+            continue
+        case = small(structure, width)
+        made = losses(case.to(dtype), "cuda", algorithm)
+        exact = losses(case, "torch", algorithm)
+        if dtype == torch.float64:
+            assert_equal(made, exact)
+        else:
+            assert_budget(made, losses(case.to(dtype), "torch", algorithm), exact)
+
+
+def test_every_kernel_that_is_compiled_runs(virtual: Virtual) -> None:
+    for dtype in DTYPES:
+        for width in WIDTHS:
+            for structure in STRUCTURES:
+                for algorithm in ALGORITHMS:
+                    if width < 17 or (structure, algorithm) == ("response-only", "gram"):
+                        all_passes(small(structure, width).to(dtype), algorithm)
+        for width in range(1, 17):
+            context_gram(torch.ones(2, 5, width, dtype=dtype), 4)
+            others(max(width, 2), "cuda", dtype)
+        context_gram(torch.ones(1, 600, 6, dtype=dtype), 599)  # in runs, which another kernel adds up
+        one = torch.ones(2, 1, 1, dtype=dtype).requires_grad_()
+        lfom_solve(one, torch.ones(2, 1, dtype=dtype), one[:1], backend="cuda").sum().backward()
+    for d in (3, 5):
+        for sampler in (GaussianStatistics(d, 8, 40), GaussianTokens(d, 8, 40)):
+            train_steps(state(1, d=d, dtype=torch.float32), sampler, 1, optimizer=SGD(0.1), backend="cuda")
+    cuda.train(state(dtype=torch.float32), GaussianStatistics(3, 8, 40), SGD(0.1), None, LOSSES, launches="replay")
+    assert virtual.runtime.registered() - virtual.kernels() == set()
+
+
+def everything() -> list[Tensor]:
+    """Results and gradients of every operator, in float32."""
+    made = others(5, "cuda", torch.float32)
+    for structure in STRUCTURES:
+        for algorithm in ALGORITHMS:
+            made += losses(small(structure, 6, tokens=9, tasks=70).to(torch.float32), "cuda", algorithm)
+    for batch in (40, 300):
+        held = state(2, dtype=torch.float32)
+        made.append(train_steps(held, GaussianStatistics(3, 8, batch), 2, optimizer=SGD(0.1), backend="cuda"))
+        made += tensors(held)
+    return made
+
+
+@pytest.mark.parametrize("index", [HOPPER, BLACKWELL, SMALL, AMPERE, DEFAULT])
+def test_orders_of_warps_and_blocks_change_no_bit(virtual: Virtual, index: int) -> None:
+    """Nor do architectures and the number of multiprocessors."""
+    expected = everything()
+    for order in (0, 1, 2):
+        virtual.use(index, order)
+        assert all(map(torch.equal, expected, everything()))
+
+
+def assert_right(case: Case, algorithm: str) -> None:
+    """Tokens, predictions and gradients in float64 and in float32."""
+    assert float64_violations(public("cuda", algorithm), case) == {}
+    ours, twin = (results(public(backend, algorithm), case.to(torch.float32)) for backend in ("cuda", "torch"))
+    exact = results(in_form("literal"), case.to(torch.float64))
+    assert_budget(list(ours.values()), list(twin.values()), list(exact.values()))
+
+
+@pytest.mark.parametrize("index", [HOPPER, AMPERE])
+@given(networks(token_axis=False))
+@fixed(20)
+def test_random_networks_without_a_token_axis(virtual: Virtual, index: int, case: Case) -> None:
+    virtual.use(index)
+    for algorithm in ALGORITHMS:
+        assert_right(case, algorithm)
+
+
+@pytest.mark.parametrize("index", [HOPPER, AMPERE])
+@given(networks(token_axis=True))
+@fixed(20)
+def test_random_networks_with_a_token_axis(virtual: Virtual, index: int, case: Case) -> None:
+    virtual.use(index)
+    assert_right(case, "token")
