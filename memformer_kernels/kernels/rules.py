@@ -60,9 +60,9 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     """
     block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
-        # An elementwise product holds tasks * block * block * chunk numbers: 8192 are 64 registers of 128 threads, and
-        # 1024 leave room for the other tiles of the matrix recurrence. For Ampere 8192 are too many: workload W spills.
-        tasks = max(2, min(64, (512 if matrices or architecture < 90 else 1024) // (block * block)))
+        # An elementwise product holds tasks * block * block * chunk numbers: 4096 are 32 registers of 128 threads, and
+        # 1024 leave room for the other tiles of the matrix recurrence. With 8192 workload W spills.
+        tasks = max(2, min(64, 512 // (block * block)))
         lanes = 256 if block <= 8 else 128
         chunk = min(block, 2 if matrices else 8)
         return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)

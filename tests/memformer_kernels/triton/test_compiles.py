@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[3]
 def _compile(architecture: int, first: int, calls: int, widths: str) -> None:
     """In a process of its own, since this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python"), *filter(None, sys.path)])
     script = "tests.memformer_kernels.triton.compile_calls"
     command = [sys.executable, "-m", script, str(architecture), str(first), str(calls), widths]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
