@@ -20,6 +20,7 @@ def invoke(*options: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_a_quick_run_prints_a_table_and_writes_a_record_for_each_workload(tmp_path: Path) -> None:
     options = ["--quick", "--out", str(tmp_path), "--provider", "eager", "--provider", "kernels (torch)"]
     output = invoke(*options, "--batch", "30", "--batch", "50")

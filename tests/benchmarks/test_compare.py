@@ -72,6 +72,7 @@ def test_what_no_longer_runs_is_named() -> None:
     assert missing(RECORD, report()) == ["W, B = 1,000: ours was not timed: it did not run"]
 
 
+@pytest.mark.slow
 def test_the_command_fails_where_a_ratio_fell(tmp_path: Path) -> None:
     providers = select(["Gram, eager", "(torch)"])
     found = run([W.with_batch(1000)], providers, CPU, quick=True, policy=ONCE)

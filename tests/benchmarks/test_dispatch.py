@@ -46,6 +46,7 @@ def test_without_the_automatic_choice_there_is_nothing_to_judge() -> None:
     assert list(choices([report(timing(AUTO, 30.0))])) == []
 
 
+@pytest.mark.slow
 def test_the_command_writes_its_record(tmp_path: Path) -> None:
     path, picture = tmp_path / "dispatch.json", tmp_path / "dispatch.png"
     words = [

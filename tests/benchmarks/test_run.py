@@ -21,6 +21,7 @@ def _small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_small_sizes")
+@pytest.mark.slow
 def test_a_provider_too_slow_for_a_large_size_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.run.PASS_LIMIT_S", 0.0)
     workloads = [W.with_batch(10), W.with_batch(20), W.with_batch(40)]
@@ -33,6 +34,7 @@ def test_a_provider_too_slow_for_a_large_size_is_skipped_with_its_reason(monkeyp
 
 
 @pytest.mark.usefixtures("_small_sizes")
+@pytest.mark.slow
 def test_a_fast_provider_and_one_without_a_smaller_size_are_run() -> None:
     other = replace(W, layers=2)
     report = run([W.with_batch(10), W.with_batch(40), other.with_batch(40)], PEERS, CPU, quick=True, policy=ONCE)
