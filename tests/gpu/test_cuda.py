@@ -22,6 +22,7 @@ from memformer_kernels import (
 )
 from memformer_kernels.testing import Case, float64_violations, public, relative_error, results, twin_violations
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
+from tests.memformer_kernels.layouts import LAYOUTS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -183,21 +184,11 @@ def test_offsets_past_two_to_the_31(algorithm: str) -> None:
     assert torch.equal(grad[-3:], expected)
 
 
-def _layouts() -> dict[str, Callable[[Tensor], Tensor]]:
-    return {
-        "every other token": lambda z: torch.repeat_interleave(z, 2, dim=1)[:, ::2],
-        "batch last": lambda z: z.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-        "columns of a wider tensor": lambda z: torch.cat([z, z], dim=2)[:, :, : z.shape[2]],
-        "four bytes off": lambda z: torch.cat([z.new_zeros(1), z.flatten()])[1:].view(z.shape),
-        "one task for all": lambda z: z[:1].expand(z.shape),
-    }
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("layout", _layouts())
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout: str, algorithm: str) -> None:
     z, target, (q, gamma) = 0.5 * _random(1000, 21, 6), _random(1000, 1, seed=1), _parameters(6, 4)
-    laid = _layouts()[layout](z)
+    laid = LAYOUTS[layout](z)
     plain = laid.contiguous().clone()
 
     def run(tokens: Tensor) -> list[Tensor]:

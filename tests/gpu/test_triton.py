@@ -4,7 +4,6 @@ A virtual GPU takes smaller sizes. With MEMFORMER_TEST_TRITON=1 the contract's o
 tests/memformer_kernels/conftest.py.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,6 +31,7 @@ from memformer_kernels.testing import (
 from tests.gpu.triton_tensors import ALGORITHMS, Gpu
 from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
+from tests.memformer_kernels.layouts import LAYOUTS
 
 SIZES = (1, 2, 3, 7, 8, 15, 16, 17, 33, 64, 100, 128)
 
@@ -111,15 +111,6 @@ def test_half_precision_tokens(width: int, structure: str, algorithm: str, dtype
     for made, expected in zip(run("triton"), run("torch"), strict=True):
         assert made.dtype == expected.dtype
         assert relative_error(made, expected) < tolerance
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "every other token": lambda z: torch.repeat_interleave(z, 2, dim=1)[:, ::2],
-    "batch last": lambda z: z.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-    "columns of a wider tensor": lambda z: torch.cat([z, z], dim=2)[:, :, : z.shape[2]],
-    "four bytes off": lambda z: torch.cat([z.new_zeros(1), z.flatten()])[1:].view(z.shape),
-    "one task for all": lambda z: z[:1].expand(z.shape),
-}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

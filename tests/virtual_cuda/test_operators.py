@@ -1,6 +1,5 @@
 """Every operator of the CUDA library, from the public functions down to compiled kernels, on a virtual device."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +29,7 @@ from memformer_kernels.testing import (
     twin_violations,
 )
 from tests.memformer_kernels.cases import RULES, leaves, make_case, normal, seeded
+from tests.memformer_kernels.layouts import LAYOUTS
 from tests.memformer_kernels.training.runs import state
 from tests.virtual_cuda.conftest import Virtual
 from tests.virtual_cuda.devices import HOPPER
@@ -161,15 +161,6 @@ def test_half_precision_tokens(virtual: Virtual, structure: str, algorithm: str,
     for made, expected in zip(run("cuda"), run("torch"), strict=True):
         assert made.dtype == expected.dtype
         assert relative_error(made, expected) < 4 * torch.finfo(dtype).eps
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "every other token": lambda z: torch.repeat_interleave(z, 2, dim=1)[:, ::2],
-    "batch last": lambda z: z.permute(1, 2, 0).contiguous().permute(2, 0, 1),
-    "columns of a wider tensor": lambda z: torch.cat([z, z], dim=2)[:, :, : z.shape[2]],
-    "four bytes off": lambda z: torch.cat([z.new_zeros(1), z.flatten()])[1:].view(z.shape),
-    "one task for all": lambda z: z[:1].expand(z.shape),
-}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
