@@ -14,7 +14,7 @@ def test_it_runs_every_operation() -> None:
 
 def test_without_a_checker_or_a_library_the_reason_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
-    assert "compute-sanitizer" in gpu_parts.watched(Console())["not run"]
+    assert "compute-sanitizer" in gpu_parts.watched(60.0, Console())["not run"]
     if not build_info().backends["cuda"].available:
         monkeypatch.setattr("shutil.which", lambda name: "/bin/true")
-        assert gpu_parts.watched(Console()) == {"not run": build_info().backends["cuda"].reason}
+        assert gpu_parts.watched(60.0, Console()) == {"not run": build_info().backends["cuda"].reason}
