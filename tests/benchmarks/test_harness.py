@@ -171,7 +171,7 @@ def test_the_reference_is_the_published_form_in_float64(workload: Workload, monk
     monkeypatch.setattr("benchmarks.harness.REFERENCE_NUMBERS", 16 * workload.tokens * workload.width)
     workload = replace(workload, batch=40, dtype="float64")
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
-    loss = published(*batch, *parameters, workload.n)
-    q, gamma = torch.autograd.grad(loss, parameters)
+    loss = published(*batch, *parameters, n=workload.n)
+    q, gamma = torch.autograd.grad(loss, list(parameters))
     outcome = Outcome(loss.detach(), {"q": q, "gamma": gamma})
     assert max(errors(outcome, reference_outcome(workload, batch, parameters))) < 1e-12

@@ -31,8 +31,8 @@ def test_equals_the_published_form(workload: Workload, dtype: str, batch: int, m
     (provider,) = (p for p in select(["JAX"]) if p.supports(workload, CPU))
     parameters, tasks = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
     found = provider.outcome(provider.build(workload, parameters)(tasks))
-    loss = published(*(t.double() for t in (*tasks, *parameters)), workload.n)
-    q, gamma = torch.autograd.grad(loss, parameters)
+    loss = published(*(t.double() for t in (*tasks, *parameters)), n=workload.n)
+    q, gamma = torch.autograd.grad(loss, list(parameters))
     assert found.loss.dtype == workload.torch_dtype
     loss_budget, gradient_budget = BUDGETS[workload.parameter_dtype]
     if dtype == "float64":

@@ -61,10 +61,11 @@ def counted(workload: Workload, loss: Loss) -> tuple[float, float]:
     batch = make_batch(workload, 1, cpu)
     forward = FlopCounterMode(display=False)
     with forward:
-        value = loss(*batch, *parameters, workload.n)
+        q, gamma = parameters
+        value = loss(*batch, q, gamma, workload.n)
     backward = FlopCounterMode(display=False)
     with backward:
-        torch.autograd.grad(value, parameters)
+        torch.autograd.grad(value, [q, gamma])
     return forward.get_total_flops() / 2 / workload.batch, backward.get_total_flops() / 2 / workload.batch
 
 

@@ -307,4 +307,5 @@ def main(architecture: int, first: int, calls: int, widths: tuple[int, ...]) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(bool(main(*map(int, sys.argv[1:4]), WIDTHS if sys.argv[4] == "all" else NARROW)))
+    architecture, first, calls = map(int, sys.argv[1:4])
+    sys.exit(bool(main(architecture, first, calls, WIDTHS if sys.argv[4] == "all" else NARROW)))
