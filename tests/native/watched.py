@@ -3,8 +3,12 @@
 A new test file is in by itself. What is named here stays out, each with its reason.
 """
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
+ROOT = Path(__file__).parents[2]
 FOLDERS = ("tests/memformer_kernels", "tests/native")
 
 _BUILDS = "looks at what a build leaves, or builds a library of its own"
@@ -26,6 +30,17 @@ APART = {
     "tests/native/test_threads.py": _BUILDS,
 }
 """Files and folders of `FOLDERS` that are not run."""
+
+
+def parts(count: int) -> dict[str, list[str]]:
+    """Every test file that is run, in so many parts of like sizes, each named by its first and last file."""
+    found = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("test_*.py"))
+    names = [path.relative_to(ROOT).as_posix() for path in found]
+    kept = [name for name in names if not any(name == place or name.startswith(f"{place}/") for place in APART)]
+    bounds = [len(kept) * part // count for part in range(count + 1)]
+    chosen = [kept[first:end] for first, end in pairwise(bounds)]
+    return {f"{Path(part[0]).stem}-{Path(part[-1]).stem}": part for part in chosen}
+
 
 _OTHERS = ("torch", "triton", "cuda")
 
