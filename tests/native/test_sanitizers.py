@@ -108,6 +108,9 @@ def test_what_stays_apart_is_there() -> None:
     for place in watched.APART:
         assert (ROOT / place).exists(), place
         assert place.startswith(watched.FOLDERS)
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in watched.TESTS_APART:
+        assert f"def {name}(" in written
 
 
 @on_both

@@ -32,6 +32,11 @@ APART = {
 }
 """Files and folders of `FOLDERS` that are not run."""
 
+TESTS_APART = {
+    "test_memory_that_a_thread_cannot_get_is_a_memory_error": "a sanitizer ends a process that gets no memory",
+}
+"""Tests that are not run, by name."""
+
 
 def parts(count: int) -> dict[str, list[str]]:
     """Every test file that is run, in so many parts of like sizes, each named by its first and last file."""
@@ -51,7 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept = [item for item in items if not _is_another_backend_s(item)]
+    kept = [item for item in items if not _is_another_backend_s(item) and item.name not in TESTS_APART]
     if config.getoption("--choose-threads"):
         kept = [item for item in kept if _chooses_threads(item)]
     held = set(kept)
