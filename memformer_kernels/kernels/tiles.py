@@ -42,10 +42,7 @@ def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False, SEVE
     them then writes is open. What is fused with 0 already is fused with nothing else. SEVERAL says that every lane
     holds several products along the axis: its part is then a sum, which is never fused, at half the operations.
     """
-    if SEVERAL:
-        products = left * right
-    else:
-        products = tl.fma(left, right, 0.0)
+    products = left * right if SEVERAL else tl.fma(left, right, 0.0)
     return tl.sum(products, axis, keep_dims=keep_dims)
 
 
