@@ -1,6 +1,7 @@
 """What all tests share: uninitialised memory holds NaN, so a result that was never written cannot look right."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ from tests.compiled import run_elsewhere
 # Without a GPU Triton's kernels run in its interpreter, which must be chosen before anything imports triton.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# A shell that starts tests in the background makes them ignore Ctrl-C, and with them what they start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,12 +17,21 @@ from memformer_lab.training import CHECKPOINT
 MODEL = ("--layers", "2", "--batch", "2000", "--seed", "3", "--schedule", "constant")
 
 
-def _train(folder: Path, *options: str) -> "subprocess.Popen[str]":
+@contextmanager
+def _started(command: list[str], **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process that does not outlive its test."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def _training(folder: Path, *options: str) -> list[str]:
     command = [sys.executable, "-m", "memformer_lab", "train", "--output", str(folder), "--checkpoint-every", "200"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+    return [*command, *options]
 
 
 SLEEPS = {
@@ -37,22 +48,15 @@ def test_ctrl_c_while_packages_are_imported_says_nothing(tmp_path: Path, start: 
     begun = tmp_path / "begun"
     (tmp_path / f"{imported}.py").write_text(f"import time\nopen({str(begun)!r}, 'w').close()\n{code}\n")
     path = os.pathsep.join([str(tmp_path), *sys.path])
-    running = subprocess.Popen(
-        [sys.executable, *start.split(" ", 1), "info"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
     deadline = time.monotonic() + 200
-    while not begun.exists():
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=30)
-    assert said == ""
-    assert running.returncode == 130
+    with _started([sys.executable, *start.split(" ", 1), "info"], PYTHONPATH=path) as running:
+        while not begun.exists():
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=30) == ("", "")
+        assert running.returncode == 130
 
 
 def test_the_installed_command_is_the_one_that_is_started_here() -> None:
@@ -64,25 +68,25 @@ def test_the_installed_command_is_the_one_that_is_started_here() -> None:
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "run"
     new = (*MODEL, "--backend", backend)
-    running = _train(folder, *new, "--steps", "100000000")
     deadline = time.monotonic() + 200
-    while not (folder / CHECKPOINT).exists() or checkpoint.load(folder / CHECKPOINT).step < 200:
-        assert running.poll() is None, running.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
-    begin = time.monotonic()
-    _, errors = running.communicate(timeout=60)
-    assert time.monotonic() - begin < 5
-    assert running.returncode == 130
+    with _started(_training(folder, *new, "--steps", "100000000"), OMP_NUM_THREADS="1") as running:
+        while not (folder / CHECKPOINT).exists() or checkpoint.load(folder / CHECKPOINT).step < 200:
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        begin = time.monotonic()
+        _, errors = running.communicate(timeout=60)
+        assert time.monotonic() - begin < 5
+        assert running.returncode == 130
     assert "Traceback" not in errors
     assert len([line for line in errors.splitlines() if line.strip()]) <= 1
     kept = checkpoint.load(folder / CHECKPOINT).step
     steps = str(kept + 200)
     for where, options in ((folder, ("--resume",)), (tmp_path / "whole", new)):
-        done = _train(where, *options, "--steps", steps)
-        _, errors = done.communicate(timeout=200)
-        assert done.returncode == 0, errors
+        with _started(_training(where, *options, "--steps", steps), OMP_NUM_THREADS="1") as done:
+            _, errors = done.communicate(timeout=200)
+            assert done.returncode == 0, errors
     stopped, whole = (checkpoint.load(where / CHECKPOINT) for where in (folder, tmp_path / "whole"))
     assert stopped.step == whole.step == kept + 200
     assert all((stopped.model[name] == value).all() for name, value in whole.model.items())
