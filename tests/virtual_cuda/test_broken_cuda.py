@@ -22,7 +22,6 @@ from tests.memformer_kernels.training.runs import state
 from tests.virtual_cuda import code
 from tests.virtual_cuda.conftest import Virtual
 from tests.virtual_cuda.devices import AMPERE, HOPPER, SMALL
-from tests.virtual_gpu import faults
 from tests.virtual_gpu.edits import edited, functions
 from virtual_gpu import LaunchFailed
 from virtual_gpu.cuda import Binary, Ptx
