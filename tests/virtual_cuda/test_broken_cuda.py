@@ -1,222 +1,21 @@
-"""CUDA kernels broken on purpose, in the PTX that nvcc made of them: each fault is found by its check.
-
-The calls are those that are clean with the kernels as they are.
-"""
+"""CUDA kernels broken on purpose: each fault is found by its check."""
 
 import functools
-import mmap
 import re
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import pytest
-import torch
-from torch import Tensor
 
-from memformer_kernels import SGD, GaussianStatistics, context_gram, lfom_solve, memformer_predict
-from memformer_kernels.training import cuda
-from tests.memformer_kernels.cases import normal, seeded
-from tests.memformer_kernels.training.runs import state
 from tests.virtual_cuda import code
+from tests.virtual_cuda.broken import CALLS, FAULTS, Call, quadratics, solve
 from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import AMPERE, HOPPER, SMALL
+from tests.virtual_cuda.devices import HOPPER
 from tests.virtual_gpu.edits import edited, functions
+from tests.virtual_gpu.faults import Fault, listed
 from virtual_gpu import LaunchFailed
 from virtual_gpu.cuda import Binary, Ptx
 
-D = 2
-
-
-def _solve(h: Tensor, grads: bool = False) -> None:
-    generator, tasks, d = seeded(1), h.shape[0], h.shape[-1]
-    h, b, a = (x.detach().requires_grad_(grads) for x in (h, normal(generator, tasks, d), normal(generator, 2, d, d)))
-    found = lfom_solve(h, b.to(h.dtype), a.to(h.dtype), backend="cuda")
-    if grads:
-        found.square().sum().backward()
-
-
-def _quadratics(tasks: int, d: int = D) -> Tensor:
-    return normal(seeded(), tasks, d, d).float() / 4
-
-
-def _far_quadratics() -> Tensor:
-    """Tasks that lie a little more than 2^30 bytes apart: the third begins past what 32 bits count."""
-    tasks, apart = 3, 2**28 + 4
-    reserve_nothing = 0x4000
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | reserve_nothing
-    room = torch.frombuffer(mmap.mmap(-1, 4 * tasks * apart, flags=flags), dtype=torch.float32)
-    return room.as_strided((tasks, D, D), (apart, D, 1))
-
-
-def _unaligned_quadratics() -> Tensor:
-    return torch.cat([torch.zeros(1), _quadratics(35).flatten()])[1:].view(35, D, D)
-
-
-def _strided_halves() -> None:
-    z = normal(seeded(), 5, 9, 6).half()[..., ::2]
-    memformer_predict(z, torch.full((2, 1, D, D), 0.01), backend="cuda", algorithm="gram")
-
-
-def _train() -> None:
-    sampler, losses = GaussianStatistics(3, 8, 300, query="integrated"), torch.full((2, 1), torch.nan).double()
-    cuda.train(state(1, dtype=torch.float32), sampler, SGD(0.1), None, losses, launches="persistent")
-
-
-class Call(NamedTuple):
-    """A call on a device of tests.virtual_cuda.devices."""
-
-    run: Callable[[], object]
-    device: int
-
-
-CALLS = {
-    "solve": Call(lambda: _solve(_quadratics(35)), HOPPER),
-    "solve on an A100": Call(lambda: _solve(_quadratics(35)), AMPERE),
-    "solve, unaligned": Call(lambda: _solve(_unaligned_quadratics()), HOPPER),
-    "solve, far apart": Call(lambda: _solve(_far_quadratics()), HOPPER),
-    "solve, two tiles a block": Call(lambda: _solve(_quadratics(545)), SMALL),
-    "gradients": Call(lambda: _solve(_quadratics(35), grads=True), HOPPER),
-    "gradients, two tiles a block": Call(lambda: _solve(_quadratics(545), grads=True), SMALL),
-    "predict from halves": Call(_strided_halves, HOPPER),
-    "gram": Call(lambda: context_gram(normal(seeded(), 5, 9, 3).float(), 8), HOPPER),
-    "gram on an A100": Call(lambda: context_gram(normal(seeded(), 5, 9, 3).float(), 8), AMPERE),
-    "train": Call(_train, HOPPER),
-    "train on an A100": Call(_train, AMPERE),
-}
-SLOW = {"train on an A100"}  # whose kernel is large, and compiled for 8.0 by this test alone
-
-
-@dataclass(frozen=True)
-class Edit:
-    """A pattern that stands at so many places of the kernel, or of a function that it calls, and what is put there.
-
-    `kernel` and `function` are patterns of mangled names.
-    """
-
-    call: str
-    kernel: str
-    check: str
-    pattern: str
-    wrong: str = ""
-    places: int = 1
-    function: str = ""
-
-
-# Ways of csrc/cuda/execution.cuh to wait and to announce.
-POLL = r"(mbarrier\.(?:try|test)_wait[^\n]*\n)setp\.eq\.s32 (%p\d+), %r\d+, 0;\n@\2 bra \$L\w+;\n"
-EXPECT = r"(mbarrier\.arrive\.expect_tx\.shared\.b64 state, \[%r\d+\], )(%r\d+);"
-MEET_IN_CLUSTER = r"barrier\.cluster\.arrive\.release\.aligned;\nbarrier\.cluster\.wait\.acquire\.aligned;\n"
-MEET_IN_GRID = (
-    r"\$L\w+:\nld\.volatile\.global\.u32 (%r\d+), [^\n]*\nsetp\.lt\.u32 (%p\d+), \1, %r\d+;\n@\2 bra \$L\w+;\n"
-)
-# Of Totals: what the warps have added up, and the barrier before one of them adds that up.
-STORE_AND_SYNC = r"(st\.shared\.f64 [^\n]*\n)bar\.sync 0;\n"
-# Where each unit's sums go: the unit's number times their count, before the loop that adds up two rows of them.
-UNIT = (
-    r"mul\.lo\.s64 (%rd\d+), %rd\d+, %rd\d+;\n"
-    r"(?=(?:[^\n]*\n){1,4}\$L\w+:\n\.pragma[^\n]*\n(?:[^\n]*\n){1,8}ld\.shared\.f32[^\n]*\nld\.shared\.f32)"
-)
-
-FAULTS = {
-    "a warp's barrier after rows have come dropped": Edit(
-        "gram", "ContextGram", "race-shared", r"bar\.warp\.sync -1;\n", function="load_rows"
-    ),
-    "the same barrier": Edit(
-        "gram on an A100", "ContextGram", "race-shared", r"bar\.warp\.sync -1;\n", function="load_rows"
-    ),
-    "a block's barrier between sums of warps and of the block dropped": Edit(
-        "gradients", "Totals", "race-shared", STORE_AND_SYNC, r"\1", places=2
-    ),
-    "a block's barrier reached by threads that have a column": Edit(
-        "gradients",
-        "Totals",
-        "divergent-barrier",
-        STORE_AND_SYNC,
-        r"\1{ .reg .pred few; .reg .b32 t; mov.u32 t, %tid.x; setp.lt.u32 few, t, 200; @few bar.sync 0; }" "\n",
-        places=2,
-    ),
-    "an arrival that does not wait for a thread's copies": Edit(
-        "solve on an A100",
-        "QuadraticsKernel",
-        "copy-not-awaited",
-        r"cp\.async\.mbarrier\.arrive\.noinc\.shared\.b64 (\[%r\d+\]);",
-        r"{ .reg .b64 state; mbarrier.arrive.shared.b64 state, \1; }",
-        places=2,
-    ),
-    "a wait for copies dropped": Edit("solve on an A100", "QuadraticsKernel", "copy-not-awaited", POLL, r"\1"),
-    "a wait for a bulk copy dropped": Edit("solve", "QuadraticsKernel", "copy-not-awaited", POLL, r"\1"),
-    "a wait for the same parity every time": Edit(
-        "solve, two tiles a block",
-        "QuadraticsKernel",
-        "copy-not-awaited",
-        r"(mbarrier\.try_wait\.parity\.shared\.b64 p, \[%r\d+\], )%r\d+",
-        r"\g<1>0",
-    ),
-    "more bytes announced than are copied": Edit(
-        "solve",
-        "QuadraticsKernel",
-        "deadlock",
-        EXPECT,
-        r".reg .b32 more; add.u32 more, \2, 16; \1more;",
-        places=2,
-    ),
-    "an mbarrier that nobody makes": Edit("solve", "QuadraticsKernel", "mbarrier", r"mbarrier\.init[^\n]*\n"),
-    "a fence between a tile's writes and its next bulk copy dropped": Edit(
-        "gradients, two tiles a block",
-        "QuadraticsKernel.*Lb1",
-        "proxy-fence",
-        r"fence\.proxy\.async\.shared::cta;\n(bar\.warp\.sync -1;\n)",
-        r"\1",
-    ),
-    "a bulk copy from any address": Edit(
-        "solve, unaligned", "QuadraticsKernel", "misaligned", r"(and\.b64 %rd\d+, %rd\d+, )15;", r"\g<1>0;", places=2
-    ),
-    "the last tile taken for a whole one": Edit(
-        "solve",
-        "QuadraticsKernel",
-        "out-of-bounds",
-        r"min\.s64 (%rd\d+), %rd\d+, 32;",
-        r"mov.u64 \1, 32;",
-        places=3,
-    ),
-    "an offset of tasks in 32 bits": Edit(
-        "solve, far apart",
-        "QuadraticsKernel",
-        "out-of-bounds",
-        r"mul\.lo\.s64 (%rd\d+), %rd\d+, %rd\d+;\n(?=(?:[^\n]*\n){1,8}cp\.async\.bulk)",
-        r"\g<0>{ .reg .b32 narrow; cvt.u32.u64 narrow, \1; cvt.s64.s32 \1, narrow; }" "\n",
-        function="start_apart",
-    ),
-    "halves copied as if they were floats": Edit(
-        "predict from halves",
-        "ResponseGram",
-        "misaligned",
-        r"setp\.eq\.s32 (%p\d+), (%r\d+), 4;",
-        r"setp.eq.s32 \1, \2, 2;",
-        function="start_apart",
-    ),
-    "a count of blocks in the workspace that nobody clears": Edit(
-        "gradients", "QuadraticsKernel.*Lb1", "uninitialised", r"st\.global\.u32 \[%rd\d+\], %r\d+;\n"
-    ),
-    "sums of all blocks in one unit's place": Edit(
-        "gradients", "QuadraticsKernel.*Lb1", "race-global", UNIT, r"mov.u64 \1, 0;" "\n"
-    ),
-    "a cluster's barrier between steps dropped": Edit("train", "TrainSteps", "race-global", MEET_IN_CLUSTER, places=2),
-    "a grid's barrier between steps dropped": Edit(
-        "train on an A100", "TrainSteps", "race-global", MEET_IN_GRID, places=2
-    ),
-    "a table in shared memory that leaves too little": Edit(
-        "solve", "QuadraticsKernel", "launch", r"^([^{]*\{\n)", r"\1.shared .align 16 .b8 table[232000];" "\n"
-    ),
-}
-
-
-def _cases(names: dict[str, str]) -> list[object]:
-    """Test cases by name; those of calls that are slow are marked."""
-    slow = pytest.mark.slow
-    return [pytest.param(name, marks=[slow] if call in SLOW else [], id=name) for name, call in names.items()]
+NOT_ALLOWED = Fault("an attribute for more shared memory not set", "QuadraticsKernel", 90, "launch")
 
 
 def _found(virtual: Virtual, call: Call) -> set[str]:
@@ -227,13 +26,13 @@ def _found(virtual: Virtual, call: Call) -> set[str]:
     return {report.check for report in virtual.take_reports()}
 
 
-@pytest.mark.parametrize("name", _cases({name: name for name in CALLS}))
+@pytest.mark.parametrize("name", CALLS)
 def test_the_calls_are_clean_as_they_are(virtual: Virtual, name: str) -> None:
     assert _found(virtual, CALLS[name]) == set()
     assert virtual.runtime.launched
 
 
-@pytest.mark.parametrize("name", _cases({name: fault.call for name, fault in FAULTS.items()}))
+@pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_found(virtual: Virtual, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     fault, loaded = FAULTS[name], set()
 
@@ -254,9 +53,13 @@ def test_faults_are_found(virtual: Virtual, monkeypatch: pytest.MonkeyPatch, nam
 
 def test_shared_memory_that_was_not_allowed(virtual: Virtual, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attribute of a kernel that was set on another device, or never."""
-    call = Call(lambda: _solve(_quadratics(32, 16).double()), HOPPER)
+    call = Call(lambda: solve(quadratics(32, 16).double()), HOPPER)
     assert _found(virtual, call) == set()
     monkeypatch.setattr(virtual.runtime, "_allowed", {})
     with pytest.raises(RuntimeError, match="invalid argument"):
         call.run()
-    assert {report.check for report in virtual.take_reports()} == {"launch"}
+    assert {report.check for report in virtual.take_reports()} == {NOT_ALLOWED.check}
+
+
+def test_the_page_lists_these_faults() -> None:
+    assert listed("CUDA") == [*(edit.fault(what) for what, edit in FAULTS.items()), NOT_ALLOWED]

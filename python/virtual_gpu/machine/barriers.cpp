@@ -117,8 +117,9 @@ Outcome arrive_at_cluster(Step& step) {
   Group& group = *step.block.group;
   const bool relaxed = step.instruction.immediates[0] != 0;
   if (const u32 twice = step.warp.at_cluster & step.lanes) {
-    step.report(Check::BarrierCount, "lanes 0x%x arrive at the cluster's barrier again and have not waited: block %u warp %u",
-                twice, step.block.index, step.warp.index);
+    step.report(Check::BarrierCount,
+                "lanes 0x%x arrive at the cluster's barrier again and have not waited: block %u warp %u", twice,
+                step.block.index, step.warp.index);
   }
   step.warp.at_cluster |= step.lanes;
   group.cluster_arrived += static_cast<u32>(count_lanes(step.lanes));

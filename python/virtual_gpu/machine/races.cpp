@@ -14,7 +14,7 @@ void report_race(const Observer& me, bool shared, const char* kind, u64 address,
   const Check check = repeats ? Check::ReplicatedStore : shared ? Check::RaceShared : Check::RaceGlobal;
   const char* relation = other.group != me.group.index        ? "another block"
                          : other.agent + 1 == me.group.agents ? "an asynchronous copy"
-                         : other.agent != me.agent            ? "another warp"
+                         : other.agent != me.issuer           ? "another warp"
                                                               : "another lane of the warp";
   const auto& code = me.machine.program->code;
   const bool known = other.place >= 0 && static_cast<size_t>(other.place) < code.size();
