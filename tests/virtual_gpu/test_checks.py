@@ -7,7 +7,7 @@ from tests.virtual_gpu.assembly import ORDERS, Run, module
 from tests.virtual_gpu.broken import ELEMENTS, OF_TILE, SHARED, Case
 from tests.virtual_gpu.broken_accesses import ACCESSES
 from tests.virtual_gpu.broken_orders import ORDERS_OF_THREADS
-from virtual_gpu import ALL_CHECKS, Device, LaunchFailed, Module
+from virtual_gpu import ALL_CHECKS, Device, LaunchFailed, Module, UnknownInstruction
 
 CASES = [*ACCESSES, *ORDERS_OF_THREADS]
 
@@ -115,12 +115,16 @@ def test_checks_that_are_not_asked_for_are_not_made() -> None:
         Device(90, checks={"everything"})
 
 
-def test_an_unknown_instruction_is_named() -> None:
-    from virtual_gpu import UnknownInstruction
-
-    made: Module = module("frobnicate.u32 %r1, %r2;", parameters=0)
-    with pytest.raises(UnknownInstruction, match="frobnicate"):
-        _ = made.kernels["kernel"].code
-    made = module("add.wobbly.u32 %r1, %r2, %r2;", parameters=0)
-    with pytest.raises(UnknownInstruction, match="wobbly"):
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("frobnicate.u32 %r1, %r2;", "frobnicate"),
+        ("add.wobbly.u32 %r1, %r2, %r2;", "wobbly"),
+        ("mbarrier.arrive.relaxed.cta.shared::cta.b64 %d1, [%r1];", "relaxed"),
+        ("barrier.cluster.arrive.wobbly.aligned;", "wobbly"),
+    ],
+)
+def test_an_unknown_instruction_is_named(text: str, named: str) -> None:
+    made: Module = module(text, parameters=0)
+    with pytest.raises(UnknownInstruction, match=named):
         _ = made.kernels["kernel"].code
