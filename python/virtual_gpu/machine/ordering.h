@@ -14,7 +14,7 @@ void release(Machine&, Warp&, std::vector<u32>& known, std::vector<u32>& proxy_k
 // What another knows of the warp itself comes before all that its lanes do from now on.
 void acquire(Warp&, const std::vector<u32>& known, const std::vector<u32>& proxy_known);
 
-// The least stamp that a warp knows of the others, from which on accesses need to be looked at.
+// The least stamp that a warp knows of the others, and its lanes of each other: accesses after it need to be looked at.
 void find_floor(Warp&);
 
 // Lanes of a warp have synchronised: what each did comes before what any does from now on.
