@@ -20,7 +20,9 @@ Observer observer_at(Machine& machine, Warp& warp, i32 place) {
           warp.proxy_known.data(),
           place,
           false,
-          false};
+          false,
+          warp.agent,
+          warp.together};
 }
 
 void perform(Machine& machine, Warp& warp, int lane, const Copy& copy) {
