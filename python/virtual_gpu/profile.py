@@ -1,0 +1,77 @@
+"""What a call's kernels did, and how long the model of time says they take on a GPU.
+
+device = Device(90, multiprocessors=1)
+device.traced_block = 0
+...launches with it...
+for use in uses(launches, H200):
+    print(use.kernel, use.counters.global_sectors, use.prediction)
+
+One virtual multiprocessor stands for each of the GPU's: times are of a call with so many times the work, which is right
+where the work of a call goes to its blocks, and blocks to multiprocessors, evenly. No prediction has been held against
+a GPU.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from virtual_gpu.counters import Counters
+from virtual_gpu.courses import courses
+from virtual_gpu.device import Launch
+from virtual_gpu.hardware import SECTOR, Gpu, registers_of, resident_blocks
+from virtual_gpu.schedule import Prediction, predict
+
+
+@dataclass(frozen=True)
+class Use:
+    """A kernel in a call.
+
+    device_bytes: of sectors of global memory that a block touches for the first time, counted for all blocks as for the
+        one that was traced: what device memory must move if blocks share nothing through a cache.
+    registers: of a thread, as ptxas allocates them; resident: blocks of a multiprocessor.
+    prediction: the time of all launches, and which resource binds the longest of them.
+    """
+
+    kernel: str
+    launches: int
+    blocks: int
+    threads: int
+    counters: Counters
+    device_bytes: int
+    registers: int
+    resident: int
+    prediction: Prediction
+
+
+def uses(launches: Sequence[Launch], gpu: Gpu, multiprocessors: int = 1) -> list[Use]:
+    """The kernels of a call in the order in which they first ran, on a device of so many multiprocessors.
+
+    Raises:
+        ValueError: no block of a launch was traced.
+        RuntimeError: there is no ptxas.
+    """
+    found: dict[str, list[Launch]] = {}
+    for launch in launches:
+        found.setdefault(launch.kernel.name, []).append(launch)
+    return [_use(name, same, gpu, multiprocessors) for name, same in found.items()]
+
+
+def _use(name: str, launches: Sequence[Launch], gpu: Gpu, multiprocessors: int) -> Use:
+    registers = _registers(launches[0].kernel.module.text, name)
+    predictions, device_bytes = [], 0
+    for launch in launches:
+        blocks, threads = math.prod(launch.grid), math.prod(launch.block)
+        resident = resident_blocks(gpu, threads, registers, launch.shared)
+        on_all = -(-blocks * gpu.multiprocessors // multiprocessors)
+        predictions.append(predict(gpu, courses(launch), on_all, resident))
+        device_bytes += SECTOR * blocks * int(launch.trace["fresh"].sum())
+    longest = max(predictions, key=lambda one: one.seconds)
+    total = Prediction(sum(one.seconds for one in predictions), sum(one.cycles for one in predictions), longest.busy)
+    counters = sum((launch.counters for launch in launches), Counters())
+    return Use(name, len(launches), blocks, threads, counters, device_bytes, registers, resident, total)
+
+
+@cache
+def _registers(text: str, kernel: str) -> int:
+    return registers_of(text, kernel)[kernel]
