@@ -27,9 +27,10 @@ from virtual_gpu.schedule import Prediction, predict
 class Use:
     """A kernel in a call.
 
+    blocks, threads: of the largest launch, and of a block. registers: of a thread, as ptxas allocates them. resident:
+        blocks of a multiprocessor.
     device_bytes: of sectors of global memory that a block touches for the first time, counted for all blocks as for the
         one that was traced: what device memory must move if blocks share nothing through a cache.
-    registers: of a thread, as ptxas allocates them; resident: blocks of a multiprocessor.
     prediction: the time of all launches, and which resource binds the longest of them.
     """
 
@@ -58,18 +59,31 @@ def uses(launches: Sequence[Launch], gpu: Gpu, multiprocessors: int = 1) -> list
 
 
 def _use(name: str, launches: Sequence[Launch], gpu: Gpu, multiprocessors: int) -> Use:
-    registers = _registers(launches[0].kernel.module.text, name)
-    predictions, device_bytes = [], 0
-    for launch in launches:
-        blocks, threads = math.prod(launch.grid), math.prod(launch.block)
-        resident = resident_blocks(gpu, threads, registers, launch.shared)
-        on_all = -(-blocks * gpu.multiprocessors // multiprocessors)
-        predictions.append(predict(gpu, courses(launch), on_all, resident))
-        device_bytes += SECTOR * blocks * int(launch.trace["fresh"].sum())
+    largest = max(launches, key=_blocks)
+    threads, registers = math.prod(largest.block), _registers(largest.kernel.module.text, name)
+    resident = resident_blocks(gpu, threads, registers, largest.shared)
+    predictions = [
+        predict(gpu, courses(launch), -(-_blocks(launch) * gpu.multiprocessors // multiprocessors), resident)
+        for launch in launches
+    ]
     longest = max(predictions, key=lambda one: one.seconds)
-    total = Prediction(sum(one.seconds for one in predictions), sum(one.cycles for one in predictions), longest.busy)
-    counters = sum((launch.counters for launch in launches), Counters())
-    return Use(name, len(launches), blocks, threads, counters, device_bytes, registers, resident, total)
+    return Use(
+        kernel=name,
+        launches=len(launches),
+        blocks=_blocks(largest),
+        threads=threads,
+        counters=sum((launch.counters for launch in launches), Counters()),
+        device_bytes=sum(SECTOR * _blocks(launch) * int(launch.trace["fresh"].sum()) for launch in launches),
+        registers=registers,
+        resident=resident,
+        prediction=Prediction(
+            sum(one.seconds for one in predictions), sum(one.cycles for one in predictions), longest.busy
+        ),
+    )
+
+
+def _blocks(launch: Launch) -> int:
+    return math.prod(launch.grid)
 
 
 @cache
