@@ -272,10 +272,16 @@ def write_readme(
 
 @app.command(
     "gpu-floors",
-    help="Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing.",
+    help="Work out, from the counters of `virtual`, what the GPU kernels can reach on an H200; measures nothing.",
 )
-def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json") -> None:
-    rows = gpu_floors.sheet()
+def floors_of_a_gpu(
+    counted: Annotated[Path, typer.Option(help="Record of `virtual`.")] = gpu_floors.COUNTED,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json",
+) -> None:
+    try:
+        rows = gpu_floors.sheet(counted)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--counted") from error
     write_json(json, gpu_floors.as_record(rows))
     console = Console()
     gpu_floors.print_sheet(rows, console)

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks.table import figure
 from benchmarks.virtual_record import GPUS, Counted, short
-from virtual_gpu.profile import Use
+from memformer_lab.profiling.virtual_view import counts_of
 
 TITLE = "On a virtual GPU. Times are predicted for a whole GPU: no hardware has confirmed one"
 HEADERS = (
@@ -22,6 +21,7 @@ HEADERS = (
     "ns",
     "bound by",
 )
+"""Of what `counts_of` gives."""
 
 
 def as_table(counted: Sequence[Counted]) -> Table:
@@ -35,25 +35,5 @@ def as_table(counted: Sequence[Counted]) -> Table:
         table.add_row(f"[bold]{one.backend}, {one.name}[/bold]")
         table.add_row(f"a {one.unit} on an {GPUS[one.architecture].name}", "", "", "", f"{one.floor:,}", "floor")
         for use in one.kernels:
-            table.add_row(short(use.kernel), *_figures(one, use))
+            table.add_row(short(use.kernel), *counts_of(use, one.units, one.predicted_ns(use)))
     return table
-
-
-def _figures(one: Counted, use: Use) -> list[str]:
-    counters, units = use.counters, one.units
-    classes = (counters.floating_point, counters.integer, counters.control, counters.memory)
-    numbers = (counters.global_bytes_read, counters.global_bytes_written, use.device_bytes)
-    return [
-        figure(counters.warp_instructions / units),
-        "/".join(str(round(100 * count / counters.warp_instructions)) for count in classes),
-        _ratio(counters.global_sectors, counters.global_ideal_sectors),
-        *(figure(number / units) for number in numbers),
-        _ratio(counters.shared_wavefronts, counters.shared_ideal_wavefronts),
-        figure(counters.tensor_operations / units) if counters.tensor_operations else "",
-        figure(one.predicted_ns(use)),
-        use.prediction.bound,
-    ]
-
-
-def _ratio(taken: int, ideal: int) -> str:
-    return f"{taken / ideal:.2f}" if ideal else ""

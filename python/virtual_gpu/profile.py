@@ -31,7 +31,7 @@ class Use:
         blocks of a multiprocessor.
     device_bytes: of sectors of global memory that a block touches for the first time, counted for all blocks as for the
         one that was traced: what device memory must move if blocks share nothing through a cache.
-    prediction: the time of all launches, and which resource binds the longest of them.
+    prediction: of all launches, one after another.
     """
 
     kernel: str
@@ -66,7 +66,6 @@ def _use(name: str, launches: Sequence[Launch], gpu: Gpu, multiprocessors: int) 
         predict(gpu, courses(launch), -(-_blocks(launch) * gpu.multiprocessors // multiprocessors), resident)
         for launch in launches
     ]
-    longest = max(predictions, key=lambda one: one.seconds)
     return Use(
         kernel=name,
         launches=len(launches),
@@ -76,10 +75,16 @@ def _use(name: str, launches: Sequence[Launch], gpu: Gpu, multiprocessors: int) 
         device_bytes=sum(SECTOR * _blocks(launch) * int(launch.trace["fresh"].sum()) for launch in launches),
         registers=registers,
         resident=resident,
-        prediction=Prediction(
-            sum(one.seconds for one in predictions), sum(one.cycles for one in predictions), longest.busy
-        ),
+        prediction=_together(predictions),
     )
+
+
+def _together(predictions: Sequence[Prediction]) -> Prediction:
+    """Of launches one after another."""
+    seconds, cycles = sum(one.seconds for one in predictions), sum(one.cycles for one in predictions)
+    names = dict.fromkeys(name for one in predictions for name in one.busy)
+    busy = {name: sum(one.busy.get(name, 0.0) * one.cycles for one in predictions) / cycles for name in names}
+    return Prediction(seconds, cycles, busy)
 
 
 def _blocks(launch: Launch) -> int:

@@ -75,13 +75,14 @@ def test_a_launch_without_a_trace_is_refused() -> None:
         uses(launches(Device(90, multiprocessors=1), "copies"), H200)
 
 
-def test_the_resource_is_that_of_the_longest_launch() -> None:
+def test_a_resources_share_is_of_the_time_of_all_launches() -> None:
     made = launches(traced(), "copies")
     short = replace(made[0], grid=(1, 1, 1))
-    (both,) = uses([short, *made], H200)
-    (alone,) = uses(made, H200)
-    assert both.prediction.busy == alone.prediction.busy
-    assert both.prediction.seconds > alone.prediction.seconds
+    alone, few, both = (uses(group, H200)[0].prediction for group in (made, [short], [short, *made]))
+    assert both.cycles == pytest.approx(alone.cycles + few.cycles)
+    assert both.seconds == pytest.approx(alone.seconds + few.seconds)
+    worked = alone.busy["memory"] * alone.cycles + few.busy["memory"] * few.cycles
+    assert both.busy["memory"] == pytest.approx(worked / both.cycles)
 
 
 def test_registers_of_those_named() -> None:
