@@ -68,8 +68,8 @@ def print_virtual(found: VirtualProfile, console: Console) -> None:
         table.add_row(label, *values)
     console.print(table)
     console.print(
-        f"a task: {found.floor:,} bytes must be moved. Times are predicted by a model, for {call.batch:,} tasks on each "
-        f"of {GPU.multiprocessors} multiprocessors; no hardware has confirmed one.",
+        f"a task: {found.floor:,} bytes must be moved. Times are predicted by a model, for {call.batch:,} tasks on "
+        f"each of {GPU.multiprocessors} multiprocessors; no hardware has confirmed one.",
         soft_wrap=True,
     )
     for report in found.reports:
