@@ -3,7 +3,7 @@ multiprocessor with whole blocks."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,9 +53,10 @@ def loss(workload: Workload, backend: str) -> Callable[[], object]:
     z, target = make_batch(workload, 1, CPU)
     parameters = make_parameters(workload, 0, CPU)
 
+    options: dict[str, Any] = {**parameters.named, "context": workload.n, "backend": backend}
+
     def call() -> object:
-        made = memformer_loss(z, target, **parameters.named, context=workload.n, backend=backend)
-        return torch.autograd.grad(made, list(parameters))
+        return torch.autograd.grad(memformer_loss(z, target, **options), list(parameters))
 
     return call
 

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, row_of, sheet
+from benchmarks.machine import ROOT
 from benchmarks.virtual_record import read, write
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu.hardware import H200
@@ -47,6 +48,13 @@ def test_the_committed_sheet_is_that_of_the_committed_counters() -> None:
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     assert record == json.loads(json.dumps(as_record(sheet())))
     assert record["measured"] is False
+
+
+def test_the_readme_has_the_trainers_floor() -> None:
+    (row,) = (row for row in sheet() if row.name == "trainer, statistics")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rate = f"{1e9 / row.floor_ns:.0e}".replace("e+0", "e")
+    assert f"`python -m benchmarks gpu-floors` an H200 takes {rate} tasks/s" in text
 
 
 def test_no_floor_is_above_what_the_schedule_predicts_but_by_the_copys_bandwidth() -> None:
