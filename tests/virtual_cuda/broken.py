@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.virtual_cuda.devices import AMPERE, HOPPER, SMALL
 from memformer_kernels import SGD, GaussianStatistics, context_gram, lfom_solve, memformer_loss, memformer_predict
 from memformer_kernels.training import cuda
 from tests.memformer_kernels.cases import normal, seeded
 from tests.memformer_kernels.training.runs import state
-from tests.virtual_cuda.devices import AMPERE, HOPPER, SMALL
 from tests.virtual_gpu.faults import Fault
 
 D = 2
@@ -61,7 +61,7 @@ def _train() -> None:
 
 
 class Call(NamedTuple):
-    """A call on a device of tests.virtual_cuda.devices."""
+    """A call on a device of benchmarks.virtual_cuda.devices."""
 
     run: Callable[[], object]
     device: int

@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 
-from tests.virtual_cuda import code
+from benchmarks.virtual_cuda import code
+from benchmarks.virtual_cuda.devices import HOPPER
+from benchmarks.virtual_cuda.virtual import Virtual
 from tests.virtual_cuda.broken import CALLS, FAULTS, Call, quadratics, solve
-from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import HOPPER
 from tests.virtual_gpu.edits import edited, functions
 from tests.virtual_gpu.faults import Fault, listed
 from virtual_gpu import LaunchFailed

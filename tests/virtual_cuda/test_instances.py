@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
+from benchmarks.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from benchmarks.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
     GaussianStatistics,
@@ -22,8 +24,6 @@ from memformer_kernels.training import cuda
 from tests.memformer_kernels.cases import make_case
 from tests.memformer_kernels.test_parity import fixed, networks
 from tests.memformer_kernels.training.runs import state, tensors
-from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
 from tests.virtual_cuda.test_operators import assert_budget, assert_equal, losses, others, with_target
 
 pytestmark = pytest.mark.slow

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.virtual_cuda.devices import HOPPER
+from benchmarks.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     Adam,
     GaussianStatistics,
@@ -31,8 +33,6 @@ from memformer_kernels.testing import (
 from tests.memformer_kernels.cases import RULES, leaves, make_case, normal, seeded
 from tests.memformer_kernels.layouts import LAYOUTS
 from tests.memformer_kernels.training.runs import state
-from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import HOPPER
 
 ALGORITHMS = ("gram", "token")
 STRUCTURES = ("response-only", "block", "dense")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.virtual_cuda.devices import AMPERE, HOPPER, SMALL
+from benchmarks.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
     Adam,
@@ -20,8 +22,6 @@ from memformer_kernels.training import cuda
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, state, tensors
-from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import AMPERE, HOPPER, SMALL
 
 ERROR = 1e-4
 """Of a loss in float32, over a few steps."""

@@ -1,6 +1,7 @@
 // Bulk copies, by the asynchronous proxy: into shared memory, where they end by an mbarrier, and out of it, where they
 // are awaited in groups. Each is performed as late as may be.
 
+#include "access.h"
 #include "copies.h"
 #include "copying.h"
 
@@ -118,10 +119,7 @@ Outcome bulk(Step& step) {
       for_each_word(shared.offset, size, [&](u32 index, u8) { shared.owner->words[index].flags |= READ_UNDER_WAY; });
     }
     step.warp.clock = machine.next_time();  // what the lanes do from now on does not come before the copy
-    if (machine.trace.follows(step.block.index)) {
-      machine.trace.moved(size / Trace::SECTOR_BYTES);
-      machine.trace.touched(global, size);
-    }
+    count_bulk(step, global, size, !Loads);
     step.block.bulk_copies.push_back(std::move(made));
   });
   ++machine.events;

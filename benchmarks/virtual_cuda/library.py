@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.virtual_cuda.devices import devices
 from memformer_kernels import library
 from native_build import CannotBuild, cuda, find_toolchain
-from tests.virtual_cuda.devices import devices
 from virtual_gpu.cuda import Runtime, build
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def load() -> Runtime:
     linked = standing.link(_objects(), FOLDER / f"virtual_{cuda.LIBRARY}")
     runtime = Runtime(standing.library, devices())
     library.load("cpu")
-    torch.ops.load_library(linked)
+    torch.ops.load_library(linked)  # type: ignore[no-untyped-call]
     return runtime
 
 
