@@ -14,6 +14,7 @@ from memformer_kernels import (
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
+    Schedule,
     TrainState,
     build,
     explain_training,
@@ -43,13 +44,15 @@ def state(models: int, device: str, *, layers: int = 4, d: int = 5, **options: A
     )
 
 
-def fixed(batch: int | None, count: int = 700, n: int = 12, d: int = 5) -> FixedTasks:
-    generator = torch.Generator().manual_seed(0)
+def fixed(batch: int | None, count: int, *, padding: int = 0, resample_every: int = 1) -> FixedTasks:
+    """Tasks with two queries behind so many tokens of padding, which hold NaN."""
+    n, d, generator = 12, 5, torch.Generator().manual_seed(0)
     x = torch.randn(count, n + 2, d, generator=generator)
     y = (x @ torch.randn(count, d, 1, generator=generator))[..., 0]
     z = torch.cat([x, y[..., None]], -1)
-    z[:, n:, d] = 0
-    return FixedTasks(z, y[:, n:].clone(), n, batch=batch)
+    z[:, n:, d] = 0.25
+    z = torch.cat([z[:, :n], torch.full((count, padding, d + 1), torch.nan), z[:, n:]], 1)
+    return FixedTasks(z, y[:, n:].clone(), n, batch=batch, resample_every=resample_every)
 
 
 FACTOR = torch.eye(5) + 0.1
@@ -57,14 +60,18 @@ SAMPLERS: dict[str, Sampler] = {
     "hot": hot(),
     "statistics": GaussianStatistics(5, 21, 300, queries=2, noise=0.2, factor=FACTOR, weights=FACTOR, resample_every=3),
     "tokens": GaussianTokens(5, 20, 300, queries=2, noise=0.2, factor=FACTOR),
-    "tokens, integrated": GaussianTokens(5, 100, 129, query="integrated"),
+    "tokens, integrated": GaussianTokens(5, 100, 129, query="integrated", resample_every=2),
     "full batch": fixed(None, 700),
-    "epochs": fixed(130, 700),
+    "epochs": fixed(130, 700, resample_every=2),
+    "padded full batch": fixed(None, 700, padding=3),
+    "padded epochs": fixed(130, 700, padding=2),
 }
 SMALL: dict[str, Sampler] = {
     **{name: replace(sampler, batch=40) for name, sampler in SAMPLERS.items()},
     "full batch": fixed(None, 70),
-    "epochs": fixed(32, 70),
+    "epochs": fixed(32, 70, resample_every=2),
+    "padded full batch": fixed(None, 70, padding=3),
+    "padded epochs": fixed(32, 70, padding=2),
 }
 """The same for a virtual GPU."""
 
@@ -90,14 +97,19 @@ def test_the_trace_of_the_cpu_and_of_the_definition(name: str, gpu: Gpu) -> None
         theirs = train_steps(defined, sampler, steps, optimizer=OPTIMIZER, backend=backend)
         torch.testing.assert_close(own, theirs, rtol=ERROR, atol=0)
         for made, expected in zip(tensors(ours), tensors(defined), strict=True):
-            torch.testing.assert_close(made.cpu(), expected, rtol=ERROR, atol=1e-6)
+            torch.testing.assert_close(made.cpu(), expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [SGD(0.02, momentum=0.9, nesterov=True), AdamW(0.01, weight_decay=0.1, clip=0.1, clip_by="matrix")],
-    ids=["sgd", "adamw"],
-)
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Adam(0.02, clip=0.5, schedule=Schedule("cosine", warmup=2, steps=6)),
+    "adam, decay": Adam(0.02, betas=(0.8, 0.98), eps=1e-6, weight_decay=0.01, clip=0.3, clip_by="model"),
+    "adamw": AdamW(0.01, weight_decay=0.1, clip=0.1, clip_by="matrix", schedule=Schedule("step", decay_every=2)),
+    "sgd": SGD(0.02, weight_decay=0.01),
+    "nesterov": SGD(0.02, momentum=0.9, nesterov=True, clip=0.5),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS.keys())
 def test_optimisers(optimizer: Optimizer, gpu: Gpu) -> None:
     sampler, steps = hot(gpu.size(1000, 40)), gpu.size(20, 4)
     own = train_steps(state(1, gpu.device), sampler, steps, optimizer=optimizer, backend="cuda")
@@ -105,7 +117,7 @@ def test_optimisers(optimizer: Optimizer, gpu: Gpu) -> None:
     torch.testing.assert_close(own, theirs, rtol=ERROR, atol=0)
 
 
-SIZES = ((1, 2, 1), (2, 9, 6), (5, 20, 5), (7, 12, 3), (8, 30, 4))
+SIZES = ((1, 1, 1), (1, 2, 1), (2, 9, 6), (5, 9, 5), (5, 21, 4), (7, 12, 3), (8, 30, 4))
 
 
 @pytest.mark.parametrize(("d", "n", "layers"), slow_but((SIZES[0], SIZES[-1]), SIZES))
