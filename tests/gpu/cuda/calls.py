@@ -11,14 +11,15 @@ from memformer_kernels.testing import FLOAT64_ERROR, GRADIENT_FACTOR, Case, rela
 from tests.memformer_kernels.cases import leaves, normal, seeded
 
 
-def losses(case: Case, backend: str, algorithm: str = "auto") -> list[Tensor]:
-    """The loss of a case and all its gradients, that of the target among them."""
+def losses(case: Case, backend: str, algorithm: str = "auto", *, parameters_alone: bool = False) -> list[Tensor]:
+    """The loss of a case and its gradients: of all arguments, the target among them, or of parameters alone."""
     given = {name: value.detach().clone().requires_grad_() for name, value in leaves(case).items()}
     assert case.target is not None
-    target = case.target.detach().clone().requires_grad_()
+    target = case.target.detach().clone().requires_grad_(not parameters_alone)
+    given["z"].requires_grad_(not parameters_alone)
     options: dict[str, Any] = {"context": case.context, "queries": case.queries, "algorithm": algorithm}
     loss = memformer_loss(target=target, **given, **options, backend=backend)
-    return [loss.detach(), *torch.autograd.grad(loss, [target, *given.values()])]
+    return [loss.detach(), *torch.autograd.grad(loss, [x for x in (target, *given.values()) if x.requires_grad])]
 
 
 def with_target(case: Case, queries: int) -> Case:
@@ -62,7 +63,9 @@ def assert_equal(made: list[Tensor], exact: list[Tensor]) -> None:
 
 
 def assert_losses(case: Case, algorithm: str) -> None:
-    """The loss of a case with all its gradients is right in float64 and in float32."""
-    exact, single = losses(case, "torch", algorithm), case.to(torch.float32)
-    assert_equal(losses(case, "cuda", algorithm), exact)
-    assert_budget(losses(single, "cuda", algorithm), losses(single, "torch", algorithm), exact)
+    """The loss of a case is right in float64 and in float32, with all its gradients and with those of parameters."""
+    for alone in (False, True):
+        exact, single = losses(case, "torch", algorithm, parameters_alone=alone), case.to(torch.float32)
+        assert_equal(losses(case, "cuda", algorithm, parameters_alone=alone), exact)
+        ours, twin = (losses(single, backend, algorithm, parameters_alone=alone) for backend in ("cuda", "torch"))
+        assert_budget(ours, twin, exact)
