@@ -99,7 +99,7 @@ def test_every_way_of_copying_brings_the_same_bits(
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", slow_but(("block",), STRUCTURES))
 @pytest.mark.parametrize("tokens", slow_but((9,), (9, 101, 150)))
 def test_ragged_contexts_and_padding(tokens: int, structure: str, algorithm: str, gpu: Gpu) -> None:
     if tokens > 128 and algorithm == "token":
@@ -139,7 +139,7 @@ def test_no_tasks_and_no_predictions(gpu: Gpu) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", slow_but(("block",), STRUCTURES))
 def test_a_task_that_is_not_finite_spoils_no_other(structure: str, algorithm: str, gpu: Gpu) -> None:
     tasks = gpu.size(2000, 40)
     spoiled = tasks // 2
@@ -161,7 +161,7 @@ def test_a_task_that_is_not_finite_spoils_no_other(structure: str, algorithm: st
 TAILS = (1, 31, 33, 1023, 1024, 1025, 2500)
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", slow_but(("response-only",), STRUCTURES))
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("tasks", slow_but((33,), TAILS))
 def test_batches_that_end_within_a_block(tasks: int, algorithm: str, structure: str, gpu: Gpu) -> None:
@@ -182,7 +182,8 @@ DEEP: dict[str, tuple[str, dict[str, Any]]] = {
 """Networks whose cells lie in global memory, by what does not fit in shared memory."""
 
 
-@pytest.mark.parametrize("name", slow_but(("traces",), tuple(DEEP)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DEEP)
 def test_what_does_not_fit_in_shared_memory(name: str, gpu: Gpu) -> None:
     algorithm, sizes = DEEP[name]
     case = make_case(tasks=gpu.size(70, 3), **{"tokens": 4, **sizes})

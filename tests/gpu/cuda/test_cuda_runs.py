@@ -22,7 +22,7 @@ def _parameters(gpu: Gpu, width: int, layers: int, token_axis: bool = False) -> 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("batch", slow_but((1, 31, 33, 1023, 1025), (1, 31, 33, 1023, 1025, 65_536, 1_000_003)))
+@pytest.mark.parametrize("batch", slow_but((1, 31, 33), (1, 31, 33, 1023, 1025, 65_536, 1_000_003)))
 def test_every_batch_equals_its_chunks(batch: int, algorithm: str, gpu: Gpu) -> None:
     batch, chunk = gpu.size(batch, batch if batch < 2000 else batch // 100), gpu.size(10_007, 307)
     z, (q, gamma) = gpu.draw(batch, 21, 6), _parameters(gpu, 6, 4)
