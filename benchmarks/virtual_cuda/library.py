@@ -16,6 +16,10 @@ FOLDER = ROOT / "build" / "virtual"
 
 def missing() -> str | None:
     """Why the library cannot be linked anew here, or None."""
+    if torch.cuda.is_available():
+        return (
+            "one process has either a GPU or virtual ones under the library's operators: CUDA_VISIBLE_DEVICES= hides it"
+        )
     if library.status("cuda").path is None:
         return library.status("cuda").reason
     try:

@@ -7,21 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.virtual_cuda import library
-from benchmarks.virtual_cuda.virtual import Virtual, serving
-
-
-@pytest.fixture(scope="session")
-def _virtual() -> Virtual:
-    reason = library.missing()
-    if reason is not None:
-        pytest.skip(reason)
-    return Virtual(library.load())
+from benchmarks.virtual_cuda.virtual import Virtual
+from tests.virtual_cuda.virtual import clean_devices
 
 
 @pytest.fixture
-def virtual(_virtual: Virtual) -> Iterator[Virtual]:
+def virtual() -> Iterator[Virtual]:
     """Virtual devices under memformer_kernels, whose backend "cuda" takes tensors of the host."""
-    with serving(_virtual):
-        yield _virtual
-        assert _virtual.take_reports() == []
+    with clean_devices() as found:
+        yield found
