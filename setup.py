@@ -1,4 +1,4 @@
-"""Where the two packages live, and the command that builds the native libraries. The metadata is in pyproject.toml.
+"""Where the three packages live, and the command that builds the native libraries. The metadata is in pyproject.toml.
 
 Nothing here imports torch. A build that cannot make the native libraries makes a pure-Python package and says why.
 """
@@ -116,9 +116,14 @@ setup(
     cmdclass={"build": BuildWithNative, "build_native": BuildNative, "bdist_wheel": Wheel},
     packages=[
         *find_packages(include=["memformer_kernels", "memformer_kernels.*"]),
-        # The virtual GPU is a tool of this tree's tests: no installed package has it.
-        *find_packages("python", include=["memformer_lab", "memformer_lab.*"]),
+        *find_packages("python", include=["memformer_lab", "memformer_lab.*", "virtual_gpu", "virtual_gpu.*"]),
     ],
-    package_dir={"memformer_lab": "python/memformer_lab"},
-    package_data={"memformer_kernels": ["py.typed"], "memformer_lab": ["py.typed", "data/*.safetensors"]},
+    package_dir={"memformer_lab": "python/memformer_lab", "virtual_gpu": "python/virtual_gpu"},
+    package_data={
+        "memformer_kernels": ["py.typed"],
+        "memformer_lab": ["py.typed", "data/*.safetensors"],
+        # Sources, which are compiled where the virtual GPU is first used.
+        "virtual_gpu": ["py.typed", "machine/*.cpp", "machine/*.h"],
+        "virtual_gpu.cuda": ["*.cpp", "*.h"],
+    },
 )

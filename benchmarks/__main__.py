@@ -1,8 +1,9 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
-`gpu-floors` what the CUDA kernels can reach on an H200; `compare` holds a run of today against the committed records,
-`dispatch` the automatic choice against every provider, `roofline` every kernel against the machine's limits; `trainer`
-looks at whole optimiser steps, `blocks` at attention and the register update; `readme` writes the README's figures.
+`virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they can reach by that on an H200;
+`compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider,
+`roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `blocks` at attention
+and the register update; `readme` writes the README's figures.
 """
 
 import math
@@ -26,6 +27,7 @@ from benchmarks import (
     readme,
     roofline,
     trainer,
+    virtual_command,
 )
 from benchmarks.catalogue import CATALOGUE
 from benchmarks.machine import ROOT, measure_machine
@@ -270,14 +272,23 @@ def write_readme(
 
 @app.command(
     "gpu-floors",
-    help="Work out, from sizes and compiled code, what the CUDA kernels can reach on an H200; measures nothing.",
+    help="Work out, from the counters of `virtual`, what the GPU kernels can reach on an H200; measures nothing.",
 )
-def floors_of_a_gpu(json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json") -> None:
-    rows = gpu_floors.sheet()
+def floors_of_a_gpu(
+    counted: Annotated[Path, typer.Option(help="Record of `virtual`.")] = gpu_floors.COUNTED,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json",
+) -> None:
+    try:
+        rows = gpu_floors.sheet(counted)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--counted") from error
     write_json(json, gpu_floors.as_record(rows))
     console = Console()
     gpu_floors.print_sheet(rows, console)
     console.print(f"record: {json}", soft_wrap=True)
+
+
+app.command("virtual", help=virtual_command.HELP)(virtual_command.count)
 
 
 @app.command(

@@ -41,8 +41,8 @@ CUDA_BATCH = 4_000_000
 
 TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "tests_cuda": ("tests/gpu/test_cuda.py", "tests/gpu/test_train_cuda.py"),
-        "tests_triton": ("tests/gpu/test_triton.py", "tests/gpu/test_triton_runs.py"),
+        "tests_cuda": ("-m", "gpu", "tests/gpu/cuda"),
+        "tests_triton": ("-m", "gpu", "tests/gpu/triton"),
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
         "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
     }

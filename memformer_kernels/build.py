@@ -106,7 +106,8 @@ _AVAILABLE = {
 
 
 VIRTUAL = False
-"""Whether the CUDA library runs on a virtual GPU, as tests let it: tensors of the host then count as a GPU's."""
+"""Whether the CUDA library runs on a virtual GPU, as tests and benchmarks let it: tensors of the host then count as a
+GPU's."""
 
 
 def place(device: str) -> str:

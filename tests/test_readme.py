@@ -46,7 +46,7 @@ def test_rules_and_functions_are_those_of_the_package() -> None:
 
 def test_every_environment_variable_the_code_reads_is_in_the_table() -> None:
     table = set(re.findall(r"^\| `([A-Z_]+)` \|", README, re.MULTILINE))
-    folders = ("memformer_kernels/**", "python/**", "benchmarks", "native_build")
+    folders = ("memformer_kernels/**", "python/**", "benchmarks/**", "native_build")
     sources = [source for folder in folders for source in ROOT.glob(f"{folder}/*.py")]
     read = set()
     for source in sources:

@@ -53,8 +53,7 @@ def _arguments(recurrence: Recurrence, queries: int, outputs: int) -> tuple[list
         "ROWS": config.rows,
         "BLOCK": config.block,
         "ACC": triton_type(a.dtype),
-        "num_warps": config.warps,
-        "num_stages": config.stages,
+        **config.options,
     }
     tensors = [z, recurrence.lengths, a, recurrence.gamma.values, recurrence.beta.values]
     return tensors, [*z.stride(), *sizes], constants

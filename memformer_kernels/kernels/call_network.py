@@ -120,8 +120,7 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int, stack: bool) ->
             "CHUNK": config.chunk,
             "ACC": triton_type(q.dtype),
             "PRECISION": rules.precision(q.dtype),
-            "num_warps": config.warps,
-            "num_stages": config.stages,
+            **config.options,
         },
     )
 

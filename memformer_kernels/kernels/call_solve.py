@@ -106,8 +106,7 @@ def _prepare(recurrence: Recurrence, queries: int, outputs: int) -> _Launch:
             "CHUNK": config.chunk,
             "ACC": triton_type(a.dtype),
             "PRECISION": rules.precision(a.dtype),
-            "num_warps": config.warps,
-            "num_stages": config.stages,
+            **config.options,
         },
     )
 

@@ -162,8 +162,7 @@ class _Sizes(NamedTuple):
             "CHUNK": self.config.chunk,
             "ACC": triton_type(self.dtype),
             "PRECISION": rules.precision(self.dtype),
-            "num_warps": self.config.warps,
-            "num_stages": self.config.stages,
+            **self.config.options,
         }
 
 

@@ -31,11 +31,17 @@ SCRATCH_BYTES = 2**28
 """Most scratch of a launch: a small part of any GPU's memory, and for common sizes near what the caches hold."""
 
 
+MOST_REGISTERS = 255
+"""What a thread of a GPU can have."""
+
+
 class Config(NamedTuple):
     """tasks: per program at a time. block: D rounded up. rows: tokens at a time. chunk: inner length of a product.
 
     lanes: tasks whose parameter gradients make one partial sum; a divisor of 1024, so that a block of 1024 tasks is a
     whole number of them whatever the batch, and the same on every GPU.
+
+    registers: that the assembler may give a thread, where it is told.
     """
 
     tasks: int
@@ -45,6 +51,12 @@ class Config(NamedTuple):
     lanes: int
     warps: int
     stages: int
+    registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int | None]:
+        """Triton's options of a launch."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.registers}
 
     @property
     def tile(self) -> int:
@@ -74,10 +86,13 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
     chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
-    # For Ampere the assembler settles for 128 registers with two buffers at 64 features and spills; not with three.
-    buffers = 3 if block == 64 and architecture < 90 and not matrices else 2
-    # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them.
-    return Config(1, block, rows, chunk, lanes, warps, 1 if dtype == torch.float64 else buffers)
+    # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them. So on Ampere are the tiles
+    # of a matrix recurrence's addresses, which would spill.
+    single = dtype == torch.float64 or (matrices and block == 64 and architecture < 90)
+    # Not told that it may, the assembler settles for 128 registers at 64 features, for two programs a multiprocessor,
+    # and spills what they do not hold.
+    registers = MOST_REGISTERS if block == 64 else None
+    return Config(1, block, rows, chunk, lanes, warps, 1 if single else 2, registers)
 
 
 def columns_config(width: int, tokens: int) -> Config | None:

@@ -206,6 +206,7 @@ def run(
     help="Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."
 )
 def profile(
+    context: typer.Context,
     d: Annotated[int, typer.Option(help="Features.")] = _CALL.d,
     n: Annotated[int, typer.Option(help="Labelled examples in a context.")] = _CALL.n,
     queries: Annotated[int, typer.Option(help="Queries a task.")] = _CALL.queries,
@@ -230,10 +231,21 @@ def profile(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Where a torch.profiler trace of one call goes.", show_default="none"),
     ] = None,
+    virtual: Annotated[
+        bool,
+        typer.Option(
+            "--virtual",
+            help="Time nothing: run the Triton kernels on a virtual GPU on the CPU, count what they do, and predict "
+            "their time on an H200. Default --batch 1024.",
+        ),
+    ] = False,
 ) -> None:
     given = locals()
     values = {field.name: given[field.name] for field in dataclasses.fields(Call)}
     with command(*([trace] if trace else [])) as console:
+        if virtual:
+            _profile_virtually(Call(**values), _was_given(context, "batch"), trace, console)
+            return
         _device(device)
         call = Call(**values)
         # Made elsewhere and written at the end: a trace that cannot be written must not lose what is to be printed.
@@ -246,6 +258,19 @@ def profile(
                     write_atomically(trace, made.read_bytes())
             finally:
                 print_profile(found, console)
+
+
+def _profile_virtually(call: Call, chosen: bool, trace: Path | None, console: Console) -> None:
+    """chosen: whether the call's number of tasks is somebody's choice."""
+    if trace is not None:
+        raise ValueError("--trace: a virtual GPU keeps no time to trace")
+    # Needs Triton, which the lab else does without.
+    from memformer_lab.profiling.virtual import TASKS, profile_virtually
+    from memformer_lab.profiling.virtual_view import print_virtual
+
+    with memory_for(**{name: getattr(call, name) for name in SIZES}):
+        found = profile_virtually(call if chosen else dataclasses.replace(call, batch=TASKS))
+    print_virtual(found, console)
 
 
 def _train(

@@ -12,7 +12,18 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER / "machine"
-DESTINATION = FOLDER / "_lib"
+
+
+def destination(folder: Path) -> Path:
+    """Where a package in `folder` keeps its library: beside it in a source tree, else among the user's caches, since
+    nobody takes away what an installed package has written into itself."""
+    if (folder.parents[1] / "pyproject.toml").is_file():
+        return folder / "_lib"
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return caches / "virtual_gpu" / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+
+
+DESTINATION = destination(FOLDER)
 LIBRARY = "machine.so"
 FLAGS = (
     "-std=c++20",
@@ -55,7 +66,7 @@ def library() -> Path:
     digest = _digest(compiler)
     if built.is_file() and _holds(record, digest):
         return built
-    DESTINATION.mkdir(exist_ok=True)
+    DESTINATION.mkdir(parents=True, exist_ok=True)
     with (DESTINATION / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (built.is_file() and _holds(record, digest)):

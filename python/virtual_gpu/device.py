@@ -52,10 +52,13 @@ class Spot:
 @dataclass(frozen=True)
 class Launch:
     """A launch that has ended: `profile` has a row (PROFILE) for each instruction of the kernel's code, `trace` one
-    (TRACE) for each that the traced block ran."""
+    (TRACE) for each that the traced block ran; `shared` counts the bytes of a block, static ones too."""
 
     kernel: Kernel
     label: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared: int
     counters: Counters
     profile: NDArray[np.void] = field(repr=False)
     trace: NDArray[np.void] = field(repr=False)
@@ -198,7 +201,8 @@ class Device:
             )
             reports = self._keep(self._collect(kernel, name))
             profile = self._profile(len(kernel.code.instructions))
-            launch = Launch(kernel, name, self._counters(kernel, profile), profile, self._trace())
+            total, counters = shared + kernel.static_shared, self._counters(kernel, profile)
+            launch = Launch(kernel, name, extents[0], extents[1], total, counters, profile, self._trace())
         if failed:
             raise LaunchFailed(reports)
         return launch

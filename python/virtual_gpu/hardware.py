@@ -1,5 +1,6 @@
 """What GPUs do in a cycle, how long it takes, and how many blocks of a kernel they hold: numbers and their sources."""
 
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -108,21 +109,31 @@ def resident_blocks(gpu: Gpu, threads: int, registers: int, shared: int) -> int:
     return min(gpu.blocks, gpu.threads // (warps * WARP), by_registers, by_shared)
 
 
-def registers_of(ptx: str) -> dict[str, int]:
-    """Registers of a thread of each kernel, as ptxas allocates them for the text's target.
+def registers_of(ptx: str, *kernels: str) -> dict[str, int]:
+    """Registers of a thread of each kernel, or of those named, as ptxas allocates them for the text's target.
 
     Raises:
         RuntimeError: there is no ptxas, or it refuses the text.
     """
-    compiler, target = shutil.which("ptxas"), re.search(r"^\.target\s+(sm_\w+)", ptx, re.MULTILINE)
+    compiler, target = _find_ptxas(), re.search(r"^\.target\s+(sm_\w+)", ptx, re.MULTILINE)
     if compiler is None or target is None:
         raise RuntimeError("no ptxas, which allocates registers" if compiler is None else "the text names no target")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernels.ptx")
         source.write_text(ptx)
         command = [compiler, "-v", f"-arch={target[1]}", str(source), "-o", str(Path(folder, "kernels.cubin"))]
+        command += [f"--entry={name}" for name in kernels]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
     if finished.returncode:
         raise RuntimeError(finished.stderr)
     found = re.findall(r"entry function '([\w$]+)'.*?Used (\d+) registers", finished.stderr, re.DOTALL)
     return {name: int(count) for name, count in found}
+
+
+def _find_ptxas() -> str | None:
+    """The CUDA toolkit's, else the one that comes with Triton."""
+    found = shutil.which("ptxas")
+    spec = importlib.util.find_spec("triton") if found is None else None
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        found = found or shutil.which("ptxas", path=str(Path(folder, "backends", "nvidia", "bin")))
+    return found

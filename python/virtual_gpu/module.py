@@ -78,12 +78,13 @@ class Kernel:
 
 
 class Module:
-    """A PTX file: `kernels` by name, and the variables that they share.
+    """A PTX file, `text`: `kernels` by name, and the variables that they share.
 
     Raises ValueError for text that is not PTX.
     """
 
     def __init__(self, text: str) -> None:
+        self.text = text
         self.source = read(text)
         self.target = self.source.target
         self.variables: dict[str, NDArray[np.uint8]] = {}

@@ -9,7 +9,6 @@ NVIDIA GPUs, and which driver was active before.
 """
 
 import struct
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -22,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.backends.nvidia.compiler import CUDABackend
 
-from virtual_gpu import Device, Kernel, Module
+from virtual_gpu import Device, Kernel, Launch, Module
 from virtual_gpu.host_memory import HostMemory
 
 _PACKED = {
@@ -106,7 +105,7 @@ class _Launcher:
         if enter_hook is not None:
             enter_hook(launch_metadata)
         with driver.memory.visible([value for kind, value in passed if kind[0] == "*"]):
-            driver.device.launch(
+            launch = driver.device.launch(
                 kernel,
                 (x * clusters, y, z),
                 (32 * self._metadata.num_warps, 1, 1),
@@ -115,7 +114,7 @@ class _Launcher:
                 cluster=(clusters, 1, 1),
                 cooperative=self._metadata.launch_cooperative_grid,
             )
-        driver.launched[kernel.name] += 1
+        driver.launches.append(launch)
         if exit_hook is not None:
             exit_hook(launch_metadata)
 
@@ -143,7 +142,7 @@ def _pack(kernel: Kernel, passed: Sequence[tuple[str, Any]]) -> bytes:
 class VirtualDriver(DriverBase):  # type: ignore[misc]
     """Triton's driver of a `Device`; tensors lie on the CPU. Its number is its compute capability.
 
-    launched: how often every kernel ran, by name.
+    launches: all that have ended, in their order.
     """
 
     launcher_cls = _Launcher
@@ -151,9 +150,14 @@ class VirtualDriver(DriverBase):  # type: ignore[misc]
     def __init__(self, device: Device) -> None:
         super().__init__()
         self.device = device
-        self.launched: Counter[str] = Counter()
+        self.launches: list[Launch] = []
         self.memory = HostMemory(device)
         self.utils = _Utilities(device)
+
+    @property
+    def launched(self) -> set[str]:
+        """Names of the kernels that have run."""
+        return {launch.kernel.name for launch in self.launches}
 
     @classmethod
     def is_active(cls) -> bool:

@@ -1,103 +1,74 @@
-"""The sheet of floors: sizes by hand, the code's figures where it is built, a record that says nothing was measured."""
+"""The sheet of floors: what was counted over what the hardware does, and a record that says nothing was measured."""
 
 import json
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.gpu_floors import H200, Row, as_record, general_gram, general_tokens, kernels, sheet, with_code
-from benchmarks.sass import Code, parse
+from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, row_of, sheet
+from benchmarks.machine import ROOT
+from benchmarks.virtual_record import read, write
+from tests.benchmarks.virtual_records import counted, use
+from virtual_gpu.hardware import H200
+
+RECORD = COUNTED.with_name("h200-floors.json")
 
 
-def test_the_headline_rows_by_hand() -> None:
-    rows = {row.kernel.name: row for row in sheet(batch=1_000_000, folder=Path("nowhere"))}
-    w = rows["response-only, Gram"]
-    assert (w.kernel.bytes, w.kernel.multiply_adds) == (508, 1010)
-    assert w.memory_ms == pytest.approx(0.508 / 4.3)
-    assert w.arithmetic_ms == pytest.approx(2 * 1.010 / 67)
-    assert w.predicted_ms == w.memory_ms
-    assert w.registers is None
-    assert rows["context_gram"].kernel.bytes == 504 + 144
-    assert rows["lfom_solve"].kernel.multiply_adds == 4 * 50 + 50
+def test_kernels_run_one_after_another() -> None:
+    """A share of a kernel's time is a resource's work; the others together take as long as the longest of them."""
+    first = use("first", 132.0, 60_000, issue=0.5, float=0.25, special=0.1, convert=0.2)
+    second = use("second", 13.2, 0, integer=0.5, shared=1.0)
+    row = row_of(counted(first, second))
+    assert row.bytes == 600
+    assert row.ns["issue"] == pytest.approx(0.5 * 132e3 / 100 / H200.multiprocessors)
+    assert row.ns["float"] == pytest.approx(2.5)
+    assert (row.ns["integer"], row.ns["shared"]) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert row.ns["others"] == pytest.approx(2.0)
+    assert row.ns["memory"] == pytest.approx(600e9 / COPY_BYTES_S)
+    assert (row.bound, row.floor_ns) == ("issue", pytest.approx(5.0))
+    assert row.predicted_ns == pytest.approx(10 + 1)
 
 
-def test_a_processors_clock_is_that_of_its_multiply_adds() -> None:
-    assert H200.clock_ghz == pytest.approx(1.98, abs=0.01)
+def test_memory_takes_what_must_be_moved_at_least() -> None:
+    row = row_of(counted(use("only", 1.0, 100, issue=0.0), floor=4300))
+    assert row.ns["memory"] == pytest.approx(1.0)
+    assert row.bound == "memory"
 
 
-def test_general_networks_by_hand() -> None:
-    assert general_gram(2, 3, 1) == 3 * 3 + 3 * (8 + 6 + 24 + 4)
-    assert general_tokens(2, 3, 1) == 3 * (9 + 16 + 16 + 8)
+def test_other_architectures_have_no_row(tmp_path: Path) -> None:
+    one = use("only", 1.0, 100, issue=0.5)
+    path = tmp_path / "counted.json"
+    write(path, [counted(one), counted(one, architecture=80)])
+    assert [row.name for row in sheet(path)] == ["W"]
 
 
-def test_the_codes_mix_scales_the_multiply_adds() -> None:
-    row = Row(kernels()[0], 1.0, 0.5)
-    code = Code("k", "sm_90", 96, 0, 0, Counter({"FFMA": 100, "LDS.128": 10, "LDS": 40, "IADD3": 50, "NOP": 9}))
-    # One multiply-add a lane and clock: 132 multiprocessors of 128 lanes.
-    multiply_adds = 132 * 128 * H200.clock_ghz * 1e6
-    made = with_code(row, code, multiply_adds, H200)
-    assert made.issue_ms == pytest.approx(2.0)
-    assert made.shared_ms == pytest.approx((10 * 16 + 40 * 4) / 100)
-    assert (made.registers, made.fma, made.instructions) == (96, 100, 200)
-    assert made.predicted_ms == made.shared_ms
+def test_the_committed_sheet_is_that_of_the_committed_counters() -> None:
+    record = json.loads(RECORD.read_text(encoding="utf-8"))
+    assert record == json.loads(json.dumps(as_record(sheet())))
+    assert record["measured"] is False
 
 
-def test_a_count_of_the_run_takes_the_place_of_the_mix() -> None:
-    """Four warps of 32 tasks a clock and multiprocessor."""
-    kernel = next(kernel for kernel in kernels() if kernel.issued)
-    tasks = 132 * 4 * 32 * 1000
-    code = Code("k", "sm_90", 168, 0, 0, Counter({"FFMA": 1, "LDS": 10}))
-    made = with_code(Row(kernel, 0.0, 0.0), code, tasks * kernel.multiply_adds, H200)
-    assert made.issue_ms == pytest.approx(1000 * kernel.issued / H200.clock_ghz / 1e6)
-    assert made.shared_ms is None
+def test_the_readme_has_the_trainers_floor() -> None:
+    (row,) = (row for row in sheet() if row.name == "trainer, statistics")
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    rate = f"{1e9 / row.floor_ns:.0e}".replace("e+0", "e")
+    assert f"`python -m benchmarks gpu-floors` an H200 takes {rate} tasks/s" in text
+
+
+def test_no_floor_is_above_what_the_schedule_predicts_but_by_the_copys_bandwidth() -> None:
+    for one in read(COUNTED):
+        row = row_of(one)
+        assert max(ns for name, ns in row.ns.items() if name != "memory") <= row.predicted_ns
+        assert row.ns["memory"] <= row.predicted_ns * H200.bandwidth / COPY_BYTES_S or one.architecture != 90
 
 
 def test_the_command_writes_a_record_that_says_it_was_not_measured(tmp_path: Path) -> None:
     path = tmp_path / "floors.json"
     result = CliRunner().invoke(app, ["gpu-floors", "--json", str(path)])
     assert result.exit_code == 0, result.output
-    record = json.loads(path.read_text())
-    assert record["measured"] is False
-    assert len(record["kernels"]) == len(kernels())
-    assert all(row["predicted_ms"] > 0 for row in record["kernels"])
+    assert json.loads(path.read_text()) == json.loads(RECORD.read_text(encoding="utf-8"))
     assert "worked out" in result.output
-
-
-def test_the_records_rows_are_those_of_the_sheet() -> None:
-    rows = sheet(folder=Path("nowhere"))
-    assert [row["kernel"]["name"] for row in as_record(rows)["kernels"]] == [row.kernel.name for row in rows]
-
-
-PRINTED = """
-Fatbin elf code:
-================
-arch = sm_90
-Resource usage:
- Common:
-  GLOBAL:0
- Function _Z1kPf:
-  REG:40 STACK:16 SHARED:1024 LOCAL:0 CONSTANT[0]:544 TEXTURE:0 SURFACE:0 SAMPLER:0
-
-\t\tFunction : _Z1kPf
-\t.headerflags\t@"EF_CUDA_SM90 EF_CUDA_VIRTUAL_SM(EF_CUDA_SM90)"
-        /*0000*/                   LDC R1, c[0x0][0x28] ;                     /* 0x00000a00ff017b82 */
-                                                                              /* 0x000fe20000000800 */
-        /*0010*/              @!P0 LDS.128 R4, [R5] ;                         /* 0x0000000000057919 */
-        /*0020*/               @P1 FFMA R3, R3, R4, R5 ;                      /* 0x000000ffff037224 */
-        /*0030*/              @UP0 UBLKCP.S.G [UR4], [UR6], UR8 ;             /* 0x000000ffff037224 */
-        /*0040*/                   FFMA.FTZ R3, R3, R4, R5 ;                  /* 0x000000ffff037224 */
-        /*1050*/                   STL [R1], R4 ;                             /* 0x000000ffff037224 */
-\t\t..........
-"""
-
-
-def test_printed_code_is_read() -> None:
-    (code,) = parse(PRINTED)
-    assert (code.name, code.architecture, code.registers, code.stack, code.shared) == ("_Z1kPf", "sm_90", 40, 16, 1024)
-    assert code.instructions == Counter({"LDC": 1, "LDS.128": 1, "FFMA": 1, "FFMA.FTZ": 1, "UBLKCP.S.G": 1, "STL": 1})
-    assert code.count("FFMA") == 2
-    assert code.count("LDS", "STL", "UBLKCP") == 3
-    assert code.count("LD") == 0
+    missing = CliRunner().invoke(app, ["gpu-floors", "--counted", str(tmp_path / "none.json"), "--json", str(path)])
+    assert missing.exit_code == 2

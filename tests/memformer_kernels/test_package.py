@@ -142,6 +142,9 @@ runpy.run_path("setup.py", run_name="__main__")
 """
 
 
+LABS = ("memformer_lab", "virtual_gpu")
+
+
 def _copy_of_the_source(folder: Path) -> Path:
     """What a clone holds, without what a build leaves behind."""
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "_lib")
@@ -159,7 +162,8 @@ def test_metadata_needs_no_torch(tmp_path: Path) -> None:
 
 
 def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
-    """A wheel is built from the source distribution alone; both hold the type marks and all modules.
+    """A wheel is built from the source distribution alone; both hold the type marks, all modules, and the sources that
+    the virtual GPU is compiled from.
 
     The source distribution holds the native sources; a wheel built without torch holds the reason for their absence.
     """
@@ -177,10 +181,16 @@ def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
     assert list(unpacked.rglob("*.so")) == []
     modules = {
         str(path.relative_to(base))
-        for base, package in ((ROOT, "memformer_kernels"), (ROOT / "python", "memformer_lab"))
+        for base, package in ((ROOT, "memformer_kernels"), *((ROOT / "python", name) for name in LABS))
         for path in (base / package).rglob("*.py")
     }
-    typed = {"memformer_kernels/py.typed", "memformer_lab/py.typed"}
+    typed = {f"{package}/py.typed" for package in ("memformer_kernels", *LABS)}
+    machine = {
+        str(path.relative_to(ROOT / "python"))
+        for path in (ROOT / "python" / "virtual_gpu").rglob("*")
+        if path.suffix in (".cpp", ".h")
+    }
+    assert machine
     _python(SETUP, "-q", "bdist_wheel", "-d", str(tmp_path), cwd=unpacked)
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed_wheel:
@@ -190,7 +200,7 @@ def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
     assert "torch" in record["reason"]
     assert "--no-build-isolation" in record["reason"]
     assert not any(name.endswith(".so") for name in names)
-    assert modules | typed <= names
+    assert modules | typed | machine <= names
     assert any(name.endswith("entry_points.txt") for name in names)
     assert not any(name.startswith(("tests", "benchmarks")) for name in names)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.virtual_cuda.library import NATIVE, ROOT, missing
 from native_build import cuda, ninja
-from tests.virtual_cuda.library import NATIVE, ROOT, missing
 from virtual_gpu.cuda import fatbinary
 
 NEWER = ("cp.async.bulk", "barrier.cluster", "fence.proxy.async")

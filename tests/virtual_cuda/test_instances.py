@@ -7,6 +7,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
+from benchmarks.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from benchmarks.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
     GaussianStatistics,
@@ -19,17 +21,14 @@ from memformer_kernels import (
 )
 from memformer_kernels.testing import Case, float64_violations, in_form, public, results
 from memformer_kernels.training import cuda
+from tests.gpu.cuda.calls import assert_budget, losses, others, with_target
+from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
 from tests.memformer_kernels.cases import make_case
 from tests.memformer_kernels.test_parity import fixed, networks
 from tests.memformer_kernels.training.runs import state, tensors
-from tests.virtual_cuda.conftest import Virtual
-from tests.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
-from tests.virtual_cuda.test_operators import assert_budget, assert_equal, losses, others, with_target
 
 pytestmark = pytest.mark.slow
 
-ALGORITHMS = ("gram", "token")
-STRUCTURES = ("response-only", "block", "dense")
 DTYPES = (torch.float32, torch.float64)
 WIDTHS = range(2, 18)
 LOSSES = torch.empty(1, 1, dtype=torch.float64)
@@ -49,22 +48,6 @@ def all_passes(case: Case, algorithm: str) -> None:
 def small(structure: str, width: int, **sizes: int) -> Case:
     sizes = {"tokens": 5, "layers": 2, "heads": 1, "tasks": 2, **sizes}
     return with_target(make_case(structure=structure, width=width, **sizes), 1)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_every_width(virtual: Virtual, structure: str, algorithm: str, dtype: torch.dtype) -> None:
-    for width in WIDTHS:
-        if width == 17 and (structure, algorithm) != ("response-only", "gram"):
-            continue
-        case = small(structure, width)
-        made = losses(case.to(dtype), "cuda", algorithm)
-        exact = losses(case, "torch", algorithm)
-        if dtype == torch.float64:
-            assert_equal(made, exact)
-        else:
-            assert_budget(made, losses(case.to(dtype), "torch", algorithm), exact)
 
 
 def test_every_kernel_that_is_compiled_runs(virtual: Virtual) -> None:

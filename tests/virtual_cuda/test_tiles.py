@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.virtual_cuda.library import ROOT
 from native_build import CannotBuild, cuda
-from tests.virtual_cuda.library import ROOT
 from virtual_gpu import Device, Kernel, Module
 
 ROWS = 3

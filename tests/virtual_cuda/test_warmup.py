@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.virtual_cuda.virtual import Virtual
 from memformer_kernels import lfom_solve, memformer_layer, memformer_loss, memformer_predict, warmup
 from tests.memformer_kernels.cases import make_case, normal, seeded
-from tests.virtual_cuda.conftest import Virtual
 
 CASE = make_case(structure="response-only", width=4, tokens=7, tasks=3).to(torch.float32)
 BLOCK = make_case(structure="block", width=4, tokens=7, tasks=3).to(torch.float32)

@@ -51,3 +51,13 @@ def test_without_a_compiler_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert "compiler" in (build.reason_against() or "")
     with pytest.raises(build.BuildFailed, match="compiler"):
         build.library()
+
+
+def test_a_source_tree_keeps_its_library_and_an_installed_package_a_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert build.DESTINATION == build.FOLDER / "_lib"
+    one, other = (build.destination(tmp_path / name / "virtual_gpu") for name in ("one", "other"))
+    assert one.parents[1] == other.parents[1] == tmp_path / "caches"
+    assert one != other

@@ -1,248 +1,22 @@
 """Each check is shown to find what it is for, in a kernel that is broken on purpose, and to pass its mended twin."""
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import pytest
 
 from tests.virtual_gpu.assembly import ORDERS, Run, module
-from virtual_gpu import Device, LaunchFailed, Module
+from tests.virtual_gpu.broken import ELEMENTS, OF_TILE, SHARED, Case
+from tests.virtual_gpu.broken_accesses import ACCESSES
+from tests.virtual_gpu.broken_orders import ORDERS_OF_THREADS
+from virtual_gpu import ALL_CHECKS, Device, LaunchFailed, Module, UnknownInstruction
 
-# %d0: the address of this thread's element of argument 0; %d1: of argument 1.
-ELEMENTS = "mul.wide.u32 %d9, %t, 4; add.s64 %d0, %a0, %d9; add.s64 %d1, %a1, %d9;\n"
-SHARED = ".shared .align 16 .b8 tile[4096];\n"
-# %r0: the offset of this thread's element of the tile.
-OF_TILE = "shl.b32 %r0, %t, 2;\n mov.u32 %r1, tile; add.s32 %r0, %r0, %r1;\n"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A kernel's text with a hole: what is broken and what is right in it, and what is reported of the former."""
-
-    name: str
-    check: str
-    text: str
-    broken: str
-    right: str
-    options: dict[str, object] = field(default_factory=dict)
-
-
-CASES = [
-    Case(
-        "beyond the last element",
-        "out-of-bounds",
-        ELEMENTS + "{}",
-        "ld.global.u32 %r2, [%d0+1024]; st.global.u32 [%d1], %r2;",
-        "ld.global.u32 %r2, [%d0]; st.global.u32 [%d1], %r2;",
-    ),
-    Case(
-        "before the first element",
-        "out-of-bounds",
-        ELEMENTS + "mov.u32 %r2, 1; {}",
-        "st.global.u32 [%d1+-64], %r2;",
-        "st.global.u32 [%d1], %r2;",
-    ),
-    Case(
-        "beyond the shared memory",
-        "out-of-bounds",
-        SHARED + OF_TILE + "mov.u32 %r2, 1; {}",
-        "st.shared.u32 [%r0+4092], %r2;",
-        "st.shared.u32 [%r0], %r2;",
-    ),
-    Case(
-        "beyond the local memory",
-        "out-of-bounds",
-        ".local .align 4 .b8 own[16];\n mov.u64 %d2, own; mov.u32 %r2, 1; {}",
-        "st.local.u32 [%d2+16], %r2;",
-        "st.local.u32 [%d2+12], %r2;",
-    ),
-    Case(
-        "a vector at an odd element",
-        "misaligned",
-        ELEMENTS + "and.b32 %r9, %t, 7; mul.wide.u32 %d9, %r9, 16; add.s64 %d0, %a0, %d9; {}",
-        "ld.global.v4.u32 {{%r2, %r3, %r4, %r5}}, [%d0+4];",
-        "ld.global.v4.u32 {{%r2, %r3, %r4, %r5}}, [%d0];",
-    ),
-    Case(
-        "a write to an input",
-        "read-only",
-        ELEMENTS + "mov.u32 %r2, 1; {}",
-        "st.global.u32 [%d0], %r2;",
-        "st.global.u32 [%d1], %r2;",
-        {"read_only": (0,)},
-    ),
-    Case(
-        "a branch by memory that nothing wrote",
-        "uninitialised",
-        ELEMENTS + "{} setp.eq.u32 %p0, %r2, 0; @%p0 bra END; mov.u32 %r3, 1; st.global.u32 [%d1], %r3; END:",
-        "ld.global.u32 %r2, [%d0];",
-        "mov.u32 %r3, 5; st.global.u32 [%d0], %r3; ld.global.u32 %r2, [%d0];",
-        {"uninitialised": (0,)},
-    ),
-    Case(
-        "shared memory that nothing wrote reaches the output",
-        "uninitialised",
-        SHARED + OF_TILE + ELEMENTS + "{} ld.shared.u32 %r2, [%r0]; st.global.u32 [%d1], %r2;",
-        "",
-        "st.shared.u32 [%r0], %t;",
-    ),
-    Case(
-        "a register that nothing wrote as an address",
-        "uninitialised",
-        ELEMENTS + "{} ld.global.u32 %r2, [%d2]; st.global.u32 [%d1], %r2;",
-        "setp.gt.u32 %p0, %t, 40; @%p0 mov.u64 %d3, %a0; mov.u64 %d2, %a0; @%p0 mov.u64 %d2, %d3; "
-        "xor.b64 %d4, %d3, %d3; add.s64 %d2, %d2, %d4; ",
-        "mov.u64 %d2, %a0;",
-    ),
-    Case(
-        "an undefined value is selected away",
-        "uninitialised",
-        ELEMENTS + "setp.lt.u32 %p0, %t, 64; {} st.global.u32 [%d1], %r3;",
-        "selp.u32 %r3, %r2, 1, %p0;",
-        "selp.u32 %r3, 1, %r2, %p0;",
-    ),
-    Case(
-        "a barrier between a write and another warp's read",
-        "race-shared",
-        SHARED
-        + OF_TILE
-        + ELEMENTS
-        + "st.shared.u32 [%r0], %t; {} xor.b32 %r3, %r0, 128; ld.shared.u32 %r2, [%r3]; st.global.u32 [%d1], %r2;",
-        "bar.warp.sync -1;",
-        "bar.sync 0;",
-        {"block": 64, "ignore": {"uninitialised"}},
-    ),
-    Case(
-        "a barrier between a read and another warp's write",
-        "race-shared",
-        SHARED
-        + OF_TILE
-        + ELEMENTS
-        + "st.shared.u32 [%r0], %t; bar.sync 0; xor.b32 %r3, %r0, 128; ld.shared.u32 %r2, [%r3]; "
-        "{} add.u32 %r2, %r2, 7; st.shared.u32 [%r0], %r2; st.global.u32 [%d1], %r2; ",
-        "",
-        "bar.sync 0;",
-        {"block": 64},
-    ),
-    Case(
-        "lanes of a warp without bar.warp.sync",
-        "race-shared",
-        SHARED
-        + OF_TILE
-        + ELEMENTS
-        + "st.shared.u32 [%r0], %t; {} xor.b32 %r3, %r0, 4; ld.shared.u32 %r2, [%r3]; st.global.u32 [%d1], %r2;",
-        "",
-        "bar.warp.sync -1;",
-    ),
-    Case(
-        "different values of all lanes to one place",
-        "race-shared",
-        SHARED + OF_TILE + "mov.u32 %r4, tile; {} st.shared.u32 [%r4], %r5;",
-        "mov.u32 %r5, %t;",
-        "mov.u32 %r5, 3;",
-    ),
-    Case(
-        "blocks that add to one place",
-        "race-global",
-        ELEMENTS + "{}",
-        "ld.global.u32 %r2, [%d0]; add.u32 %r2, %r2, 1; st.global.u32 [%d0], %r2;",
-        "red.global.add.u32 [%d0], 1;",
-        {"grid": 3},
-    ),
-    Case(
-        "a fence before the count of the last block",
-        "race-global",
-        "mov.u32 %r1, %ctaid.x; mul.wide.u32 %d2, %r1, 4; add.s64 %d2, %a0, %d2; setp.ne.u32 %p0, %t, 0; @%p0 bra END;"
-        "st.global.u32 [%d2+64], %r1; {0} atom.global.add.u32 %r2, [%a0], 1; {0} setp.ne.u32 %p1, %r2, 3; @%p1 bra END;"
-        "ld.global.u32 %r3, [%a0+64]; ld.global.u32 %r4, [%a0+68]; add.u32 %r3, %r3, %r4; "
-        "st.global.u32 [%a1], %r3; END:",
-        "",
-        "membar.gl;",
-        {"grid": 4},
-    ),
-    Case(
-        "a copy that is not awaited",
-        "copy-not-awaited",
-        SHARED
-        + OF_TILE
-        + ELEMENTS
-        + "cp.async.ca.shared.global [%r0], [%d0], 4; cp.async.commit_group; {} ld.shared.u32 %r2, [%r0]; "
-        "st.global.u32 [%d1], %r2; ",
-        "",
-        "cp.async.wait_group 0;",
-        {"ignore": {"uninitialised"}},
-    ),
-    Case(
-        "a copy that is awaited one group too late",
-        "copy-not-awaited",
-        SHARED + OF_TILE + ELEMENTS + "cp.async.ca.shared.global [%r0], [%d0], 4; cp.async.commit_group; "
-        "cp.async.ca.shared.global [%r0+1024], [%d0], 4; cp.async.commit_group; "
-        "{} ld.shared.u32 %r2, [%r0+1024]; st.global.u32 [%d1], %r2; cp.async.wait_all; ",
-        "cp.async.wait_group 1;",
-        "cp.async.wait_group 0;",
-        {"ignore": {"uninitialised"}},
-    ),
-    Case(
-        "a thread that ends while its copy is under way",
-        "copy-not-awaited",
-        SHARED + OF_TILE + ELEMENTS + "cp.async.ca.shared.global [%r0], [%d0], 4; {}",
-        "cp.async.commit_group;",
-        "cp.async.wait_all;",
-    ),
-    Case(
-        "a barrier that half a warp reaches",
-        "divergent-barrier",
-        "setp.lt.u32 %p0, %t, 16; {} bar.sync 0; END:",
-        "@%p0 bar.sync 1, 32; @!%p0 bar.sync 1, 32;",
-        "",
-    ),
-    Case(
-        "a barrier of too many threads",
-        "barrier-count",
-        "{}",
-        "bar.arrive 1, 96;",
-        "bar.sync 1, 64;",
-        {"block": 64},
-    ),
-    Case(
-        "lanes that their mask does not name",
-        "warp-mask",
-        ELEMENTS + "mov.u32 %r2, {}; shfl.sync.bfly.b32 %r3, %t, 1, 31, %r2; st.global.u32 [%d1], %r3;",
-        "65535",
-        "-1",
-    ),
-    Case(
-        "a shuffle from a lane that is not there",
-        "inactive-lane",
-        ELEMENTS + "{} END:",
-        "setp.ge.u32 %p0, %t, 16; @%p0 bra END; shfl.sync.bfly.b32 %r3, %t, 16, 31, 65535; st.global.u32 [%d1], %r3;",
-        "setp.ge.u32 %p0, %t, 16; @%p0 bra END; shfl.sync.bfly.b32 %r3, %t, 8, 31, 65535; st.global.u32 [%d1], %r3;",
-    ),
-    Case(
-        "an mbarrier that is not initialised",
-        "mbarrier",
-        SHARED + "mov.u32 %r1, tile; {} bar.sync 0; mbarrier.arrive.shared.b64 %d2, [%r1];",
-        "",
-        "setp.ne.u32 %p0, %t, 0; @%p0 bra SKIP; mbarrier.init.shared.b64 [%r1], 32; SKIP:",
-    ),
-    Case(
-        "more arrivals than an mbarrier awaits",
-        "mbarrier",
-        SHARED + "mov.u32 %r1, tile; setp.ne.u32 %p0, %t, 0; @%p0 bra SKIP; mbarrier.init.shared.b64 [%r1], 32; "
-        "SKIP: bar.sync 0; "
-        "mbarrier.arrive.shared.b64 %d2, [%r1], {};",
-        "3",
-        "1",
-    ),
-]
+CASES = [*ACCESSES, *ORDERS_OF_THREADS]
 
 
 def run(case: Case, part: str, order: int) -> tuple[set[str], Run]:
     options = dict(case.options)
-    ignored = options.pop("ignore", set())
-    first, second = (np.arange(256, dtype=np.uint32) for _ in range(2))
-    middle = [np.zeros(64, np.uint32), np.zeros(64, np.uint32)] if "membar" in case.right else [first, second]
-    made = Run(module(case.text.format(part)), middle, order=order, **options)  # type: ignore[arg-type]
+    ignored, zeros = options.pop("ignore", set()), options.pop("zeros", False)
+    given = [np.zeros(256, np.uint32) if zeros else np.arange(256, dtype=np.uint32) for _ in range(2)]
+    made = Run(module(case.text.format(part)), given, order=order, **options)  # type: ignore[arg-type]
     assert isinstance(ignored, set)
     return made.checks - (ignored if part == case.broken else set()), made
 
@@ -294,6 +68,9 @@ def test_a_launch_that_cannot_go_on_fails(check: str) -> None:
     assert device.take_reports() == []
 
 
+REFUSED = "launch"
+
+
 @pytest.mark.parametrize(
     ("made", "why"),
     [
@@ -313,7 +90,11 @@ def test_a_launch_that_cannot_be_made_fails(made: dict[str, object], why: str) -
     kernel = module("", parameters=0).kernels["kernel"]
     with pytest.raises(LaunchFailed, match=why) as failed:
         Device(capability).launch(kernel, **options)  # type: ignore[arg-type]
-    assert [report.check for report in failed.value.reports] == ["launch"]
+    assert [report.check for report in failed.value.reports] == [REFUSED]
+
+
+def test_every_check_finds_something_here() -> None:
+    assert {*(case.check for case in CASES), *FATAL, REFUSED} == set(ALL_CHECKS)
 
 
 def test_the_kernels_bound_of_threads_is_kept() -> None:
@@ -334,12 +115,16 @@ def test_checks_that_are_not_asked_for_are_not_made() -> None:
         Device(90, checks={"everything"})
 
 
-def test_an_unknown_instruction_is_named() -> None:
-    from virtual_gpu import UnknownInstruction
-
-    made: Module = module("frobnicate.u32 %r1, %r2;", parameters=0)
-    with pytest.raises(UnknownInstruction, match="frobnicate"):
-        _ = made.kernels["kernel"].code
-    made = module("add.wobbly.u32 %r1, %r2, %r2;", parameters=0)
-    with pytest.raises(UnknownInstruction, match="wobbly"):
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("frobnicate.u32 %r1, %r2;", "frobnicate"),
+        ("add.wobbly.u32 %r1, %r2, %r2;", "wobbly"),
+        ("mbarrier.arrive.relaxed.cta.shared::cta.b64 %d1, [%r1];", "relaxed"),
+        ("barrier.cluster.arrive.wobbly.aligned;", "wobbly"),
+    ],
+)
+def test_an_unknown_instruction_is_named(text: str, named: str) -> None:
+    made: Module = module(text, parameters=0)
+    with pytest.raises(UnknownInstruction, match=named):
         _ = made.kernels["kernel"].code

@@ -339,7 +339,7 @@ BULK = (
     + ELEMENTS
     + (
         "mov.u32 %r2, tile; mov.u32 %r3, phase; setp.ne.u32 %p0, %t, 0; @%p0 bra READY; "
-        "mbarrier.init.shared.b64 [%r3], 1; "
+        "mbarrier.init.shared.b64 [%r3], 1; fence.mbarrier_init.release.cluster; "
         "READY: bar.sync 0; @%p0 bra WAIT; mbarrier.arrive.expect_tx.shared.b64 %d2, [%r3], 256;"
         "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r2], [%d0], 256, [%r3];"
         "WAIT: {wait} shl.b32 %r4, %t, 2; add.u32 %r4, %r4, %r2; ld.shared.u32 %r1, [%r4]; add.u32 %r1, %r1, 1;"
@@ -355,6 +355,27 @@ FENCE, DRAIN = "fence.proxy.async.shared::cta;", "cp.async.bulk.wait_group 0;"
 def test_bulk_copies(order: int) -> None:
     text = BULK.format(wait=WAIT, fence=FENCE, drain=DRAIN)
     assert np.array_equal(results(text, WORDS, order), WORDS + np.uint32(1))
+
+
+def test_bulk_copies_are_counted() -> None:
+    """256 bytes in and 256 out, by one request each, whatever lies between is shared memory."""
+    room = np.zeros(2 * 64 + 16, np.uint32)
+    first = -room.ctypes.data % 64 // 4
+    given, made = room[first : first + 64], room[first + 64 : first + 128]
+    counters = Run(module(BULK.format(wait=WAIT, fence=FENCE, drain=DRAIN)), [given, made], block=64).counters
+    assert (counters.global_requests, counters.global_sectors, counters.global_ideal_sectors) == (2, 16, 16)
+    assert (counters.global_bytes_read, counters.global_bytes_written) == (256, 256)
+
+
+def test_lanes_that_copy_nothing_read_nothing() -> None:
+    text = SHARED + (
+        "mul.wide.u32 %d2, %t, 4; add.s64 %d2, %a0, %d2; mov.u32 %r2, tile; shl.b32 %r3, %t, 2; add.u32 %r3, %r3, %r2; "
+        "and.b32 %r4, %t, 1; shl.b32 %r4, %r4, 2; "
+        "cp.async.ca.shared.global [%r3], [%d2], 4, %r4; cp.async.wait_all; "
+        "cp.async.ca.shared.global [%r3], [%d2], 4, 0; cp.async.wait_all; "
+    )
+    counters = Run(module(text, 1), [np.zeros(32, np.uint32)]).counters
+    assert (counters.global_requests, counters.global_bytes_read) == (1, 64)
 
 
 def test_results_do_not_depend_on_the_checks() -> None:
@@ -398,9 +419,10 @@ MEET = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
 def test_clusters(order: int) -> None:
     made = results(CLUSTER.format(MEET), WORDS, order, cluster=2)
     assert np.array_equal(made, WORDS.reshape(-1, 2, 64)[:, ::-1].ravel())
-    out = np.zeros(256, np.uint32)
-    checks = Run(module(CLUSTER.format("")), [WORDS.copy(), out], block=64, grid=4, cluster=2, order=order).checks
-    assert "race-shared" in checks
+    for meeting in ("", MEET.replace("arrive", "arrive.relaxed")):
+        out = np.zeros(256, np.uint32)
+        text = module(CLUSTER.format(meeting))
+        assert "race-shared" in Run(text, [WORDS.copy(), out], block=64, grid=4, cluster=2, order=order).checks
 
 
 COOPERATIVE = LOADED + (

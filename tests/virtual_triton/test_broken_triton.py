@@ -18,6 +18,7 @@ from torch import Tensor
 from memformer_kernels import memformer_predict, ops, register_update
 from memformer_kernels.kernels import call_columns, call_solve, columns, gram, solve
 from memformer_kernels.kernels import register_update as updates
+from tests.virtual_gpu.faults import Fault, listed
 from virtual_gpu import Device, Module
 from virtual_gpu.triton import driver_of
 
@@ -49,20 +50,25 @@ def _edited(module: ModuleType, folder: Path, edits: dict[str, str]) -> ModuleTy
 
 
 @contextmanager
-def _edited_ptx(edit: Callable[[str], str]) -> Iterator[None]:
-    """What is compiled from now on is edited before it is loaded; kernels loaded before are loaded anew."""
-    read = Module.of
+def _edited_ptx(edit: Callable[[str], str]) -> Iterator[set[str]]:
+    """What is compiled from now on is edited before it is loaded; kernels loaded before are loaded anew.
+
+    Gives the names of the kernels that have been.
+    """
+    read, loaded = Module.of, set[str]()
 
     def changed(text: str) -> Module:
         edited = edit(text)
         assert edited != text, "nothing to edit"
-        return read(edited)
+        module = read(edited)
+        loaded.update(module.kernels)
+        return module
 
     kernels = gram.across_kernel, solve.solve_kernel
     for kernel in kernels:
         kernel.device_caches.clear()
     with mock.patch.object(Module, "of", changed):
-        yield
+        yield loaded
     for kernel in kernels:
         kernel.device_caches.clear()
 
@@ -143,6 +149,10 @@ def test_faults_of_an_update(fault: str, tmp_path: Path, monkeypatch: pytest.Mon
     assert check in _found(_update)
 
 
+OFFSETS = Fault("offsets of tasks in 32 bits", "columns_kernel", 80, "out-of-bounds")
+FUSED = Fault("a product fused into the sum of another lane", "solve_kernel", 90, "race-shared")
+
+
 def test_offsets_of_tasks_in_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that lie 2^30 numbers apart: the third begins past what 32 bits count."""
     edits = {
@@ -161,16 +171,16 @@ def test_offsets_of_tasks_in_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def call() -> Tensor:
         return memformer_predict(z, q, backend="triton", algorithm="token")
 
-    assert _found(call, 80) == set()
+    assert _found(call, OFFSETS.architecture) == set()
     monkeypatch.setattr(call_columns, "columns_kernel", _edited(columns, tmp_path, edits).columns_kernel)
-    assert "out-of-bounds" in _found(call, 80)
+    assert OFFSETS.check in _found(call, OFFSETS.architecture)
 
 
 def test_a_product_fused_into_the_sum_of_another_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes that hold one sum in other bits write it to one place."""
     edits = {"inner(tokens, state[:, None, :], 2)": "tl.sum(tokens * state[:, None, :], 2)"}
     monkeypatch.setattr(call_solve, "solve_kernel", _edited(solve, tmp_path, edits).solve_kernel)
-    assert "race-shared" in _found(_solve)
+    assert FUSED.check in _found(_solve, FUSED.architecture)
 
 
 def test_a_value_that_nothing_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,19 +193,26 @@ def test_a_value_that_nothing_stored(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 PTX = {
-    "waits for copies dropped": ("cp.async.wait_group", "gram on an A100", "copy-not-awaited"),
-    "barriers in shared memory dropped": ("bar.sync", "gram on an A100", "race-shared"),
-    "barriers in global memory dropped": ("bar.sync", "solve, 40 wide", "race-global"),
-    "waits for products dropped": ("wgmma.wait_group", "gram on an H200", "pending-register"),
+    "waits for copies dropped": ("cp.async.wait_group", "across_kernel", "gram on an A100", "copy-not-awaited"),
+    "barriers in shared memory dropped": ("bar.sync", "across_kernel", "gram on an A100", "race-shared"),
+    "barriers in global memory dropped": ("bar.sync", "solve_kernel", "solve, 40 wide", "race-global"),
+    "waits for products dropped": ("wgmma.wait_group", "across_kernel", "gram on an H200", "pending-register"),
 }
 
 
 @pytest.mark.parametrize("fault", PTX)
 def test_faults_in_compiled_code(fault: str) -> None:
-    instruction, name, check = PTX[fault]
+    instruction, kernel, name, check = PTX[fault]
 
     def without(text: str) -> str:
         return "\n".join(line for line in text.splitlines() if not line.strip().startswith(instruction))
 
-    with _edited_ptx(without):
+    with _edited_ptx(without) as loaded:
         assert check in _found(*CALLS[name])
+        assert loaded == {kernel}
+
+
+def test_the_page_lists_these_faults() -> None:
+    updated = [Fault(what, "update_kernel", 90, check) for what, (_, _, check) in UPDATES.items()]
+    compiled = [Fault(what, kernel, CALLS[name][1], check) for what, (_, kernel, name, check) in PTX.items()]
+    assert listed("Triton") == [*updated, OFFSETS, FUSED, *compiled]

@@ -123,21 +123,21 @@ def profile_call(call: Call, *, seconds: float = 1.0, trace: Path | None = None,
     if not 0 <= seconds < math.inf:
         raise ValueError(f"seconds: expected a finite time, got {seconds}")
     device = torch.device(call.device)
-    model, z, target = _make(call, device)
+    model, z, target = make_arguments(call, device)
     tensors = (z, target) if call.training else (z,)
     chosen = {"context": call.n, "backend": call.backend, "algorithm": call.algorithm}
     try:
         plan = explain(*tensors, **model.stack_arguments(), **chosen)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
-    action = _action(call, model, z, target)
+    action = action_of(call, model, z, target)
     action()
     rates = rates or measure_rates(device)
     first = milliseconds(action, device)
     with _range(device):
         samples = [milliseconds(action, device) for _ in range(max(3, min(1000, int(seconds * 1e3 / first))))]
     deciles = statistics.quantiles(samples, n=10, method="inclusive")
-    network = _network(call, model, plan.algorithm == "token")
+    network = network_of(call, model, plan.algorithm == "token")
     return Profile(
         call,
         plan.backend,
@@ -159,7 +159,8 @@ def ncu_command(call: Call) -> str:
     return shlex.join([*options, *call.command(), "--seconds", "0"])
 
 
-def _make(call: Call, device: torch.device) -> tuple[Memformer, Tensor, Tensor]:
+def make_arguments(call: Call, device: torch.device) -> tuple[Memformer, Tensor, Tensor]:
+    """A model, tokens (B, N, D) and targets (B, queries), drawn from a fixed seed."""
     dtype = DTYPES[call.dtype]
     generator = torch.Generator().manual_seed(0)
     tokens = call.n + call.queries
@@ -183,7 +184,8 @@ def _make(call: Call, device: torch.device) -> tuple[Memformer, Tensor, Tensor]:
     return model, z.to(device, dtype), target.to(device, wide if wide == torch.float64 else dtype)
 
 
-def _action(call: Call, model: Memformer, z: Tensor, target: Tensor) -> Callable[[], object]:
+def action_of(call: Call, model: Memformer, z: Tensor, target: Tensor) -> Callable[[], object]:
+    """What makes the call, once each time."""
     parameters = list(model.parameters())
 
     def train() -> object:
@@ -196,7 +198,8 @@ def _action(call: Call, model: Memformer, z: Tensor, target: Tensor) -> Callable
     return train if call.training else predict
 
 
-def _network(call: Call, model: Memformer, token_space: bool) -> Network:
+def network_of(call: Call, model: Memformer, token_space: bool) -> Network:
+    """What the call's bytes and operations are counted by."""
     arguments = model.stack_arguments()
     gamma, beta = arguments["gamma"], arguments["beta"]
     layers = call.layers

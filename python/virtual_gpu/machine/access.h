@@ -38,6 +38,9 @@ void observe_writes(const Access& access, const Observer& me, u32 same_before, u
 // Adds a request to the counters: sectors of 32 bytes of global memory, wavefronts of the banks of shared memory.
 void count_request(const Access& access, bool writes);
 
+// The same of a copy of bytes side by side, which the lane that asks for it does not carry itself.
+void count_bulk(Step& step, u64 address, u32 bytes, bool writes);
+
 // Calls `body` with each access that the request of an instruction is made of. Lanes that must not touch their bytes
 // have been left out; they are returned.
 template <class Body>

@@ -115,9 +115,16 @@ Outcome synchronise_warp(Step& step) {
 
 Outcome arrive_at_cluster(Step& step) {
   Group& group = *step.block.group;
+  const bool relaxed = step.instruction.immediates[0] != 0;
+  if (const u32 twice = step.warp.at_cluster & step.lanes) {
+    step.report(Check::BarrierCount,
+                "lanes 0x%x arrive at the cluster's barrier again and have not waited: block %u warp %u", twice,
+                step.block.index, step.warp.index);
+  }
+  step.warp.at_cluster |= step.lanes;
   group.cluster_arrived += static_cast<u32>(count_lanes(step.lanes));
   step.warp.cluster_phase = group.cluster_phase;
-  release(step.machine, step.warp, group.cluster_known, group.cluster_proxy_known);
+  if (!relaxed) release(step.machine, step.warp, group.cluster_known, group.cluster_proxy_known);
   ++step.machine.events;
   release_full_cluster(step.machine, group);
   return Outcome::Next;
@@ -125,6 +132,11 @@ Outcome arrive_at_cluster(Step& step) {
 
 Outcome wait_for_cluster(Step& step) {
   Group& group = *step.block.group;
+  if (const u32 absent = step.lanes & ~step.warp.at_cluster) {
+    step.report(Check::BarrierCount, "lanes 0x%x wait at the cluster's barrier and have not arrived: block %u warp %u",
+                absent, step.block.index, step.warp.index);
+  }
+  step.warp.at_cluster &= ~step.lanes;
   if (step.warp.cluster_phase != group.cluster_phase) {
     acquire(step.warp, group.cluster_released, group.cluster_proxy_released);
     return Outcome::Next;

@@ -1,6 +1,7 @@
 // Bulk copies, by the asynchronous proxy: into shared memory, where they end by an mbarrier, and out of it, where they
 // are awaited in groups. Each is performed as late as may be.
 
+#include "access.h"
 #include "copies.h"
 #include "copying.h"
 
@@ -14,27 +15,38 @@ void perform_bulk(Machine& machine, BulkCopy& bulk) {
   const u32 agent = group.agents - 1;
   const u32 clock = machine.next_time();
   bulk.known[agent] = std::max(bulk.known[agent], group.asynchronous_last);
-  const Observer me{
-      machine,    group, agent, bulk.owner->index, bulk.warp, clock, 0, bulk.known.data(), bulk.proxy_known.data(),
-      bulk.place, false, true};
+  const Observer me{machine,
+                    group,
+                    agent,
+                    bulk.owner->index,
+                    bulk.warp,
+                    clock,
+                    0,
+                    bulk.known.data(),
+                    bulk.proxy_known.data(),
+                    bulk.place,
+                    false,
+                    true,
+                    bulk.issuer,
+                    bulk.together};
   group.asynchronous_last = clock | LANE_MASK;
   Allocation* allocation = machine.memory.find(bulk.global);
   char* shared = bulk.owner->shared.get() + bulk.shared;
   if (bulk.loads) {
-    observe_source(me, *allocation, bulk.global, bulk.size, 0);
+    observe_source(me, *allocation, bulk.global, bulk.size, bulk.lane);
     end_write(me, *bulk.owner, bulk.shared, reinterpret_cast<const char*>(bulk.global), bulk.size, bulk.size,
-              defined_map(*allocation, bulk.global), 0);
+              defined_map(*allocation, bulk.global), bulk.lane);
     bulk.known[agent] = clock | LANE_MASK;
     bulk.proxy_known[agent] = clock | LANE_MASK;
     complete_bytes(machine, {bulk.barrier_owner, bulk.barrier}, bulk.size, bulk.known, bulk.proxy_known, bulk.place);
   } else {
     for_each_word(bulk.shared, bulk.size, [&](u32 index, u8 bytes) {
       bulk.owner->words[index].flags &= static_cast<u8>(~READ_UNDER_WAY);
-      if (machine.checks.races) read_shared(me, *bulk.owner, index, bytes, 0);
+      if (machine.checks.races) read_shared(me, *bulk.owner, index, bytes, bulk.lane);
     });
     for (u32 at = 0; machine.checks.races && at < bulk.size; at += WORD_BYTES) {
       const bool same = std::memcmp(reinterpret_cast<const char*>(bulk.global) + at, shared + at, WORD_BYTES) == 0;
-      write_global(me, *allocation->word(bulk.global + at), bulk.global + at, byte_mask(0, WORD_BYTES), 0,
+      write_global(me, *allocation->word(bulk.global + at), bulk.global + at, byte_mask(0, WORD_BYTES), bulk.lane,
                    {same, same});
     }
     std::memcpy(reinterpret_cast<char*>(bulk.global), shared, bulk.size);
@@ -57,10 +69,21 @@ Outcome bulk(Step& step) {
       return;
     }
     if (!target_in_bounds(step, shared, size, lane) || !source_in_bounds(step, global, size, lane)) return;
-    BulkCopy made{global,     shared.owner,    shared.offset,
-                  size,       Loads,           nullptr,
-                  0,          step.warp.index, step.warp.bulk_committed,
-                  step.place, step.warp.known, step.warp.proxy_known};
+    BulkCopy made{global,
+                  shared.owner,
+                  shared.offset,
+                  size,
+                  Loads,
+                  nullptr,
+                  0,
+                  step.warp.index,
+                  step.warp.bulk_committed,
+                  step.place,
+                  step.warp.known,
+                  step.warp.proxy_known,
+                  step.warp.agent,
+                  static_cast<u32>(lane),
+                  step.warp.together};
     made.known[step.warp.agent] = step.warp.clock | LANE_MASK;
     const u32 agent = step.block.group->agents - 1;
     made.known[agent] = made.proxy_known[agent] = step.block.group->asynchronous_last;
@@ -75,23 +98,28 @@ Outcome bulk(Step& step) {
                       made.proxy_known.data(),
                       step.place,
                       false,
-                      true};
+                      true,
+                      made.issuer,
+                      made.together};
     if (Loads) {
       const SharedPlace barrier =
           shared_place(step, step.value(3, lane) + static_cast<u64>(step.instruction.immediates[0]));
-      if (barrier.owner == nullptr || find_mbarrier(machine, barrier, step.place, "a bulk copy") == nullptr) return;
+      if (barrier.owner == nullptr) return;
+      const Mbarrier* found = find_mbarrier(machine, barrier, step.place, "a bulk copy");
+      if (found == nullptr) return;
+      if (!found->fenced && found->made > step.warp.proxy_known[found->maker]) {
+        step.report(Check::ProxyFence, "an mbarrier at 0x%x, initialised without a fence before this: block %u warp %u",
+                    barrier.offset, step.block.index, step.warp.index);
+      }
       made.barrier_owner = barrier.owner;
       made.barrier = barrier.offset;
-      begin_write(me, *shared.owner, shared.offset, size, 0);
+      begin_write(me, *shared.owner, shared.offset, size, made.lane);
       step.block.group->asynchronous_last = me.clock | LANE_MASK;
     } else {
       for_each_word(shared.offset, size, [&](u32 index, u8) { shared.owner->words[index].flags |= READ_UNDER_WAY; });
     }
-    synchronise_lanes(machine, step.warp);
-    if (machine.trace.follows(step.block.index)) {
-      machine.trace.moved(size / Trace::SECTOR_BYTES);
-      machine.trace.touched(global, size);
-    }
+    step.warp.clock = machine.next_time();  // what the lanes do from now on does not come before the copy
+    count_bulk(step, global, size, !Loads);
     step.block.bulk_copies.push_back(std::move(made));
   });
   ++machine.events;

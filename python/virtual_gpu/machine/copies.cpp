@@ -20,7 +20,9 @@ Observer observer_at(Machine& machine, Warp& warp, i32 place) {
           warp.proxy_known.data(),
           place,
           false,
-          false};
+          false,
+          warp.agent,
+          warp.together};
 }
 
 void perform(Machine& machine, Warp& warp, int lane, const Copy& copy) {
@@ -46,10 +48,14 @@ void perform_groups_before(Machine& machine, Warp& warp, int lane, i32 group) {
   }
 }
 
+// Lanes that copy nothing, and fill with zeros, read nothing.
 void count_source(Step& step, u32 size) {
-  Access access{step, GLOBAL, step.lanes, size, {}, {}, false, false, nullptr, nullptr};
-  for (int lane = 0; lane < WARP; ++lane) access.address[lane] = step.value(1, lane);
-  count_request(access, false);
+  Access access{step, GLOBAL, 0, size, {}, {}, false, false, nullptr, nullptr};
+  for_lanes(step.lanes, [&](int lane) {
+    access.address[lane] = step.value(1, lane);
+    if (step.value(2, lane) != 0) access.lanes |= u32{1} << lane;
+  });
+  if (access.lanes != 0) count_request(access, false);
 }
 
 Outcome copy(Step& step) {

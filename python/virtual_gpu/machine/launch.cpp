@@ -147,7 +147,8 @@ void start_warp(Machine& machine, Block& block, Warp& warp, u32 index, u32 agent
   warp.known.assign(block.group->agents, start);
   warp.proxy_known.assign(block.group->agents, start);
   warp.clock = machine.next_time();
-  warp.floor = start;
+  warp.floor = warp.together = start;
+  warp.at_cluster = 0;
   warp.spins = false;
   for (auto& copies : warp.copies) copies.clear();
   warp.committed.fill(0);

@@ -62,8 +62,10 @@ struct Warp {
   std::vector<Path> paths;       // the first ones are in use
   std::vector<u32> known;        // of each agent of the group: accesses up to this stamp come before
   std::vector<u32> proxy_known;  // the same, for what a proxy fence has made visible to asynchronous copies
-  u32 clock = 0, floor = 0;      // stamp of accesses now; the least that is known of another agent
+  u32 clock = 0, floor = 0;      // stamp of accesses now; up to which no access is unordered with these
+  u32 together = 0;              // what its lanes did up to this stamp comes before what any of them does now
   u32 cluster_phase = 0;         // in which it last arrived at the cluster's barrier
+  u32 at_cluster = 0;            // lanes that have arrived there and not waited since
   bool spins = false;            // it has polled memory since it last gave way
   i32 cursor = 0;
   std::array<std::deque<Copy>, WARP> copies;
@@ -86,6 +88,8 @@ struct Mbarrier {
   bool valid = false;
   u32 count = 0, pending = 0, phase = 0;
   i64 bytes = 0;
+  u32 maker = 0, made = 0;  // the agent that initialised it, and the stamp
+  bool fenced = false;      // that the asynchronous proxy sees it by a fence of its own kind
   std::vector<u32> known, proxy_known, next, proxy_next;  // of the completed phase, and of the one under way
 };
 
@@ -100,6 +104,7 @@ struct BulkCopy {
   u32 warp;
   i32 group, place;
   std::vector<u32> known, proxy_known;  // of the warp at the issue
+  u32 issuer, lane, together;           // its agent and the lane that issues; what other lanes did up to then is known
 };
 
 struct Block {

@@ -50,6 +50,8 @@ Outcome set_validity(Step& step) {
     barrier = Mbarrier();
     barrier.valid = Valid;
     barrier.count = barrier.pending = Valid ? static_cast<u32>(step.value(1, lane)) : 0;
+    barrier.maker = step.warp.agent;
+    barrier.made = step.warp.clock | static_cast<u32>(lane);
   });
   ++step.machine.events;
   return Outcome::Next;
@@ -105,6 +107,12 @@ Outcome test(Step& step) {
   return Outcome::Next;
 }
 
+// fence.mbarrier_init: the mbarriers that this warp has initialised are there for asynchronous operations too.
+Outcome fence_initialised(Step& step) {
+  for (auto& [offset, barrier] : step.block.mbarriers) barrier.fenced |= barrier.maker == step.warp.agent;
+  return Outcome::Next;
+}
+
 }  // namespace
 
 SharedPlace shared_place(const Step& step, u64 address) {
@@ -155,6 +163,7 @@ void add_mbarriers(Registry& registry) {
   registry["mbarrier.expect"] = {use<Use::Expect>, Nature::Own};
   registry["mbarrier.arrive.expect"] = {use<Use::ArriveAndExpect>, Nature::Own};
   registry["mbarrier.test"] = {test, Nature::Own};
+  registry["fence.mbarrier"] = {fence_initialised, Nature::Own};
 }
 
 }  // namespace virtual_gpu

@@ -19,6 +19,7 @@ void release(Machine& machine, Warp& warp, std::vector<u32>& known, std::vector<
 void acquire(Warp& warp, const std::vector<u32>& known, const std::vector<u32>& proxy_known) {
   join(warp.known, known);
   join(warp.proxy_known, proxy_known);
+  if (warp.agent < known.size()) warp.together = std::max(warp.together, known[warp.agent]);
   find_floor(warp);
 }
 
@@ -30,7 +31,7 @@ void find_floor(Warp& warp) {
     const bool idle = agent == asynchronous && warp.known[agent] >= group.asynchronous_last;
     if (agent != warp.agent && !idle) floor = std::min(floor, warp.known[agent]);
   }
-  warp.floor = std::min(floor, time_of(warp.clock) - 1);
+  warp.floor = std::min(floor, warp.together);
 }
 
 void fence_grid(Machine& machine, Group& group) {

@@ -14,7 +14,7 @@ void report_race(const Observer& me, bool shared, const char* kind, u64 address,
   const Check check = repeats ? Check::ReplicatedStore : shared ? Check::RaceShared : Check::RaceGlobal;
   const char* relation = other.group != me.group.index        ? "another block"
                          : other.agent + 1 == me.group.agents ? "an asynchronous copy"
-                         : other.agent != me.agent            ? "another warp"
+                         : other.agent != me.issuer           ? "another warp"
                                                               : "another lane of the warp";
   const auto& code = me.machine.program->code;
   const bool known = other.place >= 0 && static_cast<size_t>(other.place) < code.size();
@@ -26,8 +26,8 @@ void report_race(const Observer& me, bool shared, const char* kind, u64 address,
 
 // Whether an access by that agent of this group, with that stamp, may happen at the same time as the observer's.
 bool unordered(const Observer& me, u32 agent, u32 stamp, u32 lane) {
-  if (agent != me.agent || me.asynchronous) return stamp > me.known[agent];
-  return time_of(stamp) == me.clock && (stamp & LANE_MASK) != lane;
+  if (agent == me.issuer) return stamp > me.together && (stamp & LANE_MASK) != lane;
+  return stamp > me.known[agent];
 }
 
 void check_copies(const Observer& me, const SharedWord& word, bool writes, u64 address) {
@@ -122,7 +122,7 @@ void read_global(const Observer& me, GlobalWord& word, u64 address, u8 bytes, u3
     word.read_group[1] = word.read_group[0];
     word.reader[1] = word.reader[0];
   }
-  const bool again = mine && time_of(word.read[0]) == me.clock && (word.read[0] & LANE_MASK) != lane;
+  const bool again = mine && word.read[0] > me.together && (word.read[0] & LANE_MASK) != lane;
   word.read[0] = me.clock | (again ? SEVERAL_LANES : lane);
   word.read_group[0] = me.group.index;
   word.reader[0] = static_cast<u16>(me.agent);

@@ -5,6 +5,8 @@
 
 namespace virtual_gpu {
 
+constexpr u32 NOBODY = ~0u;
+
 // Who makes an access, and what it knows to come before.
 struct Observer {
   Machine& machine;
@@ -16,12 +18,26 @@ struct Observer {
   const u32* proxy_known;
   i32 place;
   bool atomic, asynchronous;
+  u32 issuer;    // the agent whose lane makes the access or has asked for it, or NOBODY for all lanes alike
+  u32 together;  // what other lanes of the issuer did up to this stamp comes before
 };
 
 inline Observer observer_of(const Step& step, bool atomic) {
   const Warp& warp = step.warp;
-  return {step.machine,      *step.block.group,       warp.agent, step.block.index, warp.index, warp.clock, warp.floor,
-          warp.known.data(), warp.proxy_known.data(), step.place, atomic,           false};
+  return {step.machine,
+          *step.block.group,
+          warp.agent,
+          step.block.index,
+          warp.index,
+          warp.clock,
+          warp.floor,
+          warp.known.data(),
+          warp.proxy_known.data(),
+          step.place,
+          atomic,
+          false,
+          warp.agent,
+          warp.together};
 }
 
 // A mask of the bytes [first, first + size) of a word.
@@ -57,7 +73,7 @@ inline void read_shared(const Observer& me, Block& owner, u32 index, u8 bytes, u
   const u8 plain = first ? 0 : word.flags & READ_PLAINLY;
   word.flags = static_cast<u8>((word.flags & ~READ_PLAINLY) | (me.atomic ? plain : u8{READ_PLAINLY}));
   u32& last = owner.reads[static_cast<size_t>(index) * me.group.agents + me.agent];
-  const bool again = time_of(last) == me.clock && (last & LANE_MASK) != lane;
+  const bool again = last > me.together && (last & LANE_MASK) != lane;
   last = me.clock | (again ? SEVERAL_LANES : lane);
   if (me.clock >= time_of(word.read)) word.read = me.clock | lane;
   word.read_place = me.place;

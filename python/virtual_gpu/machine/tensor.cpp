@@ -75,7 +75,9 @@ class ChunkReader {
                   product.proxy_known.data(),
                   product.place,
                   false,
-                  true} {}
+                  true,
+                  NOBODY,
+                  0} {}
 
   const char* operator()(u32 address) {
     static const char nothing[CHUNK] = {};
@@ -190,7 +192,7 @@ Outcome issue(Step& step) {
   made.known[step.warp.agent] = step.warp.clock | LANE_MASK;
   made.proxy_known = step.warp.proxy_known;
   // What the warp writes from now on is not meant for the product.
-  synchronise_lanes(step.machine, step.warp);
+  step.warp.clock = step.machine.next_time();
   mark_registers(step, IS_ACCUMULATOR, IS_FACTOR);
   step.warp.products.push_back(std::move(made));
   return Outcome::Next;

@@ -60,6 +60,20 @@ u32 count_sectors(const Access& access) {
   return count;
 }
 
+void count_global(Step& step, u32 bytes, u32 sectors, bool writes) {
+  Counters& counters = step.machine.counters;
+  Profile& profile = step.machine.profile[step.place];
+  const u32 ideal = std::min(sectors, (bytes + SECTOR - 1) / SECTOR);
+  ++counters.global_requests;
+  counters.global_sectors += sectors;
+  counters.global_ideal_sectors += ideal;
+  (writes ? counters.global_bytes_written : counters.global_bytes_read) += bytes;
+  ++profile.requests;
+  profile.taken += sectors;
+  profile.ideal += ideal;
+  if (step.machine.trace.follows(step.block.index)) step.machine.trace.moved(sectors);
+}
+
 }  // namespace
 
 void count_request(const Access& access, bool writes) {
@@ -67,20 +81,10 @@ void count_request(const Access& access, bool writes) {
   Profile& profile = access.step.machine.profile[access.step.place];
   Trace& trace = access.step.machine.trace;
   const bool traced = trace.follows(access.step.block.index);
-  const u32 bytes = static_cast<u32>(count_lanes(access.lanes)) * access.size;
   if (access.space == GLOBAL) {
-    const u32 sectors = count_sectors(access), ideal = std::min(sectors, (bytes + SECTOR - 1) / SECTOR);
-    ++counters.global_requests;
-    counters.global_sectors += sectors;
-    counters.global_ideal_sectors += ideal;
-    (writes ? counters.global_bytes_written : counters.global_bytes_read) += bytes;
-    ++profile.requests;
-    profile.taken += sectors;
-    if (traced) {
-      trace.moved(sectors);
-      for_lanes(access.lanes, [&](int lane) { trace.touched(access.address[lane], access.size); });
-    }
-    profile.ideal += ideal;
+    const u32 bytes = static_cast<u32>(count_lanes(access.lanes)) * access.size;
+    count_global(access.step, bytes, count_sectors(access), writes);
+    if (traced) for_lanes(access.lanes, [&](int lane) { trace.touched(access.address[lane], access.size); });
   } else if (access.space == SHARED) {
     const int lanes_of_part = lanes_of_wavefront(access.size);
     u32 ideal = 0;
@@ -98,6 +102,12 @@ void count_request(const Access& access, bool writes) {
     if (traced) trace.waited(waves);
     profile.ideal += ideal;
   }
+}
+
+void count_bulk(Step& step, u64 address, u32 bytes, bool writes) {
+  const u32 sectors = bytes == 0 ? 0 : static_cast<u32>((address + bytes - 1) / SECTOR - address / SECTOR) + 1;
+  count_global(step, bytes, sectors, writes);
+  if (step.machine.trace.follows(step.block.index)) step.machine.trace.touched(address, bytes);
 }
 
 }  // namespace virtual_gpu

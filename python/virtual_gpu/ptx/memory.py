@@ -158,15 +158,19 @@ def fence(assembler: Assembler, statement: Statement, modifiers: list[str], type
     if "proxy" in modifiers:
         proxies = ("proxy", "async", "async::generic", "alias", "global", "shared::cta", "shared::cluster")
         _check(statement, modifiers, (*proxies, "acquire", "release", "sync_restrict::shared::cta", "cluster"))
-        return [Instruction("fence.proxy")]
+        elsewhere = "alias" in modifiers or ("global" in modifiers and not any("shared" in word for word in modifiers))
+        return [Instruction("nop" if elsewhere else "fence.proxy")]
     known = ("gl", "sys", "cta", "gpu", "cluster", "acq_rel", "sc", "acquire", "release", "mbarrier_init")
     _check(statement, modifiers, known)
-    block_alone = "cta" in modifiers or "mbarrier_init" in modifiers
-    return [Instruction("nop" if block_alone else "fence.grid")]
+    if "mbarrier_init" in modifiers:
+        return [Instruction("fence.mbarrier")]
+    return [Instruction("nop" if "cta" in modifiers else "fence.grid")]
 
 
 def mbarrier(assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]) -> list[Instruction]:
     operation, operands = modifiers[0], list(statement.operands)
+    if "relaxed" in modifiers:
+        raise UnknownInstruction(statement.text)
     if operation in ("init", "inval"):
         barrier, offset = assembler.address(operands[0])
         count = [assembler.operand(text, "u32") for text in operands[1:]]

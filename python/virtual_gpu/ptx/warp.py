@@ -20,7 +20,11 @@ def barrier(assembler: Assembler, statement: Statement, modifiers: list[str], ty
     if "warp" in modifiers:
         return [Instruction("bar.warp", (assembler.operand(operands[0], "u32"),))]
     if "cluster" in modifiers:
-        return [Instruction(f"bar.cluster.{'arrive' if 'arrive' in modifiers else 'wait'}")]
+        known = ("cluster", "arrive", "wait", "release", "relaxed", "acquire", "aligned")
+        if not set(modifiers) <= set(known):
+            raise UnknownInstruction(statement.text)
+        name, relaxed = "arrive" if "arrive" in modifiers else "wait", int("relaxed" in modifiers)
+        return [Instruction(f"bar.cluster.{name}", immediates=(relaxed, 0))]
     reduced: tuple[str, ...] = ()
     results = 0
     operation = ""

@@ -10,7 +10,8 @@ from torch import Tensor
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack, warmup
 from memformer_kernels.backends.triton import TritonBackend
 from memformer_kernels.testing import relative_error
-from tests.gpu.triton_tensors import ALGORITHMS, NVIDIA, Gpu, on_nvidia_alone
+from tests.gpu.tensors import NVIDIA, Gpu
+from tests.gpu.triton.gpus import ALGORITHMS, on_nvidia_alone
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

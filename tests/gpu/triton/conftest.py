@@ -1,10 +1,11 @@
-"""The GPUs that tests ask for."""
+"""The GPUs that tests of the Triton backend ask for."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.gpu.triton_tensors import GPUS, Gpu, gpu_of
+from tests.gpu.tensors import Gpu
+from tests.gpu.triton.gpus import GPUS, gpu_of
 
 
 @pytest.fixture(params=GPUS)

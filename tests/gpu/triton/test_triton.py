@@ -28,7 +28,8 @@ from memformer_kernels.testing import (
     relative_error,
     twin_violations,
 )
-from tests.gpu.triton_tensors import ALGORITHMS, Gpu
+from tests.gpu.tensors import Gpu
+from tests.gpu.triton.gpus import ALGORITHMS
 from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
 from tests.memformer_kernels.layouts import LAYOUTS

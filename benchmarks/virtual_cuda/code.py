@@ -10,9 +10,9 @@ import re
 import subprocess
 from pathlib import Path
 
+from benchmarks.virtual_cuda.devices import AMPERE, DEFAULT
+from benchmarks.virtual_cuda.library import FOLDER, NATIVE, ROOT
 from native_build import cuda, find_toolchain, ninja
-from tests.virtual_cuda.devices import AMPERE, DEFAULT
-from tests.virtual_cuda.library import FOLDER, NATIVE, ROOT
 from virtual_gpu.cuda import Binary, Ptx, fatbinary
 
 LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
@@ -20,7 +20,7 @@ LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
 
 
 def choose(binary: Binary, kernel: str, device: int) -> Ptx | None:
-    """The PTX for a kernel on a device of tests.virtual_cuda.devices, by number."""
+    """The PTX for a kernel on a device of benchmarks.virtual_cuda.devices, by number."""
     target = _target(kernel, device)
     held = next((one for one in binary.programs if one.target == target), None)
     return _compiled(_sources()[kernel].stem, target) if held is None or LINES else held

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.virtual_cuda.devices import devices
 from memformer_kernels import library
 from native_build import CannotBuild, cuda, find_toolchain
-from tests.virtual_cuda.devices import devices
 from virtual_gpu.cuda import Runtime, build
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +16,10 @@ FOLDER = ROOT / "build" / "virtual"
 
 def missing() -> str | None:
     """Why the library cannot be linked anew here, or None."""
+    if torch.cuda.is_available():
+        return (
+            "one process has either a GPU or virtual ones under the library's operators: CUDA_VISIBLE_DEVICES= hides it"
+        )
     if library.status("cuda").path is None:
         return library.status("cuda").reason
     try:
@@ -32,7 +36,7 @@ def load() -> Runtime:
     linked = standing.link(_objects(), FOLDER / f"virtual_{cuda.LIBRARY}")
     runtime = Runtime(standing.library, devices())
     library.load("cpu")
-    torch.ops.load_library(linked)
+    torch.ops.load_library(linked)  # type: ignore[no-untyped-call]
     return runtime
 
 

@@ -1,4 +1,5 @@
-"""The virtual devices of the tests. Host code asks a device for its numbers once in a process: each keeps its index."""
+"""The virtual devices of tests and benchmarks. Host code asks a device for its numbers once in a process: each keeps
+its index."""
 
 from virtual_gpu import Device
 

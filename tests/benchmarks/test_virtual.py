@@ -1,0 +1,144 @@
+"""Kernels counted on virtual GPUs: cases that run, the record, the command."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import virtual
+from benchmarks.__main__ import app
+from benchmarks.gpu_floors import COUNTED
+from benchmarks.virtual_cases import Case, cases, loss
+from benchmarks.virtual_cuda import library
+from benchmarks.virtual_record import FORMAT, read, short, write
+from benchmarks.workloads import W
+from tests.benchmarks.virtual_records import counted, use
+from virtual_gpu import Report
+
+needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+ONE = use("kernel", 1.0, 100, issue=0.5)
+
+
+def case_of(name: str, backend: str) -> Case:
+    return next(case for case in cases() if (case.name, case.backend) == (name, backend))
+
+
+@needs_ptxas
+@pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
+def test_a_case_of_the_cuda_backend_is_counted_as_the_committed_record_has_it() -> None:
+    """Of fewer tasks: a task's work does not depend on how many there are, but for what a block does once."""
+    tasks = 1024
+    case = case_of("W", "cuda")._replace(units=tasks, make=lambda: loss(W.with_batch(tasks), "cuda"))
+    made = virtual.Machines().count(case, 90)
+    (kept,) = (one for one in read(COUNTED) if one.key == made.key)
+    now, then = made.kernels[0], kept.kernels[0]
+    assert short(now.kernel) == short(then.kernel) == "ResponseGram"
+    assert now.counters.floating_point / tasks == pytest.approx(then.counters.floating_point / kept.units, rel=0.05)
+    assert now.counters.global_bytes_read >= W.bytes_per_task * tasks
+    assert now.device_bytes / tasks == pytest.approx(then.device_bytes / kept.units, rel=0.05)
+    assert made.predicted_ns(now) > 0
+
+
+@pytest.mark.compiled
+@needs_ptxas
+def test_a_case_of_the_triton_backend_is_counted() -> None:
+    made = virtual.Machines().count(case_of("register_update", "triton"), 90)
+    (kernel,) = made.kernels
+    assert made.floor <= made.device_bytes < 1.05 * made.floor
+    assert kernel.prediction.bound == "memory"
+    assert made.predicted_ns(kernel) > 1e9 * made.floor / virtual.GPUS[90].bandwidth
+
+
+@pytest.mark.slow
+@pytest.mark.compiled
+@needs_ptxas
+def test_other_architectures_are_counted() -> None:
+    case = case_of("register_update", "triton")
+    older, newer = (virtual.Machines().count(case, architecture) for architecture in (80, 90))
+    assert older.floor <= older.device_bytes < 1.05 * older.floor
+    assert older.predicted_ns(older.kernels[0]) > newer.predicted_ns(newer.kernels[0])
+
+
+def test_what_a_check_found_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Report("race-shared", 1, "kernel", "", "two threads")
+    monkeypatch.setattr(virtual, "_triton", lambda case, architecture: ([], [found], 1))
+    with pytest.raises(RuntimeError, match="race-shared"):
+        virtual.Machines().count(case_of("register_update", "triton"), 90)
+
+
+def test_a_record_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    made = [counted(ONE), replace(counted(ONE, ONE), name="other", architecture=80)]
+    write(path, made)
+    assert read(path) == made
+    content = json.loads(path.read_text())
+    assert (content["format"], content["measured"]) == (FORMAT, False)
+    for broken in ({**content, "format": 0}, {"format": FORMAT, "cases": [{}]}, []):
+        path.write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=r"record\.json is not a record"):
+            read(path)
+
+
+def test_the_committed_record_has_every_case() -> None:
+    kept = {one.key: one for one in read(COUNTED)}
+    for case in cases():
+        one = kept[case.name, case.backend, 90]
+        assert (one.unit, one.units, one.floor) == (case.unit, case.units, case.floor)
+    for one in kept.values():
+        assert one.device_bytes >= one.floor
+        for kernel in one.kernels:
+            counters = kernel.counters
+            classes = (counters.floating_point, counters.integer, counters.control, counters.memory)
+            assert sum(classes) == counters.warp_instructions > 0
+            assert counters.global_sectors >= counters.global_ideal_sectors > 0
+            assert counters.shared_wavefronts >= counters.shared_ideal_wavefronts
+            assert one.predicted_ns(kernel) > 0
+
+
+def test_names_of_kernels() -> None:
+    assert short("_ZN9memformer4cuda10run_kernelINS0_6TotalsIfEEEEvNT_9ArgumentsE") == "Totals"
+    assert short("sum_kernel") == "sum_kernel"
+
+
+def test_the_command_shows_a_record_and_says_that_nothing_was_confirmed() -> None:
+    done = CliRunner().invoke(app, ["virtual", "--show", "--json", str(COUNTED)])
+    assert done.exit_code == 0, done.output
+    assert "no hardware has confirmed one" in done.output
+    for part in ("ResponseGram", "solve_backward_kernel", "triton, tile, D = 64", "a task on an H200"):
+        assert part in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--case", "nothing"], "no case holds it"),
+        (["--architecture", "70"], "70 is not one of 90, 80"),
+        (["--show"], "none.json"),
+    ],
+)
+def test_what_the_command_refuses(options: list[str], said: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["virtual", *options, "--json", str(tmp_path / "none.json")])
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.replace("│", " ").split())
+
+
+def test_the_command_keeps_what_it_is_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    write(path, [replace(counted(ONE), name="W_full"), counted(ONE, floor=1)])
+    monkeypatch.setattr(virtual.Machines, "count", lambda self, case, architecture: counted(ONE, floor=2))
+    done = CliRunner().invoke(app, ["virtual", "--case", "cuda, W", "--json", str(path)])
+    assert done.exit_code == 0, done.output
+    assert [(one.name, one.floor) for one in read(path)] == [("W_full", 500), ("W", 2)]
+
+
+def test_the_command_ends_where_a_case_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: object, case: Case, architecture: int) -> None:
+        raise RuntimeError("nothing to run it on")
+
+    monkeypatch.setattr(virtual.Machines, "count", fail)
+    done = CliRunner().invoke(app, ["virtual", "--json", str(tmp_path / "record.json")])
+    assert done.exit_code == 1
+    assert "cuda, W: nothing to run it on" in done.output

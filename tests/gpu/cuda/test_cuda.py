@@ -1,0 +1,212 @@
+"""What the CUDA library computes on a GPU: error budgets at all sizes and rules.
+
+A virtual GPU takes fewer tasks. The contract's own tests run on an NVIDIA GPU too: see
+tests/memformer_kernels/conftest.py.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memformer_kernels import context_gram, explain, lfom_solve, memformer_layer
+from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
+from tests.gpu.cuda.calls import assert_budget, assert_equal, assert_losses, others, with_target
+from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
+from tests.gpu.tensors import Gpu, slow_but
+from tests.memformer_kernels.cases import RULES, draw_tokens, make_case, normal, seeded
+
+WIDTHS = tuple(range(2, 18))
+
+
+def test_auto_takes_it(gpu: Gpu) -> None:
+    assert explain(gpu.draw(2, 21, 6), torch.zeros(4, 1, 5, 5, device=gpu.device)).backend == "cuda"
+    assert explain(gpu.draw(2, 21, 6)).backend == "cuda"
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("width", slow_but((6,), WIDTHS))
+def test_every_width(width: int, structure: str, algorithm: str, gpu: Gpu) -> None:
+    if width == 17 and (structure, algorithm) != ("response-only", "gram"):
+        pytest.skip("wider than the tiny regime")
+    tokens, tasks = gpu.size(40, 7), gpu.size(133, 3)
+    case = gpu.moved(make_case(structure=structure, width=width, tokens=tokens, layers=3, heads=2, tasks=tasks))
+    assert float64_violations(public("cuda", algorithm), case) == {}
+    assert twin_violations(public("cuda", algorithm), case) == {}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("width", slow_but((6,), WIDTHS))
+def test_losses_of_every_width(width: int, structure: str, algorithm: str, gpu: Gpu) -> None:
+    if width == 17 and (structure, algorithm) != ("response-only", "gram"):
+        pytest.skip("wider than the tiny regime")
+    case = make_case(structure=structure, width=width, tokens=9, layers=2, heads=1, tasks=gpu.size(133, 35))
+    assert_losses(gpu.moved(with_target(case, 2)), algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("tokens", slow_but((1, 7, 33), (1, 2, 3, 7, 8, 15, 16, 17, 33, 100, 128)))
+def test_every_number_of_tokens(tokens: int, algorithm: str, gpu: Gpu) -> None:
+    tasks = gpu.size(37, 3)
+    case = gpu.moved(make_case(tokens=tokens, context=max(tokens - 1, 1), width=6, layers=2, tasks=tasks))
+    assert float64_violations(public("cuda", algorithm), case) == {}
+
+
+@pytest.mark.parametrize("tokens", slow_but((132,), (36, 129, 131, 132, 1000)))
+def test_long_contexts_in_gram_space(tokens: int, gpu: Gpu) -> None:
+    """Pieces of a context come in by bulk copies or in words, as its length and place allow, into one buffer."""
+    for structure in STRUCTURES:
+        tasks = gpu.size(9, 2)
+        case = make_case(structure=structure, tokens=tokens, width=6, layers=2, heads=1, tasks=tasks)
+        assert float64_violations(public("cuda", "gram"), gpu.moved(case)) == {}
+        assert_losses(gpu.moved(with_target(case, 1)), "gram")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("structure", slow_but(("block",), STRUCTURES))
+@pytest.mark.parametrize("rule", slow_but(("recursive", "lfom"), RULES))
+def test_every_rule_is_within_the_twin_budget(rule: str, structure: str, algorithm: str, gpu: Gpu) -> None:
+    tokens, tasks = gpu.size(21, 9), gpu.size(1024, 12)
+    case = gpu.moved(make_case(rule=rule, structure=structure, width=6, tokens=tokens, layers=4, tasks=tasks))
+    assert twin_violations(public("cuda", algorithm), case) == {}
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("rule", slow_but(("recursive",), RULES))
+def test_losses_of_every_rule(rule: str, structure: str, heads: int, gpu: Gpu) -> None:
+    """Shared and diagonal coefficients, registers a head, more matrices than lanes have groups."""
+    tasks = gpu.size(133, 34)
+    case = make_case(rule=rule, structure=structure, granularity="scalar", width=6, tokens=7, heads=heads, tasks=tasks)
+    assert_losses(gpu.moved(with_target(case, 1)), "gram")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_losses_of_every_rule_in_token_space(rule: str, gpu: Gpu) -> None:
+    tasks = gpu.size(133, 11)
+    for structure in STRUCTURES:
+        for granularity in ("scalar", "token", "full"):
+            case = make_case(rule=rule, structure=structure, granularity=granularity, width=6, tokens=7, tasks=tasks)
+            assert_losses(gpu.moved(with_target(case, 1)), "token")
+
+
+@pytest.mark.parametrize(("layers", "heads"), slow_but(((1, 1),), ((1, 1), (12, 1), (32, 1), (4, 8), (12, 3))))
+def test_any_depth_and_number_of_heads(layers: int, heads: int, gpu: Gpu) -> None:
+    tokens, tasks = gpu.size(21, 9), gpu.size(40, 3)
+    for structure in STRUCTURES:
+        case = make_case(structure=structure, width=6, tokens=tokens, layers=layers, heads=heads, tasks=tasks)
+        case = gpu.moved(replace(case, z=case.z / 2))  # whose tokens stay finite over as many layers
+        for algorithm in ALGORITHMS:
+            assert float64_violations(public("cuda", algorithm), case) == {}
+
+
+@pytest.mark.parametrize(("algorithm", "granularity"), [("gram", "feature"), ("token", "full")])
+def test_the_headline_workloads_are_within_the_twin_budget(algorithm: str, granularity: str, gpu: Gpu) -> None:
+    tasks = gpu.size(4096, 40)
+    case = make_case(
+        structure="response-only",
+        granularity=granularity,
+        width=6,
+        tokens=21,
+        tasks=tasks,
+        layers=4,
+        heads=1,
+        context=20,
+    )
+    with_answers = gpu.moved(replace(case, target=normal(seeded(1), tasks, 1)))
+    assert twin_violations(public("cuda", algorithm), with_answers) == {}
+
+
+@pytest.mark.parametrize("width", slow_but((6,), (2, 3, 5, 6, 9, 16)))
+def test_the_other_operations(width: int, gpu: Gpu) -> None:
+    sizes: dict[str, Any] = {"device": gpu.device, "tasks": gpu.size(60, 5), "tokens": gpu.size(40, 9)}
+    exact = others(width, "torch", **sizes)
+    assert_equal(others(width, "cuda", **sizes), exact)
+    single, twin = (others(width, backend, torch.float32, **sizes) for backend in ("cuda", "torch"))
+    assert_budget(single, twin, exact)
+
+
+@pytest.mark.parametrize(("width", "earlier"), slow_but(((6, 2),), ((6, 2), (8, 0), (11, 1))))
+def test_layers_with_ragged_contexts(width: int, earlier: int, gpu: Gpu) -> None:
+    """Registers of earlier layers, and coefficients per token, head and feature."""
+    tasks, tokens, heads, generator = 5, 6, 2, seeded(3)
+    drawn = {
+        "z": draw_tokens(generator, tasks, tokens, width),
+        "q": normal(generator, heads, width, width, scale=0.2),
+        "p": normal(generator, heads, width, width, scale=0.2),
+        "gamma": normal(generator, earlier + 1, heads, tokens, width),
+        **({"beta": normal(generator, heads, 1, width)} if earlier else {}),
+    }
+    past = [normal(generator, tasks, heads, tokens, width) for _ in range(earlier)]
+    lengths = torch.tensor([1, 6, 3, 5, 2], device=gpu.device)
+
+    def run(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        given = {name: x.to(gpu.device, dtype).requires_grad_() for name, x in drawn.items()}
+        registers = [x.to(gpu.device, dtype).requires_grad_() for x in past]
+        made = memformer_layer(**given, registers=registers, context=lengths, backend=backend)
+        total = made[0].square().sum() + made[1].sin().sum()
+        grads = torch.autograd.grad(total, [*given.values(), *registers], materialize_grads=True)
+        return [*(x.detach() for x in made), *grads]
+
+    exact = run("torch", torch.float64)
+    assert_equal(run("cuda", torch.float64), exact)
+    assert_budget(run("cuda", torch.float32), run("torch", torch.float32), exact)
+
+
+def test_a_first_layer_has_no_register_to_weigh(gpu: Gpu) -> None:
+    """Its beta has a gradient nevertheless: zeros, which the host writes."""
+    z, q = gpu.draw(3, 7, 4), gpu.draw(1, 4, 4, seed=1)
+    beta = gpu.draw(1, 1, 4, seed=2).requires_grad_()
+    moved, register = memformer_layer(z, q / 9, q / 6, [], None, beta, context=5, backend="cuda")
+    (grad,) = torch.autograd.grad(moved.sum() + register.sum(), beta)
+    assert not grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("width", slow_but((6,), (1, 4, 6, 16)))
+def test_the_last_weights_of_strided_quadratics(width: int, dtype: torch.dtype, gpu: Gpu) -> None:
+    """A transposed h and vectors with gaps between them, without memory or a start."""
+    generator, tasks = seeded(width), gpu.size(133, 35)
+    h = normal(generator, tasks, width, width, scale=0.5 * width**-0.5).mT.contiguous().mT
+    b, gap = normal(generator, tasks, width), torch.full((tasks, width), torch.nan, dtype=torch.float64)
+    a = normal(generator, 3, width, width, scale=0.5 * width**-0.5)
+
+    def run(backend: str, dtype: torch.dtype) -> list[Tensor]:
+        b_with_gaps = torch.stack([b, gap], -1).to(gpu.device, dtype)[..., 0]
+        given = [x.requires_grad_() for x in (h.to(gpu.device, dtype), b_with_gaps, a.to(gpu.device, dtype))]
+        made = lfom_solve(*given, backend=backend)
+        return [made.detach(), *torch.autograd.grad(made.square().sum(), given)]
+
+    exact = run("torch", torch.float64)
+    assert_budget(run("cuda", dtype), run("torch", dtype), exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize(("tokens", "width"), [(21, 6), (700, 6), (40, 16), (7, 1)])
+def test_gram_matrices_and_their_gradients(tokens: int, width: int, ragged: bool, dtype: torch.dtype, gpu: Gpu) -> None:
+    """Long contexts are split over blocks; what lies behind a context is not read, NaN or not."""
+    tasks = gpu.size(1000, 4)
+    lengths = torch.full((tasks,), tokens - 1, device=gpu.device)
+    if ragged:
+        lengths[:2] = torch.tensor([1, tokens], device=gpu.device)
+    labelled = (torch.arange(tokens, device=gpu.device) < lengths[:, None])[..., None]
+    drawn = gpu.draw(tasks, tokens, width, dtype=torch.float64)
+    z, plain = (
+        torch.where(labelled, drawn, behind).to(kind).requires_grad_()
+        for behind, kind in ((torch.nan, dtype), (0.0, torch.float64))
+    )
+    assert explain(z).backend == "cuda"
+    made, exact = context_gram(z, lengths if ragged else tokens - 1), plain.mT @ plain
+    rounding = 8 * torch.finfo(dtype).eps
+    assert relative_error(made.detach(), exact.detach()) < rounding
+    weights = gpu.draw(tasks, width, width, seed=1, dtype=torch.float64)
+    (grad,), (expected,) = (
+        torch.autograd.grad((x * weights.to(x.dtype)).sum(), y) for x, y in ((made, z), (exact, plain))
+    )
+    assert relative_error(grad, torch.where(labelled, expected, 0.0)) < rounding

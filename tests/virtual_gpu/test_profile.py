@@ -1,0 +1,106 @@
+"""What a call's kernels did beside the model's time, on kernels whose figures follow from their text."""
+
+import shutil
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from virtual_gpu import Device, Launch, Module
+from virtual_gpu.courses import courses
+from virtual_gpu.hardware import H200, registers_of
+from virtual_gpu.profile import uses
+from virtual_gpu.schedule import predict
+
+pytestmark = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+
+TEXT = """.version 8.0
+.target sm_90
+.address_size 64
+.visible .entry copies(.param .u64 p) {
+  .reg .b64 %a<4>; .reg .b32 %r<4>; .reg .f32 %x;
+  ld.param.u64 %a1, [p];
+  mov.u32 %r1, %tid.x; mov.u32 %r2, %ctaid.x; mov.u32 %r3, %ntid.x; mad.lo.u32 %r1, %r2, %r3, %r1;
+  mul.wide.u32 %a2, %r1, 4; add.s64 %a1, %a1, %a2;
+  ld.global.f32 %x, [%a1];
+  add.f32 %x, %x, %x;
+  st.global.f32 [%a1], %x;
+  ret;
+}
+.visible .entry nothing(.param .u64 p) { ret; }
+"""
+BLOCKS, THREADS = 64, 256
+
+
+def launches(device: Device, *names: str) -> list[Launch]:
+    room = np.zeros(BLOCKS * THREADS + 32, np.float32)
+    numbers = room[-room.ctypes.data % 128 // 4 :][: BLOCKS * THREADS]
+    device.memory.register(numbers.ctypes.data, numbers.nbytes, "numbers")
+    kernels = Module.of(TEXT).kernels
+    arguments = struct.pack("<Q", numbers.ctypes.data)
+    made = [device.launch(kernels[name], BLOCKS, THREADS, arguments) for name in names]
+    assert device.take_reports() == []
+    return made
+
+
+def traced() -> Device:
+    device = Device(90, multiprocessors=1)
+    device.traced_block = 0
+    return device
+
+
+def test_a_kernels_counters_are_added_and_its_time_is_that_of_all_multiprocessors() -> None:
+    copies, nothing = uses(launches(traced(), "copies", "nothing", "copies"), H200)
+    assert (copies.kernel, copies.launches, copies.blocks, copies.threads) == ("copies", 2, BLOCKS, THREADS)
+    assert copies.counters.global_bytes_read == copies.counters.global_bytes_written == 2 * 4 * BLOCKS * THREADS
+    # What a block reads and writes again lies in a cache.
+    assert copies.device_bytes == 2 * 4 * BLOCKS * THREADS
+    assert copies.counters.floating_point == 2 * BLOCKS * THREADS // 32
+    assert (nothing.kernel, nothing.device_bytes, nothing.launches) == ("nothing", 0, 1)
+    moved = copies.device_bytes * H200.multiprocessors
+    assert copies.prediction.bound == "memory"
+    assert 1.0 <= copies.prediction.seconds / (moved / H200.bandwidth) < 1.5
+    assert copies.prediction.seconds > 10 * nothing.prediction.seconds
+
+
+def test_more_virtual_multiprocessors_are_more_of_the_gpus() -> None:
+    made = launches(traced(), "copies")
+    one, two = (uses(made, H200, multiprocessors=count)[0].prediction.seconds for count in (1, 2))
+    assert two == pytest.approx(one / 2, rel=0.3)
+
+
+def test_a_launch_without_a_trace_is_refused() -> None:
+    with pytest.raises(ValueError, match="traced_block"):
+        uses(launches(Device(90, multiprocessors=1), "copies"), H200)
+
+
+def test_a_resources_share_is_of_the_time_of_all_launches() -> None:
+    made = launches(traced(), "copies")
+    short = replace(made[0], grid=(1, 1, 1))
+    alone, few, both = (uses(group, H200)[0].prediction for group in (made, [short], [short, *made]))
+    assert both.cycles == pytest.approx(alone.cycles + few.cycles)
+    assert both.seconds == pytest.approx(alone.seconds + few.seconds)
+    worked = alone.busy["memory"] * alone.cycles + few.busy["memory"] * few.cycles
+    assert both.busy["memory"] == pytest.approx(worked / both.cycles)
+
+
+def test_registers_of_those_named() -> None:
+    assert set(registers_of(TEXT)) == {"copies", "nothing"}
+    assert set(registers_of(TEXT, "copies")) == {"copies"}
+
+
+def test_the_assembler_that_comes_with_triton_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    expected = registers_of(TEXT, "copies")
+    monkeypatch.setenv("PATH", "/nowhere")
+    found = registers_of(TEXT, "copies")
+    assert found.keys() == expected.keys()
+    assert abs(found["copies"] - expected["copies"]) <= 4
+
+
+def test_the_predicted_time_is_the_models() -> None:
+    (launch,) = launches(traced(), "copies")
+    (use,) = uses([launch], H200)
+    expected = predict(H200, courses(launch), BLOCKS * H200.multiprocessors, use.resident)
+    assert use.prediction == expected
