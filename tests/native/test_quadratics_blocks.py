@@ -12,7 +12,11 @@ from memformer_kernels.testing import relative_error
 from tests.memformer_kernels.cases import normal, seeded
 from tests.native.block_calls import COMPILER, array, compile_blocks, parameter
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host_blocks,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with"),
+]
 
 ERROR = {torch.float32: 2e-5, torch.float64: 1e-10}
 Solve = Callable[..., None]

@@ -13,7 +13,11 @@ from memformer_kernels.testing import Case, in_form, relative_error, results
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.native.block_calls import BACKWARD, COMPILER, FORWARD, LOSS, LOSS_BACKWARD, NetworkCall, compile_blocks
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host_blocks,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with"),
+]
 
 ERROR = {torch.float32: 2e-5, torch.float64: 1e-10}
 Kernel = Callable[..., None]

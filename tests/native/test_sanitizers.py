@@ -97,7 +97,16 @@ class Watch:
         return "\n".join(report for report in reports if any(fault in report for fault in FAULTS))
 
     def run_tests(self, *options: str) -> None:
-        chosen = ["-p", "tests.native.watched", "-m", "not gpu and not slow", "-p", "no:xdist", "--timeout", "1200"]
+        chosen = [
+            "-p",
+            "tests.native.watched",
+            "-m",
+            "not gpu and (not slow or host_blocks)",
+            "-p",
+            "no:xdist",
+            "--timeout",
+            "1200",
+        ]
         done = self.run("-m", "pytest", "-q", *chosen, *options)
         assert not self.found(), self.found()[:16000]
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]

@@ -30,7 +30,11 @@ from tests.native.block_calls import (
 
 Kernel = Callable[[str], "ctypes._NamedFuncPointer"]
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host_blocks,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with"),
+]
 
 ERROR = {torch.float32: 2e-5, torch.float64: 1e-10}
 SOURCES = {"general_tokens": "team_tokens", "general_gram": "team_gram", "layer": "team_layer"}

@@ -21,7 +21,11 @@ from tests.native.block_calls import (
     send,
 )
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host_blocks,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with"),
+]
 
 ERROR = 2e-5
 

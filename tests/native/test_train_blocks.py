@@ -27,7 +27,11 @@ from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, alone, 
 from tests.native.block_calls import COMPILER, compile_blocks
 from tests.native.train_calls import AUTOMATIC, PERSISTENT, REPLAY, TrainCall
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.host_blocks,
+    pytest.mark.skipif(COMPILER is None, reason="no g++ to build the host blocks with"),
+]
 
 ERROR = 3e-5
 SHAPED = {"factor": FACTOR, "weights": WEIGHTS}
