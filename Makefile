@@ -55,4 +55,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results memformer_kernels/_lib
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results memformer_kernels/_lib python/virtual_gpu/_lib

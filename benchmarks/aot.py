@@ -160,13 +160,13 @@ def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[str,
                 yield compile_launch(name, launch, architecture)
 
 
-ONE_REGISTER = 2
-"""Instructions that put one register aside and take it back."""
+ALLOWED = {("loss, tile D=128", 80): 2}
+"""Instructions that put one register aside and take it back, by hot case and architecture."""
 
 
 def is_green(made: Compiled) -> bool:
-    """Whether a kernel fits, and if a headline workload runs it does not spill either, but for one register."""
-    return made.fits and not (made.case in HOT and made.spills > ONE_REGISTER)
+    """Whether a kernel fits, and if a headline workload runs it does not spill either, but as `ALLOWED`."""
+    return made.fits and not (made.case in HOT and made.spills > ALLOWED.get((made.case, made.architecture), 0))
 
 
 def as_table(kernels: list[Compiled]) -> Table:
@@ -199,7 +199,7 @@ def main(
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="print the committed record and compile nothing")] = False,
 ) -> None:
-    """Print the table; exit status 1 where a kernel does not fit or a hot one spills more than one register."""
+    """Print the table; exit status 1 where a kernel does not fit or a hot one spills more than it may."""
     console = Console(width=140)
     if show:
         console.print(as_table(read_record(RECORD)))

@@ -16,7 +16,7 @@ from virtual_gpu.schedule import Prediction
 
 FORMAT = 1
 GPUS = {90: H200, 80: A100}
-"""The GPU that times are predicted for, by compute capability. What runs on 10.0 is the PTX of 9.0."""
+"""The GPU that times are predicted for, by compute capability."""
 
 
 @dataclass(frozen=True)

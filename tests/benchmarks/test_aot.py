@@ -39,9 +39,10 @@ def test_the_committed_record_is_green_on_every_architecture() -> None:
 def test_what_is_not_green() -> None:
     fine = aot.Compiled("loss, W", "kernel", 90, registers=255, spills=0, shared=1000, tensor_core=1, fma=1)
     assert aot.is_green(fine)
-    assert aot.is_green(replace(fine, spills=2))
-    assert not aot.is_green(replace(fine, spills=3))
-    assert not aot.is_green(replace(fine, spills=3, architecture=80))
+    assert not aot.is_green(replace(fine, spills=1))
+    assert aot.is_green(replace(fine, spills=2, case="loss, tile D=128", architecture=80))
+    assert not aot.is_green(replace(fine, spills=2, case="loss, tile D=128"))
+    assert not aot.is_green(replace(fine, spills=1, architecture=80))
     assert aot.is_green(replace(fine, spills=3, case="block, tokens, D=64 fp32"))
     assert not aot.is_green(replace(fine, shared=200_000, architecture=80))
     assert aot.is_green(replace(fine, shared=200_000))

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,12 @@ from virtual_gpu import Report
 
 needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
 ONE = use("kernel", 1.0, 100, issue=0.5)
+
+
+def test_the_commands_are_there_without_triton() -> None:
+    code = "import sys; sys.modules['triton'] = None; import benchmarks.__main__"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def case_of(name: str, backend: str) -> Case:

@@ -39,7 +39,7 @@ TESTS_APART = {
 
 
 def parts(count: int) -> dict[str, list[str]]:
-    """Every test file that is run, in so many parts of like sizes, each named by its first and last file."""
+    """Every test file that is run, in so many parts of like numbers of files, each named by its first and last file."""
     found = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("test_*.py"))
     names = [path.relative_to(ROOT).as_posix() for path in found]
     kept = [name for name in names if not any(name == place or name.startswith(f"{place}/") for place in APART)]
