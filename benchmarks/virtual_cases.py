@@ -28,10 +28,11 @@ CPU = torch.device("cpu")
 NUMBER = 4
 """Bytes of a float."""
 
-HEADS, WIDE, REGISTERS = 4, 64, 4
-"""Of attention: heads, and features of each; of the register update: registers, each 512 wide."""
+HEADS, WIDE = 4, 64
+"""Of attention: heads, and features of each."""
 
-UPDATED = 512
+REGISTERS, UPDATED = 4, 512
+"""Of the register update: registers, and how wide each is."""
 
 
 class Case(NamedTuple):
@@ -81,7 +82,8 @@ def _gram(batch: int) -> Callable[[], object]:
 
 def _solve(batch: int) -> Callable[[], object]:
     x = _draw(batch, W.n, W.d)
-    h, b, a = x.mT @ x / W.n, _draw(batch, W.d), -0.3 * torch.eye(W.d).expand(W.layers, -1, -1)
+    step = -0.3 * torch.eye(W.d, dtype=torch.float32, device=CPU)
+    h, b, a = x.mT @ x / W.n, _draw(batch, W.d), step.expand(W.layers, -1, -1)
     gamma = _draw(W.layers, W.layers, W.d)
     return lambda: lfom_solve(h, b, a, gamma, backend="cuda")
 

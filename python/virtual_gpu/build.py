@@ -1,6 +1,5 @@
 """The machine's library, compiled from machine/*.cpp when it is first used and when a source has changed."""
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -66,6 +65,10 @@ def library() -> Path:
     digest = _digest(compiler)
     if built.is_file() and _holds(record, digest):
         return built
+    try:
+        import fcntl
+    except ImportError as error:
+        raise BuildFailed("the virtual GPU is built on Unix alone, whose locks it takes") from error
     DESTINATION.mkdir(parents=True, exist_ok=True)
     with (DESTINATION / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
