@@ -105,12 +105,14 @@ def test_a_flipped_bit_is_noticed(path: Path) -> None:
         checkpoints.load(path)
 
 
-def test_every_flipped_bit_is_refused(path: Path) -> None:
-    """Of the safetensors header, of this format's inside it with the digest itself, and of the tensors."""
+@pytest.mark.parametrize("first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(1, 7))])
+def test_every_flipped_bit_is_refused(path: Path, first: int) -> None:
+    """Of the safetensors header, of this format's inside it with the digest itself, and of the tensors: every seventh
+    bit, from each of the first seven."""
     checkpoints.save(path, StepTrainer(dataclasses.replace(CONFIG, backend="auto")).snapshot())
     whole = path.read_bytes()
     accepted = []
-    for place in range(8 * len(whole)):
+    for place in range(first, 8 * len(whole), 7):
         data = bytearray(whole)
         data[place // 8] ^= 1 << place % 8
         path.write_bytes(data)
