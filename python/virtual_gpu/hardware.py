@@ -115,7 +115,7 @@ def registers_of(ptx: str, *kernels: str) -> dict[str, int]:
     Raises:
         RuntimeError: there is no ptxas, or it refuses the text.
     """
-    compiler, target = _find_ptxas(), re.search(r"^\.target\s+(sm_\w+)", ptx, re.MULTILINE)
+    compiler, target = find_ptxas(), re.search(r"^\.target\s+(sm_\w+)", ptx, re.MULTILINE)
     if compiler is None or target is None:
         raise RuntimeError("no ptxas, which allocates registers" if compiler is None else "the text names no target")
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +130,7 @@ def registers_of(ptx: str, *kernels: str) -> dict[str, int]:
     return {name: int(count) for name, count in found}
 
 
-def _find_ptxas() -> str | None:
+def find_ptxas() -> str | None:
     """The CUDA toolkit's, else the one that comes with Triton."""
     found = shutil.which("ptxas")
     spec = importlib.util.find_spec("triton") if found is None else None

@@ -1,7 +1,6 @@
 """Kernels counted on virtual GPUs: cases that run, the record, the command."""
 
 import json
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -19,8 +18,9 @@ from benchmarks.virtual_record import FORMAT, read, short, write
 from benchmarks.workloads import W
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu import Report
+from virtual_gpu.hardware import find_ptxas
 
-needs_ptxas = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+needs_ptxas = pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")
 ONE = use("kernel", 1.0, 100, issue=0.5)
 
 

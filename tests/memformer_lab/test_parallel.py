@@ -92,7 +92,7 @@ def test_workers_end_with_the_command(words: tuple[str, ...], number: int, busy:
         _until(lambda: not any(map(_alive, workers)), 30)
         assert time.monotonic() - begin < SOON
         # After its workers the command only tears down its interpreter, which takes as long as other work lets it.
-        process.wait(60)
+        process.wait(5)
         assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert (tmp_path / "err").read_text().strip() == ""
 

@@ -1,6 +1,5 @@
 """What a call's kernels did beside the model's time, on kernels whose figures follow from their text."""
 
-import shutil
 import struct
 from dataclasses import replace
 
@@ -9,11 +8,11 @@ import pytest
 
 from virtual_gpu import Device, Launch, Module
 from virtual_gpu.courses import courses
-from virtual_gpu.hardware import H200, registers_of
+from virtual_gpu.hardware import H200, find_ptxas, registers_of
 from virtual_gpu.profile import uses
 from virtual_gpu.schedule import predict
 
-pytestmark = pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+pytestmark = pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")
 
 TEXT = """.version 8.0
 .target sm_90
@@ -104,3 +103,9 @@ def test_the_predicted_time_is_the_models() -> None:
     (use,) = uses([launch], H200)
     expected = predict(H200, courses(launch), BLOCKS * H200.multiprocessors, use.resident)
     assert use.prediction == expected
+
+
+def test_without_a_toolkit_the_assembler_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("PATH", "")
+    assert "triton" in str(find_ptxas())

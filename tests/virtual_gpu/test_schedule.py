@@ -1,11 +1,10 @@
 """The model of time on kernels whose time follows from the hardware's numbers alone."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
 
-from virtual_gpu.hardware import A100, H200, Gpu, classified, registers_of, resident_blocks
+from virtual_gpu.hardware import A100, H200, Gpu, classified, find_ptxas, registers_of, resident_blocks
 from virtual_gpu.schedule import Issue, Operation, predict
 
 GPUS = pytest.mark.parametrize("gpu", [H200, A100], ids=lambda gpu: gpu.name)
@@ -186,7 +185,7 @@ PTX = """.version 8.0
 """
 
 
-@pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+@pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")
 def test_registers() -> None:
     found = registers_of(PTX)
     assert list(found) == ["copies"]

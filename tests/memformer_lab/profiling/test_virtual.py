@@ -1,7 +1,6 @@
 """A call profiled on a virtual GPU: its kernels' counters, the command, and what neither serves."""
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,10 +10,11 @@ from memformer_lab.cli import app
 from memformer_lab.profiling.call import Call
 from memformer_lab.profiling.virtual import GPU, profile_virtually
 from virtual_gpu import build, native
+from virtual_gpu.hardware import find_ptxas
 
 compiled = [
     pytest.mark.compiled,
-    pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers"),
+    pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers"),
 ]
 
 
@@ -72,7 +72,7 @@ def test_where_the_machine_cannot_be_built_the_reason_is_told(monkeypatch: pytes
 
 
 @pytest.mark.compiled
-@pytest.mark.skipif(shutil.which("ptxas") is None, reason="no ptxas to allocate registers")
+@pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")
 def test_the_command_prints_it_all() -> None:
     words = ["profile", "--virtual", "--batch", "16", "--n", "8", "--layers", "2", "--direction", "forward"]
     done = CliRunner().invoke(app, words)
