@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 import torch
@@ -47,9 +46,3 @@ def marked(test: Callable[..., None], marks: list[pytest.MarkDecorator]) -> Call
     for mark in marks:
         test = mark(test)
     return test
-
-
-def slow_but(fast: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:
-    """Values of a parameter, or tuples for several, of tests that are slow but for those in `fast`."""
-    slow = pytest.mark.slow
-    return [x if x in fast else pytest.param(*(x if isinstance(x, tuple) else (x,)), marks=slow) for x in values]

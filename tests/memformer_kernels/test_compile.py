@@ -17,8 +17,9 @@ from memformer_kernels import (
     memformer_stack,
 )
 from memformer_kernels.nn import Memformer, MemformerLayer
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import draw_tokens, make_case, normal, seeded
-from tests.memformer_kernels.paths import PATHS, Path, on_every_path
+from tests.memformer_kernels.paths import PATHS, Path
 
 CASE = make_case(rule="gated_heads", structure="block", tasks=3, tokens=6, layers=2, context=4)
 RAGGED = torch.tensor([2, 3, 4])
@@ -90,7 +91,7 @@ def _network_function(name: str, path: Path) -> tuple[Callable[..., Any], tuple[
     return functions[name], (CASE.z, *target, *parameters)
 
 
-@on_every_path
+@pytest.mark.parametrize("path", slow_but(lambda *path: path == ("cpu", "gram"), PATHS), ids=str)
 @pytest.mark.parametrize("name", ["stack", "ragged", "predict", "loss"])
 def test_networks(name: str, path: Path) -> None:
     function, tensors = _network_function(name, path)
@@ -103,6 +104,7 @@ def test_functions(name: str) -> None:
     _assert_same(function, *tensors)
 
 
+@pytest.mark.slow
 def test_loss_through_inductor() -> None:
     function, tensors = _network_function("loss", PATHS[0])
     _assert_same(function, *tensors, backend="inductor")
@@ -137,7 +139,7 @@ def test_layer_modules() -> None:
     _assert_same(chain, CASE.z)
 
 
-@on_every_path
+@pytest.mark.parametrize("path", slow_but(PATHS[:1], PATHS), ids=str)
 def test_five_batch_sizes_compile_at_most_twice(path: Path) -> None:
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
 

@@ -7,6 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from memformer_kernels import context_gram, explain
 from memformer_kernels.testing import relative_error
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import seeded
 
 
@@ -24,7 +25,7 @@ def _tokens(dtype: torch.dtype) -> Tensor:
     return torch.randn(64, 1000, 300, generator=seeded(1)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", slow_but([torch.bfloat16], [torch.bfloat16, torch.float16]), ids=str)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_half_precision_is_widened_a_piece_at_a_time(dtype: torch.dtype, ragged: bool) -> None:
     z = _tokens(dtype)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memformer_kernels import library
+from tests.marks import slow_but
 
 
 def _python(code: str, folder: Path | None) -> str:
@@ -24,6 +25,7 @@ def _python(code: str, folder: Path | None) -> str:
 
 MISSING = """
 from memformer_kernels import library
+from tests.marks import slow_but
 found = library.status("cpu")
 assert found.path is None and found.instruction_sets == ()
 try:
@@ -47,6 +49,8 @@ def test_the_reason_that_the_build_left_is_told(tmp_path: Path) -> None:
 
 BROKEN = """
 from memformer_kernels import library
+from tests.marks import slow_but
+from tests.marks import slow_but
 assert library.status("cpu").path is not None
 for _ in range(2):
     try:
@@ -59,7 +63,7 @@ print(found.reason)
 """
 
 
-@pytest.mark.parametrize("record", ["", "not JSON", "[1]"])
+@pytest.mark.parametrize("record", slow_but(["not JSON"], ["", "not JSON", "[1]"]))
 def test_a_library_that_does_not_load_is_an_error_that_stays(tmp_path: Path, record: str) -> None:
     (tmp_path / "memformer_cpu.so").write_bytes(b"no library")
     (tmp_path / "memformer_cpu.json").write_text(record)

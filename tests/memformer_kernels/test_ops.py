@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from memformer_kernels import memformer_predict, memformer_stack
 from memformer_kernels.testing import Case
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
@@ -79,14 +80,14 @@ def test_stack(name: str, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "path"), ON_PATHS, ids=str)
-@pytest.mark.parametrize("layers", [False, True])
+@pytest.mark.parametrize("layers", slow_but([True], [False, True]))
 def test_predict(name: str, path: Path, layers: bool) -> None:
     tensors, count = _network(_case(name))
     torch.library.opcheck(OPS.predict.default, (*tensors, count, path.algorithm, 2, layers, path.backend))
 
 
 @pytest.mark.parametrize(("name", "path"), [x for x in ON_PATHS if "empty" not in x[0]], ids=str)
-@pytest.mark.parametrize("differentiated", [False, True])
+@pytest.mark.parametrize("differentiated", slow_but([True], [False, True]))
 def test_loss(name: str, path: Path, differentiated: bool) -> None:
     case = _case(name)
     tensors, count = _network(case, differentiated)

@@ -60,14 +60,14 @@ def fixed(examples: int) -> settings:
 
 
 @on_every_path
-@fixed(300)
+@fixed(150)
 @given(case=networks(token_axis=False))
 def test_without_a_token_axis(path: Path, case: Case) -> None:
     assert float64_violations(public(*path), case) == {}
 
 
 @on_token_paths
-@fixed(300)
+@fixed(150)
 @given(case=networks(token_axis=True))
 def test_with_a_token_axis(path: Path, case: Case) -> None:
     assert float64_violations(public(*path), case) == {}

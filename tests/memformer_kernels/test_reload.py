@@ -86,8 +86,8 @@ def _modules(package: str) -> list[str]:
     ("package", "how"),
     [
         ("memformer_kernels", "all"),
-        ("memformer_lab", "all"),
-        ("memformer_kernels", "purge"),
+        pytest.param("memformer_lab", "all", marks=pytest.mark.slow),
+        pytest.param("memformer_kernels", "purge", marks=pytest.mark.slow),
         pytest.param("memformer_kernels", "each", marks=pytest.mark.slow),
     ],
 )

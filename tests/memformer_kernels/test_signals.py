@@ -24,6 +24,7 @@ from memformer_kernels import (
     memformer_stack,
     register_update,
 )
+from tests.marks import slow_but
 from tests.memformer_kernels import native
 
 assert native.NATIVE is not None
@@ -160,7 +161,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
 """Every kernel, on enough to take seconds on any machine, most of it in views that take no memory."""
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", slow_but([1], [1, 2]))
 @pytest.mark.parametrize("call", CALLS)
 def test_what_a_handler_raises_ends_a_call_at_once(call: str, threads: int) -> None:
     def stop() -> None:

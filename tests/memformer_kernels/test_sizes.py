@@ -16,6 +16,7 @@ from memformer_kernels import (
     memformer_stack,
 )
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import STRUCTURES, leaves, make_case, normal, seeded
 from tests.memformer_kernels.paths import PATHS, Path, on_every_backend, on_every_path
 
@@ -115,7 +116,7 @@ ONES: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("size", ONES)
-@on_every_path
+@pytest.mark.parametrize("path", slow_but(lambda *path: path != ("torch", "token"), PATHS), ids=str)
 def test_ones(rule: str, size: str, path: Path) -> None:
     for structure in ("response-only", "block", "dense"):
         case = make_case(rule=rule, structure=structure, **ONES[size])

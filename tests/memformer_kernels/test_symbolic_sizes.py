@@ -24,6 +24,7 @@ from memformer_kernels.nn import (
     MemformerLayer,
     RegisterMemory,
 )
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
 
 TOKENS = {4: 7, 6: 9}
@@ -136,8 +137,13 @@ def _fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-@pytest.mark.parametrize("name", CASES)
+# What `make test` compiles: one of each kind of operation, and the modules whose checks look at most sizes.
+QUICK = ("loss", "layer", "Memformer gated", "MemformerLayer block", "attention layer", "RegisterMemory lfom")
+assert {*QUICK} <= {*CASES}
+
+
+@pytest.mark.parametrize("dynamic", slow_but([None], [None, True]))
+@pytest.mark.parametrize("name", slow_but(QUICK, CASES))
 def test_one_program_for_several_widths(name: str, dynamic: bool | None) -> None:
     def call(module: nn.Module, arguments: tuple[Any, ...]) -> Any:
         return module(*arguments)
@@ -154,7 +160,7 @@ def _dynamic(argument: Any) -> Any:
     return [_dynamic(entry) for entry in argument]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_but(["loss", "MemformerLayer block"], CASES))
 def test_strict_export_with_automatic_sizes(name: str) -> None:
     module, arguments = CASES[name](4)
     shapes = tuple(map(_dynamic, arguments))

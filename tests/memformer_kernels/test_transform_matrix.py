@@ -3,6 +3,7 @@
 What is right is what the transform makes of the plain formulas of `reference`, which knows no operation of ours.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from memformer_kernels import (
     reference_blocks,
 )
 from memformer_kernels.blocks import linear_attention, register_update
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
 
 Function = Callable[..., Any]
@@ -236,13 +238,9 @@ BATCHED: dict[str, Function] = {
     "gradients of gradients": lambda f, x: _batched(_squares(f), x, create_graph=True),
     "gradients twice": _batched_twice,
 }
-# What the quick tests compile: two transforms of every operation, the cheapest to compile.
-QUICK = {(name, transform) for name in CALLS for transform in ("jvp", "vmap of grad")}
-EVERY = [
-    pytest.param(name, transform, marks=() if (name, transform) in QUICK else pytest.mark.slow)
-    for name in CALLS
-    for transform in TRANSFORMS
-]
+# What the quick tests compile: two transforms, the cheapest to compile, of operations of every kind.
+QUICK = {(name, transform) for name in ("loss", "layer", "lfom_solve") for transform in ("jvp", "vmap of grad")}
+EVERY = slow_but(QUICK, itertools.product(CALLS, TRANSFORMS))
 
 
 @pytest.fixture(autouse=True)

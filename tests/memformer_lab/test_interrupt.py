@@ -13,6 +13,7 @@ import pytest
 
 from memformer_lab import checkpoint
 from memformer_lab.training import CHECKPOINT
+from tests.marks import slow_but
 
 MODEL = ("--layers", "2", "--batch", "2000", "--seed", "3", "--schedule", "constant")
 
@@ -42,7 +43,7 @@ SLEEPS = {
 
 
 @pytest.mark.parametrize("code", SLEEPS.values(), ids=SLEEPS)
-@pytest.mark.parametrize("imported", ["torch", "typer"])
+@pytest.mark.parametrize("imported", slow_but(["torch"], ["torch", "typer"]))
 @pytest.mark.parametrize("start", ["-m memformer_lab", "-c from memformer_lab.__main__ import main; main()"])
 def test_ctrl_c_while_packages_are_imported_says_nothing(tmp_path: Path, start: str, imported: str, code: str) -> None:
     begun = tmp_path / "begun"
@@ -64,7 +65,7 @@ def test_the_installed_command_is_the_one_that_is_started_here() -> None:
     assert 'memformer-lab = "memformer_lab.__main__:main"' in project
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("backend", slow_but(["cpu"], ["cpu", "torch"]))
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path: Path, backend: str) -> None:
     folder = tmp_path / "run"
     new = (*MODEL, "--backend", backend)

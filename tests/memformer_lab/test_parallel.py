@@ -69,9 +69,9 @@ REPRODUCE = ("reproduce", "--tiny", "--out")
 @pytest.mark.parametrize(
     ("words", "number", "busy"),
     [
-        (RUN, signal.SIGINT, True),
         (RUN, signal.SIGTERM, True),
-        (REPRODUCE, signal.SIGKILL, True),
+        pytest.param(RUN, signal.SIGINT, True, marks=pytest.mark.slow),
+        pytest.param(REPRODUCE, signal.SIGKILL, True, marks=pytest.mark.slow),
         (REPRODUCE, signal.SIGTERM, False),
         pytest.param(RUN, signal.SIGKILL, False, marks=pytest.mark.slow),
         pytest.param(RUN, signal.SIGINT, False, marks=pytest.mark.slow),

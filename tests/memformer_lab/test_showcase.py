@@ -25,6 +25,7 @@ from memformer_lab.report import Report
 from memformer_lab.showcase import run_showcase
 from memformer_lab.tables import depth_table, print_report, set_table
 from memformer_lab.training import CHECKPOINT, METRICS
+from tests.marks import slow_but
 
 TINY = Budget(
     response_steps=6,
@@ -208,7 +209,7 @@ def _fail(report: Any) -> None:
     raise ValueError("no such luck")
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", slow_but([2], [1, 2]))
 def test_workers_give_results_in_order_and_forward_reports(count: int) -> None:
     seen: list[tuple[int, str]] = []
     threads = torch.get_num_threads()

@@ -15,7 +15,8 @@ from memformer_kernels import context_gram, explain, lfom_solve, memformer_layer
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
 from tests.gpu.cuda.calls import assert_budget, assert_equal, assert_losses, others, with_target
 from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
-from tests.gpu.tensors import Gpu, slow_but
+from tests.gpu.tensors import Gpu
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import RULES, draw_tokens, make_case, normal, seeded
 
 WIDTHS = tuple(range(2, 18))

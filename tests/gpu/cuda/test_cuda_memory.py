@@ -11,7 +11,8 @@ from memformer_kernels import context_gram, memformer_loss, memformer_predict, m
 from memformer_kernels.testing import Case, float64_violations, public, relative_error
 from tests.gpu.cuda.calls import assert_losses, losses, with_target
 from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
-from tests.gpu.tensors import Gpu, slow_but
+from tests.gpu.tensors import Gpu
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import make_case, normal, seeded
 from tests.memformer_kernels.layouts import LAYOUTS
 

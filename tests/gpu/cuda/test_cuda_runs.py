@@ -10,7 +10,8 @@ from torch import Tensor
 from memformer_kernels import context_gram, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.testing import public, relative_error, results
 from tests.gpu.cuda.gpus import ALGORITHMS, on_nvidia_alone
-from tests.gpu.tensors import NVIDIA, Gpu, slow_but
+from tests.gpu.tensors import NVIDIA, Gpu
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import make_case
 
 

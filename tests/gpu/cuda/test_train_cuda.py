@@ -24,7 +24,8 @@ from memformer_kernels.training import cuda
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.gpu.cuda.gpus import on_nvidia_alone
-from tests.gpu.tensors import Gpu, slow_but
+from tests.gpu.tensors import Gpu
+from tests.marks import slow_but
 from tests.memformer_kernels.training.runs import model, tensors
 
 ERROR = 1e-4

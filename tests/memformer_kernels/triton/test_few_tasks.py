@@ -9,6 +9,7 @@ from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import triton_spread
 from memformer_kernels.kernels import rules
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 
 
@@ -28,11 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
     "one token": {"tokens": 1, "context": 1, "layers": 2},
 }
 
-LONG = ("dense", "block", "block tile")
-
 
 @pytest.mark.usefixtures("_all_are_spread")
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] if x in LONG else []) for x in CASES])
+@pytest.mark.parametrize("name", slow_but(["response-only", "ragged"], CASES))
 def test_results_and_gradients(name: str) -> None:
     assert float64_violations(public("triton", "gram"), make_case(**CASES[name])) == {}
 

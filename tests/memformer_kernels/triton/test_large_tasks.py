@@ -10,6 +10,7 @@ from memformer_kernels.backends import triton
 from memformer_kernels.kernels import sums
 from memformer_kernels.kernels.call_registers import update, update_backward
 from memformer_kernels.testing import float64_violations, public, relative_error
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
 from tests.memformer_kernels.triton.test_operations import LAYERS, agree, run_layer
 
@@ -33,7 +34,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.usefixtures("_all_are_large")
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(lambda name: name not in RULES or name == "recursive", NETWORKS))
 def test_networks(name: str) -> None:
     algorithm, sizes = NETWORKS[name]
     assert float64_violations(public("triton", algorithm), make_case(**sizes)) == {}
