@@ -14,6 +14,7 @@ from benchmarks.virtual_cuda.devices import AMPERE, DEFAULT
 from benchmarks.virtual_cuda.library import FOLDER, NATIVE, ROOT
 from native_build import cuda, find_toolchain, ninja
 from virtual_gpu.cuda import Binary, Ptx, fatbinary
+from virtual_gpu.locks import locked
 
 LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
 """Whether kernels are compiled anew with lines of source, which reports then name."""
@@ -48,9 +49,10 @@ def _sources() -> dict[str, Path]:
 def _compiled(stem: str, target: int) -> Ptx:
     made = FOLDER / f"ptx_{target}" / f"{stem}.ptx"
     rules = FOLDER / f"ptx_{target}.ninja"
-    rules.write_text("\n".join(_rules(made.parent, target)) + "\n")
-    subprocess.run([find_toolchain().ninja, "--quiet", "-f", str(rules), str(made)], cwd=ROOT, check=True)
-    return Ptx(target, made.read_text())
+    with locked(FOLDER / "lock"):
+        rules.write_text("\n".join(_rules(made.parent, target)) + "\n")
+        subprocess.run([find_toolchain().ninja, "--quiet", "-f", str(rules), str(made)], cwd=ROOT, check=True)
+        return Ptx(target, made.read_text())
 
 
 def _rules(folder: Path, target: int) -> list[str]:

@@ -9,6 +9,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+from virtual_gpu.locks import locked
+
 FOLDER = Path(__file__).parent
 SOURCES = FOLDER / "machine"
 
@@ -65,16 +67,14 @@ def library() -> Path:
     digest = _digest(compiler)
     if built.is_file() and _holds(record, digest):
         return built
+    DESTINATION.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
+        with locked(DESTINATION / "lock"):
+            if not (built.is_file() and _holds(record, digest)):
+                _compile(compiler, built)
+                record.write_text(digest, encoding="utf-8")
     except ImportError as error:
         raise BuildFailed("the virtual GPU is built on Unix alone, whose locks it takes") from error
-    DESTINATION.mkdir(parents=True, exist_ok=True)
-    with (DESTINATION / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (built.is_file() and _holds(record, digest)):
-            _compile(compiler, built)
-            record.write_text(digest, encoding="utf-8")
     return built
 
 

@@ -21,6 +21,13 @@ BULK = (
     "mbarrier.arrive.expect_tx.shared.b64 %d2, [%r9], 128; mov.u32 %r8, tile;"
     "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%r8+128], [%a0], 128, [%r9];"
 )
+# A bulk copy of the tile, by the first lane.
+STORED = (
+    SHARED
+    + OF_TILE
+    + "st.shared.u32 [%r0], %t; fence.proxy.async; bar.warp.sync -1; setp.ne.u32 %p0, %t, 0; @%p0 bra END;"
+    + "cp.async.bulk.global.shared::cta.bulk_group [%a1], [%r1], 128; cp.async.bulk.commit_group;"
+)
 # A product of a warp group with a matrix in shared memory, added to four registers.
 PRODUCT = (
     SHARED
@@ -168,6 +175,45 @@ ORDERS_OF_THREADS = [
         SHARED + OF_TILE + ELEMENTS + "cp.async.ca.shared.global [%r0], [%d0], 4; {}",
         "cp.async.commit_group;",
         "cp.async.wait_all;",
+    ),
+    Case(
+        "a lane that writes what its own bulk copy has yet to read",
+        "race-global",
+        SHARED
+        + MADE.format(1, FENCE)
+        + "@%p0 bra WAIT;"
+        + BULK
+        + "mov.u32 %r3, 7; {} WAIT:"
+        + AWAIT
+        + "@!%p0 st.global.u32 [%a0], %r3;",
+        "st.global.u32 [%a0+4], %r3;",
+        "st.global.u32 [%a0+128], %r3;",
+    ),
+    Case(
+        "a copy whose source another lane writes before the wait",
+        "race-global",
+        SHARED
+        + OF_TILE
+        + ELEMENTS
+        + "xor.b64 %d2, %d0, 4; cp.async.ca.shared.global [%r0], [%d0], 4; cp.async.commit_group; {} "
+        + "st.global.u32 [%d2], %t; bar.warp.sync -1; cp.async.wait_group 0; "
+        + "ld.shared.u32 %r2, [%r0]; st.global.u32 [%d1], %r2;",
+        "",
+        "cp.async.wait_group 0; bar.warp.sync -1;",
+    ),
+    Case(
+        "a lane that writes what its own bulk copy has yet to write",
+        "race-global",
+        STORED + "{} st.global.u32 [%a1+4], %t; cp.async.bulk.wait_group 0; END:",
+        "",
+        "cp.async.bulk.wait_group 0;",
+    ),
+    Case(
+        "a lane that awaits the bulk copies of another",
+        "copy-not-awaited",
+        STORED + "cp.async.bulk.wait_group 1; END: {} bar.warp.sync -1; @!%p0 st.shared.u32 [%r1], %t;",
+        "@%p0 cp.async.bulk.wait_group 0;",
+        "@!%p0 cp.async.bulk.wait_group 0;",
     ),
     Case(
         "a barrier that half a warp reaches",

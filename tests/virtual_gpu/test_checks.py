@@ -122,6 +122,7 @@ def test_checks_that_are_not_asked_for_are_not_made() -> None:
         ("add.wobbly.u32 %r1, %r2, %r2;", "wobbly"),
         ("mbarrier.arrive.relaxed.cta.shared::cta.b64 %d1, [%r1];", "relaxed"),
         ("barrier.cluster.arrive.wobbly.aligned;", "wobbly"),
+        ("cp.async.bulk.wait_group.read 0;", "read"),
     ],
 )
 def test_an_unknown_instruction_is_named(text: str, named: str) -> None:

@@ -3,14 +3,14 @@
 Host code is compiled as ever, by nvcc; only the link is another one. What is there and newer than its sources is kept.
 """
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from virtual_gpu.locks import locked
 
 _HERE = Path(__file__).parent
 _SOURCES = ("runtime.cpp", "graphs.cpp")
@@ -41,7 +41,7 @@ class StandIn:
         wrapped = [f"-Wl,--wrap={name}" for name in WRAPPED] if self.torch else []
         command = [self.compiler, "-shared", "-Wl,-z,now,--no-undefined", *wrapped, *map(str, objects)]
         command += [str(self.library), *_torch_libraries(self.torch), "-o"]
-        with _locked(output.with_suffix(".lock")):
+        with locked(output.with_suffix(".lock")):
             _make(output, [self.library, *objects], command)
         return output
 
@@ -59,7 +59,7 @@ def stand_in(folder: Path, *, nvcc: str = "nvcc", torch: Path | None = None) -> 
     compile_one = [nvcc, *_FLAGS, *(["-DUSE_CUDA", "-isystem", str(torch / "include")] if torch else [])]
     # A process that has several finds each by its name.
     library = folder / f"libvirtual_cuda_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]}.so"
-    with _locked(folder / "lock"):
+    with locked(folder / "lock"):
         objects = []
         for name in (*_SOURCES, *([_TORCH_SOURCE] if torch else [])):
             objects.append(folder / f"{Path(name).stem}.o")
@@ -81,11 +81,3 @@ def _make(output: Path, sources: Sequence[Path], command: Sequence[str]) -> None
     unfinished = output.with_name(f".{output.name}")
     subprocess.run([*command, str(unfinished)], check=True)
     unfinished.replace(output)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

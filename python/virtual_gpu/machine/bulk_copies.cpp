@@ -28,7 +28,8 @@ void perform_bulk(Machine& machine, BulkCopy& bulk) {
                     false,
                     true,
                     bulk.issuer,
-                    bulk.together};
+                    bulk.together,
+                    bulk.known[bulk.issuer]};
   group.asynchronous_last = clock | LANE_MASK;
   Allocation* allocation = machine.memory.find(bulk.global);
   char* shared = bulk.owner->shared.get() + bulk.shared;
@@ -77,7 +78,7 @@ Outcome bulk(Step& step) {
                   nullptr,
                   0,
                   step.warp.index,
-                  step.warp.bulk_committed,
+                  step.warp.bulk_committed[static_cast<size_t>(lane)],
                   step.place,
                   step.warp.known,
                   step.warp.proxy_known,
@@ -100,7 +101,8 @@ Outcome bulk(Step& step) {
                       false,
                       true,
                       made.issuer,
-                      made.together};
+                      made.together,
+                      made.known[made.issuer]};
     if (Loads) {
       const SharedPlace barrier =
           shared_place(step, step.value(3, lane) + static_cast<u64>(step.instruction.immediates[0]));
@@ -127,22 +129,26 @@ Outcome bulk(Step& step) {
 }
 
 Outcome commit_bulk(Step& step) {
-  ++step.warp.bulk_committed;
+  for_lanes(step.lanes, [&](int lane) { ++step.warp.bulk_committed[static_cast<size_t>(lane)]; });
   return Outcome::Next;
 }
 
+// Each lane waits for what it has committed itself; that the stores are done is then known to the warp.
 Outcome wait_for_bulk(Step& step) {
-  const i32 done = step.warp.bulk_committed - static_cast<i32>(step.instruction.immediates[0]);
+  Warp& warp = step.warp;
+  const auto awaited = [&](const BulkCopy& copy) {
+    if (copy.loads || copy.warp != warp.index || !(step.lanes >> copy.lane & 1)) return false;
+    return copy.group < warp.bulk_committed[copy.lane] - static_cast<i32>(step.instruction.immediates[0]);
+  };
   auto& copies = step.block.bulk_copies;
-  for (size_t k = 0; k < copies.size();) {
-    if (copies[k].loads || copies[k].warp != step.warp.index || copies[k].group >= done) {
-      ++k;
-      continue;
-    }
-    BulkCopy taken = std::move(copies[k]);
-    copies.erase(copies.begin() + static_cast<i64>(k));
+  for (auto copy = std::find_if(copies.begin(), copies.end(), awaited); copy != copies.end();
+       copy = std::find_if(copies.begin(), copies.end(), awaited)) {
+    BulkCopy taken = std::move(*copy);
+    copies.erase(copy);
     perform_bulk(step.machine, taken);
+    warp.known[step.block.group->agents - 1] = step.block.group->asynchronous_last;
   }
+  find_floor(warp);
   return Outcome::Next;
 }
 

@@ -8,34 +8,23 @@
 namespace virtual_gpu {
 namespace {
 
-Observer observer_at(Machine& machine, Warp& warp, i32 place) {
-  return {machine,
-          *warp.block->group,
-          warp.agent,
-          warp.block->index,
-          warp.index,
-          warp.clock,
-          warp.floor,
-          warp.known.data(),
-          warp.proxy_known.data(),
-          place,
-          false,
-          false,
-          warp.agent,
-          warp.together};
-}
-
+// The copy as it ends: it writes with what its warp knows now, and reads what it knew at the issue.
 void perform(Machine& machine, Warp& warp, int lane, const Copy& copy) {
   ++machine.events;
-  if (copy.arrives) {
+  if (!copy.issue) {
     arrive(machine, {warp.block, static_cast<u32>(copy.target)}, warp, 1, copy.place);
     return;
   }
-  const Observer me = observer_at(machine, warp, copy.place);
+  const Observer writer = observer_of(machine, warp, copy.place, false);
+  Observer reader = writer;
+  reader.floor = 0;
+  reader.known = copy.issue->known.data();
+  reader.together = copy.issue->together;
+  reader.issued = copy.issue->known[warp.agent];
   Allocation* allocation = copy.taken != 0 ? machine.memory.find(copy.source) : nullptr;
-  if (allocation != nullptr) observe_source(me, *allocation, copy.source, copy.taken, static_cast<u32>(lane));
+  if (allocation != nullptr) observe_source(reader, *allocation, copy.source, copy.taken, static_cast<u32>(lane));
   const u8* defined = allocation != nullptr ? defined_map(*allocation, copy.source) : nullptr;
-  end_write(me, *warp.block, static_cast<u32>(copy.target), reinterpret_cast<const char*>(copy.source), copy.taken,
+  end_write(writer, *warp.block, static_cast<u32>(copy.target), reinterpret_cast<const char*>(copy.source), copy.taken,
             copy.size, defined, static_cast<u32>(lane));
 }
 
@@ -65,6 +54,9 @@ Outcome copy(Step& step) {
   const u32 size = static_cast<u32>(step.instruction.immediates[0]);
   count_source(step, size);
   const Observer me = observer_of(step, false);
+  Issue issue{step.warp.known, step.warp.together};
+  issue.known[step.warp.agent] = step.warp.clock | LANE_MASK;
+  const auto issued = std::make_shared<const Issue>(std::move(issue));
   for_lanes(step.lanes, [&](int lane) {
     const SharedPlace target = shared_place(step, step.value(0, lane));
     const u64 source = step.value(1, lane);
@@ -78,8 +70,9 @@ Outcome copy(Step& step) {
     const u32 legal = source_in_bounds(step, source, taken, lane) ? taken : 0;
     begin_write(me, *target.owner, target.offset, size, static_cast<u32>(lane));
     step.warp.copies[static_cast<size_t>(lane)].push_back(
-        {target.offset, source, size, legal, step.warp.committed[static_cast<size_t>(lane)], step.place, false});
+        {target.offset, source, size, legal, step.warp.committed[static_cast<size_t>(lane)], step.place, issued});
   });
+  step.warp.clock = step.machine.next_time();  // what the lanes do from now on does not come before the copies
   return Outcome::Next;
 }
 
@@ -107,7 +100,7 @@ Outcome arrive_after_copies(Step& step) {
     const bool counted_already = step.instruction.immediates[1] != 0;
     if (!counted_already) ++barrier->pending;
     step.warp.copies[static_cast<size_t>(lane)].push_back(
-        {at.offset, 0, 0, 0, step.warp.committed[static_cast<size_t>(lane)], step.place, true});
+        {at.offset, 0, 0, 0, step.warp.committed[static_cast<size_t>(lane)], step.place, nullptr});
   });
   ++step.machine.events;
   return Outcome::Next;
@@ -123,7 +116,7 @@ void end_copies(Machine& machine, Warp& warp, u32 lanes) {
   }
   for_lanes(lanes, [&](int lane) {
     auto& copies = warp.copies[static_cast<size_t>(lane)];
-    const bool arrives = std::any_of(copies.begin(), copies.end(), [](const Copy& copy) { return copy.arrives; });
+    const bool arrives = std::any_of(copies.begin(), copies.end(), [](const Copy& copy) { return !copy.issue; });
     if (copies.empty() || arrives) return;
     machine.report(Check::CopyNotAwaited, copies.front().place,
                    "a thread ends while its copies are under way: block %u warp %u", warp.block->index, warp.index);
@@ -136,7 +129,7 @@ bool perform_arrival(Machine& machine, Block& block) {
     for (int lane = 0; lane < WARP; ++lane) {
       auto& copies = warp.copies[static_cast<size_t>(lane)];
       // Only where an arrival comes behind: other copies wait for their own wait.
-      if (std::none_of(copies.begin(), copies.end(), [](const Copy& copy) { return copy.arrives; })) continue;
+      if (std::none_of(copies.begin(), copies.end(), [](const Copy& copy) { return !copy.issue; })) continue;
       const Copy taken = copies.front();
       copies.pop_front();
       perform(machine, warp, lane, taken);

@@ -152,7 +152,7 @@ void start_warp(Machine& machine, Block& block, Warp& warp, u32 index, u32 agent
   warp.spins = false;
   for (auto& copies : warp.copies) copies.clear();
   warp.committed.fill(0);
-  warp.bulk_committed = 0;
+  warp.bulk_committed.fill(0);
   warp.products.clear();
   warp.pending_registers.assign(program.registers, 0);
   warp.product_groups = 0;

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <deque>
+#include <memory>
 #include <unordered_map>
 #include <vector>
 
@@ -34,12 +35,18 @@ struct Path {
   u8 barrier;
 };
 
+// What a warp knew when its lanes issued copies.
+struct Issue {
+  std::vector<u32> known;
+  u32 together;
+};
+
 // An asynchronous copy by one thread, from its issue to its wait.
 struct Copy {
   u64 target, source;
   u32 size, taken;  // bytes written, and bytes read; the rest is zero
   i32 group, place;
-  bool arrives;  // it is no copy but an arrival on the mbarrier at `target`
+  std::shared_ptr<const Issue> issue;  // or it is no copy but an arrival on the mbarrier at `target`
 };
 
 // A wgmma that was issued, until its wait: what it was given, and what its warp knew then.
@@ -70,7 +77,7 @@ struct Warp {
   i32 cursor = 0;
   std::array<std::deque<Copy>, WARP> copies;
   std::array<i32, WARP> committed{};
-  i32 bulk_committed = 0;
+  std::array<i32, WARP> bulk_committed{};
   std::vector<PendingProduct> products;
   std::vector<u8> pending_registers;  // by slot: written by a pending product
   i32 product_groups = 0;

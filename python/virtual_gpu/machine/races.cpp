@@ -26,7 +26,7 @@ void report_race(const Observer& me, bool shared, const char* kind, u64 address,
 
 // Whether an access by that agent of this group, with that stamp, may happen at the same time as the observer's.
 bool unordered(const Observer& me, u32 agent, u32 stamp, u32 lane) {
-  if (agent == me.issuer) return stamp > me.together && (stamp & LANE_MASK) != lane;
+  if (agent == me.issuer) return stamp > me.issued || (stamp > me.together && (stamp & LANE_MASK) != lane);
   return stamp > me.known[agent];
 }
 

@@ -5,7 +5,7 @@
 
 namespace virtual_gpu {
 
-constexpr u32 NOBODY = ~0u;
+constexpr u32 NOBODY = ~0u, ALWAYS = ~0u;
 
 // Who makes an access, and what it knows to come before.
 struct Observer {
@@ -20,24 +20,30 @@ struct Observer {
   bool atomic, asynchronous;
   u32 issuer;    // the agent whose lane makes the access or has asked for it, or NOBODY for all lanes alike
   u32 together;  // what other lanes of the issuer did up to this stamp comes before
+  u32 issued;    // and what that lane did up to this one: what it does after an issue comes beside it
 };
 
-inline Observer observer_of(const Step& step, bool atomic) {
-  const Warp& warp = step.warp;
-  return {step.machine,
-          *step.block.group,
+// A warp's own access by the instruction at a place.
+inline Observer observer_of(Machine& machine, const Warp& warp, i32 place, bool atomic) {
+  return {machine,
+          *warp.block->group,
           warp.agent,
-          step.block.index,
+          warp.block->index,
           warp.index,
           warp.clock,
           warp.floor,
           warp.known.data(),
           warp.proxy_known.data(),
-          step.place,
+          place,
           atomic,
           false,
           warp.agent,
-          warp.together};
+          warp.together,
+          ALWAYS};
+}
+
+inline Observer observer_of(const Step& step, bool atomic) {
+  return observer_of(step.machine, step.warp, step.place, atomic);
 }
 
 // A mask of the bytes [first, first + size) of a word.

@@ -77,6 +77,7 @@ class ChunkReader {
                   false,
                   true,
                   NOBODY,
+                  0,
                   0} {}
 
   const char* operator()(u32 address) {
