@@ -289,9 +289,9 @@ def test_gradients_of_a_loss_for_each_of_no_task() -> None:
     assert none.shape == (0, *Q.shape)
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize("backend", slow_but(["cpu"], ["cpu", "torch"]), indirect=True)
 @pytest.mark.parametrize(("name", "transform"), EVERY)
-def test_compiled(name: str, transform: str) -> None:
+def test_compiled(backend: None, name: str, transform: str) -> None:
     ours, plain, tensors = CALLS[name]
     compiled = torch.compile(lambda *x: TRANSFORMS[transform](ours, x), backend="aot_eager", fullgraph=True)
     _same(compiled(*tensors), TRANSFORMS[transform](plain, tensors))

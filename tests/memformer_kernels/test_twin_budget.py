@@ -47,7 +47,7 @@ def _case(configuration: str) -> Case:
 
 
 ON_PATHS = slow_but(
-    lambda configuration, path: path.backend != "torch" or configuration in ("workload W", "ragged", "padding"),
+    lambda configuration, path: path.backend != "torch" or configuration in ("workload W", "ragged"),
     [(name, path) for name in CONFIGURATIONS for path in PATHS if path.serves(_case(name))],
 )
 

@@ -97,6 +97,7 @@ def test_methods_are_judged_on_the_tasks_they_say(report: Report) -> None:
     assert [one.log_mean for one in exact.depths] == pytest.approx([0.69, 0.14, -0.60, -1.61], abs=0.05)
 
 
+@pytest.mark.slow
 def test_results_do_not_depend_on_the_number_of_workers(report: Report, tmp_path: Path) -> None:
     other = run_showcase(tmp_path, budget=TINY, workers=2, console=_silent())
     assert other.methods == report.methods

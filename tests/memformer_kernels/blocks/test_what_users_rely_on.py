@@ -16,13 +16,12 @@ from torch.utils.checkpoint import checkpoint
 
 from memformer_kernels import AttentionState, linear_attention, register_update
 from memformer_kernels.nn import MemformerAttention
+from tests.marks import slow_but
 from tests.memformer_kernels.blocks.models import MODELS, Stack, assert_same, gradients, model, tokens
 from tests.memformer_kernels.blocks.options import BACKENDS, OPTIONS, heads, tokens_and_registers
 
 on_every_model = pytest.mark.parametrize("name", MODELS)
-on_some_models = pytest.mark.parametrize(
-    "name", [name if name == "causal" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS]
-)
+on_some_models = pytest.mark.parametrize("name", slow_but(["causal"], MODELS))
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ def test_compiles_through_inductor(name: str) -> None:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", slow_but(["ragged", "causal mask", "packed"], OPTIONS))
 def test_every_option_compiles(option: str) -> None:
     options = OPTIONS[option](2, 12)
     leaves = heads(2, 12, 4)

@@ -12,6 +12,7 @@ from memformer_kernels import linear_attention, memformer_loss, memformer_predic
 from memformer_kernels.backends import triton
 from memformer_kernels.backends.triton import TritonBackend
 from memformer_kernels.kernels import rules
+from tests.marks import slow_but
 from tests.memformer_kernels.blocks.options import OPTIONS, heads
 from tests.memformer_kernels.cases import make_case, normal, seeded
 
@@ -78,7 +79,7 @@ TOKEN_AXES = [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pyt
 
 
 @pytest.mark.parametrize("layout", TOKEN_AXES)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_but(["response-only", "response column"], NETWORKS))
 def test_networks(name: str, layout: int) -> None:
     _same_results(*NETWORKS[name], layout, (3, 5, 4))
 
