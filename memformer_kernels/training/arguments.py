@@ -47,7 +47,8 @@ def parameters(state: TrainState) -> list[Tensor | None]:
 
 def announce(state: TrainState) -> None:
     """Tells autograd that a library is about to write the state: graphs that read it raise, as after any such call."""
-    written = [*state.parameters.values(), *state.first.values(), *state.second.values(), state.skipped]
+    moments = [*state.first.values(), *state.second.values()]
+    written = [*state.parameters.values(), *moments, state.skipped, state.counter]
     torch.autograd.graph.increment_version(written)
 
 
