@@ -51,7 +51,7 @@ def check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype)
 def check_written(name: str, value: object) -> None:
     """That steps may write to a tensor wherever they are taken."""
     if isinstance(value, Tensor) and value.is_inference():
-        reject(name, "one of torch.inference_mode", "a tensor that was made outside of it, since training writes to it")
+        reject(name, value, "a tensor made outside of torch.inference_mode, since training writes to it")
 
 
 def check_counter(value: object) -> None:
