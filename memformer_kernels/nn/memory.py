@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.blocks import register_update
-from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_room, check_size
+from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_room, check_size, reject
 from memformer_kernels.sharding import fill
 
 MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
@@ -18,6 +18,9 @@ sum_{j<=l} gamma_j * R_j with R_l = att (eqs. 19-20). lfom_residual: the same wi
 """
 
 MEMORY_GRANULARITIES = ("scalar", "feature")
+
+MOST_LAYERS = 2**16
+"""The most layers of a `RegisterMemory`, each a module in Python's memory: a number beyond is a slip of the hand."""
 
 
 def counted(registers: Sequence[Tensor], expected: int) -> Sequence[Tensor]:
@@ -164,6 +167,8 @@ class RegisterMemory(nn.Module):
         dim, layers = check_size("dim", dim), check_size("layers", layers)
         check_dtype("dtype", dtype)
         check_room({"dim": dim, "layers": layers}, (layers, dim), dtype)
+        if layers > MOST_LAYERS:
+            reject("layers", layers, f"at most {MOST_LAYERS} layers")
         self.layers = nn.ModuleList(
             LayerMemory(dim, index, memory=memory, granularity=granularity, backend=backend, device=device, dtype=dtype)
             for index in range(layers)

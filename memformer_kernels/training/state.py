@@ -19,6 +19,7 @@ from memformer_kernels.training.state_checks import (
     check_integers,
     check_like,
     check_shape,
+    check_written,
     floating,
     looks,
 )
@@ -37,7 +38,8 @@ class _Counter:
 
     def __set__(self, state: "TrainState", value: int) -> None:
         steps = check_count("step", value, LARGEST_SEED, least=0)
-        state.counter = torch.tensor(steps, dtype=torch.int64, device="cpu")
+        with torch.inference_mode(False):
+            state.counter = torch.tensor(steps, dtype=torch.int64, device="cpu")
 
 
 @dataclass(eq=False)
@@ -94,6 +96,7 @@ class TrainState:
         self._seen, self._read = [], None
         for name, value in (self._labelled() | {"counter": self.counter}).items():
             check_memory(name, value)
+            check_written(name, value)
         check_counter(self.counter)
         self._check_parameters()
         for group in ("first", "second"):
@@ -134,6 +137,7 @@ class TrainState:
         _check_model(model, tokens, _width(model))
 
     @classmethod
+    @torch.inference_mode(False)
     def of(
         cls,
         models: Sequence[Mapping[str, Any]],

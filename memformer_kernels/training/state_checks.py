@@ -48,6 +48,12 @@ def check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype)
         reject(name, value, f"a contiguous tensor of its parameter's shape {tuple(parameter.shape)}")
 
 
+def check_written(name: str, value: object) -> None:
+    """That steps may write to a tensor wherever they are taken."""
+    if isinstance(value, Tensor) and value.is_inference():
+        reject(name, value, "a tensor made outside of torch.inference_mode, since training writes to it")
+
+
 def check_counter(value: object) -> None:
     """The tensor that counts steps."""
     counter = _int64("counter", value)

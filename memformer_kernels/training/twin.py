@@ -25,6 +25,7 @@ def count_blocks(sampler: Sampler) -> int:
     return -(-batch_of(sampler) // TASKS_PER_BLOCK)
 
 
+@torch.inference_mode(False)
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
     """Gradients of the sum of squared errors over these blocks' tasks, and last that sum: (M, blocks, P + 1) float64.
 
@@ -42,8 +43,7 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
             drawn = draw_tasks(sampler, stream, draw, tasks)
             with torch.enable_grad():
                 loss = memformer_loss(
-                    drawn.z,
-                    drawn.target,
+                    *map(_saved, (drawn.z, drawn.target)),
                     **leaves,
                     context=drawn.context,
                     queries=drawn.target.shape[1],
@@ -54,6 +54,11 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
             flat = torch.cat([*(grad.flatten() for grad in grads), loss.detach()[None]])
             sums[model, place] = flat.double() * drawn.target.numel()
     return sums
+
+
+def _saved(tensor: Tensor) -> Tensor:
+    """The tensor, or what autograd may save in its place."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def active_models(state: TrainState, max_skipped: int | None) -> list[bool]:

@@ -161,7 +161,10 @@ def _number(
 ) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    found = float(value)
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf if value > 0 else -math.inf
     above = found >= low if closed_low else found > low
     below = found <= high if closed_high else found < high
     if not (above and below):

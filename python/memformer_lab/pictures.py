@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 
 import matplotlib
@@ -29,5 +30,8 @@ def format_of(path: Path) -> str:
 def encode(figure: Figure, form: str = "png") -> bytes:
     """The figure in one of `FORMATS`; a PNG does not say which matplotlib has drawn it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=form, metadata={"Software": None} if form == "png" else None)
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is drawn in boxes, which the figure shows by itself.
+        warnings.filterwarnings("ignore", message="Glyph ", category=UserWarning)
+        figure.savefig(buffer, format=form, metadata={"Software": None} if form == "png" else None)
     return buffer.getvalue()

@@ -8,6 +8,7 @@ import csv
 import gzip
 import io
 import lzma
+import math
 import re
 import zlib
 from collections import Counter
@@ -106,7 +107,7 @@ def _decode(path: Path, encoding: str | None) -> str:
             raise ValueError(f"encoding: {error}, e.g. utf-8, cp1252 or utf-16") from error
         else:
             if "\0" not in text:
-                return text
+                return text.removeprefix("\ufeff")  # a mark that the encoding leaves in is no part of a name
             fault = f"a zero character at {text.index(chr(0))}, read as {name}"
     raise ValueError(f"{path} is not a CSV table: {fault}; give its --encoding")
 
@@ -134,10 +135,14 @@ def _extent(text: str, separator: str) -> tuple[int, int]:
 
 def _fit(text: str, separator: str) -> tuple[bool, bool, float, int]:
     """How well a separator cuts the first lines: into several fields, as many in each, of numbers, of many."""
+    held = (row for _, row in _rows(text, separator) if _holds(row))
     try:
-        header, *rows = [row for _, row in islice(_rows(text, separator), _LOOKED_AT) if _holds(row)]
-    except (csv.Error, ValueError):
+        first = list(islice(held, _LOOKED_AT))
+    except csv.Error:
         return False, False, 0.0, 0
+    if not first:  # there is nothing but this separator, which no other one sees
+        return True, True, math.inf, 0
+    header, *rows = first
     several, cells = len(header) > 1, [cell for row in rows for cell in row]
     numbers = sum(_NUMBER.fullmatch(cell) is not None for cell in cells) / max(1, len(cells))
     return several and all(len(row) == len(header) for row in rows), several, numbers, len(header)

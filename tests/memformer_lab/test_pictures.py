@@ -17,6 +17,14 @@ def test_every_format(form: str, recwarn: pytest.WarningsRecorder) -> None:
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_letters_that_the_font_lacks_are_drawn_quietly(form: str, recwarn: pytest.WarningsRecorder) -> None:
+    figure = Figure()
+    figure.suptitle("目标")
+    assert encode(figure, form).startswith(STARTS[form])
+    assert not recwarn.list
+
+
 def test_a_png_does_not_say_what_has_drawn_it() -> None:
     assert b"atplotlib" not in encode(Figure())
 

@@ -135,6 +135,14 @@ def test_the_encoding_is_found_or_given(encoding: str, options: tuple[str, ...],
     assert f"{target} from 2 columns, 20 rows" in result.output
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_byte_order_mark_is_no_part_of_a_name(encoding: str, tmp_path: Path) -> None:
+    """An encoding that is given may be one that leaves the mark where it is."""
+    path = tmp_path / "data.csv"
+    path.write_bytes(("\ufeff" + _written(names=("'y'", "a", "b"))).encode(encoding))
+    assert read_table(path, "'y'", encoding=encoding).features == ("a", "b")
+
+
 def test_options_of_the_file(tmp_path: Path) -> None:
     assert _solve_text(_written(":", ","), tmp_path, "--sep", ":", "--decimal", ",").exit_code == 0
     for tab in ("tab", "\\t", "\t"):
@@ -186,6 +194,13 @@ def test_blank_lines_around_a_table_are_no_part_of_it(separator: str, blank: str
         assert np.array_equal(found.y, expected.y)
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_separator_is_found_behind_many_blank_rows(separator: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(f"{separator}{separator}\n" * 200 + _written(separator))
+    assert read_table(path, "y").features == ("a", "b")
+
+
 @pytest.mark.parametrize("blank", BLANKS)
 def test_a_blank_line_between_rows_is_refused_by_its_number(blank: str, tmp_path: Path) -> None:
     lines = _written(";").splitlines()
@@ -196,7 +211,7 @@ def test_a_blank_line_between_rows_is_refused_by_its_number(blank: str, tmp_path
 
 
 def test_a_table_of_blank_lines_is_empty(tmp_path: Path) -> None:
-    for text in ("\n\n", " \n"):
+    for text in ("\n\n", " \n", ";;\n;;\n", "||\n", "\t\n", ' ; ;\n"";""\n', ";;\n" * 200):
         _assert_refused(_solve_text(text, tmp_path), "data.csv is not a CSV table: it is empty")
 
 

@@ -276,6 +276,7 @@ def test_schedules() -> None:
         ({"learning_rate": math.nan}, ValueError, "learning_rate must be a finite number in .* got nan"),
         ({"learning_rate": math.inf}, ValueError, "learning_rate"),
         ({"learning_rate": 0.0}, ValueError, "learning_rate"),
+        ({"learning_rate": 10**400}, ValueError, "learning_rate must be a finite number"),
         ({"learning_rate": "fast"}, TypeError, "learning_rate must be a number, got 'fast'"),
         ({"betas": (0.9, math.nan)}, ValueError, "betas"),
         ({"betas": (0.9, 1.0)}, ValueError, "betas"),

@@ -172,6 +172,7 @@ def test_wide_models_stay_of_order_one() -> None:
         (lambda: LayerMemory(2**62, 0), ValueError, "dim: expected sizes that make tensors of less than 2"),
         (lambda: LayerMemory(16, 2**60), ValueError, "registers: expected sizes that make tensors of less than 2"),
         (lambda: RegisterMemory(16, 2**60), ValueError, "layers: expected sizes that make tensors of less than 2"),
+        (lambda: RegisterMemory(16, 2**40), ValueError, "layers: expected at most 65536 layers"),
         (lambda: MemformerAttention(16, 2).initial_state(2**60), ValueError, "batch: expected sizes that make"),
         (lambda: MemformerAttention(16, 2).initial_state(-1), ValueError, "batch: expected an int of at least 0"),
         (lambda: MemformerAttention(16, 2).initial_state(1.0), TypeError, "batch: expected an int"),

@@ -278,3 +278,13 @@ def test_parameters_require_no_gradient(backend: str) -> None:
     held.parameters["q"].requires_grad_()
     with pytest.raises(ValueError, match=r"^q: expected one that requires none"):
         train_steps(held, GaussianTokens(D, N, 4), 1, optimizer=Adam(0.1), backend=backend)
+
+
+@pytest.mark.parametrize("group", ["parameters", "second"])
+def test_tensors_of_inference_mode_are_refused(group: str) -> None:
+    """Outside of it nobody may write to them, and no graph learns that somebody did."""
+    held = state(1)
+    with torch.inference_mode():
+        getattr(held, group)["q"] = getattr(held, group)["q"].clone()
+    with pytest.raises(ValueError, match=r"q.*: expected a tensor made outside of torch\.inference_mode"):
+        train_steps(held, GaussianTokens(D, N, 4), 1, optimizer=Adam(0.1))

@@ -67,6 +67,23 @@ def test_training_lowers_the_loss(sampler: Sampler) -> None:
     assert float(after) < 0.95 * float(before)
 
 
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+@pytest.mark.parametrize("sampler", [SAMPLERS[2], SAMPLERS[3]])
+def test_inference_mode_changes_nothing(sampler: Sampler, backend: str) -> None:
+    """Steps take gradients of their own, wherever the state, the tasks and the call are made."""
+    usual = state(2)
+    expected = train_steps(usual, sampler, 3, optimizer=OPTIMIZER, backend=backend)
+    with torch.inference_mode():
+        held = state(2)
+        held.step = 0
+        if isinstance(sampler, FixedTasks):
+            sampler = FixedTasks(sampler.z.clone(), sampler.target.clone(), N)
+        losses = [train_steps(held, sampler, 2, optimizer=OPTIMIZER, backend=backend)]
+    losses.append(train_steps(held, sampler, 1, optimizer=OPTIMIZER, backend=backend))
+    assert torch.equal(torch.cat(losses), expected)
+    assert all(torch.equal(left, right) for left, right in zip(tensors(held), tensors(usual), strict=True))
+
+
 def test_a_batch_is_kept_for_the_steps_asked_for() -> None:
     sampler = GaussianStatistics(D, N, 40, resample_every=3)
     losses = train_steps(state(), sampler, 6, optimizer=SGD(0.0), backend="torch")[:, 0]
