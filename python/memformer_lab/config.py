@@ -164,7 +164,7 @@ def _number(
     try:
         found = float(value)
     except OverflowError:
-        found = math.inf if value > 0 else -math.inf
+        found = math.nan  # within no bounds
     above = found >= low if closed_low else found > low
     below = found <= high if closed_high else found < high
     if not (above and below):
