@@ -119,12 +119,16 @@ def _weighed(values: Tensor) -> Tensor:
     return (values * weights.view(values.shape).to(values.dtype)).sum() / max(values.shape[0], 1)
 
 
+def twin_forms(case: Case) -> tuple[str, ...]:
+    """The forms whose float32 errors, the worst of them, are a budget's measure."""
+    return ("literal", "reassociated") if case.token_axis else ("literal", "reassociated", "gram")
+
+
 def twin_violations(implementation: Implementation, case: Case) -> dict[str, tuple[float, float]]:
     """Results whose float32 error exceeds the budget: name -> (error, budget). Empty when all is right."""
     exact = results(in_form("literal"), case.to(torch.float64))
     single = case.to(torch.float32)
-    forms = ["literal", "reassociated"] + ([] if case.token_axis else ["gram"])
-    twins = [results(in_form(form), single) for form in forms]
+    twins = [results(in_form(form), single) for form in twin_forms(case)]
     ours = results(implementation, single)
     floor = torch.finfo(torch.float32).eps
     violations = {}

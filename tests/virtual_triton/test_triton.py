@@ -32,6 +32,7 @@ from memformer_kernels.testing import (
     public,
     relative_error,
     results,
+    twin_forms,
     twin_violations,
 )
 from tests.memformer_kernels.cases import RULES, leaves, make_case, normal, seeded
@@ -163,7 +164,7 @@ def _loss_violations(case: Case, made: dict[str, Tensor]) -> dict[str, tuple[flo
         return found
 
     exact = expected("literal", torch.float64)
-    twins = [expected(form, torch.float32) for form in ("literal", "reassociated")]
+    twins = [expected(form, torch.float32) for form in twin_forms(case)]
     violations = {}
     for name, value in made.items():
         twin = max(relative_error(found[name], exact[name]) for found in twins)
