@@ -58,10 +58,9 @@ def test_golden_files(name: str, algorithm: str, gpu: Gpu) -> None:
 @pytest.mark.parametrize("width", [size for size in SIZES if size > 1])
 def test_every_width(width: int, structure: str, algorithm: str, gpu: Gpu) -> None:
     """Gradients too, at every tile size: a miscompiled product of transposed tiles would show here."""
-    tasks = 70 if width < 16 else 5  # a budget of float32 is one of many numbers
-    case = gpu.moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=tasks))
+    case = gpu.moved(make_case(structure=structure, width=width, tokens=40, layers=2, heads=2, tasks=5))
     assert float64_violations(public("triton", algorithm), case) == {}
-    assert twin_violations(public("triton", algorithm), case) == {}
+    assert twin_violations(public("triton", algorithm), case, orders=8) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
