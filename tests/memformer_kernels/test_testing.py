@@ -13,6 +13,7 @@ from memformer_kernels.testing import (
     in_form,
     relative_error,
     results,
+    twin_errors,
     twin_violations,
 )
 from tests.memformer_kernels.cases import make_case
@@ -97,3 +98,23 @@ def test_results_have_a_gradient_for_every_argument() -> None:
         "grad_gate",
     }
     assert all(value.isfinite().all() for value in made.values())
+
+
+def test_another_order_of_the_tasks_is_the_same_network_of_the_same_tasks() -> None:
+    case = make_case(tasks=5, context=torch.tensor([1, 2, 3, 4, 5]))
+    shuffled = case.shuffled(3)
+    lengths = shuffled.context
+    assert isinstance(lengths, torch.Tensor)
+    order = lengths - 1
+    assert sorted(order.tolist()) == [0, 1, 2, 3, 4] != order.tolist()
+    plain, moved = (results(in_form("literal"), x.to(torch.float64)) for x in (case, shuffled))
+    torch.testing.assert_close(moved["tokens"], plain["tokens"][order])
+    assert shuffled.q is case.q
+
+
+def test_more_orders_draw_the_twins_chance_again() -> None:
+    case = make_case(tasks=5)
+    exact = results(in_form("literal"), case.to(torch.float64))
+    once, often = twin_errors(case, exact), twin_errors(case, exact, 4)
+    assert all(often[name] >= error for name, error in once.items())
+    assert any(often[name] > error for name, error in once.items())

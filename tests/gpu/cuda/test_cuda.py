@@ -36,7 +36,7 @@ def test_every_width(width: int, structure: str, algorithm: str, gpu: Gpu) -> No
     tokens, tasks = gpu.size(40, 7), gpu.size(133, 3)
     case = gpu.moved(make_case(structure=structure, width=width, tokens=tokens, layers=3, heads=2, tasks=tasks))
     assert float64_violations(public("cuda", algorithm), case) == {}
-    assert twin_violations(public("cuda", algorithm), case) == {}
+    assert twin_violations(public("cuda", algorithm), case, gpu.size(1, 4)) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -73,7 +73,7 @@ def test_long_contexts_in_gram_space(tokens: int, gpu: Gpu) -> None:
 def test_every_rule_is_within_the_twin_budget(rule: str, structure: str, algorithm: str, gpu: Gpu) -> None:
     tokens, tasks = gpu.size(21, 9), gpu.size(1024, 12)
     case = gpu.moved(make_case(rule=rule, structure=structure, width=6, tokens=tokens, layers=4, tasks=tasks))
-    assert twin_violations(public("cuda", algorithm), case) == {}
+    assert twin_violations(public("cuda", algorithm), case, gpu.size(1, 4)) == {}
 
 
 @pytest.mark.parametrize("heads", [1, 2])
@@ -120,7 +120,7 @@ def test_the_headline_workloads_are_within_the_twin_budget(algorithm: str, granu
         context=20,
     )
     with_answers = gpu.moved(replace(case, target=normal(seeded(1), tasks, 1)))
-    assert twin_violations(public("cuda", algorithm), with_answers) == {}
+    assert twin_violations(public("cuda", algorithm), with_answers, gpu.size(1, 4)) == {}
 
 
 @pytest.mark.parametrize("width", slow_but((6,), (2, 3, 5, 6, 9, 16)))
