@@ -1,4 +1,4 @@
-"""A GPU on the CPU: runs compiled PTX, checks each access, counts what a profiler counts.
+"""A GPU on the CPU: runs compiled PTX, checks accesses, counts what a profiler counts.
 
 device = Device(capability=90)
 device.memory.register(address, nbytes, "a")

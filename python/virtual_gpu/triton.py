@@ -52,7 +52,7 @@ class _PtxBackend(CUDABackend):  # type: ignore[misc]
         return src.encode()
 
     def hash(self) -> str:
-        """Of its own, so that a GPU never finds these kernels in Triton's cache."""
+        """Another than of Triton's own backend, whose kernels lie in the same cache."""
         return f"virtual-{super().hash()}"
 
 

@@ -248,6 +248,12 @@ def test_a_command_is_ended_with_its_children_when_its_time_is_over(tmp_path: Pa
     assert gpu_parts.bounded([sys.executable, "-c", "print(1); raise SystemExit(3)"], 60.0) == (3, "1\n")
 
 
+def test_processes_that_share_the_cores_compute_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    code = "import os; print(os.environ['OMP_NUM_THREADS'])"
+    assert gpu_parts.bounded([sys.executable, "-c", code], 60.0) == (0, "1\n")
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [((None, "half\n"), "took more than 9 s: half"), ((1, "FAILED a\n1 failed\n"), "ended with status 1: 1 failed")],

@@ -15,8 +15,8 @@ def _tensors_move_to_the_gpu(request: pytest.FixtureRequest, monkeypatch: pytest
         return
     require = build.require
 
-    def lenient(backend: str, device: str) -> None:
-        require(backend, "cuda" if backend in _MOVED else device)
+    def lenient(backend: str, device: str, index: int = 0) -> None:
+        require(backend, "cuda" if backend in _MOVED else device, index)
 
     for name in _MOVED:
         monkeypatch.setitem(backends.BACKENDS, name, moving.MovingBackend(backends.BACKENDS[name], "cuda"))

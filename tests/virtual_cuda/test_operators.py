@@ -3,12 +3,14 @@
 What they compute there is told by tests/gpu/cuda, as on an NVIDIA GPU.
 """
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from benchmarks.virtual_cuda.devices import HOPPER
 from benchmarks.virtual_cuda.virtual import Virtual
-from memformer_kernels import Adam, GaussianStatistics, explain, memformer_stack, train_steps
+from memformer_kernels import Adam, GaussianStatistics, context_gram, explain, memformer_stack, train_steps
 from tests.gpu.cuda.calls import losses, others, with_target
 from tests.memformer_kernels.cases import make_case
 from tests.memformer_kernels.training.runs import state
@@ -31,6 +33,19 @@ def test_every_operator_of_the_library_runs(virtual: Virtual) -> None:
     train_steps(state(dtype=torch.float32), GaussianStatistics(3, 8, 4), 1, optimizer=Adam(0.1), backend="cuda")
     assert virtual.operators.called == _implemented()
     assert {launched.stream for launched in virtual.runtime.launched} == {virtual.runtime.torch_stream(HOPPER)}
+
+
+def test_a_call_that_failed_leaves_no_error_to_the_next(virtual: Virtual, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime remembers an error of a thread until it is asked for it."""
+    z = torch.ones(4, 9, 3)
+    monkeypatch.setattr(virtual.runtime, "calls", nullcontext)
+    with monkeypatch.context() as patch:
+        patch.setattr(virtual.runtime, "choose", lambda binary, kernel, device: None)
+        with pytest.raises(RuntimeError, match="CUDA: no kernel image"):
+            context_gram(z, 8)
+    assert virtual.runtime._library.cudaPeekAtLastError() == 0
+    assert torch.equal(context_gram(z, 8), torch.full((4, 3, 3), 8.0))
+    assert {report.check for report in virtual.take_reports()} == {"launch"}
 
 
 def test_a_virtual_device_is_a_gpu_to_plans(virtual: Virtual) -> None:

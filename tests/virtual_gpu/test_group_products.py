@@ -1,4 +1,4 @@
-"""The virtual GPU's products by warp groups: matrices in shared memory in every layout that a descriptor can name."""
+"""The virtual GPU's products by warp groups: matrices in shared memory, in canonical layouts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from virtual_gpu import ALL_CHECKS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "virtual-gpu.md").read_text(encoding="utf-8")
+TESTS = Path(__file__).parents[1]
+PAGE = (TESTS.parent / "docs" / "virtual-gpu.md").read_text(encoding="utf-8")
 
 
 def example() -> str:
@@ -29,3 +30,10 @@ def test_every_check_is_in_the_table() -> None:
     rows = re.findall(r"^\| ([a-z, -]+) \|", PAGE, re.MULTILINE)
     named = {name for row in rows for name in row.split(", ")}
     assert named - {"check"} == set(ALL_CHECKS) - {"trap", "instruction-limit"}
+
+
+def test_the_tests_that_the_page_names_are_there() -> None:
+    cited = re.findall(r"`([\w/]+\.py)::(\w+)`", PAGE)
+    assert len(cited) > 10
+    for file, test in cited:
+        assert f"def {test}(" in (TESTS / file).read_text(encoding="utf-8"), test

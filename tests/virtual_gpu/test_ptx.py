@@ -88,6 +88,8 @@ def test_dynamic_shared_memory_follows_the_static() -> None:
         "call.uni %d0, ();",
         "add.f16.ftz %h0, %h1, %h2;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r0}, {%r1}, {%r2}, {%r3};",
+        "ld.global.b128 %d0, [%d1];",
+        "cp.async.bulk.wait_group.read 0;",
     ],
 )
 def test_what_the_machine_does_not_know_is_refused(text: str) -> None:
