@@ -1,5 +1,7 @@
-"""Every kernel that is compiled runs on an H200; networks elsewhere and in other orders of warps and blocks."""
+"""Every compiled kernel runs on an H200 and an A100; networks elsewhere and in other orders of warps and blocks."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from memformer_kernels import (
     memformer_stack,
     train_steps,
 )
-from memformer_kernels.testing import Case, float64_violations, in_form, public, results
+from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, in_form, public, relative_error, results
 from memformer_kernels.training import cuda
 from tests.gpu.cuda.calls import assert_budget, losses, others, with_target
 from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
@@ -34,10 +36,19 @@ WIDTHS = range(2, 18)
 LOSSES = torch.empty(1, 1, dtype=torch.float64)
 
 
+def hold(run: Callable[[str, torch.dtype], list[Tensor]], dtype: torch.dtype) -> None:
+    """To the budget of what plain PyTorch makes of the same call."""
+    made, exact = run("cuda", dtype), run("torch", torch.float64)
+    if dtype == torch.float64:
+        assert max(map(relative_error, made, exact)) <= FLOAT64_ERROR
+    else:
+        assert_budget(made, run("torch", dtype), exact)
+
+
 def all_passes(case: Case, algorithm: str) -> None:
     """A loss with all its gradients, with those of parameters alone, and with none; and a stack."""
     options: dict[str, Any] = {"context": case.context, "backend": "cuda", "algorithm": algorithm}
-    losses(case, "cuda", algorithm)
+    hold(lambda backend, dtype: losses(case.to(dtype), backend, algorithm), case.z.dtype)
     assert case.target is not None
     memformer_loss(case.z.detach(), case.target, case.q, case.p, case.gamma, **options).backward()
     with torch.no_grad():
@@ -50,7 +61,9 @@ def small(structure: str, width: int, **sizes: int) -> Case:
     return with_target(make_case(structure=structure, width=width, **sizes), 1)
 
 
-def test_every_kernel_that_is_compiled_runs(virtual: Virtual) -> None:
+@pytest.mark.parametrize("index", [HOPPER, AMPERE])
+def test_every_kernel_that_is_compiled_runs(virtual: Virtual, index: int) -> None:
+    virtual.use(index)
     for dtype in DTYPES:
         for width in WIDTHS:
             for structure in STRUCTURES:
@@ -59,7 +72,7 @@ def test_every_kernel_that_is_compiled_runs(virtual: Virtual) -> None:
                         all_passes(small(structure, width).to(dtype), algorithm)
         for width in range(1, 17):
             context_gram(torch.ones(2, 5, width, dtype=dtype), 4)
-            others(max(width, 2), "cuda", dtype)
+            hold(partial(others, max(width, 2)), dtype)
         context_gram(torch.ones(1, 600, 6, dtype=dtype), 599)  # in runs, which another kernel adds up
         one = torch.ones(2, 1, 1, dtype=dtype).requires_grad_()
         lfom_solve(one, torch.ones(2, 1, dtype=dtype), one[:1], backend="cuda").sum().backward()

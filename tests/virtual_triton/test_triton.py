@@ -2,7 +2,7 @@
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +12,9 @@ from torch import Tensor
 
 from memformer_kernels import (
     context_gram,
-    lfom_solve,
-    linear_attention,
-    memformer_layer,
     memformer_loss,
     memformer_predict,
     memformer_stack,
-    ops,
     register_update,
     warmup,
 )
@@ -37,6 +33,7 @@ from memformer_kernels.testing import (
 )
 from tests.memformer_kernels.cases import RULES, leaves, make_case, normal, seeded
 from tests.virtual_triton.gpus import ARCHITECTURES, clean_gpu, kernel_names
+from tests.virtual_triton.operations import OPERATIONS, with_gradients
 from virtual_gpu import Device
 from virtual_gpu.triton import driver_of
 
@@ -237,52 +234,6 @@ def test_few_tasks_with_long_contexts(structure: str, width: int, architecture: 
         assert {"across_kernel", "rows_kernel"} <= driver.launched
 
 
-def _layer(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    z, q, past, gamma = leaves
-    return memformer_layer(z, q, q.mT, [past], gamma, gamma[0], context=z.shape[1] - 2, backend=backend)
-
-
-def _solve(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    h, b, a, gamma, beta = leaves
-    return (lfom_solve(h, b, a, gamma, beta, w0=b / 2, layers=True, backend=backend),)
-
-
-def _gram(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    return (ops.context_gram(leaves[0], None, leaves[0].shape[1] - 3, backend),)
-
-
-def _attention(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    return tuple(linear_attention(*leaves, causal=causal, backend=backend) for causal in (False, True))
-
-
-def _update(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    z, *registers, gamma = leaves
-    return (register_update(z, registers, gamma, backend=backend),)
-
-
-def _wide(backend: str, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    z, q, gamma, beta = leaves
-    return (memformer_predict(z, q, q, gamma, beta, backend=backend),)
-
-
-Operation = tuple[Callable[[str, list[Tensor]], tuple[Tensor, ...]], list[tuple[int, ...]]]
-
-OPERATIONS: dict[str, Operation] = {
-    "layer, 6 wide": (_layer, [(5, 9, 6), (1, 6, 6), (5, 1, 9, 6), (2, 1, 1, 6)]),
-    "layer, 24 wide": (_layer, [(2, 40, 24), (1, 24, 24), (2, 1, 40, 24), (2, 1, 40, 24)]),
-    "quadratics, 5 wide": (_solve, [(70, 5, 5), (70, 5), (3, 5, 5), (3, 3, 5), (3, 5)]),
-    "quadratics, 40 wide": (_solve, [(3, 40, 40), (3, 40), (3, 40, 40), (3, 3, 1), (3, 40)]),
-    "Gram matrix, 6 wide": (_gram, [(5, 20, 6)]),
-    "Gram matrix, 70 wide": (_gram, [(2, 700, 70)]),
-    "attention, 5 wide": (_attention, [(2, 70, 2, 5), (2, 70, 2, 5), (2, 70, 2, 7)]),
-    "attention, 64 wide": (_attention, [(1, 300, 1, 64), (1, 300, 1, 64), (1, 300, 1, 64)]),
-    "attention, 130 wide": (_attention, [(1, 40, 1, 130), (1, 40, 1, 130), (1, 40, 1, 130)]),
-    "update by columns": (_update, [(5, 7, 33), (5, 7, 33), (5, 7, 33), (2, 33)]),
-    "update by rows": (_update, [(5, 70, 3), (5, 70, 3), (5, 70, 3), (2, 70, 1)]),
-    "update of one number a row": (_update, [(5, 70, 1), (5, 70, 1), (1, 70, 1)]),
-    "wide network": (_wide, [(2, 9, 130), (2, 1, 130, 130), (2, 2, 1, 1, 130), (2, 1, 1, 130)]),
-    "wide network by tokens": (_wide, [(2, 9, 130), (2, 1, 130, 130), (2, 2, 1, 9, 130), (2, 1, 9, 1)]),
-}
 QUICK_OPERATIONS = {("update by columns", 80), ("quadratics, 5 wide", 90)}
 
 
@@ -295,20 +246,11 @@ def _operations() -> list[object]:
     ]
 
 
-def _with_gradients(name: str, dtype: torch.dtype, backend: str) -> list[Tensor]:
-    call, shapes = OPERATIONS[name]
-    generator = seeded(2)
-    leaves = [normal(generator, *shape, scale=0.7 * shape[-1] ** -0.5).to(dtype).requires_grad_() for shape in shapes]
-    made = call(backend, leaves)
-    total = torch.stack([x.sin().sum() for x in made]).sum()
-    return [*(x.detach() for x in made), *torch.autograd.grad(total, leaves)]
-
-
 @pytest.mark.parametrize(("name", "architecture"), _operations())
 def test_other_operations(name: str, architecture: int) -> None:
-    exact, twin = (_with_gradients(name, dtype, "torch") for dtype in (torch.float64, torch.float32))
+    exact, twin = (with_gradients(*OPERATIONS[name], dtype, "torch") for dtype in (torch.float64, torch.float32))
     with clean_gpu(architecture):
-        ours = _with_gradients(name, torch.float32, "triton")
+        ours = with_gradients(*OPERATIONS[name], torch.float32, "triton")
     for made, plain, right in zip(ours, twin, exact, strict=True):
         assert relative_error(made, right) <= GRADIENT_FACTOR * max(relative_error(plain, right), 1e-7)
 
@@ -320,9 +262,9 @@ def test_other_operations(name: str, architecture: int) -> None:
     "name", ["Gram matrix, 6 wide", "Gram matrix, 70 wide", "attention, 64 wide", "update by rows"]
 )
 def test_half_precision(name: str, dtype: torch.dtype, architecture: int) -> None:
-    plain = _with_gradients(name, dtype, "torch")
+    plain = with_gradients(*OPERATIONS[name], dtype, "torch")
     with clean_gpu(architecture):
-        ours = _with_gradients(name, dtype, "triton")
+        ours = with_gradients(*OPERATIONS[name], dtype, "triton")
     for made, expected in zip(ours, plain, strict=True):
         assert made.dtype == expected.dtype
         assert relative_error(made, expected) < 8 * torch.finfo(dtype).eps
@@ -339,7 +281,7 @@ def test_every_kernel_is_among_them() -> None:
         for network, _ in MIXED:
             results(public("triton", network.algorithm), network.case(3).to(torch.float32))
         for name in OPERATIONS:
-            _with_gradients(name, torch.float32, "triton")
+            with_gradients(*OPERATIONS[name], torch.float32, "triton")
     assert launched == kernel_names()
 
 
