@@ -27,15 +27,15 @@ class Operation(NamedTuple):
     reads: tuple[int, ...] = ()
     writes: tuple[int, ...] = ()
     products: int = 0
-    count: int | None = None
+    instructions: int | None = None
 
     @property
     def work(self) -> tuple[str, float]:
         """The unit that runs it, and how many instructions it is; of tensor cores, the cost of a multiply-add."""
         unit, usual = classified(self.key)
-        if self.count is None:
+        if self.instructions is None:
             return unit, usual
-        return ("integer", self.count) if self.count else ("none", 0)
+        return ("integer", self.instructions) if self.instructions else ("none", 0)
 
 
 class Issue(NamedTuple):
