@@ -1,6 +1,6 @@
 """`python -m benchmarks`: tables of every provider on every workload, and their JSON records. Its commands look closer:
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
-`virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they can reach by that on an H200;
+`virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they need of an H200 by that;
 `compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider,
 `roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `blocks` at attention
 and the register update; `readme` writes the README's figures.
@@ -272,7 +272,8 @@ def write_readme(
 
 @app.command(
     "gpu-floors",
-    help="Work out, from the counters of `virtual`, what the GPU kernels can reach on an H200; measures nothing.",
+    help="Work out, from the counters of `virtual`, what the GPU kernels need of an H200, and the floor of what their "
+    "work must move; measures nothing.",
 )
 def floors_of_a_gpu(
     counted: Annotated[Path, typer.Option(help="Record of `virtual`.")] = gpu_floors.COUNTED,

@@ -6,7 +6,6 @@ that did not run yet: a run that was stopped, whose time was over or that ran so
 GPU and from the same sources.
 """
 
-import hashlib
 import json
 import re
 import time
@@ -20,12 +19,12 @@ import typer
 from rich.console import Console
 
 from benchmarks.gpu_parts import DEVICE, PARTS
-from benchmarks.machine import ROOT, measure_machine
+from benchmarks.machine import measure_machine
 from benchmarks.record import FORMAT, Machine, write_json
+from benchmarks.sources import digest
 
 RECORDS = Path(__file__).resolve().parent / "results"
 SOURCES = ("memformer_kernels", "csrc", "python", "benchmarks", "tests")
-SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
 LEAST_S = 15.0
 """A part that has less than this left is not begun."""
 
@@ -51,8 +50,8 @@ def main(
     if not asked:
         raise typer.BadParameter(f"no part begins with {' or '.join(names or [])}; the parts: {', '.join(PARTS)}")
     end = time.monotonic() + 60 * minutes
-    machine, digest = measure_machine(DEVICE), sources()
-    path, found = _begun(machine, digest, afresh)
+    machine, sources = measure_machine(DEVICE), digest(*SOURCES)
+    path, found = _begun(machine, sources, afresh)
     for name in asked:
         if name in found and "failed" not in found[name]:
             console.print(f"{name}: done before", style="dim")
@@ -63,7 +62,7 @@ def main(
             continue
         console.rule(name)
         found[name] = _run(name, min(PARTS[name].longest_s, left), console)
-        write_json(path, _record(machine, digest, path, found))
+        write_json(path, _record(machine, sources, path, found))
     if found:
         console.print(f"record: {path}", soft_wrap=True)
     if missing := [name for name in PARTS if name not in found]:
@@ -85,38 +84,28 @@ def _run(name: str, seconds: float, console: Console) -> dict[str, Any]:
     return {**made, "took_s": round(time.monotonic() - begin, 1)}
 
 
-def _record(machine: Machine, digest: str, path: Path, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _record(machine: Machine, sources: str, path: Path, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "date": path.stem[-len("2000-01-01") :],
-        "sources": digest,
+        "sources": sources,
         "machine": asdict(machine),
         "missing": [name for name in PARTS if name not in found],
         **{name: found[name] for name in PARTS if name in found},
     }
 
 
-def _begun(machine: Machine, digest: str, afresh: bool) -> tuple[Path, dict[str, dict[str, Any]]]:
+def _begun(machine: Machine, sources: str, afresh: bool) -> tuple[Path, dict[str, dict[str, Any]]]:
     """The record to go on with and its parts: the newest of this GPU, if sources, driver and torch are the same."""
     gpu = _slug(machine.gpu or "gpu")
     for path in sorted(RECORDS.glob(f"{gpu}-[0-9][0-9][0-9][0-9]-*.json"), reverse=True)[: not afresh]:
         content = json.loads(path.read_text(encoding="utf-8"))
         before = Machine(**content["machine"])
         same = (before.driver, before.cuda, before.torch) == (machine.driver, machine.cuda, machine.torch)
-        if same and content["sources"] == digest:
+        if same and content["sources"] == sources:
             return path, {name: content[name] for name in PARTS if name in content}
     date = datetime.now(timezone.utc).date().isoformat()
     return RECORDS / f"{gpu}-{date}.json", {}
-
-
-def sources() -> str:
-    """A short digest of what is tested and measured: equal trees have equal ones, with or without git."""
-    digest = hashlib.sha256()
-    for folder in SOURCES:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in SUFFIXES:
-                digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _slug(name: str) -> str:

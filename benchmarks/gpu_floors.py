@@ -1,8 +1,11 @@
-"""What the GPU kernels can reach on an H200, by what they do on a virtual GPU; nothing is measured.
+"""What the GPU kernels need of an H200, by what they do on a virtual GPU, and the floor of their work below it.
 
-For every resource the time in which it could do a case's work if it did nothing else and nothing kept it waiting: what
-was counted over what the hardware does in a cycle (`virtual_gpu.hardware`), memory at the bandwidth that a copy is
-expected to reach. The highest is the floor. The schedule's own prediction, which knows of latencies, stands beside it.
+The floor is of the work, whatever kernel does it: the bytes that must cross the memory once, where no cache has them
+yet, at its nominal bandwidth. Arithmetic has none here.
+What the kernels as they are need is higher: for every resource the time in which it could do what was counted if it did
+nothing else and nothing kept it waiting, at what the hardware does in a cycle (`virtual_gpu.hardware`); of memory the
+sectors that blocks touched first, at the bandwidth that a copy is expected to reach. Other kernels may need less. The
+schedule's own prediction, which knows of latencies, stands beside it. Nothing is measured.
 """
 
 from collections.abc import Sequence
@@ -16,14 +19,17 @@ from rich.table import Table
 
 from benchmarks.machine import ROOT
 from benchmarks.table import figure
-from benchmarks.virtual_record import Counted, read
+from benchmarks.virtual_record import CHANGED, Counted, label, read
 from virtual_gpu.hardware import H200
 
-FORMAT = 2
+FORMAT = 3
 ARCHITECTURE = 90
 COUNTED = ROOT / "benchmarks" / "results" / "virtual-gpu.json"
 COPY_BYTES_S = 4.3e12
 """What a copy is expected to reach of the nominal bandwidth, read and write counted."""
+
+WIDTH = 150
+"""Of the table, which no narrower terminal shows whole."""
 
 RESOURCES = ("memory", "issue", "float", "integer", "shared", "tensor")
 """Of those that the schedule knows, the ones that bind a kernel somewhere; `others` are the rest."""
@@ -33,12 +39,14 @@ RESOURCES = ("memory", "issue", "float", "integer", "shared", "tensor")
 class Row:
     """One case: bytes and nanoseconds of one task, or of what the case is made of.
 
-    floor_bytes: what must cross memory once; bytes: what blocks touched first; ns: of each resource; predicted_ns: the
-    schedule's; bound: the resource with the highest floor.
+    sources: digest of the kernels that were counted. floor_bytes: what the work must move; bytes: what blocks touched
+    first; ns: what the kernels need of each resource; predicted_ns: the schedule's; bound: the resource of which they
+    need most; floor_ns: of any kernel.
     """
 
     name: str
     backend: str
+    sources: str
     unit: str
     floor_bytes: int
     bytes: float
@@ -50,8 +58,12 @@ class Row:
         return max(self.ns, key=self.ns.__getitem__)
 
     @property
-    def floor_ns(self) -> float:
+    def need_ns(self) -> float:
         return self.ns[self.bound]
+
+    @property
+    def floor_ns(self) -> float:
+        return 1e9 * self.floor_bytes / H200.bandwidth
 
 
 def sheet(path: Path = COUNTED) -> tuple[Row, ...]:
@@ -64,7 +76,7 @@ def sheet(path: Path = COUNTED) -> tuple[Row, ...]:
 
 
 def row_of(one: Counted) -> Row:
-    """The floors of a case: its kernels run one after another."""
+    """A case, whose kernels run one after another."""
     spent = dict.fromkeys((*RESOURCES, "others"), 0.0)
     for use in one.kernels:
         others = {}
@@ -75,36 +87,42 @@ def row_of(one: Counted) -> Row:
             else:
                 others[resource] = ns
         spent["others"] += max(others.values(), default=0.0)
-    spent["memory"] = 1e9 * max(one.device_bytes, one.floor) / COPY_BYTES_S
+    spent["memory"] = 1e9 * one.device_bytes / COPY_BYTES_S
     predicted = sum(map(one.predicted_ns, one.kernels))
-    return Row(one.name, one.backend, one.unit, one.floor, one.device_bytes, spent, predicted)
+    return Row(one.name, one.backend, one.sources, one.unit, one.floor, one.device_bytes, spent, predicted)
 
 
 def as_record(rows: Sequence[Row]) -> dict[str, Any]:
     """For a JSON file; nothing in it was measured."""
-    found = [{**asdict(row), "bound": row.bound, "floor_ns": row.floor_ns} for row in rows]
-    return {"format": FORMAT, "measured": False, "gpu": H200.name, "copy_bytes_s": COPY_BYTES_S, "cases": found}
+    found = [{**asdict(row), "bound": row.bound, "need_ns": row.need_ns, "floor_ns": row.floor_ns} for row in rows]
+    rates = {"bytes_s": H200.bandwidth, "copy_bytes_s": COPY_BYTES_S}
+    return {"format": FORMAT, "measured": False, "gpu": H200.name, **rates, "cases": found}
 
 
 def print_sheet(rows: Sequence[Row], console: Console) -> None:
-    """The sheet as a table, which no narrow terminal shows whole."""
-    console.width = max(console.width, 120)
+    """The sheet as a table."""
+    console.width = max(console.width, WIDTH)
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        title=f"Floors on an {H200.name}, ns a task, token or row: worked out, not measured",
+        title=f"ns a task, token or row on an {H200.name}: worked out, not measured",
     )
     table.add_column("case", no_wrap=True)
-    for header in ("bytes", *RESOURCES, "others", "predicted", "a second"):
+    of_bytes = ("bytes\nto move", "\nfloor", "bytes\ntouched")
+    needs = (f"need:\n{name}" for name in (*RESOURCES, "others"))
+    for header in (*of_bytes, *needs, "\npredicted", "\na second"):
         table.add_column(header, justify="right", no_wrap=True)
     for row in rows:
         spent = [f"[bold]{figure(ns)}[/bold]" if name == row.bound else figure(ns) for name, ns in row.ns.items()]
-        rate = f"{1e9 / row.floor_ns:.2g}"
-        table.add_row(f"{row.backend}, {row.name}", figure(row.bytes), *spent, figure(row.predicted_ns), rate)
+        title = label(row.backend, row.name, row.sources)
+        table.caption = CHANGED if title.endswith("*") else table.caption
+        moved = (f"{row.floor_bytes:,}", figure(row.floor_ns), figure(row.bytes))
+        table.add_row(title, *moved, *spent, figure(row.predicted_ns), f"{1e9 / row.need_ns:.2g}")
     console.print(table)
     console.print(
-        f"{COPY_BYTES_S / 1e9:.0f} GB/s of a nominal {H200.bandwidth / 1e9:.0f}, {H200.multiprocessors} "
-        f"multiprocessors at {H200.clock / 1e9:.2f} GHz. Bold: the floor. a second: tasks, tokens, rows at the floor.",
+        f"floor: what any kernel must move, at {H200.bandwidth / 1e9:.0f} GB/s. Need: of these kernels as they are, "
+        f"memory at {COPY_BYTES_S / 1e9:.0f} GB/s, {H200.multiprocessors} multiprocessors at {H200.clock / 1e9:.2f} "
+        "GHz; bold: the most. a second: tasks, tokens, rows by that need.",
         soft_wrap=True,
     )

@@ -4,6 +4,7 @@ Counters are of code that ran; times are predictions, which no hardware has conf
 multiprocessors, and each gets as many tasks as fill it: predicted is a GPU all of whose multiprocessors get as many.
 """
 
+from benchmarks.sources import of_kernels
 from benchmarks.virtual_cases import Case
 from benchmarks.virtual_cuda import library
 from benchmarks.virtual_cuda.devices import AMPERE, SMALL
@@ -33,8 +34,9 @@ class Machines:
         if reports:
             raise RuntimeError(f"{case.backend}, {case.name}: {'; '.join(map(str, reports))}")
         kernels = tuple(uses(launches, GPUS[architecture], multiprocessors))
+        sources = of_kernels(case.backend)
         return Counted(
-            case.name, case.backend, architecture, case.unit, case.units, case.floor, multiprocessors, kernels
+            case.name, case.backend, architecture, case.unit, case.units, case.floor, multiprocessors, sources, kernels
         )
 
     def _cuda(self, case: Case, architecture: int) -> tuple[list[Launch], list[Report], int]:

@@ -16,7 +16,7 @@ HELP = (
     "each case; cases that are not asked for stay as they are in it."
 )
 
-WIDTH = 120
+WIDTH = 136
 """Of the table, which no narrower terminal shows whole."""
 
 

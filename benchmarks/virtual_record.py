@@ -9,19 +9,23 @@ from typing import Any
 
 from benchmarks.machine import git_revision
 from benchmarks.record import write_json
+from benchmarks.sources import of_kernels
 from virtual_gpu import Counters
 from virtual_gpu.hardware import A100, H200
 from virtual_gpu.profile import Use
 from virtual_gpu.schedule import Prediction
 
-FORMAT = 1
+FORMAT = 2
 GPUS = {90: H200, 80: A100}
 """The GPU that times are predicted for, by compute capability."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """A case (`virtual_cases.Case`) that has run: on how many virtual multiprocessors, and its kernels."""
+    """A case (`virtual_cases.Case`) that has run.
+
+    multiprocessors: virtual ones. sources: digest of the backend's kernels as they were.
+    """
 
     name: str
     backend: str
@@ -30,6 +34,7 @@ class Counted:
     units: int
     floor: int
     multiprocessors: int
+    sources: str
     kernels: tuple[Use, ...]
 
     @property
@@ -51,6 +56,14 @@ class Counted:
         return (
             1e9 * use.prediction.seconds * self.multiprocessors / (self.units * GPUS[self.architecture].multiprocessors)
         )
+
+
+CHANGED = "* of other kernels than the tree has: their sources have changed since"
+
+
+def label(backend: str, name: str, sources: str) -> str:
+    """A case in a table: with the mark of `CHANGED` where its kernels were made of other sources."""
+    return f"{backend}, {name}" + ("" if sources == of_kernels(backend) else " *")
 
 
 def short(kernel: str) -> str:

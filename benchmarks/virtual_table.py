@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks.virtual_record import GPUS, Counted, short
+from benchmarks.virtual_record import CHANGED, GPUS, Counted, label, short
 from memformer_lab.profiling.counts import counts_of
 
 TITLE = "On a virtual GPU. Times are predicted for a whole GPU: no hardware has confirmed one"
@@ -32,7 +32,9 @@ def as_table(counted: Sequence[Counted]) -> Table:
         table.add_column(header, justify="right", no_wrap=True)
     for one in counted:
         table.add_section()
-        table.add_row(f"[bold]{one.backend}, {one.name}[/bold]")
+        title = label(one.backend, one.name, one.sources)
+        table.caption = CHANGED if title.endswith("*") else table.caption
+        table.add_row(f"[bold]{title}[/bold]")
         table.add_row(f"a {one.unit} on an {GPUS[one.architecture].name}", "", "", "", f"{one.floor:,}", "floor")
         for use in one.kernels:
             table.add_row(short(use.kernel), *counts_of(use, one.units, one.predicted_ns(use)))

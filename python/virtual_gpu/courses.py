@@ -10,6 +10,7 @@ predict(H200, courses(launch), blocks, resident).seconds
 import re
 
 from virtual_gpu.device import Launch
+from virtual_gpu.halves import counts
 from virtual_gpu.hardware import SECTOR, WARP
 from virtual_gpu.ptx.code import Instruction, Kind
 from virtual_gpu.ptx.types import SPACES
@@ -31,7 +32,10 @@ def courses(launch: Launch) -> list[list[Issue]]:
     if not len(launch.trace):
         raise ValueError("no block of the launch was traced: set the device's traced_block")
     instructions = launch.kernel.code.instructions
-    operations = [_operation(instruction) for instruction in instructions]
+    operations = [
+        _operation(instruction, count)
+        for instruction, count in zip(instructions, counts(launch.kernel.code), strict=True)
+    ]
     spilled = [_local_sectors(instruction) for instruction in instructions]
     warps: list[list[Issue]] = [[] for _ in range(int(launch.trace["warp"].max()) + 1)]
     for warp, place, sectors, fresh, wavefronts in launch.trace.tolist():
@@ -39,7 +43,7 @@ def courses(launch: Launch) -> list[list[Issue]]:
     return warps
 
 
-def _operation(instruction: Instruction) -> Operation:
+def _operation(instruction: Instruction, count: int | None) -> Operation:
     operands = instruction.operands
     registers = [operand.value if operand.kind == Kind.REGISTER else None for operand in operands]
     reads = [register for register in registers[instruction.results :] if register is not None]
@@ -53,7 +57,7 @@ def _operation(instruction: Instruction) -> Operation:
         writes.append(COPIES)
     elif key in ("cp.wait", "bulk.wait") or key.startswith("mbarrier.t"):
         reads.append(COPIES)
-    return Operation(key, tuple(reads), tuple(writes), _products(instruction))
+    return Operation(key, tuple(reads), tuple(writes), _products(instruction), count)
 
 
 def _products(instruction: Instruction) -> int:

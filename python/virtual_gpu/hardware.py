@@ -131,9 +131,22 @@ def registers_of(ptx: str, *kernels: str) -> dict[str, int]:
 
 
 def find_ptxas() -> str | None:
-    """The CUDA toolkit's, else the one that comes with Triton."""
-    found = shutil.which("ptxas")
-    spec = importlib.util.find_spec("triton") if found is None else None
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        found = found or shutil.which("ptxas", path=str(Path(folder, "backends", "nvidia", "bin")))
-    return found
+    """The newer of the CUDA toolkit's and the one that comes with Triton, whose text an older one would refuse.
+
+    Of equals the toolkit's.
+    """
+    spec = importlib.util.find_spec("triton")
+    folders = (Path(folder, "backends", "nvidia", "bin") for folder in (spec and spec.submodule_search_locations) or ())
+    found = [shutil.which("ptxas"), *(shutil.which("ptxas", path=str(folder)) for folder in folders)]
+    return max((path for path in found if path is not None), key=_version, default=None)
+
+
+@cache
+def _version(compiler: str) -> tuple[int, ...]:
+    """Of a ptxas; lower than any where it does not run or says none."""
+    try:
+        said = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ()
+    found = re.search(r"\bV(\d+(?:\.\d+)+)", said)
+    return () if found is None else tuple(map(int, found[1].split(".")))

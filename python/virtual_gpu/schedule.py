@@ -20,12 +20,22 @@ from virtual_gpu.hardware import SCHEDULERS, SECTOR, WARP, Gpu, classified
 
 
 class Operation(NamedTuple):
-    """An instruction: what it does, the registers it reads and writes, and its multiply-adds of tensor cores."""
+    """An instruction: what it does, the registers it reads and writes, its multiply-adds of tensor cores, and how many
+    instructions it is where that does not follow from what it does."""
 
     key: str
     reads: tuple[int, ...] = ()
     writes: tuple[int, ...] = ()
     products: int = 0
+    instructions: int | None = None
+
+    @property
+    def work(self) -> tuple[str, float]:
+        """The unit that runs it, and how many instructions it is; of tensor cores, the cost of a multiply-add."""
+        unit, usual = classified(self.key)
+        if self.instructions is None:
+            return unit, usual
+        return ("integer", self.instructions) if self.instructions else ("none", 0)
 
 
 class Issue(NamedTuple):
@@ -89,7 +99,7 @@ def _latency(issue: Issue, gpu: Gpu) -> float:
         return gpu.latency["device" if issue.fresh else "cached"]
     if issue.wavefronts:
         return gpu.latency["shared"] + issue.wavefronts - 1
-    unit, count = classified(issue.operation.key)
+    unit, count = issue.operation.work
     if unit == "none":
         return 0.0
     # What takes many instructions is about half as long a chain of them.
@@ -103,7 +113,7 @@ def _reordered(course: Course, gpu: Gpu) -> list[Issue]:
     run: list[Issue] = []
     for k, issue in enumerate(course, 1):
         run.append(issue)
-        if classified(issue.operation.key)[0] == "control" or len(run) == 512 or k == len(course):
+        if issue.operation.work[0] == "control" or len(run) == 512 or k == len(course):
             same = tuple(id(one.operation) for one in run)
             if same not in orders:
                 orders[same] = _order(run, gpu)
@@ -170,7 +180,7 @@ class _Multiprocessor:
                 continue
             issue = course[self._place[warp]]
             operation = issue.operation
-            unit, count = classified(operation.key)
+            unit, count = operation.work
             if not has_unit and unit != "none":
                 start = self._take_unit(issue, unit, count, warp % SCHEDULERS, time)
                 if start > time:

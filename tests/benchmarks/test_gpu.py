@@ -50,7 +50,7 @@ class _Bench:
         self.records.mkdir()
         patch.setattr("torch.cuda.is_available", lambda: True)
         patch.setattr(gpu, "RECORDS", self.records)
-        patch.setattr(gpu, "sources", lambda: "0123")
+        patch.setattr(gpu, "digest", lambda *folders: "0123")
         patch.setattr(gpu, "measure_machine", lambda device: _machine())
         patch.setattr(gpu, "PARTS", {name: Part(20.0, self._part(name)) for name in ("first", "second")})
 
@@ -151,18 +151,6 @@ def test_parts_by_name_make_a_record_together(bench: _Bench, capsys: pytest.Capt
     assert list(bench.record())[-2:] == ["first", "second"]
     with pytest.raises(typer.BadParameter, match="no part begins with third; the parts: first, second"):
         bench.run("third")
-
-
-def test_the_digest_of_the_sources_sees_every_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(gpu, "ROOT", tmp_path)
-    made = [gpu.sources()]
-    for name, text in (("csrc/core/a.h", "x"), ("csrc/core/a.h", "y"), ("csrc/core/b.h", "y"), ("tests/a.py", "")):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-        made.append(gpu.sources())
-    (tmp_path / "tests" / "a.json").write_text("no source")
-    assert len(set(made)) == 5
-    assert gpu.sources() == made[-1]
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
-"""The sheet of floors: what was counted over what the hardware does, and a record that says nothing was measured."""
+"""The sheet: what work must move, what kernels need by their counters, and a record that says nothing was measured."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, row_of, sheet
+from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, print_sheet, row_of, sheet
 from benchmarks.machine import ROOT
-from benchmarks.virtual_record import read, write
+from benchmarks.sources import of_kernels
+from benchmarks.virtual_record import CHANGED, read, write
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu.hardware import H200
 
@@ -27,14 +30,17 @@ def test_kernels_run_one_after_another() -> None:
     assert (row.ns["integer"], row.ns["shared"]) == (pytest.approx(0.5), pytest.approx(1.0))
     assert row.ns["others"] == pytest.approx(2.0)
     assert row.ns["memory"] == pytest.approx(600e9 / COPY_BYTES_S)
-    assert (row.bound, row.floor_ns) == ("issue", pytest.approx(5.0))
+    assert (row.bound, row.need_ns) == ("issue", pytest.approx(5.0))
     assert row.predicted_ns == pytest.approx(10 + 1)
 
 
-def test_memory_takes_what_must_be_moved_at_least() -> None:
-    row = row_of(counted(use("only", 1.0, 100, issue=0.0), floor=4300))
-    assert row.ns["memory"] == pytest.approx(1.0)
-    assert row.bound == "memory"
+def test_a_floor_is_of_the_work_and_a_need_of_the_kernels() -> None:
+    """The floor knows nothing of what the kernels touched, and what they need of memory nothing of the floor."""
+    one, other = (row_of(counted(use("only", 1.0, touched, issue=0.0), floor=480)) for touched in (60_000, 600_000))
+    assert one.floor_ns == other.floor_ns == pytest.approx(480e9 / H200.bandwidth)
+    assert (one.bound, one.need_ns) == ("memory", pytest.approx(600e9 / COPY_BYTES_S))
+    assert other.need_ns == pytest.approx(10 * one.need_ns)
+    assert row_of(counted(use("only", 1.0, 60_000), floor=0)).floor_ns == 0
 
 
 def test_other_architectures_have_no_row(tmp_path: Path) -> None:
@@ -50,16 +56,17 @@ def test_the_committed_sheet_is_that_of_the_committed_counters() -> None:
     assert record["measured"] is False
 
 
-def test_the_readme_has_the_trainers_floor() -> None:
+def test_the_readme_has_what_the_trainer_needs() -> None:
     (row,) = (row for row in sheet() if row.name == "trainer, statistics")
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    rate = f"{1e9 / row.floor_ns:.0e}".replace("e+0", "e")
-    assert f"`python -m benchmarks gpu-floors` an H200 takes {rate} tasks/s" in text
+    rate = f"{1e9 / row.need_ns:.0e}".replace("e+0", "e")
+    assert f"(`python -m benchmarks gpu-floors`), {rate} tasks/s are the most that go through it" in text
 
 
-def test_no_floor_is_above_what_the_schedule_predicts_but_by_the_copys_bandwidth() -> None:
+def test_no_floor_is_above_a_need_and_no_need_above_what_the_schedule_predicts_but_by_the_copys_bandwidth() -> None:
     for one in read(COUNTED):
         row = row_of(one)
+        assert row.floor_ns <= row.need_ns
         assert max(ns for name, ns in row.ns.items() if name != "memory") <= row.predicted_ns
         assert row.ns["memory"] <= row.predicted_ns * H200.bandwidth / COPY_BYTES_S or one.architecture != 90
 
@@ -69,6 +76,21 @@ def test_the_command_writes_a_record_that_says_it_was_not_measured(tmp_path: Pat
     result = CliRunner().invoke(app, ["gpu-floors", "--json", str(path)])
     assert result.exit_code == 0, result.output
     assert json.loads(path.read_text()) == json.loads(RECORD.read_text(encoding="utf-8"))
-    assert "worked out" in result.output
+    assert "…" not in result.output
+    for said in ("worked out", "floor: what any kernel must move", "Need: of these kernels as they are"):
+        assert said in " ".join(result.output.split())
     missing = CliRunner().invoke(app, ["gpu-floors", "--counted", str(tmp_path / "none.json"), "--json", str(path)])
     assert missing.exit_code == 2
+
+
+def test_the_sheet_says_which_kernels_have_changed_since() -> None:
+    def shown(*sources: str) -> str:
+        rows = [row_of(counted(use("only", 1.0, 100, issue=0.5), sources=one)) for one in sources]
+        console = Console(width=140, record=True, file=io.StringIO())
+        print_sheet(rows, console)
+        return console.export_text()
+
+    assert CHANGED in shown("other")
+    assert "cuda, W *" in shown("other")
+    assert "*" not in shown(of_kernels("cuda"))
+    assert CHANGED in shown("other", of_kernels("cuda"))

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from benchmarks import virtual
 from benchmarks.__main__ import app
 from benchmarks.gpu_floors import COUNTED
+from benchmarks.sources import of_kernels
 from benchmarks.virtual_cases import Case, cases, loss
 from benchmarks.virtual_cuda import library
-from benchmarks.virtual_record import FORMAT, read, short, write
+from benchmarks.virtual_record import CHANGED, FORMAT, read, short, write
 from benchmarks.workloads import W
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu import Report
@@ -48,6 +49,7 @@ def test_a_case_of_the_cuda_backend_is_counted_as_the_committed_record_has_it() 
     assert now.counters.global_bytes_read >= W.bytes_per_task * tasks
     assert now.device_bytes / tasks == pytest.approx(then.device_bytes / kept.units, rel=0.05)
     assert made.predicted_ns(now) > 0
+    assert made.sources == of_kernels("cuda")
 
 
 @pytest.mark.compiled
@@ -55,6 +57,7 @@ def test_a_case_of_the_cuda_backend_is_counted_as_the_committed_record_has_it() 
 def test_a_case_of_the_triton_backend_is_counted() -> None:
     made = virtual.Machines().count(case_of("register_update", "triton"), 90)
     (kernel,) = made.kernels
+    assert made.sources == of_kernels("triton")
     assert made.floor <= made.device_bytes < 1.05 * made.floor
     assert kernel.prediction.bound == "memory"
     assert made.predicted_ns(kernel) > 1e9 * made.floor / virtual.GPUS[90].bandwidth
@@ -111,10 +114,21 @@ def test_names_of_kernels() -> None:
     assert short("sum_kernel") == "sum_kernel"
 
 
+def test_the_command_says_which_kernels_have_changed_since(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    current = counted(ONE, sources=of_kernels("cuda"))
+    for other, marked in ((replace(current, name="W_full"), False), (counted(ONE, architecture=80), True)):
+        write(path, [other, current])
+        done = CliRunner().invoke(app, ["virtual", "--show", "--json", str(path)])
+        assert done.exit_code == 0, done.output
+        assert (CHANGED in done.output) == ("cuda, W *" in done.output) == marked
+
+
 def test_the_command_shows_a_record_and_says_that_nothing_was_confirmed() -> None:
     done = CliRunner().invoke(app, ["virtual", "--show", "--json", str(COUNTED)])
     assert done.exit_code == 0, done.output
     assert "no hardware has confirmed one" in done.output
+    assert "…" not in done.output
     for part in ("ResponseGram", "solve_backward_kernel", "triton, tile, D = 64", "a task on an H200"):
         assert part in done.output
 

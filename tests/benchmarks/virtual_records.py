@@ -26,6 +26,6 @@ def use(kernel: str, microseconds: float, device_bytes: int, **busy: float) -> U
     return Use(kernel, 1, 8, 128, COUNTERS, device_bytes, 64, 4, Prediction(1e-6 * microseconds, cycles, busy))
 
 
-def counted(*uses: Use, floor: int = 500, architecture: int = 90) -> Counted:
+def counted(*uses: Use, floor: int = 500, architecture: int = 90, sources: str = "0123") -> Counted:
     """100 tasks on one multiprocessor."""
-    return Counted("W", "cuda", architecture, "task", 100, floor, 1, uses)
+    return Counted("W", "cuda", architecture, "task", 100, floor, 1, sources, uses)

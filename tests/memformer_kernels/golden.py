@@ -86,3 +86,10 @@ _WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "lfom_hadamard_sum": _shared,
     "lfom_gdpp": _residual,
 }
+
+IN_SPACES = [
+    (name, algorithm)
+    for name in NAMES
+    for algorithm in (("token",) if load(name).own_case().token_axis else ("gram", "token"))
+]
+"""Every file with the algorithms that have its weights: Gram space has no token axis."""

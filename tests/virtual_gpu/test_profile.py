@@ -1,7 +1,10 @@
 """What a call's kernels did beside the model's time, on kernels whose figures follow from their text."""
 
+import importlib.util
 import struct
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,3 +112,34 @@ def test_without_a_toolkit_the_assembler_is_triton_s(monkeypatch: pytest.MonkeyP
     pytest.importorskip("triton")
     monkeypatch.setenv("PATH", "")
     assert "triton" in str(find_ptxas())
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "triton", "chosen"),
+    [
+        ("V12.4.131", "V12.8.93", "triton"),
+        ("V13.0.88", "V12.8.93", "toolkit"),
+        ("V9.2.88", "V12.8.93", "triton"),
+        ("V12.8.93", "V12.8.93", "toolkit"),
+        ("no version", "V12.8.93", "triton"),
+        (None, "V12.8.93", "triton"),
+        ("V12.4.131", None, "toolkit"),
+        (None, None, None),
+    ],
+)
+def test_the_newest_assembler_is_taken(
+    toolkit: str | None, triton: str | None, chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older one refuses text that Triton writes for its own."""
+    places = {"toolkit": tmp_path / "bin", "triton": tmp_path / "triton" / "backends" / "nvidia" / "bin"}
+    for name, said in (("toolkit", toolkit), ("triton", triton)):
+        places[name].mkdir(parents=True)
+        if said is not None:
+            script = places[name] / "ptxas"
+            script.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, {said}'\n", encoding="utf-8")
+            script.chmod(0o755)
+    spec = ModuleSpec("triton", None, is_package=True)
+    spec.submodule_search_locations = [str(tmp_path / "triton")]
+    monkeypatch.setattr(importlib.util, "find_spec", {"triton": spec}.get)
+    monkeypatch.setenv("PATH", str(places["toolkit"]))
+    assert find_ptxas() == (None if chosen is None else str(places[chosen] / "ptxas"))

@@ -172,6 +172,15 @@ def test_units() -> None:
     assert {key: classified(key) for key in wants} == wants
 
 
+def test_what_halves_need_comes_before_what_an_operation_usually_is() -> None:
+    """A product whose lower half alone is read is one instruction of four; a shift by 32 is none."""
+    for instructions, count in ((None, 4), (1, 1)):
+        course = [Issue(Operation("mul.s64", (0, 1), (k + 2,), instructions=instructions)) for k in range(200)]
+        made = predict(H200, [course] * 32, H200.multiprocessors, 1)
+        assert made.cycles == pytest.approx(count * 200 * 32 * 32 / H200.results["integer"], rel=0.05)
+    assert Operation("shr.u64", instructions=0).work == ("none", 0)
+
+
 PTX = """.version 8.0
 .target sm_90
 .address_size 64

@@ -141,7 +141,7 @@ def _bulk(assembler: Assembler, statement: Statement, modifiers: list[str]) -> l
     if modifiers[0] == "wait_group":
         if "read" in modifiers:
             raise UnknownInstruction(statement.text)
-        return [Instruction("bulk.wait", immediates=(int(operands[0], 0),))]
+        return [Instruction("bulk.wait", immediates=(int(operands[0], 0), 0))]
     spaces = [word.split("::")[0] for word in modifiers if word.split("::")[0] in SPACES]
     if "tensor" in modifiers or "multicast::cluster" in modifiers or "prefetch" in modifiers:
         raise UnknownInstruction(statement.text)
