@@ -86,9 +86,12 @@ def arithmetic(assembler: Assembler, statement: Statement, modifiers: list[str],
         known = [*FLOAT_WORDS, "NaN"]
         if kind not in ("f32", "f64"):
             known.remove("sat")
-        if kind not in ("f32", "f64", "f32x2"):
+        always_flushed = operation == "ex2" and kind.startswith("bf16")
+        if kind not in ("f32", "f64", "f32x2") and not always_flushed:
             known.remove("ftz")
         refuse_others(statement, modifiers, known)
+        if always_flushed and "ftz" not in modifiers:
+            raise UnknownInstruction(f"{statement.text} (without .ftz)")
     else:
         refuse_others(statement, modifiers, ("lo", "hi", "cc", *(["sat"] if operation in ("add", "sub") else [])))
         if operation in ("and", "or", "xor", "not", "cnot") and kind != "pred":
@@ -206,6 +209,8 @@ def convert(assembler: Assembler, statement: Statement, modifiers: list[str], ty
     saturates = ("sat",) if not is_float(target) or target in ("f32", "f64") else ()
     refuse_others(statement, modifiers, ("rn", "rz", "rm", "rp", *named, "ftz", *saturates))
     mode = next((word for word in modifiers if word in named), "")
+    if target == origin and modifiers == ["ftz"]:
+        raise UnknownInstruction(statement.text)
     if len(statement.operands) == 3:
         key = f"cvt.pack.{target}"
         kinds: tuple[str, ...] = (target, "f32", "f32")
