@@ -2,9 +2,10 @@
 
 import ctypes
 import math
+import operator
 import threading
 import weakref
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,6 +90,8 @@ class DeviceMemory:
 
         What lay at the same address is forgotten.
         """
+        if address < 0 or nbytes < 0:
+            raise ValueError(f"{nbytes} bytes at {address}")
         library().vgpu_register(self._machine, address, nbytes, name.encode(), int(initialised), int(writable))
 
     def forget(self, address: int) -> None:
@@ -123,6 +126,8 @@ class Device:
             raise ValueError(f"capability is one of {', '.join(map(str, LIMITS))}, not {capability}")
         if not set(checks) <= set(ALL_CHECKS):
             raise ValueError(f"unknown checks: {', '.join(sorted(set(checks) - set(ALL_CHECKS)))}")
+        if multiprocessors < 1 or not 0 <= order < 2**32 or instruction_limit < 0:
+            raise ValueError(f"multiprocessors {multiprocessors}, order {order}, instruction_limit {instruction_limit}")
         self.capability, self.multiprocessors, self.order = capability, multiprocessors, order
         self.checks = frozenset(checks)
         self.instruction_limit = instruction_limit
@@ -193,7 +198,7 @@ class Device:
                 program,
                 dimensions,
                 shared,
-                arguments,
+                bytes(arguments),
                 len(arguments),
                 int(cooperative),
                 self.instruction_limit,
@@ -213,8 +218,9 @@ class Device:
         """Why a launch cannot be made, or None."""
         grid, block, cluster = extents
         threads, blocks, of_cluster = map(math.prod, extents[1::-1] + extents[2:])
-        if kernel.target > self.capability:
-            return f"the kernel is for sm_{kernel.target}, the device is an sm_{self.capability}"
+        if kernel.target > self.capability or (kernel.specific and kernel.target != self.capability):
+            only = " alone" if kernel.specific else ""
+            return f"the kernel is for sm_{kernel.target}{only}, the device is an sm_{self.capability}"
         if given != kernel.parameter_bytes:
             return f"{given} bytes of arguments, the kernel takes {kernel.parameter_bytes}"
         if min(*grid, *block, *cluster) < 1:
@@ -223,8 +229,12 @@ class Device:
             return f"a grid of {grid}"
         if threads > min(kernel.threads or THREADS_OF_BLOCK, THREADS_OF_BLOCK) or block[2] > 64:
             return f"blocks of {threads} threads, the kernel is compiled for {kernel.threads or THREADS_OF_BLOCK}"
+        if kernel.block not in (None, block):
+            return f"blocks of {block} threads, the kernel is compiled for {kernel.block}"
+        if kernel.cluster not in (None, cluster):
+            return f"clusters of {cluster} blocks, the kernel is compiled for {kernel.cluster}"
         total = shared + kernel.static_shared
-        if total > self.shared_of_block:
+        if shared < 0 or total > self.shared_of_block:
             return f"{total} bytes of shared memory for a block, there are {self.shared_of_block}"
         if of_cluster > 1 and (not self._limits.clusters or of_cluster > BLOCKS_OF_CLUSTER):
             return f"clusters of {of_cluster} blocks on an sm_{self.capability}"
@@ -294,6 +304,8 @@ class Device:
 
 
 def _extents(extent: Extent) -> tuple[int, ...]:
-    """An extent in three directions."""
-    sizes = (extent,) if isinstance(extent, int) else tuple(int(size) for size in extent)
+    """An extent in three directions; raises ValueError for none or more of them, TypeError for what is no integer."""
+    sizes = tuple(map(operator.index, extent if isinstance(extent, Iterable) else (extent,)))
+    if not 1 <= len(sizes) <= 3:
+        raise ValueError(f"an extent has one to three directions, not {len(sizes)}")
     return (*sizes, 1, 1)[:3]

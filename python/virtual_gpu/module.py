@@ -19,7 +19,8 @@ from virtual_gpu.ptx.types import UnknownInstruction
 class Kernel:
     """A kernel: what a launch must know of it, and its code.
 
-    `parameters` lie in a block of `parameter_bytes`; `threads` is the number that a block has at most, or None.
+    `parameters` lie in a block of `parameter_bytes`; `threads` is the number that a block has at most, or None; `block`
+    and `cluster` are the extents that a launch must have, or None.
     """
 
     def __init__(self, module: "Module", function: Function) -> None:
@@ -28,8 +29,8 @@ class Kernel:
         self.parameters: tuple[Parameter, ...] = function.parameters
         last = self.parameters[-1] if self.parameters else Parameter("", 0, 0)
         self.parameter_bytes = last.offset + last.size
-        self.threads = function.threads
-        self.target = module.target
+        self.threads, self.block, self.cluster = function.threads, function.block, function.cluster
+        self.target, self.specific = module.target, module.source.specific
 
     def __repr__(self) -> str:
         return f"Kernel({self.name!r})"

@@ -1,5 +1,7 @@
 """Each check is shown to find what it is for, in a kernel that is broken on purpose, and to pass its mended twin."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,40 @@ def test_the_kernels_bound_of_threads_is_kept() -> None:
     Device(90).launch(kernel, 1, 64, b"")
     with pytest.raises(LaunchFailed, match="threads"):
         Device(90).launch(kernel, 1, 96, b"")
+
+
+def test_launches_have_the_extents_that_the_kernel_requires() -> None:
+    kernel = module("", parameters=0, directives=".reqntid 64, 2 .reqnctapercluster 2").kernels["kernel"]
+    Device(90).launch(kernel, 2, (64, 2), b"", cluster=2)
+    for grid, block, cluster in [(2, 64, 2), (2, 128, 2), (2, (64, 2), 1)]:
+        with pytest.raises(LaunchFailed, match="compiled for"):
+            Device(90).launch(kernel, grid, block, b"", cluster=cluster)
+
+
+def test_a_target_of_one_architecture_runs_on_no_other() -> None:
+    kernel = Module(module("", parameters=0).text.replace("sm_90", "sm_90a")).kernels["kernel"]
+    Device(90).launch(kernel, 1, 32, b"")
+    with pytest.raises(LaunchFailed, match="sm_90 alone"):
+        Device(100).launch(kernel, 1, 32, b"")
+
+
+def test_numbers_that_make_no_device_launch_or_memory_are_refused() -> None:
+    options: list[dict[str, Any]] = [{"multiprocessors": 0}, {"order": -1}, {"order": 2**32}, {"instruction_limit": -1}]
+    for option in options:
+        with pytest.raises(ValueError, match=next(iter(option))):
+            Device(90, **option)
+    device, kernel = Device(90), module("", parameters=0).kernels["kernel"]
+    with pytest.raises(LaunchFailed, match="-16 bytes of shared memory"):
+        device.launch(kernel, 1, 32, b"", shared=-16)
+    for extent in [(), (1, 1, 1, 1)]:
+        with pytest.raises(ValueError, match="directions"):
+            device.launch(kernel, extent, 32, b"")
+    with pytest.raises(TypeError):
+        device.launch(kernel, (1.5,), 32, b"")  # type: ignore[arg-type]
+    for address, nbytes in [(-8, 8), (8, -8)]:
+        with pytest.raises(ValueError, match="bytes at"):
+            device.memory.register(address, nbytes, "nothing")
+    assert device.launch(kernel, np.int64(2), [32], bytearray()).grid == (2, 1, 1)  # type: ignore[arg-type]
 
 
 def test_checks_that_are_not_asked_for_are_not_made() -> None:

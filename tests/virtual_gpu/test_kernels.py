@@ -178,6 +178,34 @@ def test_flushed_subnormals() -> None:
     assert np.array_equal(kept.view(np.float32), small)
 
 
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("abs.ftz.f32 %f1, %f2;", 0.0),
+        ("neg.ftz.f32 %f1, %f0;", -0.0),
+        ("min.ftz.f32 %f1, %f0, 0f7F800000;", 0.0),
+        ("max.ftz.f32 %f1, %f2, 0fFF800000;", -0.0),
+        ("max.NaN.ftz.f32 %f1, %f0, %f2;", 0.0),
+        ("abs.f32 %f1, %f2;", 1e-39),
+        ("min.f32 %f1, %f0, 0f7F800000;", 1e-39),
+        ("cvt.ftz.sat.f32.f32 %f1, %f0;", 0.0),
+        ("slct.ftz.f32.f32 %f1, 0f3F800000, 0f40000000, %f2;", 1.0),
+        ("slct.f32.f32 %f1, 0f3F800000, 0f40000000, %f2;", 2.0),
+        ("mov.b16 %h0, 0xC2FE; ex2.approx.ftz.bf16 %h1, %h0; cvt.f32.bf16 %f1, %h1;", 0.0),
+        ("mov.b16 %h0, 0x0001; ex2.approx.ftz.bf16 %h1, %h0; cvt.f32.bf16 %f1, %h1;", 1.0),
+    ],
+)
+def test_subnormals_of_instructions_that_compute_nothing(text: str, want: float) -> None:
+    small = np.full(64, 1e-39, np.float32)
+    made = results(LOADED + "neg.f32 %f2, %f0;" + text + "st.global.f32 [%d1], %f1;", small)
+    assert np.array_equal(made, np.full(64, want, np.float32).view(np.uint32))
+
+
+def test_a_match_whose_lanes_are_not_asked_for() -> None:
+    text = LOADED + "match.all.sync.b32 _|%p1, %r0, -1; selp.u32 %r1, %r0, 0, %p1; st.global.u32 [%d1], %r1;"
+    assert np.array_equal(results(text, np.full(64, 5, np.uint32)), np.full(64, 5))
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_lanes_part_and_meet_again(order: int) -> None:
     """A loop that each lane leaves after a number of turns of its own, in which a branch parts them too."""

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.virtual_gpu.assembly import module
+from tests.virtual_gpu.assembly import Run, module
 from virtual_gpu import ALL_CHECKS, Module, UnknownInstruction
 from virtual_gpu.counters import CLASSES, COUNTED
 from virtual_gpu.ptx.allocation import places
@@ -86,16 +87,101 @@ def test_dynamic_shared_memory_follows_the_static() -> None:
         "tcgen05.alloc.b32 %r1;",
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%r1], [%d0, {%r2, %r3}], [%r4];",
         "call.uni %d0, ();",
+        "brx.idx %r0, TARGETS;",
         "add.f16.ftz %h0, %h1, %h2;",
         "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%r0}, {%r1}, {%r2}, {%r3};",
         "ld.global.b128 %d0, [%d1];",
         "cp.async.bulk.wait_group.read 0;",
+        "add.sat.f16 %h0, %h1, %h2;",
+        "fma.rn.sat.f16x2 %r0, %r1, %r2, %r3;",
+        "cvt.rn.sat.f16.f32 %h0, %f1;",
+        "add.sat.f32x2 %d0, %d1, %d2;",
+        "mad.hi.sat.s32 %r0, %r1, %r2, %r3;",
+        "cvt.rz.tf32.f32 %r0, %f1;",
+        "cvt.ftz.f32.f32 %f0, %f1;",
+        "ex2.approx.bf16 %h0, %h1;",
+        "set.eq.u16.f16 %h0, %h1, %h2;",
+        "set.eq.f16.f16 %h0, %h1, %h2;",
     ],
 )
 def test_what_the_machine_does_not_know_is_refused(text: str) -> None:
     kernel = module(text, parameters=0).kernels["kernel"]
     with pytest.raises(UnknownInstruction):
         _ = kernel.program
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add.u32 %r0, %r1;",
+        "max.f32 %f0, %f1, %f2, %f3;",
+        "neg.f32 %f0, %f1, %f2;",
+        "addc.u32 %r0, %r1;",
+        "mad.lo.cc.u32 %r0, %r1, %r2;",
+        "setp.eq.u32 %p0, %r1, %r2, %p1;",
+        "setp.eq.and.u32 %p0, %r1, %r2;",
+        "ld.global.v4.u32 {%r0, %r1}, [%a0];",
+        "ld.global.u32 {%r0, %r1}, [%a0];",
+        "st.global.v2.u32 [%a0], %r0;",
+        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%f0}, {%r1}, {%r2}, {%f3};",
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%f0, %f1}, %d0, %d1, 1, 1, 1, 0, 0;",
+    ],
+)
+def test_too_few_or_too_many_operands_are_refused(text: str) -> None:
+    with pytest.raises(UnknownInstruction, match=re.escape(text.split()[0])):
+        _ = module(text, 1).kernels["kernel"].program
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "add.u32 %d0, %d1, %d2;",
+        "add.u64 %d0, %d1, %r2;",
+        "add.f16 %f0, %h1, %h2;",
+        "cvt.u32.u64 %h0, %d1;",
+        "ld.global.u32 %h0, [%a0];",
+        "ld.global.u32 %r0, [%h0];",
+        "selp.u32 %r0, %r1, %r2, %r3;",
+        "add.u32 %r0, !%r1, %r2;",
+        "mov.b64 {%h0, %h1}, %d0;",
+        "mov.u64 %d0, %tid.x;",
+    ],
+)
+def test_registers_of_another_width_are_refused(text: str) -> None:
+    with pytest.raises(UnknownInstruction, match=re.escape(text.split()[0])):
+        _ = module(text, 1).kernels["kernel"].program
+
+
+@pytest.mark.parametrize(
+    ("number", "bits"),
+    [
+        ("mov.b64 %d2, 0d3FF8000000000000;", 0x3FF8000000000000),
+        ("mov.b64 %d2, 0f3FC00000;", 0x3FF8000000000000),
+        ("mov.f64 %g0, 0f3FC00000; mov.b64 %d2, %g0;", 0x3FF8000000000000),
+        ("mov.b32 %r0, 0d3FF8000000000000; cvt.u64.u32 %d2, %r0;", 0x3FC00000),
+        ("mov.b32 %r0, 0f3FC00000; cvt.u64.u32 %d2, %r0;", 0x3FC00000),
+        ("mov.u64 %d2, -2;", 2**64 - 2),
+        ("mov.u64 %d2, 010;", 8),
+    ],
+)
+def test_numbers_have_the_bits_of_their_type(number: str, bits: int) -> None:
+    out = np.zeros(1, np.uint64)
+    assert Run(module(number + "st.global.u64 [%a0], %d2;", 1), [out], block=1).reports == []
+    assert out[0] == bits
+
+
+def test_a_statement_without_its_end_and_a_label_that_stands_twice_are_refused() -> None:
+    text = module("mov.u32 %r0, 1;", 1).text
+    with pytest.raises(ValueError, match="not a statement: add"):
+        _ = Module(text.replace("ret;", "ret; add.u32 %r0, %r0, 1")).kernels["kernel"].code
+    with pytest.raises(UnknownInstruction, match="twice"):
+        _ = module("AGAIN: mov.u32 %r0, 1; AGAIN: mov.u32 %r0, 2;", 1).kernels["kernel"].code
+
+
+@pytest.mark.parametrize("text", [".entry", ".entry kernel", ".entry kernel.maxntid 3", ".entry kernel() { ret;"])
+def test_a_function_that_does_not_end_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"end|closed|name"):
+        Module(".version 8.0\n.target sm_90\n" + text)
 
 
 def test_a_function_that_calls_itself_is_refused() -> None:

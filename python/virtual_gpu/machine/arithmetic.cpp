@@ -37,21 +37,27 @@ template <class T>
 struct SquareRoot {
   T operator()(T a) const { return std::sqrt(a); }
 };
+// The CPU flushes what it computes, not what it only copies or changes the sign of.
+template <class T>
+T flushed(T value) {
+  if constexpr (std::is_same_v<T, float>) return as_flushed(value);
+  return value;
+}
 template <class T, bool Propagates>
 struct Smaller {
-  T operator()(T a, T b) const { return smaller(a, b, Propagates); }
+  T operator()(T a, T b) const { return flushed(smaller(a, b, Propagates)); }
 };
 template <class T, bool Propagates>
 struct Larger {
-  T operator()(T a, T b) const { return larger(a, b, Propagates); }
+  T operator()(T a, T b) const { return flushed(larger(a, b, Propagates)); }
 };
 template <class T>
 struct Absolute {
-  T operator()(T a) const { return std::fabs(a); }
+  T operator()(T a) const { return std::fabs(flushed(a)); }
 };
 template <class T>
 struct Negate {
-  T operator()(T a) const { return -a; }
+  T operator()(T a) const { return -flushed(a); }
 };
 // PTX names the operand with the sign first.
 template <class T>

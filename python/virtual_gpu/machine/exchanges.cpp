@@ -98,7 +98,8 @@ Outcome match(Step& step) {
     same_as_first |= static_cast<u32>(value[lane] == first) << lane;
   });
   const bool all = same_as_first == step.lanes;
-  for_lanes(step.lanes, [&](int lane) { step.values<u32>(0)[lane] = All ? (all ? step.lanes : 0) : alike[lane]; });
+  const auto matched = [&](int lane) { return All ? (all ? step.lanes : 0) : alike[lane]; };
+  if (step.given(0)) for_lanes(step.lanes, [&](int lane) { step.values<u32>(0)[lane] = matched(lane); });
   const u32 known = (step.lanes & ~step.defined(2)) == 0 ? ALL_LANES : 0;
   step.define(0, known);
   step.set_predicate(1, all ? ALL_LANES : 0);

@@ -142,19 +142,21 @@ class Assembler:
 
     # Operands
 
-    def operand(self, text: str, kind: str = "b32") -> Operand:
-        """A register, or a number or address as a constant of that type."""
-        if text[0] == "!":
+    def operand(self, text: str, kind: str, *, wider: bool = False) -> Operand:
+        """A register of a type's width, or that or `wider`; or a number or address as a constant of that type."""
+        if text[0] == "!" and kind == "pred":
             return self.operand(text[1:], kind)._replace(negated=True)
         if text == "_":
             return NOTHING
         found = self._find_register(text)
-        if found is not None:
-            return found
-        if text in SPECIAL:
+        if found is None and text in SPECIAL:
             if text not in self.code.special:
                 self.code.special[text] = self.register("b32").value
-            return Operand(Kind.REGISTER, self.code.special[text], 4)
+            found = Operand(Kind.REGISTER, self.code.special[text], 4)
+        if found is not None:
+            if found.width != SIZES[kind] and not (wider and found.width > SIZES[kind]):
+                raise UnknownInstruction(f"{self.text} ({text} is no register for {kind})")
+            return found
         number = _number(text, kind)
         if number is not None:
             return constant((-1 if number else 0) if kind == "pred" else number, SIZES[kind])
@@ -164,18 +166,18 @@ class Assembler:
             raise UnknownInstruction(f"{self.text} ({name} is not known)")
         return constant(address[0] + offset, SIZES[kind], dynamic=address[1])
 
-    def vector(self, text: str, kind: str) -> list[Operand]:
+    def vector(self, text: str, kind: str, *, wider: bool = False) -> list[Operand]:
         """The operands in braces, or the one without."""
-        if text.startswith("{"):
-            return [self.operand(part, kind) for part in statements.split(text.strip("{} \n\t"))]
-        return [self.operand(text, kind)]
+        parts = statements.split(text.strip("{} \n\t")) if text.startswith("{") else [text]
+        return [self.operand(part, kind, wider=wider) for part in parts]
 
     def address(self, text: str) -> tuple[Operand, int]:
         """The register or constant in brackets, and the bytes that are added to it."""
         if not text.startswith("["):
             raise UnknownInstruction(self.text)
         name, offset = _sum(text[1:-1].strip())
-        return self.operand(name, "b64"), offset
+        found = self.operand(name, "b32", wider=True)
+        return found if found.kind == Kind.REGISTER else self.operand(name, "b64"), offset
 
     def label(self, instruction: Instruction, name: str) -> Instruction:
         """The instruction with the label of that name as its target, which may not have come yet."""
@@ -206,6 +208,8 @@ class Assembler:
                 case statements.Location(file, line):
                     self.file, self.line = file, line
                 case statements.Label(name):
+                    if name in self.scope.labels:
+                        raise UnknownInstruction(f"{name}: (a label that stands twice)")
                     self._here(self.scope.labels.setdefault(name, Label()))
                 case statements.Directive(text):
                     self._declare(text)
@@ -306,9 +310,11 @@ def _number(text: str, kind: str) -> int | None:
     """The bits of a number of that type, or None."""
     bits = _BITS.match(text)
     if bits is not None and len(bits[2]) == (8 if bits[1] in "fF" else 16):
+        if SIZES[kind] not in (4, 8):
+            return None
         single = bits[1] in "fF"
         value = struct.unpack(">f" if single else ">d", bytes.fromhex(bits[2]))[0]
-        return int(bits[2], 16) if single == (kind != "f64") else _float_bits(value, kind)
+        return int(bits[2], 16) if single == (SIZES[kind] == 4) else _float_bits(value, kind)
     if _NUMBER.match(text):
         digits = text.rstrip("U")
         octal = re.fullmatch(r"([+-]?)0([0-7]+)", digits)
@@ -320,6 +326,6 @@ def _number(text: str, kind: str) -> int | None:
 
 
 def _float_bits(value: float, kind: str) -> int:
-    if kind == "f64":
+    if SIZES[kind] == 8:
         return int(struct.unpack("<Q", struct.pack("<d", value))[0])
     return int(struct.unpack("<I", struct.pack("<f", value))[0])

@@ -26,6 +26,11 @@ def _check(statement: Statement, modifiers: Iterable[str], known: Collection[str
             raise UnknownInstruction(f"{statement.text} (.{modifier})")
 
 
+def _check_count(statement: Statement, modifiers: Collection[str], values: Collection[Operand]) -> None:
+    if len(values) != next((int(word[1:]) for word in modifiers if word in ("v2", "v4", "v8")), 1):
+        raise UnknownInstruction(statement.text)
+
+
 def _space(modifiers: Iterable[str]) -> int:
     return next((SPACES.index(word.split("::")[0]) for word in modifiers if word.split("::")[0] in SPACES), 0)
 
@@ -40,7 +45,8 @@ def _order(modifiers: Collection[str]) -> int:
 def load(assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]) -> list[Instruction]:
     _check(statement, modifiers, CACHING)
     kind = types[0]
-    results = assembler.vector(statement.operands[0], kind)
+    results = assembler.vector(statement.operands[0], kind, wider=True)
+    _check_count(statement, modifiers, results)
     address, offset = assembler.address(statement.operands[1])
     name = kind if kind[0] == "s" else untyped(kind)
     return [
@@ -58,7 +64,8 @@ def load(assembler: Assembler, statement: Statement, modifiers: list[str], types
 def store(assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]) -> list[Instruction]:
     _check(statement, modifiers, CACHING)
     address, offset = assembler.address(statement.operands[0])
-    values = assembler.vector(statement.operands[1], types[0])
+    values = assembler.vector(statement.operands[1], types[0], wider=True)
+    _check_count(statement, modifiers, values)
     return [
         Instruction(
             f"st.{untyped(types[0])}",

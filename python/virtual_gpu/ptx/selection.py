@@ -73,16 +73,27 @@ def computed(
     return Instruction(key, read, 1, control=control_of(modifiers), flags=flags)
 
 
+ONE_INPUT = ("abs", "neg", "not", "cnot", "rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")
+THREE_INPUTS = ("fma", "mad", "sad")
+
+
 def arithmetic(assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]) -> list[Instruction]:
     """Operations whose result and operands have one type."""
     operation, kind = statement.name[0], types[-1]
-    words = [word for word in modifiers if word in ("approx", "full", "NaN", "xorsign", "hi")]
+    words = [word for word in modifiers if word in ("approx", "full", "NaN", "hi")]
+    inputs = 1 if operation in ONE_INPUT else 3 if operation in THREE_INPUTS else 2
     if is_float(kind):
-        refuse_others(statement, modifiers, (*FLOAT_WORDS, "NaN"))
-        if kind not in ("f32", "f64", "f32x2") and "ftz" in modifiers:
-            raise UnknownInstruction(statement.text)
+        known = [*FLOAT_WORDS, "NaN"]
+        if kind not in ("f32", "f64"):
+            known.remove("sat")
+        always_flushed = operation == "ex2" and kind.startswith("bf16")
+        if kind not in ("f32", "f64", "f32x2") and not always_flushed:
+            known.remove("ftz")
+        refuse_others(statement, modifiers, known)
+        if always_flushed and "ftz" not in modifiers:
+            raise UnknownInstruction(f"{statement.text} (without .ftz)")
     else:
-        refuse_others(statement, modifiers, ("lo", "hi", "cc", "sat"))
+        refuse_others(statement, modifiers, ("lo", "hi", "cc", *(["sat"] if operation in ("add", "sub") else [])))
         if operation in ("and", "or", "xor", "not", "cnot") and kind != "pred":
             kind = untyped(kind)
         if operation in ("add", "sub") and ("cc" in modifiers or "sat" in modifiers):
@@ -91,7 +102,7 @@ def arithmetic(assembler: Assembler, statement: Statement, modifiers: list[str],
     if operation == "mad" and is_float(kind):
         operation = "fma"
     key = ".".join([operation, *words, kind])
-    made = computed(assembler, key, modifiers, [kind] * len(statement.operands), statement.operands)
+    made = computed(assembler, key, modifiers, [kind] * (1 + inputs), statement.operands)
     if "cc" in modifiers:
         made.operands = (made.operands[0], assembler.carry(), *made.operands[1:])
         made.results = 2
@@ -104,6 +115,8 @@ def with_carry(assembler: Assembler, statement: Statement, modifiers: list[str],
     words = [word for word in modifiers if word in ("hi", "lo")]
     kind = untyped(types[0]) if statement.name[0] != "madc" else types[0]
     result, *read = (assembler.operand(text, kind) for text in statement.operands)
+    if len(read) != (3 if statement.name[0] == "madc" else 2):
+        raise UnknownInstruction(statement.text)
     writes = assembler.carry() if "cc" in modifiers else NOTHING
     return [Instruction(".".join([statement.name[0], *words, kind]), (result, writes, *read, assembler.carry()), 2)]
 
@@ -116,7 +129,9 @@ def multiply(assembler: Assembler, statement: Statement, modifiers: list[str], t
     if "cc" in modifiers:
         refuse_others(statement, modifiers, ("cc", "lo", "hi"))
         words = [word for word in modifiers if word in ("hi", "lo")]
-        result, *read = (assembler.operand(text, kind) for text in statement.operands)
+        result, *read = (
+            assembler.operand(text, part) for text, part in zip(statement.operands, [kind] * 4, strict=True)
+        )
         return [Instruction(".".join(["mad.cc", *words, kind]), (result, assembler.carry(), *read), 2)]
     refuse_others(statement, modifiers, ("wide",))
     wide = f"{kind[0]}{16 * SIZES[kind]}"
@@ -175,11 +190,11 @@ def move(assembler: Assembler, statement: Statement, modifiers: list[str], types
     kind = types[0]
     result, value = statement.operands
     if result.startswith("{"):
-        parts = assembler.vector(result, kind)
+        parts = assembler.vector(result, f"b{8 * SIZES[kind] // len(result.split(','))}", wider=True)
         return [Instruction("unpack", (*parts, assembler.operand(value, kind)), len(parts))]
     if value.startswith("{"):
         count = len(value.split(","))
-        parts = assembler.vector(value, f"b{8 * SIZES[kind] // count}")
+        parts = assembler.vector(value, f"b{8 * SIZES[kind] // count}", wider=True)
         return [Instruction("pack", (assembler.operand(result, kind), *parts), 1)]
     if value.startswith(("%clock", "%globaltimer")):
         return [Instruction(f"clock.{untyped(kind)}", (assembler.operand(result, kind),), 1)]
@@ -189,10 +204,13 @@ def move(assembler: Assembler, statement: Statement, modifiers: list[str], types
 
 def convert(assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]) -> list[Instruction]:
     """cvt: the name keeps the rounding where it is not one of the host's."""
-    known = ("rn", "rz", "rm", "rp", "rni", "rzi", "rmi", "rpi", "rna", "sat", "ftz", "satfinite", "relu")
-    refuse_others(statement, modifiers, known[:11])
     target, origin = types
-    mode = next((word for word in modifiers if word in known[4:9]), "")
+    named = ("rni", "rzi", "rmi", "rpi", "rna", *(("rz",) if target == "tf32" else ()))
+    saturates = ("sat",) if not is_float(target) or target in ("f32", "f64") else ()
+    refuse_others(statement, modifiers, ("rn", "rz", "rm", "rp", *named, "ftz", *saturates))
+    mode = next((word for word in modifiers if word in named), "")
+    if target == origin and modifiers == ["ftz"]:
+        raise UnknownInstruction(statement.text)
     if len(statement.operands) == 3:
         key = f"cvt.pack.{target}"
         kinds: tuple[str, ...] = (target, "f32", "f32")
@@ -202,7 +220,9 @@ def convert(assembler: Assembler, statement: Statement, modifiers: list[str], ty
     saturating_integer = "sat" in modifiers and not is_float(target)
     if saturating_integer and not is_float(origin):
         key = f"cvt.sat.{target}.{origin}"
-    read = tuple(assembler.operand(text, kind) for text, kind in zip(statement.operands, kinds, strict=True))
+    read = tuple(
+        assembler.operand(text, kind, wider=True) for text, kind in zip(statement.operands, kinds, strict=True)
+    )
     flags = SATURATE if "sat" in modifiers and is_float(target) else 0
     return [Instruction(key, read, 1, control=control_of(modifiers), flags=flags)]
 
@@ -214,9 +234,8 @@ def compare(assembler: Assembler, statement: Statement, modifiers: list[str], ty
     combination = next((word for word in modifiers[1:] if word in COMBINATIONS), None)
     results = [assembler.operand(text.strip(), "pred") for text in statement.operands[0].split("|")]
     results += [NOTHING] * (2 - len(results))
-    read = [assembler.operand(text, kind) for text in statement.operands[1:3]]
-    if combination is not None:
-        read.append(assembler.operand(statement.operands[3], "pred"))
+    kinds = [kind, kind, *(["pred"] if combination is not None else [])]
+    read = [assembler.operand(text, part) for text, part in zip(statement.operands[1:], kinds, strict=True)]
     code = 1 + COMBINATIONS.index(combination) if combination else 0
     key = f"setp.{modifiers[0]}.{kind if is_float(kind) or signed(kind) else untyped(kind)}"
     return [Instruction(key, (*results, *read), 2, control=control_of(modifiers), immediates=(code, 0))]
@@ -226,13 +245,15 @@ def set_by_comparison(
     assembler: Assembler, statement: Statement, modifiers: list[str], types: list[str]
 ) -> list[Instruction]:
     """set: all bits, or 1.0, where a comparison holds."""
+    if types[0] not in ("u32", "s32", "f32"):
+        raise UnknownInstruction(statement.text)
     predicate = assembler.register("pred")
     result, *read = statement.operands
     name = ("setp", *modifiers, types[1])
     holds = compare(assembler, Statement("", name, ("_", *read), statement.text), modifiers, types[1:])
     holds[0].operands = (predicate, *holds[0].operands[1:])
     true = constant(0x3F800000 if types[0] == "f32" else -1, 4)
-    chosen = Instruction("selp.u32", (assembler.operand(result), true, constant(0, 4), predicate), 1)
+    chosen = Instruction("selp.u32", (assembler.operand(result, "b32"), true, constant(0, 4), predicate), 1)
     return [*holds, chosen]
 
 
@@ -241,7 +262,8 @@ def choose(assembler: Assembler, statement: Statement, modifiers: list[str], typ
     refuse_others(statement, modifiers, ("ftz",) if statement.name[0] == "slct" else ())
     kind = types[0]
     if statement.name[0] == "slct":
-        return [computed(assembler, f"slct.{untyped(kind)}.{types[1]}", (), [kind] * 3 + types[1:], statement.operands)]
+        kinds = [kind] * 3 + types[1:]
+        return [computed(assembler, f"slct.{untyped(kind)}.{types[1]}", modifiers, kinds, statement.operands)]
     key = "selp.pred" if kind == "pred" else f"selp.{untyped(kind)}"
     return [computed(assembler, key, (), [kind] * 3 + ["pred"], statement.operands)]
 

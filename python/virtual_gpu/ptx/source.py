@@ -1,5 +1,6 @@
 """A PTX file taken apart: its functions with their bodies as text, its variables, the names of its source files."""
 
+import math
 import re
 from dataclasses import dataclass, field
 
@@ -28,21 +29,27 @@ class Variable:
 
 @dataclass
 class Function:
-    """An entry or a function; one that is only declared has no body."""
+    """An entry or a function; one that is only declared has no body.
+
+    `threads` is the largest number of a block's; `block` and `cluster` are the only extents that a launch may have.
+    """
 
     name: str
     entry: bool
     parameters: tuple[Parameter, ...] = ()
     results: tuple[Parameter, ...] = ()
     threads: int | None = None
+    block: tuple[int, ...] | None = None
+    cluster: tuple[int, ...] | None = None
     body: str | None = None
 
 
 @dataclass
 class Source:
-    """What a file holds."""
+    """What a file holds. `specific`: its target runs on no other architecture (sm_90a, sm_100f)."""
 
     target: int
+    specific: bool
     files: dict[int, str] = field(default_factory=dict)
     functions: dict[str, Function] = field(default_factory=dict)
     variables: dict[str, Variable] = field(default_factory=dict)
@@ -63,11 +70,11 @@ _DECLARED = re.compile(
 
 def read(text: str) -> Source:
     """The parts of a file; raises ValueError for text that is not PTX."""
-    target = re.search(r"\.target\s+sm_(\d+)", text)
+    target = re.search(r"\.target\s+sm_(\d+)([af]?)", text)
     if target is None:
         raise ValueError("PTX names its target, as in `.target sm_90`")
     files = {int(number): name.rsplit("/", 1)[-1] for number, name in re.findall(r'\.file\s+(\d+)\s+"([^"]*)"', text)}
-    source = Source(int(target[1]), files)
+    source = Source(int(target[1]), target[2] != "", files)
     text = _SECTION.sub("", _COMMENT.sub("", text))
     at = 0
     while True:
@@ -113,35 +120,37 @@ def _function(text: str, at: int, entry: bool) -> tuple[Function, int]:
     """The function whose header goes on at `at`, and where the text after it starts."""
     results: tuple[Parameter, ...] = ()
     parameters: tuple[Parameter, ...] = ()
-    while text[at].isspace():
+    while text[at : at + 1].isspace():
         at += 1
-    if text[at] == "(":
+    if text.startswith("(", at):
         inside, at = _closed(text, at, _PARENTHESIS)
         results = _parameters(inside)
     name = _NAME.match(text, at)
     if name is None:
         raise ValueError(f"a function without a name: {text[at : at + 40]!r}")
     at = name.end()
-    if text[at] == "(":
+    if text.startswith("(", at):
         inside, at = _closed(text, at, _PARENTHESIS)
         parameters = _parameters(inside)
     opening, semicolon = text.find("{", at), text.find(";", at)
+    if max(opening, semicolon) < 0:
+        raise ValueError(f"the function {name[1]} does not end")
     if opening < 0 or 0 <= semicolon < opening:
         return Function(name[1], entry, parameters, results), semicolon + 1
-    threads = _threads(text[at:opening])
+    required, most, cluster = (
+        _extents(text[at:opening], directive) for directive in ("reqntid", "maxntid", "reqnctapercluster")
+    )
+    bound = required or most
     body, at = _closed(text, opening, _BRACE)
-    return Function(name[1], entry, parameters, results, threads, body), at
+    return Function(
+        name[1], entry, parameters, results, math.prod(bound) if bound else None, required, cluster, body
+    ), at
 
 
-def _threads(directives: str) -> int | None:
-    """The largest (or required) number of threads of a block."""
-    found = re.search(r"\.(?:maxntid|reqntid)\s+([\d\s,]+)", directives)
-    if found is None:
-        return None
-    threads = 1
-    for extent in re.findall(r"\d+", found[1]):
-        threads *= int(extent)
-    return threads
+def _extents(directives: str, name: str) -> tuple[int, ...] | None:
+    """The three extents that a directive gives, or None."""
+    found = re.search(rf"\.{name}\s+([\d\s,]+)", directives)
+    return (*map(int, re.findall(r"\d+", found[1])), 1, 1)[:3] if found is not None else None
 
 
 def _closed(text: str, at: int, bracket: re.Pattern[str]) -> tuple[str, int]:

@@ -56,7 +56,11 @@ _INSTRUCTION = re.compile(r"(?:@(?P<guard>!?[\w%$]+)\s+)?(?P<name>[a-z][\w.:]*)\
 
 def statements(body: str) -> Iterator[Statement]:
     """The statements in their order; raises ValueError for what is none."""
+    end = 0
     for found in _STATEMENT.finditer(body):
+        if found.start() != end:
+            break
+        end = found.end()
         if found["text"] is not None:
             text = found["text"].strip()
             yield Directive(text) if text[0] == "." else _instruction(text)
@@ -66,6 +70,8 @@ def statements(body: str) -> Iterator[Statement]:
             yield Label(found["label"])
         else:
             yield Open() if found["open"] else Close()
+    if body[end:].strip():
+        raise ValueError(f"not a statement: {body[end:].strip()[:80]}")
 
 
 def _instruction(text: str) -> Instruction:

@@ -10,6 +10,8 @@ from virtual_gpu.ptx.types import SIZES, UnknownInstruction
 
 Selector = Callable[[Assembler, Statement, list[str], list[str]], Iterable[Instruction]]
 
+LANES = 32
+
 VOTES = ("popc", "and", "or")
 """What a barrier's reduction gives, in the machine's order."""
 
@@ -98,6 +100,10 @@ def product(assembler: Assembler, statement: Statement, modifiers: list[str], ty
         raise UnknownInstruction(statement.text)
     kinds = [types[0], types[1], types[2], types[3]]
     groups = [assembler.vector(text, _held(kind)) for text, kind in zip(statement.operands, kinds, strict=True)]
+    m, n, k = map(int, re.findall(r"\d+", shape))
+    for registers, kind, elements in zip(groups, kinds, (m * n, m * k, k * n, m * n), strict=True):
+        if len(registers) * LANES * SIZES[_held(kind)] != elements * SIZES[kind]:
+            raise UnknownInstruction(statement.text)
     operands = tuple(operand for group in groups for operand in group)
     return [Instruction(f"mma.{shape}.{'.'.join(types)}", operands, len(groups[0]))]
 
@@ -148,6 +154,10 @@ def group(assembler: Assembler, statement: Statement, modifiers: list[str], type
         flags |= (TRANSPOSED_A if transposed[0] else 0) | (TRANSPOSED_B if transposed[1] else 0)
     operands = (*results, *factors, assembler.operand(accumulate, "pred"))
     n, k = (int(number) for number in re.findall(r"[nk](\d+)", shape))
+    if 4 * LANES * len(results) * SIZES[_held(types[0])] != 64 * n * SIZES[types[0]] or len(factors) != (
+        5 if in_registers else 2
+    ):
+        raise UnknownInstruction(statement.text)
     return [Instruction(f"wgmma.{'.'.join(types)}", operands, len(results), flags=flags, immediates=(n, k))]
 
 
