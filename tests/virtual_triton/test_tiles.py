@@ -56,7 +56,7 @@ SIZED = {
     "Gram matrix": Sized(operations.gram, lambda d: [(3, 20, d)]),
     "layer": Sized(operations.layer, lambda d: [(3, 9, d), (1, d, d), (3, 1, 9, d), (2, 1, 1, d)]),
     "first-order method": Sized(operations.solve, lambda d: [(5, d, d), (5, d), (2, d, d), (2, 2, d), (2, d)]),
-    "attention": Sized(operations.attention, lambda d: [(1, 40, 1, d)] * 3),
+    "attention": Sized(operations.attention, lambda d: [(max(4, 64 // d), 40, 1, d)] * 3),
     "network on tokens": Sized(_tokens, _dense),
     "network by matrices": Sized(_matrices, _dense),
     "network of responses": Sized(_responses, lambda d: [(3, 9, d + 1), (2, 1, d, d)]),
