@@ -135,7 +135,7 @@ def test_nothing_is_kept_from_other_sources_or_another_driver(
 ) -> None:
     bench.run("first")
     if changed == "sources":
-        monkeypatch.setattr(gpu, "sources", lambda: "4567")
+        monkeypatch.setattr(gpu, "digest", lambda *folders: "4567")
     if changed == "driver":
         monkeypatch.setattr(gpu, "measure_machine", lambda device: replace(_machine(), driver="601"))
     bench.run(afresh=changed == "afresh")
