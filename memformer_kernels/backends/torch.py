@@ -85,7 +85,8 @@ class TorchBackend:
                 grad = error * (2 / max(target.numel(), 1))
                 parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
                 target_grads.append(-grad[0])
-        value = (total / target.numel()).squeeze(0)
+        # By a tensor: two forward modes around a compiled call make of a number one that the compiler does not know.
+        value = (total / total.new_full((1,), target.numel())).squeeze(0)
         if not any(needs):
             return [value]
         z_grad, *parameter_grads = _merged(parts)
