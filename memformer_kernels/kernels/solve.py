@@ -112,7 +112,7 @@ def run_layers(
     slot = tl.cast(lanes * width, tl.int64)
     mask = live & (i < width)
     for layer in range(layers):
-        residual = tl.where(i < features, offset + inner(tile, state[:, None, :], 2, SEVERAL=BLOCK > WHOLE_MATRIX), 0.0)
+        residual = tl.where(i < features, offset + inner(tile, state[:, None, :], 2), 0.0)
         own_residual = memory + (layers * kept + layer) * slot
         if KEEP or BLOCK > WHOLE_MATRIX:
             tl.store(own_residual + lane * width + i, residual, mask=mask)

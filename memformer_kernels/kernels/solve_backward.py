@@ -112,7 +112,7 @@ def layer_gradients(
             state = tl.load(states + layer * slot, mask=mask, other=0.0)
             matrix_grad += residual_grad[:, :, None] * state[:, None, :]
             offset_grad += residual_grad
-        grad += tl.where(i < features, inner(tile, residual_grad[:, :, None], 1, SEVERAL=BLOCK > WHOLE_MATRIX), 0.0)
+        grad += tl.where(i < features, inner(tile, residual_grad[:, :, None], 1), 0.0)
         tl.debug_barrier()
     return matrix_grad, offset_grad, grad
 

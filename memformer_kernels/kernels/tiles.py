@@ -34,16 +34,15 @@ def add_to(pointers, value, mask):
 
 
 @triton.jit
-def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False, SEVERAL: tl.constexpr = False):
+def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False):
     """The sum of left * right along an axis, of the same bits in every lane that holds it.
 
     Lanes sum by giving each other their parts, and each keeps the result. Where a part is a product, a compiler would
     fuse a lane's own into the addition of another's rounded one, and the last bits would tell the lanes apart: which of
-    them then writes is open. What is fused with 0 already is fused with nothing else. SEVERAL says that every lane
-    holds several products along the axis: its part is then a sum, which is never fused, at half the operations.
+    them then writes is open. What is fused with 0 already is fused with nothing else. Whether a lane holds several
+    products, whose sum nothing would be fused with, is decided by the strides that a matrix is loaded by.
     """
-    products = left * right if SEVERAL else tl.fma(left, right, 0.0)
-    return tl.sum(products, axis, keep_dims=keep_dims)
+    return tl.sum(tl.fma(left, right, 0.0), axis, keep_dims=keep_dims)
 
 
 @triton.jit

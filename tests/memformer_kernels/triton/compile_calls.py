@@ -163,6 +163,7 @@ def _context(draw: random.Random, tasks: int, tokens: int, queries: int) -> int 
 def _network(draw: random.Random, widths: tuple[int, ...]) -> Callable[[], object]:
     rule, structure = draw.choice(RULES), draw.choice(tuple(STRUCTURES))
     granularity, width = draw.choice(GRANULARITIES), draw.choice(widths)
+    structure = structure if width > 1 else "dense"  # a response slot alone has no block of features
     tokens = draw.choice((1, 2, 7, 16, 21, 40) if granularity in ("token", "full") else (2, 7, 21, 40, 600))
     tasks, layers, heads = draw.choice((1, 3, 300)), draw.randint(1, 3), draw.randint(1, 2)
     case = make_case(
