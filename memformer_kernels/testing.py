@@ -52,7 +52,8 @@ class Case:
 
     def shuffled(self, seed: int) -> "Case":
         """The same tasks in another order."""
-        order = torch.randperm(len(self.z), generator=torch.Generator().manual_seed(seed)).to(self.z.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        order = torch.randperm(len(self.z), generator=generator, device="cpu", dtype=torch.int64).to(self.z.device)
         target = None if self.target is None else self.target.detach()[order]
         context = self.context[order] if isinstance(self.context, Tensor) else self.context
         return replace(self, z=self.z.detach()[order], target=target, context=context)
