@@ -1,7 +1,6 @@
 """How the Triton backend runs on a GPU: large batches, offsets, graphs, streams, devices, repeatability."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack, warmup
 from memformer_kernels.backends.triton import TritonBackend
 from memformer_kernels.testing import relative_error
+from tests.gpu.large_batches import last_tasks_lie_past_two_to_the_31, losses_are_means_of_parts
 from tests.gpu.tensors import NVIDIA, Gpu
 from tests.gpu.triton.gpus import ALGORITHMS, on_nvidia_alone
 
@@ -32,38 +32,13 @@ def test_losses_of_large_batches_are_the_means_of_their_parts(batch: int, gpu: G
     batch, chunk = gpu.size(batch, batch // 1000), gpu.size(50_000, 300)
     z, target = 0.5 * gpu.draw(batch, 21, 6), gpu.draw(batch, 1, seed=1)
     q, gamma = -0.05 * gpu.draw(4, 1, 5, 5, seed=2), 0.3 * gpu.draw(4, 4, 1, 1, 6, seed=3)
-
-    def run(z: Tensor, target: Tensor, dtype: torch.dtype, backend: str) -> list[Tensor]:
-        parameters = [x.to(dtype).requires_grad_() for x in (q.clone(), gamma.clone())]
-        loss = memformer_loss(z.to(dtype), target.to(dtype), parameters[0], gamma=parameters[1], backend=backend)
-        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
-
-    exact = [torch.zeros_like(x, dtype=torch.float64) for x in (z.new_empty(()), q, gamma)]
-    for part, answer in zip(z.split(chunk), target.split(chunk), strict=True):
-        for total, share in zip(exact, run(part, answer, torch.float64, "torch"), strict=True):
-            total += share * (len(part) / batch)
-    for made, expected in zip(run(z, target, torch.float32, "triton"), exact, strict=True):
-        assert relative_error(made, expected) < 1e-5
+    losses_are_means_of_parts("triton", z, target, [q, gamma], chunk)
 
 
 @on_nvidia_alone
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_offsets_past_two_to_the_31(algorithm: str) -> None:
-    """2^31 + 2^16 numbers of tokens: the last tasks lie past what 32 bits address; gradients of tokens too."""
-    batch = 2**25 + 1024
-    z = torch.zeros(batch, 8, 8, device="cuda", dtype=torch.float16)
-    assert z.numel() > 2**31
-    z[-3:] = NVIDIA.draw(3, 8, 8).half()
-    q = -0.3 * torch.eye(7, device="cuda").expand(2, 1, 7, 7)
-    options: dict[str, Any] = {"backend": "triton", "algorithm": algorithm}
-    made = memformer_predict(z, q, **options)
-    assert torch.equal(made[-3:], memformer_predict(z[-3:].clone(), q, **options))
-    assert not made[:-3].any()
-    last = z[-3:].clone().requires_grad_()
-    z.requires_grad_()
-    (grad,) = torch.autograd.grad(memformer_predict(z, q, **options).sum(), z)
-    (expected,) = torch.autograd.grad(memformer_predict(last, q, **options).sum(), last)
-    assert torch.equal(grad[-3:], expected)
+    last_tasks_lie_past_two_to_the_31("triton", algorithm)
 
 
 def _losses(gpu: Gpu) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
