@@ -28,7 +28,7 @@ from triton.compiler import ASTSource
 from benchmarks.aot_cases import HOT, cases
 from benchmarks.machine import git_revision
 from benchmarks.record import write_json
-from memformer_kernels.kernels.launch import compiling_for, interpreted, observed
+from memformer_kernels.backends.triton.launch import compiling_for, interpreted, observed
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 """Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""

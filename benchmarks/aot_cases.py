@@ -6,12 +6,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends import triton_calls
-from memformer_kernels.backends.base import Layer, Network, Quadratics
-from memformer_kernels.backends.triton import WIDEST_MATRICES
-from memformer_kernels.backends.triton_spread import SpreadCalls
-from memformer_kernels.backends.triton_wide import WideBackend
-from memformer_kernels.kernels import attention, gram, register_update, rules
+from memformer_kernels.backends.triton import attention, gram, register_update, rules
+from memformer_kernels.backends.triton import networks as triton_calls
+from memformer_kernels.backends.triton.spread import SpreadCalls
+from memformer_kernels.backends.triton.wide import WideBackend
+from memformer_kernels.calls.arguments import Layer, Network, Quadratics
+from memformer_kernels.calls.limits import WIDEST_MATRICES
 
 SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.clock import milliseconds, peak_bytes
-from memformer_kernels import linear_attention, reference_blocks, register_update
-from memformer_kernels.backends import BLOCKS
-from memformer_kernels.plan import plan_update
-from memformer_kernels.problem_blocks import check_update
+from memformer_kernels import linear_attention, reference, register_update
+from memformer_kernels.backends import BACKENDS
+from memformer_kernels.calls.attention import check_update
+from memformer_kernels.calls.plan import plan_update
 from memformer_kernels.testing import relative_error
 
 HEADS = 4
@@ -145,7 +145,7 @@ def check(attend: Attend, device: torch.device, dtype: torch.dtype) -> None:
         leaves = _draw(GATE_LENGTH, WIDTHS[0], device, dtype)
         wide = [x.detach().double().requires_grad_() for x in leaves]
         q, k, v = leaves
-        made, exact = attend(q, k, v, causal), reference_blocks.linear_attention(*wide, causal=causal)
+        made, exact = attend(q, k, v, causal), reference.linear_attention(*wide, causal=causal)
         grads = torch.autograd.grad(made.square().sum(), leaves)
         values = torch.autograd.grad(exact.square().sum(), wide)
         allowed = GATE_ERROR if dtype == torch.float32 else 0.02
@@ -219,7 +219,7 @@ def _passes(case: UpdateCase, device: torch.device, entries: int) -> dict[str, C
     gamma = torch.randn(
         (count, 512) if case.granularity == "feature" else (count, len(z), 1), device=device, dtype=torch.float32
     )
-    exact = reference_blocks.register_update(z, registers, gamma)
+    exact = reference.register_update(z, registers, gamma)
     if not relative_error(register_update(z, registers, gamma), exact) <= 1e-6:
         raise RuntimeError(f"the register update is wrong on {device}")
     call = check_update(z, registers, gamma)
@@ -238,7 +238,7 @@ def _passes(case: UpdateCase, device: torch.device, entries: int) -> dict[str, C
                 call.z, call.registers, call.gamma, grads, [True] * count, total
             ),
         }
-    backend = BLOCKS[name]
+    backend = BACKENDS[name]
     return {
         "forward": lambda: backend.register_update(*call),
         "backward": lambda: backend.register_update_backward(*call, [True] * (count + 1)),

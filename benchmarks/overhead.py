@@ -22,9 +22,10 @@ from benchmarks import empty_ops
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.table import figure
 from benchmarks.workloads import W
-from memformer_kernels import memformer_loss, memformer_predict, ops
+from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import BACKENDS
-from memformer_kernels.backends.base import Network
+from memformer_kernels.calls.arguments import Network
+from memformer_kernels.torch_ops import ops
 
 FORMAT = 1
 TARGET_RATIO = 2.0

@@ -3,27 +3,25 @@
 Start with `memformer_predict` and `memformer_loss` (whole networks on batches of small regression tasks),
 `memformer_layer` (one layer for another model), `nn.Memformer` (a module) or `train_steps` (training);
 `linear_attention`, `register_update`, `nn.MemformerAttention` and `nn.RegisterMemory` are for models of your own at any
-width. The contract is the docstrings of `memformer_kernels.functional` and `memformer_kernels.blocks`; a call goes
+width. The contract is the docstrings of `memformer_kernels.functional` and `memformer_kernels.functional`; a call goes
 functional -> problem -> plan -> ops -> backends.
 """
 
 from memformer_kernels import nn
-from memformer_kernels.blocks import (
+from memformer_kernels.availability import build_info
+from memformer_kernels.explain import explain, warmup
+from memformer_kernels.functional import (
     AttentionState,
     attention_state,
     attention_step,
-    linear_attention,
-    register_update,
-)
-from memformer_kernels.build import build_info
-from memformer_kernels.explain import explain, warmup
-from memformer_kernels.functional import (
     context_gram,
     lfom_solve,
+    linear_attention,
     memformer_layer,
     memformer_loss,
     memformer_predict,
     memformer_stack,
+    register_update,
 )
 from memformer_kernels.training import (
     SGD,

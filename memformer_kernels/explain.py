@@ -7,9 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import blocks, functional, gates, plan, problem, problem_blocks
-from memformer_kernels.backends import BACKENDS, BLOCKS
-from memformer_kernels.backends.base import Layer, Network, Quadratics
+from memformer_kernels import functional
+from memformer_kernels.backends import BACKENDS
+from memformer_kernels.calls import attention as problem_blocks
+from memformer_kernels.calls import plan, problem
+from memformer_kernels.calls.arguments import Layer, Network, Quadratics
+from memformer_kernels.calls.checks import check_flag
+from memformer_kernels.torch_ops import gates
 
 _ATTENTION = ("q", "k", "v", "causal", "context", "mask", "cu_seqlens")
 """The arguments of `linear_attention` that say what is computed."""
@@ -62,9 +66,9 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
         return functional.lfom_solve
     if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
-        return blocks.linear_attention
+        return functional.linear_attention
     if len(arguments) > 1 and isinstance(arguments[1], list | tuple):
-        return blocks.register_update
+        return functional.register_update
     if "target" in options or _axes(arguments, options, 1, "target") == 2:
         return functional.memformer_loss
     q_axes = _axes(arguments, options, 1, "q")
@@ -84,7 +88,7 @@ def _plan_network(a: dict[str, Any]) -> plan.Plan:
     if "target" in a:
         problem.check_target(a["target"], a["z"], queries)
     else:
-        problem.check_flag("layers", a["layers"])
+        check_flag("layers", a["layers"])
     # Without a word on queries the call may be a stack, whose contexts may fill a task.
     _check_lengths(checked.lengths, a["z"], queries if "target" in a or a["queries"] is not None else 0)
     return plan.plan_network(checked, a["backend"], a["algorithm"])
@@ -107,7 +111,7 @@ def _plan_gram(a: dict[str, Any]) -> plan.Plan:
 
 def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
     checked = problem.check_quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
-    problem.check_flag("layers", a["layers"])
+    check_flag("layers", a["layers"])
     return plan.plan_quadratics(checked, a["backend"])
 
 
@@ -183,7 +187,7 @@ def _rehearse_quadratics(a: dict[str, Any], chosen: plan.Plan) -> None:
 
 
 def _rehearse_attention(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BLOCKS[chosen.backend]
+    backend = BACKENDS[chosen.backend]
     call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
     made = backend.attend(call)
     needs = _needs(call[:3])
@@ -192,7 +196,7 @@ def _rehearse_attention(a: dict[str, Any], chosen: plan.Plan) -> None:
 
 
 def _rehearse_update(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BLOCKS[chosen.backend]
+    backend = BACKENDS[chosen.backend]
     call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
     made = backend.register_update(*call)
     needs = _needs([*call.registers, call.gamma])

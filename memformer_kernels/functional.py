@@ -36,13 +36,20 @@ that is not available RuntimeError, before any work.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from memformer_kernels import gates, ops, plan, problem
-from memformer_kernels.settled import Settled, remembered
+from memformer_kernels.backends.pytorch.attention import attend
+from memformer_kernels.backends.pytorch.register_update import update
+from memformer_kernels.calls import plan, problem
+from memformer_kernels.calls.arguments import compute_dtype
+from memformer_kernels.calls.attention import check_attention, check_history, check_step, check_update
+from memformer_kernels.calls.checks import check_flag
+from memformer_kernels.calls.memo import Settled, remembered
+from memformer_kernels.torch_ops import gates, ops, sharding
 
 
 def memformer_stack(
@@ -190,7 +197,7 @@ def _settle_prediction(z: Tensor, *arguments: Any) -> Settled:
     *network, queries, layers, backend, algorithm = arguments
     checked = problem.check_network(z, *network)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_flag("layers", layers)
+    check_flag("layers", layers)
     chosen = plan.plan_network(checked, backend, algorithm)
     return Settled(checked.context, checked.lengths, predicted, chosen.algorithm, chosen.backend)
 
@@ -226,6 +233,100 @@ def _settle_gram(z: Tensor, context: int | Tensor | None) -> Settled:
 def _settle_solution(*arguments: Any) -> Settled:
     *quadratics, layers, backend = arguments
     checked = problem.check_quadratics(*quadratics)
-    problem.check_flag("layers", layers)
+    check_flag("layers", layers)
     chosen = plan.plan_quadratics(checked, backend)
     return Settled(0, None, 0, chosen.algorithm, chosen.backend)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = False,
+    context: int | Tensor | None = None,
+    mask: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The mean of (q_t . k_i) v_i over the keys i that token t sees: (B, N, H, F), in the arguments' dtype.
+
+    q, k (B, N, H, E) and v (B, N, H, F) are the heads' projections. Time and memory are linear in N: a head's keys are
+    summed to one matrix S = sum_i k_i v_i^T of E by F, and out_t = q_t S / n.
+
+    causal      token t sees the tokens up to itself: out_t = q_t S_t / t
+    context     only the first `context` tokens are keys: an int, or an integer tensor (B,); None: all N. Every token
+                is answered. Not beside causal
+    mask        (B, N) bool, true for tokens that exist. Padding is neither read nor counted: it gets zeros and exactly
+                zero gradient, whatever it holds. A sample without a key gets zeros
+    cu_seqlens  (S + 1,) integers rising from 0 to N: sequences packed one behind the other along N, which do not see
+                each other (rows of a batch share them). Not beside context or mask
+
+    This is attention without softmax (Katharopoulos et al., arXiv 2006.16236) and, with Q and P factored into heads,
+    that of Dutta & Sra (arXiv 2410.07263).
+    """
+    call = check_attention(q, k, v, causal, context, mask, cu_seqlens)
+    chosen = plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, backend)
+    if _spelled_out(backend):
+        return attend(call)
+    made: Tensor = ops.linear_attention(*call, chosen.backend)
+    return made
+
+
+class AttentionState(NamedTuple):
+    """What causal attention keeps of the tokens so far, whatever their number.
+
+    sum: (B, H, E, F), sum of k_i v_i^T, float32 (float64 for float64). tokens: (B,) int64, how many there were.
+    """
+
+    sum: Tensor
+    tokens: Tensor
+
+
+def attention_state(k: Tensor, v: Tensor) -> AttentionState:
+    """The state after the tokens of k (B, N, H, E) and v (B, N, H, F), N >= 0."""
+    k, v = check_history(k, v)
+    dtype = compute_dtype(k)
+    total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
+    return AttentionState(total, torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device))
+
+
+def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
+    """One more token of causal attention: (out (B, H, F), the new state) from q, k (B, H, E) and v (B, H, F).
+
+    Equal to the last row of `linear_attention(causal=True)` over all tokens so far, at a cost that does not grow with
+    them: 2 H E F multiply-adds a sample. Raises TypeError for dtypes that differ, or a state summed in another.
+    """
+    q, k, v = check_step(q, k, v, state)
+    dtype = state.sum.dtype
+    total = state.sum + k.to(dtype)[..., :, None] * v.to(dtype)[..., None, :]
+    count = state.tokens + 1
+    mean = (q.to(dtype)[..., None, :] @ total)[..., 0, :] / count[:, None, None]
+    return mean.to(v.dtype), AttentionState(total, count)
+
+
+_UPDATE = sharding.Rule(("z", "registers", "gamma"), frozenset({0, 1}))
+
+
+def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:
+    """z + sum_j gamma_j * R_j in one pass: of z's shape and dtype.
+
+    z may have any shape; registers are J >= 1 tensors of that shape and dtype; gamma (J, ...) is broadcastable behind
+    its first axis: (J,) one weight a register, (J, D) one a feature, (J, N, 1) one a token, (J, N, D), (J, B, 1, 1)...;
+    float32 or z's dtype. Forward and backward read every register once; see `nn.RegisterMemory` for its use.
+    """
+    if type(z) is not Tensor and sharding.is_sharded(z):
+        # Before the axes are folded: a shard of tasks is no shard of what they are folded into.
+        updated: Tensor = sharding.spread(_UPDATE, partial(register_update, backend=backend), (z, registers, gamma))
+        return updated
+    call = check_update(z, registers, gamma)
+    chosen = plan.plan_update(call.z.dtype, call.z.device.type, backend)
+    if _spelled_out(backend):
+        return update(*call).reshape(z.shape)
+    made: Tensor = ops.register_update(*call, chosen.backend)
+    return made.reshape(z.shape)
+
+
+def _spelled_out(backend: str) -> bool:
+    """Whether a program is being exported: it is made of PyTorch's own operations, to run where this package is not."""
+    return backend in ("auto", "torch") and torch.compiler.is_exporting()

@@ -87,6 +87,16 @@ def load(name: str) -> None:
         _loaded.add(name)
 
 
+def fault(name: str) -> str | None:
+    """Why a library cannot be used, with the mend; None where it can, and then it is loaded."""
+    try:
+        load(name)
+    except RuntimeError as error:
+        found = status(name)
+        return str(error) if found.path is not None else found.reason
+    return None
+
+
 def operators(name: str) -> Any:
     """The native operators, callable by name once their library is loaded; tensors decide which library runs.
 

@@ -7,7 +7,7 @@ from unittest import mock
 from benchmarks.virtual_cuda import code
 from benchmarks.virtual_cuda.devices import HOPPER, device
 from benchmarks.virtual_cuda.operators import Operators
-from memformer_kernels import build, library
+from memformer_kernels import availability, library
 from memformer_kernels.backends import BACKENDS
 from virtual_gpu import Report
 from virtual_gpu.cuda import Runtime
@@ -44,9 +44,9 @@ def serving(virtual: Virtual) -> Iterator[Virtual]:
     """Virtual devices under memformer_kernels, whose backend "cuda" takes tensors of the host, in this process."""
     operators = library.operators
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(build, "VIRTUAL", True))
-        stack.enter_context(mock.patch.dict(build._AVAILABLE, cuda=True))
-        stack.enter_context(mock.patch.object(build, "_look_for_cuda_fault", return_value=None))
+        stack.enter_context(mock.patch.object(availability, "VIRTUAL", True))
+        stack.enter_context(mock.patch.dict(availability._faults, cuda=None))
+        stack.enter_context(mock.patch.object(availability, "_look_for_cuda_fault", return_value=None))
         stack.enter_context(
             mock.patch.object(
                 library, "operators", lambda name: virtual.operators if name == "cuda" else operators(name)

@@ -75,10 +75,10 @@ int raise_now(void* given) {
   return -1;
 }
 
-// Whether the call's maker has grad mode on although it is off here: so says memformer_kernels.nodes.turns of the innermost of
+// Whether the call's maker has grad mode on although it is off here: so says `turns` of torch_ops.nodes, of the innermost of
 // its frames that it knows.
 bool caller_has_grad_mode(const Python& py) {
-  void* const name = py.text("memformer_kernels.nodes");
+  void* const name = py.text("memformer_kernels.torch_ops.nodes");
   void* const nodes = name ? py.module(name) : nullptr;
   void* const turns = nodes ? py.attribute(nodes, "turns") : nullptr;
   void* known = nullptr;  // an entry of the dictionary, which keeps it

@@ -3,7 +3,7 @@
 // The library knows nothing of Python and is linked to none: it asks the process it finds itself in, by the functions of
 // Python's stable ABI. Without them, and on any thread but the first, where Python runs no handlers, nothing is asked.
 //
-// On the short way (memformer_kernels/direct.py) handlers find grad mode as the caller has it. On every other the dispatcher has
+// On the short way (memformer_kernels/torch_ops/fast_path.py) handlers find grad mode as the caller has it. On every other the dispatcher has
 // excluded autograd's keys, which PyTorch's stable ABI does not reach: handlers that want gradients then get none, as in any
 // kernel of PyTorch's that is written in Python.
 

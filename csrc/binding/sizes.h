@@ -12,7 +12,7 @@
 namespace memformer::binding {
 
 // Half of what an int holds: a loop's step past the end and a doubling still fit. It is `LARGEST_TASK` of
-// memformer_kernels/problem.py, by which plans hand longer tasks to torch.
+// memformer_kernels/calls/problem.py, by which plans hand longer tasks to torch.
 constexpr int64_t most_numbers = 1 << 30;
 
 [[noreturn]] inline void refuse_size(const char* name, int64_t value, int64_t most = most_numbers) {

@@ -1,10 +1,9 @@
-"""The backends by name, behind two small interfaces: `base.Backend` for networks, `base.Blocks` for other models."""
+"""The backends by name, behind one interface, `base.Backend`."""
 
-from memformer_kernels.backends.base import Backend, Blocks
-from memformer_kernels.backends.blocks import NativeBlocks, TorchBlocks, TritonBlocks
+from memformer_kernels.backends.base import Backend
 from memformer_kernels.backends.native import NativeBackend
-from memformer_kernels.backends.torch import TorchBackend
-from memformer_kernels.backends.triton import TritonBackend
+from memformer_kernels.backends.pytorch.backend import TorchBackend
+from memformer_kernels.backends.triton.backend import TritonBackend
 
 BACKENDS: dict[str, Backend] = {
     "torch": TorchBackend(),
@@ -12,5 +11,3 @@ BACKENDS: dict[str, Backend] = {
     "cuda": NativeBackend("cuda"),
     "triton": TritonBackend(),
 }
-
-BLOCKS: dict[str, Blocks] = {"torch": TorchBlocks(), "cpu": NativeBlocks(), "triton": TritonBlocks()}

@@ -1,58 +1,19 @@
 """What a backend is: the operations of the package and their gradients, on checked tensors.
 
-`Backend` are those on networks, `Blocks` those for other people's models.
-
 A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
 and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
 (`None` arguments and those whose `needs` entry is false are left out; registers count one entry each).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.maths.factored import Attention
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
 
 Needs = Sequence[bool]
-
-
-class Network(NamedTuple):
-    """The arguments of a stack, gates folded into q or gamma; `lengths` (B,) are ragged contexts, else None."""
-
-    z: Tensor
-    q: Tensor
-    p: Tensor | None
-    gamma: Tensor | None
-    beta: Tensor | None
-    lengths: Tensor | None
-    context: int
-    algorithm: str
-
-
-class Layer(NamedTuple):
-    """The arguments of one layer; `registers` are those of the layers before it."""
-
-    z: Tensor
-    q: Tensor
-    p: Tensor | None
-    registers: Sequence[Tensor]
-    gamma: Tensor | None
-    beta: Tensor | None
-    lengths: Tensor | None
-    context: int
-
-
-class Quadratics(NamedTuple):
-    """The arguments of a learned first-order method on w^T h w / 2 - b^T w."""
-
-    h: Tensor
-    b: Tensor
-    a: Tensor
-    gamma: Tensor | None
-    beta: Tensor | None
-    w0: Tensor | None
 
 
 class Backend(Protocol):
@@ -88,19 +49,8 @@ class Backend(Protocol):
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]: ...
 
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
-        """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
-
-        A backend that compiles or loads each kernel by itself calls it, with no kernel run; others never do.
-        """
-        ...
-
-
-class Blocks(Protocol):
-    """The operations mean what they mean in `blocks`."""
-
     def attend(self, call: Attention) -> Tensor:
-        """The weighted sum over keys of `maths.factored`."""
+        """The weighted sum over keys of `backends.pytorch.attention`."""
         ...
 
     def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
@@ -115,6 +65,13 @@ class Blocks(Protocol):
         self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
     ) -> list[Tensor]:
         """The gradients of (*registers, gamma) that are needed."""
+        ...
+
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
+
+        A backend that compiles or loads each kernel by itself calls it, with no kernel run; others never do.
+        """
         ...
 
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import library
-from memformer_kernels.backends.base import Layer, Needs, Network, Quadratics
-from memformer_kernels.maths.memory import kept_heads
-from memformer_kernels.maths.precision import compute_dtype
+from memformer_kernels.backends.base import Needs
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
 
 _OPERATORS = (
     "context_gram",
@@ -30,10 +29,14 @@ _OPERATORS = (
     "lfom_solve",
     "lfom_solve_backward",
 )
+_CPU_OPERATORS = ("attention", "attention_backward", "register_update", "register_update_backward")
 
 
 class NativeBackend:
-    """The five operations on tensors of one library's device, "cpu" or "cuda"; `plan` says which problems it serves."""
+    """The operations on tensors of one library's device, "cpu" or "cuda"; `calls.plan` says which problems it serves.
+
+    The CUDA library has no kernels for attention and the register update: their calls go elsewhere.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -41,7 +44,8 @@ class NativeBackend:
     @functools.cached_property
     def _operators(self) -> Any:
         found = library.operators(self._name)
-        return SimpleNamespace(**{name: getattr(found, name).default for name in _OPERATORS})
+        names = _OPERATORS + _CPU_OPERATORS if self._name == "cpu" else _OPERATORS
+        return SimpleNamespace(**{name: getattr(found, name).default for name in names})
 
     def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
         matrix = z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=compute_dtype(z))
@@ -123,6 +127,31 @@ class NativeBackend:
         self._operators.lfom_solve_backward(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
+    def attend(self, call: Attention) -> Tensor:
+        result = call.v.new_empty((*call.q.shape[:3], call.v.shape[3]))
+        self._operators.attention(*_attention_arguments(call), result)
+        return result
+
+    def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
+        grads = _gradients(call[:3], needs[:3])
+        self._operators.attention_backward(grad, *_attention_arguments(call), *grads)
+        return _made(grads)
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        result = torch.empty_like(z, memory_format=torch.contiguous_format)
+        self._operators.register_update(z.contiguous(), _contiguous(registers), gamma.contiguous(), result)
+        return result
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        *own, coefficients = grads = _gradients([*registers, gamma], needs)
+        wanted = [register is not None for register in own]
+        self._operators.register_update_backward(
+            grad.contiguous(), _contiguous(registers), gamma.contiguous(), _made(own), wanted, coefficients
+        )
+        return _made(grads)
+
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Loads the library, and the kernels that the rehearsal would launch onto the GPU of its tensors."""
         found = library.operators(self._name)
@@ -152,6 +181,12 @@ def _plain(lengths: Tensor | None) -> Tensor | None:
 def _arguments(network: Network) -> tuple[Any, ...]:
     z, q, p, gamma, beta, lengths, context, algorithm = network
     return z, q, p, gamma, beta, _plain(lengths), context, algorithm == "gram"
+
+
+def _attention_arguments(call: Attention) -> tuple[Any, ...]:
+    """As the library reads them; only the gradients that it makes itself see later tokens."""
+    *tensors, bounds, form = call
+    return *tensors, _plain(bounds), form == "causal"
 
 
 def _layer_arguments(layer: Layer) -> tuple[Any, ...]:

@@ -7,10 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memformer_kernels.blocks import AttentionState, attention_state, attention_step, linear_attention
+from memformer_kernels.calls.checks import (
+    BACKENDS,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_room,
+    check_size,
+    reject,
+)
+from memformer_kernels.functional import AttentionState, attention_state, attention_step, linear_attention
 from memformer_kernels.nn.memory import LayerMemory
-from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_flag, check_room, check_size, reject
-from memformer_kernels.sharding import own
+from memformer_kernels.torch_ops.sharding import own
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

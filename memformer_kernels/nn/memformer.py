@@ -6,10 +6,10 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.nn.memory import counted, empty_parameters, start_memory
-from memformer_kernels.problem import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
-from memformer_kernels.sharding import beside, fill
+from memformer_kernels.torch_ops.sharding import beside, fill
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
 """The published models, by what memory does.

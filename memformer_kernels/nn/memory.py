@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memformer_kernels.blocks import register_update
-from memformer_kernels.problem import BACKENDS, check_choice, check_dtype, check_room, check_size, reject
-from memformer_kernels.sharding import fill
+from memformer_kernels.calls.checks import BACKENDS, check_choice, check_dtype, check_room, check_size, reject
+from memformer_kernels.functional import register_update
+from memformer_kernels.torch_ops.sharding import fill
 
 MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
 """How a layer uses the registers R_j of the layers before it, att being its own output.

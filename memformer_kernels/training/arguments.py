@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import LARGEST_TASK
+from memformer_kernels.calls.limits import LARGEST_TASK
 from memformer_kernels.training import draws
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of

@@ -4,10 +4,10 @@ import math
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from memformer_kernels.problem import LARGEST_SIZE, check_size, dense, reject, reject_kind
+from memformer_kernels.calls.checks import LARGEST_SIZE, check_size, dense, reject, reject_kind
+from memformer_kernels.torch_internals import is_transformed
 
 
 def check_number(name: str, value: object, least: float, below: float = math.inf, *, open_end: bool = False) -> float:
@@ -54,4 +54,4 @@ def check_memory(name: str, value: object) -> None:
 
 def without_data(tensor: Tensor) -> bool:
     """Whether a tensor stands for others: of a compiler, a transform of torch.func, or of sizes alone."""
-    return type(tensor) is not Tensor or tensor.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return type(tensor) is not Tensor or tensor.is_meta or is_transformed(tensor)

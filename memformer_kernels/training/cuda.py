@@ -10,7 +10,7 @@ import time
 import torch
 from torch import Tensor
 
-from memformer_kernels import build, library
+from memformer_kernels import availability, library
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
@@ -37,7 +37,7 @@ _FIRST_TOKENS = 2**28
 
 def fault(state: TrainState, sampler: Sampler) -> str | None:
     """Why the CUDA library cannot train these models on these tasks, or None."""
-    if build.place(state.device.type) != "cuda":
+    if availability.place(state.device.type) != "cuda":
         return f"the CUDA trainer serves models on a GPU, these are on {state.device}"
     if state.dtype != torch.float32:
         return f"the CUDA trainer serves models in float32, these are in {state.dtype}"
@@ -51,9 +51,9 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
-    if not build.available("cuda"):
+    if not availability.available("cuda"):
         return "the CUDA library is missing, see build_info()"
-    return build.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
+    return availability.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
 
 
 def train(

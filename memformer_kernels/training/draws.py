@@ -24,13 +24,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.training.philox import normals, task_words, uniforms
-from memformer_kernels.training.samplers import (
-    FixedTasks,
-    GaussianSampler,
-    GaussianStatistics,
-    GaussianTokens,
-    Sampler,
-)
+from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, GaussianTokens, Sampler
 
 _UNIFORMS = 2**22
 """Uniforms of all tasks together that exist at once."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memformer_kernels import build, library
+from memformer_kernels import availability, library
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler, batch_of
@@ -38,7 +38,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the native trainer serves q and p of the same size"
     if p is None and q.shape[-1] == sampler.d + 1:
         return "the native trainer serves dense q with dense p alone"
-    if not build.available("cpu"):
+    if not availability.available("cpu"):
         return "the native library is missing, see build_info()"
     return arguments.oversized(state, sampler)
 

@@ -11,7 +11,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from memformer_kernels.problem import check_choice, check_flag, reject, reject_kind
+from memformer_kernels.calls.checks import check_choice, check_flag, reject, reject_kind
 from memformer_kernels.training.checks import check_number, keep_number, keep_size
 
 SCHEDULES = ("constant", "step", "cosine")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from memformer_kernels.problem import reject_kind
+from memformer_kernels.calls.checks import reject_kind
 
 
 class RankLost(RuntimeError):

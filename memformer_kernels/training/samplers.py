@@ -9,15 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import (
-    LARGEST_TASK,
-    check_choice,
-    check_flag,
-    check_floating,
-    check_target,
-    check_tokens,
-    reject,
-)
+from memformer_kernels.calls.checks import check_choice, check_flag, check_floating, reject
+from memformer_kernels.calls.limits import LARGEST_TASK
+from memformer_kernels.calls.problem import check_target, check_tokens
 from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
 
 QUERIES = ("sampled", "integrated")

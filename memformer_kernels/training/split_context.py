@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
-from memformer_kernels import gates, problem
+from memformer_kernels.backends.projections import projections
+from memformer_kernels.backends.pytorch import recurrence as attention
+from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.calls import problem
+from memformer_kernels.calls.arguments import kept_heads
+from memformer_kernels.calls.checks import check_floating, reject
 from memformer_kernels.functional import context_gram
-from memformer_kernels.maths import attention
-from memformer_kernels.maths.memory import Memory, kept_heads
-from memformer_kernels.reference import projections
+from memformer_kernels.torch_ops import gates
 from memformer_kernels.training.ranks import RankLost, check_group, lost
 
 _DIGIT = 2**20
@@ -40,18 +43,18 @@ def predict_split_context(
     RankLost where another rank does not answer within the group's timeout.
     """
     check_group(group)
-    asked, own = problem.check_tokens(queries, "queries"), problem.check_floating("z", z)
+    asked, own = problem.check_tokens(queries, "queries"), check_floating("z", z)
     if own.ndim != 3 or own.shape[::2] != asked.shape[::2] or z.dtype != asked.dtype:
-        problem.reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
+        reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
     checked = problem.check_network(asked, q, p, gamma, beta, gate, asked.shape[1])
     if checked.token_axis:
-        problem.reject("gamma or beta", "a token axis", "none: a split context runs in Gram space")
+        reject("gamma or beta", "a token axis", "none: a split context runs in Gram space")
     if not distributed.is_initialized():
-        problem.reject("group", group, "a process group, or None for that of all processes, which is not initialised")
+        reject("group", group, "a process group, or None for that of all processes, which is not initialised")
     own = z.new_zeros(z.shape[0], z.shape[2], z.shape[2]) if z.shape[1] == 0 else context_gram(z, z.shape[1])
     total, count = _joined(own, z.shape[1], group)
     if count == 0:
-        problem.reject("z", z, "at least one labelled token on some rank")
+        reject("z", z, "at least one labelled token on some rank")
     q, gamma = gates.fold(gate, q, gamma, beta)
     full_beta = None if beta is None else beta.reshape((1,) * (4 - beta.ndim) + tuple(beta.shape))
     memory = Memory(gamma, full_beta, diagonal=gamma is None or gamma.ndim == 4)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import check_network, check_size, dense, reject, reject_kind
-from memformer_kernels.sharding import is_sharded
+from memformer_kernels.calls.checks import check_size, dense, reject, reject_kind
+from memformer_kernels.calls.problem import check_network
+from memformer_kernels.torch_ops.sharding import is_sharded
 from memformer_kernels.training.checks import check_count, check_memory
 from memformer_kernels.training.philox import LARGEST_SEED
 from memformer_kernels.training.state_checks import (

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from memformer_kernels.problem import dense, reject, reject_kind
+from memformer_kernels.calls.checks import dense, reject, reject_kind
 from memformer_kernels.training.checks import without_data
 
 AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,)}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from memformer_kernels import build
-from memformer_kernels.problem import check_choice, reject, reject_kind
+from memformer_kernels import availability
+from memformer_kernels.calls.checks import check_choice, reject, reject_kind
 from memformer_kernels.training import cuda, native, twin
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
@@ -135,11 +135,11 @@ def explain_training(
     optimizer.rates(state.models)
     _check_fit(state, sampler)
     check_choice("backend", backend, BACKENDS)
-    kind = build.place(state.device.type)
+    kind = availability.place(state.device.type)
     own = "cuda" if "cuda" in (backend, kind) and backend != "cpu" else "cpu"
     fault = cuda.fault(state, sampler) if own == "cuda" else native.fault(state, sampler)
     if backend in ("cpu", "cuda"):
-        build.require(backend, kind, state.device.index or 0)
+        availability.require(backend, kind, state.device.index or 0)
         if fault is not None:
             reject("backend", backend, f'"torch" or "auto": {fault}')
         return TrainingPlan(backend, "the backend was asked for")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.functional import memformer_loss
+from memformer_kernels.torch_internals import copy_all
 from memformer_kernels.training.draws import Stream, draw_tasks
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianTokens, Sampler, batch_of
@@ -95,7 +96,7 @@ def apply_sums(
             news += stepped
     news += [(losses, made), (state.skipped, state.skipped + skips), (state.counter, state.counter + 1)]
     # One call of torch, which no signal handler cuts in two.
-    torch._foreach_copy_([old for old, _ in news], [new for _, new in news])
+    copy_all([old for old, _ in news], [new for _, new in news])
 
 
 def _updated(

@@ -5,13 +5,7 @@ from __future__ import annotations
 import torch
 from torch.distributed import ProcessGroup
 
-from memformer_kernels import (
-    Adam,
-    Schedule,
-    TrainState,
-    explain_training,
-    train_steps,
-)
+from memformer_kernels import Adam, Schedule, TrainState, explain_training, train_steps
 from memformer_kernels.nn import Memformer
 from memformer_lab.checkpoint import Checkpoint
 from memformer_lab.config import TrainingConfig

@@ -24,7 +24,7 @@ from benchmarks.providers import Provider, select
 from benchmarks.record import Machine
 from benchmarks.workloads import TILE_64, TILE_128, Workload
 from memformer_kernels import build_info
-from memformer_kernels.build import BackendInfo
+from memformer_kernels.availability import BackendInfo
 from tests.benchmarks.test_record import MACHINE
 
 CPU = torch.device("cpu")

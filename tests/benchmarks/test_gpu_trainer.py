@@ -8,7 +8,7 @@ from rich.console import Console
 from torch import Tensor
 
 from benchmarks import gpu_trainer
-from memformer_kernels import GaussianStatistics, TrainState, build, train_steps
+from memformer_kernels import GaussianStatistics, TrainState, availability, train_steps
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def _pretended(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def _built(monkeypatch: pytest.MonkeyPatch) -> None:
-    info = build.build_info()
-    there = {**info.backends, "cuda": build.BackendInfo("cuda", True, (), "")}
-    monkeypatch.setattr(gpu_trainer, "build_info", lambda: build.BuildInfo(**{**vars(info), "backends": there}))
+    info = availability.build_info()
+    there = {**info.backends, "cuda": availability.BackendInfo("cuda", True, (), "")}
+    monkeypatch.setattr(gpu_trainer, "build_info", lambda: availability.BuildInfo(**{**vars(info), "backends": there}))
 
 
 @pytest.mark.usefixtures("_pretended", "_built")

@@ -7,7 +7,7 @@ from benchmarks import empty_ops, overhead
 from benchmarks.data import make_batch, make_parameters
 from benchmarks.overhead import Comparison, Cost, Overhead, as_record, measure, overhead_table
 from benchmarks.workloads import W
-from memformer_kernels import ops
+from memformer_kernels.torch_ops import ops
 
 CPU = torch.device("cpu")
 

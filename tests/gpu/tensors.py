@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import build
+from memformer_kernels import availability
 from memformer_kernels.testing import Case
 
 
@@ -38,7 +38,9 @@ def needs_nvidia(backend: str) -> list[pytest.MarkDecorator]:
     return [
         pytest.mark.gpu,
         pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use"),
-        pytest.mark.skipif(not build.available(backend), reason=build.build_info().backends[backend].reason),
+        pytest.mark.skipif(
+            not availability.available(backend), reason=availability.build_info().backends[backend].reason
+        ),
     ]
 
 

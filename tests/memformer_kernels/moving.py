@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels import build
+from memformer_kernels import availability
 
 
 def served() -> list[str]:
     """The backends that take the tests' CPU tensors where there is a GPU: cuda, and triton where that is asked for."""
     asked = ["cuda"]
-    if os.environ.get("MEMFORMER_TEST_TRITON") == "1" and not build.INTERPRETS:
+    if os.environ.get("MEMFORMER_TEST_TRITON") == "1" and not availability.INTERPRETS:
         asked.append("triton")
-    return [name for name in asked if torch.cuda.is_available() and build.available(name)]
+    return [name for name in asked if torch.cuda.is_available() and availability.available(name)]
 
 
 def moved(value: Any, device: str) -> Any:

@@ -6,7 +6,7 @@ would not do what they say where there is a GPU; kernels are tested elsewhere.
 
 import pytest
 
-from memformer_kernels import backends, build
+from memformer_kernels import availability, backends
 from tests.memformer_kernels import moving
 
 
@@ -14,5 +14,5 @@ def pytest_configure(config: pytest.Config) -> None:
     moved = moving.moved
     moving.served = lambda: ["cuda"]
     moving.moved = lambda value, device: moved(value, "cpu")
-    build._AVAILABLE["cuda"] = True
+    availability._faults["cuda"] = None
     backends.BACKENDS["cuda"] = backends.BACKENDS["cpu"]

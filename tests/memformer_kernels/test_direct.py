@@ -16,14 +16,14 @@ from torch.utils.checkpoint import checkpoint
 from memformer_kernels import (
     build_info,
     context_gram,
-    direct,
     lfom_solve,
     memformer_layer,
     memformer_loss,
     memformer_predict,
     memformer_stack,
 )
-from memformer_kernels.blocks import linear_attention, register_update
+from memformer_kernels.functional import linear_attention, register_update
+from memformer_kernels.torch_ops import fast_path
 from tests.memformer_kernels.cases import normal, seeded
 
 pytestmark = pytest.mark.skipif(not build_info().backends["cpu"].available, reason="the native library is not built")
@@ -180,10 +180,10 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 @pytest.mark.parametrize("state", STATES)
 def test_nothing_goes_directly_where_someone_listens(state: str) -> None:
     given = (Z, [Z], torch.nn.Parameter(Q), None, 4, "gram", True, (False,))
-    assert direct.applies("cpu", given)
+    assert fast_path.applies("cpu", given)
     with STATES[state]():
-        assert not direct.applies("cpu", given)
-    assert direct.applies("cpu", given)
+        assert not fast_path.applies("cpu", given)
+    assert fast_path.applies("cpu", given)
 
 
 @quiet_traces
@@ -191,7 +191,7 @@ def test_nothing_goes_directly_inside_transforms_and_traces() -> None:
     seen = []
 
     def function(z: Tensor) -> Tensor:
-        seen.append(direct.applies("cpu", (z, 4)))
+        seen.append(fast_path.applies("cpu", (z, 4)))
         return z.sum()
 
     torch.func.vmap(function)(Z)
@@ -202,12 +202,12 @@ def test_nothing_goes_directly_inside_transforms_and_traces() -> None:
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_other_backends_are_reached_through_the_operation(backend: str) -> None:
-    assert not direct.applies(backend, (Z,))
+    assert not fast_path.applies(backend, (Z,))
 
 
 @pytest.mark.parametrize("other", [Z.as_subclass(_Subclass), [Z, Z.as_subclass(_Subclass)], 1.0, {}])
 def test_only_plain_arguments_go_directly(other: Any) -> None:
-    assert not direct.applies("cpu", (Z, other))
+    assert not fast_path.applies("cpu", (Z, other))
 
 
 @quiet_traces

@@ -12,14 +12,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
-    {"version", "reference", "reference_blocks", "problem", "transforms", "kernels", "library"},
-    {"dispatcher", "flops", "sharding"},
-    {"direct", "nodes", "gates"},
-    {"maths", "registration"},
-    {"backends", "problem_blocks"},
-    {"build", "ops"},
-    {"plan", "settled"},
-    {"functional", "blocks"},
+    {"version", "reference", "torch_internals", "library"},
+    {"availability"},
+    {"calls"},
+    {"backends"},
+    {"torch_ops"},
+    {"functional"},
     {"explain", "nn", "testing", "training"},
     {"__init__"},
 ]

@@ -25,7 +25,6 @@ def _python(code: str, folder: Path | None) -> str:
 
 MISSING = """
 from memformer_kernels import library
-from tests.marks import slow_but
 found = library.status("cpu")
 assert found.path is None and found.instruction_sets == ()
 try:
@@ -49,8 +48,6 @@ def test_the_reason_that_the_build_left_is_told(tmp_path: Path) -> None:
 
 BROKEN = """
 from memformer_kernels import library
-from tests.marks import slow_but
-from tests.marks import slow_but
 assert library.status("cpu").path is not None
 for _ in range(2):
     try:
@@ -78,12 +75,12 @@ opened = []
 sys.addaudithook(lambda event, values: opened.append(str(values[0])) if event == "ctypes.dlopen" else None)
 from memformer_kernels import build_info, library
 found = library.status("cpu")
-build_info()
 assert not any("memformer" in name for name in opened), opened
 threads = [threading.Thread(target=library.load, args=("cpu",)) for _ in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 library.load("cpu")
+build_info()
 assert [name for name in opened if "memformer" in name] == [str(found.path)], opened
 print("once")
 """
@@ -92,3 +89,27 @@ print("once")
 @pytest.mark.skipif(library.status("cpu").path is None, reason=library.status("cpu").reason)
 def test_a_library_is_loaded_when_asked_for_and_once() -> None:
     assert _python(LOADED, None).strip() == "once"
+
+
+UNDER_A_BROKEN_LIBRARY = """
+import torch
+from memformer_kernels import build_info, explain, memformer_predict
+z, q = torch.randn(4, 9, 5), torch.randn(2, 1, 4, 4)
+if {asked_first}: build_info()
+made = memformer_predict(z, q)
+assert torch.equal(made, memformer_predict(z, q, backend="torch"))
+chosen, info = explain(z, q), build_info().backends["cpu"]
+assert chosen.backend == "torch" and not info.available, (chosen, info)
+assert "does not load into torch" in info.reason and info.reason in chosen.reason, (chosen, info)
+try:
+    memformer_predict(z, q, backend="cpu")
+except RuntimeError as error:
+    assert info.reason in str(error)
+    print("agreed")
+"""
+
+
+@pytest.mark.parametrize("asked_first", [False, True])
+def test_a_broken_library_leaves_auto_to_torch_and_all_say_why(tmp_path: Path, asked_first: bool) -> None:
+    (tmp_path / "memformer_cpu.so").write_bytes(b"no library")
+    assert _python(UNDER_A_BROKEN_LIBRARY.format(asked_first=asked_first), tmp_path).strip() == "agreed"

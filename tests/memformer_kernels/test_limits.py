@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import context_gram, explain, memformer_predict, plan
-from memformer_kernels.problem import LARGEST_TASK, Problem
+from memformer_kernels import context_gram, explain, memformer_predict
+from memformer_kernels.calls import plan
+from memformer_kernels.calls.limits import LARGEST_TASK
+from memformer_kernels.calls.problem import Problem
 from tests.memformer_kernels.native import NATIVE
 
 HUGE = 2**32 + 3

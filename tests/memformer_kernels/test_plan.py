@@ -7,21 +7,22 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memformer_kernels import build, explain, library, plan
-from memformer_kernels.problem import Problem, QuadraticProblem
+from memformer_kernels import availability, explain, library
+from memformer_kernels.calls import plan
+from memformer_kernels.calls.problem import Problem, QuadraticProblem
 from native_build import cuda
 
 W = Problem(21, 6, 4, 1, "response-only", "full", False, 20, None, "cuda")
 
-_look = build._look_for_cuda_fault.__wrapped__
+_look = availability._look_for_cuda_fault.__wrapped__
 
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process with a GPU, the CUDA library and Triton."""
-    monkeypatch.setattr(build, "_AVAILABLE", {"torch": True, "cpu": True, "cuda": True, "triton": True})
-    monkeypatch.setattr(build, "INTERPRETS", False)
-    monkeypatch.setattr(build, "cuda_fault", lambda index: None)
+    monkeypatch.setattr(availability, "_faults", dict.fromkeys(("torch", "cpu", "cuda", "triton")))
+    monkeypatch.setattr(availability, "INTERPRETS", False)
+    monkeypatch.setattr(availability, "cuda_fault", lambda index: None)
 
 
 @pytest.mark.usefixtures("built")
@@ -79,12 +80,12 @@ def test_a_request_for_cuda_hands_what_is_not_tiny_to_torch() -> None:
 
 @pytest.mark.usefixtures("built")
 def test_without_a_library_that_serves_the_gpu_triton_takes_tiny_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "cuda_fault", lambda index: "the driver is too old")
+    monkeypatch.setattr(availability, "cuda_fault", lambda index: "the driver is too old")
     assert plan.plan_network(W, "auto", "auto").backend == "triton"
     with pytest.raises(RuntimeError, match="'cuda' is not available: the driver is too old"):
         plan.plan_network(W, "cuda", "auto")
-    monkeypatch.setitem(build._AVAILABLE, "cuda", False)
-    monkeypatch.setattr(build, "cuda_fault", lambda index: pytest.fail("no library, no question"))
+    monkeypatch.setitem(availability._faults, "cuda", "not today")
+    monkeypatch.setattr(availability, "cuda_fault", lambda index: pytest.fail("no library, no question"))
     assert plan.plan_network(W, "auto", "auto").backend == "triton"
 
 
@@ -109,33 +110,35 @@ def test_cuda_refuses_tensors_on_the_cpu() -> None:
     ],
 )
 def test_which_gpus_the_default_build_serves(capability: tuple[int, int], served: bool) -> None:
-    assert build.serves(("sm_80", "sm_90", "sm_100", "compute_100"), *capability) == served
+    assert availability.serves(("sm_80", "sm_90", "sm_100", "compute_100"), *capability) == served
 
 
 def test_code_for_one_version_alone_serves_no_other() -> None:
-    assert build.serves(("sm_90a",), 9, 0)
-    assert not build.serves(("sm_90a",), 9, 1)
-    assert not build.serves(("compute_90a",), 10, 0)
-    assert not build.serves(("sm_86",), 8, 0)
-    assert not build.serves(("sm_80",), 9, 0)
-    assert not build.serves((), 9, 0)
+    assert availability.serves(("sm_90a",), 9, 0)
+    assert not availability.serves(("sm_90a",), 9, 1)
+    assert not availability.serves(("compute_90a",), 10, 0)
+    assert not availability.serves(("sm_86",), 8, 0)
+    assert not availability.serves(("sm_80",), 9, 0)
+    assert not availability.serves((), 9, 0)
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, driver: int, *capabilities: tuple[int, int]) -> None:
     """A process with a driver, 0 for none, and GPUs of these capabilities, and a library for 8.0 and 9.0."""
     status = library.Status(Path("memformer_cuda.so"), ("sm_80", "sm_90"), "built by nvcc 13.0", 13000)
     monkeypatch.setattr(library, "status", lambda name: status)
-    monkeypatch.setattr(build, "_driver_version", lambda: driver)
+    monkeypatch.setattr(library, "fault", lambda name: None)
+    monkeypatch.setattr(availability, "_faults", {"torch": None})
+    monkeypatch.setattr(availability, "_driver_version", lambda: driver)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_80"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
-    monkeypatch.setattr(build, "_look_for_cuda_fault", _look)
+    monkeypatch.setattr(availability, "_look_for_cuda_fault", _look)
 
 
 def _fault(monkeypatch: pytest.MonkeyPatch, driver: int, capability: tuple[int, int]) -> str | None:
     _machine(monkeypatch, driver, capability)
-    return build.cuda_fault()
+    return availability.cuda_fault()
 
 
 def test_faults_name_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +154,7 @@ def test_faults_name_the_mend(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu_is_advised_an_architecture_that_the_build_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build.OLDEST_GENERATION == cuda.OLDEST_GENERATION
+    assert availability.OLDEST_GENERATION == cuda.OLDEST_GENERATION
     for capability in ((7, 0), (7, 5), (8, 6), (10, 3), (12, 0)):
         monkeypatch.undo()
         advised = re.search(r"TORCH_CUDA_ARCH_LIST=(\S+)", str(_fault(monkeypatch, 13000, capability)))
@@ -164,9 +167,9 @@ def test_no_gpu_is_advised_an_architecture_that_the_build_refuses(monkeypatch: p
 
 def test_an_old_gpu_beside_a_new_one_is_left_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, 13000, (9, 0), (7, 5))
-    monkeypatch.setitem(build._AVAILABLE, "cuda", True)
-    assert build.cuda_fault(0) is None
-    assert build.cuda_fault(1) is not None
+    monkeypatch.setitem(availability._faults, "cuda", None)
+    assert availability.cuda_fault(0) is None
+    assert availability.cuda_fault(1) is not None
     assert plan.plan_network(W, "cuda", "auto").backend == plan.plan_gram(21, 6, False, "cuda", 0).backend == "cuda"
     assert plan.plan_network(W._replace(number=1), "auto", "auto").backend != "cuda"
     assert plan.plan_gram(21, 6, False, "cuda", 1).backend != "cuda"
@@ -178,7 +181,7 @@ def test_an_old_gpu_beside_a_new_one_is_left_out_alone(monkeypatch: pytest.Monke
 def test_the_number_of_a_gpu_comes_from_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of tensors that say they lie on a GPU, and hold nothing."""
     _machine(monkeypatch, 13000, (9, 0), (7, 5))
-    monkeypatch.setitem(build._AVAILABLE, "cuda", True)
+    monkeypatch.setitem(availability._faults, "cuda", None)
     for number, served in ((0, True), (1, False)):
         device = f"cuda:{number}"
         with FakeTensorMode():
@@ -197,12 +200,12 @@ def test_what_no_gpu_can_run_is_not_said_to_be_available(
     monkeypatch: pytest.MonkeyPatch, driver: int, capabilities: tuple[tuple[int, int], ...], reason: str
 ) -> None:
     _machine(monkeypatch, driver, *capabilities)
-    info = build.build_info().backends["cuda"]
+    info = availability.build_info().backends["cuda"]
     assert not info.available
     assert info.architectures == ()
     assert reason in info.reason
     _machine(monkeypatch, 13000, (9, 0))
-    assert build.build_info().backends["cuda"].available
+    assert availability.build_info().backends["cuda"].available
 
 
 def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,9 +213,11 @@ def test_without_a_driver_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(name)
 
     monkeypatch.setattr("ctypes.CDLL", missing)
-    assert build._driver_version() == 0
+    assert availability._driver_version() == 0
 
 
 def test_a_compiler_takes_the_answer_as_a_constant() -> None:
-    compiled = torch.compile(lambda x: x + (1 if build.cuda_fault() is None else 2), fullgraph=True, backend="eager")
-    assert compiled(torch.zeros(())) == (1 if build.cuda_fault() is None else 2)
+    compiled = torch.compile(
+        lambda x: x + (1 if availability.cuda_fault() is None else 2), fullgraph=True, backend="eager"
+    )
+    assert compiled(torch.zeros(())) == (1 if availability.cuda_fault() is None else 2)

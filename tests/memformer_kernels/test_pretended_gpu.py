@@ -6,18 +6,18 @@ import sys
 
 import pytest
 
-from memformer_kernels import build
+from memformer_kernels import availability
 from memformer_kernels.library import status
 
 REHEARSED = (
     "test_moving.py",
     "test_plan.py",
     "training/test_cuda.py",
-    "blocks/test_register_update.py",
+    "own_models/test_register_update.py",
 )
 
 
-@pytest.mark.skipif(not build.available("cpu"), reason=status("cpu").reason)
+@pytest.mark.skipif(not availability.available("cpu"), reason=status("cpu").reason)
 def test_tensors_move_to_a_gpu_and_refusals_are_seen() -> None:
     files = [f"tests/memformer_kernels/{name}" for name in REHEARSED]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.memformer_kernels.pretended_gpu", *files]

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memformer_kernels import build, functional, memformer_layer, memformer_loss, memformer_predict, settled
-from memformer_kernels.settled import Settled, remembered
+from memformer_kernels import availability, functional, memformer_layer, memformer_loss, memformer_predict
+from memformer_kernels.calls import memo as settled
+from memformer_kernels.calls.memo import Settled, remembered
 from tests.memformer_kernels.cases import normal, seeded
 
 Z, Q = normal(seeded(1), 3, 6, 4), normal(seeded(2), 2, 1, 3, 3)
@@ -100,7 +101,7 @@ def test_another_build_is_another_outcome(monkeypatch: pytest.MonkeyPatch) -> No
     counted = Counted()
     assert counted.asks(Z, 1)
     with monkeypatch.context() as patch:
-        patch.setitem(build._AVAILABLE, "cpu", not build._AVAILABLE["cpu"])
+        patch.setitem(availability._faults, "cpu", None if availability.fault("cpu") else "not today")
         assert counted.asks(Z, 1)
     assert not counted.asks(Z, 1)
 
@@ -113,9 +114,9 @@ def test_a_library_that_disappears_is_not_called(monkeypatch: pytest.MonkeyPatch
             return func(*args, **(kwargs or {}))
 
     chosen: list[str] = []
-    monkeypatch.setitem(build._AVAILABLE, "cpu", True)
+    monkeypatch.setitem(availability._faults, "cpu", None)
     functional._settle_prediction(Z, Q, None, None, None, None, 4, None, False, "auto", "auto")
-    monkeypatch.setitem(build._AVAILABLE, "cpu", False)
+    monkeypatch.setitem(availability._faults, "cpu", "not today")
     with Backends():
         memformer_predict(Z, Q, context=4)
     assert chosen == ["torch"]

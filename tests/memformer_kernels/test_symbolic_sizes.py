@@ -16,14 +16,7 @@ from memformer_kernels import (
     memformer_stack,
     register_update,
 )
-from memformer_kernels.nn import (
-    MEMORIES,
-    STRUCTURES,
-    Memformer,
-    MemformerAttention,
-    MemformerLayer,
-    RegisterMemory,
-)
+from memformer_kernels.nn import MEMORIES, STRUCTURES, Memformer, MemformerAttention, MemformerLayer, RegisterMemory
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
 

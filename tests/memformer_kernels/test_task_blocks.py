@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.backends import torch as torch_backend
+from memformer_kernels.backends.pytorch import backend as torch_backend
 
 BATCH, TOKENS, WIDTH = 23, 9, 4
 

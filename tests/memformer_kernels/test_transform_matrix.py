@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.utils._pytree import tree_map
 
 from memformer_kernels import (
-    build,
+    availability,
     context_gram,
     lfom_solve,
     memformer_layer,
@@ -24,9 +24,8 @@ from memformer_kernels import (
     memformer_predict,
     memformer_stack,
     reference,
-    reference_blocks,
 )
-from memformer_kernels.blocks import linear_attention, register_update
+from memformer_kernels.functional import linear_attention, register_update
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
 
@@ -87,12 +86,12 @@ CALLS = {
     ),
     "linear_attention": Call(
         lambda q, k, v: linear_attention(q, k, v, causal=True),
-        lambda q, k, v: reference_blocks.linear_attention(q, k, v, causal=True),
+        lambda q, k, v: reference.linear_attention(q, k, v, causal=True),
         tuple(_random(15 + place, 1, 3, 2, 2) for place in range(3)),
     ),
     "register_update": Call(
         lambda z, r, gamma: register_update(z, [r], gamma),
-        lambda z, r, gamma: reference_blocks.register_update(z, [r], gamma),
+        lambda z, r, gamma: reference.register_update(z, [r], gamma),
         (_random(18, 2, 2, 3), _random(19, 2, 2, 3), _random(20, 1, 2, 1)),
     ),
 }
@@ -254,8 +253,8 @@ def _fresh_compiler() -> Iterator[None]:
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What "auto" stands for."""
     if request.param == "torch":
-        monkeypatch.setitem(build._AVAILABLE, "cpu", False)
-    elif not build.present()[0]:
+        monkeypatch.setitem(availability._faults, "cpu", "not today")
+    elif not availability.available("cpu"):
         pytest.skip("the native library is not built")
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import explain, lfom_solve, memformer_loss, memformer_predict, memformer_stack, plan
+from memformer_kernels import explain, lfom_solve, memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.calls import plan
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients

@@ -5,14 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from memformer_kernels import (
-    lfom_solve,
-    linear_attention,
-    memformer_layer,
-    memformer_predict,
-    ops,
-    register_update,
-)
+from memformer_kernels import lfom_solve, linear_attention, memformer_layer, memformer_predict, register_update
+from memformer_kernels.torch_ops import ops
 from tests.memformer_kernels.cases import normal, seeded
 
 

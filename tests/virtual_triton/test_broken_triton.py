@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import memformer_predict, ops, register_update
-from memformer_kernels.kernels import call_columns, call_solve, columns, gram, solve
-from memformer_kernels.kernels import register_update as updates
+from memformer_kernels import memformer_predict, register_update
+from memformer_kernels.backends.triton import call_columns, call_solve, columns, gram, solve
+from memformer_kernels.backends.triton import register_update as updates
+from memformer_kernels.torch_ops import ops
 from tests.virtual_gpu.faults import Fault, listed
 from virtual_gpu import Device, Module
 from virtual_gpu.triton import driver_of

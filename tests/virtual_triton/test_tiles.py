@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_predict
-from memformer_kernels.kernels import launch
+from memformer_kernels.backends.triton import launch
 from memformer_kernels.testing import FLOAT64_ERROR, GRADIENT_FACTOR, relative_error
 from tests.virtual_triton import operations
 from tests.virtual_triton.gpus import ARCHITECTURES, clean_gpu

@@ -10,16 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import (
-    context_gram,
-    memformer_loss,
-    memformer_predict,
-    memformer_stack,
-    register_update,
-    warmup,
-)
-from memformer_kernels.backends.triton import fuses
-from memformer_kernels.kernels import launch, rules
+from memformer_kernels import context_gram, memformer_loss, memformer_predict, memformer_stack, register_update, warmup
+from memformer_kernels.backends.triton import launch, rules
+from memformer_kernels.calls.plan import fuses
 from memformer_kernels.testing import (
     GRADIENT_FACTOR,
     Case,

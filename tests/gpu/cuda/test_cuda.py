@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import context_gram, explain, lfom_solve, memformer_layer
-from memformer_kernels.plan import TINY_WIDTH
+from memformer_kernels.calls.limits import TINY_WIDTH
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
 from tests.gpu.cuda.calls import assert_budget, assert_equal, assert_losses, others, with_target
 from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import context_gram, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.plan import TINY_TOKENS
+from memformer_kernels.calls.limits import TINY_TOKENS
 from memformer_kernels.testing import Case, float64_violations, public, relative_error
 from tests.gpu.cuda.calls import assert_losses, losses, with_target
 from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES

@@ -16,7 +16,7 @@ from memformer_kernels import (
     GaussianTokens,
     Schedule,
     TrainState,
-    build,
+    availability,
     explain_training,
     train_steps,
 )
@@ -85,7 +85,7 @@ def on_gpu(sampler: Sampler, gpu: Gpu) -> Sampler:
 
 def definitions(gpu: Gpu) -> tuple[str, ...]:
     """Backends that a GPU is held against. What lies on the CPU counts as on a virtual GPU, beside one."""
-    return ("torch", "cpu") if build.available("cpu") and not gpu.virtual else ("torch",)
+    return ("torch", "cpu") if availability.available("cpu") and not gpu.virtual else ("torch",)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

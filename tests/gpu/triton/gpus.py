@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from memformer_kernels import build
+from memformer_kernels import availability
 from tests.gpu.tensors import NVIDIA, Gpu, marked, needs_nvidia
 
 NEEDS = [
     *needs_nvidia("triton"),
-    pytest.mark.skipif(build.INTERPRETS, reason="TRITON_INTERPRET=1 interprets kernels on the CPU: unset it"),
+    pytest.mark.skipif(availability.INTERPRETS, reason="TRITON_INTERPRET=1 interprets kernels on the CPU: unset it"),
 ]
 
 

@@ -17,17 +17,10 @@ from memformer_kernels import (
     memformer_loss,
     memformer_predict,
     memformer_stack,
-    reference_blocks,
+    reference,
     register_update,
 )
-from memformer_kernels.testing import (
-    FLOAT64_ERROR,
-    Case,
-    float64_violations,
-    public,
-    relative_error,
-    twin_violations,
-)
+from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.gpu.tensors import Gpu
 from tests.gpu.triton.gpus import ALGORITHMS
 from tests.memformer_kernels import golden
@@ -218,7 +211,7 @@ def test_attention_at_full_size(causal: bool, dtype: torch.dtype, gpu: Gpu) -> N
     leaves = [gpu.draw(*shape, seed=seed, dtype=dtype).requires_grad_() for seed in range(3)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = linear_attention(*leaves, causal=causal, backend="triton")
-    exact = reference_blocks.linear_attention(*wide, causal=causal)
+    exact = reference.linear_attention(*wide, causal=causal)
     tolerance = 1e-5 if dtype == torch.float32 else 0.02
     assert relative_error(out, exact) < tolerance
     grads, expected = torch.autograd.grad(out.sum(), leaves), torch.autograd.grad(exact.sum(), wide)
@@ -233,7 +226,7 @@ def test_register_updates_at_full_size(dtype: torch.dtype, gpu: Gpu) -> None:
     leaves = [*tokens, gpu.draw(3, shape[2], seed=5).requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     out = register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton")
-    exact = reference_blocks.register_update(wide[0], wide[1:-1], wide[-1])
+    exact = reference.register_update(wide[0], wide[1:-1], wide[-1])
     rounding = 1e-6 if dtype == torch.float32 else 2.0**-7
     assert relative_error(out, exact) < rounding
     grads, expected = torch.autograd.grad(out.sin().sum(), leaves), torch.autograd.grad(exact.sin().sum(), wide)

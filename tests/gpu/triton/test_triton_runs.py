@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack, warmup
-from memformer_kernels.backends.triton import TritonBackend
+from memformer_kernels.backends.triton.backend import TritonBackend
 from memformer_kernels.testing import relative_error
 from tests.gpu.large_batches import last_tasks_lie_past_two_to_the_31, losses_are_means_of_parts
 from tests.gpu.tensors import NVIDIA, Gpu

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, build, explain_training, train_steps
+from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, availability, explain_training, train_steps
 from memformer_kernels.training import cuda
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import D, N, model, state
@@ -37,14 +37,14 @@ def test_what_goes_to_plain_pytorch(held: Any, sampler: Sampler, reason: str) ->
 
 
 def test_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "available", lambda backend: True)
-    monkeypatch.setattr(build, "cuda_fault", lambda index: None)
+    monkeypatch.setattr(availability, "available", lambda backend: True)
+    monkeypatch.setattr(availability, "cuda_fault", lambda index: None)
     assert cuda.fault(_on_gpu(rule="cgd", heads=2), STATISTICS) is None
     assert cuda.fault(_on_gpu(), GaussianTokens(D, N, 4)) is None
 
 
 def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "available", lambda backend: False)
+    monkeypatch.setattr(availability, "available", lambda backend: False)
     assert "build_info" in str(cuda.fault(_on_gpu(), STATISTICS))
 
 

@@ -17,7 +17,7 @@ from memformer_kernels import (
     GaussianTokens,
     Schedule,
     TrainState,
-    build,
+    availability,
     train_steps,
 )
 from memformer_kernels.training import native, twin
@@ -25,7 +25,7 @@ from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, alone, model, state, tensors
 
-pytestmark = pytest.mark.skipif(not build.available("cpu"), reason="the native library was not built")
+pytestmark = pytest.mark.skipif(not availability.available("cpu"), reason="the native library was not built")
 STATISTICS = GaussianStatistics(D, N, 50, query="integrated")
 
 

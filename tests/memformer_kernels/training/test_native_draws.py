@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import FixedTasks, GaussianStatistics, GaussianTokens, build, library
+from memformer_kernels import FixedTasks, GaussianStatistics, GaussianTokens, availability, library
 from memformer_kernels.training import draws
 from memformer_kernels.training.philox import normals, task_words, uniforms
 from memformer_kernels.training.samplers import GaussianSampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D
 
-pytestmark = pytest.mark.skipif(not build.available("cpu"), reason="the native library was not built")
+pytestmark = pytest.mark.skipif(not availability.available("cpu"), reason="the native library was not built")
 SEED, STREAM, DRAW, TASKS = 0x123456789ABCDEF, 0xFFFFFFFE, 70000, 37
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 

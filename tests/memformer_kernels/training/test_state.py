@@ -12,7 +12,7 @@ from memformer_kernels import (
     GaussianStatistics,
     GaussianTokens,
     TrainState,
-    build,
+    availability,
     explain_training,
     train_steps,
 )
@@ -195,7 +195,7 @@ def _of_another_kind(tensor: torch.Tensor) -> None:
 @pytest.mark.parametrize("change", [_halved, _without_memory, _of_another_shape, _of_another_kind])
 @pytest.mark.parametrize("group", [*GROUPS, "seeds", "streams", "skipped", "counter"])
 def test_a_tensor_that_was_changed_in_place_is_looked_at_again(group: str, change: Any, backend: str) -> None:
-    if backend == "cpu" and not build.available("cpu"):
+    if backend == "cpu" and not availability.available("cpu"):
         pytest.skip("the native library was not built")
     held = TrainState.of([model()], trainable=[{"gamma": ~torch.eye(3, dtype=torch.bool)[:, :, None, None, None]}])
     sampler = GaussianStatistics(3, 8, 4)
@@ -230,7 +230,7 @@ def test_a_samplers_tensor_that_was_changed_in_place_is_looked_at_again(name: st
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
 def test_entries_are_taken_by_name(backend: str) -> None:
     """Two states that differ in the order of their dicts alone are one state."""
-    if not build.available("cpu"):
+    if not availability.available("cpu"):
         backend = "torch"
     trainable = [{"gamma": ~torch.eye(3, dtype=torch.bool)[:, :, None, None, None]}]
     runs = []

@@ -23,10 +23,10 @@ from memformer_kernels import (
     memformer_loss,
     memformer_predict,
     memformer_stack,
-    ops,
     register_update,
 )
-from memformer_kernels.kernels import launch
+from memformer_kernels.backends.triton import launch
+from memformer_kernels.torch_ops import ops
 from tests.memformer_kernels.cases import GRANULARITIES, RULES, STRUCTURES, make_case
 from virtual_gpu import Device
 from virtual_gpu.triton import driver_of

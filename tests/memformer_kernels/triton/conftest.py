@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 @pytest.fixture(autouse=True)
 def _interpreter() -> None:
     pytest.importorskip("triton", reason="triton is not installed: pip install 'memformer_kernels[triton]'")
-    from memformer_kernels.kernels.launch import interpreted
+    from memformer_kernels.backends.triton.launch import interpreted
 
     if not interpreted():
         pytest.skip("triton was imported without TRITON_INTERPRET=1, so that its kernels need a GPU")

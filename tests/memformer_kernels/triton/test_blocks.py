@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from memformer_kernels import linear_attention, reference_blocks, register_update
+from memformer_kernels import linear_attention, reference, register_update
 from memformer_kernels.testing import relative_error
-from tests.memformer_kernels.blocks.options import OPTIONS, SHAPES, heads, tokens_and_registers, with_gradients
+from tests.memformer_kernels.own_models.options import OPTIONS, SHAPES, heads, tokens_and_registers, with_gradients
 
 HALF = (torch.float16,) if not torch.cuda.is_available() else (torch.float16, torch.bfloat16)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,9 +19,9 @@ def _attention(name: str, tokens: int, width: int, value_width: int, dtype: torc
     leaves = [x.detach().to(DEVICE, dtype).requires_grad_() for x in heads(batch, tokens, width, value_width)]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     ours = with_gradients(linear_attention(*leaves, backend="triton", **options), leaves)
-    exact = with_gradients(reference_blocks.linear_attention(*wide, **options), wide)
+    exact = with_gradients(reference.linear_attention(*wide, **options), wide)
     twins = [x.detach().to(torch.float32 if dtype != torch.float64 else dtype).requires_grad_() for x in leaves]
-    twin = with_gradients(reference_blocks.linear_attention(*twins, **options), twins)
+    twin = with_gradients(reference.linear_attention(*twins, **options), twins)
     rounding = {torch.float64: 1e-12, torch.float32: 1e-7, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
     for made, plain, value in zip(ours, twin, exact, strict=True):
         assert made.dtype == dtype
@@ -79,7 +79,7 @@ def test_register_update_equals_the_plain_sum(gamma: tuple[int, ...]) -> None:
     leaves = [x.detach().to(DEVICE).requires_grad_() for x in (z, *registers, weights)]
     flat = leaves[-1] if len(gamma) > 1 else leaves[-1].view(-1, 1)
     ours = with_gradients(register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton"), leaves)
-    exact = with_gradients(reference_blocks.register_update(leaves[0], leaves[1:-1], flat), leaves)
+    exact = with_gradients(reference.register_update(leaves[0], leaves[1:-1], flat), leaves)
     for made, value in zip(ours, exact, strict=True):
         torch.testing.assert_close(made, value, rtol=1e-10, atol=1e-10)
 
@@ -94,7 +94,7 @@ def test_register_update_over_many_programs(shape: tuple[int, ...], gamma: tuple
     leaves = [*tokens, weights.detach().float().to(DEVICE).requires_grad_()]
     wide = [x.detach().double().requires_grad_() for x in leaves]
     ours = with_gradients(register_update(leaves[0], leaves[1:-1], leaves[-1], backend="triton"), leaves)
-    exact = with_gradients(reference_blocks.register_update(wide[0], wide[1:-1], wide[-1]), wide)
+    exact = with_gradients(reference.register_update(wide[0], wide[1:-1], wide[-1]), wide)
     rounding = {torch.float32: 1e-6, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}[dtype]
     for made, value in zip(ours, exact, strict=True):
         assert relative_error(made, value) <= rounding

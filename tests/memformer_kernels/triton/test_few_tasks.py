@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from memformer_kernels import memformer_loss, memformer_predict
-from memformer_kernels.backends import triton_spread
-from memformer_kernels.kernels import rules
+from memformer_kernels.backends.triton import rules
+from memformer_kernels.backends.triton import spread as triton_spread
 from memformer_kernels.testing import float64_violations, public, relative_error, twin_violations
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded

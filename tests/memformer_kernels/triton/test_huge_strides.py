@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import linear_attention, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.backends import triton
-from memformer_kernels.backends.triton import TritonBackend
-from memformer_kernels.kernels import rules
+from memformer_kernels.backends.triton import rules
+from memformer_kernels.backends.triton.backend import TritonBackend
+from memformer_kernels.calls import plan
 from tests.marks import slow_but
-from tests.memformer_kernels.blocks.options import OPTIONS, heads
 from tests.memformer_kernels.cases import make_case, normal, seeded
+from tests.memformer_kernels.own_models.options import OPTIONS, heads
 
 RESERVE_NOTHING = 0x4000
 """Linux's MAP_NORESERVE, which Python names from 3.13 on: only pages that are written take memory."""
@@ -102,7 +102,7 @@ def test_contexts_spread_over_programs(structure: str, layout: int, monkeypatch:
 @pytest.mark.parametrize("layout", TOKEN_AXES)
 @pytest.mark.parametrize("algorithm", [pytest.param("gram", marks=pytest.mark.slow), "token"])
 def test_large_tasks(algorithm: str, layout: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "WIDEST_MATRICES", 0)
+    monkeypatch.setattr(plan, "WIDEST_MATRICES", 0)
     _same_results("block", algorithm, layout, (3, 5, 4))
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from memformer_kernels import explain
-from memformer_kernels.backends import triton
-from memformer_kernels.kernels import sums
-from memformer_kernels.kernels.call_registers import update, update_backward
+from memformer_kernels.backends.triton import sums
+from memformer_kernels.backends.triton.call_registers import update, update_backward
+from memformer_kernels.calls import plan
 from memformer_kernels.testing import float64_violations, public, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
@@ -17,7 +17,7 @@ from tests.memformer_kernels.triton.test_operations import LAYERS, agree, run_la
 
 @pytest.fixture
 def _all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton, "WIDEST_MATRICES", 0)
+    monkeypatch.setattr(plan, "WIDEST_MATRICES", 0)
 
 
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -8,15 +8,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.kernels.launch import compiling_for
-from memformer_kernels.testing import (
-    FLOAT64_ERROR,
-    Case,
-    float64_violations,
-    public,
-    relative_error,
-    twin_violations,
-)
+from memformer_kernels.backends.triton.launch import compiling_for
+from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.marks import slow_but
 from tests.memformer_kernels import golden
 from tests.memformer_kernels.cases import GRANULARITIES, RULES, leaves, make_case, normal, seeded

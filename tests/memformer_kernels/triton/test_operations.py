@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import lfom_solve, memformer_layer
-from memformer_kernels.backends.triton import TritonBackend
-from memformer_kernels.maths.context import Labelled, gram, gram_backward
+from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
+from memformer_kernels.backends.triton.backend import TritonBackend
 from memformer_kernels.testing import FLOAT64_ERROR, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
@@ -115,7 +115,7 @@ def test_first_order_method(width: int, rich: bool) -> None:
 
 def test_sums_over_tasks_run_in_blocks_of_1024() -> None:
     """float32 inside a block, float64 across: ones beside a large number survive in another block, not in its own."""
-    from memformer_kernels.kernels import sums
+    from memformer_kernels.backends.triton import sums
 
     lanes = 256
     partials = torch.ones(3 * 1024 // lanes, 2)

@@ -9,7 +9,7 @@ import torch
 
 import memformer_kernels
 
-FOLDER = Path(memformer_kernels.__file__).parent / "kernels"
+FOLDER = Path(memformer_kernels.__file__).parent / "backends" / "triton"
 FILES = sorted(FOLDER.glob("*.py"))
 
 
@@ -139,8 +139,8 @@ def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
 
 
 def test_configurations_follow_rules() -> None:
-    from memformer_kernels.kernels import rules
-    from memformer_kernels.kernels.sums import TASKS_A_BLOCK
+    from memformer_kernels.backends.triton import rules
+    from memformer_kernels.backends.triton.sums import TASKS_A_BLOCK
 
     for width in range(1, rules.TILE_WIDTH + 1):
         for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
@@ -159,7 +159,7 @@ def test_configurations_follow_rules() -> None:
 
 
 def test_plain_tf32_only_when_torch_allows_it() -> None:
-    from memformer_kernels.kernels import rules
+    from memformer_kernels.backends.triton import rules
 
     kept = torch.get_float32_matmul_precision()
     try:
@@ -172,7 +172,7 @@ def test_plain_tf32_only_when_torch_allows_it() -> None:
 
 
 def test_tensors_on_the_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memformer_kernels.kernels import launch
+    from memformer_kernels.backends.triton import launch
 
     launch.check_device(torch.zeros(1))
     monkeypatch.setattr(launch, "interpreted", lambda: False)

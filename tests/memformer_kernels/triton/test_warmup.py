@@ -8,15 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import (
-    context_gram,
-    lfom_solve,
-    memformer_layer,
-    memformer_loss,
-    memformer_stack,
-    warmup,
-)
-from memformer_kernels.kernels import launch
+from memformer_kernels import context_gram, lfom_solve, memformer_layer, memformer_loss, memformer_stack, warmup
+from memformer_kernels.backends.triton import launch
 from tests.memformer_kernels.cases import leaves, make_case
 
 Noted = list[tuple[str, dict[str, Any]]]

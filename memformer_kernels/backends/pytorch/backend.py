@@ -1,0 +1,285 @@
+"""The PyTorch backend: any device, any size, every rule; batched matrix products through torch (MKL, cuBLAS).
+
+Half-precision tokens are computed in float32. The backward recomputes the forward, so that nothing but the inputs is
+kept between the two.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends.base import Needs, asked
+from memformer_kernels.backends.projections import projections
+from memformer_kernels.backends.pytorch import attention, register_update, response
+from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward, restore_padding, without_padding
+from memformer_kernels.backends.pytorch.forms import GeneralForm, Gradients, ResponseForm
+from memformer_kernels.backends.pytorch.layer import LayerForm
+from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+
+_BLOCK_ELEMENTS = 2**21
+"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
+
+_DEVICE_ELEMENTS = 2**26
+"""Entries of a piece elsewhere: a launch should have much to do."""
+
+
+class TorchBackend:
+    """The operations on plain PyTorch."""
+
+    _layer_type: type[LayerForm] = LayerForm
+
+    def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        dtype = compute_dtype(z)
+        total = z.new_zeros((z.shape[0], z.shape[2], z.shape[2]), dtype=dtype)
+        for tasks, tokens, labelled in _pieces(z, lengths, context):
+            total[tasks] += gram(z[tasks, tokens].to(dtype), labelled)
+        return total
+
+    def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        dtype = compute_dtype(z)
+        grad_z = torch.empty_like(z, memory_format=torch.contiguous_format)
+        grad_z[:, context:] = 0
+        for tasks, tokens, labelled in _pieces(z, lengths, context):
+            grad_z[tasks, tokens] = gram_backward(grad[tasks], z[tasks, tokens].to(dtype), labelled)
+        return grad_z
+
+    def stack(self, network: Network) -> Tensor:
+        return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
+
+    def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        dtype = compute_dtype(network.z)
+        parts = [
+            self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
+        ]
+        return asked(_merged(parts), network[:6], needs)
+
+    def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
+        blocks = _blocks(network, streamed=True)
+        return torch.cat(
+            [self._form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
+        )
+
+    def predict_backward(
+        self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        parts = []
+        for block, tasks in _blocks(network, streamed=not needs[0]):
+            form = self._form(_without_padding(block, queries))
+            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
+        return asked(_merged(parts), network[:6], needs)
+
+    def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
+        # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
+        total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
+        parts: list[Gradients] = []
+        target_grads: list[Tensor] = []
+        for block, tasks in _blocks(network, streamed=not needs[0]):
+            form = self._form(_without_padding(block, queries))
+            predictions = form.predictions(queries, layers=False)
+            error = predictions - target[tasks].to(predictions.dtype)
+            total = total + error.square().sum((1, 2))
+            if any(needs):
+                grad = error * (2 / max(target.numel(), 1))
+                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
+                target_grads.append(-grad[0])
+        # By a tensor: two forward modes around a compiled call make of a number one that the compiler does not know.
+        value = (total / total.new_full((1,), target.numel())).squeeze(0)
+        if not any(needs):
+            return [value]
+        z_grad, *parameter_grads = _merged(parts)
+        arguments = [network.z, target, *network[1:6]]
+        return [value, *asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
+
+    def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        form = self._layer_form(layer)
+        return _own(form.tokens(), layer.z), _own(form.registers[-1], layer.z)
+
+    def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
+        dtype = compute_dtype(layer.z)
+        grads = self._layer_form(layer).backward(grad.to(dtype), register_grad.to(dtype))
+        q_width, p_width = layer.q.shape[-1], 0 if layer.p is None else layer.p.shape[-1]
+        listed = [
+            grads.z,
+            grads.q[..., :q_width, :q_width],
+            grads.p[..., :p_width, :p_width],
+            *grads.registers,
+            grads.gamma,
+            grads.beta,
+            None,
+        ]
+        arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
+        return asked(listed, arguments, needs)
+
+    def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
+        iterates = _first_order(quadratics)[0].states
+        return -torch.stack(iterates[1:] if layers else iterates[-1:])
+
+    def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
+        trace, residual, a, memory = _first_order(quadratics)
+        outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
+        grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory)
+        listed = [
+            grads.residual @ torch.stack(trace.states[:-1], 1),
+            grads.residual.sum(2),
+            grads.a[:, 0],
+            None if grads.gamma is None else grads.gamma[:, :, 0],
+            None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
+            -grads.state,
+        ]
+        return asked(listed, quadratics, needs)
+
+    def attend(self, call: Attention) -> Tensor:
+        return attention.attend(call).contiguous()
+
+    def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
+        return [self.attend(part) for part in attention.gradients(grad, call, needs)]
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        return register_update.update(z, registers, gamma).contiguous()
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        own, coefficients = register_update.update_gradients(grad, registers, gamma)
+        return asked([*own, coefficients], [*registers, gamma], needs)
+
+    def _form(self, network: Network) -> GeneralForm | ResponseForm:
+        dtype = compute_dtype(network.z)
+        z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
+        gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
+        labelled = Labelled(network.context, network.lengths)
+        if p is None and q.shape[-1] != z.shape[-1]:
+            return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
+        layers, heads = q.shape[0], kept_heads(q.shape[1], gamma, beta)
+        memory = partial(self._memory, layers, heads, z.shape[-1])
+        return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram", memory)
+
+    def _memory(
+        self, layers: int, heads: int, width: int, gamma: Tensor | None, beta: Tensor | None, diagonal: bool
+    ) -> Memory:
+        return Memory(gamma, beta, diagonal)
+
+    def _layer_form(self, layer: Layer) -> LayerForm:
+        dtype = compute_dtype(layer.z)
+        z = layer.z.to(dtype)
+        q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
+        registers = [register.to(dtype) for register in layer.registers]
+        gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
+        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
+
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Nothing to build."""
+
+
+def _cast(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _own(result: Tensor, argument: Tensor) -> Tensor:
+    """A result in the argument's dtype and contiguous."""
+    return result.to(argument.dtype).contiguous()
+
+
+def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
+    """The gradients of all tasks from those of their blocks, in the order of a network's tensors."""
+    rows = [part.z for part in parts if part.z is not None]
+    columns = zip(*((part.q, part.p, part.gamma, part.beta) for part in parts), strict=True)
+    return [torch.cat(rows) if rows else None, *(_total(column) for column in columns), None]
+
+
+def _total(grads: Sequence[Tensor | None]) -> Tensor | None:
+    present = [grad for grad in grads if grad is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[slice, slice, Labelled]]:
+    """Tasks and, of long ones, tokens of their contexts, so few at a time that their copies in another precision are a
+    small part of a large batch's memory."""
+    batch, _, width = z.shape
+    most = _BLOCK_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
+    rows = max(1, most // width)
+    together = max(1, rows // context)
+    for first in range(0, batch, together):
+        tasks = slice(first, min(first + together, batch))
+        for token in range(0, context, rows):
+            tokens = slice(token, min(token + rows, context))
+            left = None if lengths is None else lengths[tasks] - token
+            yield tasks, tokens, Labelled(tokens.stop - token, left)
+
+
+def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
+    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory.
+
+    streamed: tokens are read for the Gram matrix and nothing of their size is made, so that only matrices, and vectors
+    of every layer, stay. Blocks are larger there, since each costs a hundred small operations, whatever its size; four
+    times as large at most, because a long or padded context is copied on the way.
+    """
+    batch, tokens, width = network.z.shape
+    kept = max(tokens, width) * width
+    if streamed and _reads_tokens_once(network):
+        kept = min(kept, max(kept // 4, width * width + 3 * network.q.shape[0] * width))
+    size = max(1, _BLOCK_ELEMENTS // kept)
+    if batch <= size or network.z.device.type != "cpu":
+        return [(network, slice(0, batch))]
+    blocks = []
+    for start in range(0, batch, size):
+        tasks = slice(start, min(start + size, batch))
+        lengths = None if network.lengths is None else network.lengths[tasks]
+        blocks.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
+    return blocks
+
+
+def _reads_tokens_once(network: Network) -> bool:
+    response_only = network.p is None and network.q.shape[-1] != network.z.shape[-1]
+    copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z)
+    return network.algorithm == "gram" and response_only and not copied
+
+
+def _without_padding(network: Network, queries: int) -> Network:
+    """The network on its context and query tokens alone, so that nothing between them is ever read."""
+    total = network.z.shape[1]
+    z = without_padding(network.z, Labelled(network.context, network.lengths), queries)
+    if z.shape[1] == total:
+        return network._replace(z=z)
+
+    def kept(coefficient: Tensor | None) -> Tensor | None:
+        if coefficient is None or coefficient.ndim < 2 or coefficient.shape[-2] == 1:
+            return coefficient
+        before, after = coefficient[..., : network.context, :], coefficient[..., total - queries :, :]
+        return torch.cat([before, after], -2)
+
+    return network._replace(z=z, gamma=kept(network.gamma), beta=kept(network.beta))
+
+
+def _with_padding(grads: Gradients, network: Network, queries: int) -> Gradients:
+    """Gradients of a network from those of the network without its padding: exactly zero for what was cut out."""
+    if grads.z is not None:
+        labelled = Labelled(network.context, network.lengths)
+        grads.z = restore_padding(grads.z, network.z.shape[1], labelled, queries)
+    grads.gamma = _restored(grads.gamma, network.gamma, network.context)
+    grads.beta = _restored(grads.beta, network.beta, network.context)
+    return grads
+
+
+def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> Tensor | None:
+    """The gradient of a coefficient whose padding tokens were cut out: zero for those."""
+    if grad is None or coefficient is None or grad.shape == coefficient.shape:
+        return grad
+    missing = coefficient.shape[-2] - grad.shape[-2]
+    padding = grad.new_zeros(*grad.shape[:-2], missing, grad.shape[-1])
+    return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
+
+
+def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
+    """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
+    h, b, a, gamma, beta, w0 = quadratics
+    residual = response.GramResidual(h, b, from_zero=w0 is None, transposed=h.mT)
+    preconditioners = a[:, None]
+    if beta is not None:
+        beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]
+    memory = Memory(None if gamma is None else gamma[:, :, None], beta, diagonal=gamma is None)
+    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory)
+    return trace, residual, preconditioners, memory

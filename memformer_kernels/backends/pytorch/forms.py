@@ -1,0 +1,245 @@
+"""A whole network on a batch of tasks: which recurrence runs, and how tokens or predictions are read out of it.
+
+Two structures (`GeneralForm`, `ResponseForm`), each on tokens or in Gram space. A form runs its layers when it is made;
+`tokens` and `predictions` read the result, and their `_backward` twins give the gradients of all arguments.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from memformer_kernels.backends.projections import projections
+from memformer_kernels.backends.pytorch import recurrence as attention
+from memformer_kernels.backends.pytorch import response
+from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
+from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.calls.arguments import kept_heads
+
+
+@dataclass
+class Gradients:
+    """Gradients of a form's arguments; z is None unless asked for, the others where the argument is."""
+
+    z: Tensor | None
+    q: Tensor
+    p: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+def _four_axes(beta: Tensor | None) -> Tensor | None:
+    """beta with its leading axes of size 1 spelled out: (L or 1, H or 1, N or 1, D or 1)."""
+    return None if beta is None else beta.reshape((1,) * (4 - beta.ndim) + tuple(beta.shape))
+
+
+class GeneralForm:
+    """Any P and Q: the state is a matrix, the tokens Z_l or the transform T_l with Z_l = Z_0 T_l."""
+
+    def __init__(
+        self,
+        z: Tensor,
+        q: Tensor,
+        p: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        labelled: Labelled,
+        gram_space: bool,
+        memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
+    ) -> None:
+        self.z, self.labelled, self.gram_space = z, labelled, gram_space
+        self.block = q.shape[-1], None if p is None else p.shape[-1]
+        width = z.shape[-1]
+        self.q, self.p = projections(q, p, width)
+        self.beta = beta
+        self.memory = memory(gamma, _four_axes(beta), gamma is None or gamma.ndim == 4)
+        self.metric: attention.TokenMetric | attention.GramMetric
+        state = z
+        if gram_space:
+            self.metric = attention.GramMetric(labelled.mean(gram(z, labelled)))
+            state = torch.eye(width, dtype=z.dtype, device=z.device).expand(z.shape[0], width, width)
+        else:
+            self.metric = attention.TokenMetric(labelled)
+        heads = kept_heads(q.shape[1], gamma, beta)
+        self.trace = attention.run(state, self.metric, self.q, self.p, self.memory, heads)
+
+    def tokens(self) -> Tensor:
+        """Z_L (B, N, D)."""
+        last = self.trace.states[-1]
+        return self.z @ last if self.gram_space else last
+
+    def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
+        """Gradients from that of Z_L."""
+        outer: list[Tensor | None] = [None] * self.q.shape[0]
+        if not self.gram_space:
+            outer[-1] = grad
+            return self._finish(outer, None, need_z)
+        outer[-1] = self.z.transpose(-1, -2) @ grad
+        direct = grad @ self.trace.states[-1].transpose(-1, -2) if need_z else None
+        return self._finish(outer, direct, need_z)
+
+    def predictions(self, queries: int, layers: bool) -> Tensor:
+        """Minus the response slot of the last `queries` tokens, after every layer or the last: (L or 1, B, queries)."""
+        first = self.z.shape[1] - queries
+        states = self.trace.states[1:] if layers else self.trace.states[-1:]
+        if self.gram_space:
+            return torch.stack([-(self.z[:, first:] @ state[:, :, -1:])[..., 0] for state in states])
+        return torch.stack([-state[:, first:, -1] for state in states])
+
+    def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
+        """Gradients from those of the predictions (L or 1, B, queries)."""
+        depth = self.q.shape[0]
+        outer: list[Tensor | None] = [None] * depth
+        _, total, width = self.z.shape
+        first = total - grad.shape[2]
+        direct: Tensor | None = None
+        for layer, layer_grad in zip(range(depth - grad.shape[0], depth), grad, strict=True):
+            if not self.gram_space:
+                outer[layer] = pad(-layer_grad[..., None], (width - 1, 0, first, 0))
+                continue
+            column = -(self.z[:, first:].transpose(-1, -2) @ layer_grad[..., None])
+            outer[layer] = pad(column, (width - 1, 0))
+            if need_z:
+                rows = -(layer_grad[..., None] @ self.trace.states[layer + 1][:, :, -1:].transpose(-1, -2))
+                direct = rows if direct is None else direct + rows
+        return self._finish(outer, None if direct is None else pad(direct, (0, 0, first, 0)), need_z)
+
+    def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None, need_z: bool) -> Gradients:
+        grads = attention.run_backward(outer, self.trace, self.metric, self.q, self.p, self.memory)
+        z_grad: Tensor | None = None
+        if need_z and isinstance(self.metric, attention.GramMetric):
+            assert self.metric.grad is not None
+            assert direct is not None
+            z_grad = direct + gram_backward(self.labelled.mean(self.metric.grad), self.z, self.labelled)
+        elif need_z:
+            z_grad = grads.state
+        q_width, p_width = self.block
+        return Gradients(
+            z=z_grad,
+            q=grads.q[..., :q_width, :q_width],
+            p=None if p_width is None else grads.p[..., :p_width, :p_width],
+            gamma=grads.gamma,
+            beta=None if grads.beta is None or self.beta is None else grads.beta.reshape(self.beta.shape),
+        )
+
+
+class ResponseForm:
+    """Response-only structure: features never change, so only the response column moves."""
+
+    def __init__(
+        self,
+        z: Tensor,
+        q: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        labelled: Labelled,
+        gram_space: bool,
+    ) -> None:
+        self.z, self.labelled, self.gram_space = z, labelled, gram_space
+        self.heads, self.gamma, self.beta = q.shape[1], gamma, beta
+        self.features, responses = z[..., :-1], z[..., -1]
+        self.a = q if kept_heads(q.shape[1], gamma, beta) == q.shape[1] else q.sum(1, keepdim=True)
+        full_beta = _four_axes(beta)
+        self.memory = Memory(
+            None if gamma is None else gamma[..., -1],
+            None if full_beta is None else full_beta[..., -1],
+            diagonal=gamma is None or gamma.ndim == 4,
+        )
+        self.residual: response.Residual
+        if gram_space:
+            matrix = labelled.mean(gram(z, labelled))
+            h = matrix[:, :-1, :-1].contiguous()
+            self.residual = response.GramResidual(h, matrix[:, :-1, -1], from_zero=True, transposed=h)
+            state = torch.zeros_like(matrix[:, :-1, -1])
+        else:
+            columns = self.features.transpose(-1, -2).contiguous()
+            self.residual = response.TokenResidual(self.features, columns, labelled)
+            state = responses
+        self.trace = response.run(state, self.residual, self.a, self.memory)
+
+    def _responses(self, state: Tensor, first: int) -> Tensor:
+        """The response column of tokens `first`, first + 1, ..., at a state."""
+        if not self.gram_space:
+            return state[:, first:]
+        return self.z[:, first:, -1] + (self.features[:, first:] @ state[..., None])[..., 0]
+
+    def tokens(self) -> Tensor:
+        """Z_L (B, N, D)."""
+        return torch.cat([self.features, self._responses(self.trace.states[-1], 0)[..., None]], -1)
+
+    def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
+        """Gradients from that of Z_L."""
+        outer: list[Tensor | None] = [None] * self.a.shape[0]
+        last = self.trace.states[-1]
+        outer[-1] = self._state_grad(grad[..., -1], 0)
+        direct = self._direct_grad(grad[..., -1], last, 0) + pad(grad[..., :-1], (0, 1)) if need_z else None
+        return self._finish(outer, direct)
+
+    def predictions(self, queries: int, layers: bool) -> Tensor:
+        """Minus the response slot of the last `queries` tokens, after every layer or the last: (L or 1, B, queries)."""
+        first = self.z.shape[1] - queries
+        states = self.trace.states[1:] if layers else self.trace.states[-1:]
+        return torch.stack([-self._responses(state, first) for state in states])
+
+    def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
+        """Gradients from those of the predictions (L or 1, B, queries)."""
+        depth = self.a.shape[0]
+        outer: list[Tensor | None] = [None] * depth
+        first = self.z.shape[1] - grad.shape[2]
+        direct = torch.zeros_like(self.z) if need_z else None
+        for layer, layer_grad in zip(range(depth - grad.shape[0], depth), grad, strict=True):
+            outer[layer] = self._state_grad(-layer_grad, first)
+            if direct is not None:
+                direct = direct + self._direct_grad(-layer_grad, self.trace.states[layer + 1], first)
+        return self._finish(outer, direct)
+
+    def _state_grad(self, grad: Tensor, first: int) -> Tensor:
+        """Gradient of the state from that of `_responses`."""
+        if not self.gram_space:
+            return pad(grad, (first, 0))
+        return (grad[:, None] @ self.features[:, first:])[:, 0]
+
+    def _direct_grad(self, grad: Tensor, state: Tensor, first: int) -> Tensor:
+        """Gradient of z from that of `_responses`, not counting what reaches z through the state."""
+        if not self.gram_space:
+            return torch.zeros_like(self.z)
+        return pad(torch.cat([grad[..., None] * state[:, None], grad[..., None]], -1), (0, 0, first, 0))
+
+    def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None) -> Gradients:
+        """All gradients; that of z is made where its direct part was asked for."""
+        grads = response.run_backward(outer, self.trace, self.residual, self.a, self.memory)
+        z_grad: Tensor | None = None
+        if direct is not None:
+            z_grad = direct + self._z_grad(grads)
+        q_grad = grads.a
+        if q_grad.shape[1] != self.heads:
+            q_grad = q_grad.expand(-1, self.heads, -1, -1)
+        return Gradients(
+            z=z_grad,
+            q=q_grad,
+            p=None,
+            gamma=_last_column(grads.gamma, self.gamma),
+            beta=_last_column(grads.beta, self.beta),
+        )
+
+    def _z_grad(self, grads: response.ResponseGrads) -> Tensor:
+        """The gradient that reaches z through the recurrence."""
+        states = torch.stack(self.trace.states[:-1], 1)
+        if self.gram_space:
+            matrix = torch.cat([grads.residual @ states, grads.residual.sum(2, keepdim=True)], -1)
+            return gram_backward(self.labelled.mean(pad(matrix, (0, 0, 0, 1))), self.z, self.labelled)
+        rows = self.labelled.select(states.transpose(-1, -2)) @ grads.residual.transpose(-1, -2)
+        features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
+        for residual, a, register_grad in zip(self.trace.residuals, self.a, grads.register, strict=True):
+            features = features + register_grad.transpose(-1, -2) @ response.precondition(residual, a)
+        return torch.cat([features, grads.state[..., None]], -1)
+
+
+def _last_column(grad: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
+    """The gradient of a coefficient of which only the response column is read."""
+    if grad is None or coefficient is None:
+        return None
+    width = coefficient.shape[-1] if coefficient.ndim else 1
+    return pad(grad[..., None], (width - 1, 0)).reshape(coefficient.shape)

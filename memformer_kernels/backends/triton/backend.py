@@ -1,0 +1,184 @@
+"""The Triton backend: one launch for a whole network where a program can keep a task, batched products elsewhere.
+
+Response-only networks in Gram space run the vector recurrence, every other network and the layer the matrix one.
+Where a task is too large for either, products go through torch and the registers' updates through fused kernels.
+Kernels are imported with the first call, so that the package imports without Triton.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends.base import Needs, asked
+from memformer_kernels.backends.pytorch import attention as pytorch_attention
+from memformer_kernels.backends.pytorch.backend import TorchBackend
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
+from memformer_kernels.calls.limits import WIDEST
+from memformer_kernels.calls.plan import fuses
+
+if TYPE_CHECKING:
+    from memformer_kernels.backends.triton.networks import ColumnCalls, NetworkCalls, ResponseCalls
+    from memformer_kernels.backends.triton.spread import SpreadCalls
+
+
+class TritonBackend:
+    """The operations on Triton kernels: CUDA tensors, or CPU tensors in Triton's interpreter."""
+
+    @cached_property
+    def _wide(self) -> TorchBackend:
+        from memformer_kernels.backends.triton.wide import WideBackend
+
+        return WideBackend()
+
+    def context_gram(self, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        if self._is_wide(z):
+            return self._wide.context_gram(z, lengths, context)
+        from memformer_kernels.backends.triton.gram import gram
+
+        return gram(z, lengths, context).contiguous()
+
+    def context_gram_backward(self, grad: Tensor, z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
+        if self._is_wide(z):
+            return self._wide.context_gram_backward(grad, z, lengths, context)
+        from memformer_kernels.backends.triton.gram import gram_backward
+
+        return gram_backward(grad, z, lengths, context)
+
+    def stack(self, network: Network) -> Tensor:
+        if self._is_large(network):
+            return self._wide.stack(network)
+        return _calls(network).stack()
+
+    def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        if self._is_large(network):
+            return self._wide.stack_backward(grad, network, needs)
+        return asked([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
+
+    def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
+        if self._is_large(network):
+            return self._wide.predict(network, queries, layers)
+        return _calls(network).predict(queries, layers)
+
+    def predict_backward(
+        self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        if self._is_large(network):
+            return self._wide.predict_backward(grad, network, queries, layers, needs)
+        return asked([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
+
+    def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
+        if self._is_large(network):
+            return self._wide.loss(network, target, queries, needs)
+        if not any(needs):
+            error = self.predict(network, queries, layers=False)[0] - target
+            return [error.square().sum() / target.numel()]
+        squares, error, (z, *parameters) = _calls(network).loss(target, queries, needs[0])
+        arguments = [network.z, target, *network[1:6]]
+        grads = [z, -error, *parameters, None]
+        return [squares / target.numel(), *asked(grads, arguments, needs, squares.dtype)]
+
+    def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        if self._is_large_layer(layer):
+            return self._wide.layer(layer)
+        from memformer_kernels.backends.triton.networks import NetworkCalls
+
+        return NetworkCalls.of_layer(layer).layer()
+
+    def layer_backward(self, grad: Tensor, register_grad: Tensor, layer: Layer, needs: Needs) -> list[Tensor]:
+        if self._is_large_layer(layer):
+            return self._wide.layer_backward(grad, register_grad, layer, needs)
+        from memformer_kernels.backends.triton.networks import NetworkCalls
+
+        calls = NetworkCalls.of_layer(layer)
+        (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0])
+        arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
+        return asked([z, q, p, *registers, gamma, beta, None], arguments, needs)
+
+    def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
+        if self._is_wide(quadratics.h):
+            return self._wide.lfom_solve(quadratics, layers)
+        from memformer_kernels.backends.triton.networks import QuadraticCalls
+
+        return QuadraticCalls(quadratics).solve(layers)
+
+    def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
+        if self._is_wide(quadratics.h):
+            return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
+        from memformer_kernels.backends.triton.networks import QuadraticCalls
+
+        return asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
+
+    def attend(self, call: Attention) -> Tensor:
+        from memformer_kernels.backends.triton import attention, launch
+
+        launch.check_device(call.q)
+        return attention.attend(*call).contiguous()
+
+    def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
+        return [self.attend(part) for part in pytorch_attention.gradients(grad, call, needs)]
+
+    def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
+        from memformer_kernels.backends.triton import launch, register_update
+
+        launch.check_device(z)
+        return register_update.update(z, registers, gamma)
+
+    def register_update_backward(
+        self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
+    ) -> list[Tensor]:
+        from memformer_kernels.backends.triton import register_update
+
+        return asked(register_update.update_backward(grad, registers, gamma), [*registers, gamma], needs)
+
+    def warmup(self, rehearsal: Callable[[], object]) -> None:
+        """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
+        from memformer_kernels.backends.triton import launch
+
+        if not launch.interpreted():
+            with torch.no_grad(), launch.compile_only():
+                rehearsal()
+
+    def _is_wide(self, tokens: Tensor) -> bool:
+        _check_device(tokens)
+        return tokens.shape[2] > WIDEST
+
+    def _is_large(self, network: Network) -> bool:
+        _check_device(network.z)
+        _, tokens, width = network.z.shape
+        return not fuses(width, tokens, network.algorithm, _response_only(network))
+
+    def _is_large_layer(self, layer: Layer) -> bool:
+        _check_device(layer.z)
+        _, tokens, width = layer.z.shape
+        return not fuses(width, tokens, "token", response_only=False)
+
+
+def _check_device(tokens: Tensor) -> None:
+    """Raises RuntimeError for a CPU tensor where kernels are compiled."""
+    from memformer_kernels.backends.triton.launch import check_device
+
+    check_device(tokens)
+
+
+def _response_only(network: Network) -> bool:
+    return network.p is None and network.q.shape[-1] != network.z.shape[2]
+
+
+def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
+    from memformer_kernels.backends.triton import networks as triton_calls
+    from memformer_kernels.backends.triton import rules
+    from memformer_kernels.backends.triton import spread as triton_spread
+
+    batch, tokens, width = network.z.shape
+    if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
+        return triton_spread.SpreadCalls(network, _response_only(network))
+    if network.algorithm == "gram" and _response_only(network):
+        return triton_calls.ResponseCalls(network)
+    if _response_only(network):
+        config = rules.columns_config(width, tokens)
+        if config is not None:
+            return triton_calls.ColumnCalls(network, config)
+    return triton_calls.NetworkCalls.of_network(network)

@@ -1,0 +1,104 @@
+"""Launching: the device of the tensors, and whether kernels run on it, in Triton's interpreter, or not at all."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from memformer_kernels.availability import triton_on_host
+
+Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], object]
+"""Takes a kernel, its arguments and its named constants."""
+
+_OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+_ARCHITECTURE: ContextVar[int | None] = ContextVar("architecture", default=None)
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    """Launches a kernel on the GPU of its first tensor; under `observed` the observer gets the launch instead."""
+    observer = _OBSERVER.get()
+    with on_device(next(x for x in arguments if isinstance(x, Tensor))):
+        if observer is None:
+            kernel[(programs,)](*arguments, **constants)
+        else:
+            observer(kernel, arguments, constants)
+
+
+@contextmanager
+def observed(observer: Observer) -> Iterator[None]:
+    """Hands every launch to `observer` and makes none: results stay uninitialised."""
+    token = _OBSERVER.set(observer)
+    try:
+        yield
+    finally:
+        _OBSERVER.reset(token)
+
+
+def compile_only() -> AbstractContextManager[None]:
+    """Compiles the kernels of the calls made inside for their arguments, and loads them, but runs none."""
+    return observed(_load)
+
+
+def _load(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    compiled = kernel.warmup(*arguments, grid=(1,), **constants)
+    # Triton loads a kernel's code onto the GPU when its launcher is first asked for, which a capture must not do.
+    _ = compiled.run
+
+
+def architecture(device: torch.device) -> int:
+    """Ten times a GPU's compute capability; for CPU tensors what `compiling_for` says, or the host's driver, or 90."""
+    if device.type == "cuda":
+        return _architecture(device.index)
+    driver = None if interpreted() else triton_on_host()
+    return _ARCHITECTURE.get() or (90 if driver is None else driver.get_current_target().arch)
+
+
+@cache
+def _architecture(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+@contextmanager
+def compiling_for(architecture: int) -> Iterator[None]:
+    """Makes calls on CPU tensors choose what they would choose on a GPU of this architecture."""
+    token = _ARCHITECTURE.set(architecture)
+    try:
+        yield
+    finally:
+        _ARCHITECTURE.reset(token)
+
+
+def interpreted() -> bool:
+    """Whether Triton was imported with TRITON_INTERPRET=1, and so runs its kernels on the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def check_device(tensor: Tensor) -> None:
+    """Whether kernels can run on a tensor.
+
+    Raises:
+        RuntimeError: a CPU tensor, and kernels are compiled for a GPU.
+    """
+    if not tensor.is_cuda and not interpreted() and triton_on_host() is None:
+        raise RuntimeError(
+            f'backend="triton" got tensors on {tensor.device}, and its kernels run on CUDA GPUs: move the tensors to '
+            "one, choose another backend, or set TRITON_INTERPRET=1 before triton is first imported to run the "
+            "kernels in Triton's interpreter"
+        )
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[object]:
+    """Makes the tensor's GPU the current one for a launch."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def triton_type(dtype: torch.dtype) -> triton.language.dtype:
+    """The accumulator type of kernels that compute in `dtype`."""
+    return triton.language.float64 if dtype == torch.float64 else triton.language.float32

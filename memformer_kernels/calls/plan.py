@@ -1,0 +1,215 @@
+"""From a problem to a backend, an algorithm and a regime: every dispatch rule of the package, in one place.
+
+Rules look at shapes, structure and device, never at values or at timings, so that the same call always takes the same
+path. None depends on the number of tasks, so that a compiled graph serves every batch size.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+from memformer_kernels import availability
+from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice
+from memformer_kernels.calls.limits import (
+    HEAD_WIDTH,
+    LARGEST_TASK,
+    LAYER_REGISTERS,
+    LONGEST,
+    LONGEST_RAGGED,
+    TILE_WIDTH,
+    TINY_CONTEXT,
+    TINY_TOKENS,
+    TINY_WIDTH,
+    WIDE_WEIGHTS,
+    WIDE_WIDTH,
+    WIDEST,
+    WIDEST_MATRICES,
+)
+from memformer_kernels.calls.problem import Problem, QuadraticProblem
+
+
+class Plan(NamedTuple):
+    """What will run: `reason` says which rule chose it."""
+
+    backend: str
+    algorithm: str
+    regime: str
+    reason: str
+
+
+def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
+    """The plan of a stack, a prediction or a loss."""
+    check_choice("algorithm", algorithm, ALGORITHMS)
+    problem = problem._replace(device=availability.place(problem.device))
+    algorithm, why = _algorithm(problem, algorithm)
+    regime = _regime(problem, algorithm)
+    on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
+    if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
+        regime, on_triton = "tile", _SPREAD
+    if problem.structure == "response-only" and _counted(problem.tokens, problem.width, ragged=False):
+        regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
+    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
+    return Plan(backend, algorithm, regime, f"{why}; {where}")
+
+
+def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
+    """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
+    problem = problem._replace(device=availability.place(problem.device))
+    regime = _regime(problem, "token")
+    if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
+        regime = "tile"
+    backend, where = _backend(
+        backend, problem.device, problem.number, regime, _on_triton(problem, "token", vectors=False)
+    )
+    return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
+
+
+def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 0) -> Plan:
+    """The plan of a context Gram matrix, whose backend no caller chooses."""
+    device = availability.place(device)
+    # A matrix of one number is as tiny; only a network needs a feature beside it.
+    regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
+    backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= TILE_WIDTH else None)
+    return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
+
+
+def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
+    """The plan of a learned first-order method."""
+    problem = problem._replace(device=availability.place(problem.device))
+    regime = _gram_regime(problem.weights + 1)
+    if problem.weights <= WIDE_WEIGHTS:
+        regime = _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
+    on_triton = _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None
+    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
+    return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
+
+
+def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
+    """The plan of linear attention with factored heads."""
+    check_choice("backend", backend, BACKENDS)
+    if backend != "auto":
+        availability.require(backend, device)
+        chosen, where = backend, "the backend was asked for"
+    elif device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
+        chosen, where = "triton", "fused Triton kernels read and write each token once"
+    elif device == "cpu" and availability.available("cpu"):
+        chosen, where = "cpu", "native kernels keep a chunk of tokens and a head's sum in a core's caches"
+    else:
+        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if chosen == "cuda":
+        chosen, where = "torch", "the CUDA library leaves factored heads to torch"
+    if chosen != "torch" and max(key_width, value_width) > HEAD_WIDTH:
+        chosen, where = "torch", f"heads wider than {HEAD_WIDTH} go through torch's batched matrix products"
+    return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
+
+
+def plan_update(dtype: torch.dtype, device: str, backend: str) -> Plan:
+    """The plan of a register update."""
+    check_choice("backend", backend, BACKENDS)
+    regime, why = "one pass", "every register is read once"
+    if backend != "auto":
+        availability.require(backend, device)
+        chosen, where = backend, "the backend was asked for"
+    elif device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
+        chosen, where = "triton", "one fused Triton kernel"
+    elif device == "cpu" and availability.available("cpu"):
+        chosen, where = "cpu", "one native loop on all threads"
+    else:
+        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if chosen == "cpu" and dtype in (torch.bfloat16, torch.float16):
+        chosen, where = "torch", "the native loop reads float32 and float64 alone"
+    if chosen == "cuda":
+        chosen, where = "torch", "the CUDA library leaves a single pass over registers to torch"
+    return Plan(chosen, "token", regime, f"{why}; {where}")
+
+
+def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
+    if requested == "gram" and problem.token_axis:
+        raise ValueError(
+            'algorithm: expected "token" or "auto", since gamma or beta has a token axis and a coefficient per token '
+            'does not commute with the tokens, got "gram"'
+        )
+    if requested != "auto":
+        return requested, "the algorithm was asked for"
+    if problem.token_axis:
+        return "token", "gamma or beta has a token axis, so tokens must be updated one by one"
+    if problem.width > problem.tokens:
+        return "token", "there are fewer tokens than features, so N-by-D tokens are smaller than D-by-D matrices"
+    return "gram", "no coefficient varies along the token axis, so all layers run on D-by-D matrices"
+
+
+def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
+    """Why the Triton kernels serve a task on a GPU, or None where they have nothing to fuse.
+
+    vectors: registers are vectors, since only the response column moves.
+    """
+    if fuses(problem.width, problem.tokens, algorithm, vectors):
+        return _ONE_LAUNCH
+    return None if vectors else _ONE_PASS_A_LAYER
+
+
+_ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
+_ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
+_ONE_PASS = "one Triton kernel streams the context"
+_ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
+
+
+def _backend(requested: str, device: str, index: int, regime: str, on_triton: str | None) -> tuple[str, str]:
+    check_choice("backend", requested, BACKENDS)
+    tiny, wide = regime.startswith("tiny"), regime.startswith("wide")
+    if requested != "auto":
+        availability.require(requested, device, index)
+        if requested in ("cpu", "cuda") and not (tiny or wide):
+            return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
+        return requested, "the backend was asked for"
+    if device == "cuda" and tiny and availability.available("cuda") and availability.cuda_fault(index) is None:
+        return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
+    if device == "cuda" and on_triton is None:
+        return "torch", "torch's batched matrix products serve what is too wide for one program"
+    if device == "cuda" and on_triton is not None and not availability.INTERPRETS and availability.available("triton"):
+        return "triton", on_triton
+    if device != "cpu":
+        return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+    if not (tiny or wide):
+        return "torch", "torch's batched matrix products serve what is not tiny"
+    if not availability.available("cpu"):
+        return "torch", f"the native library is missing ({availability.fault('cpu')})"
+    return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
+
+
+def _counted(tokens: int, width: int, ragged: bool) -> bool:
+    """Whether the native libraries count so far. A size that a compiler leaves open is taken to be one of those."""
+    if not isinstance(tokens, int) or not isinstance(width, int):
+        return True
+    return tokens * width <= LARGEST_TASK and (not ragged or tokens <= LONGEST_RAGGED)
+
+
+def _regime(problem: Problem, algorithm: str) -> str:
+    if not _counted(problem.tokens, problem.width, problem.lengths is not None):
+        return "large"
+    if algorithm == "gram":
+        return _gram_regime(problem.width, problem.structure == "response-only")
+    if 1 < problem.width <= TINY_WIDTH and problem.tokens <= TINY_TOKENS:
+        return "tiny token"
+    return "tile" if problem.width <= TILE_WIDTH else "large"
+
+
+def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
+    """The regime where features stay: what is not tiny has kernels of its own on a CPU."""
+    if device != "cpu" or regime.startswith("tiny") or not 1 < width <= WIDE_WIDTH:
+        return regime
+    return "wide Gram" if algorithm == "gram" else "wide token"
+
+
+def _gram_regime(width: int, features_stay: bool = True) -> str:
+    if 1 < width <= TINY_WIDTH + features_stay:
+        return "tiny Gram"
+    return "tile" if width <= TILE_WIDTH else "large"
+
+
+def fuses(width: int, tokens: int, algorithm: str, response_only: bool) -> bool:
+    """Whether a program of the fused kernels can keep a task of this size."""
+    if algorithm == "gram" and response_only:
+        return width <= WIDEST
+    return width <= WIDEST_MATRICES and (algorithm == "gram" or tokens <= LONGEST)

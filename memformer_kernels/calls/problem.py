@@ -1,0 +1,297 @@
+"""Validates the arguments of a public function once and names what they are: sizes, structure, granularity, rule.
+
+Nothing is computed here and no tensor is read, except for the range of ragged contexts, which `ops` checks where the
+lengths are at hand on the host. Shapes and values that do not fit raise ValueError, wrong kinds raise TypeError; every
+message names the argument, what came and what was expected.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.calls.checks import (
+    HALF,
+    autocasts,
+    broadcasts,
+    check_device,
+    check_floating,
+    check_integer,
+    check_integers,
+    reject,
+    reject_kind,
+)
+
+
+class Problem(NamedTuple):
+    """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
+
+    structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
+    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: the
+    labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the
+    kind of device the tasks are on, and which one of that kind.
+    """
+
+    tokens: int
+    width: int
+    layers: int
+    heads: int
+    structure: str
+    rule: str
+    token_axis: bool
+    context: int
+    lengths: Tensor | None
+    device: str
+    number: int = 0
+
+
+class QuadraticProblem(NamedTuple):
+    """What a learned first-order method's arguments are: quadratics in d weights, L layers, and where they are."""
+
+    weights: int
+    layers: int
+    rule: str
+    device: str
+    number: int = 0
+
+
+def check_tokens(z: object, name: str = "z") -> Tensor:
+    """z as a real floating tensor (B, N, D) with N, D >= 1."""
+    tokens = check_floating(name, z)
+    shape = tokens.shape
+    if len(shape) != 3 or shape[1] < 1 or shape[2] < 1:
+        reject(name, z, "tasks of tokens (B, N, D) with N >= 1 and D >= 1")
+    return tokens
+
+
+def check_context(context: object, z: Tensor) -> tuple[int, Tensor | None]:
+    """The number of labelled tokens and, for ragged contexts, its tensor of lengths (the number is then N)."""
+    total = z.shape[1]
+    if context is None:
+        if total < 2:
+            reject("context", context, f"an int from 1 to N, since the default N - 1 is empty for N = {total}")
+        return total - 1, None
+    if isinstance(context, Tensor):
+        check_integers("context", context)
+        if context.ndim != 1 or context.shape[0] != z.shape[0]:
+            reject("context", context, f"one length per task, shape ({z.shape[0]},)")
+        check_device("context", context, z)
+        return total, context.contiguous()  # kernels read one length after another
+    count = check_integer("context", context)
+    if not 1 <= count <= total:
+        reject("context", context, f"an int from 1 to N = {total}")
+    return count, None
+
+
+def check_queries(queries: object, z: Tensor, context: int, lengths: Tensor | None) -> int:
+    """The number of query tokens at the end of every task."""
+    if queries is None:
+        return z.shape[1] - context if lengths is None else 1
+    count = check_integer("queries", queries)
+    room = z.shape[1] - (1 if lengths is not None else context)
+    if not 0 <= count <= room:
+        reject("queries", queries, f"an int from 0 to {room}, the tokens past the context")
+    return count
+
+
+def check_lengths(lengths: Tensor, tokens: int, queries: int) -> None:
+    """The range of ragged contexts, where reading them does not wait for a device."""
+    if lengths.device.type != "cpu" or lengths.numel() == 0:
+        return
+    low, high = (int(x) for x in torch.aminmax(lengths))
+    if low < 1 or high > tokens - queries:
+        raise ValueError(
+            f"context: expected lengths from 1 to {tokens - queries} (N = {tokens} tokens, {queries} of them queries), "
+            f"got lengths from {low} to {high}"
+        )
+
+
+def check_network(
+    z: object,
+    q: object,
+    p: object,
+    gamma: object,
+    beta: object,
+    gate: object,
+    context: object,
+) -> Problem:
+    """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
+    tokens = check_tokens(z)
+    _, total, width = tokens.shape
+    queries = check_floating("q", q)
+    shape = queries.shape
+    if len(shape) != 4 or shape[0] < 1 or shape[1] < 1:
+        reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
+    layers, heads, _, _ = shape
+    structure = _check_projections(queries, p, (layers, heads), width)
+    rule, token_axis = "linear", False
+    if gamma is not None:
+        weights = check_floating("gamma", gamma)
+        shape = weights.shape
+        if len(shape) == 5:
+            _check_broadcasts("gamma", weights, (layers, layers, heads, total, width))
+            rule = "shared" if shape[0] == 1 and layers > 1 else "full"
+        elif len(shape) == 4:
+            _check_broadcasts("gamma", weights, (layers, heads, total, width))
+            rule = "diagonal"
+        else:
+            reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
+        token_axis = shape[-2] != 1
+    if beta is not None:
+        decay = check_floating("beta", beta)
+        _check_broadcasts("beta", decay, (layers, heads, total, width))
+        token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
+    if gate is not None:
+        gates = check_floating("gate", gate)
+        if gates.shape != (heads,) and gates.shape != (layers, heads):
+            reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
+    count, lengths = check_context(context, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
+    where = tokens.device
+    kind, number = where.type, where.index or 0
+    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number)
+
+
+def check_target(target: object, z: Tensor, queries: int) -> Tensor:
+    """The responses of the queries, (B, queries)."""
+    responses = check_floating("target", target)
+    if responses.shape != (z.shape[0], queries):
+        reject("target", target, f"shape (B, queries) = ({z.shape[0]}, {queries})")
+    _agree(z, target=responses)
+    return responses
+
+
+def check_registers(registers: object) -> None:
+    """The registers of the layers before as a sequence; `check_layer` looks at each."""
+    if isinstance(registers, Tensor | str) or not isinstance(registers, Sequence):
+        reject_kind("registers", registers, "a sequence of tensors (B, R, N, D)")
+
+
+def check_layer(
+    z: object,
+    q: object,
+    p: object,
+    registers: Sequence[object],
+    gamma: object,
+    beta: object,
+    context: object,
+) -> Problem:
+    """The arguments of `memformer_layer`."""
+    tokens = check_tokens(z)
+    batch, total, width = tokens.shape
+    queries = check_floating("q", q)
+    if queries.ndim != 3 or queries.shape[0] < 1:
+        reject("q", q, "one layer's preconditioners (H, d, d) or (H, D, D) with H >= 1")
+    heads = queries.shape[0]
+    structure = _check_projections(queries, p, (heads,), width)
+    depth = len(registers) + 1
+    kept, token_axis, rule = 1, False, "linear"
+    if gamma is not None:
+        weights = check_floating("gamma", gamma)
+        if weights.ndim != 4:
+            reject("gamma", gamma, "4 axes, broadcastable to (len(registers) + 1, H, N, D)")
+        _check_broadcasts("gamma", weights, (depth, heads, total, width))
+        kept, token_axis, rule = weights.shape[1], weights.shape[2] != 1, "full"
+    if beta is not None:
+        decay = check_floating("beta", beta)
+        _check_broadcasts("beta", decay, (heads, total, width))
+        kept = max(kept, decay.shape[-3] if decay.ndim == 3 else 1)
+        token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
+    for index, register in enumerate(registers):
+        name = f"registers[{index}]"
+        earlier = check_floating(name, register)
+        if earlier.shape != (batch, kept, total, width):
+            reject(name, register, f"shape (B, R, N, D) = ({batch}, {kept}, {total}, {width})")
+        if earlier.dtype != tokens.dtype and (earlier.dtype == torch.float64 or not autocasts(tokens)):
+            reject_kind(name, register, f"z's dtype {tokens.dtype}")
+        check_device(name, earlier, tokens)
+    count, lengths = check_context(context, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta)
+    return Problem(
+        tokens=total,
+        width=width,
+        layers=1,
+        heads=heads,
+        structure=structure,
+        rule=rule,
+        token_axis=token_axis,
+        context=count,
+        lengths=lengths,
+        device=tokens.device.type,
+        number=tokens.device.index or 0,
+    )
+
+
+def check_quadratics(h: object, b: object, a: object, gamma: object, beta: object, w0: object) -> QuadraticProblem:
+    """The arguments of `lfom_solve`."""
+    matrices, vectors, preconditioners = check_floating("h", h), check_floating("b", b), check_floating("a", a)
+    if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] < 1:
+        reject("h", h, "square matrices (B, d, d) with d >= 1")
+    batch, weights = matrices.shape[:2]
+    if vectors.shape != (batch, weights):
+        reject("b", b, f"shape (B, d) = ({batch}, {weights})")
+    if preconditioners.ndim != 3 or preconditioners.shape[0] < 1 or preconditioners.shape[1:] != matrices.shape[1:]:
+        reject("a", a, f"preconditioners (L, d, d) = (L, {weights}, {weights}) with L >= 1")
+    layers = preconditioners.shape[0]
+    rule = "linear"
+    if gamma is not None:
+        coefficients = check_floating("gamma", gamma)
+        if coefficients.ndim != 3:
+            reject("gamma", gamma, "3 axes, broadcastable to (L, L, d)")
+        _check_broadcasts("gamma", coefficients, (layers, layers, weights))
+        rule = "shared" if coefficients.shape[0] == 1 and layers > 1 else "full"
+    if beta is not None:
+        _check_broadcasts("beta", check_floating("beta", beta), (layers, weights))
+    if w0 is not None and check_floating("w0", w0).shape != (batch, weights):
+        reject("w0", w0, f"shape (B, d) = ({batch}, {weights})")
+    for name, tensor in {
+        "h": matrices,
+        "b": vectors,
+        "a": preconditioners,
+        "gamma": gamma,
+        "beta": beta,
+        "w0": w0,
+    }.items():
+        if isinstance(tensor, Tensor):
+            fits = tensor.dtype == matrices.dtype and tensor.dtype not in HALF
+            if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
+                reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
+            check_device(name, tensor, matrices)
+    return QuadraticProblem(weights, layers, rule, matrices.device.type, matrices.device.index or 0)
+
+
+def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
+    """The structure that q and p make: response-only, block or dense."""
+    block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
+    if width == 1:  # a response slot alone: there is no feature, and no block of them
+        for name, matrix in (("q", q), ("p", p)):
+            if isinstance(matrix, Tensor) and matrix.shape == block:
+                reject(name, matrix, f"shape {dense} (dense), since z has no feature")
+    if q.shape != block and q.shape != dense:
+        reject("q", q, f"shape {block} (the block A) or {dense} (dense)")
+    if p is None:
+        return "response-only" if q.shape == block else "dense"
+    values = check_floating("p", p)
+    if values.shape != block and values.shape != dense:
+        reject("p", p, f"shape {block} (the block Bm with corner 1) or {dense} (dense)")
+    return "block" if q.shape == block and values.shape == block else "dense"
+
+
+def _check_broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:
+    if not broadcasts(tensor.shape, full):
+        reject(name, tensor, f"a shape broadcastable to {full}")
+
+
+def _agree(z: Tensor, **parameters: Any) -> None:
+    """Parameters live where z does, in float32 or z's dtype; under autocast any mixture without float64 is cast."""
+    dtype, device = z.dtype, z.device
+    for name, tensor in parameters.items():
+        if tensor is not None:
+            own = tensor.dtype
+            fits = own is dtype or (own == torch.float32 and dtype in HALF)
+            if not fits and (own == torch.float64 or not autocasts(z)):
+                allowed = f"{dtype} or torch.float32" if dtype in HALF else str(dtype)
+                reject_kind(name, tensor, f"{allowed}, since z is {dtype}")
+            if tensor.device != device:
+                check_device(name, tensor, z)

@@ -1,0 +1,267 @@
+"""The operations that PyTorch knows: context_gram, stack, predict, loss, layer, lfom_solve, linear_attention and
+register_update.
+
+Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
+backend it was told; each fake says the shapes of the results.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memformer_kernels.backends import BACKENDS
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.attention import check_bounds
+from memformer_kernels.calls.problem import check_lengths
+from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
+
+_NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
+
+
+def _context_gram(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
+    if lengths is not None:
+        check_lengths(lengths, z.shape[1], 0)
+    return BACKENDS[backend].context_gram(z, lengths, context)
+
+
+def _context_gram_backward(
+    grad: Tensor, z: Tensor, lengths: Tensor | None, context: int, backend: str, needs: list[bool]
+) -> list[Tensor]:
+    return [BACKENDS[backend].context_gram_backward(grad, z, lengths, context)] if needs[0] else []
+
+
+def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
+    return z.new_empty((z.shape[0], z.shape[2], z.shape[2]), dtype=compute_dtype(z))
+
+
+def _stack(*arguments: Any) -> Tensor:
+    *network, backend = arguments
+    call = Network(*network)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], 0)
+    return BACKENDS[backend].stack(call)
+
+
+def _stack_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *network, backend, needs = arguments
+    return BACKENDS[backend].stack_backward(grad, Network(*network), needs)
+
+
+def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+def _predict(*arguments: Any) -> Tensor:
+    *network, queries, layers, backend = arguments
+    call = Network(*network)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], queries)
+    return BACKENDS[backend].predict(call, queries, layers)
+
+
+def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *network, queries, layers, backend, needs = arguments
+    return BACKENDS[backend].predict_backward(grad, Network(*network), queries, layers, needs)
+
+
+def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
+    queries, layers = arguments[-3:-1]
+    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=compute_dtype(z))
+
+
+def _loss(
+    z: Tensor,
+    target: Tensor,
+    q: Tensor,
+    p: Tensor | None,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    lengths: Tensor | None,
+    context: int,
+    algorithm: str,
+    queries: int,
+    needs: Sequence[bool],
+    backend: str,
+) -> list[Tensor]:
+    call = Network(z, q, p, gamma, beta, lengths, context, algorithm)
+    if lengths is not None:
+        check_lengths(lengths, z.shape[1], queries)
+    return BACKENDS[backend].loss(call, target, queries, needs)
+
+
+def _loss_fake(*arguments: Any) -> list[Tensor]:
+    z, needs = arguments[0], arguments[-2]
+    grads = [
+        torch.empty_like(tensor, dtype=compute_dtype(z), memory_format=torch.contiguous_format)
+        for tensor, needed in zip(arguments, needs, strict=False)
+        if needed and tensor is not None
+    ]
+    return [z.new_empty((), dtype=compute_dtype(z)), *grads]
+
+
+def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
+    *layer, backend = arguments
+    call = Layer(*layer)
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], 0)
+    return BACKENDS[backend].layer(call)
+
+
+def _layer_backward(grad: Tensor, register_grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *layer, backend, needs = arguments
+    return BACKENDS[backend].layer_backward(grad, register_grad, Layer(*layer), needs)
+
+
+def _layer_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
+    call = Layer(*arguments[:-1])
+    heads = kept_heads(call.q.shape[0], call.gamma, call.beta)
+    batch, tokens, width = call.z.shape
+    return torch.empty_like(call.z, memory_format=torch.contiguous_format), call.z.new_empty(
+        (batch, heads, tokens, width)
+    )
+
+
+def _lfom_solve(*arguments: Any) -> Tensor:
+    *quadratics, layers, backend = arguments
+    return BACKENDS[backend].lfom_solve(Quadratics(*quadratics), layers)
+
+
+def _lfom_solve_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *quadratics, layers, backend, needs = arguments
+    return BACKENDS[backend].lfom_solve_backward(grad, Quadratics(*quadratics), layers, needs)
+
+
+def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor:
+    layers = arguments[-2]
+    return b.new_empty((a.shape[0] if layers else 1, *b.shape))
+
+
+def _linear_attention(*arguments: Any) -> Tensor:
+    *given, backend = arguments
+    call = Attention(*given)
+    if call.bounds is not None:
+        check_bounds(call.bounds, call.q.shape[1])
+    return BACKENDS[backend].attend(call)
+
+
+def _linear_attention_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *call, backend, needs = arguments
+    return BACKENDS[backend].attend_backward(grad, Attention(*call), needs)
+
+
+def _linear_attention_fake(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
+    return v.new_empty((*q.shape[:3], v.shape[3]))
+
+
+def _register_update(z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str) -> Tensor:
+    return BACKENDS[backend].register_update(z, registers, gamma)
+
+
+def _register_update_backward(
+    grad: Tensor, z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str, needs: list[bool]
+) -> list[Tensor]:
+    # Derivatives of derivatives ask for all of them; else the gradient of z never comes here (`passes_on`).
+    own = [grad.clone(memory_format=torch.contiguous_format)] if needs[0] else []
+    return own + BACKENDS[backend].register_update_backward(grad, registers, gamma, needs[1:])
+
+
+def _register_update_fake(z: Tensor, *arguments: Any) -> Tensor:
+    return torch.empty_like(z, memory_format=torch.contiguous_format)
+
+
+context_gram: Callable[..., Tensor] = define(
+    Operation(
+        "context_gram",
+        "Tensor z, Tensor? lengths",
+        "SymInt context, str backend",
+        _context_gram,
+        _context_gram_backward,
+        _context_gram_fake,
+        task_arguments=frozenset({0, 1}),
+    )
+)
+stack: Callable[..., Tensor] = define(
+    Operation(
+        "stack",
+        _NETWORK,
+        "SymInt context, str algorithm, str backend",
+        _stack,
+        _stack_backward,
+        _stack_fake,
+        task_arguments=frozenset({0, 5}),
+    )
+)
+predict: Callable[..., Tensor] = define(
+    Operation(
+        "predict",
+        _NETWORK,
+        "SymInt context, str algorithm, SymInt queries, bool layers, str backend",
+        _predict,
+        _predict_backward,
+        _predict_fake,
+        task_arguments=frozenset({0, 5}),
+        task_axis=1,
+    )
+)
+loss: Callable[..., list[Tensor]] = define_with_gradients(
+    "loss",
+    _NETWORK.replace("Tensor z,", "Tensor z, Tensor target,"),
+    "SymInt context, str algorithm, SymInt queries, bool[] needs, str backend",
+    _loss,
+    _loss_fake,
+    task_arguments=frozenset({0, 1, 6}),
+)
+layer: Callable[..., tuple[Tensor, Tensor]] = define(
+    Operation(
+        "layer",
+        _LAYER,
+        "SymInt context, str backend",
+        _layer,
+        _layer_backward,
+        _layer_fake,
+        task_arguments=frozenset({0, 3, 6}),
+        results=2,
+    )
+)
+lfom_solve: Callable[..., Tensor] = define(
+    Operation(
+        "lfom_solve",
+        _QUADRATICS,
+        "bool layers, str backend",
+        _lfom_solve,
+        _lfom_solve_backward,
+        _lfom_solve_fake,
+        task_arguments=frozenset({0, 1, 5}),
+        task_axis=1,
+        tokens=0,
+    )
+)
+linear_attention: Callable[..., Tensor] = define(
+    Operation(
+        "linear_attention",
+        "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds",
+        "str form, str backend",
+        _linear_attention,
+        _linear_attention_backward,
+        _linear_attention_fake,
+        task_arguments=frozenset({0, 1, 2, 3, 4}),
+        tokens=3,
+        derived=frozenset({3, 4, 5}),
+    )
+)
+register_update: Callable[..., Tensor] = define(
+    Operation(
+        "register_update",
+        "Tensor z, Tensor[] registers, Tensor gamma",
+        "str backend",
+        _register_update,
+        _register_update_backward,
+        _register_update_fake,
+        task_arguments=frozenset({0, 1}),
+        passes_on=True,
+    )
+)
