@@ -1,7 +1,7 @@
 """`explain` and `warmup`: what a call would run, told from its arguments alone."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -114,16 +114,13 @@ def _rehearse(function: Callable[..., Any], bound: dict[str, Any]) -> None:
     """
     given = [x for value in bound.values() for x in (value if isinstance(value, list | tuple) else [value])]
     leaves = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
-    with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):
-        for made in _results(function, bound):
-            if leaves and made.requires_grad:
-                torch.autograd.grad(made, leaves, torch.empty_like(made), allow_unused=True)
-
-
-def _results(function: Callable[..., Any], bound: dict[str, Any]) -> Iterator[Tensor]:
-    """What a call returns, and for a prediction what the stack of the same arguments does."""
-    made = function(**bound)
-    yield from [made] if isinstance(made, Tensor) else made
-    if function is functional.memformer_predict:
+    calls = [(function, bound)]
+    if function is functional.memformer_predict:  # which stands for the stack of the same arguments too
         shared = inspect.signature(functional.memformer_stack).parameters
-        yield functional.memformer_stack(**{name: bound[name] for name in shared})
+        calls.append((functional.memformer_stack, {name: bound[name] for name in shared}))
+    with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):
+        for called, arguments in calls:
+            made = called(**arguments)
+            results = [made] if isinstance(made, Tensor) else list(made)
+            if leaves:
+                torch.autograd.grad(results, leaves, [torch.empty_like(x) for x in results], allow_unused=True)

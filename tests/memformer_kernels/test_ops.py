@@ -199,23 +199,23 @@ def test_there_are_no_other_operations() -> None:
 def test_schema_names_are_the_mathematics() -> None:
     schema = str(OPS.stack.default._schema)
     assert re.search(r"Tensor z, Tensor q, Tensor\? p, Tensor\? gamma, Tensor\? beta, Tensor\? lengths", schema)
-    assert re.search(r"SymInt context, str algorithm, str backend\) -> Tensor$", schema)
+    assert re.search(r"SymInt context, str form, str backend\) -> Tensor$", schema)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_fakes_tell_shapes_and_dtypes(dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    backend = BACKENDS[0]
+    backend, form = BACKENDS[0], "gram, response-only, linear"
     with FakeTensorMode():
         z = torch.empty(5, 7, 4, dtype=dtype)
         q = torch.empty(3, 2, 3, 3, dtype=dtype)
         network = (z, q, None, None, None, None, 6)
         made = {
-            "stack": (OPS.stack(*network, "gram", backend), (5, 7, 4), dtype),
-            "predict": (OPS.predict(*network, "gram", 2, False, backend), (1, 5, 2), wide),
-            "all layers": (OPS.predict(*network, "gram", 2, True, backend), (3, 5, 2), wide),
+            "stack": (OPS.stack(*network, form, backend), (5, 7, 4), dtype),
+            "predict": (OPS.predict(*network, form, 2, False, backend), (1, 5, 2), wide),
+            "all layers": (OPS.predict(*network, form, 2, True, backend), (3, 5, 2), wide),
             "gram": (OPS.context_gram(z, None, 6, backend), (5, 4, 4), wide),
-            "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, backend)[1], (5, 1, 7, 4), dtype),
+            "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, form, backend)[1], (5, 1, 7, 4), dtype),
         }
     for name, (result, shape, kind) in made.items():
         assert tuple(result.shape) == shape, name
