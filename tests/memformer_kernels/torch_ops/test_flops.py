@@ -22,7 +22,7 @@ from memformer_kernels import (
     register_update,
 )
 from tests.memformer_kernels.paths import on_every_backend
-from tests.memformer_kernels.test_ops import BACKWARDS, NAMES
+from tests.memformer_kernels.torch_ops.test_ops import BACKWARDS, NAMES
 
 B, N, CONTEXT, D_FEATURES, L, H = 32, 9, 8, 4, 3, 2
 D, QUERIES = D_FEATURES + 1, 1

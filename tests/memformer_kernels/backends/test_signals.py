@@ -28,7 +28,7 @@ from tests.marks import slow_but
 from tests.memformer_kernels import native
 
 assert native.NATIVE is not None
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 AFTER = 0.5
 """Seconds from a call's start to the signal."""

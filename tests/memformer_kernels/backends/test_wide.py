@@ -321,7 +321,7 @@ def test_dispatch_by_size() -> None:
 
 def test_the_library_and_the_plan_agree_on_what_is_tiny() -> None:
     """The library chooses its kernel by the sizes by which `plan` names the regime."""
-    source = Path(__file__).parents[2].joinpath("csrc", "binding", "run.h").read_text(encoding="utf-8")
+    source = Path(__file__).parents[3].joinpath("csrc", "binding", "run.h").read_text(encoding="utf-8")
     found = re.search(r"tiny_width = (\d+), tiny_tokens = (\d+);", source)
     assert found is not None
     assert tuple(map(int, found.groups())) == (plan.TINY_WIDTH, plan.TINY_TOKENS)
