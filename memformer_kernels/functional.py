@@ -57,7 +57,7 @@ def memformer_stack(
     Args:
         z: tasks (B, N, D): N tokens of D - 1 features and a response slot; float32, float64, bfloat16 or float16.
         q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
-            dtype, or float32 beside tokens in half precision.
+            dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
             (L, H, D, D), dense.
         gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
@@ -119,7 +119,7 @@ def memformer_predict(
         z: tasks (B, N, D): N tokens of D - 1 features and a response slot, 0 in queries; float32, float64, bfloat16 or
             float16.
         q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
-            dtype, or float32 beside tokens in half precision.
+            dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
             (L, H, D, D), dense.
         gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
@@ -185,7 +185,7 @@ def memformer_loss(
             float16.
         target: responses of the queries (B, queries), in z's dtype or float32.
         q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
-            dtype, or float32 beside tokens in half precision.
+            dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
             (L, H, D, D), dense.
         gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
@@ -246,7 +246,7 @@ def memformer_layer(
     Args:
         z: tokens (B, N, D); float32, float64, bfloat16 or float16.
         q: one layer's (H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (H, D, D), dense. Parameters have
-            z's dtype, or float32 beside tokens in half precision.
+            z's dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
             (H, D, D), dense.
         registers: those of the layers before, oldest first, each (B, R, N, D) in z's dtype. R = H where gamma or beta

@@ -38,7 +38,7 @@ def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor
 
 
 def weight(gamma: Tensor | None, layer: int, register: int) -> Tensor | None:
-    """gamma_{l,j}, broadcastable to (H, N, D); None where layer `l` does not weigh register `j`."""
+    """gamma_{l,j}, broadcastable to (H, N, D); None where layer `l` does not weight register `j`."""
     if gamma is not None and gamma.ndim == 5:
         return gamma[layer % gamma.shape[0], register % gamma.shape[1]]
     if layer != register:

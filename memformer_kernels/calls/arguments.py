@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DIAGONAL = frozenset(("linear", "diagonal"))
-"""Rules by which a layer weighs no register but its own."""
+"""Rules by which a layer weights no register but its own."""
 
 
 class Form(NamedTuple):
@@ -17,7 +17,7 @@ class Form(NamedTuple):
     Attributes:
         space: "gram" (all layers on D-by-D matrices) or "token" (tokens updated layer by layer).
         structure: "response-only", "block" or "dense".
-        rule: "linear" (gamma is None), "diagonal" (one weight a layer), "shared" (every layer weighs the registers
+        rule: "linear" (gamma is None), "diagonal" (one weight a layer), "shared" (every layer weights the registers
             alike) or "full".
         per_head: one register a head is kept, since gamma or beta has a head axis; else one for the sum over heads.
         per_token: gamma or beta differs from token to token.
@@ -137,7 +137,7 @@ class Attention(NamedTuple):
 
 
 class Update(NamedTuple):
-    """z and registers (A, M, C), gamma (J, M): register j is weighed with gamma[j, m]."""
+    """z and registers (A, M, C), gamma (J, M): register j is weighted with gamma[j, m]."""
 
     z: Tensor
     registers: list[Tensor]

@@ -20,7 +20,7 @@ from memformer_kernels.calls.arguments import Call
 from memformer_kernels.torch_internals import undisturbed
 
 LIMIT = 1024
-"""Outcomes remembered for a function before it starts anew: programs have few shapes, sweeps over sizes many."""
+"""Outcomes remembered for a function before it starts again: programs have few shapes, sweeps over sizes many."""
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _KINDS = _TENSORS | {NoneType, bool, int, str}

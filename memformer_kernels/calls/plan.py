@@ -57,7 +57,7 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
 def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 0) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
     device = availability.place(device)
-    # A matrix of one number is as tiny; only a network needs a feature beside it.
+    # A matrix of one number is as tiny; only a network needs a feature too.
     regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
     backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")

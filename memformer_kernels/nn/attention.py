@@ -18,7 +18,7 @@ from memformer_kernels.calls.checks import (
 )
 from memformer_kernels.functional import AttentionState, attention_state, attention_step, linear_attention
 from memformer_kernels.nn.memory import LayerMemory
-from memformer_kernels.torch_ops.sharding import own
+from memformer_kernels.torch_ops.sharding import local_part
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -181,7 +181,7 @@ class MemformerAttention(nn.Module):
 
     def initial_state(self, batch: int) -> AttentionState:
         """The state before the first of B samples' tokens. Raises ValueError for a negative B, TypeError for no int."""
-        weight = own(self.k_proj.weight)
+        weight = local_part(self.k_proj.weight)
         shape = (check_size("batch", batch, least=0), weight.shape[0] // self.head_dim, self.head_dim)
         check_room({"batch": batch}, (*shape, self.head_dim), weight.dtype)
         empty = weight.new_zeros(shape[0], 0, *shape[1:])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.nn.memory import counted, empty_parameters, start_memory
-from memformer_kernels.torch_ops.sharding import beside, fill
+from memformer_kernels.torch_ops.sharding import fill, on_every_process
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
 """The published models, by what memory does.
@@ -70,7 +70,7 @@ def _start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str) 
 def residual_gamma(gamma: Tensor) -> Tensor:
     """gamma (L, L, ...) of a residual rule with the fixed 1 of every layer's new register."""
     own = torch.eye(gamma.shape[0], dtype=torch.bool, device=gamma.device)[:, :, None, None, None]
-    return torch.where(beside(own, gamma), 1.0, gamma)
+    return torch.where(on_every_process(own, gamma), 1.0, gamma)
 
 
 # Leaves of torch.fx.symbolic_trace: their checks ask for what is no graph of operations.

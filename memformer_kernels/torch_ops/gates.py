@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.calls.problem import weights_registers
-from memformer_kernels.torch_ops.sharding import beside
+from memformer_kernels.torch_ops.sharding import on_every_process
 
 
 def _precise(parameter: Tensor) -> Tensor:
@@ -29,4 +29,4 @@ def fold(gate: Tensor | None, q: Tensor, gamma: Tensor | None, beta: Tensor | No
         return q, gamma * per_layer
     layers = gate.shape[0]
     read = torch.ones(layers, layers, dtype=torch.bool, device=gamma.device).tril()[:, :, None, None, None]
-    return q, torch.where(beside(read, gamma), gamma, 0.0) * per_layer[:, None]
+    return q, torch.where(on_every_process(read, gamma), gamma, 0.0) * per_layer[:, None]

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.base import Needs, asked
+from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import attention, register_update, response
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward, restore_padding, without_padding
@@ -54,7 +54,7 @@ class TorchBackend:
         parts = [
             self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
         ]
-        return asked(_merged(parts), network[:6], needs)
+        return needed_gradients(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         blocks = _blocks(network, streamed=True)
@@ -69,7 +69,7 @@ class TorchBackend:
         for block, tasks in _blocks(network, streamed=not needs[0]):
             form = self._form(_without_padding(block, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
-        return asked(_merged(parts), network[:6], needs)
+        return needed_gradients(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
@@ -91,7 +91,8 @@ class TorchBackend:
             return [value]
         z_grad, *parameter_grads = _merged(parts)
         arguments = [network.z, target, *network[1:6]]
-        return [value, *asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
+        grads = [z_grad, torch.cat(target_grads), *parameter_grads]
+        return [value, *needed_gradients(grads, arguments, needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = self._layer_form(layer)
@@ -111,7 +112,7 @@ class TorchBackend:
             None,
         ]
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
-        return asked(listed, arguments, needs)
+        return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         iterates = _first_order(quadratics)[0].states
@@ -129,7 +130,7 @@ class TorchBackend:
             None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
             -grads.state,
         ]
-        return asked(listed, quadratics, needs)
+        return needed_gradients(listed, quadratics, needs)
 
     def attend(self, call: Attention) -> Tensor:
         return attention.attend(call).contiguous()
@@ -144,7 +145,7 @@ class TorchBackend:
         self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
     ) -> list[Tensor]:
         own, coefficients = register_update.update_gradients(grad, registers, gamma)
-        return asked([*own, coefficients], [*registers, gamma], needs)
+        return needed_gradients([*own, coefficients], [*registers, gamma], needs)
 
     def _form(self, network: Network) -> GeneralForm | ResponseForm:
         dtype = compute_dtype(network.z)

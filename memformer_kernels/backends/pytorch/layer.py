@@ -83,9 +83,9 @@ class LayerForm:
         else:
             products = torch.stack(self.registers, 1) * update_grad.unsqueeze(1)
             gamma_grad = over_tasks(products, self.gamma.shape)
-            weighed = self.gamma.expand(len(self.registers), *self.gamma.shape[1:])
-            kept_grads = [(weighed[j] * update_grad).expand_as(register_grad) for j in range(len(self.registers) - 1)]
-            fresh_grad = weighed[-1] * update_grad + register_grad
+            weighted = self.gamma.expand(len(self.registers), *self.gamma.shape[1:])
+            kept_grads = [(weighted[j] * update_grad).expand_as(register_grad) for j in range(len(self.registers) - 1)]
+            fresh_grad = weighted[-1] * update_grad + register_grad
         beta_grad: Tensor | None = None
         if self.beta is not None:
             kept_grads[-1] = kept_grads[-1] + self.beta * fresh_grad
