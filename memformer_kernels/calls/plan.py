@@ -1,7 +1,9 @@
 """From a problem to a backend, an algorithm and a regime: every dispatch rule of the package, in one place.
 
-Rules look at shapes, structure and device, never at values or at timings, so that the same call always takes the same
-path. None depends on the number of tasks, so that a compiled graph serves every batch size.
+Rules look at shapes, structure and device, not at values or timings, so that the same call takes the same path each
+time. They do not look at the number of tasks either, so that a compiled graph serves every batch size. What does depend
+on it is how the Triton kernels spread tasks and tokens over programs: `backends.triton.rules.gram_splits` and
+`programs`.
 """
 
 import torch

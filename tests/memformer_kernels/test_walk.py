@@ -14,9 +14,9 @@ from memformer_kernels import availability, memformer_layer, memformer_loss, mem
 from memformer_kernels.backends import BACKENDS
 
 PACKAGE = Path(memformer_kernels.__file__).parent
-DOORS = 7
-"""Functions of this package on the way to an operator of the native library, which adds its own: the operator, the
-choice of an instruction set and the kernel."""
+DOORS = 6
+"""Functions on the way to an operator of the native library. The check of the arguments comes before it; the operator,
+the packing of pointers and the kernel after it."""
 
 Z, TARGET = torch.randn(8, 9, 5), torch.randn(8, 1)
 Q = torch.randn(2, 1, 4, 4, requires_grad=True)

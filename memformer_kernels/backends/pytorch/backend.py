@@ -19,8 +19,8 @@ from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
-_BLOCK_ELEMENTS = 2**21
-"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
+_PART_ELEMENTS = 2**21
+"""Entries that a piece of a batch on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
 
 _DEVICE_ELEMENTS = 2**26
 """Entries of a piece elsewhere: a launch should have much to do."""
@@ -47,28 +47,28 @@ class TorchBackend:
         return grad_z
 
     def stack(self, network: Network) -> Tensor:
-        return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
+        return torch.cat([_own(self._form(piece).tokens(), network.z) for piece, _ in _in_parts(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         dtype = compute_dtype(network.z)
         parts = [
-            self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
+            self._form(piece).tokens_backward(grad[tasks].to(dtype), needs[0]) for piece, tasks in _in_parts(network)
         ]
         return needed_gradients(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
-        blocks = _blocks(network, streamed=True)
+        pieces = _in_parts(network, streamed=True)
         return torch.cat(
-            [self._form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
+            [self._form(_without_padding(piece, queries)).predictions(queries, layers) for piece, _ in pieces], 1
         )
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
         parts = []
-        for block, tasks in _blocks(network, streamed=not needs[0]):
-            form = self._form(_without_padding(block, queries))
-            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
+        for piece, tasks in _in_parts(network, streamed=not needs[0]):
+            form = self._form(_without_padding(piece, queries))
+            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), piece, queries))
         return needed_gradients(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
@@ -76,14 +76,14 @@ class TorchBackend:
         total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
-        for block, tasks in _blocks(network, streamed=not needs[0]):
-            form = self._form(_without_padding(block, queries))
+        for piece, tasks in _in_parts(network, streamed=not needs[0]):
+            form = self._form(_without_padding(piece, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
             total = total + error.square().sum((1, 2))
             if any(needs):
                 grad = error * (2 / max(target.numel(), 1))
-                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
+                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), piece, queries))
                 target_grads.append(-grad[0])
         # By a tensor: two forward modes around a compiled call make of a number one that the compiler does not know.
         value = (total / total.new_full((1,), target.numel())).squeeze(0)
@@ -185,7 +185,7 @@ def _own(result: Tensor, argument: Tensor) -> Tensor:
 
 
 def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
-    """The gradients of all tasks from those of their blocks, in the order of a network's tensors."""
+    """The gradients of all tasks from those of the pieces, in the order of a network's tensors."""
     rows = [part.z for part in parts if part.z is not None]
     columns = zip(*((part.q, part.p, part.gamma, part.beta) for part in parts), strict=True)
     return [torch.cat(rows) if rows else None, *(_total(column) for column in columns), None]
@@ -200,7 +200,7 @@ def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[s
     """Tasks and, of long ones, tokens of their contexts, so few at a time that their copies in another precision are a
     small part of a large batch's memory."""
     batch, _, width = z.shape
-    most = _BLOCK_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
+    most = _PART_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
     rows = max(1, most // width)
     together = max(1, rows // context)
     for first in range(0, batch, together):
@@ -211,26 +211,26 @@ def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[s
             yield tasks, tokens, Labelled(tokens.stop - token, left)
 
 
-def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
-    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory.
+def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
+    """The tasks in pieces whose intermediates stay in the cache and are a small part of a large batch's memory.
 
     streamed: tokens are read for the Gram matrix and nothing of their size is made, so that only matrices, and vectors
-    of every layer, stay. Blocks are larger there, since each costs a hundred small operations, whatever its size; four
+    of every layer, stay. Pieces are larger there, since each costs a hundred small operations, whatever its size; four
     times as large at most, because a long or padded context is copied on the way.
     """
     batch, tokens, width = network.z.shape
     kept = max(tokens, width) * width
     if streamed and _reads_tokens_once(network):
         kept = min(kept, max(kept // 4, width * width + 3 * network.q.shape[0] * width))
-    size = max(1, _BLOCK_ELEMENTS // kept)
+    size = max(1, _PART_ELEMENTS // kept)
     if batch <= size or network.z.device.type != "cpu":
         return [(network, slice(0, batch))]
-    blocks = []
+    pieces = []
     for start in range(0, batch, size):
         tasks = slice(start, min(start + size, batch))
         lengths = None if network.lengths is None else network.lengths[tasks]
-        blocks.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
-    return blocks
+        pieces.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
+    return pieces
 
 
 def _reads_tokens_once(network: Network) -> bool:
