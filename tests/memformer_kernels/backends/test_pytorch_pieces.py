@@ -50,7 +50,7 @@ def test_blocks_of_tasks_equal_one_block(
     arguments, context = _arguments(ragged)
     whole = function(*arguments, context=context)
     whole_grads = torch.autograd.grad(whole.sum(), arguments)
-    monkeypatch.setattr(torch_backend, "_BLOCK_ELEMENTS", 4 * TOKENS * WIDTH)
+    monkeypatch.setattr(torch_backend, "_PART_ELEMENTS", 4 * TOKENS * WIDTH)
     blocks = function(*arguments, context=context)
     block_grads = torch.autograd.grad(blocks.sum(), arguments)
     torch.testing.assert_close(blocks, whole, rtol=1e-12, atol=1e-12)
