@@ -1,6 +1,6 @@
 // A tile that is filled twice, from memory of any layout, for test_tiles.py.
 
-#include "cuda/stage.cuh"
+#include "cuda/machine/stage.cuh"
 
 using namespace memformer::cuda;
 

@@ -13,9 +13,9 @@
 #include <initializer_list>
 
 #include "cpu/kernels.h"
-#include "cpu/lanes.h"
+#include "cpu/lanes/lanes.h"
 #include "cpu/scratch.h"
-#include "cpu/tile_products.h"
+#include "cpu/wide/tile_products.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -3,11 +3,11 @@
 // Bytes per task: its context and D^2 numbers written; backward: the context read, and N D numbers written. Operations per
 // task: n D (D + 1) / 2 forward, n D^2 backward.
 
-#include "cpu/context_gram.h"
+#include "cpu/tasks/context_gram.h"
 
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/parts.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

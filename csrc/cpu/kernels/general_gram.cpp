@@ -7,13 +7,13 @@
 
 #include "core/general_gram.h"
 
-#include "cpu/context_gram.h"
-#include "cpu/general_sums.h"
+#include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/run_network.h"
-#include "cpu/readout.h"
-#include "cpu/token_rows.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/readout.h"
+#include "cpu/tasks/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,10 +5,10 @@
 
 #include "core/general_tokens.h"
 
-#include "cpu/general_sums.h"
+#include "cpu/tasks/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/run_network.h"
-#include "cpu/token_group.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/token_group.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,9 +5,9 @@
 
 #include "core/layer.h"
 
-#include "cpu/general_sums.h"
+#include "cpu/tasks/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,8 +5,8 @@
 
 #include "core/response_gram.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
-#include "cpu/response_sums.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/response_sums.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

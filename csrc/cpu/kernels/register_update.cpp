@@ -10,8 +10,8 @@
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
-#include "cpu/simd.h"
-#include "cpu/past_caches.h"
+#include "cpu/lanes/simd.h"
+#include "cpu/lanes/streaming_stores.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,15 +5,15 @@
 // core/response_gram.h.
 
 #include "core/response_gram.h"
-#include "cpu/ahead.h"
-#include "cpu/context_gram.h"
+#include "cpu/lanes/prefetch.h"
+#include "cpu/tasks/context_gram.h"
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/run_network.h"
-#include "cpu/readout.h"
-#include "cpu/response_sums.h"
-#include "cpu/streamed_gram.h"
-#include "cpu/token_rows.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/readout.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/streamed_gram.h"
+#include "cpu/tasks/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

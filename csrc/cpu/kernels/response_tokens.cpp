@@ -4,11 +4,11 @@
 // is asked for. Operations per task: those of core/response_tokens.h.
 
 #include "core/response_tokens.h"
-#include "cpu/ahead.h"
+#include "cpu/lanes/prefetch.h"
 #include "cpu/kernels.h"
-#include "cpu/run_network.h"
-#include "cpu/response_sums.h"
-#include "cpu/token_group.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/token_group.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

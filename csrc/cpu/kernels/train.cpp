@@ -9,9 +9,9 @@
 #include "core/optimizer.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
-#include "cpu/train.h"
-#include "cpu/words.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/train.h"
+#include "cpu/lanes/random_bits.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,10 +5,10 @@
 
 #include "core/general_gram.h"
 
-#include "cpu/errors.h"
-#include "cpu/general_sums.h"
-#include "cpu/parts.h"
-#include "cpu/run_network.h"
+#include "cpu/tasks/errors.h"
+#include "cpu/tasks/general_sums.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/run_network.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -6,10 +6,10 @@
 
 #include "core/response_gram.h"
 
-#include "cpu/errors.h"
-#include "cpu/parts.h"
-#include "cpu/response_sums.h"
-#include "cpu/run_network.h"
+#include "cpu/tasks/errors.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/run_network.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,9 +5,9 @@
 
 #include <cstring>
 
-#include "cpu/context_gram.h"
-#include "cpu/run_network.h"
-#include "cpu/stream.h"
+#include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/stream.h"
 #include "core/bartlett.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {

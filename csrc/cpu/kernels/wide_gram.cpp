@@ -5,11 +5,11 @@
 // to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R d^2 for that of A,
 // 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
 
-#include "cpu/ahead.h"
+#include "cpu/lanes/prefetch.h"
 #include "cpu/kernels.h"
-#include "cpu/task_rows.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/wide/task_rows.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -6,8 +6,8 @@
 // vectors and L d^2 each for those of A and h.
 
 #include "cpu/kernels.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -4,13 +4,13 @@
 // A task belongs to one thread, which keeps X^T (d x N) and its vectors in cache. Bytes per task: its tokens, and whatever
 // result or token gradient is asked for. Multiply-adds per task (N tokens, d features, L layers, R registers each): L (1 + R)
 // N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A, those of the registers
-// (cpu/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
+// (cpu/wide/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
 
-#include "cpu/ahead.h"
+#include "cpu/lanes/prefetch.h"
 #include "cpu/kernels.h"
-#include "cpu/task_rows.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/wide/task_rows.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

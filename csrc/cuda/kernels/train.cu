@@ -1,6 +1,6 @@
 // Whole optimiser steps: the instance that serves a call. Instances: train_*.cu.
 
-#include "cuda/train_launch.cuh"
+#include "cuda/train/train_launch.cuh"
 
 namespace memformer::cuda {
 

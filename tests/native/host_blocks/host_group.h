@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/execution.cuh"
+#include "cuda/machine/execution.cuh"
 
 namespace memformer::cuda {
 

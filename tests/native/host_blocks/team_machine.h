@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/team_plan.cuh"
+#include "cuda/team/team_plan.cuh"
 #include "host_block.h"
 
 namespace memformer::cuda {

@@ -4,7 +4,7 @@
 
 #include "host_group.h"
 
-#include "cuda/train_run.cuh"
+#include "cuda/train/train_run.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 
