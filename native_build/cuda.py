@@ -98,7 +98,7 @@ def _family_flags(family: list[Architecture]) -> list[str]:
 
 
 def find_cuda() -> Cuda:
-    """Raises CannotBuild with the mend, or BuildFailed if the CUDA library was demanded."""
+    """Raises CannotBuild with the fix, or BuildFailed if the CUDA library was demanded."""
     return unless_skipped("MEMFORMER_SKIP_CUDA", "MEMFORMER_FORCE_CUDA", _find_cuda)
 
 

@@ -144,7 +144,7 @@ MEMFORMER_INLINE S logarithm(const Split<S>& value) {
   const S square = s * s;
   constexpr T last = T(2) / T(2 * F::log_terms + 1);
   const S series = add_log_terms<F::log_terms - 1>(S(last), square);
-  // 2 s = f - s f: the rounding of s then weighs only in the small second part.
+  // 2 s = f - s f: the rounding of s then counts in the small second part alone.
   const S small = value.exponent * F::ln2_low + (s * square * series - s * f);
   return value.exponent * F::ln2_high + (f + small);
 }

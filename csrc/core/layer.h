@@ -190,9 +190,9 @@ MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> lay
   const int grid = weighing.gamma_rows * width;
   for (int r = 0; r < layer.kept; ++r) {
     const ValueOf<S>* gamma = weighing.gamma ? weighing.gamma + r * grid : nullptr;
-    const Weighed<S, Stride> weighed{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
+    const Weighted<S, Stride> weighted{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
                                      gamma,           layer.kept * grid, row_step(weighing.gamma_rows, width)};
-    add_weighed(rows, width, r == 0 ? tokens : next, next, weighed);
+    add_weighted(rows, width, r == 0 ? tokens : next, next, weighted);
   }
 }
 
@@ -216,11 +216,11 @@ MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> la
       const Cells<S, Stride> base = j == earlier ? own : Cells<S, Stride>{nullptr};
       if (weighing.gamma) {
         const int begin = place * grid;
-        add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, weighing.gamma + begin, 0, gamma_step});
+        add_weighted(rows, width, base, own, Weighted<S, Stride>{grad, 0, 1, weighing.gamma + begin, 0, gamma_step});
         coefficient_grad(rows, width, memory.at(place * size), grad, begin, gamma_step,
                          [&](int k, S value) { sink.gamma(k, value); });
       } else if (j == earlier) {
-        add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, nullptr, 0, 0});
+        add_weighted(rows, width, base, own, Weighted<S, Stride>{grad, 0, 1, nullptr, 0, 0});
       } else {
         each_entry(rows, width, [&](int, int, int k) { own[k] = S(0); });
       }
@@ -230,7 +230,7 @@ MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> la
       const int last = (earlier - 1) * layer.kept + r;
       const int begin = r * layer.beta_rows * width;
       const Cells<S, Stride> before = memory_grad.at(last * size);
-      add_weighed(rows, width, before, before, Weighed<S, Stride>{own, 0, 1, layer.beta + begin, 0, beta_step});
+      add_weighted(rows, width, before, before, Weighted<S, Stride>{own, 0, 1, layer.beta + begin, 0, beta_step});
       coefficient_grad(rows, width, memory.at(last * size), own, begin, beta_step,
                        [&](int k, S value) { sink.beta(k, value); });
     }

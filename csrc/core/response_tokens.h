@@ -136,7 +136,7 @@ MEMFORMER_INLINE S row_product(const TokenTask<S, Extent, Stride, Team>& task, i
 
 // to_i += from_i * coefficients_i over rows [first, last), coefficients `step` apart.
 template <class S, int Stride, class Team>
-MEMFORMER_INLINE void add_weighed(const Team& team, Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients,
+MEMFORMER_INLINE void add_weighted(const Team& team, Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients,
                                   int step, int first, int last) {
   for (int i = team.from(first); i < last; i += Team::step) to[i] += from[i] * coefficients[i * step];
 }
@@ -208,7 +208,7 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& ta
                         method.gamma + method.gamma_at(l, j + 1, h), step, first, task.rows);
       }
       if (j < l) {
-        add_weighed(task.team, next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
+        add_weighted(task.team, next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
       }
     }
     after(l);
@@ -266,7 +266,7 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& t
         }
       }
       if (method.beta && l + 1 < layers) {
-        add_weighed(team, dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
+        add_weighted(team, dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
                     task.first_row(l + 1, layers), rows);
       }
       if (method.beta && l > 0) {

@@ -26,7 +26,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Tokens of all heads, in one of their roles, and what each weighs.
+// Tokens of all heads, in one of their roles, and the weight of each.
 struct Tokens {
   Heads heads;
   Array weights;
@@ -274,7 +274,7 @@ class Head {
     const Array& array = from.heads.array;
     const bool plain = array.storage == storage_of<T> && array.stride[2] == 1;
     const bool whole = from.width % tile_columns == 0 && count % tile_rows == 0;
-    if (plain && whole && !weighs(from, scaled)) {
+    if (plain && whole && !weights(from, scaled)) {
       return {static_cast<const T*>(array.data) + place(from.heads, first), array.stride[1]};
     }
     load(from, scaled, first, count, tile);
@@ -282,10 +282,10 @@ class Head {
   }
 
   void load(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
-    const bool weighed = weighs(from, scaled);
+    const bool weighted = weights(from, scaled);
     const int padded = padded_to(from.width, tile_columns);
     for (int i = 0; i < count; ++i) {
-      const T weight = weighed ? weight_of(from.weights, first + i) : T(1);
+      const T weight = weighted ? weight_of(from.weights, first + i) : T(1);
       T* const row = tile.at(i, 0).data;
       if (weight == T(0)) {
         std::fill_n(row, padded, T(0));
@@ -307,7 +307,7 @@ class Head {
   }
 
   // Weights of one kind alone are never 0, so that only a factor can ask for them.
-  bool weighs(const Tokens& tokens, bool scaled) const { return tokens.weights.data && (scaled || selects_); }
+  bool weights(const Tokens& tokens, bool scaled) const { return tokens.weights.data && (scaled || selects_); }
 
   T weight_of(const Array& weights, int64_t token) const {
     return read_number<T>(weights, task_ * weights.stride[0] + token * weights.stride[1]);

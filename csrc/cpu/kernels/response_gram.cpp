@@ -46,18 +46,18 @@ class ResponseGram {
   }
 
   void operator()(Tasks tasks, S* sums, S* scratch) {
-    const int asks = 4 + (network_.pass == Pass::backward || network_.pass == Pass::loss_backward ? network_.layers : 0);
+    const int prefetch_steps = 4 + (network_.pass == Pass::backward || network_.pass == Pass::loss_backward ? network_.layers : 0);
     S* const tile = scratch;
     S* const waiting = tile + rows_.cells();
     S* const trace_cells_begin = waiting + waiting_cells(rows_.context_count(), width_);
     S* const outer = trace_cells_begin + trace_cells();
     S* const buffer = outer + network_.layers * d_;
 
-    ahead_.begin(network_.z, tasks);
-    ahead_.ask(1, asks);
+    prefetch_.begin(network_.z, tasks);
+    prefetch_.advance(1, prefetch_steps);
     S matrix[core::packed_size(Width::limit)];
     sum_context_of(tasks, tile, waiting, buffer, matrix);
-    ahead_.ask(3, asks);
+    prefetch_.advance(3, prefetch_steps);
     const S scale = S(T(1)) / rows_.count();
     const core::FirstOrder<T> method = this->method();
     Task task;
@@ -74,7 +74,7 @@ class ResponseGram {
     for (int c = 0; c < d; ++c) s[c] = S(T(0));
     core::response_forward<false>(task, method, s, trace);
 
-    ahead_.ask(4, asks);
+    prefetch_.advance(4, prefetch_steps);
     readout_.begin(tasks);
     if (network_.pass == Pass::forward) {
       write_result(tasks, trace, buffer);
@@ -94,7 +94,7 @@ class ResponseGram {
     core::response_backward<false>(
         task, method, trace,
         [&, d](int l, S* ds) {
-          ahead_.ask(asks - l, asks);
+          prefetch_.advance(prefetch_steps - l, prefetch_steps);
           if (l < first_layer_) return;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer_) * d_ + c];
@@ -267,7 +267,7 @@ class ResponseGram {
   Width width_;
   TokenRows<T> rows_;
   Readout<T> readout_;
-  Ahead<T> ahead_;
+  Prefetch<T> prefetch_;
   int first_layer_;
   bool streams_;
 };

@@ -47,7 +47,7 @@ class ResponseTokens {
     S* const grad = errors + tokens_.error_cells();
 
     const core::TokenMethod<T> method = this->method();
-    ahead_.begin(network_.z, tasks);
+    prefetch_.begin(network_.z, tasks);
     tokens_.load(tasks, z);
     const core::TokenTask<S, Extent, 1> task{{z},
                                              d_,
@@ -60,7 +60,7 @@ class ResponseTokens {
     const Trace trace{{cells}, layers, network_.kept, rows, d_};
     S* const squared = sums + this->sums() - 1;
     core::token_forward(task, method, trace, [&](int l) {
-      ahead_.ask(l + 1, 2 * layers);
+      prefetch_.advance(l + 1, 2 * layers);
       tokens_.read_out(l, trace.state(l + 1).data + tokens_.out_row(), 1, errors, squared);
     });
     if (network_.pass == Pass::forward) {
@@ -89,7 +89,7 @@ class ResponseTokens {
     core::token_backward(
         task, method, trace,
         [&](int l, core::Cells<S> to) {
-          ahead_.ask(2 * layers - l, 2 * layers);
+          prefetch_.advance(2 * layers - l, 2 * layers);
           tokens_.add_outer(l, errors, to.data + tokens_.out_row(), 1);
         },
         sink, core::Cells<S>{ds}, core::Cells<S>{wants_z ? grad : nullptr});
@@ -111,7 +111,7 @@ class ResponseTokens {
   const Network<T>& network_;
   Extent d_;
   TokenGroup<T> tokens_;
-  Ahead<T> ahead_;
+  Prefetch<T> prefetch_;
 };
 
 template <class T>

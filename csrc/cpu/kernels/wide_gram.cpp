@@ -17,7 +17,7 @@ namespace {
 // Tokens that are summed in one go stay in a second-level cache meanwhile.
 constexpr int64_t resident_bytes = 1 << 17;
 // The next task's tokens, where they find room there too.
-constexpr int64_t ahead_bytes = 3 << 17;
+constexpr int64_t prefetch_bytes = 3 << 17;
 
 // Examples summed in one go: blocks of 32, a power of two of them, so that all sums together are pairwise.
 template <class T>
@@ -62,7 +62,7 @@ class WideGram {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
-    at.ahead.begin(network_.z, Tasks{task, 1}, 1, ahead_bytes);
+    at.prefetch.begin(network_.z, Tasks{task, 1}, 1, prefetch_bytes);
     const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     const T scale = T(1) / static_cast<T>(n);
@@ -96,7 +96,7 @@ class WideGram {
       slots = y + of.at_once_ + core::gram_block;
       errors = slots + core::gram_block;
     }
-    Ahead<T> ahead;
+    Prefetch<T> prefetch;
     T *h, *states, *updates, *grads, *registers, *outer, *ds, *spare, *x, *made, *y, *slots, *errors;
   };
 
@@ -106,7 +106,7 @@ class WideGram {
     return blocks;
   }
   // Moments at which the next task's tokens are asked for.
-  int asks() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
+  int prefetch_steps() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
   bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
   int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
 
@@ -140,10 +140,10 @@ class WideGram {
 
   void add_examples(const T* x, int64_t step, const T* y, int64_t y_step, int count, T* sum, Places& at) const {
     for (int row = 0; row < size_; row += tile_height) {
-      at.ahead.ask(row / tile_height, asks());
+      at.prefetch.advance(row / tile_height, prefetch_steps());
       column_products(x + row, step, x, step, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
     }
-    weigh_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
+    add_weighted_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
   }
 
   // Adds to a sum the one behind it.
@@ -160,13 +160,13 @@ class WideGram {
     const T* const b = at.h + size * size;
     clear(at.states, size);
     for (int l = 0; l < network_.layers; ++l) {
-      at.ahead.ask(size / tile_height + l, asks());
+      at.prefetch.advance(size / tile_height + l, prefetch_steps());
       const T* const s = at.states + l * size;
       T* const g = vectors.residual(l);
       if (l == 0) {
         std::copy(b, b + size, g);
       } else {
-        weigh_rows(at.h, size, d_, s, 1, size, b, g);
+        add_weighted_rows(at.h, size, d_, s, 1, size, b, g);
       }
       for (int c = 0; c < size; c += S::width) (S::load(g + c) * scale).store(g + c);
       for (int h = 0; h < kept; ++h) {
@@ -202,7 +202,7 @@ class WideGram {
         }
         if (backward) {
           T* const outer = at.outer + k * size_;
-          weigh_rows(at.x, size_, count, errors, 1, size_, static_cast<const T*>(outer), outer);
+          add_weighted_rows(at.x, size_, count, errors, 1, size_, static_cast<const T*>(outer), outer);
         }
       }
     }
@@ -214,7 +214,7 @@ class WideGram {
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, size);
     for (int l = network_.layers - 1; l >= 0; --l) {
-      at.ahead.ask(asks() - l, asks());
+      at.prefetch.advance(prefetch_steps() - l, prefetch_steps());
       if (l >= first_layer_) {
         const T* const outer = at.outer + (l - first_layer_) * size;
         for (int c = 0; c < size; c += S::width) (S::load(at.ds + c) + S::load(outer + c)).store(at.ds + c);
@@ -232,7 +232,7 @@ class WideGram {
         if (l > 0 || wants_z) a_.add_transposed(place, dr, dg);
       }
       for (int c = 0; c < size; c += S::width) (S::load(dg + c) * scale).store(dg + c);
-      if (l > 0) weigh_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
+      if (l > 0) add_weighted_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
     }
   }
 
@@ -263,7 +263,7 @@ class WideGram {
         if (first + i < n) add_context_grad(at.x + i * size, at.y[i], at, made, at.slots + i);
         if (first + i < out_first_) continue;
         const T* const errors = at.errors + first + i - out_first_;
-        weigh_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
+        add_weighted_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
                    static_cast<const T*>(made), made);
         for (int k = 0; k < network_.result_layers; ++k) at.slots[i] += errors[k * out_count_];
       }
@@ -276,15 +276,15 @@ class WideGram {
     *slot = dot(at.grads, x, size);
     T* const weights = at.spare;
     // Sums over vectors whose weights are products with the row, `size` of them at a time.
-    weigh_rows(at.grads, size, 1, &y, 0, size, static_cast<const T*>(made), made);
+    add_weighted_rows(at.grads, size, 1, &y, 0, size, static_cast<const T*>(made), made);
     for (int l = 1; l <= others; l += size) {
       const int count = std::min(size, others + 1 - l);
       const T* const grads = at.grads + l * size;
       const T* const states = at.states + l * size;
       multiply_rows(states, size, count, x, size, weights);
-      weigh_rows(grads, size, count, weights, 1, size, static_cast<const T*>(made), made);
+      add_weighted_rows(grads, size, count, weights, 1, size, static_cast<const T*>(made), made);
       multiply_rows(grads, size, count, x, size, weights);
-      weigh_rows(states, size, count, weights, 1, size, static_cast<const T*>(made), made);
+      add_weighted_rows(states, size, count, weights, 1, size, static_cast<const T*>(made), made);
     }
   }
 

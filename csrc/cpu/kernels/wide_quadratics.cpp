@@ -151,7 +151,7 @@ class WideQuadratics {
       T* const dg = at.grads + l * size;
       clear(dg, size);
       a_.add_transposed(l, vectors.grad(l), dg);
-      weigh_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
+      add_weighted_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
     }
   }
 
@@ -161,11 +161,11 @@ class WideQuadratics {
     const T one = T(1);
     const T* const none = nullptr;
     for (int row = 0; call_.grad_h.data && row < d_; ++row) {
-      weigh_rows(at.states, size_, layers, at.grads + row, size_, size_, none, at.spare);
+      add_weighted_rows(at.states, size_, layers, at.grads + row, size_, size_, none, at.spare);
       store(at.spare, matrix_row(call_.grad_h, task, row));
     }
     if (call_.grad_b.data) {
-      weigh_rows(at.grads, size_, layers, &one, 0, size_, none, at.spare);
+      add_weighted_rows(at.grads, size_, layers, &one, 0, size_, none, at.spare);
       store(at.spare, of_task(call_.grad_b, task));
     }
     if (call_.grad_w0.data) store_negative(at.ds, of_task(call_.grad_w0, task));

@@ -59,7 +59,7 @@ class WideTokens {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
-    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
+    at.prefetch.begin(network_.z, Tasks{task, 1}, 1);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     load(task, n, at);
     forward(task, n, vectors, at, sums + this->sums() - 1);
@@ -96,7 +96,7 @@ class WideTokens {
       slots = rows + block_rows * of.size_;
       errors = slots + block_rows;
     }
-    Ahead<T> ahead;
+    Prefetch<T> prefetch;
     T *x, *states, *updates, *registers, *register_grads, *ds, *spare, *v, *grads, *rows, *slots, *errors;
   };
 
@@ -142,7 +142,7 @@ class WideTokens {
     const int64_t length = length_;
     const T scale = T(1) / static_cast<T>(n);
     for (int l = 0; l < network_.layers; ++l) {
-      at.ahead.ask(l + 1, 2 * network_.layers);
+      at.prefetch.advance(l + 1, 2 * network_.layers);
       const T* const s = at.states + l * length;
       T* const next = at.states + (l + 1) * length;
       T* const g = vectors.residual(l);
@@ -155,7 +155,7 @@ class WideTokens {
         T* const v = at.v + place * size_;
         T* const r = at.registers + place * length;
         a_.multiply(place, g, v);
-        weigh_rows(at.x + first, length, d_, v, 1, length_ - first, static_cast<const T*>(nullptr), r + first);
+        add_weighted_rows(at.x + first, length, d_, v, 1, length_ - first, static_cast<const T*>(nullptr), r + first);
         memory_.remember(l, h, first, length_, r - network_.kept * length, r);
       }
       memory_.update(l, first, length_, at.registers, length, s, next);
@@ -191,7 +191,7 @@ class WideTokens {
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, length_);
     for (int l = layers - 1; l >= 0; --l) {
-      at.ahead.ask(2 * layers - l, 2 * layers);
+      at.prefetch.advance(2 * layers - l, 2 * layers);
       if (l >= first_layer_) {
         const T* const errors = at.errors + static_cast<int64_t>(l - first_layer_) * out;
         for (int i = 0; i < out; ++i) at.ds[out_row_ + i] += errors[i];
@@ -214,7 +214,7 @@ class WideTokens {
       }
       if (l == 0 && !wants_z) return;
       for (int c = 0; c < size_; c += S::width) (S::load(dg + c) * scale).store(dg + c);
-      weigh_rows(at.x, length, d_, dg, 1, whole_rows<T>(n), static_cast<const T*>(nullptr), at.spare);
+      add_weighted_rows(at.x, length, d_, dg, 1, whole_rows<T>(n), static_cast<const T*>(nullptr), at.spare);
       for (int i = 0; i < n; i += S::width) {
         (S::load(at.ds + i) + first_lanes<T>(n - i, S::load(at.spare + i))).store(at.ds + i);
       }
@@ -241,8 +241,8 @@ class WideTokens {
         // Between the context and the queries of a ragged task.
         if (row >= n && row < out_row_) continue;
         at.slots[i] = at.ds[row];
-        weigh_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made), made);
-        if (row < n) weigh_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made), made);
+        add_weighted_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made), made);
+        if (row < n) add_weighted_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made), made);
       }
       grads.store(token, count, at.rows, size_, at.slots);
     });

@@ -10,7 +10,7 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 
 template <class T>
-class Ahead {
+class Prefetch {
  public:
   // Bytes of a group that the second-level cache takes in beside what is being worked on.
   static constexpr int64_t largest = 1 << 16;
@@ -21,15 +21,15 @@ class Ahead {
     const int64_t bytes = array.stride[0] * bytes_of_number(array.storage) * count;
     next_ = static_cast<const char*>(array.data) + tasks.first * array.stride[0] * bytes_of_number(array.storage) + bytes;
     lines_ = bytes > 0 && bytes <= most ? static_cast<int>((bytes + 63) / 64) : 0;
-    asked_ = 0;
+    fetched_ = 0;
   }
 
   // Asks for what is left up to `share` of `whole` parts.
-  MEMFORMER_INLINE void ask(int share, int whole) {
+  MEMFORMER_INLINE void advance(int share, int whole) {
     const int until = lines_ * share / whole;
-    const char* line = next_ + 64 * asked_;
+    const char* line = next_ + 64 * fetched_;
     const char* const end = next_ + 64 * until;
-    asked_ = until;
+    fetched_ = until;
     if (lines_ <= near) {
       for (; line < end; line += 64) __builtin_prefetch(line, 0, 3);
     } else {
@@ -43,7 +43,7 @@ class Ahead {
 
   const char* next_ = nullptr;
   int lines_ = 0;
-  int asked_ = 0;
+  int fetched_ = 0;
 };
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -12,7 +12,7 @@ namespace memformer::cpu::MEMFORMER_ISA {
 
 // `to` is a multiple of the vector's size.
 template <class T>
-MEMFORMER_INLINE void store_past_caches(T* to, Lanes<T> value) {
+MEMFORMER_INLINE void store_streaming(T* to, Lanes<T> value) {
 #if defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) {
     _mm512_stream_ps(to, (__m512)value.v);

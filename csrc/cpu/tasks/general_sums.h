@@ -36,8 +36,8 @@ struct GeneralCounts {
 template <class T>
 GeneralCounts counts_of(const core::Parameters<T>& parameters, int head, int width) {
   const int places = parameters.layers * parameters.kept * width;
-  const int weighed = parameters.diagonal ? 1 : parameters.layers;
-  return {parameters.layers * parameters.heads * head, parameters.gamma ? places * weighed * parameters.gamma_rows : 0,
+  const int weighted = parameters.diagonal ? 1 : parameters.layers;
+  return {parameters.layers * parameters.heads * head, parameters.gamma ? places * weighted * parameters.gamma_rows : 0,
           parameters.beta ? places * parameters.beta_rows : 0};
 }
 

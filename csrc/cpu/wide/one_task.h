@@ -52,7 +52,7 @@ MEMFORMER_INLINE void clear(T* to, int64_t count) {
 
 // Several chains of additions at a time hide the latency of each.
 template <class T, int Vectors, int Chains>
-MEMFORMER_INLINE void weigh_block(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step,
+MEMFORMER_INLINE void add_weighted_block(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step,
                                   Lanes<T> (&sums)[Vectors]) {
   using S = Lanes<T>;
   S chains[Chains][Vectors];
@@ -88,16 +88,16 @@ MEMFORMER_INLINE void weigh_block(const T* rows, int64_t step, int count, const 
 }
 
 template <class T, int Vectors, int Chains>
-inline void weigh_columns(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, const T* base, T* to) {
+inline void add_weighted_columns(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, const T* base, T* to) {
   using S = Lanes<T>;
   constexpr int block = core::gram_block;
   S sums[Vectors];
   if (count <= 2 * block) {
-    weigh_block<T, Vectors, Chains>(rows, step, count, weights, weight_step, sums);
+    add_weighted_block<T, Vectors, Chains>(rows, step, count, weights, weight_step, sums);
   } else {
     PairwiseBlocks<S, Vectors> total;
     for (int row = 0; row < count; row += block) {
-      weigh_block<T, Vectors, Chains>(rows + row * step, step, std::min(block, count - row), weights + row * weight_step,
+      add_weighted_block<T, Vectors, Chains>(rows + row * step, step, std::min(block, count - row), weights + row * weight_step,
                                       weight_step, sums);
       total.add(sums);
     }
@@ -113,19 +113,19 @@ inline void weigh_columns(const T* rows, int64_t step, int count, const T* weigh
 // to = base + sum_k weights_k rows_k, over `columns` numbers, whole vectors; base may be null (0), or `to`. The sum over rows
 // is that of blocks of 32 (of one block up to 64), pairwise. columns x rows multiply-adds, as many loads as vectors of them.
 template <class T>
-inline void weigh_rows(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, int columns, const T* base,
+inline void add_weighted_rows(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, int columns, const T* base,
                        T* to) {
   constexpr int width = Lanes<T>::width;
   int column = 0;
   const auto base_at = [&](int k) { return base ? base + k : nullptr; };
   for (; column + 4 * width <= columns; column += 4 * width) {
-    weigh_columns<T, 4, 2>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
+    add_weighted_columns<T, 4, 2>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
   }
   for (; column + 2 * width <= columns; column += 2 * width) {
-    weigh_columns<T, 2, 4>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
+    add_weighted_columns<T, 2, 4>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
   }
   for (; column < columns; column += width) {
-    weigh_columns<T, 1, 4>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
+    add_weighted_columns<T, 1, 4>(rows + column, step, count, weights, weight_step, base_at(column), to + column);
   }
 }
 

@@ -1,7 +1,7 @@
 // The registers of a response-only network as vectors of one task: what they add to its state, and the way back.
 //
 // A vector is the features' weights (Gram space) or the tokens' responses (token space). Operations for each entry: a
-// multiply-add for every register that weighs, forward, and two backward; coefficients and their gradients are read with
+// multiply-add for every register that counts, forward, and two backward; coefficients and their gradients are read with
 // the vectors where every entry has its own.
 
 #pragma once
@@ -106,7 +106,7 @@ struct VectorMemory {
     } else {
       for (int place = l; place < (diagonal ? l + 1 : layers); ++place) {
         const int64_t at = gamma_at(place, l, h);
-        weigh_update(gamma + at, begin(place), end, place == l, updates + place * length, r, grad_gamma + at, dr);
+        add_weighted_update(gamma + at, begin(place), end, place == l, updates + place * length, r, grad_gamma + at, dr);
       }
     }
     if (!beta) return;
@@ -121,7 +121,7 @@ struct VectorMemory {
 
  private:
   // dr (+)= u * gamma and grad += r * u.
-  void weigh_update(const T* own, int first, int end, bool fresh, const T* u, const T* r, T* grad, T* dr) const {
+  void add_weighted_update(const T* own, int first, int end, bool fresh, const T* u, const T* r, T* grad, T* dr) const {
     for (int i = first; i < end; i += S::width) {
       const S change = S::load(u + i) * coefficient(own, gamma_entries, i);
       (fresh ? change : S::load(dr + i) + change).store(dr + i);

@@ -54,12 +54,12 @@ class Preconditioners {
 
   // v = A g.
   void multiply(int place, const T* g, T* v) const {
-    weigh_rows(columns_ + matrix(place), size_, d_, g, 1, size_, static_cast<const T*>(nullptr), v);
+    add_weighted_rows(columns_ + matrix(place), size_, d_, g, 1, size_, static_cast<const T*>(nullptr), v);
   }
 
   // dg += A^T dv.
   void add_transposed(int place, const T* dv, T* dg) const {
-    weigh_rows(rows_ + matrix(place), size_, d_, dv, 1, size_, static_cast<const T*>(dg), dg);
+    add_weighted_rows(rows_ + matrix(place), size_, d_, dv, 1, size_, static_cast<const T*>(dg), dg);
   }
 
  private:

@@ -31,14 +31,14 @@ MEMFORMER_DEVICE void each_entry(Rows rows, Spread<Block, Tile, Grid> width, Bod
 }
 
 template <class S, int Stride, class Rows, class Block, int Tile, int Grid, int SourceStride>
-MEMFORMER_DEVICE void add_weighed(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> base,
-                                  Cells<S, Stride> target, const core::Weighed<S, SourceStride>& weighed) {
+MEMFORMER_DEVICE void add_weighted(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> base,
+                                  Cells<S, Stride> target, const core::Weighted<S, SourceStride>& weighted) {
   each_entry(rows, width, [&](int row, int column, int k) {
     S sum = base.data ? base[k] : S(0);
-    if (weighed.coefficient) {
-      weighed.template add<1>(row, column, width, &sum);
+    if (weighted.coefficient) {
+      weighted.template add<1>(row, column, width, &sum);
     } else {
-      sum += weighed.source[k];
+      sum += weighted.source[k];
     }
     target[k] = sum;
   });

@@ -92,7 +92,7 @@ struct ThreadMatrices {
     constexpr int size = Width * Width;
     if constexpr (Which == core::Working::grad) {
       return core::Matrix{far, Width};
-    } else if constexpr (Which == core::Working::weighed) {
+    } else if constexpr (Which == core::Working::weighted) {
       return core::Matrix{far.at(size), Width};
     } else {
       return core::Matrix{Cells<T>{near + (static_cast<int>(Which) - 1) * size}, Width};
