@@ -1,5 +1,5 @@
-// The arguments of every operation as they come, and the sizes and arrays that kernels of any device read off them. What is
-// left to each device: its parameters and its sums.
+// The arguments of every operation as they come, and the sizes and arrays that kernels of any device read off them.
+// What is left to each device: its parameters and its sums.
 
 #pragma once
 

@@ -9,8 +9,8 @@
 
 namespace memformer::binding {
 
-// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in token space:
-// those of memformer_kernels/calls/plan.py.
+// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in
+// token space: those of memformer_kernels/calls/plan.py.
 constexpr int tiny_width = 16, tiny_tokens = 128;
 
 // torch's own pool of threads, which torch.set_num_threads sizes: a second one would fight it for the cores.

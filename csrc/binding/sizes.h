@@ -1,5 +1,6 @@
-// Sizes as the kernels count them. Kernels hold a size, and a place within one task or within a model, in an int: whatever
-// goes from a tensor's sizes to one of their ints goes through here, and what an int cannot hold is refused by its name.
+// Sizes as the kernels count them. Kernels hold a size, and a place within one task or within a model, in an int:
+// whatever goes from a tensor's sizes to one of their ints goes through here, and what an int cannot hold is refused by
+// its name.
 
 #pragma once
 

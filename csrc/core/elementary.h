@@ -2,8 +2,8 @@
 // variables are made of.
 //
 // Nothing here branches on a number, so that S may be a vector. Errors, in units of the last place of the result: ln 2
-// (3 in a GPU's floats), and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27 (double)
-// and one division; both sine and cosine 25 or 33.
+// (3 in a GPU's floats), and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27
+// (double) and one division; both sine and cosine 25 or 33.
 
 #pragma once
 

@@ -72,8 +72,8 @@ MEMFORMER_INLINE void first_gram(Shape shape, Cells<S, Stride> gram0, View gram)
 // WorkingCells or has its functions.
 template <class S, class Shape, int GramStride, int Stride, class Work, class After>
 MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters,
-                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                           const Work& work, After after) {
+                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace, const Work& work,
+                                           After after) {
   using T = ValueOf<S>;
   const auto rows = shape.rows;
   const auto width = shape.width();
@@ -151,9 +151,8 @@ MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gr
 // C's last corner.
 template <class S, class Shape, int GramStride, int Stride, class Work, class Outer, class Sink>
 MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters,
-                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                            const Work& work, Outer outer, Sink& sink,
-                                            Cells<S, GramStride> gram_grad) {
+                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace, const Work& work,
+                                            Outer outer, Sink& sink, Cells<S, GramStride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;

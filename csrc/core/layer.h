@@ -191,7 +191,7 @@ MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> lay
   for (int r = 0; r < layer.kept; ++r) {
     const ValueOf<S>* gamma = weighing.gamma ? weighing.gamma + r * grid : nullptr;
     const Weighted<S, Stride> weighted{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
-                                     gamma,           layer.kept * grid, row_step(weighing.gamma_rows, width)};
+                                       gamma,           layer.kept * grid, row_step(weighing.gamma_rows, width)};
     add_weighted(rows, width, r == 0 ? tokens : next, next, weighted);
   }
 }

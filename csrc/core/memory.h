@@ -78,7 +78,7 @@ struct Weighted {
 
 template <int Tile, class S, int Stride, class Width, int SourceStride>
 MEMFORMER_INLINE void add_weighted_tile(int row, int first, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
-                                       const Weighted<S, SourceStride>& weighted) {
+                                        const Weighted<S, SourceStride>& weighted) {
   const int start = row * width + first;
   S sum[Tile];
   MEMFORMER_UNROLL_COLUMNS
@@ -91,7 +91,7 @@ MEMFORMER_INLINE void add_weighted_tile(int row, int first, Width width, Cells<S
 // target = base + the weighted sum; a null base is zero, and may be the target.
 template <class S, int Stride, class Rows, class Width, int SourceStride>
 MEMFORMER_INLINE void add_weighted(Rows rows, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
-                                  const Weighted<S, SourceStride>& weighted) {
+                                   const Weighted<S, SourceStride>& weighted) {
   if (!weighted.coefficient) {
     each_entry(rows, width,
                [&](int, int, int k) { target[k] = base.data ? base[k] + weighted.source[k] : weighted.source[k]; });
@@ -112,7 +112,8 @@ MEMFORMER_INLINE void add_weighted(Rows rows, Width width, Cells<S, Stride> base
 
 // cells *= coefficient.
 template <class S, int Stride, class Rows, class Width>
-MEMFORMER_INLINE void scale_entries(Rows rows, Width width, Cells<S, Stride> cells, const ValueOf<S>* coefficient, int step) {
+MEMFORMER_INLINE void scale_entries(Rows rows, Width width, Cells<S, Stride> cells, const ValueOf<S>* coefficient,
+                                    int step) {
   each_entry(rows, width, [&](int i, int c, int k) { cells[k] = cells[k] * coefficient[i * step + c]; });
 }
 
@@ -196,11 +197,11 @@ MEMFORMER_INLINE void update_state(const Parameters<ValueOf<S>>& parameters, int
     const ValueOf<S>* gamma =
         parameters.gamma ? parameters.gamma + parameters.gamma_index(l, oldest, r, width) : nullptr;
     const Weighted<S, Stride> weighted{trace.memory(oldest, r),
-                                     parameters.kept * trace.size,
-                                     l - oldest + 1,
-                                     gamma,
-                                     parameters.kept * parameters.gamma_rows * width,
-                                     step};
+                                       parameters.kept * trace.size,
+                                       l - oldest + 1,
+                                       gamma,
+                                       parameters.kept * parameters.gamma_rows * width,
+                                       step};
     add_weighted(rows, width, r == 0 ? trace.state(l) : trace.state(l + 1), trace.state(l + 1), weighted);
   }
 }
@@ -219,7 +220,8 @@ MEMFORMER_INLINE void register_grads(const Parameters<ValueOf<S>>& parameters, i
   for (int r = 0; r < parameters.kept; ++r) {
     const Cells<S, Stride> grad = trace.memory_grad(r);
     const bool remembered = parameters.beta && l + 1 < layers;
-    if (remembered) scale_entries(rows, width, grad, parameters.beta + parameters.beta_index(l + 1, r, width), beta_step);
+    if (remembered)
+      scale_entries(rows, width, grad, parameters.beta + parameters.beta_index(l + 1, r, width), beta_step);
     const Cells<S, Stride> base = remembered ? grad : Cells<S, Stride>{nullptr};
     if (parameters.newest_only()) {
       const int begin = parameters.gamma_index(l, l, r, width);
@@ -230,7 +232,7 @@ MEMFORMER_INLINE void register_grads(const Parameters<ValueOf<S>>& parameters, i
       const T* gamma = parameters.gamma + parameters.gamma_index(l, l, r, width);
       const int next = layers * parameters.kept * parameters.gamma_rows * width;
       add_weighted(rows, width, base, grad,
-                  Weighted<S, Stride>{trace.update_grad(l), trace.size, layers - l, gamma, next, gamma_step});
+                   Weighted<S, Stride>{trace.update_grad(l), trace.size, layers - l, gamma, next, gamma_step});
       for (int later = l; later < layers; ++later) {
         coefficient_grad(rows, width, trace.memory(l, r), trace.update_grad(later),
                          parameters.gamma_index(later, l, r, width), gamma_step, add_gamma);

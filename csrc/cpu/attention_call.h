@@ -15,8 +15,8 @@ struct Heads {
 // Which keys a token sees; earlier and later ones with the one in its own place.
 enum class Sees : int { all, earlier, later };
 
-// result_t = rows_t sum over the keys i that t sees of keys_i (q_t . k_i) v_i, or the gradients of q, k and v. A token of
-// weight 0 is not read.
+// result_t = rows_t sum over the keys i that t sees of keys_i (q_t . k_i) v_i, or the gradients of q, k and v. A token
+// of weight 0 is not read.
 template <class T>
 struct Attention {
   bool backward;
@@ -30,9 +30,9 @@ struct Attention {
   int64_t sequences;      // that see only themselves, one behind the other
   const int64_t* bounds;  // (sequences + 1,), or null for one sequence
   Heads q, k, v;
-  Array row_weights;      // (B, N) or null: ones
-  Array key_weights;      // (B, keys) or null: ones
-  Heads result;           // written, or its gradient
+  Array row_weights;             // (B, N) or null: ones
+  Array key_weights;             // (B, keys) or null: ones
+  Heads result;                  // written, or its gradient
   Heads grad_q, grad_k, grad_v;  // each with data or null
 };
 

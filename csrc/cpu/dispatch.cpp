@@ -4,10 +4,10 @@
 #include <cstring>
 
 #define MEMFORMER_ADDRESS(result, name, ...) &name,
-#define MEMFORMER_TABLE(isa)                                                   \
-  namespace isa {                                                              \
-  template <class T>                                                           \
-  constexpr Kernels<T> table{MEMFORMER_KERNELS(MEMFORMER_ADDRESS, T)};         \
+#define MEMFORMER_TABLE(isa)                                           \
+  namespace isa {                                                      \
+  template <class T>                                                   \
+  constexpr Kernels<T> table{MEMFORMER_KERNELS(MEMFORMER_ADDRESS, T)}; \
   }
 
 namespace memformer::cpu {

@@ -1,4 +1,5 @@
-// The kernels, the only list of them: each for float and double, once for every instruction set in a namespace of its own.
+// The kernels, the only list of them: each for float and double, once for every instruction set in a namespace of its
+// own.
 //
 // kernels/*.cpp define them; dispatch.h chooses the instruction set. A line is KERNEL(result, name, arguments...).
 
@@ -9,30 +10,30 @@
 #include "cpu/attention_call.h"
 #include "cpu/threads.h"
 
-#define MEMFORMER_KERNELS(KERNEL, T)                                                   \
-  KERNEL(void, response_gram, const Network<T>&, ParallelFor)                          \
-  KERNEL(void, response_tokens, const Network<T>&, ParallelFor)                        \
-  KERNEL(void, wide_gram, const Network<T>&, ParallelFor)                              \
-  KERNEL(void, wide_tokens, const Network<T>&, ParallelFor)                            \
-  KERNEL(void, general_gram, const Network<T>&, ParallelFor)                           \
-  KERNEL(void, general_tokens, const Network<T>&, ParallelFor)                         \
-  KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                              \
-  KERNEL(void, quadratics, const Quadratics<T>&, ParallelFor)                          \
-  KERNEL(void, wide_quadratics, const Quadratics<T>&, ParallelFor)                     \
-  KERNEL(void, layer, const Layer<T>&, ParallelFor)                                    \
-  KERNEL(int64_t, train, const Training<T>&, ParallelFor)                              \
-  KERNEL(void, train_gradients, const Training<T>&, const BlockSums&, ParallelFor)     \
-  KERNEL(void, train_update, const Training<T>&, const BlockSums&)                     \
-  KERNEL(void, random_numbers, const RandomNumbers<T>&)                                \
-  KERNEL(void, sample_tasks, const TaskSource<T>&, int64_t draw, T* cells)             \
-  KERNEL(void, register_update, const RegisterUpdate<T>&, ParallelFor)                 \
+#define MEMFORMER_KERNELS(KERNEL, T)                                               \
+  KERNEL(void, response_gram, const Network<T>&, ParallelFor)                      \
+  KERNEL(void, response_tokens, const Network<T>&, ParallelFor)                    \
+  KERNEL(void, wide_gram, const Network<T>&, ParallelFor)                          \
+  KERNEL(void, wide_tokens, const Network<T>&, ParallelFor)                        \
+  KERNEL(void, general_gram, const Network<T>&, ParallelFor)                       \
+  KERNEL(void, general_tokens, const Network<T>&, ParallelFor)                     \
+  KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
+  KERNEL(void, quadratics, const Quadratics<T>&, ParallelFor)                      \
+  KERNEL(void, wide_quadratics, const Quadratics<T>&, ParallelFor)                 \
+  KERNEL(void, layer, const Layer<T>&, ParallelFor)                                \
+  KERNEL(int64_t, train, const Training<T>&, ParallelFor)                          \
+  KERNEL(void, train_gradients, const Training<T>&, const BlockSums&, ParallelFor) \
+  KERNEL(void, train_update, const Training<T>&, const BlockSums&)                 \
+  KERNEL(void, random_numbers, const RandomNumbers<T>&)                            \
+  KERNEL(void, sample_tasks, const TaskSource<T>&, int64_t draw, T* cells)         \
+  KERNEL(void, register_update, const RegisterUpdate<T>&, ParallelFor)             \
   KERNEL(void, attention, const Attention<T>&, ParallelFor)
 
 #define MEMFORMER_DECLARATION(result, name, ...) result name(__VA_ARGS__);
-#define MEMFORMER_DECLARATIONS(isa)                    \
-  namespace memformer::cpu::isa {                      \
-  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, float)      \
-  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, double)     \
+#define MEMFORMER_DECLARATIONS(isa)                \
+  namespace memformer::cpu::isa {                  \
+  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, float)  \
+  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, double) \
   }
 
 MEMFORMER_DECLARATIONS(baseline)

@@ -7,12 +7,12 @@
 
 #include "core/general_gram.h"
 
+#include "cpu/kernels.h"
 #include "cpu/tasks/context_gram.h"
 #include "cpu/tasks/general_sums.h"
-#include "cpu/kernels.h"
 #include "cpu/tasks/long_contexts.h"
-#include "cpu/tasks/run_network.h"
 #include "cpu/tasks/readout.h"
+#include "cpu/tasks/run_network.h"
 #include "cpu/tasks/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {

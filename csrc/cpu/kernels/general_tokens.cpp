@@ -5,8 +5,8 @@
 
 #include "core/general_tokens.h"
 
-#include "cpu/tasks/general_sums.h"
 #include "cpu/kernels.h"
+#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/run_network.h"
 #include "cpu/tasks/token_group.h"
 
@@ -80,9 +80,8 @@ class GeneralTokens {
 
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
-  with_shape(network, [&](auto shape) {
-    run_network(network, GeneralTokens<T, decltype(shape)>(network, shape), parallel);
-  });
+  with_shape(network,
+             [&](auto shape) { run_network(network, GeneralTokens<T, decltype(shape)>(network, shape), parallel); });
 }
 
 }  // namespace

@@ -5,8 +5,8 @@
 
 #include "core/layer.h"
 
-#include "cpu/tasks/general_sums.h"
 #include "cpu/kernels.h"
+#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {

@@ -115,6 +115,8 @@ void quadratics(const Quadratics<float>& call, ParallelFor parallel) {
   run(call, core::UpTo<16>{call.weights}, parallel);
 }
 
-void quadratics(const Quadratics<double>& call, ParallelFor parallel) { run(call, core::UpTo<16>{call.weights}, parallel); }
+void quadratics(const Quadratics<double>& call, ParallelFor parallel) {
+  run(call, core::UpTo<16>{call.weights}, parallel);
+}
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

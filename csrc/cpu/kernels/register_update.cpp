@@ -1,27 +1,27 @@
 // z + sum_j gamma_j * R_j on the CPU, and the gradients of the registers and of gamma, in one pass each.
 //
 // Bytes per entry: J + 1 numbers read and one written; backward: J + 1 read and J written. Operations: J multiply-adds,
-// backward J more. Entries form runs along which gamma either changes with every entry (C = 1, a run of M) or stays (a run
-// of C). Forward a thread owns pieces of the result. Backward it owns parts: ranges of M, where that is long enough for
-// each sum to have one owner, else of A or of C, whose sums are added in order. Parts, and the order of sums in them, depend
-// on the sizes alone: in T over 64 runs, or over one block of a run, and in double beyond.
+// backward J more. Entries form runs along which gamma either changes with every entry (C = 1, a run of M) or stays (a
+// run of C). Forward a thread owns pieces of the result. Backward it owns parts: ranges of M, where that is long enough
+// for each sum to have one owner, else of A or of C, whose sums are added in order. Parts, and the order of sums in
+// them, depend on the sizes alone: in T over 64 runs, or over one block of a run, and in double beyond.
 
 #include <algorithm>
 
 #include "cpu/kernels.h"
-#include "cpu/scratch.h"
 #include "cpu/lanes/simd.h"
 #include "cpu/lanes/streaming_stores.h"
+#include "cpu/scratch.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-constexpr int64_t piece = 16384;       // entries of the result that a thread takes at a time
+constexpr int64_t piece = 16384;  // entries of the result that a thread takes at a time
 constexpr int64_t pieces_between_checkpoints = 4;
-constexpr int64_t cached = 4 << 20;    // a tensor of more bytes than this is written past the caches
-constexpr int64_t block = 2048;        // entries of the gradient that stay in the first-level cache for all registers
-constexpr int64_t burst = 4096;        // entries of short runs that one register's turn takes, to keep to its pages
-constexpr int64_t shared_parts = 64;   // most parts whose sums are kept side by side
+constexpr int64_t cached = 4 << 20;   // a tensor of more bytes than this is written past the caches
+constexpr int64_t block = 2048;       // entries of the gradient that stay in the first-level cache for all registers
+constexpr int64_t burst = 4096;       // entries of short runs that one register's turn takes, to keep to its pages
+constexpr int64_t shared_parts = 64;  // most parts whose sums are kept side by side
 constexpr int64_t part_entries = 65536;
 constexpr int64_t owned_columns = 2048;
 constexpr int64_t runs_between_flushes = 64;
@@ -46,8 +46,8 @@ int64_t unaligned(const T* pointer, int64_t count) {
   return over == 0 ? 0 : std::min<int64_t>(Lanes<T>::width - over, count);
 }
 
-// Asks memory for what follows four vectors some way on: the hardware's prefetcher stops at every page, and starts again
-// where a register's turn comes again.
+// Asks memory for what follows four vectors some way on: the hardware's prefetcher stops at every page, and starts
+// again where a register's turn comes again.
 template <class T>
 MEMFORMER_INLINE void prefetch_after(const T* values) {
   const char* const line = reinterpret_cast<const char*>(values) + 2048;
@@ -251,7 +251,8 @@ void run_backward(const RegisterUpdate<T>& call, ParallelFor parallel) {
     Range& divided = owned ? m : division.axis == Division::Axis::before ? a : c;
     divided = part_of(divided.end, division.parts, index);
     const int64_t count = call.registers * m.size();
-    auto* const own = static_cast<double*>(thread_scratch(static_cast<std::size_t>(count) * (sizeof(double) + sizeof(T))));
+    auto* const own =
+        static_cast<double*>(thread_scratch(static_cast<std::size_t>(count) * (sizeof(double) + sizeof(T))));
     double* const totals = owned ? own : sums + index * numbers;
     std::fill_n(totals, count, 0.0);
     Backward<T, Follows, Streaming>(call, m, totals, reinterpret_cast<T*>(own + count))(a, c);

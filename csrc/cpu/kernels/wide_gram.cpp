@@ -1,12 +1,13 @@
-// Response-only networks in Gram space with more features than a lane can hold: one task at a time, vectors along its features.
+// Response-only networks in Gram space with more features than a lane can hold: one task at a time, vectors along its
+// features.
 //
-// A task belongs to one thread. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result or
-// token gradient is asked for. Multiply-adds per task (d features, n examples, L layers, R registers each): n d^2 / 2 and up
-// to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R d^2 for that of A,
-// 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
+// A task belongs to one thread. Bytes per task: its tokens, read once (twice for their own gradient), and whatever
+// result or token gradient is asked for. Multiply-adds per task (d features, n examples, L layers, R registers each): n
+// d^2 / 2 and up to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R
+// d^2 for that of A, 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
 
-#include "cpu/lanes/prefetch.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes/prefetch.h"
 #include "cpu/wide/task_rows.h"
 #include "cpu/wide/vector_memory.h"
 #include "cpu/wide/wide_tasks.h"
@@ -56,8 +57,8 @@ class WideGram {
   int64_t scratch() const {
     const int layers = network_.layers;
     const int64_t vectors = 3 * layers + 1 + layers * network_.kept + network_.result_layers + 2;
-    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) + 2 * core::gram_block +
-           vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
+    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) +
+           2 * core::gram_block + vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
   }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
@@ -76,9 +77,9 @@ class WideGram {
   }
 
  private:
-  // H (and b, its last row) as sums of examples, `levels` of them that wait for a partner; s_0..s_L, u_0..u_{L-1}, scaled
-  // gradients dg_0..dg_{L-1} of g, registers, gradients of s from outside, ds and one vector more; errors e of rows with a
-  // result, by layer; rows of tokens.
+  // H (and b, its last row) as sums of examples, `levels` of them that wait for a partner; s_0..s_L, u_0..u_{L-1},
+  // scaled gradients dg_0..dg_{L-1} of g, registers, gradients of s from outside, ds and one vector more; errors e of
+  // rows with a result, by layer; rows of tokens.
   struct Places {
     Places(const WideGram& of, T* scratch) {
       const int layers = of.network_.layers, size = of.size_;
@@ -110,8 +111,8 @@ class WideGram {
   bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
   int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
 
-  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed: what
-  // the numbers behind their features make is cleared in the end.
+  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed:
+  // what the numbers behind their features make is cleared in the end.
   void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
     int waiting = 0;
     for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
@@ -151,7 +152,8 @@ class WideGram {
     const T* const from = to + matrix_count();
     for (int row = 0; row <= size_; ++row) {
       const int end = row < size_ ? columns_to_diagonal<T>(row / tile_height * tile_height) : size_;
-      for (int c = row * size_; c < row * size_ + end; c += S::width) (S::load(to + c) + S::load(from + c)).store(to + c);
+      for (int c = row * size_; c < row * size_ + end; c += S::width)
+        (S::load(to + c) + S::load(from + c)).store(to + c);
     }
   }
 
@@ -227,8 +229,8 @@ class WideGram {
         const T* const r = at.registers + place * size;
         T* const dr = vectors.grad(place);
         const T* const later = l + 1 < network_.layers ? vectors.grad(place + kept) : nullptr;
-        memory_.register_grad(l, h, [](int) { return 0; }, size, at.updates, size, r, later, r - kept * size, grad_gamma,
-                              grad_beta, dr);
+        memory_.register_grad(
+            l, h, [](int) { return 0; }, size, at.updates, size, r, later, r - kept * size, grad_gamma, grad_beta, dr);
         if (l > 0 || wants_z) a_.add_transposed(place, dr, dg);
       }
       for (int c = 0; c < size; c += S::width) (S::load(dg + c) * scale).store(dg + c);
@@ -236,8 +238,8 @@ class WideGram {
     }
   }
 
-  // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db = sum_l
-  // dg_l; rows with a result e s in their features and e in their response slot.
+  // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db =
+  // sum_l dg_l; rows with a result e s in their features and e in their response slot.
   void write_token_grads(int64_t task, const TaskRows<T>& rows, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
@@ -264,7 +266,7 @@ class WideGram {
         if (first + i < out_first_) continue;
         const T* const errors = at.errors + first + i - out_first_;
         add_weighted_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
-                   static_cast<const T*>(made), made);
+                          static_cast<const T*>(made), made);
         for (int k = 0; k < network_.result_layers; ++k) at.slots[i] += errors[k * out_count_];
       }
       grads.store(first, count, at.made, size, at.slots);

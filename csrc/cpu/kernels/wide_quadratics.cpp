@@ -1,5 +1,5 @@
-// Learned first-order methods on given quadratics of more weights than a lane can hold: one task at a time, vectors along its
-// weights.
+// Learned first-order methods on given quadratics of more weights than a lane can hold: one task at a time, vectors
+// along its weights.
 //
 // A task belongs to one thread. Bytes per task: h, b and w0 read, the iterates written; backward: those again, and the
 // gradients of h, b and w0. Multiply-adds per task (d weights, L layers): 2 L d^2 forward, as many for the gradients of
@@ -17,8 +17,8 @@ class WideQuadratics {
   using S = Lanes<T>;
 
  public:
-  WideQuadratics(const Quadratics<T>& call, const Preconditioners<T>& preconditioners, const EntryCoefficients<T>& gamma,
-                 const EntryCoefficients<T>& beta, T* memory)
+  WideQuadratics(const Quadratics<T>& call, const Preconditioners<T>& preconditioners,
+                 const EntryCoefficients<T>& gamma, const EntryCoefficients<T>& beta, T* memory)
       : call_(call),
         a_(preconditioners),
         gamma_(gamma),
@@ -146,8 +146,9 @@ class WideQuadratics {
       std::copy(at.ds, at.ds + size, at.updates + l * size);
       const T* const r = at.registers + l * size;
       const T* const later = l + 1 < layers ? vectors.grad(l + 1) : nullptr;
-      memory_.register_grad(l, 0, [](int) { return 0; }, size, at.updates, size, r, later, r - size, sums,
-                            sums + memory_.gamma_count(), vectors.grad(l));
+      memory_.register_grad(
+          l, 0, [](int) { return 0; }, size, at.updates, size, r, later, r - size, sums, sums + memory_.gamma_count(),
+          vectors.grad(l));
       T* const dg = at.grads + l * size;
       clear(dg, size);
       a_.add_transposed(l, vectors.grad(l), dg);
@@ -190,7 +191,8 @@ void run(const Quadratics<T>& call, ParallelFor parallel) {
   T* const numbers = static_cast<T*>(memory.data());
   a.copy_to(numbers);
   const WideQuadratics<T> task(call, a, gamma, beta, numbers + a.numbers());
-  WideTasks<T, WideQuadratics<T>>(call.tasks, d, layers, 1, call.backward, call.backward, task).run(parallel, call.totals);
+  WideTasks<T, WideQuadratics<T>>(call.tasks, d, layers, 1, call.backward, call.backward, task)
+      .run(parallel, call.totals);
 }
 
 }  // namespace

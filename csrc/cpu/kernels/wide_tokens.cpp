@@ -1,13 +1,13 @@
-// Response-only networks in token space of more tokens or features than lanes can hold: one task at a time, vectors along its
-// tokens.
+// Response-only networks in token space of more tokens or features than lanes can hold: one task at a time, vectors
+// along its tokens.
 //
-// A task belongs to one thread, which keeps X^T (d x N) and its vectors in cache. Bytes per task: its tokens, and whatever
-// result or token gradient is asked for. Multiply-adds per task (N tokens, d features, L layers, R registers each): L (1 + R)
-// N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A, those of the registers
-// (cpu/wide/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
+// A task belongs to one thread, which keeps X^T (d x N) and its vectors in cache. Bytes per task: its tokens, and
+// whatever result or token gradient is asked for. Multiply-adds per task (N tokens, d features, L layers, R registers
+// each): L (1 + R) N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A,
+// those of the registers (cpu/wide/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
 
-#include "cpu/lanes/prefetch.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes/prefetch.h"
 #include "cpu/wide/task_rows.h"
 #include "cpu/wide/vector_memory.h"
 #include "cpu/wide/wide_tasks.h"
@@ -26,8 +26,12 @@ class WideTokens {
         a_(preconditioners),
         gamma_(gamma),
         beta_(beta),
-        memory_{network.layers,   network.kept,     network.diagonal,
-                gamma.entries(),  beta.entries(),   gamma.copy_to(memory),
+        memory_{network.layers,
+                network.kept,
+                network.diagonal,
+                gamma.entries(),
+                beta.entries(),
+                gamma.copy_to(memory),
                 beta.copy_to(memory + gamma.numbers())},
         d_(network.width - 1),
         size_(whole_rows<T>(d_)),
@@ -78,8 +82,9 @@ class WideTokens {
   // Rows that pass through memory on their way between tokens and vectors.
   static constexpr int block_rows = core::gram_block;
 
-  // X^T; s_0..s_L, u_0..u_{L-1}, registers and their gradients, ds and one vector more, along the tokens; v_{l,h}, scaled
-  // gradients dg_l of g and one vector more, along the features; errors e of rows with a result, by layer; rows of tokens.
+  // X^T; s_0..s_L, u_0..u_{L-1}, registers and their gradients, ds and one vector more, along the tokens; v_{l,h},
+  // scaled gradients dg_l of g and one vector more, along the features; errors e of rows with a result, by layer; rows
+  // of tokens.
   struct Places {
     Places(const WideTokens& of, T* scratch) {
       const int64_t layers = of.network_.layers, places = layers * of.network_.kept, length = of.length_;
@@ -206,8 +211,9 @@ class WideTokens {
         const T* const r = at.registers + place * length;
         T* const dr = at.register_grads + place * length;
         clear(dr, first);
-        memory_.register_grad(l, h, [&](int layer) { return begin(layer); }, length_, at.updates, length, r, dr + kept * length,
-                              r - kept * length, grad_gamma, grad_beta, dr);
+        memory_.register_grad(
+            l, h, [&](int layer) { return begin(layer); }, length_, at.updates, length, r, dr + kept * length,
+            r - kept * length, grad_gamma, grad_beta, dr);
         T* const dv = vectors.grad(place);
         multiply_rows(at.x + first, length, size_, dr + first, length_ - first, dv);
         if (l > 0 || wants_z) a_.add_transposed(place, dv, dg);
@@ -221,8 +227,8 @@ class WideTokens {
     }
   }
 
-  // Every row gets sum_l sum_h dr_{l,h} v_{l,h}, rows of the context s_l dg_l too, and what comes from outside in the features
-  // of a network whose result is its tokens.
+  // Every row gets sum_l sum_h dr_{l,h} v_{l,h}, rows of the context s_l dg_l too, and what comes from outside in the
+  // features of a network whose result is its tokens.
   void write_token_grads(int64_t task, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
@@ -241,8 +247,11 @@ class WideTokens {
         // Between the context and the queries of a ragged task.
         if (row >= n && row < out_row_) continue;
         at.slots[i] = at.ds[row];
-        add_weighted_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made), made);
-        if (row < n) add_weighted_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made), made);
+        add_weighted_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made),
+                          made);
+        if (row < n)
+          add_weighted_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made),
+                            made);
       }
       grads.store(token, count, at.rows, size_, at.slots);
     });
@@ -274,7 +283,8 @@ void run(const Network<T>& network, ParallelFor parallel) {
   const int rows = WideTokens<T>::rows_of(network), length = whole_rows<T>(rows);
   const int64_t places = static_cast<int64_t>(network.layers) * network.kept;
   Preconditioners<T> a(network.q, static_cast<int>(places), network.width - 1);
-  const EntryCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers, network.gamma_rows, length);
+  const EntryCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers,
+                                   network.gamma_rows, length);
   const EntryCoefficients<T> beta(network.beta, places, network.beta_rows, length);
   const Memory memory((a.numbers() + gamma.numbers() + beta.numbers()) * sizeof(T));
   T* const numbers = static_cast<T*>(memory.data());

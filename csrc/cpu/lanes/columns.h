@@ -1,7 +1,7 @@
 // A few numbers of `width` tasks, contiguous in memory for each, as one vector for each number, and back.
 //
-// Blocks of four numbers (two in double) of every task are gathered by 128-bit loads, so that only the transposes inside a
-// 128-bit lane are left: two shuffles a vector, one for doubles.
+// Blocks of four numbers (two in double) of every task are gathered by 128-bit loads, so that only the transposes
+// inside a 128-bit lane are left: two shuffles a vector, one for doubles.
 
 #pragma once
 
@@ -26,15 +26,23 @@ MEMFORMER_INLINE typename VectorsOf<T>::Quarter load_quarter(const T* from) {
   return *reinterpret_cast<const typename VectorsOf<T>::UnalignedQuarter*>(from);
 }
 
-// Two vectors as one of twice the size. By name, since GCC makes a shuffle of a join of two loads, which occupies a unit that
-// multiplies; named, the second load is part of an insertion, which does not.
+// Two vectors as one of twice the size. By name, since GCC makes a shuffle of a join of two loads, which occupies a
+// unit that multiplies; named, the second load is part of an insertion, which does not.
 #if MEMFORMER_VECTOR_BYTES > 16
-MEMFORMER_INLINE __m256 join(__m128 low, __m128 high) { return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1); }
-MEMFORMER_INLINE __m256d join(__m128d low, __m128d high) { return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1); }
+MEMFORMER_INLINE __m256 join(__m128 low, __m128 high) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+}
+MEMFORMER_INLINE __m256d join(__m128d low, __m128d high) {
+  return _mm256_insertf128_pd(_mm256_castpd128_pd256(low), high, 1);
+}
 #endif
 #if MEMFORMER_VECTOR_BYTES > 32
-MEMFORMER_INLINE __m512 join(__m256 low, __m256 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
-MEMFORMER_INLINE __m512d join(__m256d low, __m256d high) { return _mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1); }
+MEMFORMER_INLINE __m512 join(__m256 low, __m256 high) {
+  return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+MEMFORMER_INLINE __m512d join(__m256d low, __m256d high) {
+  return _mm512_insertf64x4(_mm512_castpd256_pd512(low), high, 1);
+}
 #endif
 
 // The vector whose 128-bit quarters start at from, from + step, ...
@@ -56,7 +64,8 @@ MEMFORMER_INLINE typename Lanes<T>::Vector load_quarters(const T* from, int64_t 
 // Writes the 128-bit quarters of a vector to to, to + step, ...
 template <class T>
 MEMFORMER_INLINE void store_quarters(typename Lanes<T>::Vector vector, T* to, int64_t step) {
-  for (int k = 0; k < quarters<T>; ++k) std::memcpy(to + k * step, reinterpret_cast<const T*>(&vector) + k * quarter<T>, 16);
+  for (int k = 0; k < quarters<T>; ++k)
+    std::memcpy(to + k * step, reinterpret_cast<const T*>(&vector) + k * quarter<T>, 16);
 }
 
 // Transposes the square of numbers inside every 128-bit quarter of `quarter<T>` vectors; its own inverse.
@@ -76,8 +85,10 @@ MEMFORMER_INLINE void transpose_quarters(typename Lanes<T>::Vector* rows) {
       rows[1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
     }
   } else if constexpr (quarters<T> == 1) {
-    const V a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5), b = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
-    const V c = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5), d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+    const V a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5),
+            b = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+    const V c = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5),
+            d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
     rows[0] = __builtin_shufflevector(a, c, 0, 1, 4, 5);
     rows[1] = __builtin_shufflevector(a, c, 2, 3, 6, 7);
     rows[2] = __builtin_shufflevector(b, d, 0, 1, 4, 5);

@@ -1,5 +1,5 @@
-// Half precision tokens to lanes and back: widened to floats or narrowed from them by vectors, a few dozen numbers of every
-// task at a time, beside each other in the first-level cache.
+// Half precision tokens to lanes and back: widened to floats or narrowed from them by vectors, a few dozen numbers of
+// every task at a time, beside each other in the first-level cache.
 
 #pragma once
 
@@ -34,7 +34,8 @@ inline void widen(Storage storage, const uint16_t* from, int count, float* to) {
     }
   }
 #endif
-  for (; k < count; ++k) to[k] = storage == Storage::bfloat16 ? core::from_bfloat16(from[k]) : core::from_float16(from[k]);
+  for (; k < count; ++k)
+    to[k] = storage == Storage::bfloat16 ? core::from_bfloat16(from[k]) : core::from_float16(from[k]);
 }
 
 // The way back, rounding to nearest even.
@@ -54,7 +55,8 @@ inline void narrow(Storage storage, const float* from, int count, uint16_t* to) 
       *reinterpret_cast<Halves*>(to + k) = __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), Halves);
     } else {
 #if MEMFORMER_VECTOR_BYTES == 64
-      _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(to + k), _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
+      _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(to + k),
+                          _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT));
 #else
       _mm_storeu_si128(reinterpret_cast<__m128i_u*>(to + k), _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT));
 #endif
@@ -64,9 +66,10 @@ inline void narrow(Storage storage, const float* from, int count, uint16_t* to) 
   for (; k < count; ++k) to[k] = storage == Storage::bfloat16 ? core::to_bfloat16(from[k]) : core::to_float16(from[k]);
 }
 
-// Half precision numbers k < count of every task, one after the other in memory, as floats in lanes: widened a few dozen at a
-// time, beside each other, and then brought into lanes like floats. `from` is the first of the first task's.
-inline void load_half_columns(Storage storage, const uint16_t* from, int64_t task_stride, int active, int count, Lanes<float>* tile) {
+// Half precision numbers k < count of every task, one after the other in memory, as floats in lanes: widened a few
+// dozen at a time, beside each other, and then brought into lanes like floats. `from` is the first of the first task's.
+inline void load_half_columns(Storage storage, const uint16_t* from, int64_t task_stride, int active, int count,
+                              Lanes<float>* tile) {
   constexpr int width = Lanes<float>::width, most = 64;
   float numbers[width][most];
   std::memset(numbers, 0, sizeof numbers);
@@ -82,7 +85,8 @@ inline void load_half_columns(Storage storage, const uint16_t* from, int64_t tas
 }
 
 // The way back.
-inline void store_half_columns(Storage storage, const Lanes<float>* tile, int count, uint16_t* to, int64_t task_stride, int active) {
+inline void store_half_columns(Storage storage, const Lanes<float>* tile, int count, uint16_t* to, int64_t task_stride,
+                               int active) {
   constexpr int width = Lanes<float>::width, most = 64;
   float numbers[width][most];
   for (int begin = 0; begin < count; begin += most) {
@@ -97,8 +101,6 @@ inline void store_half_columns(Storage storage, const Lanes<float>* tile, int co
 }
 
 // Whether numbers are half precision that the two functions above take.
-MEMFORMER_INLINE bool is_half(Storage storage) {
-  return storage == Storage::bfloat16 || storage == Storage::float16;
-}
+MEMFORMER_INLINE bool is_half(Storage storage) { return storage == Storage::bfloat16 || storage == Storage::float16; }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -20,7 +20,8 @@ template <class T>
 MEMFORMER_INLINE T read_number(const Array& array, int64_t offset) {
   switch (array.storage) {
     case Storage::float64: return static_cast<T>(static_cast<const double*>(array.data)[offset]);
-    case Storage::bfloat16: return static_cast<T>(core::from_bfloat16(static_cast<const uint16_t*>(array.data)[offset]));
+    case Storage::bfloat16:
+      return static_cast<T>(core::from_bfloat16(static_cast<const uint16_t*>(array.data)[offset]));
     case Storage::float16: return static_cast<T>(core::from_float16(static_cast<const uint16_t*>(array.data)[offset]));
     default: return static_cast<T>(static_cast<const float*>(array.data)[offset]);
   }
@@ -30,8 +31,12 @@ template <class T>
 MEMFORMER_INLINE void write_number(const Array& array, int64_t offset, T value) {
   switch (array.storage) {
     case Storage::float64: static_cast<double*>(array.data)[offset] = static_cast<double>(value); return;
-    case Storage::bfloat16: static_cast<uint16_t*>(array.data)[offset] = core::to_bfloat16(static_cast<float>(value)); return;
-    case Storage::float16: static_cast<uint16_t*>(array.data)[offset] = core::to_float16(static_cast<float>(value)); return;
+    case Storage::bfloat16:
+      static_cast<uint16_t*>(array.data)[offset] = core::to_bfloat16(static_cast<float>(value));
+      return;
+    case Storage::float16:
+      static_cast<uint16_t*>(array.data)[offset] = core::to_float16(static_cast<float>(value));
+      return;
     default: static_cast<float*>(array.data)[offset] = static_cast<float>(value);
   }
 }
@@ -75,7 +80,8 @@ inline void load_rows(const Array& array, Tasks tasks, int row, int count, int c
       for (int lane = 0; lane < width; ++lane) values[lane] = T(0);
       for (int lane = 0; lane < tasks.active; ++lane) {
         const int64_t task = tasks.first + lane;
-        values[lane] = read_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2]);
+        values[lane] =
+            read_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2]);
       }
       tile[i * columns + c] = Lanes<T>::load(values);
     }
@@ -115,7 +121,8 @@ inline void store_rows(const Lanes<T>* tile, const Array& array, Tasks tasks, in
       tile[i * columns + c].store(values);
       for (int lane = 0; lane < tasks.active; ++lane) {
         const int64_t task = tasks.first + lane;
-        write_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2], values[lane]);
+        write_number<T>(array, task * array.stride[0] + (row + i) * array.stride[1] + c * array.stride[2],
+                        values[lane]);
       }
     }
   }

@@ -1,4 +1,5 @@
-// Sums of many blocks of a few numbers, pairwise, in registers and on the stack; context_gram.h has the one of whole matrices.
+// Sums of many blocks of a few numbers, pairwise, in registers and on the stack; context_gram.h has the one of whole
+// matrices.
 
 #pragma once
 
@@ -8,8 +9,8 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
-// Sums that wait for their partner, the oldest first, as the bits of a counter do: block k of a sum meets its partner as
-// soon as that is complete. `Count` numbers (or vectors) a block; fewer than 2^levels blocks.
+// Sums that wait for their partner, the oldest first, as the bits of a counter do: block k of a sum meets its partner
+// as soon as that is complete. `Count` numbers (or vectors) a block; fewer than 2^levels blocks.
 template <class S, int Count, int levels = 27>
 class PairwiseBlocks {
  public:

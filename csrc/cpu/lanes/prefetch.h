@@ -1,7 +1,7 @@
 // Asks memory for the next group's tokens while this group is worked on, a few lines at a time.
 //
-// A core can wait for only some two dozen lines at once: asked for in one go they stall it, spread over the group's work
-// they cost nothing. Rows of a few hundred bytes are too short for the hardware's own prefetcher.
+// A core can wait for only some two dozen lines at once: asked for in one go they stall it, spread over the group's
+// work they cost nothing. Rows of a few hundred bytes are too short for the hardware's own prefetcher.
 
 #pragma once
 
@@ -15,11 +15,12 @@ class Prefetch {
   // Bytes of a group that the second-level cache takes in beside what is being worked on.
   static constexpr int64_t largest = 1 << 16;
 
-  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns). Groups have `count` tasks,
-  // and nothing is asked for where those are more than `most` bytes.
+  // The tokens of the group behind `tasks`, if they follow in memory: array (tasks, rows, columns). Groups have `count`
+  // tasks, and nothing is asked for where those are more than `most` bytes.
   void begin(const Array& array, Tasks tasks, int count = Lanes<T>::width, int64_t most = largest) {
     const int64_t bytes = array.stride[0] * bytes_of_number(array.storage) * count;
-    next_ = static_cast<const char*>(array.data) + tasks.first * array.stride[0] * bytes_of_number(array.storage) + bytes;
+    next_ =
+        static_cast<const char*>(array.data) + tasks.first * array.stride[0] * bytes_of_number(array.storage) + bytes;
     lines_ = bytes > 0 && bytes <= most ? static_cast<int>((bytes + 63) / 64) : 0;
     fetched_ = 0;
   }

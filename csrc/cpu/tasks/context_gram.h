@@ -15,8 +15,8 @@ inline int waiting_cells(int count, int width) {
   return levels * core::packed_size(width);
 }
 
-// Adds up matrices pairwise as they come: sums of 1, 2, 4, ... of them wait in their own places, as the binary digits of
-// their number so far.
+// Adds up matrices pairwise as they come: sums of 1, 2, 4, ... of them wait in their own places, as the binary digits
+// of their number so far.
 template <class S>
 class PairwiseSum {
  public:

@@ -1,18 +1,20 @@
-// Few tasks with long contexts: each context is cut into pieces that stand as tasks of their own, so that lanes and threads
-// share it. A piece is a whole subtree of the pairwise sum (context_gram.h): cutting changes no bit of a result.
+// Few tasks with long contexts: each context is cut into pieces that stand as tasks of their own, so that lanes and
+// threads share it. A piece is a whole subtree of the pairwise sum (context_gram.h): cutting changes no bit of a
+// result.
 
 #pragma once
 
-#include "cpu/tasks/context_gram.h"
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
+#include "cpu/tasks/context_gram.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
 constexpr int piece_rows = 32 * core::gram_block;
 
-// Whether cutting leaves fewer vectors of rows to work through than one task a lane, one vector of tasks after the other.
+// Whether cutting leaves fewer vectors of rows to work through than one task a lane, one vector of tasks after the
+// other.
 template <class T>
 bool cutting_pays(int64_t tasks, int context) {
   constexpr int lanes = Lanes<T>::width;
@@ -22,12 +24,13 @@ bool cutting_pays(int64_t tasks, int context) {
 
 inline Array from_row(Array array, int64_t task, int64_t row) {
   if (!array.data) return array;
-  array.data = static_cast<char*>(array.data) + (task * array.stride[0] + row * array.stride[1]) * bytes_of_number(array.storage);
+  array.data = static_cast<char*>(array.data) +
+               (task * array.stride[0] + row * array.stride[1]) * bytes_of_number(array.storage);
   return array;
 }
 
-// Calls body(gram, first, pieces) for the whole pieces of a task's context, then for its remaining rows as one more piece, with
-// a call in which they are the tasks; matrices are the caller's.
+// Calls body(gram, first, pieces) for the whole pieces of a task's context, then for its remaining rows as one more
+// piece, with a call in which they are the tasks; matrices are the caller's.
 template <class T, class Body>
 void for_pieces(const Gram<T>& gram, int64_t task, Body body) {
   const int64_t context = gram.lengths ? gram.lengths[task] : gram.context;
@@ -79,7 +82,8 @@ void over_pieces(const Gram<T>& gram, Run run) {
     const T* const total = matrices + (count - 1) * entries;
     T* const to = static_cast<T*>(from_row(gram.matrix, task, 0).data);
     for (int r = 0; r < gram.width; ++r) {
-      for (int c = 0; c < gram.width; ++c) to[r * gram.matrix.stride[1] + c * gram.matrix.stride[2]] = total[r * gram.width + c];
+      for (int c = 0; c < gram.width; ++c)
+        to[r * gram.matrix.stride[1] + c * gram.matrix.stride[2]] = total[r * gram.width + c];
     }
   }
 }
@@ -102,8 +106,8 @@ inline void store_half(const Lanes<T>* symmetric, Tasks tasks, int width, Lanes<
   store_rows(square, matrices, tasks, 0, width, width);
 }
 
-// Runs a network in Gram space: where cutting pays, on Gram matrices that are summed before it, and with the gradient of the
-// context's tokens made of theirs after it.
+// Runs a network in Gram space: where cutting pays, on Gram matrices that are summed before it, and with the gradient
+// of the context's tokens made of theirs after it.
 template <class T, class Run>
 void with_long_contexts(const Network<T>& network, ParallelFor parallel, Run run) {
   const bool tokens_out = network.queries < 0;

@@ -1,8 +1,8 @@
 // Tasks to threads, and sums over tasks in an order that no number of threads changes.
 //
-// A part is 16 vectors of tasks, worked through by one thread, one after the other; its sums are float (or double) vectors,
-// added up over those 16 and then over their lanes, pairwise. Parts make a block of 1024 tasks, within which they are added
-// pairwise; blocks are added in double, in order.
+// A part is 16 vectors of tasks, worked through by one thread, one after the other; its sums are float (or double)
+// vectors, added up over those 16 and then over their lanes, pairwise. Parts make a block of 1024 tasks, within which
+// they are added pairwise; blocks are added in double, in order.
 
 #pragma once
 
@@ -10,9 +10,9 @@
 #include <cstring>
 
 #include "core/calls.h"
-#include "cpu/threads.h"
 #include "cpu/lanes/lanes.h"
 #include "cpu/scratch.h"
+#include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
@@ -28,8 +28,8 @@ constexpr int64_t partial_bytes = 1 << 20;
 // Cells of a group of tasks that works long enough on them for a checkpoint of its own.
 constexpr std::size_t long_work = 1 << 12;
 
-// to[k] = the sum of the lanes of sums[k], pairwise, for a `count` that is a multiple of quarter<T>: a transpose brings the
-// lanes of that many sums under each other.
+// to[k] = the sum of the lanes of sums[k], pairwise, for a `count` that is a multiple of quarter<T>: a transpose brings
+// the lanes of that many sums under each other.
 template <class T>
 inline void sums_of_lanes(const Lanes<T>* sums, int count, T* to) {
   using Part = typename VectorsOf<T>::Quarter;
@@ -100,8 +100,8 @@ struct PartsJob {
   }
 };
 
-// Runs group(tasks, sums, scratch) over all tasks, each thread on its own copy of the group; `totals` gets the sums over
-// tasks of the `sums` vectors that every call adds to. `scratch` are `scratch_cells` vectors to use at will.
+// Runs group(tasks, sums, scratch) over all tasks, each thread on its own copy of the group; `totals` gets the sums
+// over tasks of the `sums` vectors that every call adds to. `scratch` are `scratch_cells` vectors to use at will.
 template <class T, class Group>
 inline void over_parts(int64_t tasks, int sums, std::size_t scratch_cells, double* totals, ParallelFor parallel,
                        const Group& group) {

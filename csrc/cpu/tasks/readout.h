@@ -1,4 +1,5 @@
-// How a network's result meets the outside, for a group of tasks: predictions written, their gradient read, errors made.
+// How a network's result meets the outside, for a group of tasks: predictions written, their gradient read, errors
+// made.
 
 #pragma once
 

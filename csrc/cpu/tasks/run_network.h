@@ -45,8 +45,8 @@ inline void with_features(const Network<T>& network, Body body) {
   with_extent<T>(network.width - 1, body);
 }
 
-// Calls body with whether a response-only network has the memory of LFOM: one register a layer, gamma in full, no beta, and
-// what else the kernel asks for. Sizes that are compiled for themselves have that form compiled for itself too.
+// Calls body with whether a response-only network has the memory of LFOM: one register a layer, gamma in full, no beta,
+// and what else the kernel asks for. Sizes that are compiled for themselves have that form compiled for itself too.
 template <class Extent, class T, class Body>
 inline void with_lfom(const Network<T>& network, bool more, Body body) {
   if constexpr (core::is_fixed<Extent>) {

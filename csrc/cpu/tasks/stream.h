@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include "cpu/threads.h"
-#include "cpu/tasks/train.h"
 #include "cpu/lanes/random_bits.h"
+#include "cpu/tasks/train.h"
+#include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 

@@ -1,8 +1,8 @@
 // The Gram matrix of a block of tokens, summed while they are brought into lanes: none is ever stored.
 //
-// Four numbers of every task come at a time; each is multiplied with those before it in its token as soon as it is there.
-// The matrix, a token and the numbers on their way must fit in registers together, which they do for small widths. Per
-// token: its bytes, read once, and D (D + 1) / 2 multiply-adds.
+// Four numbers of every task come at a time; each is multiplied with those before it in its token as soon as it is
+// there. The matrix, a token and the numbers on their way must fit in registers together, which they do for small
+// widths. Per token: its bytes, read once, and D (D + 1) / 2 multiply-adds.
 
 #pragma once
 
@@ -39,8 +39,8 @@ MEMFORMER_INLINE void each_constant(Body body) {
 
 #define MEMFORMER_CONSTANT(index) [&](auto index) __attribute__((always_inline))
 
-// The packed Gram matrix of rows [first, first + count) of every task of a full group, count <= gram_block; array (tasks,
-// rows, Width) of T whose rows are contiguous and follow each other.
+// The packed Gram matrix of rows [first, first + count) of every task of a full group, count <= gram_block; array
+// (tasks, rows, Width) of T whose rows are contiguous and follow each other.
 template <class T, int Width>
 MEMFORMER_INLINE void stream_block(const Array& array, Tasks tasks, int first, int count, core::Fixed<Width> width,
                                    Lanes<T>* matrix) {

@@ -1,7 +1,8 @@
-// The tokens of a group of tasks in token space, where all rows stay in memory for all layers: loaded, read out, and the
-// gradients that come back.
+// The tokens of a group of tasks in token space, where all rows stay in memory for all layers: loaded, read out, and
+// the gradients that come back.
 //
-// Rows are the context and, behind it, the queries; all N tokens for ragged contexts and where the result is the tokens.
+// Rows are the context and, behind it, the queries; all N tokens for ragged contexts and where the result is the
+// tokens.
 
 #pragma once
 
@@ -55,7 +56,8 @@ class TokenGroup {
     }
   }
 
-  // Predictions after layer l from the response slots of rows with a result, `step` apart: written, or made into errors.
+  // Predictions after layer l from the response slots of rows with a result, `step` apart: written, or made into
+  // errors.
   void read_out(int l, const S* responses, int step, S* errors, S* squared) {
     if (stack_ || l < first_layer_) return;
     for (int k = 0; k < network_.queries; ++k) {
@@ -82,7 +84,8 @@ class TokenGroup {
     const int width = network_.width;
     if (ragged_ && !stack_) {
       for (int i = 0; i < context_; ++i) {
-        for (int c = 0; c < width; ++c) grad[i * width + c] = where_less(static_cast<T>(i), count_, grad[i * width + c]);
+        for (int c = 0; c < width; ++c)
+          grad[i * width + c] = where_less(static_cast<T>(i), count_, grad[i * width + c]);
       }
     }
     if (rows_ == network_.tokens) {

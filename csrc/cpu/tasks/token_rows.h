@@ -1,8 +1,8 @@
 // The tokens of a group of tasks that a network reads: those of the context, and those whose result is asked for.
 //
-// Few rows are loaded once and stay (`resident`); more of them stream through a buffer of one block, once for every pass
-// over them. Rows past a ragged task's own context are zero in what `context` returns, by selection. A context that is
-// read once, by stream_block, is never loaded here (`begin_results`).
+// Few rows are loaded once and stay (`resident`); more of them stream through a buffer of one block, once for every
+// pass over them. Rows past a ragged task's own context are zero in what `context` returns, by selection. A context
+// that is read once, by stream_block, is never loaded here (`begin_results`).
 
 #pragma once
 
@@ -89,7 +89,8 @@ class TokenRows {
 
   void mask(int first, int count, S* rows) const {
     for (int i = 0; i < count; ++i) {
-      for (int c = 0; c < width_; ++c) rows[i * width_ + c] = where_less(static_cast<T>(first + i), count_, rows[i * width_ + c]);
+      for (int c = 0; c < width_; ++c)
+        rows[i * width_ + c] = where_less(static_cast<T>(first + i), count_, rows[i * width_ + c]);
     }
   }
 

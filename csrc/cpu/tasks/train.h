@@ -37,10 +37,10 @@ struct TaskCells {
 
 // Fills the cells of a group of tasks, zeros in the lanes past them; `scratch` are as many vectors as `fill_scratch`
 // says.
-#define MEMFORMER_FILLS_OF(T)                                                                          \
-  void fill_statistics(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch);          \
-  int statistics_scratch(const TaskSource<T>& source);                                                 \
-  void fill_tokens(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch);              \
+#define MEMFORMER_FILLS_OF(T)                                                                 \
+  void fill_statistics(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch); \
+  int statistics_scratch(const TaskSource<T>& source);                                        \
+  void fill_tokens(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch);     \
   int token_scratch(const TaskSource<T>& source);
 MEMFORMER_FILLS_OF(float)
 MEMFORMER_FILLS_OF(double)

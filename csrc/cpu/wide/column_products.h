@@ -1,7 +1,8 @@
 // Products of the columns of two matrices, sum_k left_k right_k^T: Gram matrices over tokens, gradients over tasks.
 //
-// A tile of the result stays in registers while the sum runs; the sum is that of blocks of 32, pairwise. For every vector
-// that is loaded there are tile_height multiply-adds of vectors, and two vectors for every number that is broadcast.
+// A tile of the result stays in registers while the sum runs; the sum is that of blocks of 32, pairwise. For every
+// vector that is loaded there are tile_height multiply-adds of vectors, and two vectors for every number that is
+// broadcast.
 
 #pragma once
 
@@ -29,8 +30,8 @@ MEMFORMER_INLINE void product_tile(const T* left, int64_t left_step, const T* ri
 }
 
 template <class T, int Vectors>
-inline void column_product_tile(const T* left, int64_t left_step, const T* right, int64_t right_step, int count, bool adding,
-                                T* to, int64_t to_step) {
+inline void column_product_tile(const T* left, int64_t left_step, const T* right, int64_t right_step, int count,
+                                bool adding, T* to, int64_t to_step) {
   using S = Lanes<T>;
   constexpr int block = core::gram_block;
   S sums[tile_height * Vectors];
@@ -39,8 +40,8 @@ inline void column_product_tile(const T* left, int64_t left_step, const T* right
   } else {
     PairwiseBlocks<S, tile_height * Vectors> total;
     for (int k = 0; k < count; k += block) {
-      product_tile<T, Vectors>(left + k * left_step, left_step, right + k * right_step, right_step, std::min(block, count - k),
-                               sums);
+      product_tile<T, Vectors>(left + k * left_step, left_step, right + k * right_step, right_step,
+                               std::min(block, count - k), sums);
       total.add(sums);
     }
     total.total(sums);
@@ -56,11 +57,11 @@ inline void column_product_tile(const T* left, int64_t left_step, const T* right
   }
 }
 
-// Rows [0, tile_height) of sum_k left_k right_k^T over `count` rows of both, `columns` of them, whole vectors: written to `to`,
-// or added.
+// Rows [0, tile_height) of sum_k left_k right_k^T over `count` rows of both, `columns` of them, whole vectors: written
+// to `to`, or added.
 template <class T>
-inline void column_products(const T* left, int64_t left_step, const T* right, int64_t right_step, int count, int columns,
-                            bool adding, T* to, int64_t to_step) {
+inline void column_products(const T* left, int64_t left_step, const T* right, int64_t right_step, int count,
+                            int columns, bool adding, T* to, int64_t to_step) {
   constexpr int width = Lanes<T>::width;
   int column = 0;
   for (; column + 2 * width <= columns; column += 2 * width) {
@@ -71,13 +72,15 @@ inline void column_products(const T* left, int64_t left_step, const T* right, in
   }
 }
 
-// Columns of the rows [row, row + tile_height) of a symmetric matrix that are worked out: whole vectors up to the diagonal.
+// Columns of the rows [row, row + tile_height) of a symmetric matrix that are worked out: whole vectors up to the
+// diagonal.
 template <class T>
 constexpr int columns_to_diagonal(int row) {
   return (row + tile_height + Lanes<T>::width - 1) / Lanes<T>::width * Lanes<T>::width;
 }
 
-// The lower triangle of a symmetric matrix, made of tiles as above, in the upper one too; `size` a whole number of rows.
+// The lower triangle of a symmetric matrix, made of tiles as above, in the upper one too; `size` a whole number of
+// rows.
 template <class T>
 inline void mirror(T* matrix, int64_t step, int size) {
   constexpr int width = Lanes<T>::width;

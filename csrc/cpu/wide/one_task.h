@@ -1,6 +1,7 @@
 // Vectors and matrices of one task, whose neighbours fill a SIMD vector: sums of rows, products with rows, transposes.
 //
-// Rows start at any address and hold whole vectors: what is past the last number is zero, in every factor, and stays zero.
+// Rows start at any address and hold whole vectors: what is past the last number is zero, in every factor, and stays
+// zero.
 
 #pragma once
 
@@ -9,8 +10,8 @@
 #include <type_traits>
 
 #include "core/gram.h"
-#include "cpu/tasks/parts.h"
 #include "cpu/lanes/pairwise.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
@@ -53,7 +54,7 @@ MEMFORMER_INLINE void clear(T* to, int64_t count) {
 // Several chains of additions at a time hide the latency of each.
 template <class T, int Vectors, int Chains>
 MEMFORMER_INLINE void add_weighted_block(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step,
-                                  Lanes<T> (&sums)[Vectors]) {
+                                         Lanes<T> (&sums)[Vectors]) {
   using S = Lanes<T>;
   S chains[Chains][Vectors];
   MEMFORMER_UNROLL_COLUMNS
@@ -88,7 +89,8 @@ MEMFORMER_INLINE void add_weighted_block(const T* rows, int64_t step, int count,
 }
 
 template <class T, int Vectors, int Chains>
-inline void add_weighted_columns(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, const T* base, T* to) {
+inline void add_weighted_columns(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step,
+                                 const T* base, T* to) {
   using S = Lanes<T>;
   constexpr int block = core::gram_block;
   S sums[Vectors];
@@ -97,8 +99,8 @@ inline void add_weighted_columns(const T* rows, int64_t step, int count, const T
   } else {
     PairwiseBlocks<S, Vectors> total;
     for (int row = 0; row < count; row += block) {
-      add_weighted_block<T, Vectors, Chains>(rows + row * step, step, std::min(block, count - row), weights + row * weight_step,
-                                      weight_step, sums);
+      add_weighted_block<T, Vectors, Chains>(rows + row * step, step, std::min(block, count - row),
+                                             weights + row * weight_step, weight_step, sums);
       total.add(sums);
     }
     total.total(sums);
@@ -110,11 +112,12 @@ inline void add_weighted_columns(const T* rows, int64_t step, int count, const T
   }
 }
 
-// to = base + sum_k weights_k rows_k, over `columns` numbers, whole vectors; base may be null (0), or `to`. The sum over rows
-// is that of blocks of 32 (of one block up to 64), pairwise. columns x rows multiply-adds, as many loads as vectors of them.
+// to = base + sum_k weights_k rows_k, over `columns` numbers, whole vectors; base may be null (0), or `to`. The sum
+// over rows is that of blocks of 32 (of one block up to 64), pairwise. columns x rows multiply-adds, as many loads as
+// vectors of them.
 template <class T>
-inline void add_weighted_rows(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step, int columns, const T* base,
-                       T* to) {
+inline void add_weighted_rows(const T* rows, int64_t step, int count, const T* weights, int64_t weight_step,
+                              int columns, const T* base, T* to) {
   constexpr int width = Lanes<T>::width;
   int column = 0;
   const auto base_at = [&](int k) { return base ? base + k : nullptr; };
@@ -129,9 +132,11 @@ inline void add_weighted_rows(const T* rows, int64_t step, int count, const T* w
   }
 }
 
-// sums[k] = the lanes' sums of row_k * vector over the first `count` numbers, selected: what is past them may be anything.
+// sums[k] = the lanes' sums of row_k * vector over the first `count` numbers, selected: what is past them may be
+// anything.
 template <class T, int Rows, int Chains>
-MEMFORMER_INLINE void row_products(const T* rows, int64_t step, const T* vector, int64_t count, Lanes<T> (&sums)[Rows]) {
+MEMFORMER_INLINE void row_products(const T* rows, int64_t step, const T* vector, int64_t count,
+                                   Lanes<T> (&sums)[Rows]) {
   using S = Lanes<T>;
   S chains[Chains][Rows];
   MEMFORMER_UNROLL_COLUMNS
@@ -195,8 +200,8 @@ inline T dot(const T* left, const T* right, int64_t count) {
   return sum_of_lanes(sums[0]);
 }
 
-// to_k = row_k . vector over the first `count` numbers of `rows` rows; `to` has room for a whole number of `quarter<T>`. Long
-// sums are those of blocks, pairwise.
+// to_k = row_k . vector over the first `count` numbers of `rows` rows; `to` has room for a whole number of
+// `quarter<T>`. Long sums are those of blocks, pairwise.
 template <class T>
 inline void multiply_rows(const T* rows, int64_t step, int row_count, const T* vector, int64_t count, T* to) {
   using S = Lanes<T>;
@@ -209,8 +214,8 @@ inline void multiply_rows(const T* rows, int64_t step, int row_count, const T* v
     } else {
       PairwiseBlocks<S, several> total;
       for (int64_t at = 0; at < count; at += product_block_length<T>) {
-        row_products<T, several, 2>(rows + row * step + at, step, vector + at, std::min(product_block_length<T>, count - at),
-                                    sums);
+        row_products<T, several, 2>(rows + row * step + at, step, vector + at,
+                                    std::min(product_block_length<T>, count - at), sums);
         total.add(sums);
       }
       total.total(sums);
@@ -220,7 +225,8 @@ inline void multiply_rows(const T* rows, int64_t step, int row_count, const T* v
   for (; row < row_count; ++row) to[row] = dot(rows + row * step, vector, count);
 }
 
-// to (columns x rows) = from (rows x columns) transposed; rows are whole vectors, columns a whole number of `quarter<T>`.
+// to (columns x rows) = from (rows x columns) transposed; rows are whole vectors, columns a whole number of
+// `quarter<T>`.
 template <class T>
 inline void transpose(const T* from, int64_t from_step, int rows, int columns, T* to, int64_t to_step) {
   constexpr int width = Lanes<T>::width;

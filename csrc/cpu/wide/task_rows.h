@@ -65,8 +65,9 @@ class TaskRows {
     for (; i < count; ++i) load_row(first + i, step, x + i * step, y + i);
   }
 
-  // The features of a token as they lie in memory, `row_step` apart from the next token's and each followed by its response;
-  // null unless rows [0, end) may be read as `step` numbers each, of which those past the features are anything.
+  // The features of a token as they lie in memory, `row_step` apart from the next token's and each followed by its
+  // response; null unless rows [0, end) may be read as `step` numbers each, of which those past the features are
+  // anything.
   const T* in_place(int token, int end, int step) const {
     if (!plain_ || (tokens_ - end) * array_.stride[1] < step - d_ - 1) return nullptr;
     return static_cast<const T*>(array_.data) + start_ + token * array_.stride[1];
@@ -115,8 +116,8 @@ class TaskReadout {
 
   bool is_loss() const { return network_.pass == Pass::loss || network_.pass == Pass::loss_backward; }
 
-  // After the response slot of a query has moved: its prediction is written, or the gradient e of the slot returned, which is
-  // minus that of the prediction. For a loss the square of the error is added to `squared`.
+  // After the response slot of a query has moved: its prediction is written, or the gradient e of the slot returned,
+  // which is minus that of the prediction. For a loss the square of the error is added to `squared`.
   T read_out(int layer, int query, T response, T& squared) const {
     const Array& result = network_.result;
     const int64_t at = layer * result.stride[0] + task_ * result.stride[1] + query * result.stride[2];

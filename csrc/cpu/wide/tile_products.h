@@ -1,4 +1,5 @@
-// Products of matrices that lie in a core's own caches, all of one task: a vector holds neighbours of a row of the result.
+// Products of matrices that lie in a core's own caches, all of one task: a vector holds neighbours of a row of the
+// result.
 //
 // Rows come four or eight at a time and columns in whole vectors, so that every number that is loaded serves several
 // products; matrices with fewer are padded with zeros.

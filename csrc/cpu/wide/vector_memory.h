@@ -1,8 +1,8 @@
 // The registers of a response-only network as vectors of one task: what they add to its state, and the way back.
 //
 // A vector is the features' weights (Gram space) or the tokens' responses (token space). Operations for each entry: a
-// multiply-add for every register that counts, forward, and two backward; coefficients and their gradients are read with
-// the vectors where every entry has its own.
+// multiply-add for every register that counts, forward, and two backward; coefficients and their gradients are read
+// with the vectors where every entry has its own.
 
 #pragma once
 
@@ -10,8 +10,8 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
-// Coefficients with a number for every entry of a vector, in whole vectors with zeros behind them; or as they are, where entries
-// share one.
+// Coefficients with a number for every entry of a vector, in whole vectors with zeros behind them; or as they are,
+// where entries share one.
 template <class T>
 class EntryCoefficients {
  public:
@@ -45,8 +45,8 @@ class EntryCoefficients {
   int given_entries_, length_;
 };
 
-// gamma (L, L, R, entries or 1), (L, R, entries or 1) if `diagonal`, or null: ones on the diagonal; beta (L, R, entries or
-// 1) or null. Entries are whole vectors, `length` of them or one that all share.
+// gamma (L, L, R, entries or 1), (L, R, entries or 1) if `diagonal`, or null: ones on the diagonal; beta (L, R, entries
+// or 1) or null. Entries are whole vectors, `length` of them or one that all share.
 template <class T>
 struct VectorMemory {
   using S = Lanes<T>;
@@ -68,7 +68,9 @@ struct VectorMemory {
   }
   int64_t beta_at(int l, int h) const { return (static_cast<int64_t>(l) * kept + h) * beta_entries; }
 
-  static MEMFORMER_INLINE S coefficient(const T* of, int entries, int i) { return entries > 1 ? S::load(of + i) : S(*of); }
+  static MEMFORMER_INLINE S coefficient(const T* of, int entries, int i) {
+    return entries > 1 ? S::load(of + i) : S(*of);
+  }
 
   // r += beta_{l,h} * previous over entries [begin, end).
   void remember(int l, int h, int begin, int end, const T* previous, T* r) const {
@@ -106,7 +108,8 @@ struct VectorMemory {
     } else {
       for (int place = l; place < (diagonal ? l + 1 : layers); ++place) {
         const int64_t at = gamma_at(place, l, h);
-        add_weighted_update(gamma + at, begin(place), end, place == l, updates + place * length, r, grad_gamma + at, dr);
+        add_weighted_update(gamma + at, begin(place), end, place == l, updates + place * length, r, grad_gamma + at,
+                            dr);
       }
     }
     if (!beta) return;
@@ -134,7 +137,8 @@ struct VectorMemory {
       *grad += dot(left + first, right + first, end - first);
       return;
     }
-    for (int i = first; i < end; i += S::width) (S::load(grad + i) + S::load(left + i) * S::load(right + i)).store(grad + i);
+    for (int i = first; i < end; i += S::width)
+      (S::load(grad + i) + S::load(left + i) * S::load(right + i)).store(grad + i);
   }
 };
 

@@ -1,9 +1,9 @@
 // Tasks that are not tiny to threads: one task at a time, whose vectors run along its features or tokens.
 //
-// The sums over tasks are those of blocks of 1024 tasks, as everywhere. A block's tasks are dealt to at most 32 parts, by
-// their number alone; a part's sums of gamma's and beta's gradients and of squared errors are added up task by task, parts
-// pairwise. The gradient of A is the sum over tasks of dv g^T: tasks leave both vectors behind, and when as many parts are
-// done as their vectors fit in a cache, all threads add up the product, each some rows of A.
+// The sums over tasks are those of blocks of 1024 tasks, as everywhere. A block's tasks are dealt to at most 32 parts,
+// by their number alone; a part's sums of gamma's and beta's gradients and of squared errors are added up task by task,
+// parts pairwise. The gradient of A is the sum over tasks of dv g^T: tasks leave both vectors behind, and when as many
+// parts are done as their vectors fit in a cache, all threads add up the product, each some rows of A.
 
 #pragma once
 
@@ -13,7 +13,8 @@ namespace memformer::cpu::MEMFORMER_ISA {
 
 // Parts of a block, at most: enough to even out threads.
 constexpr int64_t most_parts = 32;
-// Bytes of the vectors that tasks leave, and of the sums of a block's parts, where a few parts do not already take more.
+// Bytes of the vectors that tasks leave, and of the sums of a block's parts, where a few parts do not already take
+// more.
 constexpr int64_t waiting_vectors = 1 << 20, waiting_sums = 1 << 22;
 constexpr int64_t fewest_parts = 8;
 
@@ -74,8 +75,8 @@ class Preconditioners {
 template <class T, class Task>
 class WideTasks {
  public:
-  // task(index, sums, scratch, vectors) works on `scratch` numbers and adds to `sums` others; task.add_sums(sums, totals) takes
-  // them to where they belong, once a block. d: side of A; L layers of `kept` registers each.
+  // task(index, sums, scratch, vectors) works on `scratch` numbers and adds to `sums` others; task.add_sums(sums,
+  // totals) takes them to where they belong, once a block. d: side of A; L layers of `kept` registers each.
   WideTasks(int64_t tasks, int d, int layers, int kept, bool sums, bool backward, const Task& task)
       : tasks_(tasks),
         task_(task),
@@ -89,7 +90,8 @@ class WideTasks {
   // Adds to the totals: the gradient of A, and behind it what the task makes of its sums.
   void run(ParallelFor parallel, double* totals) {
     const int64_t one = static_cast<int64_t>(layers_ + places_) * size_;
-    const int64_t fit = sums_ ? std::max(fewest_parts, waiting_sums / static_cast<int64_t>(sums_ * sizeof(T))) : most_parts;
+    const int64_t fit =
+        sums_ ? std::max(fewest_parts, waiting_sums / static_cast<int64_t>(sums_ * sizeof(T))) : most_parts;
     const int64_t most = std::min(most_parts, fit), longest = block_tasks / most + 1;
     at_once_ = std::clamp(waiting_vectors / static_cast<int64_t>(longest * one * sizeof(T)), fewest_parts, most_parts);
     room_ = std::min(at_once_ * longest, tasks_);
@@ -159,8 +161,8 @@ class WideTasks {
       const int place = static_cast<int>(unit / tiles), row = static_cast<int>(unit % tiles) * tile_height;
       const int64_t at = static_cast<int64_t>(place) * size + row;
       T* const rows = self.grad_a_ + at * size;
-      column_products(vectors.grad(place) + row, size, vectors.residual(place / (self.places_ / self.layers_)), size, tasks, size,
-                      self.begin_ > 0, rows, size);
+      column_products(vectors.grad(place) + row, size, vectors.residual(place / (self.places_ / self.layers_)), size,
+                      tasks, size, self.begin_ > 0, rows, size);
       if (last_part < self.parts_) continue;
       for (int i = row; i < std::min(row + tile_height, d); ++i) {
         double* const to = self.totals_ + (static_cast<int64_t>(place) * d + i) * d;
@@ -184,7 +186,8 @@ class WideTasks {
 template <class T, class Task>
 inline void run_wide_network(const Network<T>& network, const Task& task, ParallelFor parallel) {
   const bool backward = network.pass == Pass::backward || network.pass == Pass::loss_backward;
-  WideTasks<T, Task>(network.tasks, network.width - 1, network.layers, network.kept, network.pass != Pass::forward, backward, task)
+  WideTasks<T, Task>(network.tasks, network.width - 1, network.layers, network.kept, network.pass != Pass::forward,
+                     backward, task)
       .run(parallel, network.totals);
 }
 

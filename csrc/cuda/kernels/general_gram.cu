@@ -1,8 +1,8 @@
 // Networks of any structure in Gram space: the instance that serves a call.
 
 #include "cuda/team/general_gram.cuh"
-#include "cuda/thread/sizes.cuh"
 #include "cuda/team/team_launch.cuh"
+#include "cuda/thread/sizes.cuh"
 #include "cuda/thread/thread_gram.cuh"
 #include "instances/general_gram.h"
 #include "instances/thread_gram.h"

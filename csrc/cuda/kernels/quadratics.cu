@@ -1,8 +1,8 @@
 // Learned first-order methods on given quadratics: the instance that serves a call.
 
 #include "cuda/machine/grid.cuh"
-#include "cuda/thread/sizes.cuh"
 #include "cuda/thread/quadratics.cuh"
+#include "cuda/thread/sizes.cuh"
 #include "instances/quadratics.h"
 
 namespace memformer::cuda {

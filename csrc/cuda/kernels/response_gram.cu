@@ -1,8 +1,8 @@
 // Response-only networks in Gram space: the instance that serves a call.
 
 #include "cuda/machine/grid.cuh"
-#include "cuda/thread/sizes.cuh"
 #include "cuda/thread/response_gram_plan.cuh"
+#include "cuda/thread/sizes.cuh"
 #include "instances/response_gram_plan.h"
 
 namespace memformer::cuda {

@@ -10,8 +10,8 @@ int64_t train_scratch(const Train& call, TrainMode mode, const Launch& launch) {
 }
 
 int train(const Train& call, TrainMode mode, const Launch& launch) {
-  return with_train_kernel(
-      call, [&](auto kernel) { return run_train_on_device<decltype(kernel)>(call, mode, launch); });
+  return with_train_kernel(call,
+                           [&](auto kernel) { return run_train_on_device<decltype(kernel)>(call, mode, launch); });
 }
 
 }  // namespace memformer::cuda

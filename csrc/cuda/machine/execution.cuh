@@ -63,8 +63,8 @@ struct DeviceBlock {
   }
 
   // An address of shared memory, told to the compiler as one: there and back between the kinds of addresses, which it
-  // sees through. Not by __builtin_assume(__isShared(address)), from which nvcc 13.0 draws wrong conclusions: it deletes
-  // tests of other pointers for null.
+  // sees through. Not by __builtin_assume(__isShared(address)), from which nvcc 13.0 draws wrong conclusions: it
+  // deletes tests of other pointers for null.
   template <class T>
   MEMFORMER_DEVICE T* in_shared(T* address) const {
     return static_cast<T*>(__cvta_shared_to_generic(__cvta_generic_to_shared(address)));

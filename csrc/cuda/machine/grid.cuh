@@ -6,8 +6,8 @@
 
 #include <atomic>
 
-#include "cuda/machine/execution.cuh"
 #include "cuda/launch.h"
+#include "cuda/machine/execution.cuh"
 #include "cuda/machine/reduce.cuh"
 
 namespace memformer::cuda {

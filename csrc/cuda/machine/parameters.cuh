@@ -7,8 +7,8 @@
 #pragma once
 
 #include "core/half.h"
-#include "cuda/machine/execution.cuh"
 #include "cuda/launch.h"
+#include "cuda/machine/execution.cuh"
 
 namespace memformer::cuda {
 

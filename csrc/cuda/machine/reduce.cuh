@@ -28,7 +28,7 @@ struct Partials {
   T* cells;            // [unit][count]
   int64_t units;
   int unit_tasks;
-  int count;           // K
+  int count;  // K
 
   MEMFORMER_DEVICE T* unit(int64_t index) const { return cells + index * count; }
 };
@@ -102,11 +102,11 @@ struct Totals {
     const Partials<T>& partials = arguments.partials;
     const int64_t group = block.index(), first = group * group_blocks;
     add_rows<1>(block, partials.count, first, least(first + group_blocks, arguments.blocks),
-             partials.groups + group * partials.count,
-             [&](int64_t row, int column) { return static_cast<double>(block_sum(partials, row, column)); });
+                partials.groups + group * partials.count,
+                [&](int64_t row, int column) { return static_cast<double>(block_sum(partials, row, column)); });
     if (!block.is_last(partials.arrivals)) return;
     add_rows<4>(block, partials.count, 0, block.count(), partials.sums,
-             [&](int64_t row, int column) { return partials.groups[row * partials.count + column]; });
+                [&](int64_t row, int column) { return partials.groups[row * partials.count + column]; });
     block.sync();
     const double* sums = partials.sums;
     sums = write_grad(block, arguments.parameters.q, sums);

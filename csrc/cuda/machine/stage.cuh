@@ -23,7 +23,7 @@ namespace memformer::cuda {
 
 // How a tile's rows lie in shared memory.
 struct TileLayout {
-  int rows;        // of a task that the buffer holds
+  int rows;  // of a task that the buffer holds
   int row_bytes;
   int task_bytes;  // from one task to the next
 
@@ -68,13 +68,11 @@ struct TokenArray {
   char* data;
   Storage storage;
   int number_bytes;
-  int width;          // D
+  int width;           // D
   bool rows_together;  // the rows of a task lie one after the other
-  int64_t stride[3];  // in bytes
+  int64_t stride[3];   // in bytes
 
-  MEMFORMER_DEVICE char* row(int64_t task, int64_t index) const {
-    return data + task * stride[0] + index * stride[1];
-  }
+  MEMFORMER_DEVICE char* row(int64_t task, int64_t index) const { return data + task * stride[0] + index * stride[1]; }
 };
 
 inline TokenArray token_array(const Array& array, int width) {
@@ -117,8 +115,8 @@ struct Tile {
     start_apart(*this, tokens, from, tasks, rows, word);
   }
 
-  // Waits for what was started last: then all threads see it, the numbers that other threads have copied themselves too,
-  // and bulk copies that are started later come after it.
+  // Waits for what was started last: then all threads see it, the numbers that other threads have copied themselves
+  // too, and bulk copies that are started later come after it.
   MEMFORMER_DEVICE void wait() {
     block.wait(arrivals, phase & 1);
     if (by_words) block.fence_copies();
@@ -144,9 +142,8 @@ struct Tile {
     const int word =
         vector_bytes(static_cast<int64_t>(reinterpret_cast<uintptr_t>(to)) | step | bytes | layout.task_bytes);
     if (!tokens.rows_together || word < 4) {
-      each_number(tokens, tasks, rows, [&](int64_t outside, int inside) {
-        copy_number(to + outside, cells + inside, tokens.number_bytes);
-      });
+      each_number(tokens, tasks, rows,
+                  [&](int64_t outside, int inside) { copy_number(to + outside, cells + inside, tokens.number_bytes); });
     } else if (word == 16) {
       write_words<16>(to, step, tasks, bytes);
     } else if (word == 8) {
@@ -230,9 +227,8 @@ struct Tile {
   }
 
   MEMFORMER_DEVICE void start_numbers(const TokenArray& tokens, const char* from, int tasks, int rows) const {
-    each_number(tokens, tasks, rows, [&](int64_t outside, int inside) {
-      copy_number(cells + inside, from + outside, tokens.number_bytes);
-    });
+    each_number(tokens, tasks, rows,
+                [&](int64_t outside, int inside) { copy_number(cells + inside, from + outside, tokens.number_bytes); });
     block.fence_copies();
     block.arrive(arrivals);
   }

@@ -198,7 +198,8 @@ int run_context_gram(const Gram<T>& gram, void* scratch, const Machine& machine)
     const bool split = call.runs > 1 && !gram.backward;
     if (split) call.partial = static_cast<T*>(scratch);
     const int64_t shared = gram_cells_of(call) * Kernel::team_tasks * static_cast<int64_t>(sizeof(T));
-    const int error = machine.template run<Kernel>(call, divided_up(gram.tasks, Kernel::team_tasks) * call.runs, shared);
+    const int error =
+        machine.template run<Kernel>(call, divided_up(gram.tasks, Kernel::team_tasks) * call.runs, shared);
     if (error || !split) return error;
     const int64_t threads = gram.tasks * gram.width * gram.width;
     return machine.template run<ContextRuns<T>>(call, divided_up(threads, ContextRuns<T>::threads), 0);

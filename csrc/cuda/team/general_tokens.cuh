@@ -1,5 +1,5 @@
-// Networks with any P and Q in token space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task, its tokens
-// on the chip for all layers.
+// Networks with any P and Q in token space on a GPU: a team of 4 lanes (D <= 6 in float) or 16 (D <= 16) to a task, its
+// tokens on the chip for all layers.
 //
 // Who owns what: team.cuh. Bytes per task: its tokens, read once, and whatever result or token gradient is asked for;
 // cells in shared memory: (2 L + 2) N D for a run with a backward (states, registers, a register gradient: one
@@ -103,8 +103,8 @@ struct GeneralTokens {
 
   // Loads the rows; what is only padding becomes zeros, by selection.
   template <class Team>
-  static MEMFORMER_DEVICE core::Labelled<T> load_tokens(const Network<T>& network, const Rows<T>& rows, const Team& team,
-                                                        Task task, Cells<T, Team::tasks> tokens) {
+  static MEMFORMER_DEVICE core::Labelled<T> load_tokens(const Network<T>& network, const Rows<T>& rows,
+                                                        const Team& team, Task task, Cells<T, Team::tasks> tokens) {
     const int width = team;
     const T count = labelled_count<T>(network.lengths, rows.context, task);
     if (rows.resident == network.tokens) {

@@ -1,5 +1,5 @@
-// One layer on tokens on a GPU, with the registers of the layers before it: a team of 4 lanes (D <= 6 in float) or 16 (D <=
-// 16) to a task.
+// One layer on tokens on a GPU, with the registers of the layers before it: a team of 4 lanes (D <= 6 in float) or 16
+// (D <= 16) to a task.
 //
 // Who owns what: team.cuh. Bytes per task: its tokens and J + 1 layers' registers, read or written once, and as much
 // again for their gradients. Cells in shared memory: (J + 3) N D forward, (2 J + 4) N D backward, one register a

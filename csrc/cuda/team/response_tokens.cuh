@@ -151,15 +151,9 @@ struct ResponseTokens {
     const TaskCells errors = vector.at(parts.vector), grad = errors.at(parts.errors);
 
     const T labelled = load_tokens(network, rows, team, task, z, width, pitch);
-    const core::TokenTask<T, Extent, Team::tasks, Team> tokens{{z.data},
-                                                               d,
-                                                               count,
-                                                               rows.context,
-                                                               rows.stack ? 0 : out_row,
-                                                               rows.stack && rows.ragged,
-                                                               labelled,
-                                                               T(1) / labelled,
-                                                               team};
+    const core::TokenTask<T, Extent, Team::tasks, Team> tokens{
+        {z.data},        d,   count, rows.context, rows.stack ? 0 : out_row, rows.stack && rows.ragged, labelled,
+        T(1) / labelled, team};
     const core::TokenMethod<T> method{layers,          network.kept, given.diagonal, given.gamma_rows,
                                       given.beta_rows, given.q,      given.gamma,    given.beta};
     const Trace trace{trace_begin, layers, network.kept, count, d};
@@ -285,7 +279,8 @@ TeamLayout<T> response_tokens_layout(const Network<T>& network, const Parameters
 
 // All launches of a call.
 template <class T, class Machine>
-int run_response_tokens(const Network<T>& network, const Parameters& parameters, void* scratch, const Machine& machine) {
+int run_response_tokens(const Network<T>& network, const Parameters& parameters, void* scratch,
+                        const Machine& machine) {
   if (network.tasks == 0) return 0;
   TeamLayout<T> layout = response_tokens_layout(network, parameters);
   T* const dense = place(layout, scratch);

@@ -32,7 +32,7 @@ MEMFORMER_DEVICE void each_entry(Rows rows, Spread<Block, Tile, Grid> width, Bod
 
 template <class S, int Stride, class Rows, class Block, int Tile, int Grid, int SourceStride>
 MEMFORMER_DEVICE void add_weighted(Rows rows, Spread<Block, Tile, Grid> width, Cells<S, Stride> base,
-                                  Cells<S, Stride> target, const core::Weighted<S, SourceStride>& weighted) {
+                                   Cells<S, Stride> target, const core::Weighted<S, SourceStride>& weighted) {
   each_entry(rows, width, [&](int row, int column, int k) {
     S sum = base.data ? base[k] : S(0);
     if (weighted.coefficient) {

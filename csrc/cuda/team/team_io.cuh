@@ -79,8 +79,8 @@ MEMFORMER_CALLED void load_rows(Team team, Array array, Task task, int row, int 
 }
 
 template <class T, class Team>
-MEMFORMER_CALLED void store_rows(Team team, Cells<T, Team::tasks> cells, Array array, Task task, int row,
-                                 int count, int columns, int pitch = 0) {
+MEMFORMER_CALLED void store_rows(Team team, Cells<T, Team::tasks> cells, Array array, Task task, int row, int count,
+                                 int columns, int pitch = 0) {
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   each_number(team, count, columns, [&](int i, int c, int k) {
     if (!task.active) return;
@@ -152,7 +152,7 @@ struct Rows {
   int context;    // rows before this one may be labelled
   int out_first;  // the first token with a result
   int out_count;
-  int resident;   // rows where all of them are kept
+  int resident;  // rows where all of them are kept
 
   explicit MEMFORMER_INLINE Rows(const Network<T>& network)
       : stack(network.queries < 0),

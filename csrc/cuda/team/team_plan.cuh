@@ -49,7 +49,8 @@ inline int64_t rounded_up(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // `team_tasks` tasks of `cells` cells each in a block; `backward`: sums of all parameters, `loss`: the squared error.
 template <class T>
-TeamLayout<T> team_layout(int64_t tasks, const Parameters& dense, int64_t cells, int team_tasks, bool backward, bool loss) {
+TeamLayout<T> team_layout(int64_t tasks, const Parameters& dense, int64_t cells, int team_tasks, bool backward,
+                          bool loss) {
   TeamLayout<T> made{};
   made.dense = dense;
   if (backward) made.summed = dense;

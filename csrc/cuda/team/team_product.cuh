@@ -101,7 +101,7 @@ MEMFORMER_DEVICE void sum_tile(S (&sum)[Tile][Tile], int row, int rows, int colu
     MEMFORMER_UNROLL
     for (int c = 0; c < Tile; ++c) sum[i][c] = S(0);
   }
-#pragma unroll (sizeof(S) == 8 ? 1 : 2)
+#pragma unroll(sizeof(S) == 8 ? 1 : 2)
   for (int k = 0; k < inner; ++k) {
     S a[Tile], b[Tile];
     MEMFORMER_UNROLL
@@ -148,7 +148,8 @@ MEMFORMER_DEVICE void put_sums(const Spread<Block, Tile, Grid>& spread, const S 
   MEMFORMER_UNROLL
   for (int k = 0; k < count / tasks; ++k) {
     const int row = spread.first_row() + (first + k) / Tile, column = spread.first_column() + (first + k) % Tile;
-    if (first + k < Tile * Tile && row < spread.size && column < spread.size) to[row * spread.size + column] += values[k];
+    if (first + k < Tile * Tile && row < spread.size && column < spread.size)
+      to[row * spread.size + column] += values[k];
   }
 }
 
@@ -260,7 +261,7 @@ MEMFORMER_CALL void called_product(Spread<Block, Tile, Grid> spread, int rows, i
 // The same, added over tasks to `to` (D x D), which belongs to all of them.
 template <bool Shared, class S, class Block, int Tile, int Grid>
 MEMFORMER_DEVICE void add_product_sums(Spread<Block, Tile, Grid> spread, int inner, S* to, Strided<const S> left,
-                                        Strided<const S> right) {
+                                       Strided<const S> right) {
   if constexpr (Shared) {
     left.data = spread.block.in_shared(left.data);
     right.data = spread.block.in_shared(right.data);
@@ -314,14 +315,12 @@ MEMFORMER_DEVICE void spread_product(const Spread<Block, Tile, Grid>& spread, in
 template <class S, class Block, int Tile, int Grid, class Left, class Right, class Sink>
 MEMFORMER_DEVICE void spread_product(const Spread<Block, Tile, Grid>& spread, int, int inner,
                                      const core::QGrad<Sink>& target, const Left& left, const Right& right) {
-  add_product_sums<cells_in_shared<Block>>(spread, inner, target.sink.q_ + target.begin, strided(left),
-                                              strided(right));
+  add_product_sums<cells_in_shared<Block>>(spread, inner, target.sink.q_ + target.begin, strided(left), strided(right));
 }
 template <class S, class Block, int Tile, int Grid, class Left, class Right, class Sink>
 MEMFORMER_DEVICE void spread_product(const Spread<Block, Tile, Grid>& spread, int, int inner,
                                      const core::PGrad<Sink>& target, const Left& left, const Right& right) {
-  add_product_sums<cells_in_shared<Block>>(spread, inner, target.sink.p_ + target.begin, strided(left),
-                                              strided(right));
+  add_product_sums<cells_in_shared<Block>>(spread, inner, target.sink.p_ + target.begin, strided(left), strided(right));
 }
 template <class S, class Block, int Tile, int Grid, class Target, class Left, class Right>
 MEMFORMER_DEVICE void spread_product(const Spread<Block, Tile, Grid>& spread, int rows, int inner, const Target& target,

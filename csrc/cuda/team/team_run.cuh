@@ -44,11 +44,11 @@ template <class T>
 struct TeamPlan {
   int64_t tasks;
   int unit_tasks;
-  int cells;              // of a task
+  int cells;  // of a task
   bool shared_sums;
   bool wants_sums;
-  int64_t block_cells;    // of a block in `work`
-  T* work;                // null where cells are in shared memory
+  int64_t block_cells;  // of a block in `work`
+  T* work;              // null where cells are in shared memory
   Partials<T> partials;
   TeamCounts counts;
 };

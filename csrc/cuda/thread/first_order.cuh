@@ -44,7 +44,7 @@ struct InPlaceTrace {
 template <class S, class Extent, int Stride, int Most>
 struct RegisterTrace {
   core::Cells<S, Stride> cells;
-  S* updates;   // Most d numbers each
+  S* updates;  // Most d numbers each
   S* memories;
   Extent d;
 
@@ -65,11 +65,11 @@ inline int trace_cells(int layers, int heads, int d, bool states) {
 struct MethodSpace {
   int gamma;
   int beta;
-  int sums;       // two rows, `sum_step` apart
+  int sums;  // two rows, `sum_step` apart
   int sum_step;
   int slot_cells;
   int trace;
-  int count;      // of all
+  int count;  // of all
 };
 
 inline int in_fours(int64_t count) { return static_cast<int>(divided_up(count, 4) * 4); }

@@ -3,15 +3,15 @@
 // As response_gram.cuh, but H comes as it is: its tile is the rows of H, read into registers once. b, w0 and the
 // iterates are a few numbers a task, read and written by the thread whose task it is. Bytes per task: 4 d (d + 1) read
 // (w0: 4 d more) and 4 d written for every iterate; backward 4 d (d + 1) more written. Operations: those of
-// core/response_gram.h. All tensors of tasks are stored in the type that is worked in. Above d = 8, and in double, H lies
-// in local memory, as there.
+// core/response_gram.h. All tensors of tasks are stored in the type that is worked in. Above d = 8, and in double, H
+// lies in local memory, as there.
 
 #pragma once
 
 #include <type_traits>
 
-#include "cuda/thread/first_order.cuh"
 #include "cuda/machine/stage.cuh"
+#include "cuda/thread/first_order.cuh"
 
 namespace memformer::cuda {
 

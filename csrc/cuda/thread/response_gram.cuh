@@ -117,9 +117,17 @@ class ResponseGram {
       const Cells outer = trace_cells.at(call.trace_cells);
       T squared = T(0);
       read_errors(trace, s, outer, ready_target, squared);
-      TaskSums<T, Extent, Block> sums{block, call.d, call.heads, call.layers * call.heads, gamma_start(), beta_start(),
-                                      call.partials.count - 1, totals, memory + call.space.slot_cells,
-                                      trace_cells.at((Most ? 1 : 2) * call.layers * d), trace.residual(0)};
+      TaskSums<T, Extent, Block> sums{block,
+                                      call.d,
+                                      call.heads,
+                                      call.layers * call.heads,
+                                      gamma_start(),
+                                      beta_start(),
+                                      call.partials.count - 1,
+                                      totals,
+                                      memory + call.space.slot_cells,
+                                      trace_cells.at((Most ? 1 : 2) * call.layers * d),
+                                      trace.residual(0)};
       if (call.loss) sums.squared_error(squared);
       if constexpr (Task == Work::forward) {
         sums.empty_slots();

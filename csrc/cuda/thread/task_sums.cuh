@@ -94,17 +94,17 @@ struct TaskSums {
 
   const Block& block;
   Extent d;
-  int heads;        // matrices of a layer
+  int heads;  // matrices of a layer
   int matrices;
   int gamma_start;  // where the sums of gamma, of beta, and of the squared error stand
   int beta_start;
   int last;
-  T* totals;        // of this tile's row
+  T* totals;  // of this tile's row
   T* slot_cells;
-  Rows left;        // of this lane's task
+  Rows left;  // of this lane's task
   Rows right;
   int used = 0;
-  int mine = 0;     // what the slot is for that this lane will add up
+  int mine = 0;  // what the slot is for that this lane will add up
 
   MEMFORMER_DEVICE void gamma(int k, T value) { put(gamma_start + k, value); }
   MEMFORMER_DEVICE void beta(int k, T value) { put(beta_start + k, value); }

@@ -23,14 +23,14 @@ template <class T, class Extent>
 struct ThreadGramCall {
   Extent width;
   bool loss;
-  bool resident;       // a tile holds all rows
-  int tokens;          // N
-  int context;         // rows before this one may be labelled
+  bool resident;  // a tile holds all rows
+  int tokens;     // N
+  int context;    // rows before this one may be labelled
   int queries;
   int result_layers;
   int tiles_of_unit;
   int64_t tasks, units;
-  T error_scale;       // 2 / (B queries)
+  T error_scale;  // 2 / (B queries)
   const int64_t* lengths;
   TokenArray z;
   Array result, target, grad_target;
@@ -39,8 +39,8 @@ struct ThreadGramCall {
   int layers;
   Parameters parameters;
   TileLayout layout;
-  MethodSpace space;   // q at 0
-  int p;               // where P starts
+  MethodSpace space;  // q at 0
+  int p;              // where P starts
   Partials<T> partials;
 };
 

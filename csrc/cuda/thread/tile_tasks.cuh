@@ -5,8 +5,8 @@
 #pragma once
 
 #include "core/gram.h"
-#include "cuda/thread/first_order.cuh"
 #include "cuda/machine/stage.cuh"
+#include "cuda/thread/first_order.cuh"
 
 namespace memformer::cuda {
 
@@ -81,7 +81,7 @@ struct TileTasks {
       each_chunk(first, last, [&](const char* rows, int row, int count) {
         const int mine = labelled - row < count ? labelled - row : count;
         with_storage<T>(call.z.storage, [&](auto number) {
-#pragma unroll (sizeof(typename decltype(number)::Bits) == 2 ? 1 : 4)
+#pragma unroll(sizeof(typename decltype(number)::Bits) == 2 ? 1 : 4)
           for (int i = 0; i < mine; ++i) {
             T values[Width::limit];
             read_row(number, rows + i * call.layout.row_bytes, width, values);

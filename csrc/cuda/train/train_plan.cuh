@@ -25,31 +25,31 @@ MEMFORMER_INLINE constexpr int train_blocks_of_multiprocessor(int capability) { 
 
 // Of a model in a call.
 struct Progress {
-  int done;           // steps, skipped ones included
+  int done;  // steps, skipped ones included
   int taken;
   unsigned arrivals;  // at the barrier of its blocks
 };
 
 // A block's own memory, in floats from its start; every part starts at a multiple of four.
 struct TrainSpace {
-  int sums;        // K doubles: of a step, in the dense form
+  int sums;  // K doubles: of a step, in the dense form
   int keys;
   int skipped;     // one int64: steps skipped before this launch
   int wrong;       // whether an update came out not finite
   int parameters;  // flat
   int first;
   int second;
-  int next;        // three of those, beside the present ones
+  int next;  // three of those, beside the present ones
   int next_step;
   int grad;
-  int trained;     // 1 or 0
-  int dense;       // the parameters as kernels read them: a, gamma, beta
+  int trained;  // 1 or 0
+  int dense;    // the parameters as kernels read them: a, gamma, beta
   int gamma;
   int beta;
   int tables;
-  int totals;      // sums of each warp's tile, `sum_step` apart
+  int totals;  // sums of each warp's tile, `sum_step` apart
   int sum_step;
-  int warps;       // slots and traces of each warp, `warp_step` apart
+  int warps;  // slots and traces of each warp, `warp_step` apart
   int warp_step;
   int count;
 };
@@ -57,18 +57,18 @@ struct TrainSpace {
 struct TrainPlan {
   Train call;
   TrainSpace space;
-  int dense;             // numbers of the dense form; sums are one more
-  int group;             // blocks a model
+  int dense;  // numbers of the dense form; sums are one more
+  int group;  // blocks a model
   bool makes_sums;
   bool updates;
-  int64_t units;         // a step's, of `train_unit` tasks
-  double share;          // of a squared error in the loss
+  int64_t units;  // a step's, of `train_unit` tasks
+  double share;   // of a squared error in the loss
   Progress* progress;
   core::BiasCorrections* corrections;  // (M, steps), of the steps that are taken
   double* groups;                      // (M, groups, K), or null: added up by the block that needs them
   float* cells;                        // (M, 2, units, K) partial sums; of even and of odd steps
   int* tables;
-  float* memory;                       // null: in shared memory
+  float* memory;  // null: in shared memory
 
   MEMFORMER_INLINE int sum_count() const { return dense + 1; }
   MEMFORMER_INLINE int64_t blocks() const { return (units * train_unit + block_tasks - 1) / block_tasks; }
@@ -121,9 +121,9 @@ inline std::vector<int> fill_tables(const TrainPlan& plan) {
   for (int k = 0; k < plan.dense; ++k) {
     const int coefficient = k - network.q_count;
     tables[static_cast<std::size_t>(at.places + k)] =
-        coefficient < 0                      ? plan.space.dense + k / matrix * step + k % matrix
+        coefficient < 0                     ? plan.space.dense + k / matrix * step + k % matrix
         : coefficient < network.gamma_count ? plan.space.gamma + coefficient
-                                             : plan.space.beta + coefficient - network.gamma_count;
+                                            : plan.space.beta + coefficient - network.gamma_count;
   }
   return tables;
 }
