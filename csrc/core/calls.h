@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/coefficients.h"
 #include "core/scalar.h"
 
 namespace memformer {
@@ -69,6 +70,10 @@ struct Network {
   Array gram;         // (B, D, D) in the type T, Gram space: of the contexts, where they are summed before, or null
   Array grad_gram;    // (B, D, D), where `gram` is given and grad_z is wanted: written instead of the context's rows of
                       // grad_z
+
+  MEMFORMER_INLINE core::Coefficients<T> coefficients() const {
+    return {layers, kept, diagonal, gamma_rows, beta_rows, gamma, beta};
+  }
 };
 
 // Gram matrices of contexts, or the gradient of the tokens from that of the matrices.

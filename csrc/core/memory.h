@@ -6,37 +6,19 @@
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "core/matrix.h"
 
 namespace memformer::core {
 
-// Parameters of a network, the same for every task. q, p (L, H, rows, rows) with rows = d (block) or D (dense); gamma
-// (L, L, R, gamma_rows, D), (L, R, gamma_rows, D) if `diagonal`, or null for ones on the diagonal; beta (L, R,
-// beta_rows, D) or null. R = `kept` registers a layer: H, or 1 for the sum over heads.
+// Parameters of a network, the same for every task: coefficients of D numbers a row, and q, p (L, H, rows, rows) with
+// rows = d (block) or D (dense).
 template <class T>
-struct Parameters {
-  int layers;
+struct Parameters : Coefficients<T> {
   int heads;
-  int kept;
-  bool diagonal;
-  int gamma_rows;
-  int beta_rows;
   const T* q;
   const T* p;
-  const T* gamma;
-  const T* beta;
-
-  // The newest register alone is weighted.
-  MEMFORMER_INLINE bool newest_only() const { return diagonal || !gamma; }
-  // Where the coefficients of register r of layer j in layer l's update start (j = l if `diagonal`).
-  MEMFORMER_INLINE int gamma_index(int l, int j, int r, int width) const {
-    return ((diagonal ? l : l * layers + j) * kept + r) * gamma_rows * width;
-  }
-  MEMFORMER_INLINE int beta_index(int l, int r, int width) const { return (l * kept + r) * beta_rows * width; }
 };
-
-// What to add to an index of a coefficient for the next row.
-MEMFORMER_INLINE int row_step(int coefficient_rows, int width) { return coefficient_rows == 1 ? 0 : width; }
 
 template <class Rows, class Width, class Body>
 MEMFORMER_INLINE void each_entry(Rows rows, Width width, Body body) {

@@ -1,7 +1,7 @@
 // Response-only Gram space: the learned first-order method on one task's quadratic, forward and backward.
 //
-//   g_l = b + H s_l;  r_{l,h} = A_{l,h} g_l + beta_{l,h} * r_{l-1,h};  s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} *
-//   r_{j,h}
+//   g_l = b + H s_l;   r_{l,h} = A_{l,h} g_l + beta_{l,h} * r_{l-1,h}
+//   s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 //
 // with s = -w (Dutta & Sra, arXiv 2410.07263, eqs. 17-20). One task per S: the state lives in registers, what the
 // backward needs of each layer (s_l, g_l, r_l and the gradient u_l of layer l's update) in a trace that the caller
@@ -10,24 +10,20 @@
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "core/extent.h"
 #include "core/quadratic.h"
 #include "core/scalar.h"
 
 namespace memformer::core {
 
-// Parameters shared by all tasks. a (L, R, d, d); gamma (L, L, R, C), (L, R, C) if `diagonal`, or null for ones on the
-// diagonal; beta (L, R, C) or null. C = 1: one coefficient for all weights; C = d: one per weight. Align: the matrices
-// of a start at multiples of so many numbers, with room between them. Most: layers are so many at most, with one
-// register each, and loops over them are straight code, so that a trace may live in registers; 0: any number.
+// Parameters shared by all tasks: a (L, R, d, d), and coefficients of one row, which is one number for all weights or
+// one for each. Align: the matrices of a start at multiples of so many numbers, with room between them. Most: layers
+// are so many at most, with one register each, and loops over them are straight code, so that a trace may live in
+// registers; 0: any number.
 template <class T, int Align = 1, int Most = 0>
-struct FirstOrder {
-  int layers;
-  int heads;
-  bool diagonal;
+struct FirstOrder : Coefficients<T> {
   const T* a;
-  const T* gamma;
-  const T* beta;
 
   static MEMFORMER_INLINE constexpr int matrix_step(int d) { return (d * d + Align - 1) / Align * Align; }
   // The matrix of layer l and head h, which is the one of index `place` = l R + h.
@@ -78,7 +74,7 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task,
                                        const FirstOrder<ValueOf<S>, Align, most>& method, S* s, const Trace& trace) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = most ? 1 : method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.kept;
   trace.keep_state(0, s);
   MEMFORMER_UNROLL_LAYERS
   for (int l = 0; l < (most ? most : layers); ++l) {
@@ -170,7 +166,7 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task,
                                         bool wanted = true) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = most ? 1 : method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.kept;
   MEMFORMER_UNROLL
   for (int c = 0; c < d; ++c) ds[c] = S(0);
   MEMFORMER_UNROLL_LAYERS

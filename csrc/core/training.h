@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "core/coefficients.h"
+
 namespace memformer {
 
 enum class Sampler : int {
@@ -58,6 +60,11 @@ struct TrainedNetwork {
   const T* constant;  // (q_count + p_count + gamma_count + beta_count)
 
   int dense() const { return q_count + p_count + gamma_count + beta_count; }
+
+  // Those of this network, in Gram space, where its gamma and beta lie.
+  MEMFORMER_INLINE core::Coefficients<T> coefficients(const T* gamma, const T* beta) const {
+    return {layers, kept, diagonal, 1, 1, gamma_count ? gamma : nullptr, beta_count ? beta : nullptr};
+  }
 };
 
 enum class Rule : int { sgd, nesterov, adam, adamw };

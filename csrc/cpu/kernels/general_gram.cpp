@@ -28,8 +28,7 @@ class GeneralGram {
   GeneralGram(const Network<T>& network, Shape shape)
       : network_(network),
         shape_(shape),
-        parameters_{network.layers, network.heads, network.kept,  network.diagonal, 1, 1,
-                    network.q,      network.p,     network.gamma, network.beta},
+        parameters_{network.coefficients(), network.heads, network.q, network.p},
         counts_(counts_of(parameters_, shape.head(), shape.width())),
         rows_(network),
         readout_(network),

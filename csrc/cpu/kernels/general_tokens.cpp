@@ -22,8 +22,7 @@ class GeneralTokens {
   GeneralTokens(const Network<T>& network, Shape shape)
       : network_(network),
         shape_(shape),
-        parameters_{network.layers,    network.heads, network.kept, network.diagonal, network.gamma_rows,
-                    network.beta_rows, network.q,     network.p,    network.gamma,    network.beta},
+        parameters_{network.coefficients(), network.heads, network.q, network.p},
         counts_(counts_of(parameters_, shape.head(), shape.width())),
         tokens_(network),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward) {}

@@ -19,7 +19,7 @@ class FirstOrderGroup {
 
  public:
   FirstOrderGroup(const Quadratics<T>& call, Extent d)
-      : call_(call), d_(d), method_{call.layers, 1, call.diagonal, call.a, call.gamma, call.beta} {}
+      : call_(call), d_(d), method_{{call.layers, 1, call.diagonal, 1, 1, call.gamma, call.beta}, call.a} {}
 
   int sums() const {
     const int pairs = call_.diagonal ? call_.layers : call_.layers * call_.layers;

@@ -115,9 +115,9 @@ class ResponseGram {
   MEMFORMER_INLINE core::FirstOrder<T> method() const {
     if constexpr (Lfom) {
       if (!network_.gamma) __builtin_unreachable();
-      return {network_.layers, 1, false, network_.q, network_.gamma, nullptr};
+      return {{network_.layers, 1, false, 1, 1, network_.gamma, nullptr}, network_.q};
     } else {
-      return {network_.layers, network_.kept, network_.diagonal, network_.q, network_.gamma, network_.beta};
+      return {network_.coefficients(), network_.q};
     }
   }
 

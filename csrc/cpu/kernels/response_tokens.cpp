@@ -100,10 +100,9 @@ class ResponseTokens {
   MEMFORMER_INLINE core::TokenMethod<T> method() const {
     if constexpr (Lfom) {
       if (!network_.gamma || network_.gamma_rows < 2) __builtin_unreachable();
-      return {network_.layers, 1, false, network_.gamma_rows, 1, network_.q, network_.gamma, nullptr};
+      return {{network_.layers, 1, false, network_.gamma_rows, 1, network_.gamma, nullptr}, network_.q};
     } else {
-      return {network_.layers,    network_.kept, network_.diagonal, network_.gamma_rows,
-              network_.beta_rows, network_.q,    network_.gamma,    network_.beta};
+      return {network_.coefficients(), network_.q};
     }
   }
 

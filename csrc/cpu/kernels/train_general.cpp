@@ -28,17 +28,7 @@ class GeneralTraining {
         at_(part.draw.source) {
     const T* const p = part.dense + network_.q_count;
     const T* const gamma = p + network_.p_count;
-    const T* const beta = gamma + network_.gamma_count;
-    parameters_ = {network_.layers,
-                   network_.heads,
-                   network_.kept,
-                   network_.diagonal,
-                   1,
-                   1,
-                   part.dense,
-                   p,
-                   network_.gamma_count ? gamma : nullptr,
-                   network_.beta_count ? beta : nullptr};
+    parameters_ = {network_.coefficients(gamma, gamma + network_.gamma_count), network_.heads, part.dense, p};
   }
 
   std::size_t scratch_cells() const {

@@ -23,13 +23,7 @@ class ResponseTraining {
   ResponseTraining(const PartOfStep<T>& part, Extent d)
       : draw_(part.draw), network_(part.network), d_(d), errors_(part.network, part.draw), at_(part.draw.source) {
     const T* const gamma = part.dense + network_.q_count;
-    const T* const beta = gamma + network_.gamma_count;
-    method_ = {network_.layers,
-               network_.kept,
-               network_.diagonal,
-               part.dense,
-               network_.gamma_count ? gamma : nullptr,
-               network_.beta_count ? beta : nullptr};
+    method_ = {network_.coefficients(gamma, gamma + network_.gamma_count), part.dense};
   }
 
   std::size_t scratch_cells() const {

@@ -36,7 +36,7 @@ class WideGram {
   WideGram(const Network<T>& network, const Preconditioners<T>& preconditioners)
       : network_(network),
         a_(preconditioners),
-        memory_{network.layers, network.kept, network.diagonal, 1, 1, network.gamma, network.beta},
+        memory_{{network.layers, network.kept, network.diagonal, 1, 1, network.gamma, network.beta}},
         d_(network.width - 1),
         size_(whole_rows<T>(d_)),
         stack_(network.queries < 0),

@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "cpu/wide/one_task.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -45,28 +46,18 @@ class EntryCoefficients {
   int given_entries_, length_;
 };
 
-// gamma (L, L, R, entries or 1), (L, R, entries or 1) if `diagonal`, or null: ones on the diagonal; beta (L, R, entries
-// or 1) or null. Entries are whole vectors, `length` of them or one that all share.
+// A row of the coefficients is an entry of a vector: whole vectors of them, or one that all entries share.
 template <class T>
-struct VectorMemory {
+struct VectorMemory : core::Coefficients<T, int64_t> {
   using S = Lanes<T>;
-
-  int layers;
-  int kept;
-  bool diagonal;
-  int gamma_entries;
-  int beta_entries;
-  const T* gamma;
-  const T* beta;
+  using Base = core::Coefficients<T, int64_t>;
+  using Base::beta, Base::beta_index, Base::beta_rows, Base::diagonal, Base::gamma, Base::gamma_index, Base::gamma_rows;
+  using Base::kept, Base::layers, Base::newest_only;
 
   int64_t gamma_count() const {
-    return gamma ? static_cast<int64_t>(diagonal ? 1 : layers) * layers * kept * gamma_entries : 0;
+    return gamma ? static_cast<int64_t>(diagonal ? 1 : layers) * layers * kept * gamma_rows : 0;
   }
-  int64_t beta_count() const { return beta ? static_cast<int64_t>(layers) * kept * beta_entries : 0; }
-  int64_t gamma_at(int l, int j, int h) const {
-    return (static_cast<int64_t>(diagonal ? l : l * layers + j) * kept + h) * gamma_entries;
-  }
-  int64_t beta_at(int l, int h) const { return (static_cast<int64_t>(l) * kept + h) * beta_entries; }
+  int64_t beta_count() const { return beta ? static_cast<int64_t>(layers) * kept * beta_rows : 0; }
 
   static MEMFORMER_INLINE S coefficient(const T* of, int entries, int i) {
     return entries > 1 ? S::load(of + i) : S(*of);
@@ -75,22 +66,22 @@ struct VectorMemory {
   // r += beta_{l,h} * previous over entries [begin, end).
   void remember(int l, int h, int begin, int end, const T* previous, T* r) const {
     if (!beta || l == 0) return;
-    const T* const own = beta + beta_at(l, h);
+    const T* const own = beta + beta_index(l, h);
     for (int i = begin; i < end; i += S::width) {
-      (S::load(r + i) + S::load(previous + i) * coefficient(own, beta_entries, i)).store(r + i);
+      (S::load(r + i) + S::load(previous + i) * coefficient(own, beta_rows, i)).store(r + i);
     }
   }
 
   // next = s + what layer l adds, over entries [begin, end); registers (L, R, length).
   void update(int l, int begin, int end, const T* registers, int64_t length, const T* s, T* next) const {
-    const bool newest = !gamma || diagonal;
+    const bool newest = newest_only();
     const int first = newest ? l * kept : 0, last = (l + 1) * kept;
-    const T* const own = gamma ? gamma + gamma_at(l, newest ? l : 0, 0) : nullptr;
+    const T* const own = gamma ? gamma + gamma_index(l, newest ? l : 0, 0) : nullptr;
     for (int i = begin; i < end; i += S::width) {
       S sum = S::load(s + i);
       for (int place = first; place < last; ++place) {
         const S r = S::load(registers + place * length + i);
-        sum += own ? r * coefficient(own + static_cast<int64_t>(place - first) * gamma_entries, gamma_entries, i) : r;
+        sum += own ? r * coefficient(own + static_cast<int64_t>(place - first) * gamma_rows, gamma_rows, i) : r;
       }
       sum.store(next + i);
     }
@@ -107,29 +98,29 @@ struct VectorMemory {
       std::copy(updates + l * length + first, updates + l * length + end, dr + first);
     } else {
       for (int place = l; place < (diagonal ? l + 1 : layers); ++place) {
-        const int64_t at = gamma_at(place, l, h);
+        const int64_t at = gamma_index(place, l, h);
         add_weighted_update(gamma + at, begin(place), end, place == l, updates + place * length, r, grad_gamma + at,
                             dr);
       }
     }
     if (!beta) return;
     if (l + 1 < layers) {
-      const T* const next = beta + beta_at(l + 1, h);
+      const T* const next = beta + beta_index(l + 1, h);
       for (int i = begin(l + 1); i < end; i += S::width) {
-        (S::load(dr + i) + S::load(later + i) * coefficient(next, beta_entries, i)).store(dr + i);
+        (S::load(dr + i) + S::load(later + i) * coefficient(next, beta_rows, i)).store(dr + i);
       }
     }
-    if (l > 0) add_products(dr, earlier, first, end, beta_entries, grad_beta + beta_at(l, h));
+    if (l > 0) add_products(dr, earlier, first, end, beta_rows, grad_beta + beta_index(l, h));
   }
 
  private:
   // dr (+)= u * gamma and grad += r * u.
   void add_weighted_update(const T* own, int first, int end, bool fresh, const T* u, const T* r, T* grad, T* dr) const {
     for (int i = first; i < end; i += S::width) {
-      const S change = S::load(u + i) * coefficient(own, gamma_entries, i);
+      const S change = S::load(u + i) * coefficient(own, gamma_rows, i);
       (fresh ? change : S::load(dr + i) + change).store(dr + i);
     }
-    add_products(r, u, first, end, gamma_entries, grad);
+    add_products(r, u, first, end, gamma_rows, grad);
   }
 
   static void add_products(const T* left, const T* right, int first, int end, int entries, T* grad) {

@@ -23,6 +23,7 @@
 
 #include "core/scalar.h"
 
+// MEMFORMER_CALL: functions of some length that are called from many places, and never where much is kept in registers.
 #ifdef __CUDACC__
 #define MEMFORMER_DEVICE __device__ __forceinline__
 #define MEMFORMER_CALL __device__ __noinline__

@@ -19,8 +19,7 @@ constexpr int most_earlier = 32;
 template <class T>
 struct TeamLayer {
   Layer<T> layer;
-  core::LayerParameters<T> parameters;
-  core::Weighing<T> weighing;
+  core::Parameters<T> parameters;
   TeamPlan<T> plan;
   Registers registers[most_earlier];
   Registers grad_registers[most_earlier];
@@ -66,8 +65,7 @@ struct OneLayer {
     load_rows(team, layer.z, task, 0, layer.tokens, layer.width, tokens);
     for (int j = 0; j < layer.earlier; ++j) load(layer, team, arguments.registers[j], task, memory.at(j * per_layer));
     const TaskCells fresh = memory.at(layer.earlier * per_layer);
-    core::layer_forward(shape, arguments.parameters, arguments.weighing, labelled, layer.tokens, tokens, memory, next,
-                        work);
+    core::layer_forward(shape, arguments.parameters, labelled, layer.tokens, tokens, memory, next, work);
     if (!layer.backward) {
       store_rows(team, next, layer.result, task, 0, layer.tokens, layer.width);
       store(layer, team, fresh, layer.fresh, task);
@@ -78,8 +76,8 @@ struct OneLayer {
     load_rows(team, layer.result, task, 0, layer.tokens, layer.width, grad);
     load(layer, team, layer.fresh, task, memory_grad.at(layer.earlier * per_layer));
     TeamSums<T> sink = arguments.plan.counts.from(sums);
-    core::layer_backward(shape, arguments.parameters, arguments.weighing, labelled, layer.tokens, tokens, memory, grad,
-                         memory_grad, work, sink);
+    core::layer_backward(shape, arguments.parameters, labelled, layer.tokens, tokens, memory, grad, memory_grad, work,
+                         sink);
     if (layer.grad_z.data) store_rows(team, grad, layer.grad_z, task, 0, layer.tokens, layer.width);
     for (int j = 0; j < layer.earlier; ++j) {
       if (arguments.grad_registers[j].array.data) {
@@ -131,8 +129,11 @@ int run_team_layer(const Layer<T>& layer, const Parameters& parameters, void* sc
   const T* const gamma = p + given.p.count();
   const T* const beta = given.beta.present ? gamma + given.gamma.count() : nullptr;
   TeamLayer<T> arguments{layer,
-                         {layer.heads, layer.kept, dense, p, beta, layer.beta_rows},
-                         {layer.earlier, layer.gamma_rows, given.gamma.present ? gamma : nullptr},
+                         {{layer.earlier + 1, layer.kept, false, layer.gamma_rows, layer.beta_rows,
+                           given.gamma.present ? gamma : nullptr, beta},
+                          layer.heads,
+                          dense,
+                          p},
                          layout.plan,
                          {},
                          {}};

@@ -13,13 +13,6 @@
 
 namespace memformer::cuda {
 
-// Functions of some length that are called from many places, and never where much is kept in registers.
-#ifdef __CUDACC__
-#define MEMFORMER_CALLED __device__ __noinline__
-#else
-#define MEMFORMER_CALLED inline
-#endif
-
 // One team's task.
 struct Task {
   int64_t index;
@@ -43,8 +36,8 @@ constexpr Storage storage_of = sizeof(T) == 4 ? Storage::float32 : Storage::floa
 // cells[i * pitch + c] = number (row + i, c) of the task, array (tasks, rows, columns); pitch 0: columns. Contiguous
 // rows are asked for eight numbers at a time.
 template <class T, class Team>
-MEMFORMER_CALLED void load_rows(Team team, Array array, Task task, int row, int count, int columns,
-                                Cells<T, Team::tasks> cells, int pitch = 0) {
+MEMFORMER_CALL void load_rows(Team team, Array array, Task task, int row, int count, int columns,
+                              Cells<T, Team::tasks> cells, int pitch = 0) {
   constexpr int batch = 8;
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   if (array.storage == storage_of<T> && array.stride[2] == 1 && array.stride[1] == columns && task.active) {
@@ -79,8 +72,8 @@ MEMFORMER_CALLED void load_rows(Team team, Array array, Task task, int row, int 
 }
 
 template <class T, class Team>
-MEMFORMER_CALLED void store_rows(Team team, Cells<T, Team::tasks> cells, Array array, Task task, int row, int count,
-                                 int columns, int pitch = 0) {
+MEMFORMER_CALL void store_rows(Team team, Cells<T, Team::tasks> cells, Array array, Task task, int row, int count,
+                               int columns, int pitch = 0) {
   const int64_t start = task.index * array.stride[0] + row * array.stride[1];
   each_number(team, count, columns, [&](int i, int c, int k) {
     if (!task.active) return;

@@ -111,16 +111,11 @@ template <class T>
 core::Parameters<T> network_parameters(const Network<T>& network, const Parameters& dense, const T* at) {
   const T* const p = at + dense.q.count();
   const T* const gamma = p + dense.p.count();
-  return {network.layers,
+  return {{network.layers, network.kept, network.diagonal, network.gamma_rows, network.beta_rows,
+           dense.gamma.present ? gamma : nullptr, dense.beta.present ? gamma + dense.gamma.count() : nullptr},
           network.heads,
-          network.kept,
-          network.diagonal,
-          network.gamma_rows,
-          network.beta_rows,
           at,
-          p,
-          dense.gamma.present ? gamma : nullptr,
-          dense.beta.present ? gamma + dense.gamma.count() : nullptr};
+          p};
 }
 
 template <class T>

@@ -94,12 +94,9 @@ MEMFORMER_DEVICE core::FirstOrder<T, 4, Most> load_method(const Block& block, co
   load_parameter(block, parameters.q, memory, d * d, core::FirstOrder<T, 4>::matrix_step(d));
   if (parameters.gamma.present) load_parameter(block, parameters.gamma, memory + space.gamma);
   if (parameters.beta.present) load_parameter(block, parameters.beta, memory + space.beta);
-  return {layers,
-          heads,
-          diagonal,
-          memory,
-          parameters.gamma.present ? memory + space.gamma : nullptr,
-          parameters.beta.present ? memory + space.beta : nullptr};
+  return {{layers, heads, diagonal, 1, 1, parameters.gamma.present ? memory + space.gamma : nullptr,
+           parameters.beta.present ? memory + space.beta : nullptr},
+          memory};
 }
 
 // Tasks in one warp's turn, and how many turns make a unit of a partial sum: few tasks are spread over the machine.

@@ -156,16 +156,12 @@ class ThreadGram {
       load_parameter(block, given.p, memory + call.p);
       if (given.gamma.present) load_parameter(block, given.gamma, memory + call.space.gamma);
       if (given.beta.present) load_parameter(block, given.beta, memory + call.space.beta);
-      const core::Parameters<T> parameters{call.layers,
-                                           1,
-                                           1,
-                                           call.diagonal,
-                                           1,
-                                           1,
-                                           memory,
-                                           memory + call.p,
-                                           given.gamma.present ? memory + call.space.gamma : nullptr,
-                                           given.beta.present ? memory + call.space.beta : nullptr};
+      const core::Parameters<T> parameters{
+          {call.layers, 1, call.diagonal, 1, 1, given.gamma.present ? memory + call.space.gamma : nullptr,
+           given.beta.present ? memory + call.space.beta : nullptr},
+          1,
+          memory,
+          memory + call.p};
       block.sync();
       each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
                 [&](int64_t first, int64_t next, T* totals) { one_tile(parameters, first, next, totals); });
