@@ -84,9 +84,6 @@ inline int rows_of_coefficient(const MaybeTensor& given, int rows) {
   return !given || given->dim() < 2 || given->size(given->dim() - 2) == 1 ? 1 : rows;
 }
 
-// A lane compares the tokens of a ragged task with its length in float32, which is exact so far.
-constexpr int64_t most_ragged = 1 << 24;
-
 inline const int64_t* lengths_of(const MaybeTensor& lengths, int64_t tokens) {
   if (!lengths) return nullptr;
   if (tokens > most_ragged) refuse_size("the tokens of ragged contexts", tokens, most_ragged);

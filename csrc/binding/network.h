@@ -8,6 +8,7 @@
 
 #include "binding/parameters.h"
 #include "binding/run.h"
+#include "binding/sizes.h"
 #include "cpu/dispatch.h"
 
 namespace memformer::binding {

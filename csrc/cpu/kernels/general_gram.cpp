@@ -6,10 +6,10 @@
 // core/general_gram.h.
 
 #include "core/general_gram.h"
+#include "core/parameter_sums.h"
 
 #include "cpu/kernels.h"
 #include "cpu/tasks/context_gram.h"
-#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/long_contexts.h"
 #include "cpu/tasks/readout.h"
 #include "cpu/tasks/run_network.h"
@@ -29,7 +29,7 @@ class GeneralGram {
       : network_(network),
         shape_(shape),
         parameters_{network.coefficients(), network.heads, network.q, network.p},
-        counts_(counts_of(parameters_, shape.head(), shape.width())),
+        counts_(core::counts_of(parameters_, shape.head(), shape.width())),
         rows_(network),
         readout_(network),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward),
@@ -76,7 +76,7 @@ class GeneralGram {
     read_errors(read, outer, &sums[counts_.all()], buffer);
     if (network_.pass == Pass::loss) return;
 
-    GeneralSums<S> sink = counts_.from(sums);
+    core::ParameterSums<S> sink = counts_.from(sums);
     S grad[core::packed_size(width_limit)];
     const bool wants_z = network_.grad_z.data != nullptr;
     for (int k = 0; wants_z && k < core::packed_size(width); ++k) grad[k] = S(T(0));
@@ -247,7 +247,7 @@ class GeneralGram {
   const Network<T>& network_;
   Shape shape_;
   core::Parameters<T> parameters_;
-  GeneralCounts counts_;
+  core::ParameterCounts counts_;
   TokenRows<T> rows_;
   Readout<T> readout_;
   bool backward_;

@@ -4,9 +4,9 @@
 // gradient is asked for. Operations per task: those of core/general_tokens.h.
 
 #include "core/general_tokens.h"
+#include "core/parameter_sums.h"
 
 #include "cpu/kernels.h"
-#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/run_network.h"
 #include "cpu/tasks/token_group.h"
 
@@ -23,7 +23,7 @@ class GeneralTokens {
       : network_(network),
         shape_(shape),
         parameters_{network.coefficients(), network.heads, network.q, network.p},
-        counts_(counts_of(parameters_, shape.head(), shape.width())),
+        counts_(core::counts_of(parameters_, shape.head(), shape.width())),
         tokens_(network),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward) {}
 
@@ -52,7 +52,7 @@ class GeneralTokens {
     }
     if (network_.pass == Pass::loss) return;
 
-    GeneralSums<S> sink = counts_.from(sums);
+    core::ParameterSums<S> sink = counts_.from(sums);
     const auto add_outer = [&](int l, Cells grad) {
       if (!tokens_.is_stack()) {
         tokens_.add_outer(l, errors, grad.data + slot, width);
@@ -72,7 +72,7 @@ class GeneralTokens {
   const Network<T>& network_;
   Shape shape_;
   core::Parameters<T> parameters_;
-  GeneralCounts counts_;
+  core::ParameterCounts counts_;
   TokenGroup<T> tokens_;
   bool backward_;
 };

@@ -4,9 +4,9 @@
 // read or written once, and as much again for their gradients. Operations per task: those of core/layer.h.
 
 #include "core/layer.h"
+#include "core/parameter_sums.h"
 
 #include "cpu/kernels.h"
-#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -26,7 +26,7 @@ class OneLayer {
                     layer.heads,
                     layer.q,
                     layer.p},
-        counts_{layer.heads * shape_.head(),
+        counts_{layer.heads * shape_.head(), layer.heads * shape_.head(),
                 layer.gamma ? (layer.earlier + 1) * layer.kept * layer.gamma_rows * layer.width : 0,
                 layer.beta ? layer.kept * layer.beta_rows * layer.width : 0} {}
 
@@ -59,7 +59,7 @@ class OneLayer {
     const Cells grad = next;
     load_rows(layer_.result, tasks, 0, layer_.tokens, layer_.width, grad.data);
     load(layer_.fresh, tasks, memory_grad.at(layer_.earlier * layer_.kept * size()));
-    GeneralSums<S> sink = counts_.from(sums);
+    core::ParameterSums<S> sink = counts_.from(sums);
     core::layer_backward(shape_, parameters_, labelled, layer_.tokens, tokens, memory, grad, memory_grad, work, sink);
     if (layer_.grad_z.data) store_rows(grad.data, layer_.grad_z, tasks, 0, layer_.tokens, layer_.width);
     for (int j = 0; layer_.grad_registers && j < layer_.earlier; ++j) {
@@ -94,7 +94,7 @@ class OneLayer {
   const Layer<T>& layer_;
   Shape shape_;
   core::Parameters<T> parameters_;
-  GeneralCounts counts_;
+  core::ParameterCounts counts_;
 };
 
 template <class T, class Extent>

@@ -4,9 +4,9 @@
 // core/general_gram.h.
 
 #include "core/general_gram.h"
+#include "core/parameter_sums.h"
 
 #include "cpu/tasks/errors.h"
-#include "cpu/tasks/general_sums.h"
 #include "cpu/tasks/parts.h"
 #include "cpu/tasks/run_network.h"
 
@@ -47,9 +47,9 @@ class GeneralTraining {
     S column[rows_limit], grad[rows_limit];
     const Cells last = trace.state(network_.layers);
     for (int k = 0; k < rows; ++k) column[k] = last[k * width + width - 1];
-    const GeneralCounts counts{network_.q_count, network_.gamma_count, network_.beta_count};
+    const core::ParameterCounts counts{network_.q_count, network_.p_count, network_.gamma_count, network_.beta_count};
     sums[counts.all()] += errors_(cells, column, grad);
-    GeneralSums<S> sink = counts.from(sums);
+    core::ParameterSums<S> sink = counts.from(sums);
     const auto outer = [&](int l, Cells to) {
       if (l + 1 < network_.layers) return;
       for (int k = 0; k < rows; ++k) to[k * width + width - 1] += grad[k];

@@ -98,7 +98,7 @@ struct GeneralGram {
       read_errors(read, outer, squared, work);
       if (!backward) return;
 
-      TeamSums<T> sink = arguments.plan.counts.from(sums);
+      core::ParameterSums<T> sink = arguments.plan.counts.from(sums);
       const bool wants_z = network.grad_z.data != nullptr;
       if (wants_z) {
         each_number(team, 1, static_cast<int>(parts.packed), [&](int, int, int k) { gram_grad[k] = T(0); });

@@ -85,7 +85,7 @@ struct GeneralTokens {
     }
     if (!backward) return;
 
-    TeamSums<T> sink = arguments.plan.counts.from(sums);
+    core::ParameterSums<T> sink = arguments.plan.counts.from(sums);
     const auto add_outer = [&](int l, TaskCells grad) {
       if (rows.stack) {
         if (l + 1 == network.layers) load_rows<T>(team, network.result, task, 0, count, width, grad);

@@ -75,7 +75,7 @@ struct OneLayer {
     const TaskCells grad = next;
     load_rows(team, layer.result, task, 0, layer.tokens, layer.width, grad);
     load(layer, team, layer.fresh, task, memory_grad.at(layer.earlier * per_layer));
-    TeamSums<T> sink = arguments.plan.counts.from(sums);
+    core::ParameterSums<T> sink = arguments.plan.counts.from(sums);
     core::layer_backward(shape, arguments.parameters, labelled, layer.tokens, tokens, memory, grad, memory_grad, work,
                          sink);
     if (layer.grad_z.data) store_rows(team, grad, layer.grad_z, task, 0, layer.tokens, layer.width);

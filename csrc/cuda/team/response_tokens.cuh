@@ -198,7 +198,7 @@ struct ResponseTokens {
         for (int c = 0; c < width; ++c) grad[i * pitch + c] = T(0);
       }
     }
-    const TeamCounts& counts = arguments.plan.counts;
+    const core::ParameterCounts& counts = arguments.plan.counts;
     const RowSums<T, Team> sink{team, sums, sums + counts.q, sums + counts.q + counts.gamma, vector};
     core::token_backward(
         tokens, method, trace,

@@ -7,33 +7,11 @@
 
 #pragma once
 
+#include "core/parameter_sums.h"
 #include "cuda/machine/reduce.cuh"
 #include "cuda/team/team_io.cuh"
 
 namespace memformer::cuda {
-
-// Where the sums of gradients add up: every number has one lane that adds to it.
-template <class T>
-struct TeamSums {
-  T* q_;
-  T* p_;
-  T* gamma_;
-  T* beta_;
-  MEMFORMER_DEVICE void q(int k, T value) { q_[k] += value; }
-  MEMFORMER_DEVICE void p(int k, T value) { p_[k] += value; }
-  MEMFORMER_DEVICE void gamma(int k, T value) { gamma_[k] += value; }
-  MEMFORMER_DEVICE void beta(int k, T value) { beta_[k] += value; }
-};
-
-// How many there are of each.
-struct TeamCounts {
-  int q, p, gamma, beta;
-
-  template <class T>
-  MEMFORMER_DEVICE TeamSums<T> from(T* sums) const {
-    return {sums, sums + q, sums + q + p, sums + q + p + gamma};
-  }
-};
 
 // Blocks of a multiprocessor that registers allow: about as many as cells of usual sizes leave room for.
 template <class T, int Tile, int Grid>
@@ -50,7 +28,7 @@ struct TeamPlan {
   int64_t block_cells;  // of a block in `work`
   T* work;              // null where cells are in shared memory
   Partials<T> partials;
-  TeamCounts counts;
+  core::ParameterCounts counts;
 };
 
 // What a network's kernels are told; the pointers to parameters in `network` are not used.
