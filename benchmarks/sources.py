@@ -5,7 +5,7 @@ from functools import cache
 
 from benchmarks.machine import ROOT
 
-SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
+SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".txt"}
 KERNELS = {"cuda": ("csrc/binding", "csrc/core", "csrc/cuda"), "triton": ("memformer_kernels/backends/triton",)}
 """The folders that a GPU backend's kernels and their launches are made of."""
 
