@@ -16,13 +16,14 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import gpu, gpu_parts
-from benchmarks.gpu_parts import Part
-from benchmarks.harness import Policy
-from benchmarks.machine import ROOT
-from benchmarks.providers import Provider, select
-from benchmarks.record import Machine
-from benchmarks.workloads import TILE_64, TILE_128, Workload
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu.parts import Part
+from benchmarks.measure.harness import Policy
+from benchmarks.measure.machine import ROOT
+from benchmarks.measure.providers import Provider, select
+from benchmarks.measure.workloads import TILE_64, TILE_128, Workload
+from benchmarks.reports.record import Machine
 from memformer_kernels import build_info
 from memformer_kernels.availability import BackendInfo
 from tests.benchmarks.test_record import MACHINE
@@ -157,9 +158,9 @@ def test_parts_by_name_make_a_record_together(bench: _Bench, capsys: pytest.Capt
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_parts, "DEVICE", CPU)
     monkeypatch.setattr(gpu_parts, "POLICY", Policy(seconds=0.0, min_runs=1, max_runs=1, admit_s=60.0))
-    monkeypatch.setattr("benchmarks.run.measure_machine", lambda device, quick: MACHINE)
+    monkeypatch.setattr("benchmarks.measure.run.measure_machine", lambda device, quick: MACHINE)
     # Collecting this process's garbage takes longer than all that is timed here.
-    monkeypatch.setattr("benchmarks.harness.gc.collect", lambda: 0)
+    monkeypatch.setattr("benchmarks.measure.harness.gc.collect", lambda: 0)
     monkeypatch.setattr(gpu_parts, "tf32_rate", lambda: 100.0)
 
 

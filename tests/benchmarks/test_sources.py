@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sources
-from benchmarks.gpu import SOURCES
+from benchmarks.gpu.__main__ import SOURCES
+from benchmarks.measure import sources
 
 
 def test_a_digest_sees_every_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

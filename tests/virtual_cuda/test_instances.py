@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from benchmarks.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
     GaussianStatistics,

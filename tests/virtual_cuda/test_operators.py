@@ -8,8 +8,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from benchmarks.virtual_cuda.devices import HOPPER
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.devices import HOPPER
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import Adam, GaussianStatistics, context_gram, explain, memformer_stack, train_steps
 from tests.gpu.cuda.calls import losses, others, with_target
 from tests.memformer_kernels.cases import make_case
