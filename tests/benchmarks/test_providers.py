@@ -141,14 +141,14 @@ def test_jax_serves_each_workload_once_where_it_has_devices(monkeypatch: pytest.
     module = types.ModuleType("benchmarks.peers.jax_formulations")
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(peers, "jax_formulations", module, raising=False)
-    peers, cuda = select(["JAX"]), torch.device("cuda")
+    forms, cuda = select(["JAX"]), torch.device("cuda")
     vars(module)["missing"] = lambda platform: "" if platform == "cpu" else f"jax 1.2 has no {platform} device: none"
     for workload in (W, W_FULL):
-        assert sum(bool(provider.supports(workload, CPU)) for provider in peers) == 1
-    assert peers[0].supports(W, cuda) == (False, "jax 1.2 has no cuda device: none")
+        assert sum(bool(provider.supports(workload, CPU)) for provider in forms) == 1
+    assert forms[0].supports(W, cuda) == (False, "jax 1.2 has no cuda device: none")
     vars(module)["missing"] = lambda platform: ""
     for workload in (W, W_FULL):
-        assert sum(bool(provider.supports(workload, cuda)) for provider in peers) == 1
+        assert sum(bool(provider.supports(workload, cuda)) for provider in forms) == 1
 
 
 def test_a_jax_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
