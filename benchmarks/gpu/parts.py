@@ -41,8 +41,8 @@ CUDA_BATCH = 4_000_000
 
 TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "tests_cuda": ("-m", "gpu", "tests/gpu/cuda"),
-        "tests_triton": ("-m", "gpu", "tests/gpu/triton"),
+        "tests_cuda": ("-m", "gpu and cuda", "tests/gpu"),
+        "tests_triton": ("-m", "gpu and triton", "tests/gpu"),
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
         "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
     }

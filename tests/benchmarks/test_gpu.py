@@ -204,12 +204,18 @@ def test_the_whole_run(bench: _Bench, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "% of the limit" in capsys.readouterr().out
 
 
-def test_every_file_of_gpu_tests_has_a_part() -> None:
-    named = {argument for arguments in gpu_parts.TESTS.values() for argument in arguments}
-    parts = [ROOT / name for name in named if name.startswith("tests/")]
-    assert all(path.exists() for path in parts)
-    for path in (ROOT / "tests" / "gpu").rglob("test_*.py"):
-        assert any(path.is_relative_to(part) for part in parts), path
+def _collected(*arguments: str) -> set[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_every_gpu_test_is_in_one_part() -> None:
+    parts = [_collected(*gpu_parts.TESTS[name]) for name in ("tests_cuda", "tests_triton", "tests_torch")]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert set.union(*parts) == _collected("-m", "gpu", "tests/gpu")
+    assert all((ROOT / name).exists() for name in gpu_parts.TESTS["tests_package"] if name.startswith("tests/"))
     assert set(gpu_parts.TESTS) <= set(gpu_parts.PARTS)
 
 

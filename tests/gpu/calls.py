@@ -7,8 +7,23 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import context_gram, lfom_solve, memformer_layer, memformer_loss
+from memformer_kernels.calls.limits import TINY_WIDTH
 from memformer_kernels.testing import FLOAT64_ERROR, GRADIENT_FACTOR, Case, relative_error
+from tests.gpu.gpus import ALGORITHMS, STRUCTURES
+from tests.marks import slow_but
 from tests.memformer_kernels.cases import leaves, normal, seeded
+
+CUDA_WIDTHS = slow_but(
+    lambda width, structure, algorithm: width == 6,
+    (
+        (width, structure, algorithm)
+        for width in range(2, 18)
+        for structure in STRUCTURES
+        for algorithm in ALGORITHMS
+        if width <= TINY_WIDTH or (structure, algorithm) == ("response-only", "gram")
+    ),
+)
+"""One width beyond where features move in registers: where they stay, d alone counts."""
 
 
 def losses(case: Case, backend: str, algorithm: str = "auto", *, parameters_alone: bool = False) -> list[Tensor]:
@@ -62,10 +77,10 @@ def assert_equal(made: list[Tensor], exact: list[Tensor]) -> None:
         assert relative_error(ours, value) <= FLOAT64_ERROR
 
 
-def assert_losses(case: Case, algorithm: str) -> None:
+def assert_losses(case: Case, backend: str, algorithm: str) -> None:
     """The loss of a case is right in float64 and in float32, with all its gradients and with those of parameters."""
     for alone in (False, True):
         exact, single = losses(case, "torch", algorithm, parameters_alone=alone), case.to(torch.float32)
-        assert_equal(losses(case, "cuda", algorithm, parameters_alone=alone), exact)
-        ours, twin = (losses(single, backend, algorithm, parameters_alone=alone) for backend in ("cuda", "torch"))
+        assert_equal(losses(case, backend, algorithm, parameters_alone=alone), exact)
+        ours, twin = (losses(single, name, algorithm, parameters_alone=alone) for name in (backend, "torch"))
         assert_budget(ours, twin, exact)
