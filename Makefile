@@ -40,7 +40,7 @@ bench-compare: install
 # For a machine with an NVIDIA GPU: correctness, then benchmarks, and one small JSON record. It installs nothing: .venv if it is
 # there, else any Python with torch, Triton, numpy, ninja, setuptools, pytest with xdist and timeout, hypothesis, rich and typer.
 gpu:
-	-$(GPU_PYTHON) -m benchmarks.gpu_build
+	-$(GPU_PYTHON) -m benchmarks.gpu.build
 	PYTHONPATH=python $(GPU_PYTHON) -m benchmarks.gpu
 
 install: native

@@ -11,9 +11,9 @@ from textwrap import fill
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.dispatch import AUTO, Choice, choices
-from benchmarks.record import Report, Timing, read_report, read_reports
-from benchmarks.table import figure, memory_floor_ms
+from benchmarks.measure.dispatch import AUTO, Choice, choices
+from benchmarks.reports.record import Report, Timing, read_report, read_reports
+from benchmarks.reports.table import figure, memory_floor_ms
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -9,10 +9,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, print_sheet, row_of, sheet
-from benchmarks.machine import ROOT
-from benchmarks.sources import of_kernels
-from benchmarks.virtual_record import CHANGED, read, write
+from benchmarks.gpu.floors import COPY_BYTES_S, COUNTED, as_record, print_sheet, row_of, sheet
+from benchmarks.gpu.virtual_record import CHANGED, read, write
+from benchmarks.measure.machine import ROOT
+from benchmarks.measure.sources import of_kernels
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu.hardware import H200
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from benchmarks import empty_ops, overhead
-from benchmarks.data import make_batch, make_parameters
-from benchmarks.overhead import Comparison, Cost, Overhead, as_record, measure, overhead_table
-from benchmarks.workloads import W
+from benchmarks.measure import overhead
+from benchmarks.measure.data import make_batch, make_parameters
+from benchmarks.measure.overhead import Comparison, Cost, Overhead, as_record, measure, overhead_table
+from benchmarks.measure.workloads import W
+from benchmarks.peers import empty_ops
 from memformer_kernels.torch_ops import ops
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sass import DIVISION, DOUBLE, LOCAL, Code, find_cuobjdump, read_code
+from benchmarks.gpu.sass import DIVISION, DOUBLE, LOCAL, Code, find_cuobjdump, read_code
 from native_build import cuda
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.virtual_cuda.devices import AMPERE, HOPPER, SMALL
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, HOPPER, SMALL
 from memformer_kernels import (
     SGD,
     FixedTasks,
@@ -89,7 +89,7 @@ def _train_a_stopped_model() -> None:
 
 
 class Call(NamedTuple):
-    """A call on a device of benchmarks.virtual_cuda.devices."""
+    """A call on a device of benchmarks.gpu.virtual_cuda.devices."""
 
     run: Callable[[], object]
     device: int

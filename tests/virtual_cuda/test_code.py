@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.virtual_cuda.library import NATIVE, ROOT, missing
+from benchmarks.gpu.virtual_cuda.library import NATIVE, ROOT, missing
 from native_build import cuda
 from virtual_gpu.cuda import fatbinary
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.virtual_cuda.library import ROOT
+from benchmarks.gpu.virtual_cuda.library import ROOT
 from native_build import CannotBuild, cuda
 from virtual_gpu import Device, Kernel, Module
 
