@@ -95,9 +95,12 @@ def place(device: str) -> str:
 
 
 def build_info() -> BuildInfo:
-    """Which backends can run here, for which architectures they are built, and why one cannot. Runs nothing on a GPU.
+    """Which backends can run here, for which architectures they are built, and why one cannot.
 
-    Loads the native libraries, as a first call does.
+    Loads the native libraries, as a first call does; runs nothing on a GPU.
+
+    Returns:
+        Versions and backends, which `print` shows as a table.
     """
     machine = (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
     kernels = "Triton's interpreter, slow and exact, on CPU tensors (TRITON_INTERPRET=1)"

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from memformer_kernels import memformer_predict, memformer_stack
+from memformer_kernels.calls.arguments import form_name
 from memformer_kernels.testing import Case
 from tests.marks import slow_but
-from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
+from tests.memformer_kernels.cases import form_of, leaves, make_case, normal, seeded
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
 OPS = torch.ops.memformer_kernels
@@ -51,6 +52,10 @@ def _needs(tensors: list[Any]) -> list[bool]:
     return [isinstance(x, Tensor) and x.is_floating_point() for x in flat]
 
 
+def _layer_form(per_head: bool) -> str:
+    return form_name("token", "block" if per_head else "response-only", "full", per_head, per_token=True)
+
+
 def _layer_tensors(per_head: bool) -> list[Any]:
     generator = seeded(1)
     kept, width = (2, 4) if per_head else (1, 4)
@@ -78,15 +83,19 @@ def _detached(tensors: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize(("name", "path"), ON_PATHS, ids=str)
 def test_stack(name: str, path: Path) -> None:
-    tensors, count = _network(_case(name))
-    torch.library.opcheck(OPS.stack.default, (*tensors, count, path.algorithm, path.backend))
+    case = _case(name)
+    tensors, count = _network(case)
+    torch.library.opcheck(OPS.stack.default, (*tensors, count, form_of(case, path.algorithm), path.backend))
 
 
 @pytest.mark.parametrize(("name", "path"), ON_PATHS, ids=str)
 @pytest.mark.parametrize("layers", slow_but([True], [False, True]))
 def test_predict(name: str, path: Path, layers: bool) -> None:
-    tensors, count = _network(_case(name))
-    torch.library.opcheck(OPS.predict.default, (*tensors, count, path.algorithm, 2, layers, path.backend))
+    case = _case(name)
+    tensors, count = _network(case)
+    torch.library.opcheck(
+        OPS.predict.default, (*tensors, count, form_of(case, path.algorithm), 2, layers, path.backend)
+    )
 
 
 @pytest.mark.parametrize(("name", "path"), [x for x in ON_PATHS if "empty" not in x.values[0]], ids=str)
@@ -98,7 +107,7 @@ def test_loss(name: str, path: Path, differentiated: bool) -> None:
     tensors.insert(1, target)
     needs = [differentiated and needed for needed in _needs(tensors)]
     # The loss of an empty batch is left out: opcheck takes NaN for different from NaN.
-    torch.library.opcheck(OPS.loss.default, (*tensors, count, path.algorithm, 2, needs, path.backend))
+    torch.library.opcheck(OPS.loss.default, (*tensors, count, form_of(case, path.algorithm), 2, needs, path.backend))
 
 
 @on_every_backend
@@ -115,7 +124,7 @@ def test_context_gram(backend: str, context: int | Tensor) -> None:
 @pytest.mark.parametrize("per_head", [False, True])
 def test_layer(backend: str, per_head: bool) -> None:
     tensors = _layer_tensors(per_head)
-    torch.library.opcheck(OPS.layer.default, (*tensors, 4, backend))
+    torch.library.opcheck(OPS.layer.default, (*tensors, 4, _layer_form(per_head), backend))
 
 
 @on_every_backend
@@ -132,9 +141,11 @@ def test_backwards_of_networks(name: str, path: Path) -> None:
     tensors, needs = _detached(tensors), _needs(tensors)
     generator = seeded(6)
     grad = normal(generator, *case.z.shape)
-    torch.library.opcheck(OPS.stack_backward.default, (grad, *tensors, count, path.algorithm, path.backend, needs))
+    torch.library.opcheck(
+        OPS.stack_backward.default, (grad, *tensors, count, form_of(case, path.algorithm), path.backend, needs)
+    )
     grad = normal(generator, 1, case.z.shape[0], 2)
-    options = (count, path.algorithm, 2, False, path.backend, needs)
+    options = (count, form_of(case, path.algorithm), 2, False, path.backend, needs)
     torch.library.opcheck(OPS.predict_backward.default, (grad, *tensors, *options))
     assert len(OPS.predict_backward(grad, *tensors, *options)) == sum(needs)
 
@@ -145,7 +156,9 @@ def test_backwards_of_layers_and_quadratics(backend: str) -> None:
     tensors = _layer_tensors(per_head=True)
     needs = _needs(tensors)
     grads = normal(generator, 3, 6, 4), normal(generator, 3, 2, 6, 4)
-    torch.library.opcheck(OPS.layer_backward.default, (*grads, *_detached(tensors), 4, backend, needs))
+    torch.library.opcheck(
+        OPS.layer_backward.default, (*grads, *_detached(tensors), 4, _layer_form(per_head=True), backend, needs)
+    )
     tensors = _quadratic_tensors(full=True)
     grad = normal(generator, 1, 3, 2)
     options = (False, backend, _needs(tensors))
@@ -154,13 +167,16 @@ def test_backwards_of_layers_and_quadratics(backend: str) -> None:
 
 @on_every_path
 def test_only_needed_gradients_are_made(path: Path) -> None:
-    tensors, count = _network(make_case(tokens=6, layers=2, context=4))
+    case = make_case(tokens=6, layers=2, context=4)
+    tensors, count = _network(case)
     tensors = _detached(tensors)
     grad = normal(seeded(8), 3, 6, 4)
-    everything = OPS.stack_backward(grad, *tensors, count, path.algorithm, path.backend, [True] * 4 + [False] * 2)
+    everything = OPS.stack_backward(
+        grad, *tensors, count, form_of(case, path.algorithm), path.backend, [True] * 4 + [False] * 2
+    )
     for place in range(4):
         needs = [index == place for index in range(6)]
-        (alone,) = OPS.stack_backward(grad, *tensors, count, path.algorithm, path.backend, needs)
+        (alone,) = OPS.stack_backward(grad, *tensors, count, form_of(case, path.algorithm), path.backend, needs)
         assert torch.equal(alone, everything[place])
 
 
@@ -183,23 +199,23 @@ def test_there_are_no_other_operations() -> None:
 def test_schema_names_are_the_mathematics() -> None:
     schema = str(OPS.stack.default._schema)
     assert re.search(r"Tensor z, Tensor q, Tensor\? p, Tensor\? gamma, Tensor\? beta, Tensor\? lengths", schema)
-    assert re.search(r"SymInt context, str algorithm, str backend\) -> Tensor$", schema)
+    assert re.search(r"SymInt context, str form, str backend\) -> Tensor$", schema)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_fakes_tell_shapes_and_dtypes(dtype: torch.dtype) -> None:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    backend = BACKENDS[0]
+    backend, form = BACKENDS[0], "gram, response-only, linear"
     with FakeTensorMode():
         z = torch.empty(5, 7, 4, dtype=dtype)
         q = torch.empty(3, 2, 3, 3, dtype=dtype)
         network = (z, q, None, None, None, None, 6)
         made = {
-            "stack": (OPS.stack(*network, "gram", backend), (5, 7, 4), dtype),
-            "predict": (OPS.predict(*network, "gram", 2, False, backend), (1, 5, 2), wide),
-            "all layers": (OPS.predict(*network, "gram", 2, True, backend), (3, 5, 2), wide),
+            "stack": (OPS.stack(*network, form, backend), (5, 7, 4), dtype),
+            "predict": (OPS.predict(*network, form, 2, False, backend), (1, 5, 2), wide),
+            "all layers": (OPS.predict(*network, form, 2, True, backend), (3, 5, 2), wide),
             "gram": (OPS.context_gram(z, None, 6, backend), (5, 4, 4), wide),
-            "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, backend)[1], (5, 1, 7, 4), dtype),
+            "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, form, backend)[1], (5, 1, 7, 4), dtype),
         }
     for name, (result, shape, kind) in made.items():
         assert tuple(result.shape) == shape, name

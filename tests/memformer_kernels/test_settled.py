@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memformer_kernels import availability, functional, memformer_layer, memformer_loss, memformer_predict
+from memformer_kernels import availability, memformer_layer, memformer_loss, memformer_predict
+from memformer_kernels.calls import call
 from memformer_kernels.calls import memo as settled
-from memformer_kernels.calls.memo import Settled, remembered
+from memformer_kernels.calls.arguments import Call, Plan
+from memformer_kernels.calls.memo import remembered
 from tests.memformer_kernels.cases import normal, seeded
 
 Z, Q = normal(seeded(1), 3, 6, 4), normal(seeded(2), 2, 1, 3, 3)
@@ -25,10 +27,10 @@ class Counted:
         self.asked: list[tuple[Any, ...]] = []
         self.recall = remembered(self._settle)
 
-    def _settle(self, *arguments: Any) -> Settled:
+    def _settle(self, *arguments: Any) -> Call:
         self.asked.append(arguments)
         lengths = next((x for x in arguments if isinstance(x, Tensor) and x.dtype == torch.int64), None)
-        return Settled(1, lengths, 0, "gram", "torch")
+        return Call(1, lengths, 0, "", "torch", Plan("torch", "gram", "large", "asked for"))
 
     def asks(self, *arguments: Any) -> bool:
         before = len(self.asked)
@@ -115,7 +117,7 @@ def test_a_library_that_disappears_is_not_called(monkeypatch: pytest.MonkeyPatch
 
     chosen: list[str] = []
     monkeypatch.setitem(availability._faults, "cpu", None)
-    functional._settle_prediction(Z, Q, None, None, None, None, 4, None, False, "auto", "auto")
+    call.predict(Z, Q, None, None, None, None, 4, None, False, "auto", "auto")
     monkeypatch.setitem(availability._faults, "cpu", "not today")
     with Backends():
         memformer_predict(Z, Q, context=4)

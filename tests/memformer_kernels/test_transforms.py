@@ -18,7 +18,7 @@ from memformer_kernels import (
     memformer_stack,
 )
 from memformer_kernels.nn import Memformer
-from tests.memformer_kernels.cases import make_case, normal, seeded
+from tests.memformer_kernels.cases import form_of, make_case, normal, seeded
 from tests.memformer_kernels.paths import Path, on_every_path
 
 Function = Callable[..., Any]
@@ -279,7 +279,7 @@ def test_bare_operations_have_tangents() -> None:
     """As compilers and exporters call them: no public function is between."""
 
     def bare(q: Tensor) -> Tensor:
-        options = (3, "gram", 2, [False] * 7, "torch")
+        options = (3, form_of(CASE, "gram"), 2, [False] * 7, "torch")
         loss: Tensor = torch.ops.memformer_kernels.loss(CASE.z, TARGET[0], q, CASE.p, None, None, None, *options)[0]
         return loss
 

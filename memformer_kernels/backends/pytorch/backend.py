@@ -17,7 +17,7 @@ from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_back
 from memformer_kernels.backends.pytorch.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
 _BLOCK_ELEMENTS = 2**21
 """Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
@@ -151,11 +151,10 @@ class TorchBackend:
         z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
         gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
         labelled = Labelled(network.context, network.lengths)
-        if p is None and q.shape[-1] != z.shape[-1]:
-            return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
-        layers, heads = q.shape[0], kept_heads(q.shape[1], gamma, beta)
-        memory = partial(self._memory, layers, heads, z.shape[-1])
-        return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram", memory)
+        if network.form.response_only:
+            return ResponseForm(z, q, gamma, beta, labelled, network.form)
+        memory = partial(self._memory, q.shape[0], network.form.kept(q.shape[1]), z.shape[-1])
+        return GeneralForm(z, q, p, gamma, beta, labelled, network.form, memory)
 
     def _memory(
         self, layers: int, heads: int, width: int, gamma: Tensor | None, beta: Tensor | None, diagonal: bool
@@ -168,7 +167,8 @@ class TorchBackend:
         q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
         registers = [register.to(dtype) for register in layer.registers]
         gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
-        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
+        heads = layer.form.kept(q.shape[0])
+        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths), heads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Nothing to build."""
@@ -233,9 +233,8 @@ def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, sli
 
 
 def _reads_tokens_once(network: Network) -> bool:
-    response_only = network.p is None and network.q.shape[-1] != network.z.shape[-1]
     copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z)
-    return network.algorithm == "gram" and response_only and not copied
+    return network.form.space == "gram" and network.form.response_only and not copied
 
 
 def _without_padding(network: Network, queries: int) -> Network:

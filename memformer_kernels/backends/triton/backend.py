@@ -148,7 +148,7 @@ class TritonBackend:
     def _is_large(self, network: Network) -> bool:
         _check_device(network.z)
         _, tokens, width = network.z.shape
-        return not fuses(width, tokens, network.algorithm, _response_only(network))
+        return not fuses(width, tokens, network.form.space, network.form.response_only)
 
     def _is_large_layer(self, layer: Layer) -> bool:
         _check_device(layer.z)
@@ -163,21 +163,17 @@ def _check_device(tokens: Tensor) -> None:
     check_device(tokens)
 
 
-def _response_only(network: Network) -> bool:
-    return network.p is None and network.q.shape[-1] != network.z.shape[2]
-
-
 def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
     from memformer_kernels.backends.triton import networks as triton_calls
     from memformer_kernels.backends.triton import rules
     from memformer_kernels.backends.triton import spread as triton_spread
 
     batch, tokens, width = network.z.shape
-    if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
-        return triton_spread.SpreadCalls(network, _response_only(network))
-    if network.algorithm == "gram" and _response_only(network):
+    if network.form.space == "gram" and triton_spread.spreads(batch, tokens):
+        return triton_spread.SpreadCalls(network, network.form.response_only)
+    if network.form.space == "gram" and network.form.response_only:
         return triton_calls.ResponseCalls(network)
-    if _response_only(network):
+    if network.form.response_only:
         config = rules.columns_config(width, tokens)
         if config is not None:
             return triton_calls.ColumnCalls(network, config)
