@@ -37,7 +37,7 @@ from benchmarks.run import run
 from benchmarks.table import not_timed, print_report
 from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
 from memformer_kernels import build_info
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 # Help is given in words and never left to docstrings, which `python -OO` takes away.
 app = typer.Typer(add_completion=False)

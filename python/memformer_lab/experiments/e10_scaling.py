@@ -9,17 +9,17 @@ import torch
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.timing import best_seconds
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.first_order import first_order_method
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.evaluation import solver_errors
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _LAYERS = 4
 _RATIO = 4

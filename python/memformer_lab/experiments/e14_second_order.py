@@ -12,9 +12,7 @@ from torch import Generator, Tensor, nn
 
 from memformer_kernels import memformer_stack
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
-from memformer_lab.experiments.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.prompts import (
     Predictions,
@@ -23,13 +21,15 @@ from memformer_lab.experiments.prompts import (
     memformer_predictions,
     similarity,
 )
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Matrix, Panel, Results, Series, series
 from memformer_lab.experiments.sequence_models import CausalTransformer, RecurrentModel
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.optimizers import OPTIMIZERS, ols, ridge
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Matrix, Panel, Results, Series, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.evaluation import solver_errors
+from memformer_lab.runs.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 4
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)

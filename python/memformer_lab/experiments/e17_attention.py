@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.experiments.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
 from memformer_lab.experiments.judging import log_means, network_errors
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.sequence_models import Attention, AttentionStack
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 _KINDS: tuple[tuple[Attention, bool], ...] = (
     ("linear", False),

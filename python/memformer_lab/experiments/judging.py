@@ -10,13 +10,13 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.estimates import ErrorSampler, Estimate, estimate
-from memformer_lab.evaluation import Solver, solver_errors
-from memformer_lab.experiments.fitting import Draw, draws_statistics
-from memformer_lab.first_order import first_order_method
-from memformer_lab.optimizers import OPTIMIZERS
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.runs.evaluation import Solver, solver_errors
+from memformer_lab.runs.fitting import Draw, draws_statistics
+from memformer_lab.solvers.estimates import ErrorSampler, Estimate, estimate
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.optimizers import OPTIMIZERS
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _CHUNK = 20_000
 
