@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memformer_lab.runs.config import TrainingConfig
-    from memformer_lab.runs.evaluation import evaluate
-    from memformer_lab.runs.models import load_model
+    from memformer_lab.runs.models import evaluate, load_model
     from memformer_lab.runs.state_file import load_state, save_state
-    from memformer_lab.runs.trainer import TrainingDiverged
+    from memformer_lab.runs.steps import TrainingDiverged
     from memformer_lab.runs.training import continue_training, train
     from memformer_lab.solvers.estimates import Estimate
     from memformer_lab.solvers.regressor import MemformerRegressor
-    from memformer_lab.tasks.gaussian import GaussianTasks, StandardisedTasks
+    from memformer_lab.tasks.gaussian import GaussianTasks
+    from memformer_lab.tasks.standardised import StandardisedTasks
 
 __all__ = [
     "Estimate",
@@ -40,11 +40,11 @@ _PLACES = {
     "Estimate": "solvers.estimates",
     "GaussianTasks": "tasks.gaussian",
     "MemformerRegressor": "solvers.regressor",
-    "StandardisedTasks": "tasks.gaussian",
+    "StandardisedTasks": "tasks.standardised",
     "TrainingConfig": "runs.config",
-    "TrainingDiverged": "runs.trainer",
+    "TrainingDiverged": "runs.steps",
     "continue_training": "runs.training",
-    "evaluate": "runs.evaluation",
+    "evaluate": "runs.models",
     "load_model": "runs.models",
     "load_state": "runs.state_file",
     "save_state": "runs.state_file",

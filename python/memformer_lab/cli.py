@@ -22,20 +22,18 @@ from memformer_lab.experiments.command import reproduce
 from memformer_lab.experiments.showcase import run_showcase
 from memformer_lab.profiling.call import SIZES, Call, profile_call
 from memformer_lab.profiling.view import print_profile
-from memformer_lab.reports.progress import task_progress
 from memformer_lab.reports.solve import HELP as SOLVE
 from memformer_lab.reports.solve import solve
 from memformer_lab.reports.tables import estimate_table
-from memformer_lab.reports.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams
+from memformer_lab.reports.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams, task_progress
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.evaluation import evaluate as judge
 from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.metrics import tensorboard_log
+from memformer_lab.runs.models import evaluate as judge
 from memformer_lab.runs.models import load_model
-from memformer_lab.runs.ranks import is_writer, process_group
-from memformer_lab.runs.step_trainer import fault
-from memformer_lab.runs.tensorboard import tensorboard_log
-from memformer_lab.runs.trainer import Record
+from memformer_lab.runs.parallel import is_writer, process_group
+from memformer_lab.runs.trainer import Record, fault
 from memformer_lab.runs.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.runs.training import train as train_anew
 

@@ -15,8 +15,9 @@ from memformer_lab.runs.models import build_model
 from memformer_lab.runs.training import train
 from memformer_lab.solvers.regressor import MemformerRegressor
 from memformer_lab.tasks.families import FAMILIES, family_tokens
-from memformer_lab.tasks.gaussian import GaussianTasks, StandardisedTasks
+from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.seeds import generator_for
+from memformer_lab.tasks.standardised import StandardisedTasks
 from tests.defaults import assert_same_under, under_other_defaults
 
 

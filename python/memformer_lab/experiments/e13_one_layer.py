@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
-from memformer_lab.runs.fitting import Draw, Recipe, fit_memformer, fit_on_tasks, memformer
+from memformer_lab.runs.fitting import Recipe, fit_memformer, fit_on_tasks, memformer
+from memformer_lab.solvers.first_order import Draw
 from memformer_lab.tasks.families import family_tokens
 from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
 from memformer_lab.tasks.seeds import generator_for

@@ -12,7 +12,8 @@ from memformer_kernels.nn import Memformer
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
-from memformer_lab.runs.fitting import Draw, Recipe, fit_memformer, memformer
+from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
+from memformer_lab.solvers.first_order import Draw
 from memformer_lab.solvers.optimizers import conjugate_gradient, gradient_descent, ols, ridge
 from memformer_lab.tasks.families import FAMILIES, family_tokens
 from memformer_lab.tasks.gaussian import TaskBatch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,14 +10,13 @@ from torch import Tensor
 
 from memformer_lab.reports.report import RunSummary, SetResult
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.evaluation import Solver, model_errors, solver_errors
 from memformer_lab.runs.models import load_model
 from memformer_lab.runs.parallel import Report
 from memformer_lab.runs.training import CHECKPOINT, train
 from memformer_lab.solvers.estimates import Chunks, ErrorSampler, Tally, tally
 from memformer_lab.solvers.first_order import first_order_method
 from memformer_lab.solvers.held_out import best_penalty, judge_set
-from memformer_lab.solvers.optimizers import OPTIMIZERS
+from memformer_lab.solvers.judging import Solver, model_errors, solver_errors, steps_of
 from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.real import RegressionSet
 
@@ -51,7 +49,7 @@ def tally_solvers(
 
     Rows: each optimiser after 1..`steps` steps, then the last layer of the model in each of `folders`.
     """
-    solvers: list[Solver] = [_after_each_step(OPTIMIZERS[name], steps) for name in optimizers]
+    solvers: list[Solver] = [steps_of(name, steps) for name in optimizers]
     for folder in folders:
         method = first_order_method(load_model(folder / CHECKPOINT)[0])
         if method is None:
@@ -62,7 +60,8 @@ def tally_solvers(
 
 def tally_model(folder: Path, chunks: Chunks, indices: range, report: Report) -> Tally:
     """Errors of a model's last layer, one row."""
-    return tally(_reporting(model_errors(*load_model(folder / CHECKPOINT)), report), chunks, indices)
+    model, config = load_model(folder / CHECKPOINT)
+    return tally(_reporting(model_errors([model], config.sampler(), config.queries), report), chunks, indices)
 
 
 def judge_real_set(dataset: RegressionSet, folder: Path, contexts: int, seed: int, report: Report) -> SetResult:
@@ -72,10 +71,6 @@ def judge_real_set(dataset: RegressionSet, folder: Path, contexts: int, seed: in
     estimates = judge_set(model, dataset, config.n, contexts, penalty, seed)
     report(contexts, dataset.name)
     return SetResult(dataset.name, len(dataset.y), config.d, config.n, contexts, penalty, estimates)
-
-
-def _after_each_step(optimise: Callable[[Tensor, Tensor, int], Tensor], steps: int) -> Solver:
-    return lambda h, b: optimise(h, b, steps)
 
 
 def _reporting(sampler: ErrorSampler, report: Report) -> ErrorSampler:

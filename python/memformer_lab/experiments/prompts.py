@@ -8,8 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.optimizers import OPTIMIZERS, ols
-from memformer_lab.solvers.second_order import bfgs, online_gradient_descent
+from memformer_lab.solvers.optimizers import OPTIMIZERS, bfgs, ols, online_gradient_descent
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 Predictions = dict[str, Tensor]

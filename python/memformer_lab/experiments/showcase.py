@@ -18,9 +18,9 @@ from memformer_lab.experiments.budget import DEPTHS, REAL_LAYERS, Budget, Run, d
 from memformer_lab.experiments.contests import METHODS, depth_contests, judge
 from memformer_lab.experiments.jobs import judge_real_set, train_run
 from memformer_lab.reports.figures import draw
-from memformer_lab.reports.progress import task_progress
 from memformer_lab.reports.report import MethodResult, Report
 from memformer_lab.reports.tables import print_report
+from memformer_lab.reports.terminal import task_progress
 from memformer_lab.runs.files import write_atomically
 from memformer_lab.runs.parallel import Job, Workers
 from memformer_lab.tasks import real

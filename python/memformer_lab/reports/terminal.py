@@ -1,4 +1,4 @@
-"""What every command shares: the console it prints on, its end in one line where it fails, and the cores at hand."""
+"""What every command shares: the console it prints on, progress, its end in one line where it fails, the cores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import IO, cast
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from memformer_kernels import RankLost
-from memformer_lab.runs.trainer import TrainingDiverged
+from memformer_lab.runs.steps import TrainingDiverged
 
 MOST_WORKERS = 1024
 """The most processes that a command starts: a number beyond is a slip of the hand."""
@@ -36,6 +38,19 @@ def memory_for(**sizes: int) -> Iterator[None]:
             raise
         named = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         raise ValueError(f"{named} need more memory than there is: {said}") from error
+
+
+def task_progress(console: Console) -> Progress:
+    """A progress display whose bars count tasks; a bar's field `note` says what is being done."""
+    return Progress(
+        TextColumn("{task.description:<22}", markup=False),
+        BarColumn(bar_width=24),
+        TaskProgressColumn(),
+        _TaskRate(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
 
 
 @contextmanager
@@ -118,6 +133,12 @@ class _Output(io.TextIOBase):
                 self.fault = error.strerror
                 _abandon_output()
         return len(text)
+
+
+class _TaskRate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f} tasks/s")
 
 
 def _abandon_output() -> None:

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from memformer_lab.tasks.gaussian import GaussianTasks, StandardisedTasks
+from memformer_kernels import Adam, Schedule
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 TaskPreset = Literal["nonisotropic", "isotropic", "standardised"]
-Schedule = Literal["constant", "step", "cosine"]
+ScheduleKind = Literal["constant", "step", "cosine"]
 Backend = Literal["torch", "auto", "cpu"]
 
 MOST = 2**63 - 1
@@ -71,7 +73,7 @@ class TrainingConfig:
     learning_rate: float = 0.1
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float | None = 1.0
-    schedule: Schedule = "cosine"
+    schedule: ScheduleKind = "cosine"
     warmup: int = 0
     decay: float = 0.5
     decay_every: int = 1000
@@ -90,7 +92,7 @@ class TrainingConfig:
         if self.granularity is not None and not isinstance(self.granularity, str):
             raise TypeError(f"granularity must be a string or None, got {self.granularity!r}")
         _check_choice("tasks", self.tasks, get_args(TaskPreset))
-        _check_choice("schedule", self.schedule, get_args(Schedule))
+        _check_choice("schedule", self.schedule, get_args(ScheduleKind))
         _check_choice("backend", self.backend, get_args(Backend))
         self._settle("learning_rate", _number("learning_rate", self.learning_rate, 0.0, math.inf))
         self._settle("decay", _number("decay", self.decay, 0.0, 1.0, closed_high=True))
@@ -116,16 +118,16 @@ class TrainingConfig:
             return GaussianTasks.isotropic(self.d, self.n)
         return StandardisedTasks(self.d, self.n)
 
+    def optimizer(self) -> Adam:
+        """Adam with the run's clipping and schedule."""
+        schedule = Schedule(
+            self.schedule, warmup=self.warmup, decay=self.decay, decay_every=self.decay_every, steps=self.steps
+        )
+        return Adam(self.learning_rate, betas=self.betas, clip=self.clip, schedule=schedule)
+
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of the update number `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / (self.warmup + 1)
-        if self.schedule == "constant":
-            return self.learning_rate
-        if self.schedule == "step":
-            return self.learning_rate * self.decay ** ((step - self.warmup) // self.decay_every)
-        fraction = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * fraction))
+        return self.learning_rate * self.optimizer().schedule.factor(step)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, which `from_dict` reads back."""

@@ -1,7 +1,8 @@
-"""Writing a file whole or not at all, whatever kind of file a path names."""
+"""Writing a file whole or not at all, whatever kind of file a path names; and one writer of a folder at a time."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import secrets
@@ -9,6 +10,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+"""Name of the file in a folder that its one writer holds."""
 
 _SUFFIX = ".tmp"
 
@@ -57,6 +66,28 @@ def remove_temporaries(path: str | os.PathLike[str]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def sole_writer(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Keeps every other process and thread that asks for `folder` out of it; it is made if it is not there.
+
+    The system lets go of the lock, which is on the empty file ".lock", when the process ends in whatever way. Where
+    files cannot be locked (Windows, some network file systems) nobody is kept out.
+
+    Raises:
+        BlockingIOError: if somebody else has the folder.
+        OSError: if the file cannot be made.
+    """
+    path = Path(folder) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o666)
+    try:
+        if fcntl is not None:
+            _lock(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _replace(path: Path, data: bytes, held: os.stat_result | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{_prefix(path)}{secrets.token_hex(8)}{_SUFFIX}")
@@ -91,3 +122,17 @@ def _own_output(held: os.stat_result) -> int | None:
         except OSError:
             continue
     return None
+
+
+def _lock(descriptor: int, folder: str | os.PathLike[str]) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BlockingIOError(
+            errno.EWOULDBLOCK,
+            "another run is writing to this folder: wait for its end, or take another",
+            os.fspath(folder),
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL):
+            raise

@@ -10,27 +10,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from memformer_kernels import (
-    Adam,
-    FixedTasks,
-    GaussianStatistics,
-    GaussianTokens,
-    Schedule,
-    TrainState,
-    explain_training,
-    train_steps,
-)
+from memformer_kernels import Adam, FixedTasks, Schedule
 from memformer_kernels.nn import Memformer
-from memformer_lab.runs.models import reads_statistics_alone
-from memformer_lab.runs.trainer import clip_gradients
-from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
-from memformer_lab.tasks.samplers import step_sampler
+from memformer_lab.runs.steps import AutogradSteps, FusedSteps, Sampler, TrainingDiverged, state_of
+from memformer_lab.solvers.first_order import Draw, drawer, draws_statistics
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch, step_sampler
 from memformer_lab.tasks.seeds import generator_for, seed_for
-
-Draw = Callable[[int, Generator], TaskBatch]
-"""(batch, generator) -> tasks."""
-
-_Sampler = GaussianStatistics | GaussianTokens | FixedTasks
 
 _LONG = 256
 """Examples from which drawing the sums of their uniforms takes longer than Python's rejection sampler."""
@@ -50,7 +35,7 @@ class Recipe:
         steps: optimiser steps.
         batch: tasks a step.
         learning_rate: at the peak.
-        clip: as in `memformer_lab.runs.trainer.clip_gradients`.
+        clip: as in `steps.clip_gradients`.
         warmup: steps of warm-up.
     """
 
@@ -60,12 +45,10 @@ class Recipe:
     clip: float | None = 1.0
     warmup: int = 0
 
-    def rate(self, step: int) -> float:
-        """The learning rate of update number `step`, counted from 0."""
-        if step < self.warmup:
-            return self.learning_rate * (step + 1) / (self.warmup + 1)
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    def optimizer(self) -> Adam:
+        """Adam with the recipe's clipping and schedule."""
+        schedule = Schedule("cosine", warmup=self.warmup, steps=self.steps)
+        return Adam(self.learning_rate, clip=self.clip, schedule=schedule)
 
 
 @dataclass(frozen=True)
@@ -90,24 +73,14 @@ def memformer(seed: int, d: int, layers: int, **arguments: Any) -> Memformer:
     return model
 
 
-def draws_statistics(model: Memformer, tasks: GaussianTasks) -> bool:
-    """Whether tasks can be drawn as statistics with the query integrated out, without changing the expected loss."""
-    return tasks.n >= tasks.d and reads_statistics_alone(model)
-
-
-def drawer(model: Memformer, tasks: GaussianTasks) -> Draw:
-    """How a model's tasks are drawn: as statistics where that is the same, else as tokens with one query."""
-    return tasks.compressed if draws_statistics(model, tasks) else tasks.tokens
-
-
 def fit_on_tasks(model: Memformer, tasks: GaussianTasks, recipe: Recipe, seed: int) -> Fit:
     """Train a Memformer in place on fresh Gaussian tasks, by statistics where it reads nothing else."""
     statistics = draws_statistics(model, tasks)
     if statistics and tasks.n > _LONG:
         return fit_memformer(model, tasks.compressed, recipe, seed)
     sampler = step_sampler(tasks, recipe.batch, statistics=statistics)
-    run = _NativeRun.of(model, sampler, recipe, seed)
-    return run.take([(sampler, recipe.steps)]) if run else _fit_in_python(model, drawer(model, tasks), recipe, seed)
+    fitted = _fit_natively(model, sampler, [(sampler, recipe.steps)], recipe, seed)
+    return fitted or _fit_in_python(model, drawer([model], tasks), recipe, seed)
 
 
 def fit_on_lengths(model: Memformer, lengths: Sequence[GaussianTasks], recipe: Recipe, seed: int) -> Fit:
@@ -116,14 +89,13 @@ def fit_on_lengths(model: Memformer, lengths: Sequence[GaussianTasks], recipe: R
     chosen = torch.randint(
         len(lengths), (recipe.steps,), generator=generator_for("training", seed, 1), device="cpu", dtype=torch.int64
     ).tolist()
-    if run := _NativeRun.of(model, samplers[0], recipe, seed):
-        return run.take((samplers[index], 1) for index in chosen)
     steps = iter(chosen)
 
     def draw(batch: int, generator: Generator) -> TaskBatch:
-        return drawer(model, lengths[next(steps)])(batch, generator)
+        return drawer([model], lengths[next(steps)])(batch, generator)
 
-    return _fit_in_python(model, draw, recipe, seed)
+    fitted = _fit_natively(model, samplers[0], ((samplers[index], 1) for index in chosen), recipe, seed)
+    return fitted or _fit_in_python(model, draw, recipe, seed)
 
 
 def fit_memformer(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> Fit:
@@ -132,66 +104,52 @@ def fit_memformer(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> Fi
     few = _given(draw(recipe.batch, generator_for("training", seed, 1)))
     many = min(recipe.steps, max(1, _DRAWN // (recipe.batch * model.d)), max(1, _HELD // few.z.numel()))
 
-    def chunks() -> Iterator[tuple[FixedTasks, int]]:
+    def chunks() -> Iterator[tuple[Sampler, int]]:
         for first in range(0, recipe.steps, many):
             steps = min(many, recipe.steps - first)
             yield _given(draw(many * recipe.batch, generator), recipe.batch), steps
 
-    run = _NativeRun.of(model, few, recipe, seed)
-    return run.take(chunks()) if run else _fit_in_python(model, draw, recipe, seed)
+    return _fit_natively(model, few, chunks(), recipe, seed) or _fit_in_python(model, draw, recipe, seed)
 
 
 def fit_fixed(model: Memformer, batch: TaskBatch, recipe: Recipe, seed: int) -> Fit:
     """Train a Memformer in place on one fixed set of tokens, all of them in every step."""
     tasks = _given(batch)
-    run = _NativeRun.of(model, tasks, recipe, seed)
-    return run.take([(tasks, recipe.steps)]) if run else _fit_in_python(model, lambda *_: batch, recipe, seed)
+    fitted = _fit_natively(model, tasks, [(tasks, recipe.steps)], recipe, seed)
+    return fitted or _fit_in_python(model, lambda *_: batch, recipe, seed)
 
 
-@dataclass(frozen=True)
-class _NativeRun:
-    """A model's run through `train_steps` where the native library serves it: microseconds a step."""
+def _fit_natively(
+    model: Memformer, sampler: Sampler, parts: Iterable[tuple[Sampler, int]], recipe: Recipe, seed: int
+) -> Fit | None:
+    """Take some steps on each sampler in turn; None where the native library does not train such a model on such tasks.
 
-    model: Memformer
-    state: TrainState
-    optimizer: Adam
-
-    @classmethod
-    def of(cls, model: Memformer, sampler: _Sampler, recipe: Recipe, seed: int) -> _NativeRun | None:
-        """None where the native library does not train such a model on such tasks."""
-        if (state := _state(model, seed)) is None:
-            return None
-        schedule = Schedule("cosine", warmup=recipe.warmup, steps=recipe.steps)
-        optimizer = Adam(recipe.learning_rate, clip=recipe.clip, schedule=schedule)
-        native = explain_training(state, sampler, optimizer=optimizer).backend == "cpu"
-        return cls(model, state, optimizer) if native else None
-
-    def take(self, parts: Iterable[tuple[_Sampler, int]]) -> Fit:
-        """Take some steps on each sampler in turn and put what was learnt into the model."""
-        losses: list[float] = []
-        for sampler, steps in parts:
-            losses += train_steps(self.state, sampler, steps, optimizer=self.optimizer, max_skipped=1)[:, 0].tolist()
-            if int(self.state.skipped):
-                break
-        with torch.no_grad():
-            for name, value in self.state.model(0).items():
-                self.model.get_parameter(name).copy_(value)
-        skipped = int(self.state.skipped)
-        return Fit(tuple(losses[: len(losses) - skipped]), skipped > 0)
-
-
-def _state(model: Memformer, seed: int) -> TrainState | None:
-    """The model as `train_steps` takes it, or None where its parameters are not what the stack reads."""
-    own = dict(model.named_parameters())
-    read = {name: value for name, value in model.stack_arguments().items() if isinstance(value, Tensor)}
-    if "gate" in own or {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in read.items()}:
+    Args:
+        model: what is trained, in place.
+        sampler: one like those of `parts`.
+        parts: samplers, each with a number of steps.
+        recipe: the optimiser's settings.
+        seed: of the tasks.
+    """
+    if (state := state_of(model, seed_for("training", seed) >> 1)) is None:
         return None
-    # An entry that the model holds fixed, such as the residual rule's own 1, has no gradient.
-    total = torch.stack([value.sum() for value in read.values()]).sum()
-    trained = [name for name, value in own.items() if value.requires_grad]
-    gradients = dict(zip(trained, torch.autograd.grad(total, [own[name] for name in trained]), strict=True))
-    trainable = {name: gradients.get(name, torch.zeros_like(value)) != 0 for name, value in own.items()}
-    return TrainState.of([read], seeds=seed_for("training", seed) >> 1, trainable=[trainable])
+    steps = FusedSteps(model, state, recipe.optimizer())
+    if steps.backend_on(sampler) != "cpu":
+        return None
+    found = _collect(steps.take_on(part, count) for part, count in parts)
+    steps.learned()
+    return found
+
+
+def _collect(parts: Iterable[list[float]]) -> Fit:
+    """The losses of steps that are taken as `parts` is read, up to where they diverge."""
+    losses: list[float] = []
+    try:
+        for part in parts:
+            losses += part
+    except TrainingDiverged as error:
+        return Fit((*losses, *error.losses), True)
+    return Fit(tuple(losses), False)
 
 
 def _given(batch: TaskBatch, size: int | None = None) -> FixedTasks:
@@ -213,18 +171,5 @@ def _fit_in_python(model: Memformer, draw: Draw, recipe: Recipe, seed: int) -> F
 def fit(model: nn.Module, loss: Callable[[Generator], Tensor], recipe: Recipe, seed: int) -> Fit:
     """Train any module in place on a loss that draws its own tasks; stops before the first non-finite step."""
     generator = generator_for("training", seed)
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    optimizer = torch.optim.Adam(parameters.values(), lr=recipe.learning_rate, fused=True)
-    losses: list[float] = []
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.rate(step)
-        optimizer.zero_grad()
-        value = loss(generator)
-        torch.autograd.backward(value)
-        norm = clip_gradients(parameters, recipe.clip)
-        numbers = torch.stack([value.detach().double(), norm]).tolist()
-        if not all(map(math.isfinite, numbers)):
-            return Fit(tuple(losses), True)
-        losses.append(numbers[0])
-        optimizer.step()
-    return Fit(tuple(losses), False)
+    steps = AutogradSteps(model, lambda _: loss(generator), recipe.optimizer())
+    return _collect(steps.take(1) for _ in range(recipe.steps))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -81,6 +82,34 @@ class MetricsLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+@contextmanager
+def tensorboard_log(folder: str | os.PathLike[str]) -> Iterator[Callable[[Mapping[str, float]], None]]:
+    """Gives a function that writes one record of metrics into `folder`, as scalars over the record's "step".
+
+    Raises:
+        ValueError: if tensorboard is not installed.
+        OSError: if a log cannot be written, naming `folder`.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("--tensorboard needs tensorboard, which is not installed: pip install tensorboard") from error
+    with naming(folder):
+        writer = SummaryWriter(os.fspath(folder))
+
+    def write(record: Mapping[str, float]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                with naming(folder):
+                    writer.add_scalar(name, value, int(record["step"]))
+
+    try:
+        yield write
+    finally:
+        with naming(folder):
+            writer.close()
 
 
 def _line(record: Mapping[str, float]) -> str:

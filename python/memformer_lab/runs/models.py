@@ -1,4 +1,4 @@
-"""Models of a configuration: built, restored from a checkpoint, and read as first-order methods."""
+"""Models of a configuration: built, restored from a checkpoint, and judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from memformer_kernels.nn import Memformer
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.checkpoint import Checkpoint
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.solvers.estimates import Estimate, estimate
+from memformer_lab.solvers.judging import model_errors
 from memformer_lab.tasks.seeds import seed_for
 
 
@@ -65,17 +66,22 @@ def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu")
         raise ValueError(f"{path}: {error}") from error
 
 
-def reads_statistics_alone(model: Memformer) -> bool:
-    """Whether a prediction depends on the context through H and b alone and is linear in the query.
+def evaluate(
+    model: Memformer, config: TrainingConfig, *, tasks: int, seed: int = 0, layers: bool = False
+) -> list[Estimate]:
+    """Log mean squared query error on `tasks` fresh tasks, with a bootstrap interval.
 
-    So it is with response-only and block structure, unless gamma or beta differ from token to token.
+    Args:
+        model: a model of `config`.
+        config: names the tasks.
+        tasks: number of tasks, at least 1.
+        seed: of the tasks and of the bootstrap; never draws what training drew.
+        layers: judge the prediction after each layer.
+
+    Returns:
+        One estimate, or one for each layer.
+
+    Raises:
+        ValueError: if tasks < 1.
     """
-    arguments = model.stack_arguments()
-    weights = (arguments["gamma"], arguments["beta"])
-    return model.structure != "dense" and all(weight is None or weight.shape[-2] == 1 for weight in weights)
-
-
-def trains_on_statistics(model: Memformer, config: TrainingConfig) -> bool:
-    """Whether training draws sufficient statistics with the query integrated out, instead of every token."""
-    sampler = config.sampler()
-    return isinstance(sampler, GaussianTasks) and sampler.n >= sampler.d and reads_statistics_alone(model)
+    return estimate(model_errors([model], config.sampler(), config.queries, layers=layers), tasks, seed)

@@ -1,7 +1,8 @@
-"""Independent jobs over worker processes of one thread each, with progress."""
+"""Several processes: independent jobs over workers of one thread each, with progress; and the ranks of torchrun."""
 
 from __future__ import annotations
 
+import datetime
 import os
 import signal
 import subprocess
@@ -15,11 +16,16 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
 
 from memformer_lab.runs import worker
 
 Report = Callable[[int, str], None]
 """(units done, what to show)"""
+
+TIMEOUT = datetime.timedelta(minutes=2)
+"""How long a rank waits for the others before it says that one is lost; one that dies is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,22 @@ class Workers:
             raise ChildProcessError(f"a worker process died: {one.fate()}")
         kind, *content = worker.unpacked(message)
         return one, kind, tuple(content)
+
+
+def is_writer(group: ProcessGroup | None) -> bool:
+    """Whether this process writes files and shows progress: the first of a group, or one that is alone."""
+    return group is None or distributed.get_rank(group) == 0
+
+
+@contextmanager
+def process_group() -> Iterator[ProcessGroup | None]:
+    """The group of all ranks, None without torchrun. On a failure the others are not waited for."""
+    if not (distributed.is_available() and distributed.is_torchelastic_launched()):
+        yield None
+        return
+    distributed.init_process_group("gloo", timeout=TIMEOUT)
+    yield distributed.group.WORLD
+    distributed.destroy_process_group()
 
 
 class _Worker:

@@ -15,7 +15,8 @@ from torch import Tensor
 from memformer_lab.runs.files import write_atomically
 from memformer_lab.runs.fitting import Recipe, fit_memformer
 from memformer_lab.solvers.shipped import FILE, LARGEST_D, RATIOS, blank, key
-from memformer_lab.tasks.gaussian import StandardisedTasks, TaskBatch
+from memformer_lab.tasks.gaussian import TaskBatch
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 STEPS = 800
 QUERIES = 8

@@ -15,12 +15,11 @@ from torch.distributed import ProcessGroup
 from memformer_kernels.nn import Memformer
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.files import remove_temporaries, write_atomically
-from memformer_lab.runs.lock import sole_writer
+from memformer_lab.runs.files import remove_temporaries, sole_writer, write_atomically
 from memformer_lab.runs.metrics import MetricsLog
-from memformer_lab.runs.ranks import is_writer
-from memformer_lab.runs.step_trainer import StepTrainer
-from memformer_lab.runs.trainer import Record, Trainer, TrainingDiverged
+from memformer_lab.runs.parallel import is_writer
+from memformer_lab.runs.steps import TrainingDiverged
+from memformer_lab.runs.trainer import Record, Trainer
 
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
@@ -71,7 +70,7 @@ def train(
     """
     _check_interval(checkpoint_every)
     folder = Path(output)
-    trainer = Trainer(config, device) if _alone(config, group) else StepTrainer(config, device, group)
+    trainer = Trainer(config, device, group)
     if not is_writer(group):
         return _follow(trainer, checkpoint_every)
     with sole_writer(folder):
@@ -115,18 +114,14 @@ def continue_training(
         return _run(_resumed(folder, steps, device, group), folder, checkpoint_every, on_record)
 
 
-def _resumed(
-    folder: Path, steps: int | None, device: torch.device | str, group: ProcessGroup | None
-) -> Trainer | StepTrainer:
+def _resumed(folder: Path, steps: int | None, device: torch.device | str, group: ProcessGroup | None) -> Trainer:
     checkpoint = checkpoints.load(folder / CHECKPOINT)
     if steps is not None:
         checkpoint = dataclasses.replace(checkpoint, config=dataclasses.replace(checkpoint.config, steps=steps))
         if steps < checkpoint.step:
             raise ValueError(f"steps must be at least {checkpoint.step}, those done in {folder}, got {steps}")
     try:
-        if _alone(checkpoint.config, group):
-            return Trainer.resume(checkpoint, device)
-        return StepTrainer.resume(checkpoint, device, group)
+        return Trainer.resume(checkpoint, device, group)
     except ValueError as error:
         raise ValueError(f"{folder / CHECKPOINT}: {error}") from error
 
@@ -136,30 +131,23 @@ def _check_interval(checkpoint_every: int) -> None:
         raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
 
 
-def _alone(config: TrainingConfig, group: ProcessGroup | None) -> bool:
-    """Whether the run takes the reference path, which knows one process only."""
-    if config.backend == "torch" and group is not None:
-        raise ValueError("backend must be 'auto' or 'cpu' with several processes, got 'torch'")
-    return config.backend == "torch"
-
-
-def _next_stop(trainer: Trainer | StepTrainer, checkpoint_every: int) -> int:
-    """The step before which nothing is to be written."""
+def _advance(trainer: Trainer, checkpoint_every: int) -> Record:
+    """Take all steps before anything is to be written."""
     config = trainer.config
     stops = (trainer.step // every * every + every for every in (config.log_every, checkpoint_every))
-    return min(config.steps, *stops)
+    return trainer.advance(min(config.steps, *stops) - trainer.step)
 
 
-def _follow(trainer: Trainer | StepTrainer, checkpoint_every: int) -> TrainingResult:
+def _follow(trainer: Trainer, checkpoint_every: int) -> TrainingResult:
     """What `_run` does, without writing."""
     first, begin = trainer.step, time.perf_counter()
     while trainer.step < trainer.config.steps:
-        trainer.advance_to(_next_stop(trainer, checkpoint_every))
+        _advance(trainer, checkpoint_every)
     return TrainingResult(trainer.model, (trainer.step - first) * trainer.config.batch, time.perf_counter() - begin)
 
 
 def _run(
-    trainer: Trainer | StepTrainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
+    trainer: Trainer, folder: Path, checkpoint_every: int, on_record: Callable[[Record], None] | None
 ) -> TrainingResult:
     config, first = trainer.config, trainer.step
     for name in (CHECKPOINT, METRICS):
@@ -169,7 +157,7 @@ def _run(
     with MetricsLog(folder / METRICS, after=first, every=config.log_every) as log:
         while trainer.step < config.steps:
             try:
-                record = trainer.advance_to(_next_stop(trainer, checkpoint_every))
+                record = _advance(trainer, checkpoint_every)
                 done = trainer.step == config.steps
                 if done or trainer.step % config.log_every == 0:
                     now = time.perf_counter()

@@ -25,7 +25,9 @@ RESAMPLES = 2000
 LEVEL = 0.95
 """Probability of the intervals."""
 
-_CHUNK = 20_000
+CHUNK = 20_000
+"""Most tasks that are drawn at once."""
+
 _BITS_DROPPED = 16  # of a float32: leaves 128 bins an octave, at most 0.008 wide in the natural logarithm
 
 
@@ -67,12 +69,12 @@ class Chunks:
     @property
     def block(self) -> int:
         """Tasks in a block."""
-        return min(_CHUNK, max(1, self.tasks // BLOCKS))
+        return min(CHUNK, max(1, self.tasks // BLOCKS))
 
     @property
     def size(self) -> int:
         """Tasks in a chunk, a multiple of `block`; the last chunk may have fewer."""
-        return _CHUNK // self.block * self.block
+        return CHUNK // self.block * self.block
 
     def __len__(self) -> int:
         return -(-self.tasks // self.size)

@@ -11,10 +11,10 @@ from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.solvers.estimates import Estimate, Tally
 from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
-from memformer_lab.tasks.gaussian import StandardisedTasks
 from memformer_lab.tasks.real import RegressionSet
 from memformer_lab.tasks.real import contexts as contexts_of
 from memformer_lab.tasks.seeds import generator_for
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 QUERIES = 4
 """Held-out rows that each context predicts."""

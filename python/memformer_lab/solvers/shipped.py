@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.weights import implied_weights
+from memformer_lab.solvers.first_order import implied_weights
 
 LARGEST_D = 16
 """The most features that a shipped network reads."""

@@ -15,9 +15,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.tasks.batch_last import product
-from memformer_lab.tasks.chi import chi_by_rejection
-from memformer_lab.tasks.standardise import standardise
+from memformer_kernels import GaussianStatistics, GaussianTokens
 
 # Uniforms of float32 are multiples of 2^-24, so a product of five in (0, 1] is at least 2^-120 and stays normal.
 _UNIFORMS_PER_LOG = 5
@@ -90,7 +88,7 @@ class GaussianTasks:
     dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
-        _check_sizes(self.d, self.n, self.dtype)
+        check_sizes(self.d, self.n, self.dtype)
         if len(self.scales) != self.d or not all(0 < s < math.inf for s in self.scales):
             raise ValueError(f"scales must be d={self.d} positive finite numbers, got {self.scales}")
         if self.weights not in ("inverse", "isotropic"):
@@ -138,7 +136,7 @@ class GaussianTasks:
         Raises:
             ValueError: if batch < 0 or queries < 0.
         """
-        _check_batch(batch, queries)
+        check_batch(batch, queries)
         weights = self._draw_weights(batch, generator).T.contiguous()
         x = self._normal(generator, batch, self.n + queries, self.d) @ self._on(generator, self.factor).T
         z = torch.cat([x, x @ weights.unsqueeze(-1)], dim=-1)
@@ -159,7 +157,7 @@ class GaussianTasks:
         Raises:
             ValueError: if n < d (H is singular and has no such decomposition) or batch < 0.
         """
-        _check_batch(batch)
+        check_batch(batch)
         k = self._bartlett(batch, generator)
         weights = self._draw_weights(batch, generator)
         factor = self._on(generator, self.factor)
@@ -192,7 +190,7 @@ class GaussianTasks:
         Raises:
             ValueError: if n < d or batch < 0.
         """
-        _check_batch(batch)
+        check_batch(batch)
         d = self.d
         k = self._bartlett(batch, generator)
         weights = self._draw_weights(batch, generator).T.contiguous()
@@ -251,87 +249,70 @@ class GaussianTasks:
         return square.sqrt_()
 
 
-@dataclass(frozen=True)
-class StandardisedTasks:
-    """Tasks shaped like measured data: features correlated differently in every task, all in standard units.
+def step_sampler(
+    tasks: GaussianTasks, batch: int, *, statistics: bool, queries: int = 1, resample: int = 1
+) -> GaussianStatistics | GaussianTokens:
+    """The sampler of these tasks.
 
-    Features follow a factor model of unit variances, x = sqrt(u) e + sqrt(1 - u) L f with e and f standard normal and
-    half as many common factors as features, rounded up. The share u of its own in each feature's variance is
-    log-uniform in `own_share`, from nearly collinear to independent features. Row j of the loadings L is a random
-    direction, with factor k weighed by r^k before the row is scaled to length 1, and r uniform in [0, 1]: from one
-    dominant common factor to equal ones.
-
-    Weights are N(0, I), and the noise is set so that the features explain a share of the response's variance that is
-    uniform in `explained`. Then x and y are centred and scaled column by column by the context alone, exactly as
-    rows of real data are (`standardise`). Queries carry no noise.
-
-    Attributes:
-        d: number of features.
-        n: number of labelled examples in a context, at least 2.
-        own_share: range of the share u within (0, 1].
-        explained: range of the explained share of the response's variance within (0, 1]; 1 is no noise.
-        dtype: torch.float32 or torch.float64.
-
-    Raises:
-        TypeError: for a dtype other than float32 and float64.
-        ValueError: for any other argument outside its range.
+    Args:
+        tasks: what is drawn.
+        batch: tasks a step.
+        statistics: draw H and b with the query integrated out, in place of tokens. Needs n >= d.
+        queries: queries a task, where tokens are drawn.
+        resample: steps that a batch is kept for.
     """
-
-    d: int
-    n: int
-    own_share: tuple[float, float] = (1e-3, 1.0)
-    explained: tuple[float, float] = (0.2, 1.0)
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        _check_sizes(self.d, self.n, self.dtype)
-        if self.n < 2:
-            raise ValueError(f"n must be at least 2, one example has no spread to scale by, got {self.n}")
-        for name, (low, high) in (("own_share", self.own_share), ("explained", self.explained)):
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} must be a range within (0, 1], got ({low}, {high})")
-
-    def tokens(self, batch: int, generator: Generator, queries: int = 1) -> TaskBatch:
-        """Draw tasks: z (batch, n + queries, d + 1), targets and weights in the scaled units of each context.
-
-        The weights are w*_j sd(x_j) / sd(y) with the context's standard deviations. A target is weights . x less the
-        mean of the context's noise in the same units, which centring has moved there.
-
-        Raises:
-            ValueError: if batch < 0 or queries < 0.
-        """
-        _check_batch(batch, queries)
-
-        def uniform() -> Tensor:
-            return torch.rand(batch, 1, 1, generator=generator, dtype=self.dtype, device=generator.device)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(batch, *shape, generator=generator, dtype=self.dtype, device=generator.device)
-
-        rows, factors = self.n + queries, (self.d + 1) // 2
-        low, high = self.own_share
-        # Rounding may carry a share past 1, where square roots below would turn NaN.
-        own = (low * (high / low) ** uniform()).clamp(max=high)
-        order = torch.arange(factors, dtype=self.dtype, device=generator.device)
-        loadings = normal(self.d, factors) * uniform() ** order
-        loadings = loadings / torch.linalg.vector_norm(loadings, dim=-1, keepdim=True)
-        x = own.sqrt() * normal(rows, self.d) + (1 - own).sqrt() * (normal(rows, factors) @ loadings.mT)
-
-        weights = normal(self.d, 1)
-        signal = own * weights.square().sum(1, keepdim=True)
-        signal = signal + (1 - own) * (loadings.mT @ weights).square().sum(1, keepdim=True)
-        low, high = self.explained
-        share = (low + (high - low) * uniform()).clamp(max=high)
-        noise = (signal * (1 - share) / share).sqrt() * normal(self.n, 1)
-        y = x @ weights
-        y[:, : self.n] += noise
-
-        scaled = standardise(x, y.squeeze(-1), self.n)
-        scaled_weights = weights.squeeze(-1) * scaled.x_scale / scaled.y_scale.unsqueeze(-1)
-        return TaskBatch(z=scaled.z, target=scaled.target, weights=scaled_weights, context=self.n)
+    scales = torch.tensor(tasks.scales, dtype=torch.float64, device="cpu")
+    common = {
+        "noise": tasks.noise,
+        "factor": tasks.factor,
+        "weights": tasks.rotation / scales if tasks.weights == "inverse" else None,
+        "resample_every": resample,
+    }
+    if statistics:
+        return GaussianStatistics(tasks.d, tasks.n, batch, query="integrated", **common)  # type: ignore[arg-type]
+    return GaussianTokens(tasks.d, tasks.n, batch, queries=queries, **common)  # type: ignore[arg-type]
 
 
-def _check_sizes(d: int, n: int, dtype: torch.dtype) -> None:
+def product(matrices: Tensor, vectors: Tensor) -> Tensor:
+    """Matrix-vector products of a batch with its axis last, where they run at memory speed for any d.
+
+    Args:
+        matrices: (r, d, B).
+        vectors: (d, B).
+
+    Returns:
+        (r, B).
+    """
+    result = matrices[:, 0] * vectors[0]
+    for j in range(1, len(vectors)):
+        result.addcmul_(matrices[:, j], vectors[j])
+    return result
+
+
+def chi_by_rejection(freedom: int, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+    """(batch,) exact draws of chi(freedom), freedom >= 2, by the method of Marsaglia and Tsang (2000).
+
+    chi^2(k) is twice Gamma(k/2). For k of a hundred and more nearly every proposal is accepted, so a few rounds of
+    vectorised proposals for what is left suffice.
+    """
+    shape = freedom / 2 - 1 / 3
+    scale = 1 / math.sqrt(9 * shape)
+    gamma = torch.empty(batch, dtype=dtype, device=generator.device)
+    left = torch.arange(batch, device=generator.device, dtype=torch.int64)
+    while len(left):
+        normal = torch.randn(len(left), generator=generator, dtype=dtype, device=generator.device)
+        uniform = 1 - torch.rand(len(left), generator=generator, dtype=dtype, device=generator.device)
+        cube = (1 + scale * normal) ** 3
+        bound = 0.5 * normal.square() + shape * (1 - cube + cube.log())
+        # A negative cube has no logarithm: the comparison with NaN refuses it.
+        accepted = uniform.log() < bound
+        gamma[left[accepted]] = shape * cube[accepted]
+        left = left[~accepted]
+    return (2 * gamma).sqrt()
+
+
+def check_sizes(d: int, n: int, dtype: torch.dtype) -> None:
+    """Refuse sizes below 1 and dtypes that no tasks are drawn in."""
     if d < 1:
         raise ValueError(f"d must be at least 1, got {d}")
     if n < 1:
@@ -340,7 +321,8 @@ def _check_sizes(d: int, n: int, dtype: torch.dtype) -> None:
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
 
 
-def _check_batch(batch: int, queries: int = 0) -> None:
+def check_batch(batch: int, queries: int = 0) -> None:
+    """Refuse negative numbers of tasks and queries."""
     if batch < 0:
         raise ValueError(f"batch must be at least 0, got {batch}")
     if queries < 0:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.tasks.standardise import standardise
+from memformer_lab.tasks.standardised import standardise
 
 # Response and features of the statsmodels sets. Left out: star98's products of its own features, and longley's YEAR,
 # copper's TIME, which count rows instead of measuring anything.

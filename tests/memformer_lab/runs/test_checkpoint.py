@@ -15,7 +15,6 @@ from safetensors.torch import save as serialise
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
 from memformer_lab.runs.models import load_model
-from memformer_lab.runs.step_trainer import StepTrainer
 from memformer_lab.runs.tensor_file import write_tensors
 from memformer_lab.runs.trainer import Trainer
 from memformer_lab.runs.training import CHECKPOINT, continue_training
@@ -109,7 +108,7 @@ def test_a_flipped_bit_is_noticed(path: Path) -> None:
 def test_every_flipped_bit_is_refused(path: Path, first: int) -> None:
     """Of the safetensors header, of this format's inside it with the digest itself, and of the tensors: every seventh
     bit, from each of the first seven."""
-    checkpoints.save(path, StepTrainer(dataclasses.replace(CONFIG, backend="auto")).snapshot())
+    checkpoints.save(path, Trainer(dataclasses.replace(CONFIG, backend="auto")).snapshot())
     whole = path.read_bytes()
     accepted = []
     for place in range(first, 8 * len(whole), 7):

@@ -6,16 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_lab.experiments.judging import (
-    classical_estimates,
-    distributions,
-    memformer_estimates,
-    network_errors,
-    steps_of,
-)
 from memformer_lab.experiments.networks import network
 from memformer_lab.runs import fitting
-from memformer_lab.runs.evaluation import solver_errors
 from memformer_lab.runs.fitting import (
     Recipe,
     fit,
@@ -26,6 +18,14 @@ from memformer_lab.runs.fitting import (
     memformer,
 )
 from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import (
+    classical_estimates,
+    distributions,
+    memformer_estimates,
+    network_errors,
+    solver_errors,
+    steps_of,
+)
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 TASKS = GaussianTasks.isotropic(3, 12)
@@ -59,7 +59,7 @@ def test_native_steps_are_those_of_the_loop(arguments: dict[str, Any], monkeypat
     native, plain = network(1, 3, 3, **arguments), network(1, 3, 3, **arguments)
     drawn = TASKS.compressed(16, torch.Generator().manual_seed(0))
     fits = [fit_fixed(native, drawn, recipe, 0)]
-    monkeypatch.setattr(fitting, "_state", lambda *_: None)
+    monkeypatch.setattr(fitting, "state_of", lambda *_: None)
     fits.append(fit_fixed(plain, drawn, recipe, 0))
     assert fits[0].losses == pytest.approx(fits[1].losses, rel=1e-4)
     for name, value in plain.stack_arguments().items():
@@ -105,7 +105,8 @@ def test_fixed_tasks_are_fitted_and_fresh_ones_are_not() -> None:
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
     recipe = Recipe(100, learning_rate=0.5, warmup=10)
-    rates = [recipe.rate(step) for step in range(100)]
+    schedule = recipe.optimizer().schedule
+    rates = [recipe.learning_rate * schedule.factor(step) for step in range(100)]
     assert rates[:10] == sorted(rates[:10])
     assert max(rates) == pytest.approx(0.5)
     assert rates[10:] == sorted(rates[10:], reverse=True)

@@ -13,7 +13,7 @@ import torch
 
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.lock import LOCK
+from memformer_lab.runs.files import LOCK
 from memformer_lab.runs.metrics import read_metrics
 from memformer_lab.runs.training import CHECKPOINT, METRICS, train
 

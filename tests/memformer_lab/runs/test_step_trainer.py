@@ -9,11 +9,10 @@ import torch
 
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.evaluation import evaluate
 from memformer_lab.runs.metrics import read_metrics
-from memformer_lab.runs.models import build_model, load_model
-from memformer_lab.runs.step_trainer import StepTrainer
-from memformer_lab.runs.trainer import Record, Trainer, TrainingDiverged
+from memformer_lab.runs.models import build_model, evaluate, load_model
+from memformer_lab.runs.steps import TrainingDiverged
+from memformer_lab.runs.trainer import Record, Trainer
 from memformer_lab.runs.training import CHECKPOINT, METRICS, continue_training, train
 
 SMALL = TrainingConfig(
@@ -65,7 +64,7 @@ def test_the_first_loss_is_that_of_the_reference_path() -> None:
     first = {}
     for backend in ("torch", "auto"):
         run = dataclasses.replace(config, backend=backend)
-        first[backend] = (Trainer(run) if backend == "torch" else StepTrainer(run)).advance_to(1)["loss"]
+        first[backend] = Trainer(run).advance()["loss"]
     assert first["auto"] == pytest.approx(first["torch"], rel=0.1)
 
 
@@ -103,7 +102,7 @@ def test_runs_that_need_the_reference_path(changes: dict[str, Any], message: str
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     train(dataclasses.replace(SMALL, steps=2), tmp_path)
     held = checkpoints.load(tmp_path / CHECKPOINT)
-    with pytest.raises(ValueError, match="is of a run on 'cuda', expected device 'cpu'"):
-        StepTrainer.resume(dataclasses.replace(held, device="cuda"))
-    with pytest.raises(ValueError, match=r"first of q are \(2,\), expected \(2, 1, 3, 3\)"):
-        StepTrainer.resume(dataclasses.replace(held, first={**held.first, "q": torch.ones(2)}))
+    with pytest.raises(ValueError, match="draws its tasks on 'cuda', expected device 'cpu'"):
+        Trainer.resume(dataclasses.replace(held, device="cuda"))
+    with pytest.raises(ValueError, match=r"a moment of q is \(2,\), expected \(2, 1, 3, 3\)"):
+        Trainer.resume(dataclasses.replace(held, first={**held.first, "q": torch.ones(2)}))

@@ -13,9 +13,11 @@ import torch
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
 from memformer_lab.runs.metrics import MetricsLog, read_metrics
-from memformer_lab.runs.models import build_model, load_model, trains_on_statistics
-from memformer_lab.runs.trainer import Record, Trainer, TrainingDiverged, clip_gradients
+from memformer_lab.runs.models import build_model, load_model
+from memformer_lab.runs.steps import TrainingDiverged, clip_gradients
+from memformer_lab.runs.trainer import Record, Trainer
 from memformer_lab.runs.training import CHECKPOINT, METRICS, continue_training, train
+from memformer_lab.solvers.first_order import draws_statistics
 
 SMALL = TrainingConfig(d=3, n=6, layers=2, tasks="isotropic", batch=16, steps=100, learning_rate=0.02, log_every=7)
 
@@ -201,7 +203,7 @@ def test_training_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
 )
 def test_the_query_is_integrated_out_where_that_is_exact(changes: dict[str, Any], expected: bool) -> None:
     config = dataclasses.replace(SMALL, **changes)
-    assert trains_on_statistics(build_model(config), config) is expected
+    assert draws_statistics(build_model(config), config.sampler()) is expected
     Trainer(config).advance()
 
 

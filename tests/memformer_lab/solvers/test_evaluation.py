@@ -12,10 +12,10 @@ from torch import Tensor
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.evaluation import evaluate, model_errors, prediction_errors, solver_errors, weight_errors
-from memformer_lab.runs.models import build_model
+from memformer_lab.runs.models import build_model, evaluate
 from memformer_lab.solvers.estimates import Chunks, Estimate, Tally, estimate, tally
-from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.first_order import drawer, first_order_method
+from memformer_lab.solvers.judging import model_errors, network_errors, solver_errors, weight_errors
 from memformer_lab.solvers.optimizers import conjugate_gradient
 from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.seeds import seed_for
@@ -86,8 +86,10 @@ def test_the_integrated_query_is_the_mean_over_many_queries() -> None:
 def test_solving_and_predicting_give_the_same_errors(layers: bool) -> None:
     model, config = _disturbed(n=12)
     model.float()
-    solved = model_errors(model, config, layers=layers)(3000, torch.Generator().manual_seed(2))
-    predicted = prediction_errors(model, config, layers=layers)(3000, torch.Generator().manual_seed(2))
+    solved = model_errors([model], config.sampler(), layers=layers)(3000, torch.Generator().manual_seed(2))
+    predicted = network_errors([model], drawer([model], config.sampler()), layers=layers)(
+        3000, torch.Generator().manual_seed(2)
+    )
     assert solved.shape == predicted.shape == (3 if layers else 1, 3000)
     torch.testing.assert_close(solved, predicted, rtol=2e-3, atol=1e-5)
 

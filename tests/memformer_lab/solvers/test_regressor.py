@@ -10,7 +10,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from memformer_lab import MemformerRegressor
 from memformer_lab.runs.train_shipped import train_network
-from memformer_lab.solvers.moments import Moments
+from memformer_lab.solvers.regressor import Moments
 from memformer_lab.solvers.shipped import LARGEST_D, RATIOS, nearest_ratio, shipped_network, shipped_weights
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.weights import implied_weights
+from memformer_lab.solvers.first_order import implied_weights
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 

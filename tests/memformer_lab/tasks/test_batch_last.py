@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memformer_lab.tasks.batch_last import product
+from memformer_lab.tasks.gaussian import product
 
 
 @pytest.mark.parametrize(("rows", "d", "batch"), [(1, 1, 1), (3, 3, 7), (2, 5, 4), (6, 2, 0)])

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memformer_lab.tasks.chi import chi_by_rejection
-from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.gaussian import GaussianTasks, chi_by_rejection
 
 
 @pytest.mark.parametrize("freedom", [2, 5, 300, 100_000])

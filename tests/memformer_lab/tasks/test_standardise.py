@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memformer_lab.tasks.standardise import standardise
+from memformer_lab.tasks.standardised import standardise
 
 
 def _rows(batch: int = 6, rows: int = 9, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,8 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
-from memformer_lab.tasks.gaussian import GaussianTasks, StandardisedTasks, TaskBatch
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 SAMPLERS = ("tokens", "quadratics", "compressed")
 # A two-sided normal tail of 5 standard errors is 6e-7: with a few hundred comparisons, a false alarm has odds < 1e-3.
