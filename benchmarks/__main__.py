@@ -29,7 +29,7 @@ from benchmarks.reports import compare, pictures
 from benchmarks.reports.record import Report, read_report, read_reports, write_json, write_report, write_reports
 from benchmarks.reports.table import not_timed, print_report
 from memformer_kernels import build_info
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 # Help is given in words and never left to docstrings, which `python -OO` takes away.
 app = typer.Typer(add_completion=False)

@@ -4,7 +4,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure.attention import HEADS, WIDTHS
 from benchmarks.reports.attention_record import Record
-from memformer_lab.pictures import encode
+from memformer_lab.reports.pictures import encode
 
 _COLOURS = ("#1b7f4b", "#444444", "#b7791f", "#2b6cb0")
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from benchmarks.measure.dispatch import Choice
 from benchmarks.reports.record import Machine
 from benchmarks.reports.table import figure as digits
-from memformer_lab.pictures import encode
+from memformer_lab.reports.pictures import encode
 
 _OURS, _LOSS = "#1b7f4b", "#b83232"
 

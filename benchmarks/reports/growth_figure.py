@@ -7,7 +7,7 @@ from matplotlib.ticker import FixedLocator, NullFormatter
 from benchmarks.measure.growth import AXES, Axis, Point, held, points
 from benchmarks.reports.record import Machine, Report, Timing
 from benchmarks.reports.table import memory_floor_ms, operations_floor_ms
-from memformer_lab.pictures import encode
+from memformer_lab.reports.pictures import encode
 
 _OURS, _PEER, _FLOOR = "#1b7f4b", "#444444", "#2b6cb0"
 _MARKERS = ("s", "^", "D", "v", "P", "X")

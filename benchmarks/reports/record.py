@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.measure.workloads import Workload
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 FORMAT = 1
 

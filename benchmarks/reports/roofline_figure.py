@@ -9,7 +9,7 @@ from matplotlib.transforms import Bbox
 from benchmarks.measure.roofline import Point
 from benchmarks.reports.record import Machine
 from benchmarks.reports.table import figure as digits
-from memformer_lab.pictures import encode
+from memformer_lab.reports.pictures import encode
 
 _OURS, _TORCH, _FLOOR = "#1b7f4b", "#c05621", "#2b6cb0"
 

@@ -11,15 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memformer_lab.config import TrainingConfig
-    from memformer_lab.estimates import Estimate
-    from memformer_lab.evaluation import evaluate
-    from memformer_lab.models import load_model
-    from memformer_lab.regressor import MemformerRegressor
-    from memformer_lab.state_file import load_state, save_state
-    from memformer_lab.tasks import GaussianTasks, StandardisedTasks
-    from memformer_lab.trainer import TrainingDiverged
-    from memformer_lab.training import continue_training, train
+    from memformer_lab.runs.config import TrainingConfig
+    from memformer_lab.runs.models import evaluate, load_model
+    from memformer_lab.runs.state_file import load_state, save_state
+    from memformer_lab.runs.steps import TrainingDiverged
+    from memformer_lab.runs.training import continue_training, train
+    from memformer_lab.solvers.estimates import Estimate
+    from memformer_lab.solvers.regressor import MemformerRegressor
+    from memformer_lab.tasks.gaussian import GaussianTasks
+    from memformer_lab.tasks.standardised import StandardisedTasks
 
 __all__ = [
     "Estimate",
@@ -37,18 +37,18 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Estimate": "estimates",
-    "GaussianTasks": "tasks",
-    "MemformerRegressor": "regressor",
-    "StandardisedTasks": "tasks",
-    "TrainingConfig": "config",
-    "TrainingDiverged": "trainer",
-    "continue_training": "training",
-    "evaluate": "evaluation",
-    "load_model": "models",
-    "load_state": "state_file",
-    "save_state": "state_file",
-    "train": "training",
+    "Estimate": "solvers.estimates",
+    "GaussianTasks": "tasks.gaussian",
+    "MemformerRegressor": "solvers.regressor",
+    "StandardisedTasks": "tasks.standardised",
+    "TrainingConfig": "runs.config",
+    "TrainingDiverged": "runs.steps",
+    "continue_training": "runs.training",
+    "evaluate": "runs.models",
+    "load_model": "runs.models",
+    "load_state": "runs.state_file",
+    "save_state": "runs.state_file",
+    "train": "runs.training",
 }
 
 

@@ -16,28 +16,26 @@ from rich.console import Console
 from torch.distributed import ProcessGroup
 
 from memformer_kernels import build_info
-from memformer_lab import checkpoint as checkpoints
-from memformer_lab.budget import Budget
-from memformer_lab.config import TrainingConfig
-from memformer_lab.evaluation import evaluate as judge
+from memformer_lab.experiments.budget import Budget
 from memformer_lab.experiments.command import HELP as REPRODUCE
 from memformer_lab.experiments.command import reproduce
-from memformer_lab.files import write_atomically
-from memformer_lab.models import load_model
+from memformer_lab.experiments.showcase import run_showcase
 from memformer_lab.profiling.call import SIZES, Call, profile_call
 from memformer_lab.profiling.view import print_profile
-from memformer_lab.progress import task_progress
-from memformer_lab.ranks import is_writer, process_group
-from memformer_lab.showcase import run_showcase
-from memformer_lab.solve import HELP as SOLVE
-from memformer_lab.solve import solve
-from memformer_lab.step_trainer import fault
-from memformer_lab.tables import estimate_table
-from memformer_lab.tensorboard import tensorboard_log
-from memformer_lab.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams
-from memformer_lab.trainer import Record
-from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
-from memformer_lab.training import train as train_anew
+from memformer_lab.reports.solve import HELP as SOLVE
+from memformer_lab.reports.solve import solve
+from memformer_lab.reports.tables import estimate_table
+from memformer_lab.reports.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams, task_progress
+from memformer_lab.runs import checkpoint as checkpoints
+from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.metrics import tensorboard_log
+from memformer_lab.runs.models import evaluate as judge
+from memformer_lab.runs.models import load_model
+from memformer_lab.runs.parallel import is_writer, process_group
+from memformer_lab.runs.trainer import Record, fault
+from memformer_lab.runs.training import CHECKPOINT, METRICS, TrainingResult, continue_training
+from memformer_lab.runs.training import train as train_anew
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""

@@ -9,9 +9,9 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from memformer_lab.experiments.protocol import Scale, Setting
-from memformer_lab.experiments.record import Outcome
-from memformer_lab.terminal import MOST_WORKERS, command, cores
+from memformer_lab.reports.protocol import Scale, Setting
+from memformer_lab.reports.record import Outcome
+from memformer_lab.reports.terminal import MOST_WORKERS, command, cores
 
 HELP = "Test the literature's claims; leaves JSON, figures and report.html. A stopped run goes on where it was."
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks
-from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
 from memformer_lab.experiments.networks import network
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most, close
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most, close
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.solvers.judging import classical_estimates, memformer_estimates
 
 _MODELS: dict[str, dict[str, Any]] = {
     "cgd-like, scalar preconditioner": {"rule": "cgd", "preconditioner": "scalar"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Published, Setting
 from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, LFOM_LIMITS, NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most, close
+from memformer_lab.reports.protocol import Experiment, Published, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most, close
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import classical_estimates, memformer_estimates
 
 HIGH = "LFOM, upper end of the 95% interval over tasks"
 

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import classical_estimates, distributions, network_errors
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import (
     DEPTHS,
     GDPP,
@@ -18,10 +15,13 @@ from memformer_lab.experiments.reference import (
     NONISOTROPIC,
     gaussian_tasks,
 )
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import classical_estimates, distributions, network_errors
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 LFOM, ALIKE, OWN = "LFOM with GD++", "GD++, trained as LFOM is", "GD++, its own best clipping"
 

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 import torch
 
 from memformer_kernels import lfom_solve
-from memformer_lab.evaluation import weight_errors
-from memformer_lab.experiments.fitting import Recipe, fit_fixed, memformer
-from memformer_lab.experiments.judging import memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.first_order import first_order_method
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_fixed, memformer
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.judging import memformer_estimates, weight_errors
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _LAYERS = 4
 _BATCHES = (1, 10, 50, 100, 1000)

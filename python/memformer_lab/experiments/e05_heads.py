@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import distributions, network_errors
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import distributions, network_errors
+from memformer_lab.tasks.seeds import generator_for
 
 _HEADS = (1, 2, 5)
 _LAYERS = 2

@@ -11,13 +11,13 @@ from torch import Generator, Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 3
 _EXPERTS = (1.0, 2.0, 3.0)

@@ -9,15 +9,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from memformer_lab.evaluation import Solver, solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import DEPTHS, NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import Solver, memformer_estimates, solver_errors, steps_of
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _OPTIMAL = {"gradient descent": "gradient_descent", "momentum": "momentum", "Nesterov": "nesterov"}
 _UNTUNED = (0.01, 0.9)
@@ -57,7 +57,7 @@ def run(setting: Setting) -> Results:
             for depth, (step, inertia) in zip(DEPTHS, pairs, strict=True)
         ]
     untuned = [descend(*_UNTUNED, steps, look_ahead=look_ahead) for look_ahead in (False, True)]
-    found = [one.log_mean for one in log_means(solver_errors(tasks, [*solvers, *tuned, *untuned]), count, setting.seed)]
+    found = [one.log_mean for one in estimate(solver_errors(tasks, [*solvers, *tuned, *untuned]), count, setting.seed)]
     labels = [f"{name}, each task's asymptotically optimal parameters" for name in _OPTIMAL]
     labels += [f"{name}, best constants for each number of steps" for name in ("momentum", "Nesterov")]
     labels += [f"{name}, step {_UNTUNED[0]}, inertia {_UNTUNED[1]}" for name in ("momentum", "Nesterov")]

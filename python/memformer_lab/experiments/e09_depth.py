@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer, seeded
-from memformer_lab.experiments.judging import memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Setting
 from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.judging import memformer_estimates
 
 _RANDOM, _CLIPPED, _OURS = (
     "random start, no clipping",

@@ -9,17 +9,17 @@ import torch
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.timing import best_seconds
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.first_order import first_order_method
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.judging import memformer_estimates, solver_errors, steps_of
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _LAYERS = 4
 _RATIO = 4
@@ -49,7 +49,7 @@ def run(setting: Setting) -> Results:
                 tasks = GaussianTasks.isotropic(d, _RATIO * d)
                 sampler = solver_errors(tasks, [steps_of("conjugate_gradient", _LIMIT)])
                 count = setting.pick(tiny=50, quick=max(200, 20_000 // d), full=max(400, 200_000 // d))
-                found = [one.log_mean - math.log(d) for one in log_means(sampler, count, setting.seed)]
+                found = [one.log_mean - math.log(d) for one in estimate(sampler, count, setting.seed)]
                 wide_cgd.append(found[_LAYERS - 1])
                 need.append(float(next((k for k, value in enumerate(found, 1) if value <= reached), _LIMIT)))
     long_rows, long_cgd = [], []
@@ -63,7 +63,7 @@ def run(setting: Setting) -> Results:
         long_rows.append(row)
     for n in lengths:
         sampler = solver_errors(GaussianTasks.isotropic(5, n), [steps_of("conjugate_gradient", _LAYERS)])
-        long_cgd.append(log_means(sampler, count, setting.seed)[-1].log_mean)
+        long_cgd.append(estimate(sampler, count, setting.seed)[-1].log_mean)
     state = [4.0 * (d * d + 2 * d) for d in sizes]
     tokens = [4.0 * (_RATIO * d + 1) * (d + 1) for d in sizes]
     quadratic = [4.0 * (_RATIO * d + 1) ** 2 for d in sizes]

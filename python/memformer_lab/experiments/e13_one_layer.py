@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.experiments.families import family_tokens
-from memformer_lab.experiments.fitting import Draw, Recipe, fit_memformer, fit_on_tasks, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, fit_on_tasks, memformer
+from memformer_lab.solvers.first_order import Draw
+from memformer_lab.tasks.families import family_tokens
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _SCALES = (1.0, 1.0, 0.5, 0.25, 1.0)
 LINEAR = ("isotropic", "non-isotropic", "isotropic, label noise 1", "non-isotropic, label noise 1")

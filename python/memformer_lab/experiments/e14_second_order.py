@@ -12,10 +12,7 @@ from torch import Generator, Tensor, nn
 
 from memformer_kernels import memformer_stack
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
-from memformer_lab.experiments.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.prompts import (
     Predictions,
     algorithm_predictions,
@@ -23,13 +20,16 @@ from memformer_lab.experiments.prompts import (
     memformer_predictions,
     similarity,
 )
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Matrix, Panel, Results, Series, series
 from memformer_lab.experiments.sequence_models import CausalTransformer, RecurrentModel
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.optimizers import OPTIMIZERS, ols, ridge
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Matrix, Panel, Results, Series, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import memformer_estimates, solver_errors, steps_of
+from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 4
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -266,7 +266,7 @@ def _readouts(model: Memformer, tasks: GaussianTasks, setting: Setting, seed: in
 def _classical_curve(tasks: GaussianTasks, name: str, setting: Setting) -> Series:
     count = setting.pick(tiny=200, quick=20_000, full=100_000)
     steps = _LAYERS if name != "iterative_newton" else 8
-    found = log_means(solver_errors(tasks, [steps_of(name, steps)]), count, setting.seed)
+    found = estimate(solver_errors(tasks, [steps_of(name, steps)]), count, setting.seed)
     return series(name.replace("_", " "), range(1, steps + 1), [one.log_mean for one in found])
 
 
@@ -279,7 +279,7 @@ def _condition_panel(setting: Setting) -> Panel:
         tasks = replace(conditioned_tasks(condition), dtype=torch.float64)
         for name in OPTIMIZERS:
             limit = most if name in _FIRST_ORDER else setting.pick(tiny=5, quick=60, full=60)
-            found = log_means(solver_errors(tasks, [steps_of(name, limit)]), count, setting.seed)
+            found = estimate(solver_errors(tasks, [steps_of(name, limit)]), count, setting.seed)
             target = math.log(_D) + _GOAL
             rows[name].append(float(next((k for k, one in enumerate(found, 1) if one.log_mean <= target), limit)))
     curves = tuple(series(name.replace("_", " "), CONDITIONS, values) for name, values in rows.items())
@@ -317,7 +317,7 @@ def _noise_panel(setting: Setting) -> Panel:
             def solve(h: Tensor, b: Tensor, label: str = label, penalty: float = penalty) -> Tensor:
                 return (ols(h, b) if label == "OLS" else ridge(h, b, penalty)).unsqueeze(0)
 
-            values.append(log_means(solver_errors(tasks, [solve]), count, setting.seed)[0].log_mean)
+            values.append(estimate(solver_errors(tasks, [solve]), count, setting.seed)[0].log_mean)
         curves.append(series(label, _NOISES[1:], values))
     return Panel(
         "noise", "Noisy responses, 3 layers, fresh noiseless queries", "noise", "ln mean squared error", tuple(curves)

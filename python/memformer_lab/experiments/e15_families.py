@@ -9,14 +9,15 @@ import torch
 from torch import Generator
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.families import FAMILIES, family_tokens
-from memformer_lab.experiments.fitting import Draw, Recipe, fit_memformer, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.optimizers import conjugate_gradient, gradient_descent, ols, ridge
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
+from memformer_lab.solvers.first_order import Draw
+from memformer_lab.solvers.optimizers import conjugate_gradient, gradient_descent, ols, ridge
+from memformer_lab.tasks.families import FAMILIES, family_tokens
+from memformer_lab.tasks.gaussian import TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 3
 _FLOOR = 1e-5

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab import real
-from memformer_lab.experiments.fitting import Recipe, fit_memformer, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.timing import best_seconds
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.optimizers import conjugate_gradient, ols, ridge
-from memformer_lab.real_evaluation import QUERIES, best_penalty, context_length, judge_set
-from memformer_lab.report import LABELS
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import StandardisedTasks
-from memformer_lab.weights import implied_weights
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.report import LABELS
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
+from memformer_lab.solvers.first_order import implied_weights
+from memformer_lab.solvers.held_out import QUERIES, best_penalty, context_length, judge_set
+from memformer_lab.solvers.optimizers import conjugate_gradient, ols, ridge
+from memformer_lab.tasks import real
+from memformer_lab.tasks.seeds import generator_for
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 _LAYERS = 4
 _TOLERANCE = 1e-3

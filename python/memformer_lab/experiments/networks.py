@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.nn import Memformer, StackArguments
-from memformer_lab.experiments.fitting import seeded
+from memformer_lab.runs.fitting import seeded
 
 Preconditioner = Literal["free", "scalar"]
 

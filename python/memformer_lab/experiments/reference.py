@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 DEPTHS = (1, 2, 3, 4)
 

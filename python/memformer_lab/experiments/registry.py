@@ -22,7 +22,7 @@ from memformer_lab.experiments import (
     e17_attention,
     e18_published_parameters,
 )
-from memformer_lab.experiments.protocol import Experiment
+from memformer_lab.reports.protocol import Experiment
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     e01_cgd.EXPERIMENT,

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 
 import memformer_kernels
-from memformer_lab.experiments import record
-from memformer_lab.experiments.drawing import draw_matrix, draw_panel
-from memformer_lab.experiments.html import Figures, render
-from memformer_lab.experiments.protocol import Setting
-from memformer_lab.experiments.record import Outcome
 from memformer_lab.experiments.registry import find
-from memformer_lab.experiments.summary import summarise
-from memformer_lab.files import write_atomically
-from memformer_lab.parallel import Job, Report, Workers
-from memformer_lab.terminal import cores
+from memformer_lab.reports import record
+from memformer_lab.reports.drawing import draw_matrix, draw_panel
+from memformer_lab.reports.html import Figures, render
+from memformer_lab.reports.protocol import Setting
+from memformer_lab.reports.record import Outcome
+from memformer_lab.reports.summary import summarise
+from memformer_lab.reports.terminal import cores
+from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.parallel import Job, Report, Workers
 
 REPORT, SUMMARY = "report.html", "README.md"
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from memformer_kernels import explain
 from memformer_kernels.nn import Memformer
-from memformer_lab.config import MOST
-from memformer_lab.files import write_atomically
 from memformer_lab.profiling.costs import Network, Operations
 from memformer_lab.profiling.gpu_trace import KernelUse, kernels_of
 from memformer_lab.profiling.rates import Rates, measure_rates, milliseconds
+from memformer_lab.runs.config import MOST
+from memformer_lab.runs.files import write_atomically
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner
 
 from memformer_lab.cli import app
-from memformer_lab.experiments import record, runner
-from memformer_lab.experiments.protocol import Setting
+from memformer_lab.experiments import runner
 from memformer_lab.experiments.registry import find
+from memformer_lab.reports import record
+from memformer_lab.reports.protocol import Setting
 
 CHOSEN = ["published", "learnability"]
 
