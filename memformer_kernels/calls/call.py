@@ -11,9 +11,10 @@ from torch import Tensor
 
 from memformer_kernels.calls import plan, problem
 from memformer_kernels.calls.arguments import Attention, Call, Plan, Update
-from memformer_kernels.calls.attention import check_attention, check_update
+from memformer_kernels.calls.attention import check_attention
 from memformer_kernels.calls.checks import check_flag
 from memformer_kernels.calls.memo import remembered
+from memformer_kernels.calls.register_update import check_update
 
 
 @remembered
