@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import availability
 from memformer_kernels.calls.checks import check_choice, reject, reject_kind
-from memformer_kernels.training import cuda, native, twin
+from memformer_kernels.training import cuda, definition, native
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
 from memformer_kernels.training.philox import LARGEST_SEED
@@ -122,10 +122,10 @@ def _train_together(
     ranks: Ranks,
 ) -> None:
     """Takes as many steps in place as there are `losses` (steps, M), each from the sums of all ranks."""
-    step, blocks = native if backend == "cpu" else twin, twin.count_blocks(sampler)
+    step, blocks = native if backend == "cpu" else definition, definition.count_blocks(sampler)
     ranks.check_agreement([state.step, len(losses), batch_of(sampler)], state.tensors())
     for index in range(len(losses)):
-        active = twin.active_models(state, max_skipped)
+        active = definition.active_models(state, max_skipped)
         sums = ranks.gather(step.block_sums(state, sampler, ranks.share(blocks), active), blocks)
         step.apply_sums(state, sampler, optimizer, sums, max_skipped, losses[index])
 
