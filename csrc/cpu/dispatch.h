@@ -1,4 +1,9 @@
 // The kernels of the instruction set in use: the widest that the processor has, unless another was asked for.
+//
+// lanes/    SIMD vectors: numbers of neighbouring tasks, or of one, in the lanes
+// tasks/    kernels' groups of tasks, one task per lane: tokens in, results out, sums over tasks
+// wide/     the same for tasks that are not tiny: vectors along one task
+// kernels/  the kernels, compiled for each instruction set
 
 #pragma once
 

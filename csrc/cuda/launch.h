@@ -5,6 +5,13 @@
 // totals of core/calls.h are not used here; `Parameter` takes their place. Kernels allocate nothing: each call says
 // beforehand how many bytes of device memory it wants to work in.
 
+//
+// machine/  what kernels know of the GPU: blocks, copies, parameters, sums over tasks, launches
+// thread/   kernels with one task a thread
+// team/     kernels with one task a team of 4 to 16 lanes
+// train/    kernels that take whole optimiser steps
+// kernels/  which instance serves a call, and the list of instances that are compiled
+
 #pragma once
 
 #include <cstdint>

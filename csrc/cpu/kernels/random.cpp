@@ -1,4 +1,6 @@
-// The numbers and the tasks that training draws, written out: to look at and to test.
+// The numbers and the tasks that training draws, written out: to look at and to test. One task per lane, one thread.
+//
+// Bytes: what is written. Operations: those of core/gaussian.h for numbers, of the sampler for tasks.
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"

@@ -7,7 +7,7 @@
 // atomically.
 //
 // A warp owns a run of rows (units or groups), its lanes the columns (the K numbers): reads are contiguous. Bytes: the
-// partial sums once, 4 K / unit_tasks a task.
+// partial sums once, 4 K / unit_tasks a task. Operations: K additions a unit and a group.
 
 #pragma once
 

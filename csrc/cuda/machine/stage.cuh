@@ -343,21 +343,4 @@ MEMFORMER_DEVICE void write_number_of_row(Storage storage, char* row, int index,
   }
 }
 
-// A block's shared memory: the barrier of its tile, the tile, and behind it what else the kernel keeps.
-constexpr int tile_barrier_bytes = 32;
-
-MEMFORMER_INLINE int bytes_of_tile(const TileLayout& layout) {
-  return tile_barrier_bytes + (layout.bytes(warp_threads) + 31) / 32 * 32;
-}
-
-template <class Block>
-MEMFORMER_DEVICE Tile<Block> tile_of(const Block& block, const TileLayout& layout) {
-  return {block, layout, block.shared() + tile_barrier_bytes, reinterpret_cast<Arrivals*>(block.shared())};
-}
-
-template <class T, class Block>
-MEMFORMER_DEVICE T* behind_tile(const Block& block, const TileLayout& layout) {
-  return reinterpret_cast<T*>(block.shared() + bytes_of_tile(layout));
-}
-
 }  // namespace memformer::cuda

@@ -1,6 +1,7 @@
 // The dense forms of a call's parameters in device memory, for kernels whose blocks are too small to keep their own.
 //
-// One block a parameter, one entry a thread at a time. Bytes: the parameters once, and what is written.
+// One block a parameter, one entry a thread at a time. Bytes: the parameters once, and what is written. Operations: an
+// addition for each head that is added up.
 
 #pragma once
 

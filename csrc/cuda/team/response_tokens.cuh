@@ -154,7 +154,8 @@ struct ResponseTokens {
     const core::TokenTask<T, Extent, Team::tasks, Team> tokens{
         {z.data},        d,   count, rows.context, rows.stack ? 0 : out_row, rows.stack && rows.ragged, labelled,
         T(1) / labelled, team};
-    const core::TokenMethod<T> method{given, given.q};
+    const core::TokenMethod<T> method{
+        {layers, network.kept, given.diagonal, given.gamma_rows, given.beta_rows, given.gamma, given.beta}, given.q};
     const Trace trace{trace_begin, layers, network.kept, count, d};
     core::token_forward(tokens, method, trace, [&](int l) {
       if (rows.stack || l < first_layer) return;

@@ -38,6 +38,7 @@ class QuadraticsKernel {
   using Quadratic = core::FullQuadratic<T, Extent>;
   using Stored = std::conditional_t<sizeof(T) == 8, Double, Single>;
   static constexpr bool fixed = core::is_fixed<Extent>;
+  static constexpr int arrivals_bytes = 32;
 
  public:
   using Arguments = QuadraticsPlan<T, Extent>;
@@ -45,16 +46,18 @@ class QuadraticsKernel {
   static constexpr int blocks_of_multiprocessor = fixed && Extent::limit <= 5 ? 16 : 8;
 
   static int64_t shared_bytes(const Arguments& call) {
-    return bytes_of_tile(call.layout) + (call.memory ? 0 : call.space.count * static_cast<int64_t>(sizeof(T)));
+    return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
+           (call.memory ? 0 : call.space.count * static_cast<int64_t>(sizeof(T)));
   }
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& call, const Block& block) {
-    T* memory = behind_tile<T>(block, call.layout);
+    char* const tile_cells = block.shared() + arrivals_bytes;
+    T* memory = reinterpret_cast<T*>(tile_cells + (call.layout.bytes(tile_tasks) + 31) / 32 * 32);
     if constexpr (!fixed) {
       if (call.memory) memory = call.memory + block.index() * call.space.count;
     }
-    Tile<Block> tile = tile_of(block, call.layout);
+    Tile<Block> tile{block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())};
     tile.make();
     if (Backward && block.index() == 0 && block.thread() == 0) *call.partials.arrivals = 0;
     block.sync();

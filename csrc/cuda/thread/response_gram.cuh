@@ -34,6 +34,7 @@ class ResponseGram {
   using Quadratic = core::SymmetricQuadratic<T, Extent>;
   static constexpr bool fixed = core::is_fixed<Extent>;
   static constexpr bool may_want_tokens = Task == Work::parameters && Most == 0;
+  static constexpr int arrivals_bytes = 32;
 
  public:
   using Arguments = ResponseGramCall<T, Extent>;
@@ -42,16 +43,19 @@ class ResponseGram {
   static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 || Most ? 8 : 16;
 
   static int64_t shared_bytes(const Arguments& call) {
-    return bytes_of_tile(call.layout) + (call.memory ? 0 : call.space.count * static_cast<int64_t>(sizeof(T)));
+    return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
+           (call.memory ? 0 : call.space.count * static_cast<int64_t>(sizeof(T)));
   }
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& call, const Block& block) {
-    T* memory = behind_tile<T>(block, call.layout);
+    char* const tile_cells = block.shared() + arrivals_bytes;
+    T* memory = reinterpret_cast<T*>(tile_cells + (call.layout.bytes(tile_tasks) + 31) / 32 * 32);
     if constexpr (!fixed) {
       if (call.memory) memory = call.memory + block.index() * call.space.count;
     }
-    Run<Block>({call, block, tile_of(block, call.layout)}, memory).all();
+    Tile<Block> tile{block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())};
+    Run<Block>({call, block, tile}, memory).all();
   }
 
  private:

@@ -111,6 +111,7 @@ struct ThreadMatrices {
 
 template <class T, class Extent>
 class ThreadGram {
+  static constexpr int arrivals_bytes = 32;
   static constexpr int width = Extent::limit;
   static constexpr int square = width * width;
   static constexpr int packed = core::packed_size(width);
@@ -122,13 +123,16 @@ class ThreadGram {
   static constexpr int blocks_of_multiprocessor = 8;
 
   static int64_t shared_bytes(const Arguments& call) {
-    return bytes_of_tile(call.layout) + call.space.count * static_cast<int64_t>(sizeof(T));
+    return arrivals_bytes + divided_up(call.layout.bytes(tile_tasks), 32) * 32 +
+           call.space.count * static_cast<int64_t>(sizeof(T));
   }
 
   template <class Block>
   static MEMFORMER_DEVICE void run(const Arguments& call, const Block& block) {
-    T* const memory = behind_tile<T>(block, call.layout);
-    Run<Block>({call, block, tile_of(block, call.layout)}, memory).all();
+    char* const tile_cells = block.shared() + arrivals_bytes;
+    T* const memory = reinterpret_cast<T*>(tile_cells + (call.layout.bytes(tile_tasks) + 31) / 32 * 32);
+    Tile<Block> tile{block, call.layout, tile_cells, reinterpret_cast<Arrivals*>(block.shared())};
+    Run<Block>({call, block, tile}, memory).all();
   }
 
  private:

@@ -8,6 +8,7 @@
 // same bits.
 //
 // Bytes: none of tasks but given ones; 4 K / 128 a task of partial sums, written and read from the second cache.
+// Operations: those of train_sums.cuh for a task and of train_update.cuh for a step.
 
 #pragma once
 

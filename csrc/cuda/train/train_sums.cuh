@@ -87,8 +87,10 @@ struct UnitSums {
         return Trace{cells, layers, heads, extent, false};
       }
     }();
-    const core::FirstOrder<float, 4, Most> method{network.coefficients(memory + space.gamma, memory + space.beta),
-                                                  memory + space.dense};
+    const core::FirstOrder<float, 4, Most> method{
+        {layers, heads, network.diagonal, 1, 1, network.gamma_count ? memory + space.gamma : nullptr,
+         network.beta_count ? memory + space.beta : nullptr},
+        memory + space.dense};
     float s[Extent::limit], grad[Extent::limit];
     MEMFORMER_UNROLL
     for (int c = 0; c < d; ++c) s[c] = grad[c] = 0.0f;

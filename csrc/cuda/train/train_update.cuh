@@ -2,8 +2,8 @@
 // memory.
 //
 // A thread owns every 128th number. Sums of 1024 tasks are pairwise in float, 16 of those are added in double, and so
-// are such groups, in order: whoever works them out, the bits are the same. Operations: for each of K sums an addition
-// a unit, for each of the model's numbers those of core/optimizer.h.
+// are such groups, in order: whoever works them out, the bits are the same. Bytes: the partial sums once. Operations:
+// for each of K sums an addition a unit, for each of the model's numbers those of core/optimizer.h.
 
 #pragma once
 

@@ -1,8 +1,6 @@
 """The native kernels for response-only networks that are not tiny: sizes, layouts, orders of summation."""
 
-import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +8,6 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import explain, lfom_solve, memformer_loss, memformer_predict, memformer_stack
-from memformer_kernels.calls import plan
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
@@ -317,11 +314,3 @@ def test_dispatch_by_size() -> None:
     assert regime(18, 20, structure="dense", granularity="token") == ("torch", "tile")
     for d, chosen in ((17, ("cpu", "wide Gram")), (256, ("cpu", "wide Gram")), (257, ("torch", "large"))):
         assert explain(*_quadratics(1, d)[:3])[0:3:2] == chosen
-
-
-def test_the_library_and_the_plan_agree_on_what_is_tiny() -> None:
-    """The library chooses its kernel by the sizes by which `plan` names the regime."""
-    source = Path(__file__).parents[3].joinpath("csrc", "binding", "run.h").read_text(encoding="utf-8")
-    found = re.search(r"tiny_width = (\d+), tiny_tokens = (\d+);", source)
-    assert found is not None
-    assert tuple(map(int, found.groups())) == (plan.TINY_WIDTH, plan.TINY_TOKENS)

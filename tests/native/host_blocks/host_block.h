@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "cuda/machine/execution.cuh"
+#include "host_turns.h"
 
 namespace memformer::cuda {
 
@@ -28,7 +29,7 @@ class HostThreads {
  public:
   static constexpr std::size_t stack_bytes = 256 * 1024;
 
-  HostThreads(int threads, unsigned order) : contexts_(threads), order_(threads), seed_(order) {
+  HostThreads(int threads, unsigned order) : contexts_(threads), turns_(threads, order) {
     stacks_.resize(static_cast<std::size_t>(threads) * stack_bytes);
     exchange_.resize(threads);
   }
@@ -55,8 +56,7 @@ class HostThreads {
     }
     for (bool running = true; running;) {
       running = false;
-      shuffle();
-      for (int k : order_) {
+      for (int k : turns_.next()) {
         if (done_[k] || !may_run(k)) continue;
         current_ = k;
         swapcontext(&home_, &contexts_[k]);
@@ -158,26 +158,14 @@ class HostThreads {
     return true;
   }
 
-  void shuffle() {
-    const int count = static_cast<int>(order_.size());
-    for (int k = 0; k < count; ++k) order_[k] = seed_ == 1 ? count - 1 - k : k;
-    if (seed_ < 2) return;
-    for (int k = count - 1; k > 0; --k) {
-      state_ = state_ * 6364136223846793005ull + seed_;
-      std::swap(order_[k], order_[(state_ >> 33) % (k + 1)]);
-    }
-  }
-
   std::vector<ucontext_t> contexts_;
   ucontext_t home_;
   std::vector<char> stacks_;
   std::vector<long> arrived_;
   std::vector<bool> done_;
   std::vector<int> waits_for_;
-  std::vector<int> order_;
+  Turns turns_;
   std::vector<std::uint64_t> exchange_;
-  unsigned seed_;
-  std::uint64_t state_ = 1;
   std::vector<std::vector<Copy>> copies_;
   std::map<const void*, Phase> phases_;
   long yields_ = 0;

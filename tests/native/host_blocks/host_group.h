@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cuda/machine/execution.cuh"
+#include "host_turns.h"
 
 namespace memformer::cuda {
 
@@ -25,9 +26,8 @@ class HostGroup {
 
   HostGroup(int blocks, int threads, unsigned order)
       : fibers_(static_cast<std::size_t>(blocks * threads)),
-        order_(fibers_.size()),
+        turns_(fibers_.size(), order),
         reach_{warp_threads, threads, blocks * threads},
-        seed_(order),
         stacks_(new char[fibers_.size() * stack_bytes]) {}
 
   // Runs body(thread of the group) in every thread.
@@ -48,8 +48,7 @@ class HostGroup {
     }
     for (bool running = true; running;) {
       running = false;
-      shuffle();
-      for (int k : order_) {
+      for (int k : turns_.next()) {
         if (fibers_[k].done || !may_run(k)) continue;
         current_ = k;
         swapcontext(&home_, &fibers_[k].context);
@@ -100,23 +99,11 @@ class HostGroup {
     return true;
   }
 
-  void shuffle() {
-    const int count = static_cast<int>(order_.size());
-    for (int k = 0; k < count; ++k) order_[k] = seed_ == 1 ? count - 1 - k : k;
-    if (seed_ < 2) return;
-    for (int k = count - 1; k > 0; --k) {
-      state_ = state_ * 6364136223846793005ull + seed_;
-      std::swap(order_[k], order_[(state_ >> 33) % (k + 1)]);
-    }
-  }
-
   std::vector<Fiber> fibers_;
-  std::vector<int> order_;
+  Turns turns_;
   int reach_[3];
-  unsigned seed_;
   std::unique_ptr<char[]> stacks_;
   ucontext_t home_;
-  uint64_t state_ = 1;
   int current_ = 0;
   void* body_ = nullptr;
   void (*enter_)(void*, int) = nullptr;

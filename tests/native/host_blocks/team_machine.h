@@ -9,6 +9,7 @@
 
 #include "cuda/team/team_plan.cuh"
 #include "host_block.h"
+#include "numbers.h"
 
 namespace memformer::cuda {
 
@@ -47,5 +48,17 @@ class Scratch {
   std::vector<char> cells_;
   int64_t bytes_;
 };
+
+// A network's call in scratch memory of the size it says: bytes(network, parameters), then run(network, parameters,
+// scratch, machine).
+template <class T, class Bytes, class Run>
+void run_in_scratch(const int64_t* numbers, unsigned order, Bytes bytes, Run run) {
+  Numbers given(numbers);
+  const auto network = given.network<T>();
+  const Parameters parameters = given.parameters();
+  Scratch scratch(bytes(network, parameters));
+  run(network, parameters, scratch.start(), HostMachine{order});
+  scratch.check();
+}
 
 }  // namespace memformer::cuda
