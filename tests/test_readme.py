@@ -51,6 +51,11 @@ def test_what_is_said_of_hardware_is_what_the_records_say() -> None:
     assert table["CPU kernels for NEON"][0].startswith(ran["backend cpu, NEON"][0])
     (hardware,) = {cells[0] for part, cells in ran.items() if part.startswith(("backend cpu (", "backends cpu and"))}
     assert table["native CPU kernels, torch backend, lab"][0].startswith(f"yes: {hardware} (")
+    for page in ("docs/performance.md", "docs/training.md", "docs/install.md"):
+        assert re.search(
+            r"(?:not run on hardware|Nothing here has run on a GPU|has run on hardware yet)", one_line(text_of(page))
+        )
+    assert {record["machine"] for record in experiments().values()} == {hardware}
     machines = {path.name for path in (ROOT / "benchmarks" / "results").glob("*.json")}
     assert machines == {name for cells in ran.values() for name in re.findall(r"[\w-]+\.json", " ".join(cells))}
 
