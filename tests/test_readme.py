@@ -16,12 +16,18 @@ EXAMPLES = examples("README.md")
 
 @pytest.mark.parametrize("example", EXAMPLES[1:], ids=range(1, len(EXAMPLES)))
 def test_examples_run_as_pasted(example: str) -> None:
-    assert run(example).strip()
+    printed = run(example)
+    assert printed.strip()
+    assert "nan" not in printed
 
 
 def test_the_first_example_learns() -> None:
     # A model that learnt nothing has the response's variance, d = 5.
     assert float(run(EXAMPLES[0]).split()[-1]) < 0.5
+
+
+def test_it_stays_one_page() -> None:
+    assert len(README.splitlines()) <= 150
 
 
 def test_rules_and_functions_are_those_of_the_package() -> None:
