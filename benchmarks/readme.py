@@ -56,8 +56,8 @@ def stale(root: Path) -> dict[Path, str]:
 def _summary() -> str:
     """Ours against the fastest peer, one line a workload, and every workload on which a peer was faster."""
     w, full = read_report(RESULTS / "cpu-w.json"), read_report(RESULTS / "cpu-w-full.json")
-    rows = [_against("loss and gradients", w, batch) for batch in _batches(w)]
-    rows.append(_against("the same, gamma for each token and feature", full, max(_batches(full))))
+    rows = [_against("loss and gradients (W)", w, batch) for batch in _batches(w)]
+    rows.append(_against("gamma for each token and feature (W_full)", full, max(_batches(full))))
     trainer = _trainer_record()
     ours = min((s for s in trainer["fresh"] if not s["peer"] and s["models"] == 1), key=_step_ms)
     peer = min((s for s in trainer["fresh"] if s["peer"]), key=_step_ms)

@@ -8,13 +8,17 @@ import pytest
 import memformer_kernels
 from benchmarks.__main__ import app as benchmarks
 from memformer_kernels.calls import limits
+from memformer_kernels.nn import RULES
 from memformer_kernels.training import cuda, native
+from native_build.cuda import OLDEST_NVCC
+from native_build.tools import TARGET_TORCH
 from tests.memformer_kernels.test_imports import FLOORS
 from tests.pages import PAGES, ROOT, examples, one_line, rows, run, section, text_of
 
 SUFFIXES = "py|md|h|cpp|cu|cuh|txt|json|toml|cff|png|in"
 WRITTEN_BY_COMMANDS = {"metrics.jsonl", "virtual-gpu.json", "report.html", "data.csv"}
 OLD_WORDS = ("anew", "beside", "mend", "mended", "weigh", "weighs", "weighed")
+NUMBERS = {7: "seven", 18: "eighteen"}
 SET_BY_OTHERS = {"PYTHONPATH", "RANK", "WORLD_SIZE"}
 """Variables of Python and torchrun that tests read."""
 
@@ -111,9 +115,33 @@ def test_sizes_of_backends_are_the_limits() -> None:
     assert f"D up to {tiny}, to {limits.WIDE_WIDTH} where features stay" in short["cpu"][0]
     assert short["cuda"][0].endswith(f"D up to {tiny}")
     assert f"D up to {limits.WIDEST_MATRICES} ({limits.WIDEST} where features stay)" in short["triton"][1]
+    assert f"heads up to {limits.HEAD_WIDTH}" in table["triton"][1]
+    layer = section("docs/layer.md", "## What it costs")
+    assert layer.count(f"heads up to {limits.HEAD_WIDTH} wide") == 2
     training = rows(text_of("docs/training.md"))
     assert f"(matrices up to {native.LARGEST} by {native.LARGEST}, no token axis)" in training["on the CPU"][0]
     assert f"response-only models, d <= {cuda.LARGEST}, float32" in training["on a GPU"][0]
+
+
+def test_the_page_on_installing_says_what_the_build_and_the_package_ask_for() -> None:
+    said, project = one_line(text_of("docs/install.md")), text_of("pyproject.toml")
+    (python,) = re.findall(r'^requires-python = ">=(.*)"$', project, re.MULTILINE)
+    assert f"Python {python} or newer and torch {'.'.join(map(str, TARGET_TORCH))} or newer" in said
+    assert f'"torch>={".".join(map(str, TARGET_TORCH))}"' in project
+    assert f"with torch {re.findall(r'^torch==(.*)$', text_of('constraints.txt'), re.MULTILINE)[0]} and" in said
+    assert f"an nvcc of CUDA {OLDEST_NVCC[0]} or newer" in said
+    assert f"PyTorch's stable ABI, of torch {'.'.join(map(str, TARGET_TORCH))}" in said
+
+
+def test_all_extents_of_tiny_kernels_are_in_places_that_the_page_names() -> None:
+    told = section("docs/architecture.md", "## Where to change what").split("**Raise D")[1].split("**")[1]
+    places = re.findall(r"`(csrc/[\w./]+)`", told)
+    extent = re.compile(rf"UpTo<(?:{limits.TINY_WIDTH}|{limits.TINY_WIDTH + 1})>")
+    files = [str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*") if path.is_file()]
+    limited = [path for path in files if extent.search(text_of(path))]
+    assert limited
+    assert [path for path in limited if not path.startswith(tuple(places))] == []
+    assert [place for place in places if "sizes.h" not in place and not any(x.startswith(place) for x in limited)] == []
 
 
 def test_the_floors_of_the_page_are_those_that_imports_are_held_to() -> None:
@@ -160,6 +188,10 @@ def test_citation_changelog_and_package_agree() -> None:
     (keywords,) = re.findall(r"^keywords = \[(.*)\]$", project, re.MULTILINE)
     assert re.findall(r'"([^"]+)"', keywords) == re.findall(r"^  - ([\w -]+)$", citation, re.MULTILINE)
     assert f"\n## [{memformer_kernels.__version__}]" in text_of("CHANGELOG.md")
+    assert f"for {NUMBERS[len(RULES)]} rules of memory" in one_line(text_of("CHANGELOG.md"))
+    claims = len(list((ROOT / "docs" / "experiments").glob("*.json")))
+    for page in ("README.md", "CHANGELOG.md", "docs/lab.md"):
+        assert f"{NUMBERS[claims]} claims" in one_line(text_of(page))
     for name in re.findall(r"`((?:nn\.)?[A-Za-z]\w+)`", section("CHANGELOG.md", "### Added").split("- The lab:")[0]):
         holder = memformer_kernels.nn if name.startswith("nn.") else memformer_kernels
         if name not in ("torch", "cpu", "cuda", "triton"):
