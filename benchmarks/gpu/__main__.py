@@ -9,7 +9,6 @@ GPU and from the same sources.
 import json
 import re
 import time
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +18,14 @@ import typer
 from rich.console import Console
 
 from benchmarks.gpu.parts import DEVICE, PARTS
-from benchmarks.measure.machine import ROOT, measure_machine
-from benchmarks.measure.sources import digest
-from benchmarks.reports.record import FORMAT, Machine, write_json
+from benchmarks.measure.machine import measure_machine
+from benchmarks.measure.results import Machine
+from benchmarks.measure.sources import ROOT, digest
+from benchmarks.reports.record import write_json
 
 RECORDS = ROOT / "benchmarks" / "results"
 SOURCES = ("memformer_kernels", "csrc", "python", "benchmarks", "tests")
+FORMAT = 1
 LEAST_S = 15.0
 """A part that has less than this left is not begun."""
 
@@ -89,7 +90,7 @@ def _record(machine: Machine, sources: str, path: Path, found: dict[str, dict[st
         "format": FORMAT,
         "date": path.stem[-len("2000-01-01") :],
         "sources": sources,
-        "machine": asdict(machine),
+        "machine": machine,
         "missing": [name for name in PARTS if name not in found],
         **{name: found[name] for name in PARTS if name in found},
     }

@@ -19,12 +19,12 @@ from rich.console import Console
 
 from benchmarks.gpu import trainer as gpu_trainer
 from benchmarks.measure.harness import Policy
-from benchmarks.measure.machine import ROOT
 from benchmarks.measure.providers import PROVIDERS, Provider, select
+from benchmarks.measure.results import Timing, memory_floor_ms
 from benchmarks.measure.run import run
+from benchmarks.measure.sources import ROOT
 from benchmarks.measure.workloads import TILE_64, TILE_128, W_FULL, WORKLOAD_BATCHES, WORKLOADS, W, Workload
-from benchmarks.reports.record import Timing
-from benchmarks.reports.table import memory_floor_ms, print_report
+from benchmarks.reports.table import print_report
 from memformer_kernels import build_info
 from memformer_lab.profiling.rates import fma_rate
 

@@ -8,20 +8,16 @@ its time goes: the public function, the registered operation, and the backend's 
 import gc
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure.data import make_batch, make_parameters
 from benchmarks.measure.workloads import W
 from benchmarks.peers import empty_ops
-from benchmarks.reports.table import figure
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.calls.arguments import Network
@@ -70,6 +66,13 @@ class Overhead:
     rounds: int
     calls: int
     comparisons: tuple[Comparison, ...]
+
+    RECORDED: ClassVar = ("ratios",)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """By the way of calling."""
+        return {comparison.call: comparison.ratio for comparison in self.comparisons}
 
 
 def measure(backend: str, rounds: int = ROUNDS, calls: int = CALLS) -> Overhead:
@@ -158,45 +161,3 @@ def _with_backward(forward: Callable[[], Tensor], parameters: tuple[Tensor, ...]
         return torch.autograd.grad(forward(), parameters, seed)
 
     return both
-
-
-def as_record(overhead: Overhead) -> dict[str, Any]:
-    """For a JSON file, with the ratio of every comparison and the target they are held against."""
-    ratios = {comparison.call: comparison.ratio for comparison in overhead.comparisons}
-    return {"format": FORMAT, "target_ratio": TARGET_RATIO, "ratios": ratios, **asdict(overhead)}
-
-
-def overhead_table(overhead: Overhead) -> Table:
-    """Medians in microseconds, the ratio, and what the public call is made of."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=f"one task of workload W, backend {overhead.backend}",
-    )
-    table.add_column("call", no_wrap=True)
-    for header in ("public, us\n(q10..q90)", "empty", "ratio", "checks", "dispatch", "kernel"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for found in overhead.comparisons:
-        parts = ["", "", ""]
-        if found.operation and found.kernel:
-            public, operation, kernel = (cost.median_us for cost in (found.public, found.operation, found.kernel))
-            parts = [figure(part) for part in (public - operation, operation - kernel, kernel)]
-        color = "green" if found.ratio <= TARGET_RATIO else "red"
-        table.add_row(
-            found.call,
-            f"{figure(found.public.median_us)} ({figure(found.public.q10_us)}..{figure(found.public.q90_us)})",
-            figure(found.empty.median_us),
-            f"[{color}]{found.ratio:.2f}[/{color}]",
-            *parts,
-        )
-    return table
-
-
-def print_overhead(overhead: Overhead, console: Console) -> None:
-    """The table and what its columns mean."""
-    console.print(overhead_table(overhead))
-    console.print(
-        f"ratio: public over empty, to be at most {TARGET_RATIO:g}. The last three are the public call's parts:"
-    )
-    console.print("checks and plan before the operation; dispatch and autograd around the backend; the backend itself.")

@@ -12,21 +12,17 @@ its first loss has been found right: ours against the definition in plain PyTorc
 import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks.measure.data import Batch, make_batch, make_parameters
 from benchmarks.measure.providers import FORMULATIONS
+from benchmarks.measure.results import Machine
 from benchmarks.measure.workloads import W, Workload
 from benchmarks.peers.formulations import Loss
-from benchmarks.reports.record import Machine
-from benchmarks.reports.table import figure
 from memformer_kernels import (
     Adam,
     FixedTasks,
@@ -86,6 +82,8 @@ class TrainerReport:
     machine: Machine
     fresh: tuple[Step, ...]
     given: tuple[Step, ...]
+
+    RECORDED: ClassVar = ("step_ms", "best_peer_ms", "models_ratio")
 
     @property
     def step_ms(self) -> float | None:
@@ -224,47 +222,3 @@ def _interleaved(contenders: list[Contender], rounds: int) -> Iterator[Step]:
     for contender, found in zip(contenders, samples, strict=True):
         median, q10, q90 = np.quantile(found, [0.5, 0.1, 0.9]).tolist()
         yield Step(contender.name, contender.peer, contender.models, median, q10, q90, contender.error)
-
-
-def as_record(report: TrainerReport) -> dict[str, Any]:
-    """For a JSON file, with the figures that targets are held against."""
-    return {
-        "format": FORMAT,
-        "target_ms": TARGET_MS,
-        "step_ms": report.step_ms,
-        "best_peer_ms": report.best_peer_ms,
-        "target_models_ratio": TARGET_MODELS,
-        "models_ratio": report.models_ratio,
-        **asdict(report),
-    }
-
-
-def print_trainer(report: TrainerReport, console: Console) -> None:
-    """Both tables, and the two figures that are to be reached."""
-    for title, steps in (("fresh tasks every step", report.fresh), ("given tasks", report.given)):
-        console.print(_table(f"one optimiser step at B = {report.batch:,}, {title}", steps))
-    console.print("x peer: the quickest peer's step over one model's here. Peers step torch's fused Adam.")
-    if report.step_ms is not None and report.models_ratio is not None:
-        console.print(f"native step with sampled statistics: {report.step_ms:.3g} ms, to be at most {TARGET_MS:g}")
-        console.print(
-            f"{MODELS} models in one call: {report.models_ratio:.3g}x cheaper than {MODELS} runs of the best peer, "
-            f"to be at least {TARGET_MODELS:g}x"
-        )
-
-
-def _table(title: str, steps: tuple[Step, ...]) -> Table:
-    best = min(step.median_ms for step in steps if step.peer)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title)
-    table.add_column("trainer", no_wrap=True)
-    for header in ("models", "ms, median\n(q10..q90)", "us a\nmodel", "x\npeer"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for step in sorted(steps, key=lambda step: step.median_ms / step.models):
-        each = step.median_ms / step.models
-        table.add_row(
-            step.contender,
-            str(step.models),
-            f"{figure(step.median_ms)} ({figure(step.q10_ms)}..{figure(step.q90_ms)})",
-            figure(each * 1e3),
-            figure(best / each),
-        )
-    return table

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import build as gpu_build
-from benchmarks.measure.machine import ROOT
+from benchmarks.measure.sources import ROOT
 
 SETUP = "import os, pathlib, sys\npathlib.Path('asked').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
 

@@ -12,9 +12,9 @@ from benchmarks.measure.clock import limited
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.measure.harness import Policy, buffer_count, errors, reference_outcome, run_workload
 from benchmarks.measure.providers import Outcome, Provider, Step, Support, select
+from benchmarks.measure.results import Timing
 from benchmarks.measure.workloads import W_FULL, W, Workload
 from benchmarks.peers.formulations import published
-from benchmarks.reports.record import Timing
 
 CPU = torch.device("cpu")
 SMALL = W.with_batch(40)

@@ -11,7 +11,8 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.gpu.virtual_cuda.devices import AMPERE, DEFAULT
-from benchmarks.gpu.virtual_cuda.library import FOLDER, NATIVE, ROOT
+from benchmarks.gpu.virtual_cuda.library import FOLDER, NATIVE
+from benchmarks.measure.sources import ROOT
 from native_build import cuda, find_toolchain, ninja
 from virtual_gpu.cuda import Binary, Ptx, fatbinary
 from virtual_gpu.locks import locked

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.virtual_cuda.devices import devices
+from benchmarks.measure.sources import ROOT
 from memformer_kernels import library
 from native_build import CannotBuild, cuda, find_toolchain
 from virtual_gpu.cuda import Runtime, build
 
-ROOT = Path(__file__).parents[3]
 NATIVE = ROOT / "build" / "native"
 FOLDER = ROOT / "build" / "virtual"
 
