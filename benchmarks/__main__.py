@@ -20,7 +20,8 @@ from benchmarks.gpu import commands
 from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
 from benchmarks.measure.catalogue import CATALOGUE
 from benchmarks.measure.machine import measure_machine
-from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, Provider, select
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, select
 from benchmarks.measure.results import Report
 from benchmarks.measure.run import run
 from benchmarks.measure.sources import ROOT

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from benchmarks.gpu import trainer as gpu_trainer
 from benchmarks.measure.harness import Policy
-from benchmarks.measure.providers import PROVIDERS, Provider, select
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import PROVIDERS, select
 from benchmarks.measure.results import Timing, memory_floor_ms
 from benchmarks.measure.run import run
 from benchmarks.measure.sources import ROOT

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.measure.clock import limited, milliseconds, peak_bytes
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
-from benchmarks.measure.providers import Outcome, Provider, Step
+from benchmarks.measure.provider import Outcome, Provider, Step
 from benchmarks.measure.results import Quantiles, Timing
 from benchmarks.measure.workloads import DIRECTIONS, Workload
 from benchmarks.peers import formulations, networks

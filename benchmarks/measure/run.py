@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.measure.harness import QUICK, STANDARD, Policy, run_workload
 from benchmarks.measure.machine import measure_machine
-from benchmarks.measure.providers import Provider
+from benchmarks.measure.provider import Provider
 from benchmarks.measure.results import Report, Timing
 from benchmarks.measure.workloads import Workload
 
