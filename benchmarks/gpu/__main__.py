@@ -47,13 +47,13 @@ def main(
             + " Nothing was run and nothing written. `make bench` measures the CPU."
         )
         raise typer.Exit(1)
-    asked = [part for part in PARTS if not names or part.startswith(tuple(names))]
-    if not asked:
+    chosen = [part for part in PARTS if not names or part.startswith(tuple(names))]
+    if not chosen:
         raise typer.BadParameter(f"no part begins with {' or '.join(names or [])}; the parts: {', '.join(PARTS)}")
     end = time.monotonic() + 60 * minutes
     machine, sources = measure_machine(DEVICE), digest(*SOURCES)
     path, found = _begun(machine, sources, afresh)
-    for name in asked:
+    for name in chosen:
         if name in found and "failed" not in found[name]:
             console.print(f"{name}: done before", style="dim")
             continue

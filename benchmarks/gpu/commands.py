@@ -14,7 +14,7 @@ from benchmarks.reports.record import write_json
 VIRTUAL_HELP = (
     "Run the hot kernels of both GPU backends on a virtual GPU: their counters, and what the model of time predicts "
     "for an H200 or an A100. No GPU is needed, and none has confirmed a prediction.\n\nThe record is written after "
-    "each case; cases that are not asked for stay as they are in it."
+    "each case; cases that are not named stay as they are in it."
 )
 
 FLOORS_HELP = (

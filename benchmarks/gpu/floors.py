@@ -4,8 +4,8 @@ The floor is of the work, whatever kernel does it: the bytes that must cross the
 yet, at its nominal bandwidth. Arithmetic has none here.
 What the kernels as they are need is higher: for every resource the time in which it could do what was counted if it did
 nothing else and nothing kept it waiting, at what the hardware does in a cycle (`virtual_gpu.hardware`); of memory the
-sectors that blocks touched first, at the bandwidth that a copy is expected to reach. Other kernels may need less. The
-schedule's own prediction, which knows of latencies, stands beside it. Nothing is measured.
+sectors that thread blocks touched first, at the bandwidth that a copy is expected to reach. Other kernels may need
+less. The schedule's prediction, which knows of latencies, is shown too. Nothing is measured.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,9 @@ RESOURCES = ("memory", "issue", "float", "integer", "shared", "tensor")
 class Row:
     """One case: bytes and nanoseconds of one task, or of what the case is made of.
 
-    sources: digest of the kernels that were counted. floor_bytes: what the work must move; bytes: what blocks touched
-    first; ns: what the kernels need of each resource; predicted_ns: the schedule's; bound: the resource of which they
-    need most; floor_ns: of any kernel.
+    sources: digest of the kernels that were counted. floor_bytes: what the work must move; bytes: what thread
+    blocks touched first; ns: what the kernels need of each resource; predicted_ns: the schedule's; bound: the resource
+    of which they need most; floor_ns: of any kernel.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` runs, part by part: tests, workloads beside every peer, and what watches memory meanwhile.
+"""What `benchmarks.gpu` runs, part by part: tests, workloads with every peer, and what watches memory meanwhile.
 
 A part is told how long it may take: tests are stopped there, and a provider that compiles for too long is left out.
 """

@@ -50,7 +50,7 @@ class Counted:
 
     @property
     def device_bytes(self) -> float:
-        """Of one unit: sectors that a block touches first, as `Use` has them."""
+        """Of one unit: sectors that a thread block touches first, as `Use` has them."""
         return sum(use.device_bytes for use in self.kernels) / self.units
 
     def predicted_ns(self, use: Use) -> float:

@@ -63,7 +63,7 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None
 
 
 def _give_back() -> None:
-    """Returns what the allocator holds of freed memory to the system, where that can be asked for."""
+    """Returns what the allocator holds of freed memory to the system, where it has a way."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

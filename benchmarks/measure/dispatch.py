@@ -22,7 +22,7 @@ CONTENDERS = tuple(p for p in PROVIDERS if p.name != "published n-by-n, compiled
 
 @dataclass(frozen=True)
 class Choice:
-    """The automatic choice on one workload beside the fastest provider, and the fastest peer if one was timed."""
+    """The automatic choice on one workload, the fastest provider, and the fastest peer if one was timed."""
 
     workload: Workload
     auto: Quantiles

@@ -1,4 +1,4 @@
-"""Where a backend's time goes on a workload, by leaving parts out, beside the two floors no method can pass.
+"""Where a backend's time goes on a workload, by leaving parts out, with the two floors no method can pass.
 
 Every part runs in the same rounds, in turn, on the same rotated buffers, so that differences between parts and their
 distance from the memory's own rate survive a machine whose bandwidth drifts. The read limit is measured there too: the

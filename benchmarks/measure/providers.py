@@ -79,8 +79,8 @@ FORMULATIONS = (
     Formulation("re-associated", formulations.reassociated, networks.reassociated, _everywhere),
     Formulation("Gram", formulations.gram, networks.gram, _gram_space, deepest=32),
     Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space, deepest=32),
-    # With explicit vectors Inductor splits this form's short token sums over threads, task block by task block, which
-    # is 5 times slower than leaving the vectorising to the C++ compiler.
+    # With explicit vectors Inductor splits this form's short token sums over threads, group after group of tasks, which is
+    # 5 times slower than leaving the vectorising to the C++ compiler.
     Formulation("batch-last tokens", formulations.batch_last_tokens, None, _token_space, {"cpp.simdlen": 1}),
 )
 
@@ -193,7 +193,7 @@ def _jax(form: str, fits: Supports) -> Provider:
 
 def _jax_misses(device: torch.device) -> str:
     """Why an installed JAX cannot run on a device, empty if it can."""
-    # Not imported before it is asked for: XLA starts threads.
+    # Not imported before it is needed: XLA starts threads.
     try:
         from benchmarks.peers import jax_formulations
     except ImportError as error:

@@ -56,7 +56,7 @@ class Timing:
     loss_error, gradient_error  relative errors against float64; the gradient's is its worst parameter's
     first_call_s      seconds of the first call, compilation included
     peak_bytes        memory one pass takes beyond its inputs, where the platform tells
-    solver            solves the tasks instead of running the network: shown beside the peers, and not one of them
+    solver            solves the tasks instead of running the network: shown with the peers, and not one of them
     """
 
     provider: str

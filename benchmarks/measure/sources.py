@@ -24,7 +24,7 @@ def digest(*folders: str) -> str:
 
 @cache
 def of_kernels(backend: str) -> str:
-    """The digest of a GPU backend's kernels as they were when it was first asked for."""
+    """The digest of a GPU backend's kernels as they were when first called."""
     return digest(*KERNELS[backend])
 
 

@@ -1,4 +1,4 @@
-"""What one optimiser step costs, tasks sampled, gradients made, Adam applied: the native trainer beside PyTorch.
+"""What one optimiser step costs, tasks sampled, gradients made, Adam applied: the native trainer compared with PyTorch.
 
 Workload W (d = 5, n = 20, L = 4, float32, response-only LFOM, gamma per feature) at batches of 1000 tasks. Peers draw
 fresh tokens with torch's generator, run one of the `formulations` forward and backward, and step torch's fused Adam.

@@ -122,9 +122,9 @@ def roofline(machine: Machine, points: Sequence[Point]) -> bytes:
         own = [p for p in ordered if p.backend == backend]
         label = "native kernel" if backend == "cpu" else "torch backend"
         panel.plot([p.intensity for p in own], [p.gflop_s for p in own], "o", color=color, markersize=7, label=label)
-    beside = _sides(ordered)
+    sides = _sides(ordered)
     for number, p in enumerate(ordered, 1):
-        offset, align = beside[number - 1]
+        offset, align = sides[number - 1]
         panel.annotate(
             str(number), (p.intensity, p.gflop_s), offset, textcoords="offset points", ha=align, va="center", fontsize=9
         )
@@ -209,7 +209,7 @@ def dispatch(machine: Machine, found: Sequence[Choice]) -> bytes:
     panel.grid(alpha=0.3, axis="x")
     panel.margins(y=0.01)
     figure.suptitle(
-        'backend="auto" beside the fastest peer, workload by workload\n'
+        'backend="auto" compared with the fastest peer, workload by workload\n'
         f"{machine.processor}, threads: {machine.threads}, torch {machine.torch}",
         fontsize=11,
     )
@@ -230,7 +230,7 @@ def attention(record: Record) -> bytes:
             ]
             lengths = [t.case.tokens for t in case]
             panels[0][column].plot(lengths, [t.ms for t in case], "o-", color=colour, markersize=4, label=name)
-            # Less than one does not show beside what a process holds.
+            # Less than one does not show in what a process holds.
             held = [(t.case.tokens, t.peak_mb) for t in case if t.peak_mb and t.peak_mb >= 1]
             panels[1][column].plot([n for n, _ in held], [mb for _, mb in held], "o-", color=colour, markersize=4)
         panels[0][column].set(title="causal" if causal else "full", ylabel="ms")

@@ -88,7 +88,7 @@ def read_report(path: Path) -> Report:
 
 
 def _row(timing: Timing) -> dict[str, Any]:
-    """What a timing says beside its workload, without what it has by default."""
+    """What a timing says, without its workload and what it has by default."""
     row = {
         field.name: getattr(timing, field.name)
         for field in fields(timing)

@@ -1,4 +1,4 @@
-"""What the commands print beside `table`: a table for every kind of measurement, and what its columns mean."""
+"""What the commands print besides a report: a table for every kind of measurement, and what its columns mean."""
 
 from collections.abc import Sequence
 

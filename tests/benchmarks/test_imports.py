@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("peers", "measure", "reports", "gpu")
-"""A file imports from its own room and those before it; the files beside the rooms import from all."""
+"""A file imports from its own room and those before it; the files outside the rooms import from all."""
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -30,9 +30,9 @@ def _imported(module: str) -> set[str]:
 
 
 def test_every_file_is_in_a_room_or_a_command() -> None:
-    beside = {module for module in MODULES if _floor(module) == len(ROOMS)}
+    outside = {module for module in MODULES if _floor(module) == len(ROOMS)}
     names = ("", ".__main__", ".aot", ".aot_cases", ".readme", ".test_registry")
-    assert beside == {f"benchmarks{name}" for name in names}
+    assert outside == {f"benchmarks{name}" for name in names}
 
 
 @pytest.mark.parametrize("module", MODULES)

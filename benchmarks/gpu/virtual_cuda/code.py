@@ -18,7 +18,7 @@ from virtual_gpu.cuda import Binary, Ptx, fatbinary
 from virtual_gpu.locks import locked
 
 LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
-"""Whether kernels are compiled anew with lines of source, which reports then name."""
+"""Whether kernels are compiled again with lines of source, which reports then name."""
 
 
 def choose(binary: Binary, kernel: str, device: int) -> Ptx | None:
