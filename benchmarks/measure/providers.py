@@ -79,7 +79,7 @@ FORMULATIONS = (
     Formulation("re-associated", formulations.reassociated, networks.reassociated, _everywhere),
     Formulation("Gram", formulations.gram, networks.gram, _gram_space, deepest=32),
     Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space, deepest=32),
-    # With explicit vectors Inductor splits this form's short token sums over threads, group after group of tasks, which is
+    # With explicit vectors Inductor splits this form's short token sums over threads, task by task, which is
     # 5 times slower than leaving the vectorising to the C++ compiler.
     Formulation("batch-last tokens", formulations.batch_last_tokens, None, _token_space, {"cpp.simdlen": 1}),
 )
