@@ -45,7 +45,12 @@ TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tests_cuda": ("-m", "gpu and cuda", "tests/gpu"),
         "tests_triton": ("-m", "gpu and triton", "tests/gpu"),
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
-        "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
+        "tests_package": (
+            "-m",
+            "not slow",
+            "tests/memformer_kernels",
+            "tests/benchmarks/peers/test_jax_formulations.py",
+        ),
     }
 )
 """Arguments of pytest by part."""

@@ -10,7 +10,7 @@ from benchmarks import readme
 from benchmarks.measure.dispatch import AUTO
 from benchmarks.measure.workloads import W
 from benchmarks.reports.record import write_reports
-from tests.benchmarks.test_compare import report, timing
+from tests.benchmarks.made_up import report, timing
 
 
 def rows(text: str) -> dict[str, list[str]]:

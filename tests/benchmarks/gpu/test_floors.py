@@ -13,7 +13,7 @@ from benchmarks.gpu.floors import COPY_BYTES_S, COUNTED, HEAD, print_sheet, row_
 from benchmarks.gpu.virtual_record import CHANGED, read, write
 from benchmarks.measure.sources import ROOT, of_kernels
 from benchmarks.reports.record import write_json
-from tests.benchmarks.virtual_records import counted, use
+from tests.benchmarks.gpu.virtual_records import counted, use
 from virtual_gpu.hardware import H200
 
 RECORD = COUNTED.with_name("h200-floors.json")

@@ -12,8 +12,7 @@ from benchmarks.measure.roofline import Point
 from benchmarks.measure.workloads import DIRECTIONS
 from benchmarks.reports import figures
 from benchmarks.reports.record import write_json
-from tests.benchmarks.test_compare import report, timing
-from tests.benchmarks.test_record import MACHINE
+from tests.benchmarks.made_up import MACHINE, report, timing
 
 
 def test_a_points_limit_is_its_higher_floor() -> None:

@@ -7,53 +7,27 @@ from typing import ClassVar
 
 import pytest
 
-from benchmarks.measure.results import Machine, Quantiles, Report, Timing
+from benchmarks.measure.results import Quantiles, Timing
 from benchmarks.measure.sources import ROOT
 from benchmarks.measure.workloads import W_FULL, W
 from benchmarks.reports.record import read_report, read_reports, write_json, write_reports
-
-MACHINE = Machine(
-    device="cpu",
-    processor="a processor",
-    threads=2,
-    copy_gb_s=33.0,
-    fma_gflop_s=150.0,
-    read_gb_s=44.0,
-    python="3.11.7",
-    torch="2.13.0",
-    package="0.1.0",
-    revision="abc",
-)
-
-
-def report() -> Report:
-    return Report(
-        began="2030-01-01T00:00:00+00:00",
-        seconds=12.5,
-        machine=MACHINE,
-        timings=(
-            Timing("fast", True, W, "timed", "", Quantiles(1.5, 1.4, 2.0, 30), 1e-7, 2e-7, 3.5, 1024),
-            Timing("slow", True, W, "timed", "", Quantiles(6.0, 5.0, 7.0, 3), 1e-7, 2e-7, 0.5, None),
-            Timing("ours", False, W, "timed", "", Quantiles(0.5, 0.4, 0.6, 30), 1e-7, 2e-7, 0.5, None),
-            Timing("fast", True, W_FULL, "unsupported", "token axis"),
-        ),
-    )
+from tests.benchmarks.made_up import mixed_report
 
 
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "W.json"
-    write_reports(path, [report()])
-    assert read_report(path) == report()
+    write_reports(path, [mixed_report()])
+    assert read_report(path) == mixed_report()
     assert [entry.name for entry in path.parent.iterdir()] == ["W.json"]
 
 
 def test_a_timing_has_a_line_and_its_figures_six_digits(tmp_path: Path) -> None:
     path = tmp_path / "W.json"
-    write_reports(path, [report()])
+    write_reports(path, [mixed_report()])
     lines = [line for line in path.read_text().splitlines() if '"provider"' in line]
     assert [json.loads(line.strip().strip(","))["provider"] for line in lines] == ["fast", "slow", "ours", "fast"]
-    precise = replace(report().timings[0], quantiles=Quantiles(1.23456789, 1.0, 2.0, 3))
-    write_reports(path, [replace(report(), timings=(precise,))])
+    precise = replace(mixed_report().timings[0], quantiles=Quantiles(1.23456789, 1.0, 2.0, 3))
+    write_reports(path, [replace(mixed_report(), timings=(precise,))])
     (timing,) = read_report(path).timings
     assert timing.quantiles == Quantiles(1.23457, 1.0, 2.0, 3)
 
@@ -87,9 +61,9 @@ def test_committed_records_are_as_they_would_be_written_again(path: Path, tmp_pa
 
 def test_several_runs_share_a_file(tmp_path: Path) -> None:
     path = tmp_path / "several.json"
-    single = replace(report(), timings=report().timings[:3])
+    single = replace(mixed_report(), timings=mixed_report().timings[:3])
     solved = Timing("solver", True, W_FULL, "timed", "", Quantiles(1.0, 0.9, 1.1, 3), 1e-7, 0.0, 0.1, 8, solver=True)
-    other = replace(report(), timings=(report().timings[3], solved))
+    other = replace(mixed_report(), timings=(mixed_report().timings[3], solved))
     write_reports(path, [single, other])
     assert read_reports(path) == (single, other)
     with pytest.raises(ValueError, match="has 2 reports, expected one"):
@@ -101,8 +75,8 @@ def test_several_runs_share_a_file(tmp_path: Path) -> None:
 
 def test_the_best_peer_is_neither_ours_nor_a_solver() -> None:
     solver = Timing("solver", True, W, "timed", "", Quantiles(0.1, 0.1, 0.1, 30), solver=True)
-    assert replace(report(), timings=(*report().timings, solver)).best_peer_ms(W) == 1.5
-    assert report().best_peer_ms(W_FULL) is None
+    assert replace(mixed_report(), timings=(*mixed_report().timings, solver)).best_peer_ms(W) == 1.5
+    assert mixed_report().best_peer_ms(W_FULL) is None
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -116,7 +90,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_record_from_before_the_read_limit_is_read(tmp_path: Path) -> None:
     path = tmp_path / "W.json"
-    write_reports(path, [report()])
+    write_reports(path, [mixed_report()])
     content = json.loads(path.read_text())
     del content["reports"][0]["machine"]["read_gb_s"]
     path.write_text(json.dumps(content))

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.measure.floors import GRADIENTS, ONE_THREAD, WORKLOADS, Part, Profile, profile
 from benchmarks.measure.results import operations_floor_ms
 from benchmarks.measure.workloads import W, Workload
-from tests.benchmarks.test_record import MACHINE
+from tests.benchmarks.made_up import MACHINE
 
 
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda w: w.name)

@@ -8,23 +8,13 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.measure.providers import select
-from benchmarks.measure.results import Quantiles, Report, Timing
+from benchmarks.measure.results import Quantiles, Report
 from benchmarks.measure.run import run
 from benchmarks.measure.workloads import W
 from benchmarks.reports.compare import LARGEST_BATCH, LEAST_BAND, WIDEST_BAND, changes, contenders, missing, sizes
 from benchmarks.reports.record import write_reports
-from tests.benchmarks.test_record import MACHINE
-from tests.benchmarks.test_run import CPU, ONCE
-
-
-def timing(provider: str, median: float, *, batch: int = 1000, spread: float = 0.01) -> Timing:
-    quantiles = Quantiles(median, median * (1 - spread), median * (1 + spread), 9)
-    return Timing(provider, not provider.startswith("ours"), W.with_batch(batch), "timed", "", quantiles, 0.0, 0.0)
-
-
-def report(*timings: Timing) -> Report:
-    return Report("2030-01-01T00:00:00+00:00", 1.0, MACHINE, timings)
-
+from tests.benchmarks.made_up import report, timing
+from tests.benchmarks.measure.test_run import CPU, ONCE
 
 RECORD = report(timing("slow peer", 30.0), timing("peer", 10.0), timing("ours", 1.0))
 

@@ -27,7 +27,7 @@ from benchmarks.measure.sources import ROOT
 from benchmarks.measure.workloads import TILE_64, TILE_128, Workload
 from memformer_kernels import build_info
 from memformer_kernels.availability import BackendInfo
-from tests.benchmarks.test_record import MACHINE
+from tests.benchmarks.made_up import MACHINE
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ from benchmarks.measure.results import Quantiles, Report, Timing
 from benchmarks.measure.workloads import W
 from benchmarks.reports.figures import growth as draw
 from benchmarks.reports.tables import growth_table
-from tests.benchmarks.test_record import MACHINE
+from tests.benchmarks.made_up import MACHINE
 
 LAYERS = next(axis for axis in AXES if axis.field == "layers")
 
