@@ -5,16 +5,16 @@ disturbance of the machine hits them alike. Three nested parts of the public cal
 its time goes: the public function, the registered operation, and the backend's own function.
 """
 
-import gc
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.measure.clock import taking_turns
 from benchmarks.measure.data import make_batch, make_parameters
 from benchmarks.measure.workloads import W
 from benchmarks.peers import empty_ops
@@ -79,32 +79,23 @@ def measure(backend: str, rounds: int = ROUNDS, calls: int = CALLS) -> Overhead:
     """Time every way of calling; each round makes `calls` calls of each contender in turn."""
     comparisons = []
     for name, contenders in _ways(backend).items():
-        found = _interleaved(contenders, rounds, calls)
+        found = _costs(contenders, rounds, calls)
         comparisons.append(
             Comparison(name, found["public"], found["empty"], found.get("operation"), found.get("kernel"))
         )
     return Overhead(backend, rounds, calls, tuple(comparisons))
 
 
-def _interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, Cost]:
-    for contender in contenders.values():
+def _costs(contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, Cost]:
+    def called(contender: Callable[[], Any]) -> None:
         for _ in range(calls):
             contender()
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, contender in contenders.items():
-                begun = time.perf_counter()
-                for _ in range(calls):
-                    contender()
-                samples[name].append((time.perf_counter() - begun) / calls * 1e6)
-    finally:
-        if enabled:
-            gc.enable()
-    quantiles = {name: np.quantile(values, [0.5, 0.1, 0.9]).tolist() for name, values in samples.items()}
-    return {name: Cost(*values) for name, values in quantiles.items()}
+
+    actions = [partial(called, contender) for contender in contenders.values()]
+    for action in actions:
+        action()
+    found = 1e6 / calls * np.array(taking_turns(actions, rounds))
+    return dict(zip(contenders, map(Cost, *np.quantile(found, [0.5, 0.1, 0.9], axis=1).tolist()), strict=True))
 
 
 def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:

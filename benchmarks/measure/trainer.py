@@ -9,15 +9,16 @@ Contenders take turns, round by round, so that a disturbance of the machine hits
 its first loss has been found right: ours against the definition in plain PyTorch, peers' against `memformer_loss`.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from benchmarks.measure.clock import taking_turns
 from benchmarks.measure.data import Batch, make_batch, make_parameters
 from benchmarks.measure.providers import FORMULATIONS
 from benchmarks.measure.results import Machine
@@ -207,18 +208,7 @@ def _interleaved(contenders: list[Contender], rounds: int) -> Iterator[Step]:
         begun = time.perf_counter()
         contender.advance(3)
         counts.append(max(1, round(0.02 / ((time.perf_counter() - begun) / 3))))
-    samples: list[list[float]] = [[] for _ in contenders]
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for contender, count, found in zip(contenders, counts, samples, strict=True):
-                begun = time.perf_counter()
-                contender.advance(count)
-                found.append((time.perf_counter() - begun) / count * 1e3)
-    finally:
-        if enabled:
-            gc.enable()
-    for contender, found in zip(contenders, samples, strict=True):
-        median, q10, q90 = np.quantile(found, [0.5, 0.1, 0.9]).tolist()
+    actions = [partial(one.advance, count) for one, count in zip(contenders, counts, strict=True)]
+    for contender, count, found in zip(contenders, counts, taking_turns(actions, rounds), strict=True):
+        median, q10, q90 = (1e3 / count * np.quantile(found, [0.5, 0.1, 0.9])).tolist()
         yield Step(contender.name, contender.peer, contender.models, median, q10, q90, contender.error)
