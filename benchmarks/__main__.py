@@ -7,6 +7,7 @@ and the register update; `readme` writes the README's figures.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,13 +20,14 @@ from benchmarks import readme
 from benchmarks.gpu import commands
 from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
 from benchmarks.measure.catalogue import CATALOGUE
+from benchmarks.measure.harness import Policy
 from benchmarks.measure.machine import measure_machine
 from benchmarks.measure.provider import Provider
 from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, select
 from benchmarks.measure.results import Report
 from benchmarks.measure.run import run
 from benchmarks.measure.sources import ROOT
-from benchmarks.measure.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
+from benchmarks.measure.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS, Workload
 from benchmarks.reports import attention, compare, tables
 from benchmarks.reports.record import read_report, read_reports, write_json, write_reports
 from benchmarks.reports.table import not_timed, print_report
@@ -73,14 +75,7 @@ def bench(
     console = Console()
     for name in names:
         sizes = batch or (QUICK_BATCHES if quick else WORKLOAD_BATCHES[name])
-        with console.status("starting") as status:
-            report = run(
-                [WORKLOADS[name].with_batch(size) for size in sizes],
-                providers,
-                CPU,
-                quick=quick,
-                announce=status.update,
-            )
+        report = _timed([WORKLOADS[name].with_batch(size) for size in sizes], providers, console, quick)
         path = out / f"cpu-{name.lower().replace('_', '-')}.json"
         write_reports(path, [report])
         print_report(report, console)
@@ -107,9 +102,7 @@ def grow(
     providers = _selected(provider or [*growth.PEERS, f"memformer_kernels ({best_backend()})"])
     console = Console()
     workloads = [w for a in growth.AXES if not axis or a.field in axis for w in a.workloads(quick)]
-    with console.status("starting") as status:
-        policy = None if quick else growth.POLICY
-        report = run(workloads, providers, CPU, quick=quick, policy=policy, announce=status.update)
+    report = _timed(workloads, providers, console, quick, growth.POLICY)
     write_reports(json, [report])
     _draw(figure, "growth", report)
     console.print(tables.growth_table(report))
@@ -170,14 +163,8 @@ def compare_with_records(
             raise typer.BadParameter(str(error), param_hint="RECORD") from error
         runnable = frozenset(p.name for p in PROVIDERS if any(p.supports(w, CPU) for w in compare.sizes(then)))
         chosen = compare.contenders(then, runnable)
-        with console.status("starting") as status:
-            now = run(
-                [w for w in compare.sizes(then) if not quick or w.batch <= QUICK_BATCHES[0]],
-                [provider for provider in PROVIDERS if provider.name in chosen],
-                CPU,
-                quick=quick,
-                announce=status.update,
-            )
+        workloads = [w for w in compare.sizes(then) if not quick or w.batch <= QUICK_BATCHES[0]]
+        now = _timed(workloads, [provider for provider in PROVIDERS if provider.name in chosen], console, quick)
         found = list(compare.changes(then, now))
         console.print(f"\n{path.name}: revision {then.machine.revision} then, {now.machine.revision} now")
         console.print(tables.change_table(found))
@@ -213,12 +200,10 @@ def check_dispatch(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    policy = None if quick else dispatch.POLICY
     for one in chosen:
         if one in kept and not again:
             continue
-        with console.status("starting") as status:
-            kept[one] = run([one], providers, CPU, quick=quick, policy=policy, announce=status.update)
+        kept[one] = _timed([one], providers, console, quick, dispatch.POLICY)
         write_reports(json, [kept[known] for known in CATALOGUE.values() if known in kept])
         for line in not_timed(_troubles(kept[one])):
             console.print(line, markup=False)
@@ -291,6 +276,18 @@ def time_attention(
         _draw(figure, "attention", record)
     rest = f"; {left} cases left, which the same command goes on with" if left else ""
     console.print(f"record: {path}{rest}", soft_wrap=True)
+
+
+def _timed(
+    workloads: Sequence[Workload],
+    providers: Sequence[Provider],
+    console: Console,
+    quick: bool,
+    policy: Policy | None = None,
+) -> Report:
+    """A run on the CPU; policy: of one that is not quick."""
+    with console.status("starting") as status:
+        return run(workloads, providers, CPU, quick=quick, policy=None if quick else policy, announce=status.update)
 
 
 def _draw(path: Path, name: str, *found: Any) -> None:
