@@ -1,5 +1,6 @@
-"""Side-by-side measurements of memformer_kernels against honest PyTorch peers and against the hardware's limit.
+"""Measurements of memformer_kernels in one run with honest PyTorch peers and against the hardware's limit.
 
-workloads -> data -> formulations -> providers -> harness -> record -> table. `python -m benchmarks` prints one table,
+`peers` compute the same functions, `measure` runs and times, `reports` keeps, prints and draws what was found, and
+`gpu` does so on GPUs; each imports from those before it alone. `python -m benchmarks` prints one table,
 `python -m benchmarks.gpu` is the one command for a machine with an NVIDIA GPU.
 """

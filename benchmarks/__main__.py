@@ -2,31 +2,34 @@
 `growth` along one axis at a time, `overhead` of one call, `floors` and where the time between them and a kernel goes,
 `virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they need of an H200 by that;
 `compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider,
-`roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `blocks` at attention
+`roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `attention` at attention
 and the register update; `readme` writes the README's figures.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 from rich.console import Console
 
 from benchmarks import readme
-from benchmarks.gpu import floors as gpu_floors
-from benchmarks.gpu import virtual_command
+from benchmarks.gpu import commands
 from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
 from benchmarks.measure.catalogue import CATALOGUE
-from benchmarks.measure.machine import ROOT, measure_machine
-from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, Provider, select
+from benchmarks.measure.harness import Policy
+from benchmarks.measure.machine import measure_machine
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, select
+from benchmarks.measure.results import Report
 from benchmarks.measure.run import run
-from benchmarks.measure.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
-from benchmarks.reports import attention_record as blocks_record
-from benchmarks.reports import compare, pictures
-from benchmarks.reports.record import Report, read_report, read_reports, write_json, write_report, write_reports
+from benchmarks.measure.sources import ROOT
+from benchmarks.measure.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS, Workload
+from benchmarks.reports import attention, compare, tables
+from benchmarks.reports.record import read_report, read_reports, write_json, write_reports
 from benchmarks.reports.table import not_timed, print_report
 from memformer_kernels import build_info
 from memformer_lab.runs.files import write_atomically
@@ -44,6 +47,8 @@ Backend = Annotated[
     str, typer.Option(help="One of memformer_kernels' backends; default cpu, or torch where it is missing.")
 ]
 Folder = Annotated[Path, typer.Option(help="Where the records go, one <device>-<what>.json each.")]
+Record = Annotated[Path, typer.Option(help="Record.")]
+Picture = Annotated[Path, typer.Option(help="Picture.")]
 
 
 @app.callback(
@@ -70,16 +75,9 @@ def bench(
     console = Console()
     for name in names:
         sizes = batch or (QUICK_BATCHES if quick else WORKLOAD_BATCHES[name])
-        with console.status("starting") as status:
-            report = run(
-                [WORKLOADS[name].with_batch(size) for size in sizes],
-                providers,
-                CPU,
-                quick=quick,
-                announce=status.update,
-            )
+        report = _timed([WORKLOADS[name].with_batch(size) for size in sizes], providers, console, quick)
         path = out / f"cpu-{name.lower().replace('_', '-')}.json"
-        write_report(path, report)
+        write_reports(path, [report])
         print_report(report, console)
         console.print(f"{report.seconds:.0f} s; record: {path}", soft_wrap=True)
 
@@ -94,8 +92,8 @@ def grow(
     ] = None,
     provider: Words = None,
     quick: Quick = False,
-    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "growth-cpu.json",
-    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "growth.png",
+    json: Record = RESULTS / "growth-cpu.json",
+    figure: Picture = RESULTS / "growth.png",
 ) -> None:
     fields = [a.field for a in growth.AXES]
     for field in axis or []:
@@ -104,50 +102,45 @@ def grow(
     providers = _selected(provider or [*growth.PEERS, f"memformer_kernels ({best_backend()})"])
     console = Console()
     workloads = [w for a in growth.AXES if not axis or a.field in axis for w in a.workloads(quick)]
-    with console.status("starting") as status:
-        policy = None if quick else growth.POLICY
-        report = run(workloads, providers, CPU, quick=quick, policy=policy, announce=status.update)
-    write_report(json, report)
-    write_atomically(figure, pictures.growth(report))
-    console.print(growth.growth_table(report))
+    report = _timed(workloads, providers, console, quick, growth.POLICY)
+    write_reports(json, [report])
+    _draw(figure, "growth", report)
+    console.print(tables.growth_table(report))
     for line in not_timed(_troubles(report)):
         console.print(line, markup=False)
     console.print(f"{report.seconds:.0f} s; record: {json}; picture: {figure}", soft_wrap=True)
 
 
-@app.command("trainer", help="Whole optimiser steps, of one model and of twenty, beside PyTorch with its Adam.")
-def train(quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "trainer-cpu.json") -> None:
+@app.command("trainer", help="Whole optimiser steps, of one model and of twenty, compared with PyTorch and its Adam.")
+def train(quick: Quick = False, json: Record = RESULTS / "trainer-cpu.json") -> None:
     machine = measure_machine(CPU, quick=quick)
     found = trainer.measure(machine, rounds=3, compiled=False) if quick else trainer.measure(machine)
-    write_json(json, trainer.as_record(found))
+    targets = {"target_ms": trainer.TARGET_MS, "target_models_ratio": trainer.TARGET_MODELS}
+    write_json(json, {"format": trainer.FORMAT, **targets}, found)
     console = Console()
-    trainer.print_trainer(found, console)
+    tables.print_trainer(found, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 
 @app.command("overhead", help="Hold a public call on one task against an empty registered operation, in the same run.")
-def call_overhead(
-    backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "overhead-cpu.json"
-) -> None:
+def call_overhead(backend: Backend = "", quick: Quick = False, json: Record = RESULTS / "overhead-cpu.json") -> None:
     found = overhead.measure(_backend(backend), **({"rounds": 10, "calls": 5} if quick else {}))
-    write_json(json, overhead.as_record(found))
+    write_json(json, {"format": overhead.FORMAT, "target_ratio": overhead.TARGET_RATIO}, found)
     console = Console()
-    overhead.print_overhead(found, console)
+    tables.print_overhead(found, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 
 @app.command("floors", help="Say where the time between a backend and the memory's limit goes, on each workload.")
-def memory_floors(
-    backend: Backend = "", quick: Quick = False, json: Annotated[Path, typer.Option()] = RESULTS / "floors-cpu.json"
-) -> None:
+def memory_floors(backend: Backend = "", quick: Quick = False, json: Record = RESULTS / "floors-cpu.json") -> None:
     name = _backend(backend)
     console = Console()
     machine = measure_machine(CPU, quick=quick)
     rounds, batch = (3, 1000) if quick else (floors.ROUNDS, floors.BATCH)
     profiles = [floors.profile(w.with_batch(batch), name, machine, rounds) for w in floors.WORKLOADS]
-    write_json(json, floors.as_record(machine, profiles))
+    write_json(json, {"format": floors.FORMAT, "machine": machine, "profiles": profiles})
     for found in profiles:
-        floors.print_profile(found, console)
+        tables.print_profile(found, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 
@@ -170,17 +163,11 @@ def compare_with_records(
             raise typer.BadParameter(str(error), param_hint="RECORD") from error
         runnable = frozenset(p.name for p in PROVIDERS if any(p.supports(w, CPU) for w in compare.sizes(then)))
         chosen = compare.contenders(then, runnable)
-        with console.status("starting") as status:
-            now = run(
-                [w for w in compare.sizes(then) if not quick or w.batch <= QUICK_BATCHES[0]],
-                [provider for provider in PROVIDERS if provider.name in chosen],
-                CPU,
-                quick=quick,
-                announce=status.update,
-            )
+        workloads = [w for w in compare.sizes(then) if not quick or w.batch <= QUICK_BATCHES[0]]
+        now = _timed(workloads, [provider for provider in PROVIDERS if provider.name in chosen], console, quick)
         found = list(compare.changes(then, now))
         console.print(f"\n{path.name}: revision {then.machine.revision} then, {now.machine.revision} now")
-        console.print(compare.change_table(found))
+        console.print(tables.change_table(found))
         unheard = [] if quick else compare.missing(then, now)
         for line in unheard:
             console.print(line, markup=False)
@@ -201,7 +188,7 @@ def check_dispatch(
     quick: Quick = False,
     again: Annotated[bool, typer.Option("--again", help="Also what the record holds already.")] = False,
     json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
-    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "dispatch.png",
+    figure: Picture = RESULTS / "dispatch.png",
 ) -> None:
     chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
@@ -213,18 +200,16 @@ def check_dispatch(
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    policy = None if quick else dispatch.POLICY
     for one in chosen:
         if one in kept and not again:
             continue
-        with console.status("starting") as status:
-            kept[one] = run([one], providers, CPU, quick=quick, policy=policy, announce=status.update)
+        kept[one] = _timed([one], providers, console, quick, dispatch.POLICY)
         write_reports(json, [kept[known] for known in CATALOGUE.values() if known in kept])
         for line in not_timed(_troubles(kept[one])):
             console.print(line, markup=False)
     found = list(dispatch.choices([kept[one] for one in chosen]))
-    console.print(dispatch.choice_table(found))
-    write_atomically(figure, pictures.dispatch(kept[chosen[-1]].machine, found))
+    console.print(tables.choice_table(found))
+    _draw(figure, "dispatch", kept[chosen[-1]].machine, found)
     console.print(f"{len(found)} workloads; record: {json}; picture: {figure}", soft_wrap=True)
     if not all(choice.good for choice in found):
         raise typer.Exit(1)
@@ -237,16 +222,16 @@ def check_dispatch(
 )
 def draw_roofline(
     quick: Quick = False,
-    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "roofline-cpu.json",
-    figure: Annotated[Path, typer.Option(help="Picture.")] = RESULTS / "roofline.png",
+    json: Record = RESULTS / "roofline-cpu.json",
+    figure: Picture = RESULTS / "roofline.png",
 ) -> None:
     console = Console()
     with console.status("measuring the machine") as status:
         machine = measure_machine(CPU, quick=quick)
         points = roofline.measure(quick=quick, announce=status.update)
-    write_json(json, roofline.as_record(machine, points))
-    write_atomically(figure, pictures.roofline(machine, points))
-    roofline.print_roofline(machine, points, console)
+    write_json(json, {"format": roofline.FORMAT, "machine": machine, "points": points})
+    _draw(figure, "roofline", machine, points)
+    tables.print_roofline(machine, points, console)
     console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
 
 
@@ -261,55 +246,54 @@ def write_readme(
         write_atomically(path, text.encode())
 
 
-@app.command(
-    "gpu-floors",
-    help="Work out, from the counters of `virtual`, what the GPU kernels need of an H200, and the floor of what their "
-    "work must move; measures nothing.",
-)
-def floors_of_a_gpu(
-    counted: Annotated[Path, typer.Option(help="Record of `virtual`.")] = gpu_floors.COUNTED,
-    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json",
-) -> None:
-    try:
-        rows = gpu_floors.sheet(counted)
-    except (OSError, ValueError) as error:
-        raise typer.BadParameter(str(error), param_hint="--counted") from error
-    write_json(json, gpu_floors.as_record(rows))
-    console = Console()
-    gpu_floors.print_sheet(rows, console)
-    console.print(f"record: {json}", soft_wrap=True)
-
-
-app.command("virtual", help=virtual_command.HELP)(virtual_command.count)
+app.command("gpu-floors", help=commands.FLOORS_HELP)(commands.floors_of_a_gpu)
+app.command("virtual", help=commands.VIRTUAL_HELP)(commands.count)
 
 
 @app.command(
-    "blocks",
+    "attention",
     help="Time linear attention against its peers over length, and the register update against the copy bandwidth.",
 )
-def time_blocks(
+def time_attention(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     quick: Quick = False,
     json: Annotated[
-        Path | None, typer.Option(help="Record, gone on with if it is there; default blocks-<device>.json.")
+        Path | None, typer.Option(help="Record, gone on with if it is there; default attention-<device>.json.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Begin no case after so many seconds.")] = math.inf,
     figure: Annotated[Path | None, typer.Option(help="Draw time and memory over length, when all is there.")] = None,
 ) -> None:
-    path = json or RESULTS / f"blocks-{device}.json"
+    path = json or RESULTS / f"attention-{device}.json"
     try:
-        record = blocks_record.proceed(path, torch.device(device), quick, seconds)
+        record = attention.proceed(path, torch.device(device), quick, seconds)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--json") from error
     console = Console()
-    blocks_record.show(record, console)
+    tables.print_attention(record.attention, record.updates, console)
     left = len(record.missing)
     if figure and not left:
-        from benchmarks.reports.attention_figure import draw
-
-        write_atomically(figure, draw(record))
+        _draw(figure, "attention", record)
     rest = f"; {left} cases left, which the same command goes on with" if left else ""
     console.print(f"record: {path}{rest}", soft_wrap=True)
+
+
+def _timed(
+    workloads: Sequence[Workload],
+    providers: Sequence[Provider],
+    console: Console,
+    quick: bool,
+    policy: Policy | None = None,
+) -> Report:
+    """A run on the CPU; policy: of one that is not quick."""
+    with console.status("starting") as status:
+        return run(workloads, providers, CPU, quick=quick, policy=None if quick else policy, announce=status.update)
+
+
+def _draw(path: Path, name: str, *found: Any) -> None:
+    """A picture by its name in `reports.figures`, which is imported when one is drawn."""
+    from benchmarks.reports import figures
+
+    write_atomically(path, getattr(figures, name)(*found))
 
 
 def best_backend() -> str:
@@ -317,12 +301,12 @@ def best_backend() -> str:
     return "cpu" if build_info().backends["cpu"].available else "torch"
 
 
-def _backend(asked: str) -> str:
+def _backend(name: str) -> str:
     known = build_info().backends
-    if asked and (asked not in known or not known[asked].available):
-        reason = known[asked].reason if asked in known else f"the backends are {', '.join(known)}"
-        raise typer.BadParameter(f"{asked!r}: {reason}", param_hint="--backend")
-    return asked or best_backend()
+    if name and (name not in known or not known[name].available):
+        reason = known[name].reason if name in known else f"the backends are {', '.join(known)}"
+        raise typer.BadParameter(f"{name!r}: {reason}", param_hint="--backend")
+    return name or best_backend()
 
 
 def _selected(words: list[str] | None) -> tuple[Provider, ...]:

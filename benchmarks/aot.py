@@ -26,7 +26,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.aot_cases import HOT, cases
-from benchmarks.measure.machine import git_revision
+from benchmarks.measure.sources import git_revision
 from benchmarks.reports.record import write_json
 from memformer_kernels.backends.triton.launch import compiling_for, interpreted, observed
 

@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.measure.dispatch import AUTO, Choice, choices
-from benchmarks.reports.record import Report, Timing, read_report, read_reports
-from benchmarks.reports.table import figure, memory_floor_ms
+from benchmarks.measure.results import Report, Timing, memory_floor_ms
+from benchmarks.reports.record import read_report, read_reports
+from benchmarks.reports.table import figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

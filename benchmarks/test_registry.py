@@ -8,7 +8,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.measure.data import make_batch, make_parameters
 from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
-from benchmarks.measure.providers import PROVIDERS, Provider
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import PROVIDERS
 from benchmarks.measure.workloads import WORKLOADS, Workload
 
 CPU = torch.device("cpu")

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
-from benchmarks.measure import attention as blocks
+from benchmarks.measure import attention
 from benchmarks.measure.attention import AttentionCase
-from benchmarks.reports import attention_record as blocks_record
+from benchmarks.reports.attention import read
+from benchmarks.reports.tables import attention_cell
 from memformer_kernels import nn
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "layer.md").read_text(encoding="utf-8")
 MEASURED = PAGE.split("## What was measured")[1].split("\n## ")[0]
-RECORD = blocks_record.read(ROOT / "benchmarks" / "results" / "blocks-cpu.json")
+RECORD = read(ROOT / "benchmarks" / "results" / "attention-cpu.json")
 EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
@@ -58,7 +59,7 @@ def _cells(line: str) -> list[str]:
 
 def test_attention_tables_are_the_record() -> None:
     lengths = sorted({timing.case.tokens for timing in RECORD.attention})
-    for width in blocks.WIDTHS:
+    for width in attention.WIDTHS:
         lines = [line for line in MEASURED.split(f"Heads of {width}:")[1].strip().split("\n\n")[0].splitlines()]
         assert _cells(lines[0])[1:] == [f"N = {n:,}" for n in lengths]
         shown = {cells[0]: cells[1:] for cells in map(_cells, lines[2:])}
@@ -67,7 +68,7 @@ def test_attention_tables_are_the_record() -> None:
         assert shown.keys() == set(names.values())
         for (provider, causal), name in names.items():
             found = {t.case.tokens: t for t in timings if (t.provider, t.case.causal) == (provider, causal)}
-            assert shown[name] == [blocks_record.cell(found.get(n)) for n in lengths], name
+            assert shown[name] == [attention_cell(found.get(n)) for n in lengths], name
 
 
 def test_the_update_table_is_the_record() -> None:

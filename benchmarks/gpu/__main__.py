@@ -9,7 +9,6 @@ GPU and from the same sources.
 import json
 import re
 import time
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,12 +18,14 @@ import typer
 from rich.console import Console
 
 from benchmarks.gpu.parts import DEVICE, PARTS
-from benchmarks.measure.machine import ROOT, measure_machine
-from benchmarks.measure.sources import digest
-from benchmarks.reports.record import FORMAT, Machine, write_json
+from benchmarks.measure.machine import measure_machine
+from benchmarks.measure.results import Machine
+from benchmarks.measure.sources import ROOT, digest
+from benchmarks.reports.record import write_json
 
 RECORDS = ROOT / "benchmarks" / "results"
 SOURCES = ("memformer_kernels", "csrc", "python", "benchmarks", "tests")
+FORMAT = 1
 LEAST_S = 15.0
 """A part that has less than this left is not begun."""
 
@@ -46,13 +47,13 @@ def main(
             + " Nothing was run and nothing written. `make bench` measures the CPU."
         )
         raise typer.Exit(1)
-    asked = [part for part in PARTS if not names or part.startswith(tuple(names))]
-    if not asked:
+    chosen = [part for part in PARTS if not names or part.startswith(tuple(names))]
+    if not chosen:
         raise typer.BadParameter(f"no part begins with {' or '.join(names or [])}; the parts: {', '.join(PARTS)}")
     end = time.monotonic() + 60 * minutes
     machine, sources = measure_machine(DEVICE), digest(*SOURCES)
     path, found = _begun(machine, sources, afresh)
-    for name in asked:
+    for name in chosen:
         if name in found and "failed" not in found[name]:
             console.print(f"{name}: done before", style="dim")
             continue
@@ -89,7 +90,7 @@ def _record(machine: Machine, sources: str, path: Path, found: dict[str, dict[st
         "format": FORMAT,
         "date": path.stem[-len("2000-01-01") :],
         "sources": sources,
-        "machine": asdict(machine),
+        "machine": machine,
         "missing": [name for name in PARTS if name not in found],
         **{name: found[name] for name in PARTS if name in found},
     }

@@ -8,9 +8,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from benchmarks.measure.sources import ROOT
+
 LIBRARIES = ROOT / "memformer_kernels" / "_lib"
 
 

@@ -4,22 +4,20 @@ The floor is of the work, whatever kernel does it: the bytes that must cross the
 yet, at its nominal bandwidth. Arithmetic has none here.
 What the kernels as they are need is higher: for every resource the time in which it could do what was counted if it did
 nothing else and nothing kept it waiting, at what the hardware does in a cycle (`virtual_gpu.hardware`); of memory the
-sectors that blocks touched first, at the bandwidth that a copy is expected to reach. Other kernels may need less. The
-schedule's own prediction, which knows of latencies, stands beside it. Nothing is measured.
+sectors that thread blocks touched first, at the bandwidth that a copy is expected to reach. Other kernels may need
+less. The schedule's prediction, which knows of latencies, is shown too. Nothing is measured.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.gpu.virtual_record import CHANGED, Counted, label, read
-from benchmarks.measure.machine import ROOT
-from benchmarks.reports.table import figure
+from benchmarks.measure.sources import ROOT
+from benchmarks.reports.table import figure, new_table
 from virtual_gpu.hardware import H200
 
 FORMAT = 3
@@ -27,6 +25,15 @@ ARCHITECTURE = 90
 COUNTED = ROOT / "benchmarks" / "results" / "virtual-gpu.json"
 COPY_BYTES_S = 4.3e12
 """What a copy is expected to reach of the nominal bandwidth, read and write counted."""
+
+HEAD = {
+    "format": FORMAT,
+    "measured": False,
+    "gpu": H200.name,
+    "bytes_s": H200.bandwidth,
+    "copy_bytes_s": COPY_BYTES_S,
+}
+"""Of a record, before its cases."""
 
 WIDTH = 150
 """Of the table, which no narrower terminal shows whole."""
@@ -39,9 +46,9 @@ RESOURCES = ("memory", "issue", "float", "integer", "shared", "tensor")
 class Row:
     """One case: bytes and nanoseconds of one task, or of what the case is made of.
 
-    sources: digest of the kernels that were counted. floor_bytes: what the work must move; bytes: what blocks touched
-    first; ns: what the kernels need of each resource; predicted_ns: the schedule's; bound: the resource of which they
-    need most; floor_ns: of any kernel.
+    sources: digest of the kernels that were counted. floor_bytes: what the work must move; bytes: what thread
+    blocks touched first; ns: what the kernels need of each resource; predicted_ns: the schedule's; bound: the resource
+    of which they need most; floor_ns: of any kernel.
     """
 
     name: str
@@ -52,6 +59,8 @@ class Row:
     bytes: float
     ns: dict[str, float]
     predicted_ns: float
+
+    RECORDED: ClassVar = ("bound", "need_ns", "floor_ns")
 
     @property
     def bound(self) -> str:
@@ -92,27 +101,13 @@ def row_of(one: Counted) -> Row:
     return Row(one.name, one.backend, one.sources, one.unit, one.floor, one.device_bytes, spent, predicted)
 
 
-def as_record(rows: Sequence[Row]) -> dict[str, Any]:
-    """For a JSON file; nothing in it was measured."""
-    found = [{**asdict(row), "bound": row.bound, "need_ns": row.need_ns, "floor_ns": row.floor_ns} for row in rows]
-    rates = {"bytes_s": H200.bandwidth, "copy_bytes_s": COPY_BYTES_S}
-    return {"format": FORMAT, "measured": False, "gpu": H200.name, **rates, "cases": found}
-
-
 def print_sheet(rows: Sequence[Row], console: Console) -> None:
     """The sheet as a table."""
     console.width = max(console.width, WIDTH)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=f"ns a task, token or row on an {H200.name}: worked out, not measured",
-    )
-    table.add_column("case", no_wrap=True)
     of_bytes = ("bytes\nto move", "\nfloor", "bytes\ntouched")
     needs = (f"need:\n{name}" for name in (*RESOURCES, "others"))
-    for header in (*of_bytes, *needs, "\npredicted", "\na second"):
-        table.add_column(header, justify="right", no_wrap=True)
+    table = new_table(["case"], [*of_bytes, *needs, "\npredicted", "\na second"])
+    table.title = f"ns a task, token or row on an {H200.name}: worked out, not measured"
     for row in rows:
         spent = [f"[bold]{figure(ns)}[/bold]" if name == row.bound else figure(ns) for name, ns in row.ns.items()]
         title = label(row.backend, row.name, row.sources)

@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` runs, part by part: tests, workloads beside every peer, and what watches memory meanwhile.
+"""What `benchmarks.gpu` runs, part by part: tests, workloads with every peer, and what watches memory meanwhile.
 
 A part is told how long it may take: tests are stopped there, and a provider that compiles for too long is left out.
 """
@@ -19,12 +19,13 @@ from rich.console import Console
 
 from benchmarks.gpu import trainer as gpu_trainer
 from benchmarks.measure.harness import Policy
-from benchmarks.measure.machine import ROOT
-from benchmarks.measure.providers import PROVIDERS, Provider, select
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import PROVIDERS, select
+from benchmarks.measure.results import Timing, memory_floor_ms
 from benchmarks.measure.run import run
+from benchmarks.measure.sources import ROOT
 from benchmarks.measure.workloads import TILE_64, TILE_128, W_FULL, WORKLOAD_BATCHES, WORKLOADS, W, Workload
-from benchmarks.reports.record import Timing
-from benchmarks.reports.table import memory_floor_ms, print_report
+from benchmarks.reports.table import print_report
 from memformer_kernels import build_info
 from memformer_lab.profiling.rates import fma_rate
 
@@ -44,7 +45,12 @@ TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "tests_cuda": ("-m", "gpu and cuda", "tests/gpu"),
         "tests_triton": ("-m", "gpu and triton", "tests/gpu"),
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
-        "tests_package": ("-m", "not slow", "tests/memformer_kernels", "tests/benchmarks/test_jax_formulations.py"),
+        "tests_package": (
+            "-m",
+            "not slow",
+            "tests/memformer_kernels",
+            "tests/benchmarks/peers/test_jax_formulations.py",
+        ),
     }
 )
 """Arguments of pytest by part."""

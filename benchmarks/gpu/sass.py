@@ -89,14 +89,6 @@ def parse(text: str) -> list[Code]:
     return made
 
 
-def demangled(names: list[str]) -> list[str]:
-    """C++ names as they are written, where there is a c++filt, else as they are."""
-    tool = shutil.which("c++filt")
-    if tool is None or not names:
-        return names
-    return _run(tool, *names).splitlines()
-
-
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:

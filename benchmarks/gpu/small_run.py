@@ -18,7 +18,7 @@ from memformer_kernels import (
 )
 
 TASKS = 333
-"""Not a multiple of any block, so that tails run too."""
+"""Not a multiple of any thread block, so that tails run too."""
 
 
 def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
@@ -56,7 +56,7 @@ def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
 
 
 def train(device: torch.device, backend: str) -> int:
-    """Two steps of two models with every kind of task, in one turn of their blocks and in many; returns the steps."""
+    """Two steps of two models with every kind of task, in one turn of thread blocks and in many; returns the steps."""
     generator = torch.Generator().manual_seed(0)
     z, target = (
         torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32).to(device)

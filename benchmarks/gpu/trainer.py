@@ -37,7 +37,7 @@ def measure(seconds: float, console: Console) -> dict[str, Any]:
     """Microseconds of a step at B = 1000, of one model and of 20, by every way of launching; tasks a second at 4M.
 
     Raises RuntimeError where a first loss is wrong, or traces depend on the launches. A small GPU has no room for the
-    blocks of every way at once: that way's reason is found in place of its figures.
+    thread blocks of every way at once: that way's reason is found in place of its figures.
     """
     if not build_info().backends["cuda"].available:
         return {"not run": build_info().backends["cuda"].reason}

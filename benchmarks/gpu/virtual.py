@@ -43,7 +43,7 @@ class Machines:
         if self._virtual is None:
             reason = library.missing()
             if reason is not None:
-                raise RuntimeError(f"the CUDA library cannot be linked anew: {reason}")
+                raise RuntimeError(f"the CUDA library cannot be linked again: {reason}")
             self._virtual = Virtual(library.load())
         with serving(self._virtual) as virtual:
             index = _DEVICES[architecture]

@@ -1,5 +1,5 @@
 """The calls whose kernels `virtual` counts: the hot ones of both GPU backends, each on as many tasks as fill one
-multiprocessor with whole blocks."""
+multiprocessor with whole thread blocks."""
 
 from collections.abc import Callable
 from dataclasses import replace

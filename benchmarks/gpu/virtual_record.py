@@ -1,15 +1,17 @@
-"""What `virtual` leaves behind: the kernels of every case that has run, written as JSON and read back."""
+"""What `virtual` leaves behind: the kernels of every case that has run, written as JSON, read back and shown."""
 
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure.machine import git_revision
-from benchmarks.measure.sources import of_kernels
-from benchmarks.reports.record import write_json
+from rich.table import Table
+
+from benchmarks.measure.sources import git_revision, of_kernels
+from benchmarks.reports.record import read_json, write_json
+from benchmarks.reports.table import new_table
+from memformer_lab.profiling.counts import counts_of
 from virtual_gpu import Counters
 from virtual_gpu.hardware import A100, H200
 from virtual_gpu.profile import Use
@@ -48,7 +50,7 @@ class Counted:
 
     @property
     def device_bytes(self) -> float:
-        """Of one unit: sectors that a block touches first, as `Use` has them."""
+        """Of one unit: sectors that a thread block touches first, as `Use` has them."""
         return sum(use.device_bytes for use in self.kernels) / self.units
 
     def predicted_ns(self, use: Use) -> float:
@@ -74,8 +76,7 @@ def short(kernel: str) -> str:
 
 def write(path: Path, counted: Sequence[Counted]) -> None:
     """Writes a record atomically. Nothing in it was measured."""
-    cases = [asdict(one) for one in counted]
-    write_json(path, {"format": FORMAT, "measured": False, "revision": git_revision(), "cases": cases})
+    write_json(path, {"format": FORMAT, "measured": False, "revision": git_revision(), "cases": counted})
 
 
 def read(path: Path) -> list[Counted]:
@@ -85,15 +86,44 @@ def read(path: Path) -> list[Counted]:
         ValueError: a file that is none.
         OSError: no file.
     """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format is {content['format']!r}, expected {FORMAT}")
+
+    def build(content: dict[str, Any]) -> list[Counted]:
         return [Counted(**{**case, "kernels": tuple(map(_use, case["kernels"]))}) for case in content["cases"]]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a record of kernels on a virtual GPU: {error}") from error
+
+    return read_json(path, FORMAT, "a record of kernels on a virtual GPU", build)
 
 
 def _use(content: dict[str, Any]) -> Use:
     counters, prediction = Counters(**content["counters"]), Prediction(**content["prediction"])
     return Use(**{**content, "counters": counters, "prediction": prediction})
+
+
+TITLE = "On a virtual GPU. Times are predicted for a whole GPU: no hardware has confirmed one"
+HEADERS = (
+    "warp\ninstr.",
+    "% float/int/\ncontrol/mem.",
+    "sectors\n/ ideal",
+    "bytes\nread",
+    "bytes\nwritten",
+    "device\nbytes",
+    "wavefr.\n/ ideal",
+    "tensor\ninstr.",
+    "ns",
+    "bound by",
+)
+"""Of what `counts_of` gives."""
+
+
+def as_table(counted: Sequence[Counted]) -> Table:
+    """A line a kernel, under the case with the bytes that it must move; counts are of one task, token or row."""
+    table = new_table(["kernel"], HEADERS)
+    table.title = TITLE
+    for one in counted:
+        table.add_section()
+        title = label(one.backend, one.name, one.sources)
+        table.caption = CHANGED if title.endswith("*") else table.caption
+        table.add_row(f"[bold]{title}[/bold]")
+        table.add_row(f"a {one.unit} on an {GPUS[one.architecture].name}", "", "", "", f"{one.floor:,}", "floor")
+        for use in one.kernels:
+            table.add_row(short(use.kernel), *counts_of(use, one.units, one.predicted_ns(use)))
+    return table

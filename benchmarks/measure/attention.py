@@ -58,7 +58,7 @@ class UpdateCase:
 
 @dataclass(frozen=True)
 class AttentionTiming:
-    """One provider. ms: median of a forward and backward. peak_mb: memory at its peak beside the arguments, or None."""
+    """One provider. ms: median of a forward and backward. peak_mb: its peak memory without the arguments, or None."""
 
     case: AttentionCase
     provider: str

@@ -1,9 +1,11 @@
 """One clock, one time limit and one memory gauge for every device."""
 
 import ctypes
+import gc
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,10 +13,28 @@ import torch
 
 from memformer_lab.profiling.rates import milliseconds
 
-__all__ = ["limited", "milliseconds", "peak_bytes"]
+__all__ = ["limited", "milliseconds", "peak_bytes", "taking_turns"]
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+def taking_turns(actions: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of every action in every round, on the CPU; the actions of a round follow each other, so that a
+    disturbance of the machine hits them alike, and no garbage is collected meanwhile."""
+    samples: list[list[float]] = [[] for _ in actions]
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for _ in range(rounds):
+            for action, found in zip(actions, samples, strict=True):
+                begun = time.perf_counter()
+                action()
+                found.append(time.perf_counter() - begun)
+    finally:
+        if enabled:
+            gc.enable()
+    return samples
 
 
 @contextmanager
@@ -63,7 +83,7 @@ def peak_bytes(action: Callable[[], object], device: torch.device) -> int | None
 
 
 def _give_back() -> None:
-    """Returns what the allocator holds of freed memory to the system, where that can be asked for."""
+    """Returns what the allocator holds of freed memory to the system, where it has a way."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

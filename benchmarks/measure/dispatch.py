@@ -4,14 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from rich import box
-from rich.table import Table
-
 from benchmarks.measure.harness import Policy
 from benchmarks.measure.providers import AUTOMATIC, PROVIDERS
+from benchmarks.measure.results import Quantiles, Report
 from benchmarks.measure.workloads import Workload
-from benchmarks.reports.record import Quantiles, Report
-from benchmarks.reports.table import figure
 
 AUTO = AUTOMATIC.name
 TOLERANCE = 0.10
@@ -26,7 +22,7 @@ CONTENDERS = tuple(p for p in PROVIDERS if p.name != "published n-by-n, compiled
 
 @dataclass(frozen=True)
 class Choice:
-    """The automatic choice on one workload beside the fastest provider, and the fastest peer if one was timed."""
+    """The automatic choice on one workload, the fastest provider, and the fastest peer if one was timed."""
 
     workload: Workload
     auto: Quantiles
@@ -66,23 +62,3 @@ def choices(reports: Sequence[Report]) -> Iterator[Choice]:
             peer_ms = None if peer is None else peers[peer]
             noise = math.hypot(auto.spread, found.spread)
             yield Choice(workload, auto, best, found.median_ms, noise, peer, peer_ms)
-
-
-def choice_table(found: list[Choice]) -> Table:
-    """A line per workload."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("workload")
-    for header in ("auto, ms", "best, ms", "auto/best", "noise"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("best provider")
-    for choice in found:
-        ratio = figure(choice.ratio)
-        table.add_row(
-            choice.workload.name,
-            figure(choice.auto.median_ms),
-            figure(choice.best_ms),
-            ratio if choice.good else f"[red]{ratio}[/red]",
-            f"{100 * choice.noise:.0f}%",
-            choice.best,
-        )
-    return table

@@ -1,4 +1,4 @@
-"""Where a backend's time goes on a workload, by leaving parts out, beside the two floors no method can pass.
+"""Where a backend's time goes on a workload, by leaving parts out, with the two floors no method can pass.
 
 Every part runs in the same rounds, in turn, on the same rotated buffers, so that differences between parts and their
 distance from the memory's own rate survive a machine whose bandwidth drifts. The read limit is measured there too: the
@@ -6,24 +6,20 @@ fastest of a few reductions of those very tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure.clock import milliseconds
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.measure.harness import buffer_count
+from benchmarks.measure.results import Machine, operations_floor_ms
 from benchmarks.measure.workloads import W_FULL, W, Workload
-from benchmarks.reports.record import Machine
-from benchmarks.reports.table import figure, operations_floor_ms
 from memformer_kernels import context_gram, memformer_loss
 
 FORMAT = 1
@@ -64,8 +60,10 @@ class Profile:
         """A part's median, in milliseconds."""
         return next(part.median_ms for part in self.parts if part.name == name)
 
+    RECORDED: ClassVar = ("attribution_ms",)
+
     @property
-    def attribution(self) -> dict[str, float]:
+    def attribution_ms(self) -> dict[str, float]:
         """The measured pass as a sum of milliseconds: what each further part adds to the one before it."""
         layers = f"loss, L = {self.workload.layers}"
         return {
@@ -149,44 +147,3 @@ def _parts(workload: Workload, backend: str) -> dict[str, Callable[[Batch], obje
         f"{GRADIENTS}, L = {DEEP}": partial(loss, parameters=deep, gradients=True),
         ONE_THREAD: partial(one_thread, parameters=full),
     }
-
-
-def as_record(machine: Machine, profiles: Sequence[Profile]) -> dict[str, Any]:
-    """For a JSON file: the machine, and each profile with its attribution."""
-    found = [{**asdict(one), "attribution_ms": one.attribution} for one in profiles]
-    return {"format": FORMAT, "machine": asdict(machine), "profiles": found}
-
-
-def print_profile(found: Profile, console: Console) -> None:
-    """The floors, the parts, and what the time is made of."""
-    workload = found.workload
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=f"{workload.name}, B = {workload.batch:,}, backend {found.backend}",
-    )
-    table.add_column("part", no_wrap=True)
-    for header in ("ms, median (q10..q90)", "ns/task", "x reading"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for name, floor in (
-        ("reading the tokens (bytes)", found.read_ms),
-        ("multiply-adds at full rate", found.operations_ms),
-    ):
-        table.add_row(f"[dim]{name}[/dim]", *_figures(floor, figure(floor), found))
-    for part in found.parts:
-        text = f"{figure(part.median_ms)} ({figure(part.q10_ms)}..{figure(part.q90_ms)})"
-        table.add_row(part.name, *_figures(part.median_ms, text, found))
-    console.print(table)
-    total = found.median(GRADIENTS)
-    shares = [f"{name} {100 * ms / total:.0f}%" for name, ms in found.attribution.items()]
-    console.print(f"{GRADIENTS}: {figure(total)} ms = {'; '.join(shares)}", soft_wrap=True)
-    console.print(
-        f"two threads over one: {found.median(ONE_THREAD) / total:.2f}x "
-        "(the number of threads where arithmetic sets the limit, less where memory does)",
-        soft_wrap=True,
-    )
-
-
-def _figures(value_ms: float, text: str, found: Profile) -> tuple[str, str, str]:
-    return text, figure(value_ms * 1e6 / found.workload.batch), f"{value_ms / found.read_ms:.2f}"

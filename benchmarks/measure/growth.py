@@ -4,13 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rich import box
-from rich.table import Table
-
 from benchmarks.measure.harness import Policy
+from benchmarks.measure.results import Report, Timing
 from benchmarks.measure.workloads import W, Workload
-from benchmarks.reports.record import Report, Timing
-from benchmarks.reports.table import figure
 
 # The batch sizes of the context's and the features' axes keep these many context tokens and columns of a batch, so that
 # linear growth is a flat line and every size reads about as much.
@@ -85,8 +81,8 @@ def points(axis: Axis, report: Report) -> tuple[Point, ...]:
     found = []
     for workload in sorted(workloads, key=lambda w: getattr(w, axis.field)):
         timings = [t for t in report.timings if t.workload == workload and t.quantiles is not None]
-        ours = min((t for t in timings if not t.peer), key=_median, default=None)
-        peer = min((t for t in timings if t.peer), key=_median, default=None)
+        ours = min((t for t in timings if not t.peer), key=median, default=None)
+        peer = min((t for t in timings if t.peer), key=median, default=None)
         found.append(Point(getattr(workload, axis.field), workload, ours, peer))
     return tuple(found)
 
@@ -101,27 +97,6 @@ def held(axis: Axis, found: Sequence[Point]) -> str:
     return ", ".join(f"{symbol} = {values.pop():,}" for symbol, values in named if len(values) == 1)
 
 
-def growth_table(report: Report) -> Table:
-    """A line per point, a section per axis: what ours and the fastest peer take."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("axis", no_wrap=True)
-    for header in ("ours, ms", "ns/task", "best peer, ms", "x"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("which peer", no_wrap=True)
-    for axis in AXES:
-        table.add_section()
-        for point in points(axis, report):
-            ours, peer = (None if timing is None else _median(timing) for timing in (point.ours, point.peer))
-            table.add_row(
-                f"{axis.label} = {point.value:,}",
-                "" if ours is None else figure(ours),
-                "" if ours is None else figure(ours * 1e6 / point.workload.batch),
-                "" if peer is None else figure(peer),
-                "" if ours is None or peer is None else figure(peer / ours),
-                point.peer.provider if point.peer else "",
-            )
-    return table
-
-
-def _median(timing: Timing) -> float:
+def median(timing: Timing) -> float:
+    """In milliseconds; infinity where nothing was timed."""
     return timing.quantiles.median_ms if timing.quantiles else float("inf")

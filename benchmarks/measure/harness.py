@@ -13,10 +13,10 @@ from torch import Tensor
 
 from benchmarks.measure.clock import limited, milliseconds, peak_bytes
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
-from benchmarks.measure.providers import Outcome, Provider, Step
+from benchmarks.measure.provider import Outcome, Provider, Step
+from benchmarks.measure.results import Quantiles, Timing
 from benchmarks.measure.workloads import DIRECTIONS, Workload
 from benchmarks.peers import formulations, networks
-from benchmarks.reports.record import Quantiles, Timing
 
 # Relative error against float64 that a provider may show over the whole batch, by the parameters' dtype: (loss or
 # predictions, gradients). The honest peers stay below a quarter of it at a million tasks; TF32 products, at 1e-3, are

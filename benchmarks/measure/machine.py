@@ -2,15 +2,13 @@
 
 import importlib.metadata
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
 
-from benchmarks.reports.record import Machine
+from benchmarks.measure.results import Machine
+from benchmarks.measure.sources import git_revision, output
 from memformer_lab.profiling.rates import measure_rates
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure_machine(device: torch.device, *, quick: bool = False) -> Machine:
@@ -44,22 +42,6 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def git_revision() -> str:
-    """The tree's short revision, "+" behind it if files differ from it, "unknown" outside git."""
-    revision = _output("git", "-C", str(ROOT), "rev-parse", "--short=12", "--verify", "HEAD")
-    if not revision:
-        return "unknown"
-    changed = _output("git", "-C", str(ROOT), "status", "--porcelain")
-    return f"{revision}+" if changed else revision
-
-
 def _driver() -> str | None:
-    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
+    lines = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
     return lines[0] if lines else None
-
-
-def _output(*command: str) -> str:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -5,23 +5,19 @@ disturbance of the machine hits them alike. Three nested parts of the public cal
 its time goes: the public function, the registered operation, and the backend's own function.
 """
 
-import gc
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from benchmarks.measure.clock import taking_turns
 from benchmarks.measure.data import make_batch, make_parameters
 from benchmarks.measure.workloads import W
 from benchmarks.peers import empty_ops
-from benchmarks.reports.table import figure
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.calls.arguments import Network, form_named
@@ -71,37 +67,35 @@ class Overhead:
     calls: int
     comparisons: tuple[Comparison, ...]
 
+    RECORDED: ClassVar = ("ratios",)
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """By the way of calling."""
+        return {comparison.call: comparison.ratio for comparison in self.comparisons}
+
 
 def measure(backend: str, rounds: int = ROUNDS, calls: int = CALLS) -> Overhead:
     """Time every way of calling; each round makes `calls` calls of each contender in turn."""
     comparisons = []
     for name, contenders in _ways(backend).items():
-        found = _interleaved(contenders, rounds, calls)
+        found = _costs(contenders, rounds, calls)
         comparisons.append(
             Comparison(name, found["public"], found["empty"], found.get("operation"), found.get("kernel"))
         )
     return Overhead(backend, rounds, calls, tuple(comparisons))
 
 
-def _interleaved(contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, Cost]:
-    for contender in contenders.values():
+def _costs(contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int) -> dict[str, Cost]:
+    def called(contender: Callable[[], Any]) -> None:
         for _ in range(calls):
             contender()
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name, contender in contenders.items():
-                begun = time.perf_counter()
-                for _ in range(calls):
-                    contender()
-                samples[name].append((time.perf_counter() - begun) / calls * 1e6)
-    finally:
-        if enabled:
-            gc.enable()
-    quantiles = {name: np.quantile(values, [0.5, 0.1, 0.9]).tolist() for name, values in samples.items()}
-    return {name: Cost(*values) for name, values in quantiles.items()}
+
+    actions = [partial(called, contender) for contender in contenders.values()]
+    for action in actions:
+        action()
+    found = 1e6 / calls * np.array(taking_turns(actions, rounds))
+    return dict(zip(contenders, map(Cost, *np.quantile(found, [0.5, 0.1, 0.9], axis=1).tolist()), strict=True))
 
 
 def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:
@@ -161,45 +155,3 @@ def _with_backward(forward: Callable[[], Tensor], parameters: tuple[Tensor, ...]
         return torch.autograd.grad(forward(), parameters, seed)
 
     return both
-
-
-def as_record(overhead: Overhead) -> dict[str, Any]:
-    """For a JSON file, with the ratio of every comparison and the target they are held against."""
-    ratios = {comparison.call: comparison.ratio for comparison in overhead.comparisons}
-    return {"format": FORMAT, "target_ratio": TARGET_RATIO, "ratios": ratios, **asdict(overhead)}
-
-
-def overhead_table(overhead: Overhead) -> Table:
-    """Medians in microseconds, the ratio, and what the public call is made of."""
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=f"one task of workload W, backend {overhead.backend}",
-    )
-    table.add_column("call", no_wrap=True)
-    for header in ("public, us\n(q10..q90)", "empty", "ratio", "checks", "dispatch", "kernel"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for found in overhead.comparisons:
-        parts = ["", "", ""]
-        if found.operation and found.kernel:
-            public, operation, kernel = (cost.median_us for cost in (found.public, found.operation, found.kernel))
-            parts = [figure(part) for part in (public - operation, operation - kernel, kernel)]
-        color = "green" if found.ratio <= TARGET_RATIO else "red"
-        table.add_row(
-            found.call,
-            f"{figure(found.public.median_us)} ({figure(found.public.q10_us)}..{figure(found.public.q90_us)})",
-            figure(found.empty.median_us),
-            f"[{color}]{found.ratio:.2f}[/{color}]",
-            *parts,
-        )
-    return table
-
-
-def print_overhead(overhead: Overhead, console: Console) -> None:
-    """The table and what its columns mean."""
-    console.print(overhead_table(overhead))
-    console.print(
-        f"ratio: public over empty, to be at most {TARGET_RATIO:g}. The last three are the public call's parts:"
-    )
-    console.print("checks and plan before the operation; dispatch and autograd around the backend; the backend itself.")

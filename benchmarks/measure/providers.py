@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from torch.utils.dlpack import from_dlpack
 
 from benchmarks.measure.data import Batch, Parameters
+from benchmarks.measure.provider import Evaluate, Outcome, Provider, Step, Support, Supports, step_of
 from benchmarks.measure.workloads import DIRECTIONS, Workload
 from benchmarks.peers import formulations, networks, solvers
 from memformer_kernels import build_info, memformer_loss, memformer_predict
@@ -23,58 +24,6 @@ MEMORY_LIMIT = 12e9
 
 NO_JAX = "jax is not installed"
 NO_FLA = "flash-linear-attention is not installed"
-
-
-class Outcome(NamedTuple):
-    """One pass: the scalar loss and its gradients by name, or forward alone the predictions (B, 1) and no gradients."""
-
-    loss: Tensor
-    gradients: dict[str, Tensor]
-
-
-class Support(NamedTuple):
-    """Whether a provider computes a workload on a device; if not, why."""
-
-    ok: bool
-    reason: str = ""
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-
-# One pass in the workload's direction, awaited. What it returns is a provider's own; `Provider.outcome` reads it.
-Step = Callable[[Batch], Any]
-# The values torch.compile takes in `options`.
-CompileOption = str | int | bool | Callable[..., Any]
-Supports = Callable[[Workload, torch.device], Support]
-# (z, target or None) -> the loss, or without a target the predictions.
-Evaluate = Callable[[Tensor, Tensor | None], Tensor]
-
-
-def _as_returned(found: Outcome) -> Outcome:
-    return found
-
-
-@dataclass(frozen=True)
-class Provider:
-    """One way to compute a workload.
-
-    name      unique, as the table shows it
-    peer      True for what memformer_kernels is compared with
-    supports  (workload, device) -> Support
-    build     (workload, parameters) -> a function of a batch that runs one pass; called once per workload, outside the
-              timing
-    outcome   what such a function returned, as an Outcome; outside the timing
-    solution  for a solver, which has no parameters and answers the tasks themselves instead of running the network:
-              (workload, z) -> its exact predictions, in float64, to hold it against
-    """
-
-    name: str
-    peer: bool
-    supports: Supports
-    build: Callable[[Workload, Parameters], Step]
-    outcome: Callable[[Any], Outcome] = _as_returned
-    solution: Callable[[Workload, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +36,7 @@ class Formulation:
     loss: formulations.Loss
     network: networks.Form | None
     supports: Supports
-    compile_options: Mapping[str, CompileOption] = field(default_factory=dict)
+    compile_options: Mapping[str, str | int | bool | Callable[..., Any]] = field(default_factory=dict)
     deepest: int = 16
 
 
@@ -130,32 +79,10 @@ FORMULATIONS = (
     Formulation("re-associated", formulations.reassociated, networks.reassociated, _everywhere),
     Formulation("Gram", formulations.gram, networks.gram, _gram_space, deepest=32),
     Formulation("batch-last Gram", formulations.batch_last_gram, None, _gram_space, deepest=32),
-    # With explicit vectors Inductor splits this form's short token sums over threads, task block by task block, which
-    # is 5 times slower than leaving the vectorising to the C++ compiler.
+    # With explicit vectors Inductor splits this form's short token sums over threads, task by task, which is
+    # 5 times slower than leaving the vectorising to the C++ compiler.
     Formulation("batch-last tokens", formulations.batch_last_tokens, None, _token_space, {"cpp.simdlen": 1}),
 )
-
-
-def _step(evaluate: Evaluate, workload: Workload, parameters: Parameters) -> Step:
-    if not workload.training:
-
-        def predict(batch: Batch) -> Outcome:
-            with torch.no_grad():
-                return Outcome(evaluate(batch.z, None), {})
-
-        return predict
-
-    # On one task a dictionary made anew in every pass shows: what can be made once is made here.
-    to_tokens = workload.direction == DIRECTIONS[2]
-    names, learned = (*parameters.named, *(["z"] if to_tokens else [])), tuple(parameters)
-
-    def step(batch: Batch) -> Outcome:
-        z = batch.z.detach().requires_grad_() if to_tokens else batch.z
-        value = evaluate(z, batch.target)
-        gradients = torch.autograd.grad(value, (*learned, z) if to_tokens else learned)
-        return Outcome(value.detach(), dict(zip(names, gradients, strict=True)))
-
-    return step
 
 
 def _formula(formulation: Formulation, workload: Workload, parameters: Parameters, compiled: bool) -> Evaluate:
@@ -186,7 +113,7 @@ def _peer(formulation: Formulation, compiled: bool) -> Provider:
         return formulation.supports(workload, device)
 
     def build(workload: Workload, parameters: Parameters) -> Step:
-        return _step(_formula(formulation, workload, parameters, compiled), workload, parameters)
+        return step_of(_formula(formulation, workload, parameters, compiled), workload, parameters)
 
     return Provider(f"{formulation.name}, {'compiled' if compiled else 'eager'}", True, supports, build)
 
@@ -237,7 +164,7 @@ def _ours(backend: str, supports: Supports) -> Provider:
         def evaluate(z: Tensor, target: Tensor | None) -> Tensor:
             return memformer_predict(z, **given) if target is None else memformer_loss(z, target, **given)
 
-        return _step(evaluate, workload, parameters)
+        return step_of(evaluate, workload, parameters)
 
     return Provider(f"memformer_kernels ({backend})", False, supports, build)
 
@@ -253,7 +180,9 @@ def _jax(form: str, fits: Supports) -> Provider:
     def build(workload: Workload, parameters: Parameters) -> Step:
         from benchmarks.peers import jax_formulations
 
-        return jax_formulations.build(form, workload, parameters)
+        q, gamma = parameters
+        step = jax_formulations.build(form, q, gamma, workload.n, workload.batch)
+        return lambda batch: step(batch.z, batch.target)
 
     def outcome(found: Any) -> Outcome:
         loss, (q, gamma) = found
@@ -264,7 +193,7 @@ def _jax(form: str, fits: Supports) -> Provider:
 
 def _jax_misses(device: torch.device) -> str:
     """Why an installed JAX cannot run on a device, empty if it can."""
-    # Not imported before it is asked for: XLA starts threads.
+    # Not imported before it is needed: XLA starts threads.
     try:
         from benchmarks.peers import jax_formulations
     except ImportError as error:
@@ -298,7 +227,7 @@ def _flash_linear_attention() -> Provider:
             return formulations.from_gram(state[:, 0, :width, :width] / n, z, target, q, gamma, n)
 
         q, gamma = parameters
-        return _step(lambda z, target: loss(z, target, q, gamma, workload.n), workload, parameters)
+        return step_of(lambda z, target: loss(z, target, q, gamma, workload.n), workload, parameters)
 
     return Provider("Gram, flash-linear-attention", True, supports, build)
 

@@ -7,23 +7,19 @@ against float64. The CUDA and Triton kernels have no points: none has run.
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from benchmarks.measure.clock import milliseconds
 from benchmarks.measure.data import make_batch, make_parameters
 from benchmarks.measure.harness import QUICK, Policy, run_workload
 from benchmarks.measure.providers import select
+from benchmarks.measure.results import Machine
 from benchmarks.measure.workloads import DIRECTIONS, W_FULL, W, Workload
-from benchmarks.reports.record import Machine
-from benchmarks.reports.table import figure
 from memformer_kernels import (
     Adam,
     FixedTasks,
@@ -234,33 +230,3 @@ def _timed(piece: Piece, rounds: int) -> Point:
     buffers = cycle((1, 0))
     spent = [milliseconds(lambda: piece.call(next(buffers)), CPU) for _ in range(rounds)]
     return Point(*piece[:6], statistics.median(spent))
-
-
-def as_record(machine: Machine, points: Sequence[Point]) -> dict[str, Any]:
-    """For a JSON file."""
-    return {"format": FORMAT, "machine": asdict(machine), "points": [asdict(point) for point in points]}
-
-
-def from_record(content: dict[str, Any]) -> tuple[Machine, tuple[Point, ...]]:
-    """What `as_record` made.
-
-    Raises:
-        ValueError: a record of another format.
-    """
-    if content.get("format") != FORMAT:
-        raise ValueError(f"format is {content.get('format')!r}, expected {FORMAT}")
-    return Machine(**content["machine"]), tuple(Point(**point) for point in content["points"])
-
-
-def print_roofline(machine: Machine, points: Sequence[Point], console: Console) -> None:
-    """A line a kernel."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("kernel", "backend", "size"):
-        table.add_column(header)
-    for header in ("ms", "operations\na byte", "GFLOP/s", "GB/s", "% of\nlimit"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for p in points:
-        limit = 100 * p.limit_ms(machine) / p.ms
-        rates = (p.ms, p.intensity, p.gflop_s, p.bytes / p.ms / 1e6, limit)
-        table.add_row(p.kernel, p.backend, p.size, *map(figure, rates))
-    console.print(table)

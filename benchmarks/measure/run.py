@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.measure.harness import QUICK, STANDARD, Policy, run_workload
 from benchmarks.measure.machine import measure_machine
-from benchmarks.measure.providers import Provider
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.results import Report, Timing
 from benchmarks.measure.workloads import Workload
-from benchmarks.reports.record import Report, Timing
 
 # Above this size a provider is run only if a pass is expected to stay below the limit.
 LARGE_BATCH = 100_000

@@ -1,4 +1,4 @@
-"""What one optimiser step costs, tasks sampled, gradients made, Adam applied: the native trainer beside PyTorch.
+"""What one optimiser step costs, tasks sampled, gradients made, Adam applied: the native trainer compared with PyTorch.
 
 Workload W (d = 5, n = 20, L = 4, float32, response-only LFOM, gamma per feature) at batches of 1000 tasks. Peers draw
 fresh tokens with torch's generator, run one of the `formulations` forward and backward, and step torch's fused Adam.
@@ -9,24 +9,21 @@ Contenders take turns, round by round, so that a disturbance of the machine hits
 its first loss has been found right: ours against the definition in plain PyTorch, peers' against `memformer_loss`.
 """
 
-import gc
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.measure.clock import taking_turns
 from benchmarks.measure.data import Batch, make_batch, make_parameters
 from benchmarks.measure.providers import FORMULATIONS
+from benchmarks.measure.results import Machine
 from benchmarks.measure.workloads import W, Workload
 from benchmarks.peers.formulations import Loss
-from benchmarks.reports.record import Machine
-from benchmarks.reports.table import figure
 from memformer_kernels import (
     Adam,
     FixedTasks,
@@ -86,6 +83,8 @@ class TrainerReport:
     machine: Machine
     fresh: tuple[Step, ...]
     given: tuple[Step, ...]
+
+    RECORDED: ClassVar = ("step_ms", "best_peer_ms", "models_ratio")
 
     @property
     def step_ms(self) -> float | None:
@@ -209,62 +208,7 @@ def _interleaved(contenders: list[Contender], rounds: int) -> Iterator[Step]:
         begun = time.perf_counter()
         contender.advance(3)
         counts.append(max(1, round(0.02 / ((time.perf_counter() - begun) / 3))))
-    samples: list[list[float]] = [[] for _ in contenders]
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for contender, count, found in zip(contenders, counts, samples, strict=True):
-                begun = time.perf_counter()
-                contender.advance(count)
-                found.append((time.perf_counter() - begun) / count * 1e3)
-    finally:
-        if enabled:
-            gc.enable()
-    for contender, found in zip(contenders, samples, strict=True):
-        median, q10, q90 = np.quantile(found, [0.5, 0.1, 0.9]).tolist()
+    actions = [partial(one.advance, count) for one, count in zip(contenders, counts, strict=True)]
+    for contender, count, found in zip(contenders, counts, taking_turns(actions, rounds), strict=True):
+        median, q10, q90 = (1e3 / count * np.quantile(found, [0.5, 0.1, 0.9])).tolist()
         yield Step(contender.name, contender.peer, contender.models, median, q10, q90, contender.error)
-
-
-def as_record(report: TrainerReport) -> dict[str, Any]:
-    """For a JSON file, with the figures that targets are held against."""
-    return {
-        "format": FORMAT,
-        "target_ms": TARGET_MS,
-        "step_ms": report.step_ms,
-        "best_peer_ms": report.best_peer_ms,
-        "target_models_ratio": TARGET_MODELS,
-        "models_ratio": report.models_ratio,
-        **asdict(report),
-    }
-
-
-def print_trainer(report: TrainerReport, console: Console) -> None:
-    """Both tables, and the two figures that are to be reached."""
-    for title, steps in (("fresh tasks every step", report.fresh), ("given tasks", report.given)):
-        console.print(_table(f"one optimiser step at B = {report.batch:,}, {title}", steps))
-    console.print("x peer: the quickest peer's step over one model's here. Peers step torch's fused Adam.")
-    if report.step_ms is not None and report.models_ratio is not None:
-        console.print(f"native step with sampled statistics: {report.step_ms:.3g} ms, to be at most {TARGET_MS:g}")
-        console.print(
-            f"{MODELS} models in one call: {report.models_ratio:.3g}x cheaper than {MODELS} runs of the best peer, "
-            f"to be at least {TARGET_MODELS:g}x"
-        )
-
-
-def _table(title: str, steps: tuple[Step, ...]) -> Table:
-    best = min(step.median_ms for step in steps if step.peer)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title=title)
-    table.add_column("trainer", no_wrap=True)
-    for header in ("models", "ms, median\n(q10..q90)", "us a\nmodel", "x\npeer"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for step in sorted(steps, key=lambda step: step.median_ms / step.models):
-        each = step.median_ms / step.models
-        table.add_row(
-            step.contender,
-            str(step.models),
-            f"{figure(step.median_ms)} ({figure(step.q10_ms)}..{figure(step.q90_ms)})",
-            figure(each * 1e3),
-            figure(best / each),
-        )
-    return table

@@ -13,7 +13,7 @@ from memformer_lab.profiling.costs import Network, Operations
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 )
-"""Of the tokens; parameters are float64 beside float64 tokens, else float32."""
+"""Of the tokens; parameters are float64 with float64 tokens, else float32."""
 
 DIRECTIONS = ("forward", "forward+backward", "forward+backward to tokens")
 """Predictions without a graph; the loss and its gradients in every parameter; those and the gradient in the tokens,
@@ -125,7 +125,7 @@ class Workload:
     def network(self) -> Network:
         """What its operations are counted by: the cheapest known method, tokens where they are fewer than features."""
         pairs = self.layers * (self.layers + 1) // 2
-        weighed = {"linear": 0, "cgd": self.layers, "recursive": self.layers, "lfom_shared": self.layers}
+        weighted = {"linear": 0, "cgd": self.layers, "recursive": self.layers, "lfom_shared": self.layers}
         apart = self.rule == "gated_heads" or self.structure != "response-only"
         return Network(
             self.d,
@@ -134,7 +134,7 @@ class Workload:
             self.layers,
             self.heads if apart else 1,
             self.structure,
-            weighed.get(self.rule, pairs),
+            weighted.get(self.rule, pairs),
             self.layers - 1 if self.rule in ("cgd", "recursive") else 0,
             self.token_axis or self.width > self.tokens,
         )

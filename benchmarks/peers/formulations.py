@@ -34,11 +34,11 @@ def published(z: Tensor, target: Tensor | None, q: Tensor, gamma: Tensor, n: int
     mask[:n] = 1
     p = torch.zeros(width, width, dtype=z.dtype, device=z.device)
     p[-1, -1] = 1
-    blocks = torch.nn.functional.pad(q, (0, 1, 0, 1))
+    matrices = torch.nn.functional.pad(q, (0, 1, 0, 1))
     registers: list[Tensor] = []
     for layer in range(q.shape[0]):
         values = z @ p.T
-        heads = [((z @ block) @ z.transpose(1, 2) * mask) @ values for block in blocks[layer]]
+        heads = [((z @ matrix) @ z.transpose(1, 2) * mask) @ values for matrix in matrices[layer]]
         registers.append(reduce(add, heads) / n)
         z = z + reduce(add, [gamma[layer, j, 0] * register for j, register in enumerate(registers)])
     return _finish(-z[:, n:, -1], target)

@@ -1,7 +1,7 @@
 """The peers in JAX under jit, for XLA: the forms of `formulations` that serve XLA best on a CPU. Needs JAX.
 
 Batch first throughout: with the batch axis last XLA's loops over short leading axes are several times slower. Gradients
-come from `jax.value_and_grad`, and on a CPU a large batch runs in blocks of tasks whose sums are added up, so that
+come from `jax.value_and_grad`, and on a CPU a large batch runs in parts whose sums are added up, so that
 intermediates stay in the cache; both inside one jitted function. Arrays cross from and to PyTorch through DLPack
 without a copy, and work on the device of the tensors they were made from.
 """
@@ -22,14 +22,13 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import jax.numpy as jnp
 
-from benchmarks.measure.data import Batch, Parameters
-from benchmarks.measure.workloads import Workload
 from benchmarks.peers.formulations import UNROLLED_CONTEXT
 
 Array = Any  # jax.Array, which a type checker without JAX cannot name
 Loss = Callable[[Array, Array, Array, Array, int], Array]
 
-BLOCK = 10_000
+PART = 10_000
+"""Tasks of a part of a large batch."""
 
 
 def gram(z: Array, target: Array, q: Array, gamma: Array, n: int) -> Array:
@@ -81,45 +80,44 @@ def missing(platform: str) -> str:
     return ""
 
 
-def build(form: str, workload: Workload, parameters: Parameters) -> Callable[[Batch], Any]:
-    """A function of a batch that waits for the loss and its gradients, (value, (q's, gamma's)), as JAX arrays.
+def build(form: str, q: torch.Tensor, gamma: torch.Tensor, n: int, batch: int) -> Callable[..., Any]:
+    """A function of z (B, N, D) and target (B, N - n), B being `batch`, that waits for the loss and its gradients,
+    (value, (q's, gamma's)), as JAX arrays.
 
     A batch becomes JAX arrays at its first call and is kept: later calls time the computation alone. On a GPU, JAX has
     a stream of its own; events on PyTorch's enclose its work, since the function returns when the results are there.
     """
-    jax.config.update("jax_enable_x64", workload.dtype == "float64")
+    jax.config.update("jax_enable_x64", q.dtype == torch.float64)
     # A GPU would multiply in TF32 by default, which the correctness gate turns away; nothing changes on a CPU.
     jax.config.update("jax_default_matmul_precision", "highest")
     loss = FORMS[form]
-    in_blocks = parameters.q.device.type == "cpu" and workload.batch % BLOCK == 0
-    blocks = workload.batch // BLOCK if in_blocks else 1
+    parts = batch // PART if q.device.type == "cpu" and batch % PART == 0 else 1
 
-    def block(q: Array, gamma: Array, z: Array, target: Array) -> Array:
-        return loss(z, target, q, gamma, workload.n) / blocks
+    def share(q: Array, gamma: Array, z: Array, target: Array) -> Array:
+        return loss(z, target, q, gamma, n) / parts
 
-    evaluate = jax.value_and_grad(block, argnums=(0, 1))
+    evaluate = jax.value_and_grad(share, argnums=(0, 1))
 
     def evaluated(q: Array, gamma: Array, z: Array, target: Array) -> Any:
-        if blocks == 1:
+        if parts == 1:
             return evaluate(q, gamma, z, target)
 
         def accumulate(total: Any, tasks: Any) -> Any:
             return jax.tree.map(jnp.add, total, evaluate(q, gamma, *tasks)), None
 
         nothing = (jnp.zeros((), z.dtype), (jnp.zeros_like(q), jnp.zeros_like(gamma)))
-        parts = [array.reshape(blocks, -1, *array.shape[1:]) for array in (z, target)]
-        return jax.lax.scan(accumulate, nothing, parts)[0]
+        return jax.lax.scan(accumulate, nothing, [x.reshape(parts, -1, *x.shape[1:]) for x in (z, target)])[0]
 
     jitted = jax.jit(evaluated)
-    q, gamma = map(_to_jax, parameters)
+    learned = _to_jax(q), _to_jax(gamma)
     loaded: dict[int, tuple[Array, Array]] = {}
 
-    def step(batch: Batch) -> Any:
+    def step(z: torch.Tensor, target: torch.Tensor) -> Any:
         # The arrays keep the batch's memory alive, so that no other batch can come to lie at the same address.
-        key = batch.z.data_ptr()
+        key = z.data_ptr()
         if key not in loaded:
-            loaded[key] = (_to_jax(batch.z), _to_jax(batch.target))
-        return jax.block_until_ready(jitted(q, gamma, *loaded[key]))
+            loaded[key] = (_to_jax(z), _to_jax(target))
+        return jax.block_until_ready(jitted(*learned, *loaded[key]))
 
     return step
 

@@ -132,12 +132,12 @@ def _layers(
 
 
 def _heads(q: Tensor, gamma: Optional, gate: Optional, layer: int) -> Tensor:
-    """The blocks A of a layer (H, d, d), or their sum (1, d, d) where heads share a memory."""
+    """The matrices A of a layer (H, d, d), or their sum (1, d, d) where heads share a memory."""
     return q[layer] if _apart(gamma, gate) else q[layer].sum(0, keepdim=True)
 
 
 def _last(coefficient: Optional) -> Optional:
-    """What a memory weighs the response column with."""
+    """A memory's weight of the response column."""
     return None if coefficient is None else coefficient[..., -1:]
 
 

@@ -9,12 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from rich import box
-from rich.table import Table
-
+from benchmarks.measure.results import Quantiles, Report, Timing
 from benchmarks.measure.workloads import Workload
-from benchmarks.reports.record import Quantiles, Report, Timing
-from benchmarks.reports.table import figure
 
 LEAST_BAND = 0.10
 WIDEST_BAND = 0.50
@@ -93,27 +89,6 @@ def missing(record: Report, now: Report) -> list[str]:
                 reason = again[ours.provider].reason if ours.provider in again else "it did not run"
                 lines.append(f"{workload.name}, B = {workload.batch:,}: {ours.provider} was not timed: {reason}")
     return lines
-
-
-def change_table(found: list[Change]) -> Table:
-    """A line per ratio."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("workload", "ours", "peer"):
-        table.add_column(header, no_wrap=header != "peer")
-    for header in ("x then", "x now", "band"):
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("")
-    for change in found:
-        table.add_row(
-            f"{change.workload.name}, B = {change.workload.batch:,}",
-            change.provider,
-            change.peer,
-            figure(change.recorded),
-            figure(change.measured),
-            f"{100 * change.band:.0f}%",
-            {"slower": "[red]slower[/red]", "same": "", "faster": "[green]faster[/green]"}[change.verdict],
-        )
-    return table
 
 
 def _timed(report: Report, workload: Workload) -> list[Timing]:

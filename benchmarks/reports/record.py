@@ -1,196 +1,142 @@
-"""What a run leaves behind: frozen results, written as JSON and read back."""
+"""Records: results written as JSON, a row a line, and read back."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
+from benchmarks.measure.results import Machine, Quantiles, Report, Timing
 from benchmarks.measure.workloads import Workload
 from memformer_lab.runs.files import write_atomically
 
-FORMAT = 1
+Read = TypeVar("Read")
+
+FORMAT = 2
+"""Of files of reports."""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where a run took place. Rates are measured in the run itself.
+def write_json(path: Path, *parts: Any) -> None:
+    """Write dictionaries and dataclasses as one JSON object, so that the file is either the old one or the whole new
+    one. Of a dataclass its fields are written, and the properties that its RECORDED names.
 
-    copy_gb_s      GB/s of a large tensor copy, read and write both counted
-    read_gb_s      GB/s of reading a large tensor; None in records made before it was measured
-    fma_gflop_s    GFLOP/s of a large float32 matrix product, a multiply-add being two operations
-    revision       git revision of the tree, with "+" behind it if files differ from it; "unknown" outside git
+    Raises:
+        ValueError: a figure that is not finite.
     """
-
-    device: str
-    processor: str
-    threads: int
-    copy_gb_s: float
-    fma_gflop_s: float
-    python: str
-    torch: str
-    package: str
-    revision: str
-    read_gb_s: float | None = None
-    gpu: str | None = None
-    driver: str | None = None
-    cuda: str | None = None
+    value = {key: item for part in parts for key, item in _plain(part).items()}
+    write_atomically(path, (_laid_out(value, "") + "\n").encode())
 
 
-@dataclass(frozen=True)
-class Quantiles:
-    """Milliseconds of one pass over the whole batch, and over how many runs."""
+def read_json(path: Path, form: int, kind: str, build: Callable[[dict[str, Any]], Read]) -> Read:
+    """What `build` makes of a record.
 
-    median_ms: float
-    q10_ms: float
-    q90_ms: float
-    runs: int
-
-    @property
-    def spread(self) -> float:
-        """Half the distance from q10 to q90, relative to the median."""
-        return (self.q90_ms - self.q10_ms) / (2 * self.median_ms)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One provider on one workload.
-
-    status            timed: passed the gate and was timed; rejected: wrong result; failed: raised; unsupported;
-                      skipped: too slow to run at this size
-    reason            why it was not timed, empty otherwise
-    loss_error, gradient_error  relative errors against float64; the gradient's is its worst parameter's
-    first_call_s      seconds of the first call, compilation included
-    peak_bytes        memory one pass takes beyond its inputs, where the platform tells
-    solver            solves the tasks instead of running the network: shown beside the peers, and not one of them
+    Raises:
+        OSError: no file.
+        ValueError: a file that is not `kind`, or one of another format.
     """
-
-    provider: str
-    peer: bool
-    workload: Workload
-    status: Literal["timed", "rejected", "failed", "unsupported", "skipped"]
-    reason: str = ""
-    quantiles: Quantiles | None = None
-    loss_error: float | None = None
-    gradient_error: float | None = None
-    first_call_s: float | None = None
-    peak_bytes: int | None = None
-    solver: bool = False
-
-
-@dataclass(frozen=True)
-class Report:
-    """One run of the benchmarks: when it began (ISO 8601, UTC), how many seconds it took, where, and what came out."""
-
-    began: str
-    seconds: float
-    machine: Machine
-    timings: tuple[Timing, ...]
-
-    def best_peer_ms(self, workload: Workload) -> float | None:
-        """Median of the fastest peer on this workload, None if no peer was timed."""
-        medians = [
-            timing.quantiles.median_ms
-            for timing in self.timings
-            if timing.workload == workload and timing.peer and not timing.solver and timing.quantiles is not None
-        ]
-        return min(medians, default=None)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write JSON so that the file is either the old one or the whole new one."""
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def write_report(path: Path, report: Report) -> None:
-    """Write a report atomically. Figures must be finite (ValueError otherwise)."""
-    write_json(path, {"format": FORMAT, **asdict(report)})
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != form:
+            raise ValueError(f"format is {content['format']!r}, expected {form}")
+        return build(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not {kind}: {error}") from error
 
 
 def write_reports(path: Path, reports: Sequence[Report]) -> None:
-    """Write several runs in one small file, a line a timing, atomically. Each is of one workload.
+    """Write one run or several in one file, a line a timing, figures to six digits.
 
     Raises:
-        ValueError: a report of several workloads, or a figure that is not finite.
+        ValueError: a figure that is not finite.
     """
-    blocks = []
+    found = []
     for report in reports:
-        (workload,) = {timing.workload for timing in report.timings}
-        head = {"began": report.began, "seconds": report.seconds, "machine": asdict(report.machine)}
-        timings = ",\n  ".join(_line(_told(timing)) for timing in report.timings)
-        lines = [f"{_line(key)}: {_line(value)}" for key, value in {**head, "workload": asdict(workload)}.items()]
-        lines.append(f'"timings": [\n  {timings}\n ]')
-        blocks.append("{" + ",\n ".join(lines) + "}")
-    joined = ",\n".join(blocks)
-    write_atomically(path, f'{{"format": {FORMAT}, "reports": [\n{joined}\n]}}\n'.encode())
+        rows: dict[Workload, list[dict[str, Any]]] = {}
+        for timing in report.timings:
+            rows.setdefault(timing.workload, []).append(_row(timing))
+        timed = [{"workload": workload, "timings": timings} for workload, timings in rows.items()]
+        head = {"began": report.began, "seconds": report.seconds, "machine": report.machine}
+        found.append({**head, "workloads": timed})
+    write_json(path, {"format": FORMAT, "reports": found})
 
 
 def read_reports(path: Path) -> tuple[Report, ...]:
     """The reports written by `write_reports`.
 
     Raises:
-        ValueError: not such a file, or one of another format.
+        OSError: no file.
+        ValueError: another file, or one of another format.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT:
-            raise ValueError(f"format is {content['format']!r}, expected {FORMAT}")
-        return tuple(
-            Report(
-                began=one["began"],
-                seconds=one["seconds"],
-                machine=Machine(**one["machine"]),
-                timings=tuple(_timing({**timing, "workload": dict(one["workload"])}) for timing in one["timings"]),
-            )
-            for one in content["reports"]
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a file of benchmark reports: {error}") from error
 
+    def build(content: dict[str, Any]) -> tuple[Report, ...]:
+        return tuple(map(_report, content["reports"]))
 
-def _line(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
-
-
-def _told(timing: Timing) -> dict[str, Any]:
-    """What a timing says beside its workload, figures to six digits."""
-    content = {
-        key: value for key, value in asdict(timing).items() if not (value is None or value is False or value == "")
-    }
-    del content["workload"]
-    rounded: dict[str, Any] = {key: float(f"{x:.6g}") for key, x in content.items() if isinstance(x, float)}
-    if timing.quantiles is not None:
-        rounded["quantiles"] = {
-            key: x if isinstance(x, int) else float(f"{x:.6g}") for key, x in content["quantiles"].items()
-        }
-    return {"peer": timing.peer, **content, **rounded}
+    return read_json(path, FORMAT, "a file of benchmark reports", build)
 
 
 def read_report(path: Path) -> Report:
-    """The report written by `write_report`.
+    """The one report of a file.
 
     Raises:
-        ValueError: not such a file, or one of another format.
+        OSError: no file.
+        ValueError: another file, one of another format, or of several reports.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = content.pop("format", None)
-        if found != FORMAT:
-            raise ValueError(f"format is {found!r}, expected {FORMAT}")
-        return Report(
-            began=content["began"],
-            seconds=content["seconds"],
-            machine=Machine(**content["machine"]),
-            timings=tuple(map(_timing, content["timings"])),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a benchmark report: {error}") from error
+    reports = read_reports(path)
+    if len(reports) != 1:
+        raise ValueError(f"{path} has {len(reports)} reports, expected one")
+    return reports[0]
 
 
-def _timing(content: dict[str, Any]) -> Timing:
-    quantiles = content.pop("quantiles", None)
-    return Timing(
-        workload=Workload(**content.pop("workload")),
-        quantiles=None if quantiles is None else Quantiles(**quantiles),
-        **content,
-    )
+def _row(timing: Timing) -> dict[str, Any]:
+    """What a timing says, without its workload and what it has by default."""
+    row = {
+        field.name: getattr(timing, field.name)
+        for field in fields(timing)
+        if field.name != "workload" and getattr(timing, field.name) != field.default
+    }
+    if timing.quantiles is not None:
+        row["quantiles"] = {name: _rounded(value) for name, value in vars(timing.quantiles).items()}
+    return {name: _rounded(value) for name, value in row.items()}
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _report(content: dict[str, Any]) -> Report:
+    timings = []
+    for one in content["workloads"]:
+        workload = Workload(**one["workload"])
+        for row in one["timings"]:
+            quantiles = Quantiles(**row.pop("quantiles")) if "quantiles" in row else None
+            timings.append(Timing(workload=workload, quantiles=quantiles, **row))
+    return Report(content["began"], content["seconds"], Machine(**content["machine"]), tuple(timings))
+
+
+def _plain(value: Any) -> Any:
+    """A value of dictionaries, lists and numbers alone."""
+    if is_dataclass(value) and not isinstance(value, type):
+        recorded = {name: getattr(value, name) for name in getattr(value, "RECORDED", ())}
+        value = {**{field.name: getattr(value, field.name) for field in fields(value)}, **recorded}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _laid_out(value: Any, indent: str) -> str:
+    """JSON of which a list's dictionaries have a line each, and what holds such lists a line a key."""
+    if not (_has_rows(value) or (indent == "" and isinstance(value, dict))):
+        return json.dumps(value, allow_nan=False)
+    inner = indent + " "
+    if isinstance(value, list):
+        items, brackets = [_laid_out(item, inner) for item in value], "[]"
+    else:
+        items = [f"{json.dumps(key)}: {_laid_out(item, inner)}" for key, item in value.items()]
+        brackets = "{}"
+    return brackets[0] + "\n" + ",\n".join(inner + item for item in items) + "\n" + indent + brackets[1]
+
+
+def _has_rows(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(isinstance(item, dict) or _has_rows(item) for item in value)
+    return isinstance(value, dict) and any(map(_has_rows, value.values()))

@@ -1,11 +1,13 @@
 """A report in the terminal: the machine, one table with every workload and batch size, what was not timed and why."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure.results import Machine, Report, Timing, floors_ms, memory_floor_ms
 from benchmarks.measure.workloads import Workload
-from benchmarks.reports.record import Machine, Report, Timing
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -29,10 +31,8 @@ def print_report(report: Report, console: Console) -> None:
 
 def report_table(report: Report) -> Table:
     """One section per workload and batch size, fastest first, headed by the workload's two floors."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("provider", no_wrap=True)
-    for header in ("ms, median\n(q10..q90)", "ns a\ntask", "x best\npeer", "% of\ncopy", "% of\nread"):
-        table.add_column(header, justify="right", no_wrap=True)
+    numbers = ["ms, median\n(q10..q90)", "ns a\ntask", "x best\npeer", "% of\ncopy", "% of\nread"]
+    table = new_table(["provider"], numbers)
     for workload in _workloads(report):
         timed = [timing for timing in report.timings if timing.workload == workload and timing.quantiles is not None]
         table.add_section()
@@ -43,24 +43,6 @@ def report_table(report: Report) -> Table:
         for timing in sorted(timed, key=_median):
             table.add_row(*_row(timing, best, report.machine))
     return table
-
-
-def floors_ms(workload: Workload, machine: Machine) -> dict[str, float]:
-    """The milliseconds no method can stay below, by the name of the rate that says so."""
-    floors = {"bytes at copy bandwidth": memory_floor_ms(workload, machine.copy_gb_s)}
-    if machine.read_gb_s is not None:
-        floors["bytes at read bandwidth"] = memory_floor_ms(workload, machine.read_gb_s)
-    return {**floors, "operations": operations_floor_ms(workload, machine)}
-
-
-def memory_floor_ms(workload: Workload, gb_s: float) -> float:
-    """Milliseconds a bandwidth needs for the bytes no method can avoid."""
-    return workload.bytes_moved / gb_s / 1e6
-
-
-def operations_floor_ms(workload: Workload, machine: Machine) -> float:
-    """Milliseconds the machine's matrix-product rate needs for the cheapest known method's multiply-adds."""
-    return 2 * workload.batch * workload.operations.total / machine.fma_gflop_s / 1e6
 
 
 def _workloads(report: Report) -> list[Workload]:
@@ -94,6 +76,15 @@ def not_timed(report: Report) -> list[str]:
             where = f"{timing.workload.name}, B = {timing.workload.batch:,}"
             providers.setdefault(f"{where}, {timing.status}, {timing.reason}", []).append(timing.provider)
     return [f"{reason}: {'; '.join(names)}" for reason, names in providers.items()]
+
+
+def new_table(words: Sequence[str], numbers: Sequence[str], more_words: Sequence[str] = ()) -> Table:
+    """A table without lines in it, of columns of words, numbers and words again."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for headers, justify in ((words, "left"), (numbers, "right"), (more_words, "left")):
+        for header in headers:
+            table.add_column(header, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    return table
 
 
 def figure(value: float) -> str:

@@ -37,7 +37,7 @@ def test_a_quick_run_prints_a_table_and_writes_a_record_for_each_workload(tmp_pa
         assert report.machine.read_gb_s is not None
         assert report.machine.fma_gflop_s > 0
         assert f"{workload}, B = 50" in output
-        assert json.loads(path.read_text())["format"] == 1
+        assert json.loads(path.read_text())["format"] == 2
     assert "published n-by-n, eager" in output
 
 

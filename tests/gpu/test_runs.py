@@ -100,7 +100,7 @@ NETWORKS: dict[str, list[tuple[int, bool, bool]]] = {
 
 @by_backend("width,moves,token_axis", **NETWORKS)
 def test_thirty_runs_give_the_same_bits(gpu: Gpu, width: int, moves: bool, token_axis: bool) -> None:
-    """On a virtual GPU, which repeats itself, three; other orders of warps and blocks show more: tests/virtual_cuda."""
+    """On a virtual GPU, which repeats itself, three; other orders of warps show more: tests/virtual_cuda."""
     run = _loss(gpu, width, moves, token_axis)
     first = run()
     for _ in range(gpu.size(29, 2)):

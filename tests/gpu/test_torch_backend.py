@@ -5,11 +5,14 @@ import torch
 
 from memformer_kernels import memformer_loss, memformer_stack
 from memformer_kernels.testing import Case, public, relative_error, results, twin_violations
+from tests.gpu.gpus import Gpu
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU that torch can use"),
 ]
+
+NVIDIA = Gpu("torch", virtual=False)
 
 
 def _case(batch: int) -> Case:
@@ -22,28 +25,23 @@ def _case(batch: int) -> Case:
     return Case(z, draw(4, 2, 5, 5), draw(4, 2, 5, 5), 0.3 * draw(4, 4, 1, 1, 6), draw(4, 1, 1, 6), draw(2), context=19)
 
 
-def _moved(case: Case, device: str) -> Case:
-    tensors = {name: value.to(device) for name, value in vars(case).items() if isinstance(value, torch.Tensor)}
-    return Case(**{**vars(case), **tensors})
-
-
 @pytest.mark.parametrize("algorithm", ["gram", "token"])
 def test_float64_results_equal_those_of_the_cpu(algorithm: str) -> None:
     case = _case(64)
     expected = results(public("torch", algorithm), case.to(torch.float64))
-    made = results(public("torch", algorithm), _moved(case, "cuda").to(torch.float64))
+    made = results(public("torch", algorithm), NVIDIA.moved(case).to(torch.float64))
     for name, value in expected.items():
         assert relative_error(made[name].cpu(), value) < 1e-10, name
 
 
 @pytest.mark.parametrize("algorithm", ["gram", "token"])
 def test_float32_errors_are_within_the_twin_budget(algorithm: str) -> None:
-    assert twin_violations(public("torch", algorithm), _moved(_case(1024), "cuda")) == {}
+    assert twin_violations(public("torch", algorithm), NVIDIA.moved(_case(1024))) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_tokens_with_float32_parameters(dtype: torch.dtype) -> None:
-    case = _moved(_case(32), "cuda").to(torch.float32)
+    case = NVIDIA.moved(_case(32)).to(torch.float32)
     tokens = memformer_stack(case.z.to(dtype), case.q, *case.parameters, context=19)
     assert tokens.dtype == dtype
     assert torch.isfinite(tokens).all()
@@ -51,8 +49,7 @@ def test_half_precision_tokens_with_float32_parameters(dtype: torch.dtype) -> No
 
 @pytest.mark.parametrize("batch", [65_536, 1_000_003])
 def test_large_batches_equal_their_chunks(batch: int) -> None:
-    generator = torch.Generator("cuda").manual_seed(0)
-    z = torch.randn(batch, 21, 6, generator=generator, device="cuda")
+    z = NVIDIA.draw(batch, 21, 6)
     q = -0.3 * torch.eye(5, device="cuda").expand(4, 1, 5, 5)
     whole = memformer_stack(z, q)
     parts = torch.cat([memformer_stack(chunk, q) for chunk in z.split(10_000)])

@@ -1,4 +1,4 @@
-"""Every compiled kernel runs on an H200 and an A100; networks elsewhere and in other orders of warps and blocks."""
+"""Every compiled kernel runs on an H200 and an A100; networks elsewhere and in other orders of warps."""
 
 from collections.abc import Callable
 from functools import partial

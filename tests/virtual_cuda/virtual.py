@@ -13,7 +13,7 @@ from benchmarks.gpu.virtual_cuda.virtual import Virtual, serving
 @contextmanager
 def clean_devices() -> Iterator[Virtual]:
     """Virtual devices under memformer_kernels while a test lasts: AssertionError where a kernel made a report or left a
-    result unwritten. Skips the test where the library cannot be linked anew."""
+    result unwritten. Skips the test where the library cannot be linked again."""
     reason = library.missing()
     if reason is not None:
         pytest.skip(reason)

@@ -1,1 +1,1 @@
-"""The CUDA backend on virtual devices: its objects linked anew, its operators called with tensors of the host."""
+"""The CUDA backend on virtual devices: its objects linked again, its operators called with tensors of the host."""

@@ -11,13 +11,14 @@ import subprocess
 from pathlib import Path
 
 from benchmarks.gpu.virtual_cuda.devices import AMPERE, DEFAULT
-from benchmarks.gpu.virtual_cuda.library import FOLDER, NATIVE, ROOT
+from benchmarks.gpu.virtual_cuda.library import FOLDER, NATIVE
+from benchmarks.measure.sources import ROOT
 from native_build import cuda, find_toolchain, ninja
 from virtual_gpu.cuda import Binary, Ptx, fatbinary
 from virtual_gpu.locks import locked
 
 LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
-"""Whether kernels are compiled anew with lines of source, which reports then name."""
+"""Whether kernels are compiled again with lines of source, which reports then name."""
 
 
 def choose(binary: Binary, kernel: str, device: int) -> Ptx | None:

@@ -11,7 +11,7 @@ _KINDS = {HOPPER: (90, 2), AMPERE: (80, 2), BLACKWELL: (100, 2), SMALL: (90, 1),
 
 
 def device(index: int, order: int = 0) -> Device:
-    """A new one of a kind; order: of warps and blocks."""
+    """A new one of a kind; order: of warps and thread blocks."""
     capability, multiprocessors = _KINDS[index]
     return Device(capability, multiprocessors, order)
 

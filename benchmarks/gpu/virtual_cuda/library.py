@@ -5,17 +5,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.virtual_cuda.devices import devices
+from benchmarks.measure.sources import ROOT
 from memformer_kernels import library
 from native_build import CannotBuild, cuda, find_toolchain
 from virtual_gpu.cuda import Runtime, build
 
-ROOT = Path(__file__).parents[3]
 NATIVE = ROOT / "build" / "native"
 FOLDER = ROOT / "build" / "virtual"
 
 
 def missing() -> str | None:
-    """Why the library cannot be linked anew here, or None."""
+    """Why the library cannot be linked again here, or None."""
     if torch.cuda.is_available():
         return (
             "one process has either a GPU or virtual ones under the library's operators: CUDA_VISIBLE_DEVICES= hides it"
@@ -31,7 +31,7 @@ def missing() -> str | None:
 
 
 def load() -> Runtime:
-    """Links the library, loads it beside the CPU library, and gives the runtime that it found. Once in a process."""
+    """Links the library, loads it after the CPU library, and gives the runtime that it found. Once in a process."""
     standing = build.stand_in(FOLDER, nvcc=cuda.find_cuda().nvcc, torch=find_toolchain().torch)
     linked = standing.link(_objects(), FOLDER / f"virtual_{cuda.LIBRARY}")
     runtime = Runtime(standing.library, devices())

@@ -22,7 +22,7 @@ class Virtual:
         self.operators = Operators(runtime)
 
     def use(self, index: int = HOPPER, order: int = 0) -> None:
-        """Puts tensors on a device, by number; order: of warps and blocks, as `virtual_gpu.Device` takes it."""
+        """Puts tensors on a device, by number; order: of warps and thread blocks, as `virtual_gpu.Device` takes it."""
         self.runtime.devices[index] = device(index, order)
         self.runtime.latest_first(order == 1)
         self.runtime.place_tensors(index)

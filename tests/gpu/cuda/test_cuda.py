@@ -124,7 +124,7 @@ def test_the_last_weights_of_strided_quadratics(width: int, dtype: torch.dtype, 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize(("tokens", "width"), [(21, 6), (700, 6), (40, 16), (7, 1)])
 def test_gram_matrices_and_their_gradients(tokens: int, width: int, ragged: bool, dtype: torch.dtype, gpu: Gpu) -> None:
-    """Long contexts are split over blocks; what lies behind a context is not read, NaN or not."""
+    """Long contexts are split over thread blocks; what lies behind a context is not read, NaN or not."""
     tasks = gpu.size(1000, 4)
     lengths = torch.full((tasks,), tokens - 1, device=gpu.device)
     if ragged:

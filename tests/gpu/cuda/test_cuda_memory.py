@@ -1,4 +1,4 @@
-"""How the CUDA library's kernels copy tokens, where blocks end, and traces that do not fit in shared memory."""
+"""How the CUDA library's kernels copy tokens, where thread blocks end, and traces that do not fit in shared memory."""
 
 from dataclasses import replace
 from typing import Any
@@ -55,7 +55,7 @@ TAILS = (1, 31, 33, 1023, 1024, 1025, 2500)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("tasks", slow_but((33,), TAILS))
 def test_batches_that_end_within_a_block(tasks: int, algorithm: str, structure: str, gpu: Gpu) -> None:
-    """A tile, a unit, a block of 1024 tasks: sums over tasks are right whatever is left."""
+    """A tile, a unit, a group of 1024 tasks: sums over tasks are right whatever is left."""
     case = make_case(structure=structure, width=4, tokens=4, layers=2, heads=1, tasks=tasks)
     assert_losses(gpu.moved(with_target(case, 1)), "cuda", algorithm)
 

@@ -83,7 +83,7 @@ def on_gpu(sampler: Sampler, gpu: Gpu) -> Sampler:
 
 
 def definitions(gpu: Gpu) -> tuple[str, ...]:
-    """Backends that a GPU is held against. What lies on the CPU counts as on a virtual GPU, beside one."""
+    """Backends that a GPU is held against. What lies on the CPU counts as on a virtual GPU where there is one."""
     return ("torch", "cpu") if availability.available("cpu") and not gpu.virtual else ("torch",)
 
 

@@ -105,7 +105,7 @@ def test_the_hot_instance_with_everything(gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("batch", [1, 128, 129, 1024, 2049])
 def test_batches(batch: int, gpu: Gpu) -> None:
-    """Units and blocks of tasks, whole and not, of which some have no tasks."""
+    """Units and groups of tasks, whole and not, of which some have no tasks."""
     check(state(gpu, layers=1), replace(INTEGRATED, batch=batch), SGD(0.05), 2)
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks virtual`: counts cases on virtual GPUs, keeps a record, and prints it."""
+"""`python -m benchmarks virtual` and `gpu-floors`: what the GPU kernels do on a virtual GPU and need of an H200."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,16 +6,23 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.gpu.virtual_record import GPUS, read, write
-from benchmarks.gpu.virtual_table import as_table
-from benchmarks.measure.machine import ROOT
+from benchmarks.gpu import floors
+from benchmarks.gpu.virtual_record import GPUS, as_table, read, write
+from benchmarks.measure.sources import ROOT
+from benchmarks.reports.record import write_json
 
-HELP = (
+VIRTUAL_HELP = (
     "Run the hot kernels of both GPU backends on a virtual GPU: their counters, and what the model of time predicts "
     "for an H200 or an A100. No GPU is needed, and none has confirmed a prediction.\n\nThe record is written after "
-    "each case; cases that are not asked for stay as they are in it."
+    "each case; cases that are not named stay as they are in it."
 )
 
+FLOORS_HELP = (
+    "Work out, from the counters of `virtual`, what the GPU kernels need of an H200, and the floor of what their "
+    "work must move; measures nothing."
+)
+
+RESULTS = ROOT / "results" / "bench"
 WIDTH = 136
 """Of the table, which no narrower terminal shows whole."""
 
@@ -23,7 +30,7 @@ WIDTH = 136
 def count(
     case: Annotated[list[str] | None, typer.Option(help="Part of 'BACKEND, NAME' of a case; default all.")] = None,
     architecture: Annotated[list[int] | None, typer.Option(help="90 or 80; repeat for both; default 90.")] = None,
-    json: Annotated[Path, typer.Option(help="Record.")] = ROOT / "results" / "bench" / "virtual-gpu.json",
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "virtual-gpu.json",
     show: Annotated[bool, typer.Option("--show", help="Run nothing: print the record.")] = False,
 ) -> None:
     # Triton and the CUDA library's host code are looked for when they are needed: other commands do without.
@@ -60,4 +67,18 @@ def count(
             known[made.key] = made
             write(json, list(known.values()))
     console.print(as_table(counted))
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+def floors_of_a_gpu(
+    counted: Annotated[Path, typer.Option(help="Record of `virtual`.")] = floors.COUNTED,
+    json: Annotated[Path, typer.Option(help="Record.")] = RESULTS / "h200-floors.json",
+) -> None:
+    try:
+        rows = floors.sheet(counted)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(str(error), param_hint="--counted") from error
+    write_json(json, floors.HEAD, {"cases": rows})
+    console = Console()
+    floors.print_sheet(rows, console)
     console.print(f"record: {json}", soft_wrap=True)

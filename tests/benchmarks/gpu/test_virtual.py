@@ -17,7 +17,7 @@ from benchmarks.gpu.virtual_cuda import library
 from benchmarks.gpu.virtual_record import CHANGED, FORMAT, read, short, write
 from benchmarks.measure.sources import of_kernels
 from benchmarks.measure.workloads import W
-from tests.benchmarks.virtual_records import counted, use
+from tests.benchmarks.gpu.virtual_records import counted, use
 from virtual_gpu import Report
 from virtual_gpu.hardware import find_ptxas
 

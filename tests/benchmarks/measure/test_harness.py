@@ -11,10 +11,11 @@ import torch
 from benchmarks.measure.clock import limited
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.measure.harness import Policy, buffer_count, errors, reference_outcome, run_workload
-from benchmarks.measure.providers import Outcome, Provider, Step, Support, select
+from benchmarks.measure.provider import Outcome, Provider, Step, Support
+from benchmarks.measure.providers import select
+from benchmarks.measure.results import Timing
 from benchmarks.measure.workloads import W_FULL, W, Workload
 from benchmarks.peers.formulations import published
-from benchmarks.reports.record import Timing
 
 CPU = torch.device("cpu")
 SMALL = W.with_batch(40)

@@ -1,17 +1,18 @@
 """The roofline's points: every kernel is there, its limits are right, and the picture is drawn from them."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.measure import roofline
 from benchmarks.measure.dispatch import AUTO, choices
+from benchmarks.measure.results import Machine
 from benchmarks.measure.roofline import Point
 from benchmarks.measure.workloads import DIRECTIONS
-from benchmarks.reports.pictures import dispatch as draw_dispatch
-from benchmarks.reports.pictures import roofline as draw
-from tests.benchmarks.test_compare import report, timing
-from tests.benchmarks.test_record import MACHINE
+from benchmarks.reports import figures
+from benchmarks.reports.record import write_json
+from tests.benchmarks.made_up import MACHINE, report, timing
 
 
 def test_a_points_limit_is_its_higher_floor() -> None:
@@ -48,14 +49,16 @@ def test_the_functions_beside_networks_are_right_and_a_wrong_one_is_refused(tmp_
     assert names == ["context_gram", "memformer_layer", "lfom_solve", "register_update", "linear_attention"]
 
 
-def test_records_and_pictures() -> None:
+def test_records_and_pictures(tmp_path: Path) -> None:
     points = (
         Point("a", "cpu", "d = 5", 44_000_000, 30_000_000, "read", 2.0),
         Point("b", "torch", "d = 64", 33_000_000, 300_000_000, "copy", 8.0),
     )
-    assert roofline.from_record(roofline.as_record(MACHINE, points)) == (MACHINE, points)
-    with pytest.raises(ValueError, match="expected 1"):
-        roofline.from_record({})
-    assert draw(MACHINE, points).startswith(b"\x89PNG")
+    path = tmp_path / "roofline.json"
+    write_json(path, {"machine": MACHINE, "points": points})
+    content = json.loads(path.read_text())
+    assert Machine(**content["machine"]) == MACHINE
+    assert tuple(Point(**point) for point in content["points"]) == points
+    assert figures.roofline(MACHINE, points).startswith(b"\x89PNG")
     found = list(choices([report(timing("peer", 30.0), timing(AUTO, 10.0))]))
-    assert draw_dispatch(MACHINE, found).startswith(b"\x89PNG")
+    assert figures.dispatch(MACHINE, found).startswith(b"\x89PNG")

@@ -15,7 +15,7 @@ def test_workload_w_by_hand() -> None:
     assert W.bytes_per_task == 21 * 6 * 4 + 4
     assert W.operations == Operations(gram=400, forward=230, backward=380)
     assert W.operations.total == 1010
-    # 4 blocks A of 5 x 5 and 16 gammas of 6, read, and their gradients written.
+    # 4 matrices A of 5 x 5 and 16 gammas of 6, read, and their gradients written.
     assert W.with_batch(1).bytes_moved == 508 + 2 * (100 + 96) * 4
     assert W.with_batch(1_000_000).bytes_moved == 508_000_000 + 1568
 

@@ -6,10 +6,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
+from benchmarks.measure.results import Quantiles, Report, Timing, floors_ms, memory_floor_ms, operations_floor_ms
 from benchmarks.measure.workloads import W
-from benchmarks.reports.record import Quantiles, Report, Timing
-from benchmarks.reports.table import floors_ms, memory_floor_ms, operations_floor_ms, print_report
-from tests.benchmarks.test_record import MACHINE, report
+from benchmarks.reports.table import print_report
+from tests.benchmarks.made_up import MACHINE, mixed_report
 
 
 def printed(value: Report) -> str:
@@ -31,7 +31,7 @@ def test_floors() -> None:
 
 
 def test_ratios_are_to_the_best_peer_and_rows_go_fastest_first() -> None:
-    lines = printed(report()).splitlines()
+    lines = printed(mixed_report()).splitlines()
     rows = [line.split() for line in lines if line.split()[:1] in (["ours"], ["fast"], ["slow"])]
     assert [row[0] for row in rows] == ["ours", "fast", "slow"]
     assert [row[-3] for row in rows] == ["3.00", "1.00", "0.25"]
@@ -41,7 +41,7 @@ def test_ratios_are_to_the_best_peer_and_rows_go_fastest_first() -> None:
 
 
 def test_a_record_without_a_read_limit_is_shown_without_it() -> None:
-    text = printed(replace(report(), machine=replace(MACHINE, read_gb_s=None)))
+    text = printed(replace(mixed_report(), machine=replace(MACHINE, read_gb_s=None)))
     assert "read bandwidth" not in text
     (row,) = (line.split() for line in text.splitlines() if line.split()[:1] == ["ours"])
     assert row[-2] == "3.00"
@@ -51,19 +51,21 @@ def test_a_table_fits_eighty_columns() -> None:
     text = StringIO()
     long = tuple(
         replace(timing, provider="batch-last tokens, compiled", quantiles=Quantiles(7112.0, 7000.0, 8200.0, 3))
-        for timing in report().timings
+        for timing in mixed_report().timings
     )
-    print_report(replace(report(), timings=long), Console(width=80, file=text))
+    print_report(replace(mixed_report(), timings=long), Console(width=80, file=text))
     assert "…" not in text.getvalue()
     assert "batch-last tokens, compiled" in text.getvalue()
 
 
 def test_what_was_not_timed_is_listed_with_its_reason() -> None:
-    assert "W_full, B = 100,000, unsupported, token axis: fast" in printed(report())
+    assert "W_full, B = 100,000, unsupported, token axis: fast" in printed(mixed_report())
 
 
 def test_without_a_peer_there_is_no_ratio() -> None:
     timing = Timing("ours", False, W, "timed", "", Quantiles(2.0, 1.0, 3.0, 5))
-    (row,) = (line.split() for line in printed(replace(report(), timings=(timing,))).splitlines() if "ours" in line)
+    (row,) = (
+        line.split() for line in printed(replace(mixed_report(), timings=(timing,))).splitlines() if "ours" in line
+    )
     assert row[:4] == ["ours", "2", "(1..3)", "20"]
     assert len(row) == 6

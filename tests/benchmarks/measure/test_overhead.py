@@ -5,9 +5,10 @@ import torch
 
 from benchmarks.measure import overhead
 from benchmarks.measure.data import make_batch, make_parameters
-from benchmarks.measure.overhead import Comparison, Cost, Overhead, as_record, measure, overhead_table
+from benchmarks.measure.overhead import Comparison, Cost, Overhead, measure
 from benchmarks.measure.workloads import W
 from benchmarks.peers import empty_ops
+from benchmarks.reports.tables import overhead_table
 from memformer_kernels.torch_ops import ops
 
 CPU = torch.device("cpu")
@@ -75,6 +76,6 @@ def test_the_ratio_and_the_parts_by_hand() -> None:
     one = Comparison("predict", cost(30), cost(20), cost(25), cost(5))
     found = Overhead("cpu", 10, 10, (one,))
     assert one.ratio == 1.5
-    assert as_record(found)["ratios"] == {"predict": 1.5}
+    assert found.ratios == {"predict": 1.5}
     row = [next(iter(column.cells)) for column in overhead_table(found).columns]
     assert row == ["predict", "30 (29..31)", "20", "[green]1.50[/green]", "5", "20", "5"]

@@ -8,22 +8,13 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.measure.providers import select
+from benchmarks.measure.results import Quantiles, Report
 from benchmarks.measure.run import run
 from benchmarks.measure.workloads import W
 from benchmarks.reports.compare import LARGEST_BATCH, LEAST_BAND, WIDEST_BAND, changes, contenders, missing, sizes
-from benchmarks.reports.record import Quantiles, Report, Timing, write_report
-from tests.benchmarks.test_record import MACHINE
-from tests.benchmarks.test_run import CPU, ONCE
-
-
-def timing(provider: str, median: float, *, batch: int = 1000, spread: float = 0.01) -> Timing:
-    quantiles = Quantiles(median, median * (1 - spread), median * (1 + spread), 9)
-    return Timing(provider, not provider.startswith("ours"), W.with_batch(batch), "timed", "", quantiles, 0.0, 0.0)
-
-
-def report(*timings: Timing) -> Report:
-    return Report("2030-01-01T00:00:00+00:00", 1.0, MACHINE, timings)
-
+from benchmarks.reports.record import write_reports
+from tests.benchmarks.made_up import report, timing
+from tests.benchmarks.measure.test_run import CPU, ONCE
 
 RECORD = report(timing("slow peer", 30.0), timing("peer", 10.0), timing("ours", 1.0))
 
@@ -77,9 +68,8 @@ def test_the_command_fails_where_a_ratio_fell(tmp_path: Path) -> None:
     providers = select(["Gram, eager", "(torch)"])
     found = run([W.with_batch(1000)], providers, CPU, quick=True, policy=ONCE)
     honest, boastful = tmp_path / "honest.json", tmp_path / "boastful.json"
-    ours = [t for t in found.timings if not t.peer]
-    write_report(honest, replace(found, timings=tuple(_scaled(t, 1e3) if t in ours else t for t in found.timings)))
-    write_report(boastful, replace(found, timings=tuple(_scaled(t, 1e-3) if t in ours else t for t in found.timings)))
+    write_reports(honest, [_with_ours(found, 1e3)])
+    write_reports(boastful, [_with_ours(found, 1e-3)])
     runner = CliRunner()
     good = runner.invoke(app, ["compare", str(honest), "--quick"])
     assert good.exit_code == 0, good.output
@@ -93,7 +83,11 @@ def test_the_command_fails_where_a_ratio_fell(tmp_path: Path) -> None:
     assert runner.invoke(app, ["compare", str(broken)]).exit_code == 2
 
 
-def _scaled(found: Timing, factor: float) -> Timing:
-    assert found.quantiles is not None
-    median = found.quantiles.median_ms * factor
-    return replace(found, quantiles=Quantiles(median, median, median, 1))
+def _with_ours(found: Report, factor: float) -> Report:
+    """The report with our times so many times as long."""
+    timings = []
+    for one in found.timings:
+        assert one.quantiles is not None
+        median = one.quantiles.median_ms * factor
+        timings.append(one if one.peer else replace(one, quantiles=Quantiles(median, median, median, 1)))
+    return replace(found, timings=tuple(timings))

@@ -11,7 +11,7 @@ from benchmarks.measure.dispatch import AUTO, TOLERANCE, choices
 from benchmarks.measure.workloads import DIRECTIONS
 from benchmarks.reports.record import read_reports
 from memformer_kernels.nn import RULES, STRUCTURES
-from tests.benchmarks.test_compare import report, timing
+from tests.benchmarks.made_up import report, timing
 
 
 def test_the_workloads_cover_every_size_and_kind() -> None:

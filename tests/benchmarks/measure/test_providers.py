@@ -11,7 +11,8 @@ from torch import Tensor
 from benchmarks import peers
 from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
 from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
-from benchmarks.measure.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, Outcome, Provider, select
+from benchmarks.measure.provider import Outcome, Provider
+from benchmarks.measure.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, select
 from benchmarks.measure.workloads import BATCHES, DIRECTIONS, W_FULL, W, Workload
 from memformer_kernels import build_info, reference
 

@@ -7,31 +7,31 @@ import torch
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.measure import attention as blocks
+from benchmarks.measure import attention
 from benchmarks.measure.attention import AttentionCase, AttentionTiming, UpdateCase, UpdateTiming
-from benchmarks.reports import attention_record as blocks_record
-from memformer_kernels import reference
+from benchmarks.reports.attention import Record, proceed, read, write
+from memformer_kernels import linear_attention, reference
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_compiled_peer_is_the_same_function(causal: bool) -> None:
-    q, k, v = (x.detach().double() for x in blocks._draw(128, 32, CPU, torch.float32))
+    q, k, v = (x.detach().double() for x in attention._draw(128, 32, CPU, torch.float32))
     exact = reference.linear_attention(q, k, v, causal=causal)
-    torch.testing.assert_close(blocks.chunked(q, k, v, causal), exact)
+    torch.testing.assert_close(attention.chunked(q, k, v, causal), exact)
 
 
 def test_wrong_attention_is_not_timed() -> None:
-    blocks.check(blocks.providers(CPU)["memformer_kernels"], CPU, torch.float32)
+    attention.check(attention.providers(CPU)["memformer_kernels"], CPU, torch.float32)
     with pytest.raises(RuntimeError, match="attention is wrong"):
-        blocks.check(lambda q, k, v, causal: 1.01 * blocks.linear_attention(q, k, v, causal=causal), CPU, torch.float32)
+        attention.check(lambda *x: 1.01 * linear_attention(*x[:3], causal=x[3]), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("granularity", ["feature", "token"])
 def test_both_passes_of_an_update_are_timed(granularity: str) -> None:
     threads = torch.get_num_threads()
-    timings = blocks.time_update(UpdateCase(1, granularity, 2), CPU, 1, 2**14)
+    timings = attention.time_update(UpdateCase(1, granularity, 2), CPU, 1, 2**14)
     assert [timing.name for timing in timings] == ["forward", "backward"]
     assert all(timing.ms > 0 and timing.of_copy > 0 for timing in timings)
     assert torch.get_num_threads() == threads
@@ -39,42 +39,42 @@ def test_both_passes_of_an_update_are_timed(granularity: str) -> None:
 
 @pytest.fixture
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def attention(case: AttentionCase, *_: object) -> list[AttentionTiming]:
+    def timed(case: AttentionCase, *_: object) -> list[AttentionTiming]:
         return [AttentionTiming(case, "memformer_kernels", 1.5, None)]
 
     def update(case: UpdateCase, *_: object) -> list[UpdateTiming]:
         return [UpdateTiming(case, "forward", 2.5, 0.95)]
 
-    monkeypatch.setattr(blocks, "time_attention", attention)
-    monkeypatch.setattr(blocks, "time_update", update)
+    monkeypatch.setattr(attention, "time_attention", timed)
+    monkeypatch.setattr(attention, "time_update", update)
 
 
 @pytest.mark.usefixtures("_untimed")
 def test_a_record_is_made_in_parts(tmp_path: Path) -> None:
-    path = tmp_path / "blocks.json"
-    begun = blocks_record.proceed(path, CPU, True, -1.0)
+    path = tmp_path / "attention.json"
+    begun = proceed(path, CPU, True, -1.0)
     assert not begun.attention
     assert not path.exists()
-    whole = blocks_record.proceed(path, CPU, True, 1e9)
+    whole = proceed(path, CPU, True, 1e9)
     assert whole.missing == []
-    assert blocks_record.read(path) == whole
-    part = blocks_record.Record(whole.machine, True, whole.attention[:3], whole.updates[1:])
-    blocks_record.write(path, part)
-    again = blocks_record.proceed(path, CPU, True, 1e9)
+    assert read(path) == whole
+    part = Record(whole.machine, True, whole.attention[:3], whole.updates[1:])
+    write(path, part)
+    again = proceed(path, CPU, True, 1e9)
     assert again.attention == whole.attention
     assert {timing.case for timing in again.updates} == {timing.case for timing in whole.updates}
     with pytest.raises(ValueError, match="another machine, revision or settings"):
-        blocks_record.proceed(path, CPU, False, 1e9)
+        proceed(path, CPU, False, 1e9)
     path.write_text("{}")
-    with pytest.raises(ValueError, match="is not a record of blocks"):
-        blocks_record.read(path)
+    with pytest.raises(ValueError, match="is not a record of attention"):
+        read(path)
 
 
 @pytest.mark.usefixtures("_untimed")
 def test_the_command_draws_a_figure(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install 'memformer_kernels[lab]'")
-    figure = tmp_path / "blocks.png"
-    words = ["blocks", "--quick", "--json", str(tmp_path / "blocks.json"), "--figure", str(figure)]
+    figure = tmp_path / "attention.png"
+    words = ["attention", "--quick", "--json", str(tmp_path / "attention.json"), "--figure", str(figure)]
     finished = CliRunner().invoke(app, words)
     assert finished.exit_code == 0, finished.output
     assert figure.read_bytes().startswith(b"\x89PNG")
@@ -83,8 +83,8 @@ def test_the_command_draws_a_figure(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
-    record = tmp_path / "blocks.json"
-    finished = CliRunner().invoke(app, ["blocks", "--quick", "--json", str(record)])
+    record = tmp_path / "attention.json"
+    finished = CliRunner().invoke(app, ["attention", "--quick", "--json", str(record)])
     assert finished.exit_code == 0, finished.output
     text = record.read_text()
     for word in ("scaled_dot_product_attention", "torch.compile", "memformer_kernels", "backward"):

@@ -1,4 +1,4 @@
-"""The JAX peers compute the published form's loss and gradients, in one block of tasks or several, in both dtypes."""
+"""The JAX peers compute the published form's loss and gradients, in one part or several, in both dtypes."""
 
 from dataclasses import replace
 
@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.measure.data import Batch, make_batch, make_parameters
 from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
-from benchmarks.measure.providers import Outcome, select
+from benchmarks.measure.provider import Outcome
+from benchmarks.measure.providers import select
 from benchmarks.measure.workloads import W_FULL, W, Workload
 from benchmarks.peers.formulations import UNROLLED_CONTEXT, published
 
@@ -26,7 +27,7 @@ CPU = torch.device("cpu")
     ids=lambda w: f"{w.granularity}-{w.heads}-{w.n}",
 )
 def test_equals_the_published_form(workload: Workload, dtype: str, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax_formulations, "BLOCK", 16)
+    monkeypatch.setattr(jax_formulations, "PART", 16)
     workload = replace(workload, batch=batch, dtype=dtype)
     (provider,) = (p for p in select(["JAX"]) if p.supports(workload, CPU))
     parameters, tasks = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)

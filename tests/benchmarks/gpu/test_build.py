@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import build as gpu_build
-from benchmarks.measure.machine import ROOT
+from benchmarks.measure.sources import ROOT
 
-SETUP = "import os, pathlib, sys\npathlib.Path('asked').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
+SETUP = "import os, pathlib, sys\npathlib.Path('wanted').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
 
 
 @pytest.fixture
 def tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A source tree with libraries of other sources, and no GPU; `asked` is what a build is told to build for."""
+    """A source tree with libraries of other sources, and no GPU; `wanted` is what a build is told to build for."""
     libraries = tmp_path / "memformer_kernels" / "_lib"
     libraries.mkdir(parents=True)
     for name in ("memformer_cpu", "memformer_cuda"):
@@ -31,12 +31,12 @@ def tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_the_library_is_built_for_the_gpus_that_are_here(tree: Path) -> None:
     gpu_build.main()
-    assert (tree / "asked").read_text() == "9.0"
+    assert (tree / "wanted").read_text() == "9.0"
     driver = tree / "nvidia-smi"
     driver.write_text("#!/bin/sh\necho 9.0\necho 8.9\necho 9.0\n")
     driver.chmod(0o755)
     gpu_build.main()
-    assert (tree / "asked").read_text() == "8.9+PTX;9.0+PTX"
+    assert (tree / "wanted").read_text() == "8.9+PTX;9.0+PTX"
     driver.write_text("#!/bin/sh\necho no driver\nexit 9\n")
     assert gpu_build.capabilities() == ""
 

@@ -20,13 +20,14 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import parts as gpu_parts
 from benchmarks.gpu.parts import Part
 from benchmarks.measure.harness import Policy
-from benchmarks.measure.machine import ROOT
-from benchmarks.measure.providers import Provider, select
+from benchmarks.measure.provider import Provider
+from benchmarks.measure.providers import select
+from benchmarks.measure.results import Machine
+from benchmarks.measure.sources import ROOT
 from benchmarks.measure.workloads import TILE_64, TILE_128, Workload
-from benchmarks.reports.record import Machine
 from memformer_kernels import build_info
 from memformer_kernels.availability import BackendInfo
-from tests.benchmarks.test_record import MACHINE
+from tests.benchmarks.made_up import MACHINE
 
 CPU = torch.device("cpu")
 

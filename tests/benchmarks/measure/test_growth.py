@@ -6,12 +6,13 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from benchmarks.measure.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, growth_table, held, points
+from benchmarks.measure.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, held, points
 from benchmarks.measure.providers import select
+from benchmarks.measure.results import Quantiles, Report, Timing
 from benchmarks.measure.workloads import W
-from benchmarks.reports.growth_figure import draw
-from benchmarks.reports.record import Quantiles, Report, Timing
-from tests.benchmarks.test_record import MACHINE
+from benchmarks.reports.figures import growth as draw
+from benchmarks.reports.tables import growth_table
+from tests.benchmarks.made_up import MACHINE
 
 LAYERS = next(axis for axis in AXES if axis.field == "layers")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measure import machine
+from benchmarks.measure import machine, sources
 from benchmarks.measure.clock import milliseconds, peak_bytes
 
 CPU = torch.device("cpu")
@@ -28,9 +28,9 @@ def test_rates_and_names() -> None:
 
 
 def test_the_revision_tells_a_changed_tree_and_a_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert machine.git_revision() == "unknown"
+    assert sources.git_revision() == "unknown"
 
     def git(*arguments: str) -> str:
         identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
@@ -42,9 +42,9 @@ def test_the_revision_tells_a_changed_tree_and_a_missing_one(tmp_path: Path, mon
     git("add", "file")
     git("commit", "--quiet", "--message", "first")
     revision = git("rev-parse", "--short=12", "HEAD")
-    assert machine.git_revision() == revision
+    assert sources.git_revision() == revision
     (tmp_path / "file").write_text("2")
-    assert machine.git_revision() == f"{revision}+"
+    assert sources.git_revision() == f"{revision}+"
 
 
 def test_the_clock_runs_the_action_once() -> None:
