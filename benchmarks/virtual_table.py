@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.virtual_record import CHANGED, GPUS, Counted, label, short
-from memformer_lab.profiling.counts import counts_of
+from memformer_lab.profiling.view import counts_of
 
 TITLE = "On a virtual GPU. Times are predicted for a whole GPU: no hardware has confirmed one"
 HEADERS = (

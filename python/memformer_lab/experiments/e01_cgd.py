@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memformer_lab.experiments.networks import network
-from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import CGD, DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks, network
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most, close

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, LFOM_LIMITS, NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import CGD, DEPTHS, ISOTROPIC, LFOM_LIMITS, NONISOTROPIC, gaussian_tasks
 from memformer_lab.reports.protocol import Experiment, Published, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most, close

@@ -7,14 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.reference import (
-    DEPTHS,
-    GDPP,
-    ISOTROPIC,
-    LFOM_BLOCK_LIMITS,
-    NONISOTROPIC,
-    gaussian_tasks,
-)
+from memformer_lab.experiments.common import DEPTHS, GDPP, ISOTROPIC, LFOM_BLOCK_LIMITS, NONISOTROPIC, gaussian_tasks
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_least, at_most

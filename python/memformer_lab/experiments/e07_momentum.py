@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from memformer_lab.experiments.reference import DEPTHS, NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import DEPTHS, NONISOTROPIC, gaussian_tasks
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from memformer_lab.experiments.networks import Variant, network
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import NONISOTROPIC, Variant, gaussian_tasks, network
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, Series, series
 from memformer_lab.reports.verdicts import Check

@@ -9,7 +9,7 @@ import torch
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.timing import best_seconds
+from memformer_lab.profiling.rates import best_milliseconds
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
@@ -178,9 +178,9 @@ def _microseconds(model: Memformer, tasks: GaussianTasks, setting: Setting) -> t
     z = tasks.tokens(few, generator_for("evaluation", setting.seed, 2)).z
     with torch.no_grad():
         return (
-            best_seconds(lambda: learned(h, b)) / count * 1e6,
-            best_seconds(lambda: conjugate_gradient(h, b, _LAYERS)) / count * 1e6,
-            best_seconds(lambda: context_gram(z, tasks.n)) / few * 1e6,
+            best_milliseconds(lambda: learned(h, b), h.device) / count * 1e3,
+            best_milliseconds(lambda: conjugate_gradient(h, b, _LAYERS), h.device) / count * 1e3,
+            best_milliseconds(lambda: context_gram(z, tasks.n), h.device) / few * 1e3,
         )
 
 

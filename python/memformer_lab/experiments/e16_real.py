@@ -9,10 +9,9 @@ from torch import Tensor
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.timing import best_seconds
+from memformer_lab.profiling.rates import best_milliseconds
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.report import LABELS
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import LABELS, Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
 from memformer_lab.solvers.first_order import implied_weights
@@ -158,7 +157,7 @@ def _microseconds(model: Memformer, dataset: real.RegressionSet, n: int, count: 
             "OLS": lambda: solved(ols),
             "ridge": lambda: solved(lambda h, b: ridge(h, b, 0.1)),
         }
-        return {name: best_seconds(call) / count * 1e6 for name, call in calls.items()}
+        return {name: best_milliseconds(call, batch.z.device) / count * 1e3 for name, call in calls.items()}
 
 
 def _saved_iterations(model: Memformer, dataset: real.RegressionSet, n: int, count: int, seed: int) -> float:

@@ -14,11 +14,21 @@ from rich.console import Console
 from rich.text import Text
 
 import memformer_kernels
-from memformer_lab.experiments.budget import DEPTHS, REAL_LAYERS, Budget, Run, depth_runs, real_runs
-from memformer_lab.experiments.contests import METHODS, depth_contests, judge
-from memformer_lab.experiments.jobs import judge_real_set, train_run
-from memformer_lab.reports.figures import draw
-from memformer_lab.reports.report import MethodResult, Report
+from memformer_lab.experiments.common import DEPTHS
+from memformer_lab.experiments.contests import (
+    METHODS,
+    REAL_LAYERS,
+    Budget,
+    Run,
+    depth_contests,
+    depth_runs,
+    judge,
+    judge_real_set,
+    real_runs,
+    train_run,
+)
+from memformer_lab.reports.drawing import draw_report
+from memformer_lab.reports.results import MethodResult, Report
 from memformer_lab.reports.tables import print_report
 from memformer_lab.reports.terminal import task_progress
 from memformer_lab.runs.files import write_atomically
@@ -93,7 +103,7 @@ def run_showcase(
     )
     try:
         write_atomically(folder / "report.json", report.to_json().encode())
-        write_atomically(folder / "figure.png", draw(report))
+        write_atomically(folder / "figure.png", draw_report(report))
     finally:
         print_report(report, console)
     # As a Text, in which no part of a folder's name is read as markup.

@@ -10,7 +10,7 @@ from memformer_kernels import explain
 from memformer_lab.profiling.call import DTYPES, Call, action_of, make_arguments, network_of
 from virtual_gpu import Device, Report
 from virtual_gpu.build import BuildFailed
-from virtual_gpu.hardware import H200
+from virtual_gpu.hardware import H200, Gpu
 from virtual_gpu.profile import Use, uses
 from virtual_gpu.triton import driver_of
 
@@ -36,10 +36,11 @@ class VirtualProfile:
     floor: int
     uses: tuple[Use, ...]
     reports: tuple[Report, ...]
+    gpu: Gpu = GPU
 
     def predicted_ns(self, use: Use) -> float:
         """Nanoseconds of one task in one kernel, on a GPU each of whose multiprocessors gets as many tasks."""
-        return 1e9 * use.prediction.seconds / (self.call.batch * GPU.multiprocessors)
+        return 1e9 * use.prediction.seconds / (self.call.batch * self.gpu.multiprocessors)
 
 
 def profile_virtually(call: Call) -> VirtualProfile:

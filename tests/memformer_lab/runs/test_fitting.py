@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_lab.experiments.networks import network
+from memformer_lab.experiments.common import network
 from memformer_lab.runs import fitting
 from memformer_lab.runs.fitting import (
     Recipe,
