@@ -15,6 +15,7 @@ from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import quadratics_of, query_errors
 from memformer_lab.solvers.optimizers import conjugate_gradient
 from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
 from memformer_lab.tasks.seeds import generator_for
@@ -192,10 +193,8 @@ def _loss(network: dict[str, Tensor], gate: Tensor, batch: TaskBatch) -> float:
 
 
 def _cgd(batch: TaskBatch) -> float:
-    x, y = batch.z[:, :_N, :_D], batch.z[:, :_N, _D]
-    weights = conjugate_gradient(x.mT @ x / _N, (x * y.unsqueeze(-1)).sum(1) / _N, _LAYERS)[-1]
-    predicted = (batch.z[:, _N:, :_D] @ weights.unsqueeze(-1)).squeeze(-1)
-    return math.log(float((predicted - batch.target).double().square().mean()))
+    weights = conjugate_gradient(*quadratics_of(batch.z, _N), _LAYERS)[-1]
+    return math.log(float(query_errors(weights, batch.z, batch.target).double().mean()))
 
 
 EXPERIMENT = Experiment(

@@ -15,7 +15,7 @@ from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.estimates import estimate
-from memformer_lab.solvers.judging import Solver, memformer_estimates, solver_errors, steps_of
+from memformer_lab.solvers.judging import Solver, memformer_estimates, solver_errors, steps_of, weight_errors
 from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.seeds import generator_for
 
@@ -106,7 +106,7 @@ def _tune(tasks: GaussianTasks, count: int, steps: int, look_ahead: bool, seed: 
     best = [(math.inf, (0.0, 0.0))] * steps
     for pair in product(_STEPS, _INERTIA):
         weights = descend(*pair, steps, look_ahead=look_ahead)(h, b)
-        errors = ((weights - quadratics.weights) @ factor).square().sum(-1).mean(-1).tolist()
+        errors = weight_errors(weights, quadratics, factor).mean(-1).tolist()
         best = [min(old, (error, pair)) for old, error in zip(best, errors, strict=True)]
     return [pair for _, pair in best]
 

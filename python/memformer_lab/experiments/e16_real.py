@@ -16,6 +16,7 @@ from memformer_lab.reports.verdicts import Check, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
 from memformer_lab.solvers.first_order import implied_weights
 from memformer_lab.solvers.held_out import QUERIES, best_penalty, context_length, judge_set
+from memformer_lab.solvers.judging import quadratics_of
 from memformer_lab.solvers.optimizers import conjugate_gradient, ols, ridge
 from memformer_lab.tasks import real
 from memformer_lab.tasks.seeds import generator_for
@@ -146,8 +147,8 @@ def _microseconds(model: Memformer, dataset: real.RegressionSet, n: int, count: 
     batch = real.contexts(dataset, n, count, generator_for("real data", 0, 3))
 
     def solved(method: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        gram = context_gram(batch.z, n) / n
-        weights = method(gram[:, :-1, :-1].contiguous(), gram[:, :-1, -1].contiguous())
+        h, b = quadratics_of(batch.z, n)
+        weights = method(h.contiguous(), b.contiguous())
         return (batch.z[:, n:, :-1] @ weights.unsqueeze(-1)).squeeze(-1)
 
     with torch.no_grad():

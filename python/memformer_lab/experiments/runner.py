@@ -5,31 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
 
 import memformer_kernels
-from memformer_lab.experiments import (
-    e01_cgd,
-    e02_lfom,
-    e03_gdpp,
-    e04_small_batches,
-    e05_heads,
-    e06_experts,
-    e07_momentum,
-    e08_memory,
-    e09_depth,
-    e10_scaling,
-    e11_condition,
-    e12_learnability,
-    e13_one_layer,
-    e14_second_order,
-    e15_families,
-    e16_real,
-    e17_attention,
-    e18_published_parameters,
-)
 from memformer_lab.reports.drawing import draw_matrix, draw_panel
 from memformer_lab.reports.pages import Figures, html_page, markdown_page
 from memformer_lab.reports.protocol import Experiment, Outcome, Setting, read_outcome, write_outcome
@@ -40,27 +21,8 @@ from memformer_lab.runs.parallel import Job, Report, Workers
 REPORT, SUMMARY = "report.html", "README.md"
 
 EXPERIMENTS: tuple[Experiment, ...] = tuple(
-    module.EXPERIMENT
-    for module in (
-        e01_cgd,
-        e02_lfom,
-        e03_gdpp,
-        e04_small_batches,
-        e05_heads,
-        e06_experts,
-        e07_momentum,
-        e08_memory,
-        e09_depth,
-        e10_scaling,
-        e11_condition,
-        e12_learnability,
-        e13_one_layer,
-        e14_second_order,
-        e15_families,
-        e16_real,
-        e17_attention,
-        e18_published_parameters,
-    )
+    import_module(f"memformer_lab.experiments.{path.stem}").EXPERIMENT
+    for path in sorted(Path(__file__).parent.glob("e[0-9][0-9]_*.py"))
 )
 """All experiments, in the order of the report."""
 
