@@ -43,7 +43,7 @@ from memformer_lab.runs.models import load_model
 from memformer_lab.runs.parallel import is_writer, process_group
 from memformer_lab.runs.trainer import Record, fault
 from memformer_lab.runs.training import CHECKPOINT, METRICS, TrainingResult, continue_training
-from memformer_lab.runs.training import train as train_anew
+from memformer_lab.runs.training import train as train_run
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""
@@ -71,7 +71,7 @@ def main() -> None:
         app()
 
 
-@app.command(help="Predict one column from the others: Memformer beside OLS and ridge, on held-out rows.")
+@app.command(help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.")
 def solve(
     table: Annotated[Path, typer.Argument(help="A CSV file with a header line.")],
     target: Annotated[str, typer.Option(help="Column to predict.")],
@@ -235,7 +235,7 @@ def info(
             console.print(line, soft_wrap=True)
 
 
-@app.command(help="The main job: train, judge beside classical optimisers and on measured data, and draw.")
+@app.command(help="The main job: train, compare with classical optimisers, judge on measured data, and draw.")
 def run(
     output: Annotated[Path, typer.Option(help="Folder for the report, the figure and the runs.")] = RESULTS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
@@ -280,4 +280,4 @@ def _train(
                 on_record=show,
                 group=group,
             )
-        return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)
+        return train_run(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)

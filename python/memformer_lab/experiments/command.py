@@ -31,7 +31,7 @@ def reproduce(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the experiments.", show_default="one a core"),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Run what is already in the folder once more.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Run again what is already in the folder.")] = False,
 ) -> None:
     """The command, as `HELP` says."""
     with command(*([] if list_only else [out])) as console:

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from memformer_kernels.nn import Memformer, StackArguments
-from memformer_lab.runs.fitting import seeded
+from memformer_lab.reports.protocol import Setting
+from memformer_lab.reports.results import Results
+from memformer_lab.reports.verdicts import Check, close
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, seeded
+from memformer_lab.solvers.estimates import Estimate
+from memformer_lab.solvers.judging import memformer_estimates
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 Preconditioner = Literal["free", "scalar"]
@@ -77,6 +82,36 @@ class Variant(Memformer):
         if self.registers is not None and arguments["gamma"] is not None:
             arguments["gamma"] = _newest(arguments["gamma"], self.registers)
         return arguments
+
+
+def trained_grid(
+    setting: Setting, tasks: GaussianTasks, recipe: Recipe, count: int, **arguments: Any
+) -> list[list[Estimate]]:
+    """Estimates of one trained model for each seed (rows) and each of `DEPTHS` (columns), all on the same fresh tasks.
+
+    Args:
+        setting: gives the seeds.
+        tasks: what models are trained and judged on.
+        recipe: the optimiser's settings.
+        count: fresh tasks.
+        **arguments: of `network`.
+    """
+    models = []
+    for seed in setting.seeds:
+        for depth in DEPTHS:
+            models.append(network(seed, tasks.d, depth, **arguments))
+            fit_on_tasks(models[-1], tasks, recipe, seed)
+    found = [one[0] for one in memformer_estimates(models, tasks, count, setting.seed)]
+    return [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]
+
+
+def cgd_checks(results: Results) -> list[Check]:
+    """Whether CGD comes to its known figures on both kinds of tasks, in panels of their names."""
+    return [
+        close(f"CGD, {kind}, {depth} steps", results[kind]["CGD"].mean(depth), value, 0.05, essential=False)
+        for kind, values in CGD.items()
+        for depth, value in zip(DEPTHS, values, strict=True)
+    ]
 
 
 def network(

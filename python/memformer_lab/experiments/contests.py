@@ -1,4 +1,4 @@
-"""The main job in parts: how much is done, the training runs, what workers are asked to do, who is judged together."""
+"""The main job in parts: how much is done, the training runs, the workers' jobs, who is judged together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.real import RegressionSet
 
 REAL_LAYERS = 4
-"""Layers of the Memformers for measured data, and steps of the optimisers beside them."""
+"""Layers of the Memformers for measured data, and steps of the optimisers that they are compared with."""
 
 # Rare tasks with a nearly singular context dominate the gradients of deep models with Bm free, so these clip harder.
 _BLOCK_CLIP = {1: 1.0, 2: 1.0, 3: 0.03, 4: 0.01}

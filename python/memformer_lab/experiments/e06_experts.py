@@ -201,16 +201,13 @@ EXPERIMENT = Experiment(
     number=6,
     name="experts",
     title="Mixture of experts with gates adapted at test time",
-    claim="Heads trained on different variances and gated at test time adapt to distributions that no head was trained "
-    "on.",
+    claim="Heads trained on different variances and gated at test time adapt to distributions that no head was "
+    "trained on.",
     source="Dutta & Sra, arXiv 2410.07263, Sec. 4 (mixture of experts)",
-    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. "
-    "Gates are "
-    "fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is "
-    "chosen "
-    "on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what gates "
-    "can do. "
-    "The mixture has three times the parameters of an expert.",
+    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. Gates "
+    "are fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is "
+    "chosen on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what "
+    "gates can do. The mixture has three times the parameters of an expert.",
     run=run,
     judge=judge,
     find=find,

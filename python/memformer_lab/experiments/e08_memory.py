@@ -93,7 +93,7 @@ def run(setting: Setting) -> Results:
         ),
         _panel(
             "registers",
-            "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)",
+            "Newest registers that have a weight in a layer (lfom, A scalar, Bm = 0)",
             tuple(map(str, _REGISTERS)),
             series(
                 "LFOM",

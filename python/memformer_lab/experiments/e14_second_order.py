@@ -332,15 +332,14 @@ EXPERIMENT = Experiment(
     number=14,
     name="second-order",
     title="Second-order reach",
-    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative "
-    "Newton) and "
-    "not like gradient descent.",
+    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative Newton) "
+    "and not like gradient descent.",
     source="Fu et al., arXiv 2310.17086; Vladymyrov et al., arXiv 2402.14180",
     protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over prompt "
-    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at every "
-    "length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at every "
-    "length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where n < d. "
-    "BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
+    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at "
+    "every length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at "
+    "every length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where "
+    "n < d. BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
     run=run,
     judge=judge,
     find=find,

@@ -139,8 +139,8 @@ EXPERIMENT = Experiment(
     title="Task families",
     claim="Memformers also learn to predict in context for covariates on a sphere or with heavy tails, and for relu, "
     "network, sinusoid and logistic responses.",
-    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., "
-    "arXiv 2307.03576",
+    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., arXiv "
+    "2307.03576",
     protocol="One model a family, seed and structure. All methods here predict linearly in the query, so on nonlinear "
     "responses the best they can do is the best linear predictor; ridge has the penalty that is best for the family, "
     "chosen on separate tasks. OLS is exact on noiseless linear responses; errors below 1e-5 are shown as 1e-5.",

@@ -1,4 +1,4 @@
-"""The main job: train Memformers of several depths, judge them beside classical optimisers, and on measured data."""
+"""The main job: train Memformers of several depths, compare them with classical optimisers, judge on measured data."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ COUNTS = (
     "bound by",
 )
 """What `counts_of` gives: a warp's instructions and their classes; sectors of global memory over the fewest that would
-do, bytes asked for, and those of sectors that a block touched first; wavefronts of shared memory over the fewest;
-instructions of tensor cores; the predicted time and the resource that binds it."""
+do, bytes read and written, and those of sectors that a block touched first; wavefronts of shared memory over the
+fewest; instructions of tensor cores; the predicted time and the resource that binds it."""
 
 
 def print_profile(found: Profile, console: Console) -> None:

@@ -24,9 +24,15 @@ GPU = H200
 
 @dataclass(frozen=True)
 class VirtualProfile:
-    """What was found: the plan, as in `call.Profile`; floor: bytes that one task must move; uses: the kernels.
+    """What was found.
 
-    reports: what the virtual GPU's checks found wrong, nothing as a rule.
+    Attributes:
+        call: what was profiled.
+        algorithm: of the plan, as regime and reason are.
+        floor: bytes that one task must move.
+        uses: the kernels.
+        reports: what the virtual GPU's checks found wrong, nothing as a rule.
+        gpu: what was modelled.
     """
 
     call: Call
@@ -51,7 +57,7 @@ def profile_virtually(call: Call) -> VirtualProfile:
     """
     if call.backend not in ("auto", "triton"):
         raise ValueError(
-            f"a virtual GPU runs the backend triton here, not {call.backend}; that of CUDA is linked anew in the "
+            f"a virtual GPU runs the backend triton here, not {call.backend}; that of CUDA is linked again in the "
             "source tree alone (python -m benchmarks virtual)"
         )
     if call.device != "cpu":

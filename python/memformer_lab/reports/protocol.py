@@ -121,7 +121,7 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
-        """Computed from the results, whenever asked."""
+        """Computed from the results."""
         return self.experiment.verdict(self.results, self.setting.scale)
 
 

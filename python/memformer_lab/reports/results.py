@@ -224,7 +224,7 @@ class Report:
         seed: the run's seed.
         methods: results on the random tasks.
         sets: results on the measured sets.
-        layers: layers of the models for measured sets, and steps of the optimisers beside them.
+        layers: layers of the models for measured sets, and steps of the optimisers that they are compared with.
         runs: the training runs.
         workers: processes that shared the work.
         seconds: wall time by phase.

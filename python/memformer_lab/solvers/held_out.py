@@ -1,4 +1,4 @@
-"""Held-out rows of measured data: a trained model beside least squares, ridge and the classical optimisers."""
+"""Held-out rows of measured data: a trained model compared with least squares, ridge and the classical optimisers."""
 
 from __future__ import annotations
 

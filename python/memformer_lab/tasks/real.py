@@ -63,7 +63,7 @@ class RegressionSet:
 
 @dataclass(frozen=True)
 class RealBatch:
-    """In-context tasks made of measured rows, in scaled units; a `TaskBatch` without true weights, as nobody knows any.
+    """In-context tasks made of measured rows, in scaled units; a `TaskBatch` without true weights, which are unknown.
 
     Attributes:
         z: (tasks, n + queries, d+1) tokens as rows: context rows first, then query rows with response 0.
