@@ -182,9 +182,9 @@ def markdown_page(outcomes: Sequence[Outcome]) -> str:
         f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json` and its figures in "
         "`<name>-<panel>.png`. `report.html` shows all of it with protocols, rules and tables; where it is missing, "
         "the command with `--out` and this folder makes it from these files and runs nothing again. A verdict is "
-        "computed from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, *with a "
-        "caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, means over "
-        f"{len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
+        "computed from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, "
+        "*with a caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, "
+        f"means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
         "| experiment | claim | verdict | rules that hold | found |\n|---|---|---|---|---|\n"
         f"{rows}\n\n## What qualifies the verdicts\n\n{notes}\n"
     )
