@@ -153,7 +153,14 @@ def tally_solvers(
 ) -> Tally:
     """Errors on the same sampled quadratics of classical optimisers and of response-only models.
 
-    Rows: each optimiser after 1..`steps` steps, then the last layer of the model in each of `folders`.
+    Args:
+        tasks: the distribution.
+        optimizers: names, each with rows for 1..`steps` steps.
+        steps: of the optimisers.
+        folders: runs, each with a row for its model's last layer.
+        chunks: how tasks are drawn.
+        indices: which of the chunks.
+        report: told of the tasks that are done.
     """
     solvers: list[Solver] = [steps_of(name, steps) for name in optimizers]
     for folder in folders:
@@ -171,7 +178,15 @@ def tally_model(folder: Path, chunks: Chunks, indices: range, report: Report) ->
 
 
 def judge_real_set(dataset: RegressionSet, folder: Path, contexts: int, seed: int, report: Report) -> SetResult:
-    """Every method on one measured set, with the model in `folder`."""
+    """Every method on one measured set.
+
+    Args:
+        dataset: the set.
+        folder: a run, whose model is judged.
+        contexts: contexts drawn from the set.
+        seed: of the contexts.
+        report: told of the contexts that are done.
+    """
     model, config = load_model(folder / CHECKPOINT)
     penalty = best_penalty(config.d, config.n, _PENALTY_TASKS, seed)
     estimates = judge_set(model, dataset, config.n, contexts, penalty, seed)

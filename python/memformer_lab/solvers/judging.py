@@ -106,13 +106,29 @@ def network_errors(models: Sequence[Memformer], draw: Draw, *, layers: bool = Fa
 def memformer_estimates(
     models: Sequence[Memformer], tasks: GaussianTasks, count: int, seed: int, *, layers: bool = False
 ) -> list[list[Estimate]]:
-    """For each model estimates of its last layer, or of every layer, all on the same fresh tasks."""
+    """For each model estimates of its last layer, or of every layer, all on the same fresh tasks.
+
+    Args:
+        models: what is judged.
+        tasks: the distribution.
+        count: fresh tasks.
+        seed: of the tasks and of the bootstrap.
+        layers: judge the prediction after each layer.
+    """
     found = iter(estimate(model_errors(models, tasks, layers=layers), count, seed))
     return [[next(found) for _ in range(model.layers if layers else 1)] for model in models]
 
 
 def classical_estimates(names: Sequence[str], tasks: GaussianTasks, steps: int, count: int, seed: int) -> list[float]:
-    """Log means after each step of each optimiser, flat: all steps of the first, then of the second, ..."""
+    """Log mean errors after each step of each optimiser, flat: all steps of the first, then of the second, ...
+
+    Args:
+        names: of `OPTIMIZERS`.
+        tasks: the distribution.
+        steps: of every optimiser.
+        count: fresh tasks.
+        seed: of the tasks and of the bootstrap.
+    """
     sampler = solver_errors(tasks, [steps_of(name, steps) for name in names])
     return [one.log_mean for one in estimate(sampler, count, seed)]
 

@@ -124,6 +124,14 @@ def contexts(
     in float64) and not decorrelated, so correlations stay as measured. Errors are in standard deviations of the
     context's response. Memory is tasks * rows numbers for a moment.
 
+    Args:
+        dataset: the measured set.
+        n: labelled rows in a context, at least 2.
+        tasks: how many are drawn.
+        generator: what draws the rows; tasks are on its device.
+        queries: held-out rows a task, at least 1.
+        dtype: of the tasks, float32 or float64.
+
     Raises:
         ValueError: if n < 2, queries < 1, tasks < 0 or n + queries exceeds the rows of the set.
         TypeError: for a dtype other than float32 and float64.
