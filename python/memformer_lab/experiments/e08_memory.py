@@ -214,13 +214,7 @@ def _panel(
     name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
 ) -> Panel:
     return Panel(
-        name,
-        f"{title}, {_LAYERS} layers, fresh tasks",
-        "variant",
-        y_label,
-        (curve,),
-        categories=categories,
-        digits=3,
+        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", y_label, (curve,), categories=categories, digits=3
     )
 
 

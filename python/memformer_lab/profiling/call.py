@@ -22,12 +22,7 @@ from memformer_lab.profiling.rates import Rates, measure_rates, milliseconds
 from memformer_lab.runs.config import MOST
 from memformer_lab.runs.files import write_atomically
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("training", "forward")
 SIZES = ("d", "n", "queries", "batch", "layers", "heads")
 
