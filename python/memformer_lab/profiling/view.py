@@ -36,14 +36,7 @@ fewest; instructions of tensor cores; the predicted time and the resource that b
 def print_profile(found: Profile, console: Console) -> None:
     """Print where a call ran and why, its floors, its time, and on a GPU its kernels and how to look closer."""
     call = found.call
-    console.print(
-        f"{call.direction}: B = {call.batch:,}, n = {call.n}, d = {call.d}, L = {call.layers}, H = {call.heads}, "
-        f"{call.rule}, {call.structure}, {call.dtype} on {call.device}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"backend {found.backend}, algorithm {found.algorithm}, regime {found.regime}: {found.reason}", soft_wrap=True
-    )
+    _print_plan(found, found.backend, call.device, console)
     console.print(_floors(found))
     q10, median, q90 = found.milliseconds
     console.print(
@@ -60,14 +53,7 @@ def print_profile(found: Profile, console: Console) -> None:
 def print_virtual(found: VirtualProfile, console: Console) -> None:
     """Prints what a call's kernels did, a line each, and what the checks found."""
     call = found.call
-    console.print(
-        f"{call.direction}: B = {call.batch:,}, n = {call.n}, d = {call.d}, L = {call.layers}, H = {call.heads}, "
-        f"{call.rule}, {call.structure}, {call.dtype} on a virtual {found.gpu.name}",
-        soft_wrap=True,
-    )
-    console.print(
-        f"backend {call.backend}, algorithm {found.algorithm}, regime {found.regime}: {found.reason}", soft_wrap=True
-    )
+    _print_plan(found, call.backend, f"a virtual {found.gpu.name}", console)
     table = Table("a task", *(use.kernel for use in found.uses), box=SIMPLE_HEAD, pad_edge=False)
     shapes = [
         (str(use.launches), f"{use.blocks:,} x {use.threads}", str(use.registers), str(use.resident))
@@ -105,6 +91,17 @@ def counts_of(use: Use, units: int, ns: float) -> list[str]:
         _figure(ns),
         use.prediction.bound,
     ]
+
+
+def _print_plan(found: Profile | VirtualProfile, backend: str, place: str, console: Console) -> None:
+    """What was called, where it ran and why."""
+    call = found.call
+    for line in (
+        f"{call.direction}: B = {call.batch:,}, n = {call.n}, d = {call.d}, L = {call.layers}, H = {call.heads}, "
+        f"{call.rule}, {call.structure}, {call.dtype} on {place}",
+        f"backend {backend}, algorithm {found.algorithm}, regime {found.regime}: {found.reason}",
+    ):
+        console.print(line, soft_wrap=True)
 
 
 def _floors(found: Profile) -> Table:
