@@ -31,7 +31,7 @@ def reproduce(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the experiments.", show_default="one a core"),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Run again what is already in the folder.")] = False,
+    again: Annotated[bool, typer.Option("--anew", help="Run again what is already in the folder.")] = False,
 ) -> None:
     """The command, as `HELP` says."""
     with command(*([] if list_only else [out])) as console:
@@ -51,7 +51,7 @@ def reproduce(
             setting,
             out,
             workers=workers or cores(),
-            anew=anew,
+            again=again,
             say=lambda text: console.print(text, soft_wrap=True),
         )
         console.print(verdict_table(outcomes))

@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-import torch
-
-import memformer_kernels
 from memformer_lab.reports.drawing import draw_matrix, draw_panel
 from memformer_lab.reports.pages import Figures, html_page, markdown_page
 from memformer_lab.reports.protocol import Experiment, Outcome, Setting, read_outcome, write_outcome
+from memformer_lab.reports.results import versions
 from memformer_lab.reports.terminal import cores
 from memformer_lab.runs.files import write_atomically
 from memformer_lab.runs.parallel import Job, Report, Workers
@@ -46,7 +44,7 @@ def run_experiments(
     folder: Path,
     *,
     workers: int = 1,
-    anew: bool = False,
+    again: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run experiments and write "<name>.json", "<name>-<panel>.png", "report.html" and "README.md" into `folder`.
@@ -59,7 +57,7 @@ def run_experiments(
         setting: scale and seed.
         folder: where to write.
         workers: processes to share the experiments, of one thread each.
-        anew: run them even if their files are there.
+        again: run them even if their files are there.
         say: told what begins and ends.
 
     Raises:
@@ -68,7 +66,7 @@ def run_experiments(
     """
     experiments = [find(name) for name in names]
     folder.mkdir(parents=True, exist_ok=True)
-    found = {one.name: None if anew else read_outcome(folder, one, setting) for one in experiments}
+    found = {one.name: None if again else read_outcome(folder, one, setting) for one in experiments}
     missing = [one.name for one in experiments if found[one.name] is None]
     for one in experiments:
         if found[one.name] is not None:
@@ -97,12 +95,7 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     begin, cpu_begin = time.perf_counter(), time.process_time()
     results = experiment.run(setting)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
-    versions = {
-        "memformer_kernels": memformer_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions)
+    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions())
     for panel, picture in _figures(outcome).items():
         write_atomically(folder / f"{name}-{panel}.png", picture)
     write_outcome(folder, outcome)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
-import memformer_kernels
 from memformer_lab.experiments.common import DEPTHS
 from memformer_lab.experiments.contests import (
     METHODS,
@@ -28,7 +25,7 @@ from memformer_lab.experiments.contests import (
     train_run,
 )
 from memformer_lab.reports.drawing import draw_report
-from memformer_lab.reports.results import MethodResult, Report
+from memformer_lab.reports.results import MethodResult, Report, versions
 from memformer_lab.reports.tables import print_report
 from memformer_lab.reports.terminal import task_progress
 from memformer_lab.runs.files import write_atomically
@@ -95,11 +92,7 @@ def run_showcase(
         runs=tuple(summaries),
         workers=workers,
         seconds=clock.laps,
-        versions={
-            "memformer_kernels": memformer_kernels.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(),
     )
     try:
         write_atomically(folder / "report.json", report.to_json().encode())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+import memformer_kernels
 from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.tasks.seeds import seed_for
 
@@ -255,6 +258,15 @@ def series(
     nested: Any = [rows] if rows and isinstance(rows[0], (int, float)) else rows
     values = tuple(tuple(float(value) for value in row) for row in nested)
     return Series(label, tuple(float(place) for place in x), values, reference)
+
+
+def versions() -> dict[str, str]:
+    """Of the package and what it runs on, by name."""
+    return {
+        "memformer_kernels": memformer_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
