@@ -1,9 +1,15 @@
 """What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, a regressor.
 
-Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer`,
-`step_trainer` and `training` (a run, in memory and on the disk), `state_file` (states of `train_steps` in files),
-`estimates` and `evaluation` (how good it is), `real` (measured data), `showcase` (the main job), `experiments` (the
-literature's claims), `regressor` (a scikit-learn estimator), `profiling` (what a call costs) and `cli` (the commands).
+Rooms, each of which imports from those above it alone:
+
+    tasks        random regression tasks, measured data, tables of one's own
+    solvers      classical optimisers, Memformers as methods, errors and estimates, a scikit-learn estimator
+    runs         training in memory and on the disk, states of `train_steps` in files, worker processes
+    reports      results, verdicts, pictures, tables, pages, the terminal
+    profiling    what a call costs
+    experiments  the literature's claims, and the main job
+    cli          the commands
+
 Everything uses the public names of `memformer_kernels` alone.
 """
 

@@ -265,8 +265,8 @@ def test_more_workers_than_any_machine_has_cores_are_refused(command: str) -> No
 
 
 def test_a_missing_package_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "memformer_lab.reports.table_problem", None)
-    _assert_refused(_call("solve", tmp_path / "a.csv", "--target", "y"), "table_problem")
+    monkeypatch.setitem(sys.modules, "memformer_lab.solvers.comparison", None)
+    _assert_refused(_call("solve", tmp_path / "a.csv", "--target", "y"), "comparison")
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

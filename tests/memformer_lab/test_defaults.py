@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from memformer_lab.experiments.common import network
 from memformer_lab.experiments.e06_experts import Mixture
-from memformer_lab.experiments.networks import network
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
 from memformer_lab.runs.config import Backend, TrainingConfig
 from memformer_lab.runs.fitting import memformer

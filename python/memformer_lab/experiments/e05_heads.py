@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most
@@ -123,10 +123,10 @@ EXPERIMENT = Experiment(
     title="Heads: 1, 2 and 5",
     claim="Several attention heads lower the test loss of Memformers.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 5",
-    protocol="Bm free, 2 layers, 1, 2 or 5 heads: not parameter-matched among each other. Beside each a one-head model "
-    "with the same number of (d, d) matrices in Q and P, spent on depth (its Gamma is larger by some scalars). "
-    "The models of several heads are judged after brief training as well. In "
-    "response-only models whose Gamma is shared by heads, the sum of the heads' A is one head: checked in float64.",
+    protocol="Bm free, 2 layers, 1, 2 or 5 heads: not parameter-matched among each other. Beside each a one-head "
+    "model with the same number of (d, d) matrices in Q and P, spent on depth (its Gamma is larger by some scalars). "
+    "The models of several heads are judged after brief training as well. In response-only models whose Gamma is "
+    "shared by heads, the sum of the heads' A is one head: checked in float64.",
     run=run,
     judge=judge,
     find=find,

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from memformer_lab.experiments.networks import Variant, network
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import NONISOTROPIC, Variant, gaussian_tasks, network
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, Series, series
 from memformer_lab.reports.verdicts import Check
@@ -94,7 +93,7 @@ def run(setting: Setting) -> Results:
         ),
         _panel(
             "registers",
-            "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)",
+            "Newest registers that have a weight in a layer (lfom, A scalar, Bm = 0)",
             tuple(map(str, _REGISTERS)),
             series(
                 "LFOM",
@@ -215,13 +214,7 @@ def _panel(
     name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
 ) -> Panel:
     return Panel(
-        name,
-        f"{title}, {_LAYERS} layers, fresh tasks",
-        "variant",
-        y_label,
-        (curve,),
-        categories=categories,
-        digits=3,
+        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", y_label, (curve,), categories=categories, digits=3
     )
 
 

@@ -114,11 +114,10 @@ EXPERIMENT = Experiment(
     claim="A Memformer trained on one covariance learns to precondition for it: its error does not grow with the "
     "condition number, where GD and CGD degrade.",
     source="follows from Ahn et al., arXiv 2306.00297; compared in Fu et al., arXiv 2310.17086",
-    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a condition "
-    "number, which has therefore seen the covariance in training, as classical methods have not. It starts at "
-    "the inverse "
-    "of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps to entries of the "
-    "order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
+    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a "
+    "condition number, which has therefore seen the covariance in training, as classical methods have not. It starts "
+    "at the inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps "
+    "to entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     run=run,
     judge=judge,
     find=find,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results, series
 from memformer_lab.reports.verdicts import Check, at_most

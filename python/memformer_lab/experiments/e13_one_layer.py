@@ -160,8 +160,8 @@ EXPERIMENT = Experiment(
     "preconditioner, also under label noise; for nonlinear responses with isotropic covariates it is still one step.",
     source="Mahankali et al., arXiv 2307.03576; Ahn et al., arXiv 2306.00297",
     protocol="Response-only one-layer models trained on x ~ N(0, Sigma), w* ~ N(0, I), d = 5, n = 20, compared with "
-    "-A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1. For nonlinear responses the best step size comes from moments "
-    "over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), in a random rotation at full "
+    "-A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1. For nonlinear responses the best step size comes from "
+    "moments over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), in a random rotation at full "
     "scale. A model with dense P and Q is compared by its predictions.",
     run=run,
     judge=judge,

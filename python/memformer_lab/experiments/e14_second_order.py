@@ -25,7 +25,7 @@ from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Matrix, Panel, Results, Series, series
 from memformer_lab.reports.verdicts import Check, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
-from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.estimates import estimate, log_of
 from memformer_lab.solvers.judging import memformer_estimates, solver_errors, steps_of
 from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -259,7 +259,7 @@ def _readouts(model: Memformer, tasks: GaussianTasks, setting: Setting, seed: in
                 for part in (fitted, scored)
             ]
         weights = torch.linalg.lstsq(tokens[0], fitted.target.double()).solution
-        found.append(_log(float((tokens[1] @ weights - scored.target).square().mean())))
+        found.append(log_of(float((tokens[1] @ weights - scored.target).square().mean())))
     return found
 
 
@@ -325,26 +325,21 @@ def _noise_panel(setting: Setting) -> Panel:
 
 
 def _log_error(predictions: Tensor, target: Tensor) -> float:
-    return _log(max(_FLOOR, float((predictions.double() - target.double()).square().mean())))
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    return log_of(max(_FLOOR, float((predictions.double() - target.double()).square().mean())))
 
 
 EXPERIMENT = Experiment(
     number=14,
     name="second-order",
     title="Second-order reach",
-    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative "
-    "Newton) and "
-    "not like gradient descent.",
+    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative Newton) "
+    "and not like gradient descent.",
     source="Fu et al., arXiv 2310.17086; Vladymyrov et al., arXiv 2402.14180",
     protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over prompt "
-    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at every "
-    "length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at every "
-    "length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where n < d. "
-    "BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
+    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at "
+    "every length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at "
+    "every length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where "
+    "n < d. BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
     run=run,
     judge=judge,
     find=find,

@@ -129,13 +129,11 @@ EXPERIMENT = Experiment(
     number=17,
     name="attention",
     title="Softmax and ReLU attention, and a feed-forward block",
-    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the "
-    "same depth, "
-    "and a feed-forward block adds little.",
+    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the same "
+    "depth, and a feed-forward block adds little.",
     source="compared in von Oswald et al., arXiv 2212.07677; Ahn et al., arXiv 2310.01082",
-    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches "
-    "and learning "
-    "rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
+    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches and "
+    "learning rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
     run=run,
     judge=judge,
     find=find,

@@ -112,12 +112,10 @@ EXPERIMENT = Experiment(
     title="Published parameter layouts",
     claim="The authors' parameters (allparam, alpha, gamma) load into these modules and compute the same.",
     source="notebooks of Dutta & Sra, arXiv 2410.07263",
-    protocol="The notebooks publish code and no trained parameters that this run could read, so random "
-    "parameters in each "
-    "of their four layouts are run through the published formulas, with the n-by-n matrix formed, and through loaded "
-    "modules. The layouts are described in memformer_lab.solvers.published; the project's tests load parameters and "
-    "outputs that "
-    "the published code made.",
+    protocol="The notebooks publish code and no trained parameters that this run could read, so random parameters in "
+    "each of their four layouts are run through the published formulas, with the n-by-n matrix formed, and through "
+    "loaded modules. The layouts are described in memformer_lab.solvers.published; the project's tests load "
+    "parameters and outputs that the published code made.",
     run=run,
     judge=judge,
     find=find,

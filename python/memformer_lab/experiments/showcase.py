@@ -1,24 +1,31 @@
-"""The main job: train Memformers of several depths, judge them beside classical optimisers, and on measured data."""
+"""The main job: train Memformers of several depths, compare them with classical optimisers, judge on measured data."""
 
 from __future__ import annotations
 
 import os
-import platform
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
-import memformer_kernels
-from memformer_lab.experiments.budget import DEPTHS, REAL_LAYERS, Budget, Run, depth_runs, real_runs
-from memformer_lab.experiments.contests import METHODS, depth_contests, judge
-from memformer_lab.experiments.jobs import judge_real_set, train_run
-from memformer_lab.reports.figures import draw
-from memformer_lab.reports.report import MethodResult, Report
+from memformer_lab.experiments.common import DEPTHS
+from memformer_lab.experiments.contests import (
+    METHODS,
+    REAL_LAYERS,
+    Budget,
+    Run,
+    depth_contests,
+    depth_runs,
+    judge,
+    judge_real_set,
+    real_runs,
+    train_run,
+)
+from memformer_lab.reports.drawing import draw_report
+from memformer_lab.reports.results import MethodResult, Report, versions
 from memformer_lab.reports.tables import print_report
 from memformer_lab.reports.terminal import task_progress
 from memformer_lab.runs.files import write_atomically
@@ -85,15 +92,11 @@ def run_showcase(
         runs=tuple(summaries),
         workers=workers,
         seconds=clock.laps,
-        versions={
-            "memformer_kernels": memformer_kernels.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        versions=versions(),
     )
     try:
         write_atomically(folder / "report.json", report.to_json().encode())
-        write_atomically(folder / "figure.png", draw(report))
+        write_atomically(folder / "figure.png", draw_report(report))
     finally:
         print_report(report, console)
     # As a Text, in which no part of a folder's name is read as markup.

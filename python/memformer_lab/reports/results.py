@@ -1,18 +1,38 @@
-"""What an experiment found, as plain data: curves with one row a seed, matrices, numbers. JSON in and out, exactly."""
+"""What was found, as plain data: curves with one row a seed, matrices, numbers; and all of the main job."""
 
 from __future__ import annotations
 
+import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
+import memformer_kernels
+from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.tasks.seeds import seed_for
 
 RESAMPLES = 2000
 LEVEL = 0.95
+
+LABELS = {
+    "gradient_descent": "gradient descent",
+    "momentum": "momentum",
+    "nesterov": "Nesterov",
+    "conjugate_gradient": "CGD",
+    "iterative_newton": "iterative Newton",
+    "response-only": "LFOM, Bm = 0",
+    "block": "LFOM, Bm free",
+    "memformer": "Memformer (LFOM, Bm free)",
+    "ols": "OLS",
+    "ridge": "ridge",
+    "context mean": "context mean",
+}
+"""How methods are called in tables and figures."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +160,8 @@ class Results:
 
     def to_plain(self) -> dict[str, Any]:
         """Strict JSON values; a number that is not finite becomes its name."""
-        plain: dict[str, Any] = _encode(asdict(self))
-        return plain
+        encoded: dict[str, Any] = plain(asdict(self))
+        return encoded
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Results:
@@ -163,8 +183,72 @@ class Results:
             )
             for one in plain["matrices"]
         )
-        numbers = {name: _decode(value) for name, value in plain["numbers"].items()}
+        numbers = {name: float(value) for name, value in plain["numbers"].items()}
         return cls(tuple(panels), numbers, matrices, tuple(plain["notes"]))
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One training run: its name, configuration, tasks trained on, seconds, and mean loss of its last metrics line."""
+
+    name: str
+    config: dict[str, Any]
+    tasks: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """A method on the random tasks: one estimate for each depth 1, 2, ... (layers, or steps of an optimiser)."""
+
+    name: str
+    depths: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """A measured set: its rows, features d, context length n, contexts drawn, ridge's penalty, estimates by method."""
+
+    name: str
+    rows: int
+    d: int
+    n: int
+    contexts: int
+    penalty: float
+    methods: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of the main job.
+
+    Attributes:
+        seed: the run's seed.
+        methods: results on the random tasks.
+        sets: results on the measured sets.
+        layers: layers of the models for measured sets, and steps of the optimisers that they are compared with.
+        runs: the training runs.
+        workers: processes that shared the work.
+        seconds: wall time by phase.
+        versions: of the package and what it runs on.
+    """
+
+    seed: int
+    methods: tuple[MethodResult, ...]
+    sets: tuple[SetResult, ...]
+    layers: int
+    runs: tuple[RunSummary, ...]
+    workers: int
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """Strict JSON; a number that is not finite becomes null."""
+        return (
+            json.dumps(plain({"format": "memformer_lab.report", "version": 1, **asdict(self)}, name=False), indent=1)
+            + "\n"
+        )
 
 
 def series(
@@ -174,6 +258,15 @@ def series(
     nested: Any = [rows] if rows and isinstance(rows[0], (int, float)) else rows
     values = tuple(tuple(float(value) for value in row) for row in nested)
     return Series(label, tuple(float(place) for place in x), values, reference)
+
+
+def versions() -> dict[str, str]:
+    """Of the package and what it runs on, by name."""
+    return {
+        "memformer_kernels": memformer_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
@@ -188,16 +281,18 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def _row(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(map(_decode, values))
+    return tuple(map(float, values))
 
 
-def _encode(value: Any) -> Any:
+def plain(value: Any, *, name: bool = True) -> Any:
+    """Strict JSON values of dicts, lists, tuples and what is in them.
+
+    Args:
+        value: what to convert.
+        name: a number that is not finite becomes its name; else null.
+    """
     if isinstance(value, dict):
-        return {key: _encode(item) for key, item in value.items()}
+        return {key: plain(item, name=name) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decode(value: Any) -> float:
-    return float(value)
+        return [plain(item, name=name) for item in value]
+    return (str(value) if name else None) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,16 +1,23 @@
-"""The main job's report on the terminal."""
+"""Tables for the terminal: the main job's report, estimates, verdicts, and scores on a table of one's own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from memformer_lab.reports.report import LABELS, Report
+from memformer_lab.reports.protocol import Outcome
+from memformer_lab.reports.results import LABELS, Report
 from memformer_lab.solvers.estimates import LEVEL, Estimate
+
+if TYPE_CHECKING:
+    # It imports pandas and scikit-learn, for seconds.
+    from memformer_lab.solvers.comparison import Score
 
 _REAL_COLUMNS = {
     "memformer": "LFOM",
@@ -94,6 +101,28 @@ def estimate_table(title: str, estimates: dict[str, Estimate]) -> Table:
         table.add_column(name, justify="right")
     for layer, one in estimates.items():
         table.add_row(layer, _number(one.log_mean), Text(_interval(one)), _number(one.log_median), f"{one.tasks:,}")
+    return table
+
+
+def score_table(comparison: Mapping[str, Score]) -> Table:
+    """Held-out errors of the methods that a table was solved by."""
+    table = Table(box=SIMPLE_HEAD)
+    for name in ("method", "mean squared error", "R^2"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for name, score in comparison.items():
+        table.add_row(name, f"{score.mean_squared_error:.4g}", f"{score.r_squared:.3f}")
+    return table
+
+
+def verdict_table(outcomes: Sequence[Outcome]) -> Table:
+    """The verdict on every experiment, and how many of its rules hold."""
+    table = Table(box=SIMPLE_HEAD, title="Verdicts, computed by the rules in the report", title_justify="left")
+    for name in ("experiment", "verdict", "rules that hold"):
+        table.add_column(name)
+    for outcome in outcomes:
+        verdict = outcome.verdict
+        held = sum(check.passed for check in verdict.checks)
+        table.add_row(outcome.experiment.name, verdict.label, f"{held} of {len(verdict.checks)}")
     return table
 
 

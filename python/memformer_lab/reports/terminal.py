@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -25,6 +26,29 @@ MOST_WORKERS = 1024
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by name.
+
+    Raises:
+        ValueError: if it cannot be used.
+    """
+    try:
+        device = torch.device(name)
+        # Read back, which is what a device of shapes alone cannot do.
+        torch.zeros(1, device=device, dtype=torch.float32).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"device {name!r} cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    return device
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from memformer_lab.reports.results import Series
 
 _FAILS = "does not hold: "
 
@@ -67,6 +69,13 @@ def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
 def at_most(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
     """value <= limit + slack. A NaN fails."""
     return Check(f"{name}: {value:.4g} ≤ {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
+
+
+def all_at_most(
+    name: str, one: Series, other: Series, places: Iterable[float], slack: float = 0.0, *, essential: bool = True
+) -> list[Check]:
+    """`at_most` for the means of two curves at each place, which takes the place of "{}" in the name."""
+    return [at_most(name.format(f"{x:g}"), one.mean(x), other.mean(x), slack, essential=essential) for x in places]
 
 
 def at_least(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:

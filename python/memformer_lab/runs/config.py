@@ -49,8 +49,9 @@ class TrainingConfig:
         decay_every: steps between two such factors.
         seed: of the initial parameters and of the tasks.
         log_every: steps between two lines of metrics.
-        backend: "torch" is the reference path, autograd and torch's Adam step by step on tasks of a torch generator;
-            the others are those of `memformer_kernels.train_steps`, whose tasks are a function of seed and step.
+        backend: "torch" trains any run, by autograd and torch's Adam on tasks of a torch generator; the others are
+            those of `memformer_kernels.train_steps`, whose tasks are a function of seed and step and whose own backend
+            "torch" is their reference.
 
     Raises:
         TypeError: for a value of the wrong kind.

@@ -40,7 +40,7 @@ class MetricsLog:
     Args:
         path: the file.
         after: the step that training continues from. Lines of later steps are from work that is about to be done
-            again and are dropped; 0 starts the file anew.
+            again and are dropped; 0 starts an empty file.
         every: steps between two records.
 
     Attributes:

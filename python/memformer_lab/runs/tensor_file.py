@@ -32,6 +32,13 @@ def write_tensors(
 ) -> None:
     """Write tensors, from any device, and a header of JSON values; a failure leaves the file that was there.
 
+    Args:
+        path: the file.
+        form: the format's name.
+        version: of the format.
+        header: what the format adds to its name and version.
+        tensors: by name.
+
     Raises:
         OSError: if the file cannot be written.
         TypeError, ValueError: if the header holds what is no JSON value, or one that is nested too deep.

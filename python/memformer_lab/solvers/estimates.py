@@ -137,7 +137,7 @@ class Tally:
                 mean = sums.sum() / tasks
             else:
                 low = high = mean = math.inf
-            estimates.append(Estimate(tasks, _log(mean), _log(low), _log(high), _log(_median(bins))))
+            estimates.append(Estimate(tasks, log_of(mean), log_of(low), log_of(high), log_of(_median(bins))))
         return estimates
 
 
@@ -156,13 +156,14 @@ def estimate(sampler: ErrorSampler, tasks: int, seed: int) -> list[Estimate]:
     return tally(sampler, chunks, range(len(chunks))).estimates(seed)
 
 
+def log_of(value: float) -> float:
+    """The natural logarithm, -inf of 0."""
+    return math.log(value) if value > 0 else -math.inf
+
+
 def _median(bins: np.ndarray) -> float:
     """The middle of the bin that holds the median."""
     cumulative = np.cumsum(bins)
     index = np.searchsorted(cumulative, (cumulative[-1] + 1) // 2)
     edges = np.array([index, index + 1], dtype=np.int32) << _BITS_DROPPED
     return float(edges.view(np.float32).astype(np.float64).mean())
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf

@@ -89,7 +89,7 @@ def implied_weights(model: Memformer, gram: Tensor) -> Tensor:
     """Weights w with prediction w . x for every query x: (B, d).
 
     A network that reads its context through the Gram matrix alone and whose predictions are linear in the query
-    (`reads_statistics_alone`) is asked for the d unit queries, on the D = d + 1 tokens whose Gram
+    (`reads_statistics_alone`) is given the d unit queries, on the D = d + 1 tokens whose Gram
     matrix divided by D is `gram`.
 
     Args:

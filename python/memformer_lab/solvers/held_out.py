@@ -1,15 +1,14 @@
-"""Held-out rows of measured data: a trained model beside least squares, ridge and the classical optimisers."""
+"""Held-out rows of measured data: a trained model compared with least squares, ridge and the classical optimisers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.solvers.estimates import Estimate, Tally
+from memformer_lab.solvers.judging import quadratics_of, query_errors
 from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
 from memformer_lab.tasks.real import RegressionSet
 from memformer_lab.tasks.real import contexts as contexts_of
@@ -36,8 +35,8 @@ def best_penalty(d: int, n: int, tasks: int, seed: int) -> float:
     Chosen among 10^-3 ... 10^0.5, four a decade, without sight of any measured row.
     """
     drawn = StandardisedTasks(d, n, dtype=torch.float64).tokens(tasks, generator_for("real data", seed), QUERIES)
-    h, b = _quadratics(drawn.z, n)
-    losses = {penalty: _errors(ridge(h, b, penalty), drawn.z, drawn.target).mean() for penalty in _PENALTIES}
+    h, b = quadratics_of(drawn.z, n)
+    losses = {penalty: query_errors(ridge(h, b, penalty), drawn.z, drawn.target).mean() for penalty in _PENALTIES}
     return min(losses, key=losses.__getitem__)
 
 
@@ -63,23 +62,12 @@ def judge_set(
     """
     generator = generator_for("real data", seed, index=1)
     batch = contexts_of(dataset, n, contexts, generator, QUERIES, dtype=torch.float64)
-    h, b = _quadratics(batch.z, n)
+    h, b = quadratics_of(batch.z, n)
     weights = {"ols": ols(h, b), "ridge": ridge(h, b, penalty), "context mean": torch.zeros_like(b)}
     weights |= {method: optimise(h, b, model.layers)[-1] for method, optimise in OPTIMIZERS.items()}
-    errors = {method: _errors(solution, batch.z, batch.target) for method, solution in weights.items()}
+    errors = {method: query_errors(solution, batch.z, batch.target) for method, solution in weights.items()}
     with torch.no_grad():
         prediction = model.predict(batch.z.to(model.q.dtype), context=n)
     errors["memformer"] = (prediction - batch.target).square().mean(1)
     estimates = Tally.of(torch.stack(list(errors.values())), block=1).estimates(seed)
     return dict(zip(errors, estimates, strict=True))
-
-
-def _quadratics(z: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    gram = context_gram(z, n) / n
-    return gram[:, :-1, :-1], gram[:, :-1, -1]
-
-
-def _errors(weights: Tensor, z: Tensor, target: Tensor) -> Tensor:
-    """(B,) mean squared errors over the queries of each task."""
-    x = z[:, -target.shape[1] :, :-1]
-    return ((x @ weights.unsqueeze(-1)).squeeze(-1) - target).square().mean(1)

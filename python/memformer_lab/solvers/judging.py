@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.solvers.estimates import CHUNK, ErrorSampler, Estimate, estimate
 from memformer_lab.solvers.first_order import Draw, Tasks, drawer, first_order_method
@@ -32,6 +33,24 @@ def weight_errors(weights: Tensor, quadratics: Quadratics, factor: Tensor) -> Te
         (rows, B).
     """
     return ((weights - quadratics.weights) @ factor).square().sum(-1)
+
+
+def quadratics_of(z: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """H = X^T X / n (B, d, d) and b = X^T y / n (B, d) of the context of tokens z (B, N, d + 1)."""
+    gram = context_gram(z, context) / context
+    return gram[:, :-1, :-1], gram[:, :-1, -1]
+
+
+def query_errors(weights: Tensor, z: Tensor, target: Tensor) -> Tensor:
+    """(B,) mean squared errors of w . x over the queries of each task.
+
+    Args:
+        weights: (B, d).
+        z: (B, N, d + 1) tokens, the queries last.
+        target: (B, queries).
+    """
+    x = z[:, -target.shape[1] :, :-1]
+    return ((x @ weights.unsqueeze(-1)).squeeze(-1) - target).square().mean(1)
 
 
 def solver_errors(tasks: GaussianTasks, solvers: Sequence[Solver]) -> ErrorSampler:
@@ -87,13 +106,29 @@ def network_errors(models: Sequence[Memformer], draw: Draw, *, layers: bool = Fa
 def memformer_estimates(
     models: Sequence[Memformer], tasks: GaussianTasks, count: int, seed: int, *, layers: bool = False
 ) -> list[list[Estimate]]:
-    """For each model estimates of its last layer, or of every layer, all on the same fresh tasks."""
+    """For each model estimates of its last layer, or of every layer, all on the same fresh tasks.
+
+    Args:
+        models: what is judged.
+        tasks: the distribution.
+        count: fresh tasks.
+        seed: of the tasks and of the bootstrap.
+        layers: judge the prediction after each layer.
+    """
     found = iter(estimate(model_errors(models, tasks, layers=layers), count, seed))
     return [[next(found) for _ in range(model.layers if layers else 1)] for model in models]
 
 
 def classical_estimates(names: Sequence[str], tasks: GaussianTasks, steps: int, count: int, seed: int) -> list[float]:
-    """Log means after each step of each optimiser, flat: all steps of the first, then of the second, ..."""
+    """Log mean errors after each step of each optimiser, flat: all steps of the first, then of the second, ...
+
+    Args:
+        names: of `OPTIMIZERS`.
+        tasks: the distribution.
+        steps: of every optimiser.
+        count: fresh tasks.
+        seed: of the tasks and of the bootstrap.
+    """
     sampler = solver_errors(tasks, [steps_of(name, steps) for name in names])
     return [one.log_mean for one in estimate(sampler, count, seed)]
 

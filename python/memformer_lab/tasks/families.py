@@ -23,6 +23,14 @@ def family_tokens(name: str, batch: int, generator: Generator, *, d: int, n: int
     sqrt(d)).
     Each has E[y^2] about d, but logistic, where it is 1. Queries carry the responses as they are, labels included.
 
+    Args:
+        name: one of `FAMILIES`.
+        batch: tasks.
+        generator: what draws them; they are on its device, in float32.
+        d: features.
+        n: labelled examples in a context.
+        queries: queries a task.
+
     Raises:
         ValueError: for an unknown family.
     """

@@ -63,7 +63,7 @@ class RegressionSet:
 
 @dataclass(frozen=True)
 class RealBatch:
-    """In-context tasks made of measured rows, in scaled units; a `TaskBatch` without true weights, as nobody knows any.
+    """In-context tasks made of measured rows, in scaled units; a `TaskBatch` without true weights, which are unknown.
 
     Attributes:
         z: (tasks, n + queries, d+1) tokens as rows: context rows first, then query rows with response 0.
@@ -123,6 +123,14 @@ def contexts(
     Features and response are centred and scaled one by one by the context's mean and standard deviation (`standardise`,
     in float64) and not decorrelated, so correlations stay as measured. Errors are in standard deviations of the
     context's response. Memory is tasks * rows numbers for a moment.
+
+    Args:
+        dataset: the measured set.
+        n: labelled rows in a context, at least 2.
+        tasks: how many are drawn.
+        generator: what draws the rows; tasks are on its device.
+        queries: held-out rows a task, at least 1.
+        dtype: of the tasks, float32 or float64.
 
     Raises:
         ValueError: if n < 2, queries < 1, tasks < 0 or n + queries exceeds the rows of the set.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memformer_kernels import memformer_predict
-from memformer_lab.experiments.networks import Variant, network
+from memformer_lab.experiments.common import Variant, network
 from memformer_lab.experiments.prompts import algorithm_predictions, draw_prompts, memformer_predictions, similarity
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks

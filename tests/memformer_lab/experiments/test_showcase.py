@@ -12,11 +12,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from memformer_lab.experiments.budget import DEPTHS, Budget, depth_runs, real_runs
-from memformer_lab.experiments.contests import METHODS, depth_contests
+from memformer_lab.experiments.common import DEPTHS
+from memformer_lab.experiments.contests import METHODS, Budget, depth_contests, depth_runs, real_runs
 from memformer_lab.experiments.showcase import run_showcase
-from memformer_lab.reports.figures import draw
-from memformer_lab.reports.report import Report
+from memformer_lab.reports.drawing import draw_report
+from memformer_lab.reports.results import Report
 from memformer_lab.reports.tables import depth_table, print_report, set_table
 from memformer_lab.runs.metrics import read_metrics
 from memformer_lab.runs.models import load_model
@@ -142,14 +142,14 @@ def test_the_figure_is_a_picture_with_something_on_it(report: Report, folder: Pa
     assert picture.shape[0] > 500
     assert picture.shape[1] > 1000
     assert picture[..., :3].std() > 0.05
-    assert draw(report)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert draw_report(report)[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_a_figure_without_finite_values_is_drawn_all_the_same(report: Report) -> None:
     broken = dataclasses.replace(report.methods[-1].depths[-1], log_mean=math.inf, low=math.inf, high=math.inf)
     block = dataclasses.replace(report.methods[-1], depths=(*report.methods[-1].depths[:-1], broken))
     changed = dataclasses.replace(report, methods=(*report.methods[:-1], block))
-    assert draw(changed)[:4] == b"\x89PNG"
+    assert draw_report(changed)[:4] == b"\x89PNG"
     assert json.loads(changed.to_json())["methods"][-1]["depths"][-1]["log_mean"] is None
     assert "inf" in _text(depth_table(changed))
 

@@ -6,17 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_lab.experiments.networks import network
+from memformer_lab.experiments.common import network
 from memformer_lab.runs import fitting
-from memformer_lab.runs.fitting import (
-    Recipe,
-    fit,
-    fit_fixed,
-    fit_memformer,
-    fit_on_lengths,
-    fit_on_tasks,
-    memformer,
-)
+from memformer_lab.runs.fitting import Recipe, fit, fit_fixed, fit_memformer, fit_on_lengths, fit_on_tasks, memformer
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.judging import (
     classical_estimates,

@@ -1,4 +1,4 @@
-"""A table of numbers in a text file: its encoding, separator and decimal sign are found where they are not given."""
+"""A regression problem in a text file: encoding, separator and decimal sign are found where they are not given."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+LEAST_ROWS = 4
+"""Rows that every fold must leave for fitting."""
 
 SEPARATORS = (",", ";", "\t", "|")
 """What separators are looked for; any other character can be given."""
 
 _DECIMALS = (".", ",")
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
+_UNPACK: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.decompress, ".bz2": bz2.decompress, ".xz": lzma.decompress}
 _MARKS = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
           (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
 _NUMBER = re.compile(r"\s*[-+]?[\d.,]*\d[\d.,]*(e[-+]?\d+)?\s*", re.IGNORECASE)
@@ -87,6 +91,60 @@ def read_frame(
 def text_columns(frame: pd.DataFrame) -> list[bool]:
     """For each column, whether it holds anything but numbers."""
     return [not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Features x (n, d) by name, and the target y (n,)."""
+
+    x: Array
+    y: Array
+    features: tuple[str, ...]
+    target: str
+
+
+def read_table(
+    path: Path,
+    target: str,
+    folds: int = 5,
+    *,
+    separator: str | None = None,
+    decimal: str | None = None,
+    encoding: str | None = None,
+) -> Problem:
+    """Read a CSV file whose columns are all numbers. `separator`, `decimal` and `encoding` are those of `read_frame`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a file that is no table, a target that is not there, text columns, missing or infinite values,
+            or too few rows or columns, each named.
+    """
+    frame = read_frame(path, separator=separator, decimal=decimal, encoding=encoding)
+    if target not in frame.columns:
+        raise ValueError(f"target: {path} has columns {quoted(frame.columns)}, got {target!r}")
+    text = frame.columns[text_columns(frame)]
+    if len(text):
+        raise ValueError(
+            f"{path}: columns {quoted(text)} hold text, expected numbers: leave them out or encode them as numbers"
+        )
+    values = frame.to_numpy(dtype=np.float64)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        rows = int(bad.any(1).sum())
+        raise ValueError(
+            f"{path}: {rows} of {len(values)} rows have missing or infinite values, in columns "
+            f"{quoted(frame.columns[bad.any(0)])}: "
+            "fill them in or leave those rows out"
+        )
+    features = tuple(str(name) for name in frame.columns if name != target)
+    if not features:
+        raise ValueError(f"{path} has no column beside {target!r}, expected at least one to predict it from")
+    left = len(values) - -(-len(values) // folds)
+    if len(values) < folds or left < LEAST_ROWS:
+        least = max(folds, next(n for n in range(2, 100) if n - -(-n // folds) >= LEAST_ROWS))
+        raise ValueError(f"{path} has {len(values)} rows, expected at least {least} for {folds} folds")
+    place = list(frame.columns).index(target)
+    return Problem(np.delete(values, place, axis=1), values[:, place], features, target)
 
 
 def _decode(path: Path, encoding: str | None) -> str:

@@ -9,7 +9,7 @@ import torch
 from scipy import stats  # type: ignore[import-untyped]
 from torch import Tensor
 
-from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch, chi_by_rejection, product
 from memformer_lab.tasks.standardised import StandardisedTasks
 
 SAMPLERS = ("tokens", "quadratics", "compressed")
@@ -321,3 +321,43 @@ def test_standardised_ranges_are_checked(name: str, span: tuple[float, float]) -
 def test_one_example_cannot_be_standardised() -> None:
     with pytest.raises(ValueError, match="n must be at least 2"):
         StandardisedTasks(2, 1)
+
+
+@pytest.mark.parametrize(("rows", "d", "batch"), [(1, 1, 1), (3, 3, 7), (2, 5, 4), (6, 2, 0)])
+def test_product_equals_the_matrix_products_task_by_task(rows: int, d: int, batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(rows, d, batch, generator=generator, dtype=torch.float64)
+    vectors = torch.randn(d, batch, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("rdb,db->rb", matrices, vectors)
+    torch.testing.assert_close(product(matrices, vectors), expected, rtol=1e-13, atol=1e-13)
+
+
+def test_product_leaves_its_arguments_alone() -> None:
+    matrices, vectors = torch.ones(2, 3, 4), torch.ones(3, 4)
+    product(matrices, vectors)
+    assert torch.equal(matrices, torch.ones(2, 3, 4))
+    assert torch.equal(vectors, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("freedom", [2, 5, 300, 100_000])
+def test_moments_are_those_of_chi_squared(freedom: int) -> None:
+    count = 200_000
+    square = chi_by_rejection(freedom, count, torch.Generator().manual_seed(0), torch.float64).square()
+    error = (2 * freedom / count) ** 0.5
+    assert abs(float(square.mean()) - freedom) < 4 * error
+    assert float(square.var()) == pytest.approx(2 * freedom, rel=0.05)
+    skewness = float(((square - square.mean()) / square.std()).pow(3).mean())
+    assert skewness == pytest.approx((8 / freedom) ** 0.5, abs=0.06)
+
+
+def test_long_contexts_have_the_right_gram_matrices() -> None:
+    tasks = GaussianTasks.isotropic(3, 5000, dtype=torch.float64)
+    h = tasks.quadratics(20_000, torch.Generator().manual_seed(1)).h
+    assert float((h.mean(0) - torch.eye(3, dtype=torch.float64)).abs().max()) < 1e-3
+    assert float(h[:, 0, 0].var()) == pytest.approx(2 / 5000, rel=0.05)
+
+
+def test_draws_follow_the_generator() -> None:
+    one, other = (chi_by_rejection(400, 100, torch.Generator().manual_seed(5), torch.float32) for _ in range(2))
+    assert torch.equal(one, other)
+    assert one.dtype == torch.float32
