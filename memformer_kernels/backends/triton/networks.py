@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.projections import projections
-from memformer_kernels.backends.triton import call_columns, call_network, call_solve
+from memformer_kernels.backends.triton import call_network, call_solve, columns
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, in_full
 from memformer_kernels.backends.triton.rules import Config
 from memformer_kernels.calls.arguments import Layer, Network, Quadratics, compute_dtype, kept_heads
@@ -106,7 +106,7 @@ class ColumnCalls(_Response):
         rule = _rule(network.gamma)
         leading = (layers, layers, kept) if rule == FULL else (layers, kept)
         gamma_tokens, beta_tokens = _token_axis(network.gamma), _token_axis(network.beta)
-        self.recurrence = call_columns.Recurrence(
+        self.recurrence = columns.Recurrence(
             z=network.z,
             lengths=network.lengths,
             context=network.context,
@@ -118,7 +118,7 @@ class ColumnCalls(_Response):
         )
 
     def predict(self, queries: int, layers: bool) -> Tensor:
-        return call_columns.predictions(self.recurrence, queries, self.network.q.shape[0] if layers else 1)
+        return columns.predictions(self.recurrence, queries, self.network.q.shape[0] if layers else 1)
 
     def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
         return self._backward(grad.contiguous(), None, grad.shape[2], grad.shape[0], need_z, self.network.z.dtype)[0]
@@ -138,9 +138,7 @@ class ColumnCalls(_Response):
         need_z: bool,
         z_dtype: torch.dtype,
     ) -> tuple[NetworkGradients, Tensor, Tensor]:
-        grads, error = call_columns.predictions_backward(
-            self.recurrence, error, target, queries, outputs, need_z, z_dtype
-        )
+        grads, error = columns.predictions_backward(self.recurrence, error, target, queries, outputs, need_z, z_dtype)
         gradients = grads.z, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
         return gradients, error, grads.squares
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
-from memformer_kernels.backends.triton.call_registers import update, update_backward
 from memformer_kernels.backends.triton.coefficients import Coefficient, in_full
+from memformer_kernels.backends.triton.registers import update, update_backward
 
 
 class FusedMemory(Memory):
@@ -121,7 +121,7 @@ class FusedLayerForm(LayerForm):
         kept_grads, gamma_grads, beta_grad = [], [], None
         for place, register in enumerate(self.registers[:-1]):
             carries = self.beta is not None and place == len(self.registers) - 2
-            # Where gamma weighs the new register alone, those before it reach the result through beta or not at all.
+            # Where gamma weights the new register alone, those before it reach the result through beta or not at all.
             grads = update_backward(
                 updates[:0] if gamma is None else updates,
                 register.contiguous(),

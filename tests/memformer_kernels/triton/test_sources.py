@@ -141,8 +141,9 @@ def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
 def test_configurations_follow_rules() -> None:
     from memformer_kernels.backends.triton import rules
     from memformer_kernels.backends.triton.sums import TASKS_A_BLOCK
+    from memformer_kernels.calls.limits import TILE_WIDTH
 
-    for width in range(1, rules.TILE_WIDTH + 1):
+    for width in range(1, TILE_WIDTH + 1):
         for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
             chosen = rules.config(width, 21, dtype, architecture, matrices)
             # The order of sums over tasks is the same on every GPU.
