@@ -15,27 +15,19 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import (
-    blocks_record,
-    compare,
-    dispatch,
-    floors,
-    gpu_floors,
-    growth,
-    overhead,
-    pictures,
-    readme,
-    roofline,
-    trainer,
-    virtual_command,
-)
-from benchmarks.catalogue import CATALOGUE
-from benchmarks.machine import ROOT, measure_machine
-from benchmarks.providers import AUTOMATIC, PROVIDERS, Provider, select
-from benchmarks.record import Report, read_report, read_reports, write_json, write_report, write_reports
-from benchmarks.run import run
-from benchmarks.table import not_timed, print_report
-from benchmarks.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
+from benchmarks import readme
+from benchmarks.gpu import floors as gpu_floors
+from benchmarks.gpu import virtual_command
+from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
+from benchmarks.measure.catalogue import CATALOGUE
+from benchmarks.measure.machine import ROOT, measure_machine
+from benchmarks.measure.providers import AUTOMATIC, PROVIDERS, Provider, select
+from benchmarks.measure.run import run
+from benchmarks.measure.workloads import QUICK_BATCHES, WORKLOAD_BATCHES, WORKLOADS
+from benchmarks.reports import attention_record as blocks_record
+from benchmarks.reports import compare, pictures
+from benchmarks.reports.record import Report, read_report, read_reports, write_json, write_report, write_reports
+from benchmarks.reports.table import not_timed, print_report
 from memformer_kernels import build_info
 from memformer_lab.files import write_atomically
 
@@ -258,16 +250,15 @@ def draw_roofline(
     console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
 
 
-@app.command("readme", help="Write the README's tables of figures anew from the committed records.")
+@app.command("readme", help="Write the figures in the README and in docs again from the committed records.")
 def write_readme(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if it differs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if a page differs.")] = False,
 ) -> None:
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = readme.generate(before)
+    stale = readme.stale(ROOT)
     if check:
-        raise typer.Exit(int(before != after))
-    write_atomically(path, after.encode())
+        raise typer.Exit(int(bool(stale)))
+    for path, text in stale.items():
+        write_atomically(path, text.encode())
 
 
 @app.command(
@@ -314,7 +305,7 @@ def time_blocks(
     blocks_record.show(record, console)
     left = len(record.missing)
     if figure and not left:
-        from benchmarks.blocks_figure import draw
+        from benchmarks.reports.attention_figure import draw
 
         write_atomically(figure, draw(record))
     rest = f"; {left} cases left, which the same command goes on with" if left else ""

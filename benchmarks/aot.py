@@ -26,8 +26,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.aot_cases import HOT, cases
-from benchmarks.machine import git_revision
-from benchmarks.record import write_json
+from benchmarks.measure.machine import git_revision
+from benchmarks.reports.record import write_json
 from memformer_kernels.backends.triton.launch import compiling_for, interpreted, observed
 
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}

@@ -10,8 +10,9 @@ from memformer_kernels.backends.triton import attention, gram, register_update, 
 from memformer_kernels.backends.triton import networks as triton_calls
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
-from memformer_kernels.calls.arguments import Layer, Network, Quadratics
+from memformer_kernels.calls.arguments import Layer, Network, Quadratics, form_named
 from memformer_kernels.calls.limits import WIDEST_MATRICES
+from memformer_kernels.calls.problem import check_network
 
 SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -37,13 +38,15 @@ def _network(
         gamma, beta = _draw(4, 1, 1, 1, dtype=parameter), _draw(4, 1, 1, width, dtype=parameter)
     else:
         gamma, beta = _draw(4, 4, 1, tokens if rule == "full" else 1, width, dtype=parameter), None
-    return Network(_draw(tasks, tokens, width, dtype=dtype), q, p, gamma, beta, None, tokens - 1, space)
+    z = _draw(tasks, tokens, width, dtype=dtype)
+    form = form_named(check_network(z, q, p, gamma, beta, None, tokens - 1).form(space))
+    return Network(z, q, p, gamma, beta, None, tokens - 1, form)
 
 
 def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
     if network.p is not None:
         return triton_calls.NetworkCalls.of_network(network)
-    if network.algorithm == "gram":
+    if network.form.space == "gram":
         return triton_calls.ResponseCalls(network)
     config = rules.columns_config(network.z.shape[2], network.z.shape[1])
     assert config is not None
@@ -68,7 +71,9 @@ def _results(width: int, structure: str, space: str) -> Callable[[], object]:
 def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE) -> Callable[[], object]:
     z, q = _draw(512, tokens, width, dtype=dtype), _draw(1, width, width)
     past = _draw(512, 1, tokens, width, dtype=dtype)
-    calls = triton_calls.NetworkCalls.of_layer(Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1))
+    form = form_named("token, dense, full")
+    call = Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1, form)
+    calls = triton_calls.NetworkCalls.of_layer(call)
     if backward:
         return lambda: calls.layer_backward(z, past, need_z=True)
     return calls.layer

@@ -6,10 +6,10 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.data import make_batch, make_parameters
-from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import PROVIDERS, Provider
-from benchmarks.workloads import WORKLOADS, Workload
+from benchmarks.measure.data import make_batch, make_parameters
+from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
+from benchmarks.measure.providers import PROVIDERS, Provider
+from benchmarks.measure.workloads import WORKLOADS, Workload
 
 CPU = torch.device("cpu")
 BATCH = 256

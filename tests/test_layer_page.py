@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
-from benchmarks import blocks, blocks_record
-from benchmarks.blocks import AttentionCase
+from benchmarks.measure import attention as blocks
+from benchmarks.measure.attention import AttentionCase
+from benchmarks.reports import attention_record as blocks_record
 from memformer_kernels import nn
 
 ROOT = Path(__file__).parents[1]

@@ -43,11 +43,11 @@ def check_attention(
     ordered = check_flag("causal", causal)
     padding = None if mask is None else _mask(mask, queries)
     if ordered and context is not None:
-        reject("context", context, "None beside causal=True, where a token's context is what came before it")
+        reject("context", context, "None together with causal=True, where a token's context is what came before it")
     if cu_seqlens is not None:
         if context is not None or padding is not None:
             name = "context" if context is not None else "mask"
-            reject(name, context if context is not None else mask, "None beside cu_seqlens, which says it all")
+            reject(name, context if context is not None else mask, "None together with cu_seqlens, which says it all")
         bounds = _bounds(cu_seqlens, queries)
         rows = _packed_weights(bounds, queries, ordered)
         return Attention(queries, keys, values, rows, None, bounds, "causal" if ordered else "full")

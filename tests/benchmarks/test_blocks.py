@@ -6,9 +6,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from benchmarks import blocks, blocks_record
 from benchmarks.__main__ import app
-from benchmarks.blocks import AttentionCase, AttentionTiming, UpdateCase, UpdateTiming
+from benchmarks.measure import attention as blocks
+from benchmarks.measure.attention import AttentionCase, AttentionTiming, UpdateCase, UpdateTiming
+from benchmarks.reports import attention_record as blocks_record
 from memformer_kernels import reference
 
 CPU = torch.device("cpu")

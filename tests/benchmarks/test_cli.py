@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import floors, growth
 from benchmarks.__main__ import app, best_backend
-from benchmarks.record import read_report
+from benchmarks.measure import floors, growth
+from benchmarks.reports.record import read_report
 from memformer_kernels import build_info
 
 

@@ -7,11 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.compare import LARGEST_BATCH, LEAST_BAND, WIDEST_BAND, changes, contenders, missing, sizes
-from benchmarks.providers import select
-from benchmarks.record import Quantiles, Report, Timing, write_report
-from benchmarks.run import run
-from benchmarks.workloads import W
+from benchmarks.measure.providers import select
+from benchmarks.measure.run import run
+from benchmarks.measure.workloads import W
+from benchmarks.reports.compare import LARGEST_BATCH, LEAST_BAND, WIDEST_BAND, changes, contenders, missing, sizes
+from benchmarks.reports.record import Quantiles, Report, Timing, write_report
 from tests.benchmarks.test_record import MACHINE
 from tests.benchmarks.test_run import CPU, ONCE
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from benchmarks.data import make_batch, make_parameters
-from benchmarks.workloads import W_FULL, W
+from benchmarks.measure.data import make_batch, make_parameters
+from benchmarks.measure.workloads import W_FULL, W
 
 CPU = torch.device("cpu")
 

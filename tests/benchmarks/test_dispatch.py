@@ -6,10 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.catalogue import CATALOGUE
-from benchmarks.dispatch import AUTO, TOLERANCE, choices
-from benchmarks.record import read_reports
-from benchmarks.workloads import DIRECTIONS
+from benchmarks.measure.catalogue import CATALOGUE
+from benchmarks.measure.dispatch import AUTO, TOLERANCE, choices
+from benchmarks.measure.workloads import DIRECTIONS
+from benchmarks.reports.record import read_reports
 from memformer_kernels.nn import RULES, STRUCTURES
 from tests.benchmarks.test_compare import report, timing
 

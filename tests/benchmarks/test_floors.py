@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.floors import GRADIENTS, ONE_THREAD, WORKLOADS, Part, Profile, as_record, profile
-from benchmarks.table import operations_floor_ms
-from benchmarks.workloads import W, Workload
+from benchmarks.measure.floors import GRADIENTS, ONE_THREAD, WORKLOADS, Part, Profile, as_record, profile
+from benchmarks.measure.workloads import W, Workload
+from benchmarks.reports.table import operations_floor_ms
 from tests.benchmarks.test_record import MACHINE
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import formulations
+from benchmarks.peers import formulations
 from memformer_kernels import memformer_loss
 
 GRAM_SPACE = (formulations.gram, formulations.batch_last_gram)

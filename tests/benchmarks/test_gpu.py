@@ -16,13 +16,14 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks import gpu, gpu_parts
-from benchmarks.gpu_parts import Part
-from benchmarks.harness import Policy
-from benchmarks.machine import ROOT
-from benchmarks.providers import Provider, select
-from benchmarks.record import Machine
-from benchmarks.workloads import TILE_64, TILE_128, Workload
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu.parts import Part
+from benchmarks.measure.harness import Policy
+from benchmarks.measure.machine import ROOT
+from benchmarks.measure.providers import Provider, select
+from benchmarks.measure.workloads import TILE_64, TILE_128, Workload
+from benchmarks.reports.record import Machine
 from memformer_kernels import build_info
 from memformer_kernels.availability import BackendInfo
 from tests.benchmarks.test_record import MACHINE
@@ -157,9 +158,9 @@ def test_parts_by_name_make_a_record_together(bench: _Bench, capsys: pytest.Capt
 def _on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_parts, "DEVICE", CPU)
     monkeypatch.setattr(gpu_parts, "POLICY", Policy(seconds=0.0, min_runs=1, max_runs=1, admit_s=60.0))
-    monkeypatch.setattr("benchmarks.run.measure_machine", lambda device, quick: MACHINE)
+    monkeypatch.setattr("benchmarks.measure.run.measure_machine", lambda device, quick: MACHINE)
     # Collecting this process's garbage takes longer than all that is timed here.
-    monkeypatch.setattr("benchmarks.harness.gc.collect", lambda: 0)
+    monkeypatch.setattr("benchmarks.measure.harness.gc.collect", lambda: 0)
     monkeypatch.setattr(gpu_parts, "tf32_rate", lambda: 100.0)
 
 
@@ -203,12 +204,18 @@ def test_the_whole_run(bench: _Bench, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "% of the limit" in capsys.readouterr().out
 
 
-def test_every_file_of_gpu_tests_has_a_part() -> None:
-    named = {argument for arguments in gpu_parts.TESTS.values() for argument in arguments}
-    parts = [ROOT / name for name in named if name.startswith("tests/")]
-    assert all(path.exists() for path in parts)
-    for path in (ROOT / "tests" / "gpu").rglob("test_*.py"):
-        assert any(path.is_relative_to(part) for part in parts), path
+def _collected(*arguments: str) -> set[str]:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return {line for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_every_gpu_test_is_in_one_part() -> None:
+    parts = [_collected(*gpu_parts.TESTS[name]) for name in ("tests_cuda", "tests_triton", "tests_torch")]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set.union(*parts))
+    assert set.union(*parts) == _collected("-m", "gpu", "tests/gpu")
+    assert all((ROOT / name).exists() for name in gpu_parts.TESTS["tests_package"] if name.startswith("tests/"))
     assert set(gpu_parts.TESTS) <= set(gpu_parts.PARTS)
 
 

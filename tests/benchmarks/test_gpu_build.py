@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_build
-from benchmarks.machine import ROOT
+from benchmarks.gpu import build as gpu_build
+from benchmarks.measure.machine import ROOT
 
 SETUP = "import os, pathlib, sys\npathlib.Path('asked').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
 
@@ -56,4 +56,7 @@ def test_the_command_builds_and_measures_and_nothing_else() -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "--dry-run", "gpu", "GPU_PYTHON=python"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["python -m benchmarks.gpu_build", "PYTHONPATH=python python -m benchmarks.gpu"]
+    assert done.stdout.splitlines() == [
+        "python -m benchmarks.gpu.build",
+        "PYTHONPATH=python python -m benchmarks.gpu",
+    ]

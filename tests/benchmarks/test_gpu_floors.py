@@ -9,10 +9,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.gpu_floors import COPY_BYTES_S, COUNTED, as_record, print_sheet, row_of, sheet
-from benchmarks.machine import ROOT
-from benchmarks.sources import of_kernels
-from benchmarks.virtual_record import CHANGED, read, write
+from benchmarks.gpu.floors import COPY_BYTES_S, COUNTED, as_record, print_sheet, row_of, sheet
+from benchmarks.gpu.virtual_record import CHANGED, read, write
+from benchmarks.measure.machine import ROOT
+from benchmarks.measure.sources import of_kernels
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu.hardware import H200
 
@@ -56,9 +56,9 @@ def test_the_committed_sheet_is_that_of_the_committed_counters() -> None:
     assert record["measured"] is False
 
 
-def test_the_readme_has_what_the_trainer_needs() -> None:
+def test_the_page_on_training_has_what_the_trainer_needs() -> None:
     (row,) = (row for row in sheet() if row.name == "trainer, statistics")
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
     rate = f"{1e9 / row.need_ns:.0e}".replace("e+0", "e")
     assert f"(`python -m benchmarks gpu-floors`), {rate} tasks/s are the most that go through it" in text
 

@@ -7,7 +7,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from benchmarks import gpu_trainer
+from benchmarks.gpu import trainer as gpu_trainer
 from memformer_kernels import GaussianStatistics, TrainState, availability, train_steps
 
 

@@ -6,11 +6,11 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from benchmarks.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, growth_table, held, points
-from benchmarks.growth_figure import draw
-from benchmarks.providers import select
-from benchmarks.record import Quantiles, Report, Timing
-from benchmarks.workloads import W
+from benchmarks.measure.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, growth_table, held, points
+from benchmarks.measure.providers import select
+from benchmarks.measure.workloads import W
+from benchmarks.reports.growth_figure import draw
+from benchmarks.reports.record import Quantiles, Report, Timing
 from tests.benchmarks.test_record import MACHINE
 
 LAYERS = next(axis for axis in AXES if axis.field == "layers")

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.clock import limited
-from benchmarks.data import Batch, Parameters, make_batch, make_parameters
-from benchmarks.formulations import published
-from benchmarks.harness import Policy, buffer_count, errors, reference_outcome, run_workload
-from benchmarks.providers import Outcome, Provider, Step, Support, select
-from benchmarks.record import Timing
-from benchmarks.workloads import W_FULL, W, Workload
+from benchmarks.measure.clock import limited
+from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
+from benchmarks.measure.harness import Policy, buffer_count, errors, reference_outcome, run_workload
+from benchmarks.measure.providers import Outcome, Provider, Step, Support, select
+from benchmarks.measure.workloads import W_FULL, W, Workload
+from benchmarks.peers.formulations import published
+from benchmarks.reports.record import Timing
 
 CPU = torch.device("cpu")
 SMALL = W.with_batch(40)
@@ -168,7 +168,7 @@ def test_large_batches_rotate_through_cold_buffers() -> None:
 
 @pytest.mark.parametrize("workload", [W, W_FULL], ids=lambda w: w.name)
 def test_the_reference_is_the_published_form_in_float64(workload: Workload, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.harness.REFERENCE_NUMBERS", 16 * workload.tokens * workload.width)
+    monkeypatch.setattr("benchmarks.measure.harness.REFERENCE_NUMBERS", 16 * workload.tokens * workload.width)
     workload = replace(workload, batch=40, dtype="float64")
     parameters, batch = make_parameters(workload, 0, CPU), make_batch(workload, 1, CPU)
     loss = published(*batch, *parameters, n=workload.n)

@@ -5,15 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.data import Batch, make_batch, make_parameters
-from benchmarks.formulations import UNROLLED_CONTEXT, published
-from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import Outcome, select
-from benchmarks.workloads import W_FULL, W, Workload
+from benchmarks.measure.data import Batch, make_batch, make_parameters
+from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
+from benchmarks.measure.providers import Outcome, select
+from benchmarks.measure.workloads import W_FULL, W, Workload
+from benchmarks.peers.formulations import UNROLLED_CONTEXT, published
 
 pytest.importorskip("jax")
 
-from benchmarks import jax_formulations
+from benchmarks.peers import jax_formulations
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import machine
-from benchmarks.clock import milliseconds, peak_bytes
+from benchmarks.measure import machine
+from benchmarks.measure.clock import milliseconds, peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import benchmarks
-from benchmarks.data import Batch, Parameters, make_batch, make_parameters
-from benchmarks.harness import BUDGETS, errors, reference_outcome
-from benchmarks.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, Outcome, Provider, select
-from benchmarks.workloads import BATCHES, DIRECTIONS, W_FULL, W, Workload
+from benchmarks import peers
+from benchmarks.measure.data import Batch, Parameters, make_batch, make_parameters
+from benchmarks.measure.harness import BUDGETS, errors, reference_outcome
+from benchmarks.measure.providers import AUTOMATIC, NO_FLA, NO_JAX, OURS, PROVIDERS, Outcome, Provider, select
+from benchmarks.measure.workloads import BATCHES, DIRECTIONS, W_FULL, W, Workload
 from memformer_kernels import build_info, reference
 
 CPU = torch.device("cpu")
@@ -138,23 +138,23 @@ def test_flash_linear_attention_makes_the_gram_matrix(monkeypatch: pytest.Monkey
 def test_jax_serves_each_workload_once_where_it_has_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in for the module that imports JAX: a JAX without CUDA, then one with it."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    module = types.ModuleType("benchmarks.jax_formulations")
+    module = types.ModuleType("benchmarks.peers.jax_formulations")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(benchmarks, "jax_formulations", module, raising=False)
-    peers, cuda = select(["JAX"]), torch.device("cuda")
+    monkeypatch.setattr(peers, "jax_formulations", module, raising=False)
+    forms, cuda = select(["JAX"]), torch.device("cuda")
     vars(module)["missing"] = lambda platform: "" if platform == "cpu" else f"jax 1.2 has no {platform} device: none"
     for workload in (W, W_FULL):
-        assert sum(bool(provider.supports(workload, CPU)) for provider in peers) == 1
-    assert peers[0].supports(W, cuda) == (False, "jax 1.2 has no cuda device: none")
+        assert sum(bool(provider.supports(workload, CPU)) for provider in forms) == 1
+    assert forms[0].supports(W, cuda) == (False, "jax 1.2 has no cuda device: none")
     vars(module)["missing"] = lambda platform: ""
     for workload in (W, W_FULL):
-        assert sum(bool(provider.supports(workload, cuda)) for provider in peers) == 1
+        assert sum(bool(provider.supports(workload, cuda)) for provider in forms) == 1
 
 
 def test_a_jax_that_does_not_import_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    monkeypatch.delattr(benchmarks, "jax_formulations", raising=False)
-    monkeypatch.setitem(sys.modules, "benchmarks.jax_formulations", None)
+    monkeypatch.delattr(peers, "jax_formulations", raising=False)
+    monkeypatch.setitem(sys.modules, "benchmarks.peers.jax_formulations", None)
     support = select(["JAX"])[0].supports(W, CPU)
     assert not support
     assert "cannot be imported" in support.reason

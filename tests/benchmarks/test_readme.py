@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import readme
-from benchmarks.dispatch import AUTO
-from benchmarks.record import write_reports
-from benchmarks.workloads import W
+from benchmarks.measure.dispatch import AUTO
+from benchmarks.measure.workloads import W
+from benchmarks.reports.record import write_reports
 from tests.benchmarks.test_compare import report, timing
 
 

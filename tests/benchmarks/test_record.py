@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.record import (
+from benchmarks.measure.workloads import W_FULL, W
+from benchmarks.reports.record import (
     Machine,
     Quantiles,
     Report,
@@ -17,7 +18,6 @@ from benchmarks.record import (
     write_report,
     write_reports,
 )
-from benchmarks.workloads import W_FULL, W
 
 MACHINE = Machine(
     device="cpu",

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import roofline
-from benchmarks.dispatch import AUTO, choices
-from benchmarks.pictures import dispatch as draw_dispatch
-from benchmarks.pictures import roofline as draw
-from benchmarks.roofline import Point
-from benchmarks.workloads import DIRECTIONS
+from benchmarks.measure import roofline
+from benchmarks.measure.dispatch import AUTO, choices
+from benchmarks.measure.roofline import Point
+from benchmarks.measure.workloads import DIRECTIONS
+from benchmarks.reports.pictures import dispatch as draw_dispatch
+from benchmarks.reports.pictures import roofline as draw
 from tests.benchmarks.test_compare import report, timing
 from tests.benchmarks.test_record import MACHINE
 

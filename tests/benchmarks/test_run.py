@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.harness import Policy
-from benchmarks.providers import select
-from benchmarks.run import run
-from benchmarks.workloads import W
+from benchmarks.measure.harness import Policy
+from benchmarks.measure.providers import select
+from benchmarks.measure.run import run
+from benchmarks.measure.workloads import W
 
 CPU = torch.device("cpu")
 PEERS = select(["Gram, eager"])
@@ -17,13 +17,13 @@ ONCE = Policy(seconds=0.0, min_runs=1, max_runs=1)
 
 @pytest.fixture
 def _small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.run.LARGE_BATCH", 20)
+    monkeypatch.setattr("benchmarks.measure.run.LARGE_BATCH", 20)
 
 
 @pytest.mark.usefixtures("_small_sizes")
 @pytest.mark.slow
 def test_a_provider_too_slow_for_a_large_size_is_skipped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.run.PASS_LIMIT_S", 0.0)
+    monkeypatch.setattr("benchmarks.measure.run.PASS_LIMIT_S", 0.0)
     workloads = [W.with_batch(10), W.with_batch(20), W.with_batch(40)]
     report = run(workloads, PEERS, CPU, quick=True, policy=ONCE)
     assert [timing.workload for timing in report.timings] == [w for w in workloads for _ in PEERS]

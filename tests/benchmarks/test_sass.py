@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from benchmarks.sass import parse
+from benchmarks.gpu.sass import parse
 
 PRINTED = """
 Fatbin elf code:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import gpu_parts, small_run
+from benchmarks.gpu import parts as gpu_parts
+from benchmarks.gpu import small_run
 from memformer_kernels import build_info
 
 

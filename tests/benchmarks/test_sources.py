@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import sources
-from benchmarks.gpu import SOURCES
+from benchmarks.gpu.__main__ import SOURCES
+from benchmarks.measure import sources
 
 
 def test_a_digest_sees_every_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_each_backend_has_the_digest_of_its_own_kernels(monkeypatch: pytest.Monk
 
     try:
         before = digests()
-        for number, name in enumerate(("csrc/cuda/kernels/a.cu", "memformer_kernels/kernels/a.py")):
+        for number, name in enumerate(("csrc/cuda/kernels/a.cu", "memformer_kernels/backends/triton/a.py")):
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).write_text("changed")
             after = digests()

@@ -6,9 +6,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from benchmarks.record import Quantiles, Report, Timing
-from benchmarks.table import floors_ms, memory_floor_ms, operations_floor_ms, print_report
-from benchmarks.workloads import W
+from benchmarks.measure.workloads import W
+from benchmarks.reports.record import Quantiles, Report, Timing
+from benchmarks.reports.table import floors_ms, memory_floor_ms, operations_floor_ms, print_report
 from tests.benchmarks.test_record import MACHINE, report
 
 

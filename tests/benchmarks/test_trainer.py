@@ -8,10 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import trainer
-from benchmarks.record import Machine
-from benchmarks.trainer import MODELS, STATISTICS, Step, TrainerReport, as_record, measure, print_trainer
-from benchmarks.workloads import W
+from benchmarks.measure import trainer
+from benchmarks.measure.trainer import MODELS, STATISTICS, Step, TrainerReport, as_record, measure, print_trainer
+from benchmarks.measure.workloads import W
+from benchmarks.reports.record import Machine
 from memformer_kernels import build_info
 
 MACHINE = Machine("cpu", "a processor", 1, 1.0, 1.0, "3", "2", "0", "unknown")

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import virtual
 from benchmarks.__main__ import app
-from benchmarks.gpu_floors import COUNTED
-from benchmarks.sources import of_kernels
-from benchmarks.virtual_cases import Case, cases, loss
-from benchmarks.virtual_cuda import library
-from benchmarks.virtual_record import CHANGED, FORMAT, read, short, write
-from benchmarks.workloads import W
+from benchmarks.gpu import virtual
+from benchmarks.gpu.floors import COUNTED
+from benchmarks.gpu.virtual_cases import Case, cases, loss
+from benchmarks.gpu.virtual_cuda import library
+from benchmarks.gpu.virtual_record import CHANGED, FORMAT, read, short, write
+from benchmarks.measure.sources import of_kernels
+from benchmarks.measure.workloads import W
 from tests.benchmarks.virtual_records import counted, use
 from virtual_gpu import Report
 from virtual_gpu.hardware import find_ptxas

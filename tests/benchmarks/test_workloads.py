@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.data import make_batch, make_parameters
-from benchmarks.formulations import Loss, gram, reassociated
-from benchmarks.workloads import BATCHES, W_FULL, WORKLOAD_BATCHES, WORKLOADS, Operations, W, Workload
+from benchmarks.measure.data import make_batch, make_parameters
+from benchmarks.measure.workloads import BATCHES, W_FULL, WORKLOAD_BATCHES, WORKLOADS, Operations, W, Workload
+from benchmarks.peers.formulations import Loss, gram, reassociated
 
 
 def test_workload_w_by_hand() -> None:

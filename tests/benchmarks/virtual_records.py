@@ -1,6 +1,6 @@
 """A record of kernels on a virtual GPU, made up."""
 
-from benchmarks.virtual_record import Counted
+from benchmarks.gpu.virtual_record import Counted
 from virtual_gpu import Counters
 from virtual_gpu.hardware import H200
 from virtual_gpu.profile import Use

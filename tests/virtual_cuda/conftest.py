@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from tests.virtual_cuda.virtual import clean_devices
 
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import pytest
 
-from benchmarks.virtual_cuda import code
-from benchmarks.virtual_cuda.devices import HOPPER
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda import code
+from benchmarks.gpu.virtual_cuda.devices import HOPPER
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from tests.virtual_cuda.broken import CALLS, FAULTS, Call, quadratics, solve
 from tests.virtual_gpu.edits import edited, functions
 from tests.virtual_gpu.faults import Fault, listed

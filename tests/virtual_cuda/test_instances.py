@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from benchmarks.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
     GaussianStatistics,
@@ -23,8 +23,8 @@ from memformer_kernels import (
 )
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, in_form, public, relative_error, results
 from memformer_kernels.training import cuda
-from tests.gpu.cuda.calls import assert_budget, losses, others, with_target
-from tests.gpu.cuda.gpus import ALGORITHMS, STRUCTURES
+from tests.gpu.calls import assert_budget, losses, others, with_target
+from tests.gpu.gpus import ALGORITHMS, STRUCTURES
 from tests.memformer_kernels.cases import make_case
 from tests.memformer_kernels.test_parity import fixed, networks
 from tests.memformer_kernels.training.runs import state, tensors

@@ -1,6 +1,6 @@
 """Every operator of the CUDA library, from the public functions down to compiled kernels, on a virtual device.
 
-What they compute there is told by tests/gpu/cuda, as on an NVIDIA GPU.
+What they compute there is told by tests/gpu, as on an NVIDIA GPU.
 """
 
 from contextlib import nullcontext
@@ -8,10 +8,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from benchmarks.virtual_cuda.devices import HOPPER
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.devices import HOPPER
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import Adam, GaussianStatistics, context_gram, explain, memformer_stack, train_steps
-from tests.gpu.cuda.calls import losses, others, with_target
+from tests.gpu.calls import losses, others, with_target
 from tests.memformer_kernels.cases import make_case
 from tests.memformer_kernels.training.runs import state
 

@@ -1,4 +1,4 @@
-"""Tiles of shared memory that are filled in every way after every other (csrc/cuda/stage.cuh)."""
+"""Tiles of shared memory that are filled in every way after every other (csrc/cuda/machine/stage.cuh)."""
 
 import itertools
 import struct
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.virtual_cuda.library import ROOT
+from benchmarks.gpu.virtual_cuda.library import ROOT
 from native_build import CannotBuild, cuda
 from virtual_gpu import Device, Kernel, Module
 

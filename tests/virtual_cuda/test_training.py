@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.virtual_cuda.devices import AMPERE, HOPPER, SMALL
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, HOPPER, SMALL
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import Adam, GaussianStatistics
 from memformer_kernels.training import cuda
 from tests.memformer_kernels.training.runs import state, tensors

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.virtual_cuda.virtual import Virtual
+from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import lfom_solve, memformer_layer, memformer_loss, memformer_predict, warmup
 from tests.memformer_kernels.cases import make_case, normal, seeded
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from benchmarks.virtual_cuda import library
-from benchmarks.virtual_cuda.virtual import Virtual, serving
+from benchmarks.gpu.virtual_cuda import library
+from benchmarks.gpu.virtual_cuda.virtual import Virtual, serving
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.sass import find_cuobjdump, read_code
+from benchmarks.gpu.sass import find_cuobjdump, read_code
 from virtual_gpu import Module
 from virtual_gpu.halves import counts
 from virtual_gpu.hardware import classified, find_ptxas

@@ -2,7 +2,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
-#include "cpu/stream.h"
+#include "cpu/tasks/stream.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {

@@ -11,7 +11,7 @@ from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.triton import call_network, call_solve, columns
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, in_full
 from memformer_kernels.backends.triton.rules import Config
-from memformer_kernels.calls.arguments import Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.arguments import Form, Layer, Network, Quadratics, compute_dtype
 
 NetworkGradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
 """Of z, q, p, gamma and beta."""
@@ -57,7 +57,7 @@ class ResponseCalls(_Response):
         self.network = network
         dtype = compute_dtype(network.z)
         layers, heads = network.q.shape[:2]
-        kept = kept_heads(heads, network.gamma, network.beta)
+        kept = network.form.kept(heads)
         a = network.q.to(dtype)
         rule = _rule(network.gamma)
         leading = (layers, layers, kept, 1) if rule == FULL else (layers, kept, 1)
@@ -101,7 +101,7 @@ class ColumnCalls(_Response):
         self.network = network
         dtype = compute_dtype(network.z)
         layers, heads = network.q.shape[:2]
-        kept = kept_heads(heads, network.gamma, network.beta)
+        kept = network.form.kept(heads)
         a = network.q.to(dtype)
         rule = _rule(network.gamma)
         leading = (layers, layers, kept) if rule == FULL else (layers, kept)
@@ -158,14 +158,14 @@ class NetworkCalls:
         beta: Tensor | None,
         lengths: Tensor | None,
         context: int,
-        space: str,
+        form: Form,
         past: Tensor | None = None,
         matrix: Tensor | None = None,
     ) -> None:
         dtype = compute_dtype(z)
         layers, heads = q.shape[:2]
         width = z.shape[2]
-        kept = kept_heads(heads, gamma, beta)
+        kept = form.kept(heads)
         depth = layers if past is None else layers + past.shape[0]
         rule = _rule(gamma)
         leading = (layers, depth, kept) if rule == FULL else (layers, kept)
@@ -175,7 +175,7 @@ class NetworkCalls:
             z=z,
             lengths=lengths,
             context=context,
-            space=space,
+            space=form.space,
             q=dense_q.contiguous(),
             p=dense_p.contiguous(),
             p_grad=p is not None,
@@ -202,7 +202,7 @@ class NetworkCalls:
             layer.beta,
             layer.lengths,
             layer.context,
-            "token",
+            layer.form,
             _stacked(layer.registers),
         )
 

@@ -23,8 +23,7 @@ from memformer_kernels import (
 from memformer_kernels.training import cuda
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
-from tests.gpu.cuda.gpus import on_nvidia_alone
-from tests.gpu.tensors import Gpu
+from tests.gpu.gpus import Gpu
 from tests.marks import slow_but
 from tests.memformer_kernels.training.runs import model, tensors
 
@@ -187,9 +186,8 @@ def test_steps_that_are_not_finite(launches: str, gpu: Gpu) -> None:
     assert bool(torch.isnan(losses[3:, 1]).all())
 
 
-@on_nvidia_alone
 @pytest.mark.parametrize("batch", [1000, 50_000], ids=["persistent", "replay"])
-def test_on_another_stream(batch: int) -> None:
+def test_on_another_stream(batch: int, nvidia: Gpu) -> None:
     """Behind what that stream has to do first, and before what it is given next."""
     expected = state(1, "cuda")
     train_steps(expected, hot(batch), 40, optimizer=OPTIMIZER)

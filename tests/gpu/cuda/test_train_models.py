@@ -12,7 +12,7 @@ from memformer_kernels import SGD, Adam, GaussianStatistics, TrainState, train_s
 from memformer_kernels.training import cuda
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
-from tests.gpu.tensors import Gpu
+from tests.gpu.gpus import Gpu
 from tests.marks import slow_but
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, alone, model, tensors
 

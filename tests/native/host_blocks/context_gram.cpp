@@ -1,6 +1,6 @@
 // Context Gram matrices, on the host.
 
-#include "cuda/context_gram.cuh"
+#include "cuda/team/context_gram.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

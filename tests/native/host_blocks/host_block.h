@@ -1,4 +1,5 @@
-// The execution interface of csrc/cuda/execution.cuh on the host: whole blocks, run one after the other on one core.
+// The execution interface of csrc/cuda/machine/execution.cuh on the host: whole blocks, run one after the other on one
+// core.
 //
 // Every CUDA thread is a context of its own (ucontext). A barrier hands the core to the next thread; when all of them
 // have arrived, they go on. The order in which threads run between two barriers is the caller's choice, forwards,
@@ -18,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/execution.cuh"
+#include "cuda/machine/execution.cuh"
 
 namespace memformer::cuda {
 

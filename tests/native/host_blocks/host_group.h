@@ -15,7 +15,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/execution.cuh"
+#include "cuda/machine/execution.cuh"
 
 namespace memformer::cuda {
 
@@ -24,8 +24,11 @@ class HostGroup {
   static constexpr std::size_t stack_bytes = 64 * 1024;
 
   HostGroup(int blocks, int threads, unsigned order)
-      : fibers_(static_cast<std::size_t>(blocks * threads)), order_(fibers_.size()), reach_{warp_threads, threads, blocks * threads},
-        seed_(order), stacks_(new char[fibers_.size() * stack_bytes]) {}
+      : fibers_(static_cast<std::size_t>(blocks * threads)),
+        order_(fibers_.size()),
+        reach_{warp_threads, threads, blocks * threads},
+        seed_(order),
+        stacks_(new char[fibers_.size() * stack_bytes]) {}
 
   // Runs body(thread of the group) in every thread.
   template <class Body>
@@ -156,12 +159,14 @@ void meet(const GroupedBlock<Threads>& block, unsigned*, int, int) {
 // Runs a kernel's grid, `group` blocks at a time. `order`: 0 forwards, 1 backwards, else the seed of a shuffle. Shared
 // memory starts as NaN, and what lies behind it is checked.
 template <class Kernel>
-void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, int group, unsigned order) {
+void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, int group,
+                unsigned order) {
   constexpr std::size_t guard = 256;
   constexpr char canary = 0x5a;
   HostGroup host(group, Kernel::threads, order);
   const std::size_t step = (shared_bytes + guard + 127) / 128 * 128;
-  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(std::aligned_alloc(128, step * group)), std::free);
+  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(std::aligned_alloc(128, step * group)),
+                                                      std::free);
   for (int64_t turn = 0; turn < blocks; turn += group) {
     const int64_t first = order == 1 ? blocks - group - turn : turn;
     std::memset(shared.get(), 0xff, step * group);
@@ -174,7 +179,8 @@ void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std
     host.run(body);
     for (int k = 0; k < group; ++k) {
       for (std::size_t at = 0; at < guard; ++at) {
-        if (shared.get()[k * step + shared_bytes + at] != canary) throw std::runtime_error("a write behind the shared memory");
+        if (shared.get()[k * step + shared_bytes + at] != canary)
+          throw std::runtime_error("a write behind the shared memory");
       }
     }
   }

@@ -1,7 +1,7 @@
 // Learned first-order methods on given quadratics, on the host, for every size that is compiled for itself and for all
 // others.
 
-#include "cuda/quadratics.cuh"
+#include "cuda/thread/quadratics.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

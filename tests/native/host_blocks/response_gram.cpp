@@ -1,6 +1,6 @@
 // Response-only networks in Gram space, on the host, for every size that is compiled for itself and for all others.
 
-#include "cuda/response_gram_plan.cuh"
+#include "cuda/thread/response_gram_plan.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

@@ -1,6 +1,6 @@
 // Response-only networks in token space, on the host.
 
-#include "cuda/response_tokens.cuh"
+#include "cuda/team/response_tokens.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

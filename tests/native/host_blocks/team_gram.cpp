@@ -1,6 +1,6 @@
 // Networks of any structure in Gram space, on the host.
 
-#include "cuda/general_gram.cuh"
+#include "cuda/team/general_gram.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

@@ -1,6 +1,6 @@
 // One layer with the registers of the layers before it, on the host.
 
-#include "cuda/layer.cuh"
+#include "cuda/team/layer.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/team_plan.cuh"
+#include "cuda/team/team_plan.cuh"
 #include "host_block.h"
 
 namespace memformer::cuda {
@@ -32,11 +32,13 @@ struct HostMachine {
 // Scratch memory full of NaN, with a canary behind it.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : cells_(static_cast<std::size_t>(bytes + 2 * guard), static_cast<char>(0xff)), bytes_(bytes) {}
+  explicit Scratch(int64_t bytes)
+      : cells_(static_cast<std::size_t>(bytes + 2 * guard), static_cast<char>(0xff)), bytes_(bytes) {}
   void* start() { return cells_.data() + (256 - reinterpret_cast<std::uintptr_t>(cells_.data()) % 256); }
   void check() {
     for (int64_t k = 0; k < guard / 2; ++k) {
-      if (static_cast<char*>(start())[bytes_ + k] != static_cast<char>(0xff)) throw std::runtime_error("a write behind the scratch memory");
+      if (static_cast<char*>(start())[bytes_ + k] != static_cast<char>(0xff))
+        throw std::runtime_error("a write behind the scratch memory");
     }
   }
 

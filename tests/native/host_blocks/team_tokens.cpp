@@ -1,6 +1,6 @@
 // Networks of any structure in token space, on the host.
 
-#include "cuda/general_tokens.cuh"
+#include "cuda/team/general_tokens.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

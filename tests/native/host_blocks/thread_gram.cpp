@@ -1,7 +1,7 @@
 // Small networks of any structure in Gram space, one task a thread, on the host.
 
-#include "cuda/instances.cuh"
-#include "cuda/thread_gram.cuh"
+#include "cuda/thread/thread_gram.cuh"
+#include "cuda/thread/sizes.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 

@@ -1,0 +1,145 @@
+"""The calls whose kernels `virtual` counts: the hot ones of both GPU backends, each on as many tasks as fill one
+multiprocessor with whole blocks."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure.data import make_batch, make_parameters
+from benchmarks.measure.workloads import TILE_64, W_FULL, W, Workload
+from memformer_kernels import (
+    Adam,
+    GaussianStatistics,
+    GaussianTokens,
+    TrainState,
+    context_gram,
+    lfom_solve,
+    linear_attention,
+    memformer_layer,
+    memformer_loss,
+    register_update,
+)
+from memformer_kernels.training import cuda
+
+CPU = torch.device("cpu")
+NUMBER = 4
+"""Bytes of a float."""
+
+HEADS, WIDE = 4, 64
+"""Of attention: heads, and features of each."""
+
+REGISTERS, UPDATED = 4, 512
+"""Of the register update: registers, and how wide each is."""
+
+
+class Case(NamedTuple):
+    """A call. unit: what its counts are divided by; units: how many it is made of; floor: bytes that one must move.
+
+    make: prepares the arguments; what it returns makes the call.
+    """
+
+    name: str
+    backend: Literal["cuda", "triton"]
+    unit: str
+    units: int
+    floor: int
+    make: Callable[[], Callable[[], object]]
+
+
+def loss(workload: Workload, backend: str) -> Callable[[], object]:
+    """A loss and its gradients in every parameter."""
+    z, target = make_batch(workload, 1, CPU)
+    parameters = make_parameters(workload, 0, CPU)
+
+    options: dict[str, Any] = {**parameters.named, "context": workload.n, "backend": backend}
+
+    def call() -> object:
+        return torch.autograd.grad(memformer_loss(z, target, **options), list(parameters))
+
+    return call
+
+
+def _draw(*shape: int, scale: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).mul_(scale)
+
+
+def _layer(workload: Workload, backend: str) -> Callable[[], object]:
+    """One layer with one register before it; features stay nowhere, as inside another model."""
+    batch, rows, width = workload.batch, workload.tokens, workload.width
+    z, q, past = _draw(batch, rows, width), _draw(1, width, width, scale=0.1), _draw(batch, 1, rows, width)
+    gamma = _draw(2, 1, 1, width)
+    return lambda: memformer_layer(z, q, q, [past], gamma, context=workload.n, backend=backend)
+
+
+def _gram(batch: int) -> Callable[[], object]:
+    z = _draw(batch, W.tokens, W.width)
+    return lambda: context_gram(z, W.n)
+
+
+def _solve(batch: int) -> Callable[[], object]:
+    x = _draw(batch, W.n, W.d)
+    step = -0.3 * torch.eye(W.d, dtype=torch.float32, device=CPU)
+    h, b, a = x.mT @ x / W.n, _draw(batch, W.d), step.expand(W.layers, -1, -1)
+    gamma = _draw(W.layers, W.layers, W.d)
+    return lambda: lfom_solve(h, b, a, gamma, backend="cuda")
+
+
+def _train(sampler: GaussianStatistics | GaussianTokens) -> Callable[[], object]:
+    """One optimiser step, by the launches of a large batch."""
+    state = TrainState.of([make_parameters(W, 0, CPU).named], seeds=1)
+    losses = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
+    return lambda: cuda.train(state, sampler, Adam(1e-3), None, losses, launches="replay")
+
+
+def _update(rows: int) -> Callable[[], object]:
+    z, gamma = _draw(rows, UPDATED), _draw(REGISTERS, UPDATED)
+    registers = [_draw(rows, UPDATED) for _ in range(REGISTERS)]
+    return lambda: register_update(z, registers, gamma, backend="triton")
+
+
+def _attention(tokens: int, causal: bool) -> Callable[[], object]:
+    q, k, v = (_draw(1, tokens, HEADS, WIDE) for _ in range(3))
+    return lambda: linear_attention(q, k, v, causal=causal, backend="triton")
+
+
+def _network(name: str, backend: Literal["cuda", "triton"], workload: Workload, batch: int) -> Case:
+    return Case(
+        name, backend, "task", batch, workload.bytes_per_task, lambda: loss(workload.with_batch(batch), backend)
+    )
+
+
+def _layer_bytes(workload: Workload) -> int:
+    """Tokens and a register read, both written."""
+    return 4 * NUMBER * workload.tokens * workload.width
+
+
+def cases() -> tuple[Case, ...]:
+    """All of them. d = 5, n = 20, four layers where nothing else is said, float32."""
+    block, block_full = replace(W, structure="block"), replace(W_FULL, structure="block")
+    small, wide = W.with_batch(1024), TILE_64.with_batch(4)
+    gram = NUMBER * (W.n * W.width + W.width**2)
+    statistics = GaussianStatistics(W.d, W.n, 3072, query="integrated")
+    drawn = GaussianTokens(W.d, W.n, 1536)
+    attention = 4 * NUMBER * HEADS * WIDE
+    return (
+        _network("W", "cuda", W, 4096),
+        _network("W_full", "cuda", W_FULL, 1024),
+        _network("W, features move", "cuda", block, 1024),
+        _network("W_full, features move", "cuda", block_full, 256),
+        Case("layer, D = 6", "cuda", "task", small.batch, _layer_bytes(small), lambda: _layer(small, "cuda")),
+        Case("context_gram", "cuda", "task", 4096, gram, lambda: _gram(4096)),
+        Case("lfom_solve", "cuda", "task", 8192, NUMBER * (W.d**2 + 2 * W.d), lambda: _solve(8192)),
+        Case("trainer, statistics", "cuda", "task", statistics.batch, 0, lambda: _train(statistics)),
+        Case("trainer, tokens", "cuda", "task", drawn.batch, 0, lambda: _train(drawn)),
+        _network("W", "triton", W, 1024),
+        _network("W_full", "triton", W_FULL, 512),
+        _network("tile, D = 64", "triton", TILE_64, 256),
+        Case("layer, D = 64", "triton", "task", wide.batch, _layer_bytes(wide), lambda: _layer(wide, "triton")),
+        Case("register_update", "triton", "row", 512, (REGISTERS + 2) * NUMBER * UPDATED, lambda: _update(512)),
+        Case("linear_attention", "triton", "token", 1024, attention, lambda: _attention(1024, False)),
+        Case("linear_attention, causal", "triton", "token", 1024, attention, lambda: _attention(1024, True)),
+    )

@@ -1,0 +1,1 @@
+"""What is measured and how: workloads, those that compute them, clocks, and the runs themselves."""
