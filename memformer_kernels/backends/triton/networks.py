@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.projections import projections
-from memformer_kernels.backends.triton import call_network, call_solve, columns
+from memformer_kernels.backends.triton import call_network, columns, solve, solve_backward
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, in_full
 from memformer_kernels.backends.triton.rules import Config
 from memformer_kernels.calls.arguments import Form, Layer, Network, Quadratics, compute_dtype
@@ -62,7 +62,7 @@ class ResponseCalls(_Response):
         rule = _rule(network.gamma)
         leading = (layers, layers, kept, 1) if rule == FULL else (layers, kept, 1)
         width = network.z.shape[2]
-        self.recurrence = call_solve.Recurrence(
+        self.recurrence = solve.Recurrence(
             a=(a if kept == heads else a.sum(1, keepdim=True)).contiguous(),
             rule=rule,
             gamma=in_full(network.gamma, leading, width, dtype, column=True),
@@ -74,22 +74,26 @@ class ResponseCalls(_Response):
         )
 
     def predict(self, queries: int, layers: bool) -> Tensor:
-        return call_solve.solve(self.recurrence, queries, self.network.q.shape[0] if layers else 1)
+        return solve.solve(self.recurrence, queries, self.network.q.shape[0] if layers else 1)
 
     def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
         outputs, _, queries = grad.shape
         z_dtype = self.network.z.dtype
         return self._gradients(
-            call_solve.solve_backward(self.recurrence, grad.contiguous(), None, queries, outputs, need_z, z_dtype)[0]
+            solve_backward.solve_backward(self.recurrence, grad.contiguous(), None, queries, outputs, need_z, z_dtype)[
+                0
+            ]
         )
 
     def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
         """The sum of squared errors, and the gradients of the mean's predictions and arguments."""
         dtype = self.recurrence.a.dtype
-        grads, error = call_solve.solve_backward(self.recurrence, None, target.contiguous(), queries, 1, need_z, dtype)
+        grads, error = solve_backward.solve_backward(
+            self.recurrence, None, target.contiguous(), queries, 1, need_z, dtype
+        )
         return grads.squares, error[0], self._gradients(grads)
 
-    def _gradients(self, grads: call_solve.Gradients) -> NetworkGradients:
+    def _gradients(self, grads: solve_backward.Gradients) -> NetworkGradients:
         tasks = grads.z if self.recurrence.matrix is None else grads.matrix
         return tasks, grads.a.expand(self.network.q.shape), None, grads.gamma, grads.beta
 
@@ -262,7 +266,7 @@ class QuadraticCalls:
         h, b, a, gamma, beta, w0 = quadratics
         layers, width = a.shape[:2]
         self.quadratics = quadratics
-        self.recurrence = call_solve.Recurrence(
+        self.recurrence = solve.Recurrence(
             a=a[:, None].contiguous(),
             rule=LINEAR if gamma is None else FULL,
             gamma=in_full(gamma, (layers, layers), width, h.dtype),
@@ -274,11 +278,11 @@ class QuadraticCalls:
 
     def solve(self, layers: bool) -> Tensor:
         """The weights after the last layer (1, B, d), or after every one (L, B, d)."""
-        return call_solve.solve(self.recurrence, 0, self.quadratics.a.shape[0] if layers else 1)
+        return solve.solve(self.recurrence, 0, self.quadratics.a.shape[0] if layers else 1)
 
     def backward(self, grad: Tensor) -> list[Tensor | None]:
         """Gradients of (h, b, a, gamma, beta, w0)."""
-        grads, _ = call_solve.solve_backward(
+        grads, _ = solve_backward.solve_backward(
             self.recurrence, grad.contiguous(), None, 0, grad.shape[0], needs_tasks=True, z_dtype=grad.dtype
         )
         return [grads.h, grads.b, grads.a[:, 0], grads.gamma, grads.beta, grads.start]
