@@ -43,12 +43,17 @@ class Tensors(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Tasks, tokens, longest context, layers, queries, and layers whose results are asked for."""
+    """Tasks, tokens, longest context and layers."""
 
     batch: int
     tokens: int
     context: int
     layers: int
+
+
+class Results(NamedTuple):
+    """Queries that are predicted, and layers whose predictions or weights are results."""
+
     queries: int
     outputs: int
 
@@ -98,7 +103,7 @@ def slots_of(layers, kept):
     """The one layout of scratch, of kernels and, as a plain function, of launches."""
     residuals = layers * kept
     states = residuals + layers
-    register_grads = states + layers + 1
+    register_grads = layers * kept + 2 * layers + 1
     update_grads = register_grads + layers * kept
     return Slots(residuals, states, register_grads, update_grads, update_grads + layers)
 
@@ -252,8 +257,8 @@ def predictions(rows, state, strides, i_query, queries, own, C: tl.constexpr):
     return -inner(tokens, state[:, None, :], 2)
 
 
-@triton.jit(do_not_specialize=["sizes", "kept"])
-def solve_kernel(t, out, scratch, strides, sizes, kept, scratch_size, C: tl.constexpr):
+@triton.jit(do_not_specialize=["sizes", "kept", "results"])
+def solve_kernel(t, out, scratch, strides, sizes, kept, results, scratch_size, C: tl.constexpr):
     """Predictions (outputs, B, queries) of a network, or the weights (outputs, B, d) of a quadratic.
 
     `outputs` is L for those after every layer, or 1 for the last. Tasks go to programs in blocks of TASKS.
@@ -262,7 +267,7 @@ def solve_kernel(t, out, scratch, strides, sizes, kept, scratch_size, C: tl.cons
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     i_lane = tl.arange(0, C.TASKS)[:, None]
     i = tl.arange(0, C.BLOCK)[None, :]
-    queries = sizes.queries
+    queries = results.queries
     for block in range(tl.program_id(0), tl.cdiv(sizes.batch, C.TASKS), tl.num_programs(0)):
         i_task = tl.cast(block, tl.int64) * C.TASKS + i_lane
         own = own_tasks(t, i_task, i_lane, memory, sizes, C)
@@ -271,8 +276,8 @@ def solve_kernel(t, out, scratch, strides, sizes, kept, scratch_size, C: tl.cons
         run_layers(t, tile, own, sizes.layers, kept, True, C)
         tl.debug_barrier()
         states = own.vectors + slots_of(sizes.layers, kept).states * own.slot
-        for output in range(sizes.outputs):
-            layer = sizes.layers - sizes.outputs + output + 1
+        for output in range(results.outputs):
+            layer = sizes.layers - results.outputs + output + 1
             state = tl.load(states + layer * own.slot, mask=m_vector, other=0.0)
             o_output = tl.cast(output, tl.int64) * sizes.batch + i_task
             if C.NETWORK:
@@ -335,8 +340,9 @@ class Recurrence(NamedTuple):
         return {
             "t": Tensors(self.tasks, matrix, self.b, self.start, self.lengths, self.a, gamma, beta),
             "strides": (0, 0, 0) if self.z is None else self.z.stride(),
-            "sizes": Sizes(batch, tokens, self.context, layers, queries, outputs),
+            "sizes": Sizes(batch, tokens, self.context, layers),
             "kept": kept,
+            "results": Results(queries, outputs),
             "C": Constants(
                 WIDTH=width,
                 FEATURES=features,

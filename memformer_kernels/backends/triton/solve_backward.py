@@ -45,11 +45,11 @@ class TaskGradients(NamedTuple):
 
 
 @triton.jit
-def with_output(grad, error, output, rows, strides, own, sizes, C: tl.constexpr):
+def with_output(grad, error, output, rows, strides, own, sizes, results, C: tl.constexpr):
     """A state's gradient (TASKS, BLOCK) and what its layer's predictions or weights bring to it."""
     i = tl.arange(0, C.BLOCK)[None, :]
     column = tl.arange(0, C.BLOCK)[None, None, :]
-    queries = sizes.queries
+    queries = results.queries
     if C.NETWORK:
         _, z_row, z_column = strides
         for first in range(0, queries, C.QUERIES):
@@ -70,7 +70,7 @@ def with_output(grad, error, output, rows, strides, own, sizes, C: tl.constexpr)
 
 
 @triton.jit
-def register_gradient(t, grad, layer, head, own, layers, kept, C: tl.constexpr):
+def register_gradient(t, grad, layer, has_later, head, own, layers, kept, C: tl.constexpr):
     """dr of one register of a layer, whose update has the gradient `grad`."""
     m_feature = tl.arange(0, C.BLOCK)[None, :] < C.FEATURES
     m_vector = own.m_task & (tl.arange(0, C.BLOCK)[None, :] < C.WIDTH)
@@ -87,7 +87,6 @@ def register_gradient(t, grad, layer, head, own, layers, kept, C: tl.constexpr):
             weight = load_weight(t.gamma, (later * layers + layer) * kept + head, m_feature, C)
             register_grad += weight * tl.load(update_grads + later * own.slot, mask=m_vector, other=0.0)
     if t.beta is not None:
-        has_later = layer < layers - 1
         decay = load_weight(t.beta, index + kept, m_feature & has_later, C)
         p_later = register_grads + (index + kept) * own.slot
         register_grad += decay * tl.load(p_later, mask=m_vector & has_later, other=0.0)
@@ -95,7 +94,7 @@ def register_gradient(t, grad, layer, head, own, layers, kept, C: tl.constexpr):
 
 
 @triton.jit
-def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, MATRIX: tl.constexpr, C: tl.constexpr):
+def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MATRIX: tl.constexpr, C: tl.constexpr):
     """Gradients of H (TASKS, BLOCK, BLOCK), b and s_0 (TASKS, BLOCK); those of the vectors go to scratch."""
     layers = sizes.layers
     i = tl.arange(0, C.BLOCK)[None, :]
@@ -103,20 +102,20 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, MATRIX: tl.
     slots = slots_of(layers, kept)
     states = own.vectors + slots.states * own.slot
     register_grads = own.vectors + slots.register_grads * own.slot
-    update_grads = own.vectors + slots.update_grads * own.slot
+    update_grads = register_grads + layers * kept * own.slot
     grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     offset_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     matrix_grad = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
     for step in range(layers):
         layer = layers - 1 - step
-        if step < sizes.outputs:
-            output = tl.cast(sizes.outputs - 1 - step, tl.int64)
-            grad = with_output(grad, error, output, rows, strides, own, sizes, C)
+        if step < results.outputs:
+            output = tl.cast(results.outputs - 1 - step, tl.int64)
+            grad = with_output(grad, error, output, rows, strides, own, sizes, results, C)
         tl.store(update_grads + layer * own.slot, grad, mask=m_vector)
         residual_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
         for head in range(kept):
             index = layer * kept + head
-            register_grad = register_gradient(t, grad, layer, head, own, layers, kept, C)
+            register_grad = register_gradient(t, grad, layer, step > 0, head, own, layers, kept, C)
             tl.store(register_grads + index * own.slot, register_grad, mask=m_vector)
             if C.BLOCK <= WHOLE_MATRIX:
                 residual_grad += inner(load_shared(t.a, index, C), register_grad[:, :, None], 1)
@@ -134,7 +133,7 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, MATRIX: tl.
 
 
 @triton.jit
-def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, sizes, kept, C: tl.constexpr):
+def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, sizes, kept, results, C: tl.constexpr):
     """Gradient of a task's tokens: through the Gram matrix for the context, and directly for the queries.
 
     square: scratch for a matrix of every task.
@@ -142,7 +141,7 @@ def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, s
     z_task, z_row, z_column = strides
     layers = sizes.layers
     tokens = sizes.tokens
-    queries = sizes.queries
+    queries = results.queries
     i_task = own.i_task[:, :, None]
     m_task = own.m_task[:, :, None]
     count = own.count
@@ -167,11 +166,11 @@ def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, s
         grad = tl.where(i_row < count, grad, 0.0)
         i_query = i_row - (tokens - queries)
         if first + C.ROWS > tokens - queries:
-            for output in range(sizes.outputs):
+            for output in range(results.outputs):
                 m_query = m_task & (i_query >= 0) & (i_row < tokens)
                 p_error = error + (tl.cast(output, tl.int64) * sizes.batch + i_task) * queries + i_query
                 value = tl.load(p_error, mask=m_query, other=0.0).to(C.ACC)
-                p_state = states + (layers - sizes.outputs + output + 1) * own.slot
+                p_state = states + (layers - results.outputs + output + 1) * own.slot
                 state = tl.load(p_state, mask=m_task & (j < C.WIDTH), other=0.0)
                 grad -= tl.where(i_query >= 0, value * state, 0.0)
         m_token = m_task & (i_row < tokens) & (j < C.WIDTH)
@@ -241,9 +240,9 @@ def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.co
 
 
 @triton.jit
-def put_error(squares, error, target, state, rows, strides, predicted, own, sizes, C: tl.constexpr):
+def put_error(squares, error, target, state, rows, strides, predicted, own, results, C: tl.constexpr):
     """Stores the gradient of the mean squared error of predictions from a state; squares plus their squares."""
-    queries = sizes.queries
+    queries = results.queries
     for first in range(0, queries, C.QUERIES):
         i_query = first + tl.arange(0, C.QUERIES)
         m_query = own.m_task & (i_query < queries)[None, :]
@@ -273,7 +272,7 @@ def store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C: tl.const
 
 
 # One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
-@triton.jit(do_not_specialize=["sizes", "predicted"])
+@triton.jit(do_not_specialize=["sizes", "results", "predicted"])
 def solve_backward_kernel(
     t,
     error,
@@ -284,6 +283,7 @@ def solve_backward_kernel(
     strides,
     sizes,
     kept,
+    results,
     scratch_size,
     partial_size,
     predicted,
@@ -311,18 +311,18 @@ def solve_backward_kernel(
             state = run_layers(t, tile, own, layers, kept, True, C)
             rows = t.z
             if C.NETWORK:
-                o_query = (sizes.tokens - sizes.queries) * z_strides[1]
+                o_query = (sizes.tokens - results.queries) * z_strides[1]
                 rows = t.z + own.i_task[:, :, None] * z_strides[0] + o_query
             if C.LOSS:
-                squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, sizes, C)
+                squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
             tl.debug_barrier()
             if C.REREAD and not C.TOKENS:
                 tile = task_matrix(t, z_strides, own, sizes.context, C)
             matrix_grad, offset_grad, grad = run_layers_back(
-                t, tile, error, rows, z_strides, own, sizes, kept, MATRIX, C
+                t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
             )
             if grads.z is not None:
-                store_token_gradients(t, grads.z, matrix_grad, error, square, z_strides, own, sizes, kept, C)
+                store_token_gradients(t, grads.z, matrix_grad, error, square, z_strides, own, sizes, kept, results, C)
             store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C)
         tl.debug_barrier()
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
