@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.projections import projections
-from memformer_kernels.backends.triton import call_network, columns, solve, solve_backward
+from memformer_kernels.backends.triton import columns, network, network_backward, solve, solve_backward
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, in_full
 from memformer_kernels.backends.triton.rules import Config
 from memformer_kernels.calls.arguments import Form, Layer, Network, Quadratics, compute_dtype
@@ -175,7 +175,7 @@ class NetworkCalls:
         leading = (layers, depth, kept) if rule == FULL else (layers, kept)
         dense_q, dense_p = projections(q.to(dtype), None if p is None else p.to(dtype), width)
         self.q_width, self.p_width = q.shape[-1], 0 if p is None else p.shape[-1]
-        self.recurrence = call_network.Recurrence(
+        self.recurrence = network.Recurrence(
             z=z,
             lengths=lengths,
             context=context,
@@ -212,7 +212,7 @@ class NetworkCalls:
 
     def layer(self) -> tuple[Tensor, Tensor]:
         """Z after a single layer, and its register."""
-        tokens, register = call_network.tokens(self.recurrence, register=True)
+        tokens, register = network.tokens(self.recurrence, register=True)
         assert register is not None
         return tokens, register
 
@@ -220,29 +220,29 @@ class NetworkCalls:
         self, grad: Tensor, register_grad: Tensor, need_z: bool
     ) -> tuple[NetworkGradients, list[Tensor]]:
         """Gradients of the arguments, and of the registers from before."""
-        grads = call_network.tokens_backward(self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z)
+        grads = network_backward.tokens_backward(self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z)
         z, q, p, gamma, beta = self._gradients(grads)
         own = z, q[0], None if p is None else p[0], None if gamma is None else gamma[0], beta
         return own, [] if grads.past is None else list(grads.past)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
-        return call_network.predictions(self.recurrence, queries, self.recurrence.q.shape[0] if layers else 1)
+        return network.predictions(self.recurrence, queries, self.recurrence.q.shape[0] if layers else 1)
 
     def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
-        return self._gradients(call_network.predictions_backward(self.recurrence, grad.contiguous(), need_z))
+        return self._gradients(network_backward.predictions_backward(self.recurrence, grad.contiguous(), need_z))
 
     def stack(self) -> Tensor:
-        return call_network.tokens(self.recurrence, register=False)[0]
+        return network.tokens(self.recurrence, register=False)[0]
 
     def stack_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
-        return self._gradients(call_network.tokens_backward(self.recurrence, grad.contiguous(), None, need_z))
+        return self._gradients(network_backward.tokens_backward(self.recurrence, grad.contiguous(), None, need_z))
 
     def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
         """The sum of squared errors, and the gradients of the mean's predictions and arguments."""
-        grads, error = call_network.squared_errors(self.recurrence, target.contiguous(), need_z)
+        grads, error = network_backward.squared_errors(self.recurrence, target.contiguous(), need_z)
         return grads.squares, error[0], self._gradients(grads)
 
-    def _gradients(self, grads: call_network.Gradients) -> NetworkGradients:
+    def _gradients(self, grads: network_backward.Gradients) -> NetworkGradients:
         q = grads.q[..., : self.q_width, : self.q_width]
         p = None if grads.p is None else grads.p[..., : self.p_width, : self.p_width]
         tasks = grads.z if self.recurrence.matrix is None else grads.matrix
