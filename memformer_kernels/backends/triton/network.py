@@ -174,9 +174,9 @@ class Recurrence(NamedTuple):
     def scratch_size(self, states: int, grads: int) -> int:
         """Numbers of a program's scratch with so many states and gradients of states."""
         slots, width = slots_of.fn(self.q.shape[0], self.kept, states, grads), self.z.shape[2]
-        states = slots.end if grads else slots.register_grads
+        in_all = slots.end if grads else slots.register_grads
         squares = MIXED.value + self.kept
-        return self.config.tasks * int(states * self.rows * width + squares * width * width)
+        return self.config.tasks * int(in_all * self.rows * width + squares * width * width)
 
     def arguments(self, queries: int, outputs: int, stack: bool) -> dict[str, Any]:
         """What both kernels are told."""
