@@ -45,7 +45,7 @@ def _network(
 
 def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
     if network.p is not None:
-        return triton_calls.NetworkCalls.of_network(network)
+        return triton_calls.NetworkCalls(network)
     if network.form.space == "gram":
         return triton_calls.ResponseCalls(network)
     config = rules.columns_config(network.z.shape[2], network.z.shape[1])

@@ -49,11 +49,21 @@ class Coefficient(NamedTuple):
 
 
 def in_full(
-    coefficient: Tensor | None, leading: Sequence[int], width: int, dtype: torch.dtype, column: bool = False
+    coefficient: Tensor | None,
+    leading: Sequence[int],
+    width: int,
+    dtype: torch.dtype | None = None,
+    tokens: bool = True,
+    column: bool = False,
 ) -> Coefficient:
-    """A coefficient whose last axes broadcast to (*leading, width); `column` reads its last column alone."""
+    """A coefficient that broadcasts to (*leading, its token axis, width), or without `tokens` to (*leading, width).
+
+    `column` reads its last column alone. dtype: None for its own.
+    """
     if coefficient is None:
         return Coefficient(None, (), column)
+    if tokens:
+        leading = (*leading, coefficient.shape[-2] if coefficient.ndim > 1 else 1)
     read = coefficient[..., -1:] if column and coefficient.ndim else coefficient
     return Coefficient(read.to(dtype).expand(*leading, width).contiguous(), tuple(coefficient.shape), column)
 

@@ -27,7 +27,7 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
     arguments: the kernel's own, tensors and numbers in NamedTuples as it names them, and Triton's options. `C`, where a
     kernel has one, is the NamedTuple of what is compiled in.
     """
-    if "C" in arguments:
+    if "C" in arguments and not interpreted():
         arguments["C"] = _compiled_in(arguments["C"])
     observer = _OBSERVER.get()
     with on_device(next(tensors(arguments.values()))):
@@ -39,7 +39,7 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
 
 @cache
 def _compiled_in(constants: Any) -> Any:
-    """The same NamedTuple of Triton's constants: a field of it is then as good as a `tl.constexpr` parameter."""
+    """The same NamedTuple of Triton's constants: a field of it is then to the compiler what a parameter would be."""
     return type(constants)(*map(triton.language.constexpr, constants))
 
 

@@ -183,6 +183,25 @@ class RowTile(NamedTuple):
 
 
 @triton.jit
+def shape_of(sizes, width, depths, ends):
+    """All sizes of a call; they come to a kernel in several tuples, since it is compiled for some of them alone."""
+    return Shape(
+        sizes.batch,
+        sizes.tokens,
+        sizes.context,
+        sizes.rows,
+        width,
+        depths.layers,
+        depths.heads,
+        depths.kept,
+        ends.depth,
+        ends.queries,
+        ends.outputs,
+        ends.valid_from,
+    )
+
+
+@triton.jit
 def own_tasks(t, i_task, past_slot, n):
     """The tasks i_task."""
     m_task = i_task < n.batch

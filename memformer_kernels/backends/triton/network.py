@@ -17,7 +17,6 @@ from memformer_kernels.backends.triton.layers import (
     Depths,
     Ends,
     Memory,
-    Shape,
     Sizes,
     Strides,
     Tensors,
@@ -25,6 +24,7 @@ from memformer_kernels.backends.triton.layers import (
     put_context_gram,
     row_tile,
     run_layers,
+    shape_of,
     slots_of,
 )
 from memformer_kernels.backends.triton.tiles import inner, product, put, wide
@@ -110,7 +110,7 @@ def network_kernel(t, out, register_out, scratch, strides, sizes, width, depths,
     Scratch: states (L + 1 with KEEP, else one, which each layer moves on), registers (L, R), D-by-D slots.
     """
     z_strides = wide((strides.task, strides.row, strides.column))
-    n = Shape(*sizes, width, *depths, *ends)
+    n = shape_of(sizes, width, depths, ends)
     lane = tl.arange(0, C.TASKS)[:, None, None]
     slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
     square = tl.cast(C.TASKS * width * width, tl.int64)
@@ -187,7 +187,7 @@ class Recurrence(NamedTuple):
         depth = 0 if past is None else past.shape[0]
         return {
             "t": Tensors(z, self.matrix, self.lengths, z if past is None else past, self.q, self.p, gamma, beta),
-            "strides": Strides(*z.stride(), 0 if past is None else past.stride(0)),
+            "strides": Strides(z.stride(0), z.stride(1), z.stride(2), 0 if past is None else past.stride(0)),
             "sizes": Sizes(batch, tokens, self.context, self.rows),
             "width": width,
             "depths": Depths(layers, heads, self.kept),

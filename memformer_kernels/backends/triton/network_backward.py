@@ -26,11 +26,11 @@ from memformer_kernels.backends.triton.layer_gradients import (
 from memformer_kernels.backends.triton.layers import (
     INITIAL_GRAD,
     Memory,
-    Shape,
     own_tasks,
     put_gram,
     put_mixed,
     run_layers,
+    shape_of,
     slots_of,
 )
 from memformer_kernels.backends.triton.network import Recurrence, put_first_state, read_queries
@@ -123,7 +123,7 @@ def network_backward_kernel(
     gradients (L + 1), registers (L, R), register gradients (R), D-by-D slots.
     """
     z_strides = wide((strides.task, strides.row, strides.column))
-    n = Shape(*sizes, width, *depths, *ends)
+    n = shape_of(sizes, width, depths, ends)
     lane = tl.arange(0, C.TASKS)[:, None, None]
     slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
     square = tl.cast(C.TASKS * width * width, tl.int64)

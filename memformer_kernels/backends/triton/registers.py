@@ -226,7 +226,9 @@ def update(
             update_kernel,
             programs,
             t=Update(state, fresh.contiguous(), before, kept, gamma, beta, register, moved),
-            strides=UpdateStrides(*state.stride(), 0 if kept is None else kept.stride(0)),
+            strides=UpdateStrides(
+                state.stride(0), state.stride(1), state.stride(2), 0 if kept is None else kept.stride(0)
+            ),
             rows=rows,
             width=width,
             counts=Counts(heads, 0 if kept is None else kept.shape[0]),

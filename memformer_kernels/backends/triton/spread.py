@@ -35,7 +35,7 @@ class SpreadCalls:
         self.width = z.shape[2]
         units = torch.eye(self.width, dtype=self.dtype, device=z.device).expand(z.shape[0], -1, -1)
         inner = network._replace(z=units, lengths=None, context=self.width)
-        self.calls = ResponseCalls(inner, matrix) if response_only else NetworkCalls.of_network(inner, matrix)
+        self.calls = ResponseCalls(inner, matrix) if response_only else NetworkCalls(inner, matrix=matrix)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
         columns = self.calls.predict(self.width, layers)
