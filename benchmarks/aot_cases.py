@@ -45,7 +45,7 @@ def _network(
 
 def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
     if network.p is not None:
-        return triton_calls.NetworkCalls.of_network(network)
+        return triton_calls.NetworkCalls(network)
     if network.form.space == "gram":
         return triton_calls.ResponseCalls(network)
     config = rules.columns_config(network.z.shape[2], network.z.shape[1])
@@ -154,19 +154,19 @@ def _blocks() -> dict[str, Case]:
         for dtype in tuple(NAMES) if width == 64 else (SINGLE, HALF):
             for form in ("full", "causal", "anticausal"):
                 name = f"attention, {form}, E={width} {NAMES[dtype]}"
-                made[name] = partial(_attention, width, form, dtype, weighed=form == "anticausal")
+                made[name] = partial(_attention, width, form, dtype, weighted=form == "anticausal")
     for form in ("full", "causal"):
-        made[f"attention, {form}, packed"] = partial(_attention, 64, form, SINGLE, weighed=True, packed=True)
+        made[f"attention, {form}, packed"] = partial(_attention, 64, form, SINGLE, weighted=True, packed=True)
     made["register update, per feature"] = partial(_update, 4, (4096, 512, 1), SINGLE)
     made["register update, per token"] = partial(_update, 4, (2, 512, 512), HALF)
     return made
 
 
-def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed: bool = False) -> Callable[[], object]:
+def _attention(width: int, form: str, dtype: torch.dtype, weighted: bool, packed: bool = False) -> Callable[[], object]:
     tokens = _draw(2, 4096, 4, width, dtype=dtype)
     weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
     bounds = torch.tensor([0, 1000, 4096], device="cpu", dtype=torch.int64) if packed else None
-    keys = weights if weighed else None
+    keys = weights if weighted else None
     return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
 
 

@@ -177,4 +177,4 @@ def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | Sp
         config = rules.columns_config(width, tokens)
         if config is not None:
             return triton_calls.ColumnCalls(network, config)
-    return triton_calls.NetworkCalls.of_network(network)
+    return triton_calls.NetworkCalls(network)
