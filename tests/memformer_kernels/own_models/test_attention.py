@@ -276,7 +276,7 @@ BAD: dict[str, tuple[Callable[[Tensor], tuple[tuple[Any, ...], dict[str, Any]]],
     "bounds and mask": (
         lambda x: ((x, x, x), {"cu_seqlens": torch.tensor([0, 8]), "mask": torch.ones(2, 8).bool()}),
         ValueError,
-        "mask: expected None beside cu_seqlens",
+        "mask: expected None together with cu_seqlens",
     ),
     "backend": (lambda x: ((x, x, x), {"backend": "fast"}), ValueError, "backend: expected one of"),
 }
