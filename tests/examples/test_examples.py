@@ -1,4 +1,4 @@
-"""The examples run at small size and learn; at full size they show what the README says (slow)."""
+"""The examples run at small size and learn; at full size they show what docs/layer.md says (slow)."""
 
 from pathlib import Path
 
