@@ -9,6 +9,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 # CUDA code for one architecture, which the tests look into; a package that is installed without this file has all.
 export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
 
+CPP = $(shell find csrc python/virtual_gpu tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
 .PHONY: run test test-all lint bench bench-compare gpu install native clean
 
 run: install
@@ -25,6 +27,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 # One table: workload W on every provider, with this machine's copy bandwidth and FMA rate measured in the same run.
 bench: install

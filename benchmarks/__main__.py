@@ -31,7 +31,7 @@ from benchmarks.reports import attention, compare, tables
 from benchmarks.reports.record import read_report, read_reports, write_json, write_reports
 from benchmarks.reports.table import not_timed, print_report
 from memformer_kernels import build_info
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 # Help is given in words and never left to docstrings, which `python -OO` takes away.
 app = typer.Typer(add_completion=False)
@@ -234,16 +234,15 @@ def draw_roofline(
     console.print(f"record: {json}; picture: {figure}", soft_wrap=True)
 
 
-@app.command("readme", help="Write the README's tables of figures again from the committed records.")
+@app.command("readme", help="Write the figures in the README and in docs again from the committed records.")
 def write_readme(
-    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if it differs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit status 1 if a page differs.")] = False,
 ) -> None:
-    path = ROOT / "README.md"
-    before = path.read_text(encoding="utf-8")
-    after = readme.generate(before)
+    stale = readme.stale(ROOT)
     if check:
-        raise typer.Exit(int(before != after))
-    write_atomically(path, after.encode())
+        raise typer.Exit(int(bool(stale)))
+    for path, text in stale.items():
+        write_atomically(path, text.encode())
 
 
 app.command("gpu-floors", help=commands.FLOORS_HELP)(commands.floors_of_a_gpu)

@@ -80,37 +80,54 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
     """What a call would launch."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        names = [parameter.name for parameter in kernel.params]
-        launches.append(Launch(kernel, {**dict(zip(names, arguments, strict=False)), **constants}))
+    def record(kernel: Any, arguments: dict[str, Any]) -> None:
+        launches.append(Launch(kernel, arguments))
 
     with observed(record):
         call()
     return launches
 
 
+class _Signature:
+    """What Triton's just-in-time path makes of arguments: their types, the constants among them, and what it assumes.
+
+    A place in a signature is a tuple of indices, one for each tuple that an argument lies in.
+    """
+
+    def __init__(self) -> None:
+        self.constants: dict[tuple[int, ...], Any] = {}
+        self.assumed: dict[tuple[int, ...], list[list[Any]]] = {}
+
+    def type_of(self, place: tuple[int, ...], value: Any, specialized: bool) -> Any:
+        """The type of an argument, or of the parts of a tuple; constants and assumptions are noted."""
+        if isinstance(value, tuple):
+            parts = [self.type_of((*place, index), part, specialized) for index, part in enumerate(value)]
+            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        if value is None or (isinstance(value, int) and value == 1 and specialized):
+            return self.constant(place, value)
+        if isinstance(value, Tensor) or (value % 16 == 0 and specialized):
+            self.assumed[place] = [["tt.divisibility", 16]]
+        if isinstance(value, Tensor):
+            return f"*{_TYPES[value.dtype]}"
+        return "i64" if abs(value) >= 2**31 else "i32"
+
+    def constant(self, place: tuple[int, ...], value: Any) -> str:
+        """The type of what is compiled in."""
+        self.constants[place] = value
+        return "constexpr"
+
+
 def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    signature: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+    signature = _Signature()
+    types: dict[str, Any] = {}
     arguments = dict(launch.arguments)
     for place, parameter in enumerate(launch.kernel.params):
         value = arguments.pop(parameter.name)
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, tuple):
-            signature[parameter.name] = tuple(f"*{_TYPES[one.dtype]}" for one in value)
-            attributes |= {(place, index): [["tt.divisibility", 16]] for index in range(len(value))}
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = f"*{_TYPES[value.dtype]}"
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        elif value == 1 and not parameter.do_not_specialize:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        if parameter.is_constexpr:
+            types[parameter.name] = signature.constant((place,), value)
         else:
-            signature[parameter.name] = "i64" if abs(value) >= 2**31 else "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                attributes[(place,)] = [["tt.divisibility", 16]]
-    return ASTSource(launch.kernel, signature, constants, attributes), arguments
+            types[parameter.name] = signature.type_of((place,), value, not parameter.do_not_specialize)
+    return ASTSource(launch.kernel, types, signature.constants, signature.assumed), arguments
 
 
 def identity(launch: Launch) -> str:

@@ -10,8 +10,9 @@ from memformer_kernels.backends.triton import attention, gram, register_update, 
 from memformer_kernels.backends.triton import networks as triton_calls
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
-from memformer_kernels.calls.arguments import Layer, Network, Quadratics
+from memformer_kernels.calls.arguments import Layer, Network, Quadratics, form_named
 from memformer_kernels.calls.limits import WIDEST_MATRICES
+from memformer_kernels.calls.problem import check_network
 
 SINGLE, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float64
 
@@ -37,13 +38,15 @@ def _network(
         gamma, beta = _draw(4, 1, 1, 1, dtype=parameter), _draw(4, 1, 1, width, dtype=parameter)
     else:
         gamma, beta = _draw(4, 4, 1, tokens if rule == "full" else 1, width, dtype=parameter), None
-    return Network(_draw(tasks, tokens, width, dtype=dtype), q, p, gamma, beta, None, tokens - 1, space)
+    z = _draw(tasks, tokens, width, dtype=dtype)
+    form = form_named(check_network(z, q, p, gamma, beta, None, tokens - 1).form(space))
+    return Network(z, q, p, gamma, beta, None, tokens - 1, form)
 
 
 def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
     if network.p is not None:
-        return triton_calls.NetworkCalls.of_network(network)
-    if network.algorithm == "gram":
+        return triton_calls.NetworkCalls(network)
+    if network.form.space == "gram":
         return triton_calls.ResponseCalls(network)
     config = rules.columns_config(network.z.shape[2], network.z.shape[1])
     assert config is not None
@@ -68,7 +71,9 @@ def _results(width: int, structure: str, space: str) -> Callable[[], object]:
 def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE) -> Callable[[], object]:
     z, q = _draw(512, tokens, width, dtype=dtype), _draw(1, width, width)
     past = _draw(512, 1, tokens, width, dtype=dtype)
-    calls = triton_calls.NetworkCalls.of_layer(Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1))
+    form = form_named("token, dense, full")
+    call = Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1, form)
+    calls = triton_calls.NetworkCalls.of_layer(call)
     if backward:
         return lambda: calls.layer_backward(z, past, need_z=True)
     return calls.layer
@@ -149,19 +154,19 @@ def _blocks() -> dict[str, Case]:
         for dtype in tuple(NAMES) if width == 64 else (SINGLE, HALF):
             for form in ("full", "causal", "anticausal"):
                 name = f"attention, {form}, E={width} {NAMES[dtype]}"
-                made[name] = partial(_attention, width, form, dtype, weighed=form == "anticausal")
+                made[name] = partial(_attention, width, form, dtype, weighted=form == "anticausal")
     for form in ("full", "causal"):
-        made[f"attention, {form}, packed"] = partial(_attention, 64, form, SINGLE, weighed=True, packed=True)
+        made[f"attention, {form}, packed"] = partial(_attention, 64, form, SINGLE, weighted=True, packed=True)
     made["register update, per feature"] = partial(_update, 4, (4096, 512, 1), SINGLE)
     made["register update, per token"] = partial(_update, 4, (2, 512, 512), HALF)
     return made
 
 
-def _attention(width: int, form: str, dtype: torch.dtype, weighed: bool, packed: bool = False) -> Callable[[], object]:
+def _attention(width: int, form: str, dtype: torch.dtype, weighted: bool, packed: bool = False) -> Callable[[], object]:
     tokens = _draw(2, 4096, 4, width, dtype=dtype)
     weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
     bounds = torch.tensor([0, 1000, 4096], device="cpu", dtype=torch.int64) if packed else None
-    keys = weights if weighed else None
+    keys = weights if weighted else None
     return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
 
 

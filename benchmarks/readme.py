@@ -1,6 +1,6 @@
-"""The README's figures of speed, written from the committed records between marks that a reader does not see.
+"""The figures of speed in the README and in docs, written from the committed records between marks nobody sees.
 
-A part begins with `<!-- record: NAME -->` and ends with `<!-- end -->`; between them is what `PARTS[NAME]` makes.
+A part begins with `<!-- record: NAME -->` and ends with `<!-- end -->`; between them is what `PARTS[NAME]` writes.
 """
 
 import json
@@ -18,23 +18,75 @@ from benchmarks.reports.table import figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+PAGES = ("README.md", "docs/performance.md", "docs/training.md")
+"""The pages that have such parts."""
+
 _PART = re.compile(r"(<!-- record: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generate(text: str) -> str:
-    """The README's text with every part made anew.
+    """A page's text with every part written again.
 
     Raises:
         ValueError: a part that is not one of PARTS, or a record that cannot be read.
     """
 
-    def made(found: re.Match[str]) -> str:
+    def written(found: re.Match[str]) -> str:
         name = found.group(2)
         if name not in PARTS:
             raise ValueError(f"record: expected one of {', '.join(PARTS)}, got {name!r}")
         return f"{found.group(1)}{PARTS[name]()}\n{found.group(3)}"
 
-    return _PART.sub(made, text)
+    return _PART.sub(written, text)
+
+
+def stale(root: Path) -> dict[Path, str]:
+    """The pages below a folder that differ from what the records say, with the text that each should have.
+
+    Raises:
+        OSError, ValueError: a page or a record that cannot be read.
+    """
+    found = {}
+    for path in (root / page for page in PAGES):
+        text = path.read_text(encoding="utf-8")
+        if (right := generate(text)) != text:
+            found[path] = right
+    return found
+
+
+def _summary() -> str:
+    """Ours against the fastest peer, one line a workload, and every workload on which a peer was faster."""
+    w, full = read_report(RESULTS / "cpu-w.json"), read_report(RESULTS / "cpu-w-full.json")
+    rows = [_against("loss and gradients (W)", w, batch) for batch in _batches(w)]
+    rows.append(_against("gamma for each token and feature (W_full)", full, max(_batches(full))))
+    trainer = _trainer_record()
+    ours = min((s for s in trainer["fresh"] if not s["peer"] and s["models"] == 1), key=_step_ms)
+    peer = min((s for s in trainer["fresh"] if s["peer"]), key=_step_ms)
+    step = "one optimiser step, tasks drawn in it"
+    rows.append(_line(step, trainer["batch"], ours["median_ms"], peer["median_ms"], peer["contender"]))
+    for choice in _lost(list(choices(read_reports(RESULTS / "dispatch-cpu.json")))):
+        name = f"where we lose: {choice.workload.name}"
+        rows.append(_line(name, choice.workload.batch, choice.auto.median_ms, choice.peer_ms or 0, choice.peer or ""))
+    head = _prose(
+        f"Milliseconds (medians), d = 5, n = 20, 4 layers, LFOM, float32, on {w.machine.threads} cores of an",
+        f"{w.machine.processor}; the peers are formulations in eager PyTorch, `torch.compile` and JAX,",
+        "tuned by hand for these workloads:",
+    )
+    titles = "| what | tasks | ours | fastest peer | which | times as fast |"
+    return "\n".join([head, "", titles, "|---|---|---|---|---|---|", *rows])
+
+
+def _against(what: str, report: Report, batch: int) -> str:
+    timed = [t for t in report.timings if t.workload.batch == batch and t.quantiles is not None]
+    ours = min(_ms(t) for t in timed if not t.peer)
+    peer = min((t for t in timed if t.peer), key=_ms)
+    return _line(what, batch, ours, _ms(peer), peer.provider)
+
+
+def _line(what: str, batch: int, ours: float, peer: float, name: str) -> str:
+    return (
+        f"| {what} | {batch:,} | {figure(ours)} | {figure(peer)} | {name} | {peer / ours:.{1 if peer > ours else 2}f} |"
+    )
 
 
 def _speed() -> str:
@@ -65,7 +117,7 @@ def _dispatch() -> str:
     reports = read_reports(RESULTS / "dispatch-cpu.json")
     found = list(choices(reports))
     ratios = sorted(c.peer_ratio for c in found if c.peer_ratio is not None)
-    lost = [choice for choice in found if choice.peer_ratio is not None and choice.peer_ratio < 1]
+    lost = _lost(found)
     head = _prose(
         f"`python -m benchmarks dispatch` holds the automatic choice against every provider on {len(found)} named",
         f"workloads of many rules, structures, directions and precisions: {_range(found, 'd')}, {_range(found, 'n')},",
@@ -85,13 +137,18 @@ def _dispatch() -> str:
     return "\n".join([head, "", titles, "|---|---|---|---|---|", *rows])
 
 
+def _lost(found: Sequence[Choice]) -> list[Choice]:
+    """The workloads on which a peer was faster."""
+    return [choice for choice in found if choice.peer_ratio is not None and choice.peer_ratio < 1]
+
+
 def _range(found: Sequence[Choice], field: str) -> str:
     sizes = [getattr(choice.workload, field) for choice in found]
     return f"{field} = {min(sizes):,} to {max(sizes):,}"
 
 
 def _solvers(reports: Sequence[Report]) -> list[str]:
-    """What solving the tasks costs beside running the network, on the first workload where both were timed."""
+    """What solving the tasks costs compared with running the network, on the first workload where both were timed."""
     for report in reports:
         solvers = {t.provider: _ms(t) for t in report.timings if t.solver and t.quantiles is not None}
         ours = [_ms(t) for t in report.timings if t.provider == AUTO]
@@ -104,7 +161,7 @@ def _solvers(reports: Sequence[Report]) -> list[str]:
 
 
 def _trainer() -> str:
-    record: dict[str, Any] = json.loads((RESULTS / "trainer-cpu.json").read_text(encoding="utf-8"))
+    record = _trainer_record()
     machine = record["machine"]
     head = _prose(
         f"Milliseconds a step (medians) at B = {record['batch']:,}, d = 5, n = 20, 4 layers, LFOM, float32, on",
@@ -120,6 +177,15 @@ def _trainer() -> str:
             ratio = best * step["models"] / step["median_ms"]
             lines.append(f"| {name} | {tasks} | {figure(step['median_ms'])} | {figure(ratio)} |")
     return "\n".join(lines)
+
+
+def _trainer_record() -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / "trainer-cpu.json").read_text(encoding="utf-8"))
+    return record
+
+
+def _step_ms(step: Mapping[str, Any]) -> float:
+    return float(step["median_ms"])
 
 
 def _overhead() -> str:
@@ -139,7 +205,7 @@ def _where(report: Report) -> str:
     return _prose(
         f"Milliseconds (medians) on {machine.threads} cores of an {machine.processor}, torch {machine.torch}, in one",
         f"run that measured {machine.copy_gb_s:.0f} GB/s of copy bandwidth, behind a correctness gate; `make bench`",
-        "makes the table anew, `benchmarks/NOTES.md` has the floors.",
+        "measures the table again, `benchmarks/NOTES.md` has the floors.",
     )
 
 
@@ -183,6 +249,13 @@ def _ms(timing: Timing) -> float:
 
 
 PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
-    {"speed": _speed, "tokens": _tokens, "dispatch": _dispatch, "trainer": _trainer, "overhead": _overhead}
+    {
+        "speed": _speed,
+        "tokens": _tokens,
+        "dispatch": _dispatch,
+        "trainer": _trainer,
+        "overhead": _overhead,
+        "summary": _summary,
+    }
 )
-"""What each part of the README is made by."""
+"""What writes each part."""

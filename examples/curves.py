@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -14,7 +14,7 @@ def draw(
     """Writes a small PNG of one loss curve a model, whole or not at all. Needs matplotlib."""
     from matplotlib.figure import Figure
 
-    from memformer_lab.pictures import encode
+    from memformer_lab.reports.pictures import encode
 
     figure = Figure(figsize=(6, 3.6), dpi=100, layout="constrained")
     axes = figure.subplots()

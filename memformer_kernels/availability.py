@@ -30,7 +30,7 @@ OLDEST_GENERATION = 8
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """One backend: whether it can run here, for which architectures it is built, and if not, why and the mend."""
+    """One backend: whether it can run here, for which architectures it is built, and if not, why, and how to fix it."""
 
     name: str
     available: bool
@@ -73,7 +73,7 @@ _faults: dict[str, str | None] = {"torch": None}
 
 @torch_internals.constant_under_compilers
 def fault(backend: str) -> str | None:
-    """Why a backend cannot run in this process, with the mend; None where it can. Runs nothing on a GPU."""
+    """Why a backend cannot run in this process, and how to fix it; None where it can. Runs nothing on a GPU."""
     if backend not in _faults:
         _faults[backend] = _LOOKS[backend]()
     return _faults[backend]
@@ -95,9 +95,12 @@ def place(device: str) -> str:
 
 
 def build_info() -> BuildInfo:
-    """Which backends can run here, for which architectures they are built, and why one cannot. Runs nothing on a GPU.
+    """Which backends can run here, for which architectures they are built, and why one cannot.
 
-    Loads the native libraries, as a first call does.
+    Loads the native libraries, as a first call does; runs nothing on a GPU.
+
+    Returns:
+        Versions and backends, which `print` shows as a table.
     """
     machine = (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
     kernels = "Triton's interpreter, slow and exact, on CPU tensors (TRITON_INTERPRET=1)"
@@ -208,7 +211,7 @@ def _look_for_cuda_fault(index: int) -> str | None:
 
 @torch_internals.constant_under_compilers
 def cuda_fault(index: int = 0) -> str | None:
-    """Why the CUDA library cannot run on a GPU of this process, with the mend. Asked when a tensor lies on it."""
+    """Why the CUDA library cannot run on a GPU of this process, and how to fix it. Asked when a tensor lies on it."""
     return _look_for_cuda_fault(index)
 
 
@@ -241,7 +244,7 @@ def _driver_version() -> int:
 
 
 def require(backend: str, device: str, index: int = 0) -> None:
-    """Raises RuntimeError, with the mend, for a backend that cannot run here, or not on tensors of this device.
+    """Raises RuntimeError, with what to do, for a backend that cannot run here or not on tensors of this device.
 
     device: what `place` says; index: which one of that kind.
     """

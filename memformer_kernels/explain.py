@@ -1,7 +1,7 @@
 """`explain` and `warmup`: what a call would run, told from its arguments alone."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,38 +9,56 @@ from torch import Tensor
 
 from memformer_kernels import functional
 from memformer_kernels.backends import BACKENDS
-from memformer_kernels.calls import attention as problem_blocks
-from memformer_kernels.calls import plan, problem
-from memformer_kernels.calls.arguments import Layer, Network, Quadratics
-from memformer_kernels.calls.checks import check_flag
-from memformer_kernels.torch_ops import gates
-
-_ATTENTION = ("q", "k", "v", "causal", "context", "mask", "cu_seqlens")
-"""The arguments of `linear_attention` that say what is computed."""
+from memformer_kernels.calls import call
+from memformer_kernels.calls.arguments import Call, Plan
+from memformer_kernels.calls.problem import check_lengths
 
 
-def explain(*arguments: Any, **options: Any) -> plan.Plan:
-    """Backend, algorithm, regime and the reason for them, for the arguments of any public function.
+def explain(*arguments: Any, **options: Any) -> Plan:
+    """Backend, algorithm, regime and the reason for them, for a call of any public function. Nothing is computed.
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
     `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
     a)` a first-order method, `explain(q, k, v)` with four axes linear attention, `explain(z, [r, ...], gamma)` a
-    register update and `explain(z)` a Gram matrix. Nothing is computed. Errors are those of the call.
+    register update and `explain(z)` a Gram matrix.
+
+    Args:
+        arguments: the call's, by place.
+        options: the call's, by name.
+
+    Returns:
+        The plan that the call follows.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as the call does.
+
+    Example:
+        >>> explain(torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)).algorithm
+        'gram'
     """
-    function, bound = _bind(arguments, options)
-    return _PLANNERS[function.__name__](bound)
+    return _plan(*_bind(arguments, options))
 
 
-def warmup(*arguments: Any, **options: Any) -> plan.Plan:
-    """Builds, loads or compiles ahead whatever a call with these arguments would wait for, and returns its plan.
+def warmup(*arguments: Any, **options: Any) -> Plan:
+    """Builds, loads or compiles ahead whatever a call would wait for; runs no kernel of this package.
 
     Backward, for the arguments that require a gradient, as well as forward; the arguments of a prediction stand for a
-    stack too. No kernel runs. What is compiled serves every number of tasks, and other numbers of tokens mostly too:
-    sizes that are 1, or multiples of 16, have code of their own.
+    stack too. What is compiled serves every number of tasks, and other numbers of tokens mostly too: sizes that are 1,
+    or multiples of 16, have code of their own.
+
+    Args:
+        arguments: the call's, by place, as in `explain`.
+        options: the call's, by name.
+
+    Returns:
+        The plan that the call follows.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as the call does.
     """
     function, bound = _bind(arguments, options)
-    chosen = _PLANNERS[function.__name__](bound)
-    BACKENDS[chosen.backend].warmup(lambda: _REHEARSALS[function.__name__](bound, chosen))
+    chosen = _plan(function, bound)
+    BACKENDS[chosen.backend].warmup(lambda: _rehearse(function, bound))
     return chosen
 
 
@@ -77,139 +95,32 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     return functional.memformer_predict if q_axes == 4 or "q" in options else functional.context_gram
 
 
-def _check_lengths(lengths: Tensor | None, z: Tensor, queries: int) -> None:
-    if lengths is not None:
-        problem.check_lengths(lengths, z.shape[1], queries)
+def _plan(function: Callable[..., Any], bound: dict[str, Any]) -> Plan:
+    """The plan of a call: of the very check that the public function starts with."""
+    found: Any = getattr(call, function.__name__.removeprefix("memformer_"))(*bound.values())
+    if not isinstance(found, Call):
+        return found[1]  # type: ignore[no-any-return]
+    if found.lengths is not None:
+        # Without a word on queries the call may be a stack, whose contexts may fill a task.
+        predicts = bound.get("queries") is not None or function is functional.memformer_loss
+        check_lengths(found.lengths, bound["z"].shape[1], found.queries if predicts else 0)
+    return found.plan
 
 
-def _plan_network(a: dict[str, Any]) -> plan.Plan:
-    checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
-    queries = problem.check_queries(a["queries"], a["z"], checked.context, checked.lengths)
-    if "target" in a:
-        problem.check_target(a["target"], a["z"], queries)
-    else:
-        check_flag("layers", a["layers"])
-    # Without a word on queries the call may be a stack, whose contexts may fill a task.
-    _check_lengths(checked.lengths, a["z"], queries if "target" in a or a["queries"] is not None else 0)
-    return plan.plan_network(checked, a["backend"], a["algorithm"])
+def _rehearse(function: Callable[..., Any], bound: dict[str, Any]) -> None:
+    """Makes the call, and its backward for what requires a gradient, where the backend runs no kernel.
 
-
-def _plan_layer(a: dict[str, Any]) -> plan.Plan:
-    problem.check_registers(a["registers"])
-    checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
-    _check_lengths(checked.lengths, a["z"], 0)
-    return plan.plan_layer(checked, len(a["registers"]), a["backend"])
-
-
-def _plan_gram(a: dict[str, Any]) -> plan.Plan:
-    tokens = problem.check_tokens(a["z"])
-    lengths = problem.check_context(a["context"], tokens)[1]
-    _check_lengths(lengths, tokens, 0)
-    device, number = tokens.device.type, tokens.device.index or 0
-    return plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, device, number)
-
-
-def _plan_quadratics(a: dict[str, Any]) -> plan.Plan:
-    checked = problem.check_quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
-    check_flag("layers", a["layers"])
-    return plan.plan_quadratics(checked, a["backend"])
-
-
-def _plan_attention(a: dict[str, Any]) -> plan.Plan:
-    call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
-    return plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, a["backend"])
-
-
-def _plan_update(a: dict[str, Any]) -> plan.Plan:
-    call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
-    return plan.plan_update(call.z.dtype, call.z.device.type, a["backend"])
-
-
-_PLANNERS: dict[str, Callable[[dict[str, Any]], plan.Plan]] = {
-    "memformer_predict": _plan_network,
-    "memformer_loss": _plan_network,
-    "memformer_layer": _plan_layer,
-    "context_gram": _plan_gram,
-    "lfom_solve": _plan_quadratics,
-    "linear_attention": _plan_attention,
-    "register_update": _plan_update,
-}
-
-
-def _needs(tensors: Sequence[Tensor | None]) -> list[bool]:
-    return [x is not None and x.requires_grad for x in tensors]
-
-
-def _rehearse_network(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    checked = problem.check_network(a["z"], a["q"], a["p"], a["gamma"], a["beta"], a["gate"], a["context"])
-    queries = problem.check_queries(a["queries"], a["z"], checked.context, checked.lengths)
-    with torch.enable_grad():  # so that what a gate is folded into requires a gradient where the gate does
-        q, gamma = gates.fold(a["gate"], a["q"], a["gamma"], a["beta"])
-    network = Network(a["z"], q, a["p"], gamma, a["beta"], checked.lengths, checked.context, chosen.algorithm)
-    needs = _needs(network[:6])
-    if "target" in a:
-        backend.loss(network, a["target"], queries, [needs[0], *_needs([a["target"]]), *needs[1:]])
-        return
-    predictions = backend.predict(network, queries, a["layers"])
-    tokens = backend.stack(network)
-    if any(needs):
-        backend.predict_backward(torch.empty_like(predictions), network, queries, a["layers"], needs)
-        backend.stack_backward(torch.empty_like(tokens), network, needs)
-
-
-def _rehearse_layer(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    checked = problem.check_layer(a["z"], a["q"], a["p"], a["registers"], a["gamma"], a["beta"], a["context"])
-    tensors = (a["z"], a["q"], a["p"], list(a["registers"]), a["gamma"], a["beta"], checked.lengths)
-    layer = Layer(*tensors, checked.context)
-    tokens, register = backend.layer(layer)
-    needs = _needs([*tensors[:3], *tensors[3], *tensors[4:]])
-    if any(needs):
-        backend.layer_backward(torch.empty_like(tokens), torch.empty_like(register), layer, needs)
-
-
-def _rehearse_gram(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    context, lengths = problem.check_context(a["context"], a["z"])
-    made = backend.context_gram(a["z"], lengths, context)
-    if a["z"].requires_grad:
-        backend.context_gram_backward(torch.empty_like(made), a["z"], lengths, context)
-
-
-def _rehearse_quadratics(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    quadratics = Quadratics(a["h"], a["b"], a["a"], a["gamma"], a["beta"], a["w0"])
-    made = backend.lfom_solve(quadratics, a["layers"])
-    needs = _needs(quadratics)
-    if any(needs):
-        backend.lfom_solve_backward(torch.empty_like(made), quadratics, a["layers"], needs)
-
-
-def _rehearse_attention(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    call = problem_blocks.check_attention(*(a[name] for name in _ATTENTION))
-    made = backend.attend(call)
-    needs = _needs(call[:3])
-    if any(needs):
-        backend.attend_backward(made, call, needs)
-
-
-def _rehearse_update(a: dict[str, Any], chosen: plan.Plan) -> None:
-    backend = BACKENDS[chosen.backend]
-    call = problem_blocks.check_update(a["z"], a["registers"], a["gamma"])
-    made = backend.register_update(*call)
-    needs = _needs([*call.registers, call.gamma])
-    if any(needs):
-        backend.register_update_backward(torch.empty_like(made), call.registers, call.gamma, needs)
-
-
-_REHEARSALS: dict[str, Callable[[dict[str, Any], plan.Plan], None]] = {
-    "memformer_predict": _rehearse_network,
-    "memformer_loss": _rehearse_network,
-    "memformer_layer": _rehearse_layer,
-    "context_gram": _rehearse_gram,
-    "lfom_solve": _rehearse_quadratics,
-    "linear_attention": _rehearse_attention,
-    "register_update": _rehearse_update,
-}
+    On this thread alone: autograd would go through a GPU's backward on another, which no rehearsal reaches.
+    """
+    given = [x for value in bound.values() for x in (value if isinstance(value, list | tuple) else [value])]
+    leaves = [x for x in given if isinstance(x, Tensor) and x.requires_grad]
+    calls = [(function, bound)]
+    if function is functional.memformer_predict:  # which stands for the stack of the same arguments too
+        shared = inspect.signature(functional.memformer_stack).parameters
+        calls.append((functional.memformer_stack, {name: bound[name] for name in shared}))
+    with torch.enable_grad(), torch.autograd.set_multithreading_enabled(False):
+        for called, arguments in calls:
+            made = called(**arguments)
+            results = [made] if isinstance(made, Tensor) else list(made)
+            if leaves:
+                torch.autograd.grad(results, leaves, [torch.empty_like(x) for x in results], allow_unused=True)

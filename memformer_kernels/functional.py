@@ -1,4 +1,4 @@
-"""The public functions: the contract, in docstrings.
+"""The public functions: the contract, in docstrings, each of which stands alone.
 
 Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot. The
 first n = `context` tokens of a task are labelled examples; the others are queries, whose response slot is 0. In the
@@ -8,47 +8,28 @@ notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums ove
     R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}                         R_{-1} = 0
     Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
 
-Parameters of a network of L layers and H heads:
+`linear_attention` and `register_update` are for models of your own, of any width.
 
-    q      (L, H, D, D) dense, or (L, H, d, d): the block A of Q = [[A, 0], [0, 0]].
-    p      None: response-only, P = [[0, 0], [0, 1]]; (L, H, d, d): the block Bm of P = [[Bm, 0], [0, 1]];
-           (L, H, D, D): dense.
-    gamma  None: each layer adds its own register (the linear transformer). 4 axes, broadcastable to (L, H, N, D): layer
-           l weighs only its own register. 5 axes, broadcastable to (L, L, H, N, D): [l, j] weighs register j in layer
-           l's update; entries j > l are ignored, and a first axis of size 1 says "shared by layers".
-    beta   None: 0. Else broadcastable to (L, H, N, D).
-    gate   None: 1. Else (H,) or (L, H).
+Everything is differentiable, twice, in every floating argument. float32 and float64 throughout; tokens may be bfloat16
+or float16 with parameters in float32 or in the tokens' dtype, and sums, predictions and losses are float32 then. Shapes
+and values that do not fit raise ValueError, wrong kinds raise TypeError, and a backend that is not available
+RuntimeError, before any work.
 
-and of the tasks:
-
-    context  None: N - 1. An int from 1 to N, or an integer tensor (B,) for ragged contexts: each task divides by its
-             own n.
-    queries  None: N - context, or 1 for ragged contexts. The last `queries` tokens are predicted; the tokens between
-             the context and them are padding: never read into a result, and of exactly zero gradient.
-
-`backend` is "auto" or a backend's name, `algorithm` "auto", "gram" (all layers on D-by-D matrices; not where gamma or
-beta has a token axis) or "token" (tokens updated layer by layer); `explain` says what "auto" chooses and why.
-
-Everything is differentiable, twice, in every floating argument. float32 and float64 throughout; z may be bfloat16 or
-float16 beside parameters in float32 or in z's dtype, and then Gram matrices, predictions and losses are float32 and
-tokens keep z's dtype. Shapes and values that do not fit raise ValueError, wrong kinds raise TypeError, and a backend
-that is not available RuntimeError, before any work.
+A call goes calls (check, plan, remember) -> torch_ops (one operation that PyTorch knows) -> backends.
 """
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from memformer_kernels.backends.pytorch.attention import attend
 from memformer_kernels.backends.pytorch.register_update import update
-from memformer_kernels.calls import plan, problem
+from memformer_kernels.calls import call
 from memformer_kernels.calls.arguments import compute_dtype
-from memformer_kernels.calls.attention import check_attention, check_history, check_step, check_update
-from memformer_kernels.calls.checks import check_flag
-from memformer_kernels.calls.memo import Settled, remembered
+from memformer_kernels.calls.attention import check_history, check_step
 from memformer_kernels.torch_ops import gates, ops, sharding
 
 
@@ -64,14 +45,51 @@ def memformer_stack(
     backend: str = "auto",
     algorithm: str = "auto",
 ) -> Tensor:
-    """Tokens after all L layers, Z_L (B, N, D), in z's dtype.
+    """Tokens after all L layers of a Memformer, Z_L.
+
+        att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
+        R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+        Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
 
     Every token past the context is a query: row i depends on the context and on itself, and its response slot is read
-    as given. Arguments and errors: see the module's head.
+    as given.
+
+    Args:
+        z: tasks (B, N, D): N tokens of D - 1 features and a response slot; float32, float64, bfloat16 or float16.
+        q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
+            dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (L, H, D, D), dense.
+        gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
+            (L, H, N, D): layer l weights its own register. Five axes, broadcastable to (L, L, H, N, D): [l, j] weights
+            register j in layer l's update; entries j > l are ignored, and a first axis of 1 is shared by layers.
+        beta: momentum, broadcastable to (L, H, N, D); None: 0.
+        gate: (H,) or (L, H); None: 1.
+        context: labelled tokens n of every task: an int from 1 to N, or an integer tensor (B,) of ragged contexts,
+            each of which divides by its own n. None: N - 1.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+        algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
+            updated layer by layer) or "auto".
+
+    Returns:
+        (B, N, D), in z's dtype.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
+    L H B N D^2 on tokens.
+
+    Example:
+        >>> z, q = torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)
+        >>> memformer_stack(z, q).shape
+        torch.Size([8, 21, 6])
     """
-    settled = _settle_stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
+    count, lengths, _, form, backend, _ = call.stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
-    return ops.stack(z, q, p, gamma, beta, settled.lengths, settled.context, settled.algorithm, settled.backend)
+    return ops.stack(z, q, p, gamma, beta, lengths, count, form, backend)
 
 
 def memformer_predict(
@@ -88,15 +106,56 @@ def memformer_predict(
     backend: str = "auto",
     algorithm: str = "auto",
 ) -> Tensor:
-    """Predictions -[Z_L]_{query, D-1} of the last `queries` tokens, (B, queries).
+    """Predictions of a Memformer: minus the response slots of the last `queries` tokens of Z_L.
 
-    With `layers`, those after each layer, (L, B, queries). float64 for float64 tokens, else float32. Arguments and
-    errors: see the module's head.
+        att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
+        R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+        Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+
+    A response-only network predicts w_L^T x with the weights of a learned first-order method (`lfom_solve`) on the
+    context's least squares.
+
+    Args:
+        z: tasks (B, N, D): N tokens of D - 1 features and a response slot, 0 in queries; float32, float64, bfloat16 or
+            float16.
+        q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
+            dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (L, H, D, D), dense.
+        gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
+            (L, H, N, D): layer l weights its own register. Five axes, broadcastable to (L, L, H, N, D): [l, j] weights
+            register j in layer l's update; entries j > l are ignored, and a first axis of 1 is shared by layers.
+        beta: momentum, broadcastable to (L, H, N, D); None: 0.
+        gate: (H,) or (L, H); None: 1.
+        context: labelled tokens n of every task: an int from 1 to N, or an integer tensor (B,) of ragged contexts,
+            each of which divides by its own n. None: N - 1.
+        queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
+            between the context and them are padding: not read into a result, and of exactly zero gradient.
+        layers: predictions after each layer, not the last alone.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+        algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
+            updated layer by layer) or "auto".
+
+    Returns:
+        (B, queries), or (L, B, queries) with `layers`; float64 for float64 tokens, else float32.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
+    L H B N D^2 on tokens.
+
+    Example:
+        >>> z, q = torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)
+        >>> memformer_predict(z, q, context=20).shape
+        torch.Size([8, 1])
     """
-    settled = _settle_prediction(z, q, p, gamma, beta, gate, context, queries, layers, backend, algorithm)
-    count, lengths, predicted, algorithm, backend = settled
+    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, backend, algorithm)
+    count, lengths, predicted, form, backend, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
-    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, algorithm, predicted, layers, backend)
+    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, backend)
     return after_layers if layers else after_layers.squeeze(0)  # an index's backward fills zeros and copies
 
 
@@ -114,18 +173,56 @@ def memformer_loss(
     backend: str = "auto",
     algorithm: str = "auto",
 ) -> Tensor:
-    """Mean squared error of the predictions against `target` (B, queries), a scalar.
+    """Mean squared error of a Memformer's predictions, with its gradients worked out in the same pass.
 
-    float64 for float64 tokens, else float32. The loss of no predictions is NaN, with zero gradients. Arguments and
-    errors: see the module's head.
+        att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
+        R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+        Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+        loss     = mean over tasks and queries of (-[Z_L]_{query, D-1} - target)^2
+
+    Args:
+        z: tasks (B, N, D): N tokens of D - 1 features and a response slot, 0 in queries; float32, float64, bfloat16 or
+            float16.
+        target: responses of the queries (B, queries), in z's dtype or float32.
+        q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
+            dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (L, H, D, D), dense.
+        gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
+            (L, H, N, D): layer l weights its own register. Five axes, broadcastable to (L, L, H, N, D): [l, j] weights
+            register j in layer l's update; entries j > l are ignored, and a first axis of 1 is shared by layers.
+        beta: momentum, broadcastable to (L, H, N, D); None: 0.
+        gate: (H,) or (L, H); None: 1.
+        context: labelled tokens n of every task: an int from 1 to N, or an integer tensor (B,) of ragged contexts,
+            each of which divides by its own n. None: N - 1.
+        queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
+            between the context and them are padding: not read into a result, and of exactly zero gradient.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+        algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
+            updated layer by layer) or "auto".
+
+    Returns:
+        A scalar; float64 for float64 tokens, else float32. The loss of no predictions is NaN, with zero gradients.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
+    L H B N D^2 on tokens, for the value; gradients take about twice that again.
+
+    Example:
+        >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
+        >>> memformer_loss(z, target, q).backward()
     """
-    settled = _settle_loss(z, target, q, p, gamma, beta, gate, context, queries, backend, algorithm)
-    count, lengths, predicted, algorithm, backend = settled
+    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, backend, algorithm)
+    count, lengths, predicted, form, backend, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, lengths)
     enabled = torch.is_grad_enabled()
     wanted = tuple([enabled and x is not None and x.requires_grad for x in tensors])
-    return ops.loss(*tensors, count, algorithm, predicted, wanted, backend)[0]
+    return ops.loss(*tensors, count, form, predicted, wanted, backend)[0]
 
 
 def memformer_layer(
@@ -139,25 +236,70 @@ def memformer_layer(
     context: int | Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """One layer, for use inside other models: (z_next (B, N, D), register (B, R, N, D)), both in z's dtype.
+    """One layer of a Memformer, for use inside other models.
 
-    q, p and beta are one layer's, without the L axis. `registers` are those of the layers before, oldest first. gamma,
-    broadcastable to (len(registers) + 1, H, N, D), weighs them and, last, the new one; None adds the new one alone.
-    beta multiplies registers[-1]. R = H where gamma or beta has a head axis larger than 1, else 1 (heads summed).
-    A gate folds into gamma. Other arguments and errors: see the module's head.
+        R_h    = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T + beta_h * registers[-1]_h
+        Z_next = Z + sum_h sum_j gamma_{j,h} * R_{j,h},    R_j the registers given and, last, the new one
+
+    A gate folds into gamma.
+
+    Args:
+        z: tokens (B, N, D); float32, float64, bfloat16 or float16.
+        q: one layer's (H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (H, D, D), dense. Parameters have
+            z's dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (H, D, D), dense.
+        registers: those of the layers before, oldest first, each (B, R, N, D) in z's dtype. R = H where gamma or beta
+            has a head axis larger than 1, else 1 (heads summed).
+        gamma: broadcastable to (len(registers) + 1, H, N, D): weights of the registers and, last, of the new one.
+            None: the new one alone is added.
+        beta: broadcastable to (H, N, D), multiplies registers[-1]; None: 0.
+        context: labelled tokens n: an int from 1 to N, or an integer tensor (B,) of ragged contexts. None: N - 1.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+
+    Returns:
+        (z_next (B, N, D), register (B, R, N, D)), both in z's dtype.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: H B N D^2 multiply-adds for the attention and len(registers) B N D for the memory.
+
+    Example:
+        >>> z, q = torch.randn(8, 21, 6), torch.randn(1, 5, 5)
+        >>> z, register = memformer_layer(z, q)
+        >>> z, register = memformer_layer(z, q, registers=[register], gamma=torch.ones(2, 1, 1, 1))
     """
-    problem.check_registers(registers)
-    settled = _settle_layer(z, q, p, gamma, beta, context, backend, *registers)
-    return ops.layer(z, q, p, list(registers), gamma, beta, settled.lengths, settled.context, settled.backend)
+    count, lengths, _, form, backend, _ = call.layer(z, q, p, registers, gamma, beta, context, backend)
+    return ops.layer(z, q, p, list(registers), gamma, beta, lengths, count, form, backend)
 
 
 def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
-    """The context Gram matrix sum_{i<n} z_i z_i^T, (B, D, D), not divided by n.
+    """The context Gram matrix sum_{i<n} z_i z_i^T, not divided by n.
 
-    float64 for float64 tokens, else float32. Gram matrices of disjoint parts of a context add up to that of the whole.
+    Gram matrices of disjoint parts of a context add up to that of the whole.
+
+    Args:
+        z: tokens (B, N, D); float32, float64, bfloat16 or float16.
+        context: tokens n that are summed: an int from 1 to N, or an integer tensor (B,). None: N - 1.
+
+    Returns:
+        (B, D, D); float64 for float64 tokens, else float32.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+
+    Cost: B n D^2 multiply-adds; tokens are read once.
+
+    Example:
+        >>> context_gram(torch.ones(2, 4, 3), 4)[0, 0]
+        tensor([4., 4., 4.])
     """
-    settled = _settle_gram(z, context)
-    return ops.context_gram(z, settled.lengths, settled.context, settled.backend)
+    found = call.context_gram(z, context)
+    return ops.context_gram(z, found.lengths, found.context, found.backend)
 
 
 def lfom_solve(
@@ -171,71 +313,40 @@ def lfom_solve(
     layers: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w:
+    """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w.
 
         g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j
 
-    h (B, d, d) is read in full, and its gradient is dense; b (B, d); preconditioners a (L, d, d); gamma with three
-    axes, broadcastable to (L, L, d), or None for ones on the diagonal; beta broadcastable to (L, d), or None for 0;
-    w0 (B, d), or None for 0. All float32 or all float64. Returns w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
+    A preconditioner a = -A descends, with A positive definite.
+
+    Args:
+        h: (B, d, d), read in full; its gradient is dense. All tensors are float32, or all float64.
+        b: (B, d).
+        a: preconditioners (L, d, d).
+        gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal.
+        beta: broadcastable to (L, d); None: 0.
+        w0: where the method starts, (B, d); None: 0.
+        layers: the weights after each step, not the last alone.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+
+    Returns:
+        w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
+
+    Raises:
+        ValueError: a shape or value that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: 2 L B d^2 multiply-adds; h is read once where it is tiny.
+
+    Example:
+        >>> h, b, a = torch.eye(2).expand(1, 2, 2), torch.ones(1, 2), -0.5 * torch.eye(2).expand(3, 2, 2)
+        >>> lfom_solve(h, b, a)
+        tensor([[0.8750, 0.8750]])
     """
-    settled = _settle_solution(h, b, a, gamma, beta, w0, layers, backend)
-    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, settled.backend)
+    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, layers, backend).backend
+    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
     return iterates if layers else iterates.squeeze(0)
-
-
-@remembered
-def _settle_stack(*arguments: Any) -> Settled:
-    *network, backend, algorithm = arguments
-    checked = problem.check_network(*network)
-    chosen = plan.plan_network(checked, backend, algorithm)
-    return Settled(checked.context, checked.lengths, 0, chosen.algorithm, chosen.backend)
-
-
-@remembered
-def _settle_prediction(z: Tensor, *arguments: Any) -> Settled:
-    *network, queries, layers, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
-    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    check_flag("layers", layers)
-    chosen = plan.plan_network(checked, backend, algorithm)
-    return Settled(checked.context, checked.lengths, predicted, chosen.algorithm, chosen.backend)
-
-
-@remembered
-def _settle_loss(z: Tensor, target: Tensor, *arguments: Any) -> Settled:
-    *network, queries, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
-    predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_target(target, z, predicted)
-    chosen = plan.plan_network(checked, backend, algorithm)
-    return Settled(checked.context, checked.lengths, predicted, chosen.algorithm, chosen.backend)
-
-
-@remembered
-def _settle_layer(*arguments: Any) -> Settled:
-    z, q, p, gamma, beta, context, backend, *registers = arguments
-    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
-    chosen = plan.plan_layer(checked, len(registers), backend)
-    return Settled(checked.context, checked.lengths, 0, chosen.algorithm, chosen.backend)
-
-
-@remembered
-def _settle_gram(z: Tensor, context: int | Tensor | None) -> Settled:
-    tokens = problem.check_tokens(z)
-    count, lengths = problem.check_context(context, tokens)
-    device, number = tokens.device.type, tokens.device.index or 0
-    chosen = plan.plan_gram(tokens.shape[1], tokens.shape[2], lengths is not None, device, number)
-    return Settled(count, lengths, 0, chosen.algorithm, chosen.backend)
-
-
-@remembered
-def _settle_solution(*arguments: Any) -> Settled:
-    *quadratics, layers, backend = arguments
-    checked = problem.check_quadratics(*quadratics)
-    check_flag("layers", layers)
-    chosen = plan.plan_quadratics(checked, backend)
-    return Settled(0, None, 0, chosen.algorithm, chosen.backend)
 
 
 def linear_attention(
@@ -249,34 +360,52 @@ def linear_attention(
     cu_seqlens: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The mean of (q_t . k_i) v_i over the keys i that token t sees: (B, N, H, F), in the arguments' dtype.
+    """Attention without softmax, with Q and P factored into heads: out_t = q_t (sum_i k_i v_i^T) / n.
 
-    q, k (B, N, H, E) and v (B, N, H, F) are the heads' projections. Time and memory are linear in N: a head's keys are
-    summed to one matrix S = sum_i k_i v_i^T of E by F, and out_t = q_t S / n.
+    The mean runs over the n keys i that token t sees. This is the attention of Katharopoulos et al. (arXiv 2006.16236)
+    and, for factored heads, of Dutta & Sra (arXiv 2410.07263).
 
-    causal      token t sees the tokens up to itself: out_t = q_t S_t / t
-    context     only the first `context` tokens are keys: an int, or an integer tensor (B,); None: all N. Every token
-                is answered. Not beside causal
-    mask        (B, N) bool, true for tokens that exist. Padding is neither read nor counted: it gets zeros and exactly
-                zero gradient, whatever it holds. A sample without a key gets zeros
-    cu_seqlens  (S + 1,) integers rising from 0 to N: sequences packed one behind the other along N, which do not see
-                each other (rows of a batch share them). Not beside context or mask
+    Args:
+        q: queries (B, N, H, E); float32, float64, bfloat16 or float16.
+        k: keys, of q's shape and dtype.
+        v: values (B, N, H, F), in q's dtype.
+        causal: token t sees the tokens up to itself: out_t = q_t S_t / t.
+        context: the first `context` tokens alone are keys, and every token is answered: an int, or an integer tensor
+            (B,). None: all N. Not together with causal.
+        mask: (B, N) bool, true for tokens that exist; None: all. Padding is neither read nor counted: it gets zeros
+            and exactly zero gradient, whatever it holds. A sample without a key gets zeros.
+        cu_seqlens: (S + 1,) integers rising from 0 to N: sequences packed one behind the other along N, which do not
+            see each other (rows of a batch share them). Not together with context or mask. None: one sequence.
+        backend: "auto", "torch", "cpu" or "triton"; `explain` says what "auto" chooses, and why.
 
-    This is attention without softmax (Katharopoulos et al., arXiv 2006.16236) and, with Q and P factored into heads,
-    that of Dutta & Sra (arXiv 2410.07263).
+    Returns:
+        (B, N, H, F), in the arguments' dtype; sums are kept in float32, in float64 for float64.
+
+    Raises:
+        ValueError: a shape or value that does not fit; values on a GPU are not checked.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: 2 B N H E F multiply-adds; time and memory are linear in N.
+
+    Example:
+        >>> q, k, v = (torch.randn(2, 100, 4, 16) for _ in range(3))
+        >>> linear_attention(q, k, v, causal=True).shape
+        torch.Size([2, 100, 4, 16])
     """
-    call = check_attention(q, k, v, causal, context, mask, cu_seqlens)
-    chosen = plan.plan_attention(call.q.shape[3], call.v.shape[3], call.q.device.type, backend)
+    tokens, chosen = call.linear_attention(q, k, v, causal, context, mask, cu_seqlens, backend)
     if _spelled_out(backend):
-        return attend(call)
-    made: Tensor = ops.linear_attention(*call, chosen.backend)
+        return attend(tokens)
+    made: Tensor = ops.linear_attention(*tokens, chosen.backend)
     return made
 
 
 class AttentionState(NamedTuple):
     """What causal attention keeps of the tokens so far, whatever their number.
 
-    sum: (B, H, E, F), sum of k_i v_i^T, float32 (float64 for float64). tokens: (B,) int64, how many there were.
+    Attributes:
+        sum: (B, H, E, F), sum of k_i v_i^T, float32 (float64 for float64).
+        tokens: (B,) int64, how many there were.
     """
 
     sum: Tensor
@@ -284,7 +413,25 @@ class AttentionState(NamedTuple):
 
 
 def attention_state(k: Tensor, v: Tensor) -> AttentionState:
-    """The state after the tokens of k (B, N, H, E) and v (B, N, H, F), N >= 0."""
+    """The state of causal attention after some tokens.
+
+    Args:
+        k: keys (B, N, H, E), N >= 0; float32, float64, bfloat16 or float16.
+        v: values (B, N, H, F), in k's dtype.
+
+    Returns:
+        The sum over the tokens of k_i v_i^T, and their number.
+
+    Raises:
+        ValueError: a shape that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+
+    Cost: B N H E F multiply-adds.
+
+    Example:
+        >>> attention_state(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 4, 16)).tokens
+        tensor([9, 9])
+    """
     k, v = check_history(k, v)
     dtype = compute_dtype(k)
     total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
@@ -292,10 +439,29 @@ def attention_state(k: Tensor, v: Tensor) -> AttentionState:
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
-    """One more token of causal attention: (out (B, H, F), the new state) from q, k (B, H, E) and v (B, H, F).
+    """One more token of causal attention.
 
     Equal to the last row of `linear_attention(causal=True)` over all tokens so far, at a cost that does not grow with
-    them: 2 H E F multiply-adds a sample. Raises TypeError for dtypes that differ, or a state summed in another.
+    them.
+
+    Args:
+        q: the token's query (B, H, E); float32, float64, bfloat16 or float16.
+        k: its key (B, H, E), in q's dtype.
+        v: its value (B, H, F), in q's dtype.
+        state: that of the tokens before it.
+
+    Returns:
+        (out (B, H, F) in v's dtype, the new state).
+
+    Raises:
+        ValueError: a shape that does not fit.
+        TypeError: an argument of the wrong kind, dtypes that differ, or a state summed in another.
+
+    Cost: 2 B H E F multiply-adds.
+
+    Example:
+        >>> state = attention_state(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 4, 16))
+        >>> out, state = attention_step(torch.randn(2, 4, 16), torch.randn(2, 4, 16), torch.randn(2, 4, 16), state)
     """
     q, k, v = check_step(q, k, v, state)
     dtype = state.sum.dtype
@@ -309,21 +475,39 @@ _UPDATE = sharding.Rule(("z", "registers", "gamma"), frozenset({0, 1}))
 
 
 def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:
-    """z + sum_j gamma_j * R_j in one pass: of z's shape and dtype.
+    """The memory's update by itself, z + sum_j gamma_j * R_j, in one pass; see `nn.RegisterMemory` for its use.
 
-    z may have any shape; registers are J >= 1 tensors of that shape and dtype; gamma (J, ...) is broadcastable behind
-    its first axis: (J,) one weight a register, (J, D) one a feature, (J, N, 1) one a token, (J, N, D), (J, B, 1, 1)...;
-    float32 or z's dtype. Forward and backward read every register once; see `nn.RegisterMemory` for its use.
+    Args:
+        z: of any shape; float32, float64, bfloat16 or float16.
+        registers: J >= 1 tensors of z's shape and dtype.
+        gamma: (J, ...), broadcastable behind its first axis: (J,) one weight a register, (J, D) one a feature,
+            (J, N, 1) one a token, (J, N, D), (J, B, 1, 1)...; float32 or z's dtype.
+        backend: "auto", "torch", "cpu" or "triton"; `explain` says what "auto" chooses, and why.
+
+    Returns:
+        Of z's shape and dtype.
+
+    Raises:
+        ValueError: a shape that does not fit.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: J multiply-adds an entry; forward and backward read each register once.
+
+    Example:
+        >>> z = torch.zeros(2, 3)
+        >>> register_update(z, [z + 1, z + 2], torch.tensor([1.0, 10.0]))
+        tensor([[21., 21., 21.],
+                [21., 21., 21.]])
     """
     if type(z) is not Tensor and sharding.is_sharded(z):
         # Before the axes are folded: a shard of tasks is no shard of what they are folded into.
         updated: Tensor = sharding.spread(_UPDATE, partial(register_update, backend=backend), (z, registers, gamma))
         return updated
-    call = check_update(z, registers, gamma)
-    chosen = plan.plan_update(call.z.dtype, call.z.device.type, backend)
+    tokens, chosen = call.register_update(z, registers, gamma, backend)
     if _spelled_out(backend):
-        return update(*call).reshape(z.shape)
-    made: Tensor = ops.register_update(*call, chosen.backend)
+        return update(*tokens).reshape(z.shape)
+    made: Tensor = ops.register_update(*tokens, chosen.backend)
     return made.reshape(z.shape)
 
 

@@ -23,7 +23,7 @@ _failed: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Status:
-    """A native library: its file and the instruction sets in it, or no file and the reason with the mend.
+    """A native library: its file and the instruction sets in it, or no file, why, and how to fix it.
 
     driver: the oldest CUDA driver that serves it, such as 13000 for CUDA 13; 0 for a library that needs none.
     """
@@ -56,7 +56,7 @@ def _rebuild(name: str) -> str:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    """What the build left beside the library, or left instead of it."""
+    """What the build left with the library, or left instead of it."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -67,7 +67,7 @@ def _record(path: Path) -> dict[str, Any]:
 def load(name: str) -> None:
     """Registers the operators of a library with torch, once in a process; threads may call it at the same time.
 
-    Raises RuntimeError with the mend if the library is missing or does not load.
+    Raises RuntimeError, which says how to fix it, if the library is missing or does not load.
     """
     if name in _loaded:
         return
@@ -88,7 +88,7 @@ def load(name: str) -> None:
 
 
 def fault(name: str) -> str | None:
-    """Why a library cannot be used, with the mend; None where it can, and then it is loaded."""
+    """Why a library cannot be used, and how to fix it; None where it can, and then it is loaded."""
     try:
         load(name)
     except RuntimeError as error:
@@ -100,7 +100,7 @@ def fault(name: str) -> str | None:
 def operators(name: str) -> Any:
     """The native operators, callable by name once their library is loaded; tensors decide which library runs.
 
-    Raises RuntimeError with the mend if the library is missing or does not load.
+    Raises RuntimeError, which says how to fix it, if the library is missing or does not load.
     """
     load(name)
     return torch.ops.memformer_native

@@ -16,21 +16,19 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 Context = int | Tensor | None
 
 
-def border(q: Tensor, width: int, corner: float) -> Tensor:
-    """The block `q` (..., d, d) with a zero border and a last `corner`: (..., width, width). Dense passes."""
-    if q.shape[-1] == width:
-        return q
-    bordered = pad(q, (0, 1, 0, 1))
-    if corner == 0.0:
-        return bordered
-    place = torch.zeros(width, width, dtype=q.dtype, device=q.device)
-    place[-1, -1] = corner
-    return bordered + place
+def border(block: Tensor, width: int, corner: float) -> Tensor:
+    """A block (..., d, d) above and left of a `corner`, with zeros elsewhere: (..., width, width). Dense passes."""
+    if block.shape[-1] == width:
+        return block
+    above = torch.cat([block, block.new_zeros(*block.shape[:-1], 1)], -1)
+    last = torch.cat(
+        [block.new_zeros(*block.shape[:-2], 1, width - 1), block.new_full((*block.shape[:-2], 1, 1), corner)], -1
+    )
+    return torch.cat([above, last], -2)
 
 
 def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
@@ -40,7 +38,7 @@ def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor
 
 
 def weight(gamma: Tensor | None, layer: int, register: int) -> Tensor | None:
-    """gamma_{l,j}, broadcastable to (H, N, D); None where layer `l` does not weigh register `j`."""
+    """gamma_{l,j}, broadcastable to (H, N, D); None where layer `l` does not weight register `j`."""
     if gamma is not None and gamma.ndim == 5:
         return gamma[layer % gamma.shape[0], register % gamma.shape[1]]
     if layer != register:

@@ -111,7 +111,7 @@ def results(implementation: Implementation, case: Case) -> dict[str, Tensor]:
     if case.target is not None:
         scalar = (predictions[-1] - case.target).square().mean()
     else:
-        scalar = _weighed(tokens) + _weighed(predictions)
+        scalar = _weighted(tokens) + _weighted(predictions)
     names = ("z", "q", "p", "gamma", "beta", "gate")
     leaves = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
     grads = torch.autograd.grad(scalar, list(leaves.values()), allow_unused=True)
@@ -121,7 +121,7 @@ def results(implementation: Implementation, case: Case) -> dict[str, Tensor]:
     return made
 
 
-def _weighed(values: Tensor) -> Tensor:
+def _weighted(values: Tensor) -> Tensor:
     """A scalar to which every entry contributes differently, the same in every dtype."""
     weights = torch.arange(values.numel(), dtype=torch.float64, device=values.device).mul(0.7).cos()
     return (values * weights.view(values.shape).to(values.dtype)).sum() / max(values.shape[0], 1)

@@ -70,7 +70,7 @@ _FakeTensor: Any = _find("_subclasses.FakeTensor")
 copy_all: Callable[..., None] = _find("_foreach_copy_")
 scale_all: Callable[..., None] = _find("_foreach_mul_")
 
-_find("autograd.forward_ad._current_level")  # read anew by each question below
+_find("autograd.forward_ad._current_level")  # read again by each question below
 
 
 def transforming() -> bool:

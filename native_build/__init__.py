@@ -2,7 +2,7 @@
 
 `memformer_cpu.so` from csrc/cpu, and where there is an nvcc `memformer_cuda.so` from csrc/cuda. Both are plain shared
 objects that talk to PyTorch through its stable ABI: they depend on no version of Python and serve every torch from
-`tools.TARGET_TORCH` on. setup.py builds with this package; who links the objects anew asks it for their names. Nothing
+`tools.TARGET_TORCH` on. setup.py builds with this package; who links the objects again asks it for their names. Nothing
 here imports torch: its headers are found by looking for its folder.
 """
 

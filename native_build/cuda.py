@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from native_build import ninja
+from native_build import instances, ninja
 from native_build.errors import BuildFailed, CannotBuild, unless_skipped
 from native_build.tools import KERNEL_STANDARD, Toolchain
 
@@ -27,11 +27,12 @@ OLDEST_GENERATION = 8
 """The first with asynchronous copies to shared memory."""
 
 BULK_COPIES = ("response_gram", "quadratics", "thread_gram")
-"""How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/stage.cuh)."""
+"""How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/machine/stage.cuh)."""
 
 CLUSTERS = ("train",)
-"""The same of sources whose blocks meet in another way from 9.0 on (csrc/cuda/train.cuh)."""
+"""The same of sources whose blocks meet in another way from 9.0 on (csrc/cuda/train/train.cuh)."""
 
+KERNELS = "csrc/cuda/kernels"
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
@@ -97,7 +98,7 @@ def _family_flags(family: list[Architecture]) -> list[str]:
 
 
 def find_cuda() -> Cuda:
-    """Raises CannotBuild with the mend, or BuildFailed if the CUDA library was demanded."""
+    """Raises CannotBuild with the fix, or BuildFailed if the CUDA library was demanded."""
     return unless_skipped("MEMFORMER_SKIP_CUDA", "MEMFORMER_FORCE_CUDA", _find_cuda)
 
 
@@ -163,11 +164,35 @@ def architectures(listed: str, known: set[int]) -> tuple[Architecture, ...]:
     return tuple(made)
 
 
-def objects(root: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Object]:
-    """csrc/cuda, a kernel instantiation a file, and csrc/binding/cuda; only the binding sees torch."""
-    for source in ninja.sources(root, "csrc/cuda", "**/*.cu"):
-        place = source.relative_to("csrc").with_suffix(".o")
-        yield ninja.Object(source, str(place), (*cuda.flags(reads_alike(source)), *DEVICE_FLAGS))
+def kernels(root: Path, folder: Path) -> list[Path]:
+    """The sources of kernels, relative to the root: those of csrc and those that the build writes into its folder."""
+    written = dict.fromkeys(instance.name for instance in instances.read(root))
+    found = [*ninja.sources(root, KERNELS, "*.cu"), *(instances.source(_place(root, folder), name) for name in written)]
+    if len({source.stem for source in found}) < len(found):
+        raise BuildFailed(f"a source in {KERNELS} has the name of an object in {instances.LIST}")
+    return found
+
+
+def kernel_object(source: Path) -> str:
+    """The place of a kernel's object in the build's folder."""
+    return f"cuda/kernels/{source.stem}.o"
+
+
+def device_flags(root: Path, folder: Path) -> tuple[str, ...]:
+    """How kernels are compiled, for whatever they are compiled for."""
+    return (*DEVICE_FLAGS, f"-I{_place(root, folder)}")
+
+
+def _place(root: Path, folder: Path) -> Path:
+    """A build's folder as seen from the root, where compilers run: objects do not name where they were built."""
+    return Path(os.path.relpath(folder, root))
+
+
+def objects(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Object]:
+    """csrc/cuda/kernels and the instances of their list, and csrc/binding/cuda; only the binding sees torch."""
+    for source in kernels(root, folder):
+        flags = (*cuda.flags(reads_alike(source)), *device_flags(root, folder))
+        yield ninja.Object(source, kernel_object(source), flags)
     include = toolchain.torch / "include"
     headers = ("-isystem", str(include), "-Xcompiler", f"-fmacro-prefix-map={include}/=")
     for source in ninja.sources(root, "csrc/binding/cuda"):
@@ -177,7 +202,8 @@ def objects(root: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Obje
 
 
 def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> list[str]:
-    """The rules of the library and everything it is made of."""
+    """The rules of the library and everything it is made of, having written the sources of instances."""
+    instances.write(root, folder)
     nvcc = [cuda.nvcc, *cuda.host]
     compile_device = [*nvcc, f"-Xcompiler={','.join(HOST_FLAGS)}"]
     # What the CUDA runtime defines stays inside: torch brings its own.
@@ -195,7 +221,7 @@ def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> l
         *ninja.made("link_stub", folder / STUB, ninja.sources(root, "csrc/binding/cuda/stubs")),
     ]
     made = []
-    for unit in objects(root, toolchain, cuda):
+    for unit in objects(root, folder, toolchain, cuda):
         made.append(folder / unit.output)
         lines += ninja.made("compile_cuda", made[-1], [unit.source], [program], unit.flags)
     return [*lines, *ninja.made("link_cuda", folder / LIBRARY, made, [folder / STUB])]

@@ -8,7 +8,7 @@ Found = TypeVar("Found")
 
 
 class CannotBuild(Exception):
-    """Something that a build needs is not here, or is not wanted; the message names the mend."""
+    """Something that a build needs is not here, or is not wanted; the message names the fix."""
 
 
 class BuildFailed(Exception):

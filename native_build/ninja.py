@@ -18,7 +18,7 @@ class Object:
 
 def compile_rule(name: str, words: list[str]) -> list[str]:
     """A rule for one source with `$flags`. -MD also follows the headers of torch and of the compiler: a new version of
-    either builds anew."""
+    either builds again."""
     return [
         f"rule {name}",
         f"  command = {command(words)} $flags -MD -MF $out.d -c $in -o $out",
@@ -39,7 +39,7 @@ def link_rule(name: str, words: list[str], libraries: list[str]) -> list[str]:
 def made(
     rule: str, output: Path, sources: Iterable[Path], implicit: Iterable[Path] = (), flags: tuple[str, ...] = ()
 ) -> list[str]:
-    """One file made by a rule; a change of anything implicit makes it anew."""
+    """One file made by a rule; a change of anything implicit makes it again."""
     behind = [_escaped(path) for path in implicit]
     needs = " ".join([*map(_escaped, sources), *(["|", *behind] if behind else [])])
     own = [f"  flags = {command(flags)}"] if flags else []

@@ -42,7 +42,7 @@ class Toolchain:
 
 
 def find_toolchain() -> Toolchain:
-    """Raises CannotBuild with the mend, or BuildFailed if the native library was demanded."""
+    """Raises CannotBuild with the fix, or BuildFailed if the native library was demanded."""
     return unless_skipped("MEMFORMER_SKIP_NATIVE", "MEMFORMER_FORCE_NATIVE", _find_toolchain)
 
 

@@ -42,6 +42,17 @@ def test_what_is_named_exists() -> None:
         assert (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
 
 
+def test_coefficients_are_as_many_as_the_table_says() -> None:
+    formulas = {"none": lambda n, d: 0, "cgd": lambda n, d: (2 * n - 1) * d}
+    formulas |= {"lfom": lambda n, d: n * (n + 1) * d // 2, "lfom_residual": lambda n, d: n * (n - 1) * d // 2}
+    said = dict(re.findall(r'^\| `"(\w+)"` \| .* \| (.*?) \| [\w ]+ \|$', PAGE, re.MULTILINE))
+    assert said == {"none": "0", "cgd": "(2 L - 1) D", "lfom": "L (L + 1) D / 2", "lfom_residual": "L (L - 1) D / 2"}
+    for memory, formula in formulas.items():
+        made = nn.RegisterMemory(64, 4, memory=memory)
+        assert sum(p.numel() for p in made.parameters()) == formula(4, 64)
+    assert f"Memory adds\n{formulas['lfom'](4, 64)} numbers" in PAGE
+
+
 def _cells(line: str) -> list[str]:
     return [cell.replace("*", "").strip() for cell in line.strip("|").split("|")]
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from benchmarks.measure.sources import git_revision, of_kernels
 from benchmarks.reports.record import read_json, write_json
 from benchmarks.reports.table import new_table
-from memformer_lab.profiling.counts import counts_of
+from memformer_lab.profiling.view import counts_of
 from virtual_gpu import Counters
 from virtual_gpu.hardware import A100, H200
 from virtual_gpu.profile import Use

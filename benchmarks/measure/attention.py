@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from benchmarks.measure.clock import milliseconds, peak_bytes
 from memformer_kernels import linear_attention, reference, register_update
 from memformer_kernels.backends import BACKENDS
-from memformer_kernels.calls.attention import check_update
 from memformer_kernels.calls.plan import plan_update
+from memformer_kernels.calls.register_update import check_update
 from memformer_kernels.testing import relative_error
 
 HEADS = 4

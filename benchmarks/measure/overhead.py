@@ -20,7 +20,7 @@ from benchmarks.measure.workloads import W
 from benchmarks.peers import empty_ops
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import BACKENDS
-from memformer_kernels.calls.arguments import Network
+from memformer_kernels.calls.arguments import Network, form_named
 from memformer_kernels.torch_ops import ops
 
 FORMAT = 1
@@ -117,12 +117,15 @@ def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:
     return ways
 
 
+_FORM = "gram, response-only, full"
+
+
 def _predictions(backend: str, z: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
     n = W.n
     network = (z, q, None, gamma, None, None)
-    options = (n, "gram", 1, False, backend)
+    options = (n, _FORM, 1, False, backend)
     # As the dispatcher hands them to a backend: below autograd.
-    inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, "gram")
+    inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, form_named(_FORM))
     return {
         "public": lambda: memformer_predict(z, q, gamma=gamma, context=n, backend=backend),
         "empty": lambda: empty_ops.predict(*network, *options)[0],
@@ -135,8 +138,8 @@ def _losses(backend: str, z: Tensor, target: Tensor, q: Tensor, gamma: Tensor) -
     n = W.n
     needs = [tensor is not None and tensor.requires_grad for tensor in (z, target, q, None, gamma, None, None)]
     network = (z, target, q, None, gamma, None, None)
-    options = (n, "gram", 1, needs, backend)
-    inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, "gram")
+    options = (n, _FORM, 1, needs, backend)
+    inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, form_named(_FORM))
     return {
         "public": lambda: memformer_loss(z, target, q, gamma=gamma, context=n, backend=backend),
         "empty": lambda: empty_ops.loss(*network, *options)[0],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh"}
+SUFFIXES = {".py", ".cpp", ".h", ".cu", ".cuh", ".txt"}
 KERNELS = {"cuda": ("csrc/binding", "csrc/core", "csrc/cuda"), "triton": ("memformer_kernels/backends/triton",)}
 """The folders that a GPU backend's kernels and their launches are made of."""
 

@@ -15,7 +15,7 @@ from benchmarks.measure.results import Machine, Report, Timing, memory_floor_ms,
 from benchmarks.measure.roofline import Point
 from benchmarks.reports.attention import Record
 from benchmarks.reports.table import figure as digits
-from memformer_lab.pictures import encode
+from memformer_lab.reports.pictures import encode
 
 _OURS, _PEER, _FLOOR, _TORCH, _LOSS = "#1b7f4b", "#444444", "#2b6cb0", "#c05621", "#b83232"
 _MARKERS = ("s", "^", "D", "v", "P", "X")

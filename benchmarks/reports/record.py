@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from benchmarks.measure.results import Machine, Quantiles, Report, Timing
 from benchmarks.measure.workloads import Workload
-from memformer_lab.files import write_atomically
+from memformer_lab.runs.files import write_atomically
 
 Read = TypeVar("Read")
 

@@ -1,5 +1,5 @@
-// The arguments of every operation as they come, and the sizes and arrays that kernels of any device read off them. What is
-// left to each device: its parameters and its sums.
+// The arguments of every operation as they come, and the sizes and arrays that kernels of any device read off them.
+// What is left to each device: its parameters and its sums.
 
 #pragma once
 
@@ -83,9 +83,6 @@ inline int kept_heads(int heads, const MaybeTensor& gamma, const MaybeTensor& be
 inline int rows_of_coefficient(const MaybeTensor& given, int rows) {
   return !given || given->dim() < 2 || given->size(given->dim() - 2) == 1 ? 1 : rows;
 }
-
-// A lane compares the tokens of a ragged task with its length in float32, which is exact so far.
-constexpr int64_t most_ragged = 1 << 24;
 
 inline const int64_t* lengths_of(const MaybeTensor& lengths, int64_t tokens) {
   if (!lengths) return nullptr;

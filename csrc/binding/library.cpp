@@ -1,7 +1,7 @@
 // The operators of the native CPU library, memformer_native::*, on PyTorch's stable ABI.
 //
-// Results and gradients are allocated by the caller and written here; a gradient that is not wanted is None. Arguments have
-// been checked by the package, which is the only caller.
+// Results and gradients are allocated by the caller and written here; a gradient that is not wanted is None. Arguments
+// have been checked by the package, which is the only caller.
 
 #include <torch/csrc/stable/library.h>
 
@@ -32,8 +32,8 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
 
 void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
               const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries,
-              const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
-              const MaybeTensor& grad_beta) {
+              const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+              const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
   with_compute_type(z, [&](auto type) {
     NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, gram_space, queries});
     call.network.pass = Pass::backward;
@@ -86,10 +86,10 @@ void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTe
   with_compute_type(h, [&](auto type) { QuadraticsCall<decltype(type)>({h, b, a, gamma, beta, w0}, result).run(); });
 }
 
-void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma,
-                         const MaybeTensor& beta, const MaybeTensor& w0, const MaybeTensor& grad_h, const MaybeTensor& grad_b,
-                         const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
-                         const MaybeTensor& grad_w0) {
+void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a,
+                         const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& w0,
+                         const MaybeTensor& grad_h, const MaybeTensor& grad_b, const MaybeTensor& grad_a,
+                         const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta, const MaybeTensor& grad_w0) {
   with_compute_type(h, [&](auto type) {
     QuadraticsCall<decltype(type)> made({h, b, a, gamma, beta, w0}, grad);
     made.call.backward = true;
@@ -101,8 +101,9 @@ void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, c
   });
 }
 
-void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers, const MaybeTensor& gamma,
-           const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const Tensor& result, const Tensor& fresh) {
+void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers,
+           const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context,
+           const Tensor& result, const Tensor& fresh) {
   with_compute_type(z, [&](auto type) {
     LayerCall<decltype(type)> made({z, q, p, registers, gamma, beta, lengths, context});
     made.call.result = made_array(result);
@@ -112,11 +113,12 @@ void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::ve
   });
 }
 
-void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& z, const Tensor& q, const MaybeTensor& p,
-                    const std::vector<Tensor>& registers, const MaybeTensor& gamma, const MaybeTensor& beta,
-                    const MaybeTensor& lengths, int64_t context, const MaybeTensor& grad_z, const std::vector<Tensor>& grad_registers,
-                    const std::vector<bool>& wanted, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
-                    const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& z, const Tensor& q,
+                    const MaybeTensor& p, const std::vector<Tensor>& registers, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const MaybeTensor& grad_z,
+                    const std::vector<Tensor>& grad_registers, const std::vector<bool>& wanted,
+                    const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
+                    const MaybeTensor& grad_beta) {
   with_compute_type(z, [&](auto type) {
     LayerCall<decltype(type)> made({z, q, p, registers, gamma, beta, lengths, context});
     made.call.backward = true;
@@ -133,16 +135,18 @@ void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& 
 
 void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
-                 const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
-                 int64_t max_skipped, int64_t first_step, const Tensor& counter, int64_t resample_every, const Tensor& seeds,
-                 const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
-                 int64_t queries, double noise,
+                 const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
+                 const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
+                 int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
+                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, double seconds, const Tensor& losses) {
+                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, double seconds,
+                 const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
-                            covariate_factor, z, target, index};
-  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped, first_step, counter};
+  const TaskArguments given{seeds,   streams, sampler,       features,         tasks, tokens, context,
+                            queries, noise,   weight_factor, covariate_factor, z,     target, index};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
+                                     clip,  factors, max_skipped, first_step, counter};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_tasks(given, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));
@@ -157,19 +161,21 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
   });
 }
 
-void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta, const Tensor& active,
-                     int64_t step, int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                     int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
-                     const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                     const MaybeTensor& target, const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
+void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
+                     const Tensor& active, int64_t step, int64_t resample_every, const Tensor& seeds,
+                     const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens,
+                     int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
+                     const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
+                     const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds, streams, sampler, features, tasks, tokens, context, queries, noise, weight_factor,
-                            covariate_factor, z, target, index};
+  const TaskArguments given{seeds,   streams, sampler,       features,         tasks, tokens, context,
+                            queries, noise,   weight_factor, covariate_factor, z,     target, index};
   check_models(models, features);
   check_tasks(given, q, draws_of(step, 1, resample_every));
   check_tensor("active", active, ScalarType::Bool, {q.size(0)}, q);
   check_sums(models, sums);
-  STD_TORCH_CHECK(first_block >= 0 && first_block + sums.size(1) <= (tasks + 1023) / 1024, "sums: expected blocks of the batch");
+  STD_TORCH_CHECK(first_block >= 0 && first_block + sums.size(1) <= (tasks + 1023) / 1024,
+                  "sums: expected blocks of the batch");
   with_compute_type(q, [&](auto type) {
     using T = decltype(type);
     TrainCall<T> call(models, task_source<T>(given), step, step, resample_every);
@@ -181,11 +187,12 @@ void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& g
 
 void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                   const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
-                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip, const Tensor& factors,
-                  int64_t max_skipped, int64_t first_step, const Tensor& counter, int64_t features, int64_t tasks, int64_t queries,
-                  const Tensor& sums, const Tensor& losses) {
+                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
+                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
+                  int64_t features, int64_t tasks, int64_t queries, const Tensor& sums, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const OptimizerArguments optimizer{first, second, masks, skipped, rule, hyper, clip, factors, max_skipped, first_step, counter};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
+                                     clip,  factors, max_skipped, first_step, counter};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_sums(models, sums);
@@ -204,9 +211,9 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
 }
 
 void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
-                  int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
-                  const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index,
-                  int64_t draw, const Tensor& cells) {
+                  int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
+                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                  const MaybeTensor& target, const MaybeTensor& index, int64_t draw, const Tensor& cells) {
   with_compute_type(cells, [&](auto type) {
     using T = decltype(type);
     const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, noise,
@@ -215,7 +222,8 @@ void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string&
   });
 }
 
-void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64_t draw, bool dual, const Tensor& numbers) {
+void random_numbers(const std::string& kind, int64_t seed, int64_t stream, int64_t draw, bool dual,
+                    const Tensor& numbers) {
   const auto run = [&](auto type) {
     using T = decltype(type);
     const Numbers wanted = kind == "words" ? Numbers::words : kind == "uniforms" ? Numbers::uniforms : Numbers::normals;
@@ -298,19 +306,24 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_LAYER \
   "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
-#define MEMFORMER_PARAMETER_GRADS "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
+#define MEMFORMER_PARAMETER_GRADS \
+  "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
 
 #define MEMFORMER_ATTENTION "Tensor q, Tensor k, Tensor v, Tensor? rows, Tensor? keys, Tensor? bounds, bool causal, "
-#define MEMFORMER_OPTIMIZER \
-  "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, Tensor[] masks, " \
-  "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) counter, "
-#define MEMFORMER_TASKS \
-  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, float noise, " \
+#define MEMFORMER_OPTIMIZER                                                                                            \
+  "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, "        \
+  "Tensor[] masks, "                                                                                                   \
+  "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) " \
+  "counter, "
+#define MEMFORMER_TASKS                                                                                              \
+  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, float " \
+  "noise, "                                                                                                          \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
 
 STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("forward(Tensor z, " MEMFORMER_NETWORK "Tensor(a!) result) -> ()");
-  m.def("backward(Tensor grad, Tensor z, " MEMFORMER_NETWORK "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("backward(Tensor grad, Tensor z, " MEMFORMER_NETWORK "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS
+        ") -> ()");
   m.def("loss(Tensor z, Tensor target, " MEMFORMER_NETWORK
         "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
   m.def("context_gram(Tensor z, Tensor? lengths, int context, Tensor(a!) matrix) -> ()");
@@ -324,14 +337,17 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
   m.def("train_steps(" MEMFORMER_OPTIMIZER "int resample_every, " MEMFORMER_TASKS
         "str launches, float seconds, Tensor(i!) losses) -> ()");
-  m.def("train_gradients(Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor active, int step, int resample_every, "
-        MEMFORMER_TASKS "int first_block, Tensor(a!) sums) -> ()");
-  m.def("train_update(" MEMFORMER_OPTIMIZER "int features, int tasks, int queries, Tensor sums, Tensor(i!) losses) -> ()");
+  m.def(
+      "train_gradients(Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor active, int step, int "
+      "resample_every, " MEMFORMER_TASKS "int first_block, Tensor(a!) sums) -> ()");
+  m.def("train_update(" MEMFORMER_OPTIMIZER
+        "int features, int tasks, int queries, Tensor sums, Tensor(i!) losses) -> ()");
   m.def("sample_tasks(" MEMFORMER_TASKS "int draw, Tensor(a!) cells) -> ()");
   m.def("random_numbers(str kind, int seed, int stream, int draw, bool dual, Tensor(a!) numbers) -> ()");
   m.def("register_update(Tensor z, Tensor[] registers, Tensor gamma, Tensor(a!) result) -> ()");
-  m.def("register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
-        "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
+  m.def(
+      "register_update_backward(Tensor grad, Tensor[] registers, Tensor gamma, Tensor(a!)[] grad_registers, "
+      "bool[] wanted, Tensor(b!)? grad_gamma) -> ()");
   m.def("attention(" MEMFORMER_ATTENTION "Tensor(a!) result) -> ()");
   m.def("attention_backward(Tensor grad, " MEMFORMER_ATTENTION
         "Tensor(a!)? grad_q, Tensor(b!)? grad_k, Tensor(c!)? grad_v) -> ()");

@@ -24,7 +24,8 @@ class Links {
     network.diagonal = !given.gamma || given.gamma->dim() == 5;
     const int64_t pairs = network.diagonal ? 1 : network.layers;
     narrow(2 * static_cast<int64_t>(narrow_product({network.layers, heads, side, side}, "q's numbers a model")) +
-               narrow_product({network.layers, pairs + 1, network.kept, network.width}, "gamma's and beta's numbers a model"),
+               narrow_product({network.layers, pairs + 1, network.kept, network.width},
+                              "gamma's and beta's numbers a model"),
            "the numbers of a model");
     link(given, heads, side);
   }

@@ -8,6 +8,7 @@
 
 #include "binding/parameters.h"
 #include "binding/run.h"
+#include "binding/sizes.h"
 #include "cpu/dispatch.h"
 
 namespace memformer::binding {
@@ -71,15 +72,19 @@ class NetworkCall {
   Network<T> network{};
 
  private:
-  // The dense form's numbers, and a task's states, updates and registers after every layer, are found by an int each. (Where
-  // vectors run along the tokens of one task, they are not.)
+  // The dense form's numbers, and a task's states, updates and registers after every layer, are found by an int each.
+  // (Where vectors run along the tokens of one task, they are not.)
   void check_counts(int heads, int matrix, bool response) const {
-    const int64_t layers = network.layers, kept = network.kept, width = network.width, rows = std::min(network.tokens, tiny_tokens);
+    const int64_t layers = network.layers, kept = network.kept, width = network.width,
+                  rows = std::min(network.tokens, tiny_tokens);
     const int64_t coefficients = std::max(network.gamma_rows, network.beta_rows) * (response ? 1 : width);
-    const int64_t state = network.gram_space ? (response ? width : width * width) : response ? width + rows : width * rows;
-    narrow(2 * static_cast<int64_t>(narrow_product({layers, heads, matrix, matrix}, "the numbers of q")) +
-               narrow_product({layers, (network.diagonal ? 1 : layers) + 1, kept, coefficients}, "the numbers of gamma"),
-           "the numbers of q, p, gamma and beta");
+    const int64_t state = network.gram_space ? (response ? width : width * width)
+                          : response         ? width + rows
+                                             : width * rows;
+    narrow(
+        2 * static_cast<int64_t>(narrow_product({layers, heads, matrix, matrix}, "the numbers of q")) +
+            narrow_product({layers, (network.diagonal ? 1 : layers) + 1, kept, coefficients}, "the numbers of gamma"),
+        "the numbers of q, p, gamma and beta");
     narrow_product({layers + 1, kept + 4, state}, "the numbers that a task's layers leave");
   }
 

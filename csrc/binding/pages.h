@@ -10,8 +10,8 @@
 
 namespace memformer::binding {
 
-// Asks for 2 MiB pages, where the system gives them on request, for a tensor that is about to be written: fresh memory is
-// got page by page as it is first touched, and with 4 KiB pages that takes longer than a pass over it.
+// Asks for 2 MiB pages, where the system gives them on request, for a tensor that is about to be written: fresh memory
+// is got page by page as it is first touched, and with 4 KiB pages that takes longer than a pass over it.
 inline void expect_large_pages(const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t page = 4096, worth_it = 8 << 20;

@@ -1,7 +1,7 @@
 // Parameters in the one dense form the kernels take, and their gradients back in the form the caller gave.
 //
-// Everything here is small: L, H, D and what they make. What a coefficient's axis shares is spelled out on the way in and
-// added up, in double, on the way back.
+// Everything here is small: L, H, D and what they make. What a coefficient's axis shares is spelled out on the way in
+// and added up, in double, on the way back.
 
 #pragma once
 
@@ -81,8 +81,8 @@ struct Projections {
   }
 };
 
-// gamma or beta: `pairs` leading places (L, or L * L with [l, j]), `kept` registers, rows, and features from `first_feature`
-// on: all D of them, or the response slot alone.
+// gamma or beta: `pairs` leading places (L, or L * L with [l, j]), `kept` registers, rows, and features from
+// `first_feature` on: all D of them, or the response slot alone.
 struct Coefficients {
   int layers;
   bool paired;  // one place for every [l, j], of which j <= l are read
@@ -99,12 +99,14 @@ struct Coefficients {
   template <class T>
   void read(const Tensor& given, T* dense) const {
     const Entries entries(given);
-    each([&](std::size_t place, const int64_t(&index)[5]) { dense[place] = static_cast<T>(entries.read(at(entries, index))); });
+    each([&](std::size_t place, const int64_t (&index)[5]) {
+      dense[place] = static_cast<T>(entries.read(at(entries, index)));
+    });
   }
 
   void write(const double* totals, const Tensor& grad) const {
     Totals sums(grad);
-    each([&](std::size_t place, const int64_t(&index)[5]) {
+    each([&](std::size_t place, const int64_t (&index)[5]) {
       if (paired) {
         sums.add(index, totals[place]);
       } else {

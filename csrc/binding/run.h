@@ -1,4 +1,4 @@
-// Which kernels run, by size, and on what: torch's threads.
+// What kernels run on: torch's threads.
 
 #pragma once
 
@@ -8,10 +8,6 @@
 #include "cpu/threads.h"
 
 namespace memformer::binding {
-
-// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in token space:
-// those of memformer_kernels/calls/plan.py.
-constexpr int tiny_width = 16, tiny_tokens = 128;
 
 // torch's own pool of threads, which torch.set_num_threads sizes: a second one would fight it for the cores.
 inline void torch_pool(int64_t count, cpu::Body body, void* context) {

@@ -28,8 +28,8 @@ struct Python {
   void (*forget)(void*);
 
   bool found() const {
-    return is_initialized && ensure && release && check_signals && fetch && restore && add_pending_call && clear && text &&
-           module && attribute && frame && entry && is_true && keep && forget;
+    return is_initialized && ensure && release && check_signals && fetch && restore && add_pending_call && clear &&
+           text && module && attribute && frame && entry && is_true && keep && forget;
   }
 };
 
@@ -75,8 +75,8 @@ int raise_now(void* given) {
   return -1;
 }
 
-// Whether the call's maker has grad mode on although it is off here: so says `turns` of torch_ops.nodes, of the innermost of
-// its frames that it knows.
+// Whether the call's maker has grad mode on although it is off here: so says `turns` of torch_ops.nodes, of the
+// innermost of its frames that it knows.
 bool caller_has_grad_mode(const Python& py) {
   void* const name = py.text("memformer_kernels.torch_ops.nodes");
   void* const nodes = name ? py.module(name) : nullptr;
@@ -102,7 +102,8 @@ bool caller_has_grad_mode(const Python& py) {
 // While it lives, grad mode is as the caller has it.
 class CallersGradMode {
  public:
-  explicit CallersGradMode(const Python& py) : switched_(!aoti_torch_grad_mode_is_enabled() && caller_has_grad_mode(py)) {
+  explicit CallersGradMode(const Python& py)
+      : switched_(!aoti_torch_grad_mode_is_enabled() && caller_has_grad_mode(py)) {
     if (switched_) aoti_torch_grad_mode_set_enabled(true);
   }
   ~CallersGradMode() {

@@ -1,5 +1,6 @@
-// Sizes as the kernels count them. Kernels hold a size, and a place within one task or within a model, in an int: whatever
-// goes from a tensor's sizes to one of their ints goes through here, and what an int cannot hold is refused by its name.
+// Sizes as the kernels count them. Kernels hold a size, and a place within one task or within a model, in an int:
+// whatever goes from a tensor's sizes to one of their ints goes through here, and what an int cannot hold is refused by
+// its name.
 
 #pragma once
 
@@ -11,9 +12,16 @@
 
 namespace memformer::binding {
 
-// Half of what an int holds: a loop's step past the end and a doubling still fit. It is `LARGEST_TASK` of
-// memformer_kernels/calls/problem.py, by which plans hand longer tasks to torch.
+// Half of what an int holds: a loop's step past the end and a doubling still fit. Plans
+// hand longer tasks to torch. This limit and those below are memformer_kernels/calls/limits.py's.
 constexpr int64_t most_numbers = 1 << 30;
+
+// Tokens of a ragged task: a lane compares them with its length in float32, which is exact so far.
+constexpr int64_t most_ragged = 1 << 24;
+
+// The largest D of the kernels for tiny tasks (one more where features stay, in Gram space), and their largest N in
+// token space.
+constexpr int tiny_width = 16, tiny_tokens = 128;
 
 [[noreturn]] inline void refuse_size(const char* name, int64_t value, int64_t most = most_numbers) {
   std::ostringstream message;

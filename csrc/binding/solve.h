@@ -8,6 +8,7 @@
 
 #include "binding/parameters.h"
 #include "binding/run.h"
+#include "binding/sizes.h"
 #include "cpu/dispatch.h"
 
 namespace memformer::binding {
@@ -17,7 +18,8 @@ class QuadraticsCall {
  public:
   QuadraticsCall(const QuadraticsArguments& given, const Tensor& result) : call(quadratics_of<T>(given, result)) {
     const int layers = call.layers, d = call.weights;
-    narrow(narrow_product({layers, d, d}, "the numbers of a") + static_cast<int64_t>(narrow_product({layers, layers + 1, d}, "the numbers of gamma")),
+    narrow(narrow_product({layers, d, d}, "the numbers of a") +
+               static_cast<int64_t>(narrow_product({layers, layers + 1, d}, "the numbers of gamma")),
            "the numbers of a, gamma and beta");
     a_form_ = {1, layers, d, false, 0.0};
     a_.resize(a_form_.count());
@@ -62,13 +64,16 @@ class QuadraticsCall {
 template <class T>
 class LayerCall {
  public:
-  explicit LayerCall(const LayerArguments& given) : call(layer_of<T>(given)), registers_(registers_of(given.registers)) {
+  explicit LayerCall(const LayerArguments& given)
+      : call(layer_of<T>(given)), registers_(registers_of(given.registers)) {
     const int width = call.width, heads = call.heads, kept = call.kept, earlier = call.earlier;
     call.registers = registers_.data();
     narrow(2 * static_cast<int64_t>(narrow_product({heads, width, width}, "the numbers of q")) +
-               narrow_product({earlier + 2, kept, std::max(call.gamma_rows, call.beta_rows), width}, "the numbers of gamma"),
+               narrow_product({earlier + 2, kept, std::max(call.gamma_rows, call.beta_rows), width},
+                              "the numbers of gamma"),
            "the numbers of q, p, gamma and beta");
-    narrow_product({2 * static_cast<int64_t>(earlier) + 4, kept, call.tokens, width}, "the numbers of a task's registers");
+    narrow_product({2 * static_cast<int64_t>(earlier) + 4, kept, call.tokens, width},
+                   "the numbers of a task's registers");
     q_form_ = {1, heads, width, false, 0.0};
     p_form_ = {1, heads, width, false, 1.0};
     q_.resize(q_form_.count());
@@ -98,7 +103,8 @@ class LayerCall {
     cpu::kernels<T>().layer(call, parallel_for);
   }
 
-  void write(const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) const {
+  void write(const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
+             const MaybeTensor& grad_beta) const {
     const double* totals = totals_.data();
     if (grad_q) q_form_.write(totals, *grad_q);
     totals += q_.size();

@@ -50,9 +50,9 @@ inline Registers registers_of(const Tensor& tensor) {
   return registers;
 }
 
-// A small tensor broadcast to a shape that its own is aligned to at the end: reads and writes by index. The tensor outlives
-// it. A call has a handful of these and a hundred entries, which cost as much as a task or two: what does not depend on the
-// entry is found once.
+// A small tensor broadcast to a shape that its own is aligned to at the end: reads and writes by index. The tensor
+// outlives it. A call has a handful of these and a hundred entries, which cost as much as a task or two: what does not
+// depend on the entry is found once.
 class Entries {
  public:
   static constexpr int most_axes = 5;
@@ -107,9 +107,11 @@ class Entries {
     switch (storage_) {
       case Storage::float64: return put(static_cast<double*>(data_), [](double value) { return value; });
       case Storage::bfloat16:
-        return put(static_cast<uint16_t*>(data_), [](double value) { return core::to_bfloat16(static_cast<float>(value)); });
+        return put(static_cast<uint16_t*>(data_),
+                   [](double value) { return core::to_bfloat16(static_cast<float>(value)); });
       case Storage::float16:
-        return put(static_cast<uint16_t*>(data_), [](double value) { return core::to_float16(static_cast<float>(value)); });
+        return put(static_cast<uint16_t*>(data_),
+                   [](double value) { return core::to_float16(static_cast<float>(value)); });
       default: return put(static_cast<float*>(data_), [](double value) { return static_cast<float>(value); });
     }
   }

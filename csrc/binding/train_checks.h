@@ -1,6 +1,7 @@
 // What the trainer indexes with, checked before it becomes pointers and 32-bit numbers, for every device.
 //
-// The package has named the argument at fault by then, unless a tensor was changed in place since: nothing is left to it.
+// The package has named the argument at fault by then, unless a tensor was changed in place since: nothing is left to
+// it.
 
 #pragma once
 
@@ -31,7 +32,8 @@ inline void check_tensor(const char* name, const Tensor& tensor, ScalarType type
 inline void check_indexed(const char* name, std::initializer_list<int64_t> sizes) {
   int64_t product = 1;
   for (const int64_t size : sizes) {
-    STD_TORCH_CHECK(size >= 0 && (size == 0 || product <= most_numbers / size), name, ": expected at most ", most_numbers);
+    STD_TORCH_CHECK(size >= 0 && (size == 0 || product <= most_numbers / size), name, ": expected at most ",
+                    most_numbers);
     product *= size;
   }
 }
@@ -74,9 +76,10 @@ inline void check_models(const TrainedParameters& given, int64_t features) {
 inline void check_tasks(const TaskArguments& given, const Tensor& q, int64_t draws) {
   const ScalarType type = q.scalar_type();
   const int64_t models = q.size(0), width = given.features + 1;
-  STD_TORCH_CHECK(given.features > 0 && given.tasks > 0 && given.queries >= 0 && given.context > 0 &&
-                      given.tokens >= given.context + given.queries - (given.sampler == "statistics" ? given.queries : 0),
-                  "expected features, tasks, a context and no more queries than tokens behind it");
+  STD_TORCH_CHECK(
+      given.features > 0 && given.tasks > 0 && given.queries >= 0 && given.context > 0 &&
+          given.tokens >= given.context + given.queries - (given.sampler == "statistics" ? given.queries : 0),
+      "expected features, tasks, a context and no more queries than tokens behind it");
   check_indexed("the numbers of a task", {given.tokens, width});
   check_indexed("the numbers of a task", {given.queries, width});
   check_tensor("seeds", given.seeds, ScalarType::Long, {models}, q);
@@ -129,8 +132,9 @@ inline void check_optimizer(const TrainedParameters& models, const OptimizerArgu
   check_tensor("hyper", given.hyper, ScalarType::Double, {count, 6}, q);
   check_tensor("losses", losses, ScalarType::Double, {-1, count}, given.counter);
   check_tensor("factors", given.factors, ScalarType::Double, {-1}, q);
-  STD_TORCH_CHECK(given.first_step >= 0 && given.begun() >= 0 && given.begun() + losses.size(0) <= given.factors.size(0),
-                  "factors: expected one for each step");
+  STD_TORCH_CHECK(
+      given.first_step >= 0 && given.begun() >= 0 && given.begun() + losses.size(0) <= given.factors.size(0),
+      "factors: expected one for each step");
 }
 
 // The sums (M, blocks, P + 1) of blocks of tasks.

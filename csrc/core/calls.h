@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "core/coefficients.h"
 #include "core/scalar.h"
 
 namespace memformer {
@@ -42,16 +43,16 @@ template <class T>
 struct Network {
   Pass pass;
   bool gram_space;
-  bool block;     // P = [[Bm, 0], [0, 1]] and Q = [[A, 0], [0, 0]]
+  bool block;  // P = [[Bm, 0], [0, 1]] and Q = [[A, 0], [0, 0]]
   bool diagonal;
   int64_t tasks;
-  int tokens;     // N
-  int width;      // D
-  int layers;     // L
-  int heads;      // H (1 for response-only with collapsed heads)
-  int kept;       // R
-  int context;    // labelled tokens of every task; N where ragged
-  int queries;    // predicted tokens at the end; -1: the result is the tokens themselves
+  int tokens;   // N
+  int width;    // D
+  int layers;   // L
+  int heads;    // H (1 for response-only with collapsed heads)
+  int kept;     // R
+  int context;  // labelled tokens of every task; N where ragged
+  int queries;  // predicted tokens at the end; -1: the result is the tokens themselves
   int gamma_rows;
   int beta_rows;
   const int64_t* lengths;  // (B,) labelled tokens of each task where ragged, else null
@@ -67,7 +68,12 @@ struct Network {
   Array grad_target;  // (B, queries) or null
   double* totals;     // gradients of q, p, gamma, beta in the layouts above, one after another, then the squared error
   Array gram;         // (B, D, D) in the type T, Gram space: of the contexts, where they are summed before, or null
-  Array grad_gram;    // (B, D, D), where `gram` is given and grad_z is wanted: written instead of the context's rows of grad_z
+  Array grad_gram;    // (B, D, D), where `gram` is given and grad_z is wanted: written instead of the context's rows of
+                      // grad_z
+
+  MEMFORMER_INLINE core::Coefficients<T> coefficients() const {
+    return {layers, kept, diagonal, gamma_rows, beta_rows, gamma, beta};
+  }
 };
 
 // Gram matrices of contexts, or the gradient of the tokens from that of the matrices.
@@ -88,22 +94,22 @@ struct Gram {
 template <class T>
 struct Quadratics {
   bool backward;
-  bool diagonal;           // gamma (L, d) instead of (L, L, d)
+  bool diagonal;  // gamma (L, d) instead of (L, L, d)
   int64_t tasks;
-  int weights;             // d
-  int layers;              // L
-  const T* a;              // (L, d, d)
-  const T* gamma;          // or null: ones on the diagonal
-  const T* beta;           // (L, d) or null
-  Array h;                 // (B, d, d)
-  Array b;                 // (B, d)
-  Array w0;                // (B, d) or null
-  Array result;            // (1 or L, B, d): written, or its gradient
-  int result_layers;       // 1 or L
-  Array grad_h;            // each of these or null
+  int weights;        // d
+  int layers;         // L
+  const T* a;         // (L, d, d)
+  const T* gamma;     // or null: ones on the diagonal
+  const T* beta;      // (L, d) or null
+  Array h;            // (B, d, d)
+  Array b;            // (B, d)
+  Array w0;           // (B, d) or null
+  Array result;       // (1 or L, B, d): written, or its gradient
+  int result_layers;  // 1 or L
+  Array grad_h;       // each of these or null
   Array grad_b;
   Array grad_w0;
-  double* totals;          // gradients of a, gamma, beta, one after another
+  double* totals;  // gradients of a, gamma, beta, one after another
 };
 
 // Registers (B, R, N, D): the strides of task, token and feature, and that of the register.
@@ -117,26 +123,26 @@ template <class T>
 struct Layer {
   bool backward;
   int64_t tasks;
-  int tokens;              // N
-  int width;               // D
-  int heads;               // H
-  int kept;                // R: H, or 1 for the sum over heads
-  int earlier;             // registers of layers before, J
-  int context;             // N where ragged
+  int tokens;   // N
+  int width;    // D
+  int heads;    // H
+  int kept;     // R: H, or 1 for the sum over heads
+  int earlier;  // registers of layers before, J
+  int context;  // N where ragged
   int gamma_rows;
   int beta_rows;
-  const int64_t* lengths;  // (B,) or null
-  const T* q;              // (H, D, D)
-  const T* p;              // (H, D, D)
-  const T* gamma;          // (J + 1, R, n_gamma, D), or null: only the new register, with weight 1
-  const T* beta;           // (R, n_beta, D), or null; only where J > 0
-  Array z;                 // (B, N, D)
-  const Registers* registers;  // J of them, oldest first
-  Array result;            // (B, N, D): written, or its gradient
-  Registers fresh;         // the new register (B, R, N, D): written, or its gradient
+  const int64_t* lengths;           // (B,) or null
+  const T* q;                       // (H, D, D)
+  const T* p;                       // (H, D, D)
+  const T* gamma;                   // (J + 1, R, n_gamma, D), or null: only the new register, with weight 1
+  const T* beta;                    // (R, n_beta, D), or null; only where J > 0
+  Array z;                          // (B, N, D)
+  const Registers* registers;       // J of them, oldest first
+  Array result;                     // (B, N, D): written, or its gradient
+  Registers fresh;                  // the new register (B, R, N, D): written, or its gradient
   Array grad_z;                     // (B, N, D) or null
   const Registers* grad_registers;  // J of them, each with data or null; null where none is wanted
-  double* totals;          // gradients of q, p, gamma, beta in the layouts above, one after another
+  double* totals;                   // gradients of q, p, gamma, beta in the layouts above, one after another
 };
 
 // z + sum_j gamma_j * R_j on tokens (A, M, C) with coefficients (J, M), all contiguous.

@@ -2,8 +2,8 @@
 // variables are made of.
 //
 // Nothing here branches on a number, so that S may be a vector. Errors, in units of the last place of the result: ln 2
-// (3 in a GPU's floats), and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27 (double)
-// and one division; both sine and cosine 25 or 33.
+// (3 in a GPU's floats), and for a sine or cosine 1.5 of the larger of the two. Operations: ln 20 (float) or 27
+// (double) and one division; both sine and cosine 25 or 33.
 
 #pragma once
 
@@ -144,7 +144,7 @@ MEMFORMER_INLINE S logarithm(const Split<S>& value) {
   const S square = s * s;
   constexpr T last = T(2) / T(2 * F::log_terms + 1);
   const S series = add_log_terms<F::log_terms - 1>(S(last), square);
-  // 2 s = f - s f: the rounding of s then weighs only in the small second part.
+  // 2 s = f - s f: the rounding of s then counts in the small second part alone.
   const S small = value.exponent * F::ln2_low + (s * square * series - s * f);
   return value.exponent * F::ln2_high + (f + small);
 }

@@ -34,8 +34,8 @@ MEMFORMER_INLINE constexpr UpTo<Limit + 1> successor(UpTo<Limit> extent) {
 // Loops over an extent, written as one: in a GPU thread of compile-time length, so that small arrays stay in
 // registers for sizes that are only known when running too.
 #ifdef __CUDACC__
-#define MEMFORMER_EACH_FROM(first, index, extent) \
-  MEMFORMER_UNROLL                                \
+#define MEMFORMER_EACH_FROM(first, index, extent)                   \
+  MEMFORMER_UNROLL                                                  \
   for (int index = first; index < decltype(extent)::limit; ++index) \
     if (index < (extent))
 #else

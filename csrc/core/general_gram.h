@@ -16,7 +16,7 @@
 namespace memformer::core {
 
 // The matrices that a run needs beside its trace.
-enum class Working { weighed, gram, query_gram, mixed, mixed_grad, change, grad };
+enum class Working { weighted, gram, query_gram, mixed, mixed_grad, change, grad };
 
 // Cells for them: K = G_0 T, G, Q G, M; backward also the gradients of M, G and T.
 template <class Shape>
@@ -45,20 +45,20 @@ struct WorkingCells {
 };
 
 // K = the first rows of G_0 T, and G = T^T G_0 T.
-template <class S, class Shape, int Stride, class State, class Weighed, class View>
-MEMFORMER_INLINE void transformed_gram(Shape shape, Cells<S, Stride> gram0, State state, Weighed weighed, View gram) {
+template <class S, class Shape, int Stride, class State, class Weighted, class View>
+MEMFORMER_INLINE void transformed_gram(Shape shape, Cells<S, Stride> gram0, State state, Weighted weighted, View gram) {
   const auto rows = shape.rows;
   const auto width = shape.width();
-  product<S>(rows, rows, width, weighed, Symmetric{gram0}, state);
+  product<S>(rows, rows, width, weighted, Symmetric{gram0}, state);
   [[maybe_unused]] const int d = rows;
   if constexpr (Shape::block) {
     MEMFORMER_UNROLL_ROWS
-    for (int i = 0; i < d; ++i) weighed(i, d) += gram0[packed(d, i)];
+    for (int i = 0; i < d; ++i) weighted(i, d) += gram0[packed(d, i)];
   }
-  lower_product<S>(rows, rows, Mirrored{gram}, Transposed{state}, weighed);
+  lower_product<S>(rows, rows, Mirrored{gram}, Transposed{state}, weighted);
   if constexpr (Shape::block) {
     MEMFORMER_UNROLL_ROWS
-    for (int i = 0; i < d; ++i) product_tile<S, 1>(i, d, rows, gram, Transposed{state}, weighed);
+    for (int i = 0; i < d; ++i) product_tile<S, 1>(i, d, rows, gram, Transposed{state}, weighted);
   }
 }
 
@@ -72,13 +72,13 @@ MEMFORMER_INLINE void first_gram(Shape shape, Cells<S, Stride> gram0, View gram)
 // WorkingCells or has its functions.
 template <class S, class Shape, int GramStride, int Stride, class Work, class After>
 MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf<S>>& parameters,
-                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                           const Work& work, After after) {
+                                           Cells<S, GramStride> gram0, const Trace<S, Stride>& trace, const Work& work,
+                                           After after) {
   using T = ValueOf<S>;
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;
-  const auto weighed = work.template matrix<Working::weighed>();
+  const auto weighted = work.template matrix<Working::weighted>();
   const auto gram = work.template matrix<Working::gram>();
   const auto query_gram = work.template matrix<Working::query_gram>();
   const auto mixed = work.template matrix<Working::mixed>();
@@ -89,7 +89,7 @@ MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf
       first_gram(shape, gram0, gram);
     } else {
       S copy[Work::template copied<Shape>];
-      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighed, gram);
+      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighted, gram);
     }
     for (int r = 0; r < parameters.kept; ++r) {
       const int head = (l * parameters.heads + r * per_register) * shape.head();
@@ -118,9 +118,9 @@ MEMFORMER_INLINE void general_gram_forward(Shape shape, const Parameters<ValueOf
 }
 
 // Gradient of T, added to `grad`, and of G_0, added to `gram_grad` where wanted, from `change`: the gradient of G, its
-// square part made symmetric. `weighed` = K; `spare` is free to be overwritten.
-template <class S, class Shape, int Stride, class State, class Weighed, class View, class Grad>
-MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, Weighed weighed,
+// square part made symmetric. `weighted` = K; `spare` is free to be overwritten.
+template <class S, class Shape, int Stride, class State, class Weighted, class View, class Grad>
+MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gram0, State state, Weighted weighted,
                                                 View change, View spare, Grad grad, Cells<S, Stride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
@@ -129,7 +129,7 @@ MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gr
   if (gram_grad.data) {
     lower_product<S>(rows, width, Adding{Symmetric{gram_grad}}, spare, Transposed{state});
   }
-  product<S>(rows, width, rows, Adding{grad}, weighed, Transposed{change});
+  product<S>(rows, width, rows, Adding{grad}, weighted, Transposed{change});
   if constexpr (Shape::block) {
     MEMFORMER_UNROLL_ROWS
     for (int i = 0; i < d; ++i) product_tile<S, 1>(i, d, rows, Adding{grad}, Symmetric{gram0}, spare);
@@ -151,13 +151,12 @@ MEMFORMER_INLINE void transformed_gram_backward(Shape shape, Cells<S, Stride> gr
 // C's last corner.
 template <class S, class Shape, int GramStride, int Stride, class Work, class Outer, class Sink>
 MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueOf<S>>& parameters,
-                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace,
-                                            const Work& work, Outer outer, Sink& sink,
-                                            Cells<S, GramStride> gram_grad) {
+                                            Cells<S, GramStride> gram0, const Trace<S, Stride>& trace, const Work& work,
+                                            Outer outer, Sink& sink, Cells<S, GramStride> gram_grad) {
   const auto rows = shape.rows;
   const auto width = shape.width();
   const int per_register = parameters.heads / parameters.kept;
-  const auto weighed = work.template matrix<Working::weighed>();
+  const auto weighted = work.template matrix<Working::weighted>();
   const auto gram = work.template matrix<Working::gram>();
   const auto query_gram = work.template matrix<Working::query_gram>();
   const auto mixed = work.template matrix<Working::mixed>();
@@ -176,7 +175,7 @@ MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueO
       first_gram(shape, gram0, gram);
     } else {
       S copy[Work::template copied<Shape>];
-      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighed, gram);
+      transformed_gram<S>(shape, gram0, work.read_often(state, copy), weighted, gram);
     }
     each_entry(rows, width, [&](int i, int c, int) { change(i, c) = S(0); });
     for (int r = 0; r < parameters.kept; ++r) {
@@ -196,7 +195,7 @@ MEMFORMER_INLINE void general_gram_backward(Shape shape, const Parameters<ValueO
     }
     symmetrise(rows, change);
     if (l > 0) {
-      transformed_gram_backward<S>(shape, gram0, state, weighed, change, query_gram, grad, gram_grad);
+      transformed_gram_backward<S>(shape, gram0, state, weighted, change, query_gram, grad, gram_grad);
     } else if (gram_grad.data) {
       each_entry(rows, width, [&](int i, int c, int) {
         if (c <= i || c >= rows) gram_grad[packed(i, c)] += change(i, c);

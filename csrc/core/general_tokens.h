@@ -13,19 +13,6 @@
 
 namespace memformer::core {
 
-// Layer l of a network.
-template <class T, class Shape>
-MEMFORMER_INLINE LayerParameters<T> layer_of(const Parameters<T>& parameters, int l, Shape shape) {
-  const int head = l * parameters.heads * shape.head();
-  const bool remembers = parameters.beta && l > 0;
-  return {parameters.heads,
-          parameters.kept,
-          parameters.q + head,
-          parameters.p + head,
-          remembers ? parameters.beta + parameters.beta_index(l, 0, shape.width()) : nullptr,
-          parameters.beta_rows};
-}
-
 // Cells that a run needs beside its trace: a layer's own; backward also the gradient of the tokens.
 template <class Shape>
 MEMFORMER_INLINE int general_tokens_scratch(Shape shape, int rows, bool ragged, bool backward) {
@@ -40,7 +27,7 @@ MEMFORMER_INLINE void general_tokens_forward(Shape shape, const Parameters<Value
                                              Cells<S, ScratchStride> scratch, After after) {
   for (int l = 0; l < parameters.layers; ++l) {
     layer_registers(
-        shape, layer_of(parameters, l, shape), labelled, rows, trace.state(l), scratch,
+        shape, layer_of(parameters, l, l > 0, shape), labelled, rows, trace.state(l), scratch,
         [&](int r) { return trace.memory(l, r); }, [&](int r) { return trace.memory(l - 1, r); });
     update_state(parameters, l, rows, shape.width(), trace);
     after(l, trace.state(l + 1));
@@ -66,7 +53,7 @@ MEMFORMER_INLINE Cells<S, ScratchStride> general_tokens_backward(Shape shape, co
     }
     register_grads(parameters, l, rows, width, trace, grad, sink);
     layer_registers_backward(
-        shape, layer_of(parameters, l, shape), labelled, rows, trace.state(l), scratch,
+        shape, layer_of(parameters, l, l > 0, shape), labelled, rows, trace.state(l), scratch,
         [&](int r) { return trace.memory_grad(r); }, l * parameters.heads * shape.head(), grad, sink);
   }
   return grad;

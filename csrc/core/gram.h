@@ -9,7 +9,8 @@
 
 namespace memformer::core {
 
-// Rows summed one after the other; longer contexts add up such sums pairwise, so that rounding errors do not grow with n.
+// Rows summed one after the other; longer contexts add up such sums pairwise, so that rounding errors do not grow with
+// n.
 constexpr int gram_block = 32;
 
 // Accumulators that fit in registers beside the row they are made of.
@@ -48,7 +49,8 @@ MEMFORMER_INLINE void gram_rows(Cells<const S, Stride> rows, int count, S* matri
   }
 }
 
-// Adds the products of one row, all but the last (that of the response with itself, which no first-order method reads) or all.
+// Adds the products of one row, all but the last (that of the response with itself, which no first-order method reads)
+// or all.
 template <bool Last, class S, class Width>
 MEMFORMER_INLINE void add_gram_row(const S* row, Width width, S* matrix) {
   const int count = width;

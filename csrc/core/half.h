@@ -57,7 +57,8 @@ MEMFORMER_INLINE uint16_t to_float16(float value) {
   if (rest > 0x7f800000u) return sign | 0x7e00u;
   if (rest >= 0x477ff000u) return sign | 0x7c00u;  // 65520 and above round to infinity
   if (rest < 0x38800000u) {
-    // Below 2^-14 a half counts in units of 2^-24: adding 0.5 leaves the float just those bits, rounded to nearest even.
+    // Below 2^-14 a half counts in units of 2^-24: adding 0.5 leaves the float just those bits, rounded to nearest
+    // even.
     return sign | static_cast<uint16_t>(bits_of_float(float_of_bits(rest) + 0.5f) - 0x3f000000u);
   }
   const uint32_t rounded = rest + 0xfffu + ((rest >> 13) & 1u);

@@ -80,8 +80,7 @@ MEMFORMER_INLINE void mean_gram(Shape shape, const Labelled<S>& labelled, Cells<
   each_entry(shape.rows, width, [&](int i, int c, int) { gram(i, c) = sum[packed(i, c)] * labelled.inverse; });
 }
 
-// Parameters of one layer: one of a network, or one that stands alone. q, p (H, rows, rows); beta (R, beta_rows, D) or
-// null.
+// What makes a layer's registers. q, p (H, rows, rows); beta (R, beta_rows, D), or null where none is remembered.
 template <class T>
 struct LayerParameters {
   int heads;
@@ -91,6 +90,18 @@ struct LayerParameters {
   const T* beta;
   int beta_rows;
 };
+
+// Layer l of a network; `remembers`: there are registers before its own.
+template <class T, class Shape>
+MEMFORMER_INLINE LayerParameters<T> layer_of(const Parameters<T>& parameters, int l, bool remembers, Shape shape) {
+  const int head = l * parameters.heads * shape.head();
+  return {parameters.heads,
+          parameters.kept,
+          parameters.q + head,
+          parameters.p + head,
+          parameters.beta && remembers ? parameters.beta + parameters.beta_index(l, 0, shape.width()) : nullptr,
+          parameters.beta_rows};
+}
 
 // Cells for G, Q G and M; backward also for the gradients of M and G and for a D x D matrix.
 template <class Shape>
@@ -164,35 +175,29 @@ MEMFORMER_INLINE void layer_registers_backward(Shape shape, const LayerParameter
   product<S>(labelled.rows, width, width, AddingLabelled<S, GradStride>{token_grad, labelled}, state, change);
 }
 
-// A layer that stands alone. gamma (J + 1, R, gamma_rows, D) for J earlier layers, or null: the new register alone.
-template <class T>
-struct Weighing {
-  int earlier;
-  int gamma_rows;
-  const T* gamma;
-};
-
+// A layer that stands alone after J others: a network's parameters with L = J + 1, of which it is the last and brings
+// its own: q, p of one layer, gamma (J + 1, R, gamma_rows, D) or null, beta (R, beta_rows, D) or null.
+//
 // Z' from Z (rows x D). `memory` holds the registers, slot (j R + r) N D cells on: those of the J earlier layers are
 // given, the new ones are written behind them.
 template <class S, class Shape, int Stride, int ScratchStride>
-MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> layer,
-                                    const Weighing<ValueOf<S>>& weighing, const Labelled<S>& labelled, int rows,
-                                    Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> next,
+MEMFORMER_INLINE void layer_forward(Shape shape, const Parameters<ValueOf<S>>& parameters, const Labelled<S>& labelled,
+                                    int rows, Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> next,
                                     Cells<S, ScratchStride> scratch) {
   const auto width = shape.width();
-  const int size = rows * width, earlier = weighing.earlier;
+  const int size = rows * width, earlier = parameters.layers - 1;
+  const LayerParameters<ValueOf<S>> layer = layer_of(parameters, 0, earlier > 0, shape);
   const auto slot = [&](int j, int r) { return memory.at((j * layer.kept + r) * size); };
-  if (earlier == 0) layer.beta = nullptr;
   layer_registers(
       shape, layer, labelled, rows, tokens, scratch, [&](int r) { return slot(earlier, r); },
       [&](int r) { return slot(earlier - 1, r); });
-  const int oldest = weighing.gamma ? 0 : earlier;
-  const int grid = weighing.gamma_rows * width;
+  const int oldest = parameters.gamma ? 0 : earlier;
+  const int grid = parameters.gamma_rows * width;
   for (int r = 0; r < layer.kept; ++r) {
-    const ValueOf<S>* gamma = weighing.gamma ? weighing.gamma + r * grid : nullptr;
-    const Weighed<S, Stride> weighed{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
-                                     gamma,           layer.kept * grid, row_step(weighing.gamma_rows, width)};
-    add_weighed(rows, width, r == 0 ? tokens : next, next, weighed);
+    const ValueOf<S>* gamma = parameters.gamma ? parameters.gamma + r * grid : nullptr;
+    const Weighted<S, Stride> weighted{slot(oldest, r), layer.kept * size, earlier - oldest + 1,
+                                       gamma,           layer.kept * grid, row_step(parameters.gamma_rows, width)};
+    add_weighted(rows, width, r == 0 ? tokens : next, next, weighted);
   }
 }
 
@@ -200,27 +205,26 @@ MEMFORMER_INLINE void layer_forward(Shape shape, LayerParameters<ValueOf<S>> lay
 // Z. `memory_grad` has the slots of `memory`: the last ones come as the outer gradient of the new registers (and are
 // overwritten), the others leave as the gradients of the earlier registers.
 template <class S, class Shape, int Stride, int ScratchStride, class Sink>
-MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> layer,
-                                     const Weighing<ValueOf<S>>& weighing, const Labelled<S>& labelled, int rows,
-                                     Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> grad,
+MEMFORMER_INLINE void layer_backward(Shape shape, const Parameters<ValueOf<S>>& parameters, const Labelled<S>& labelled,
+                                     int rows, Cells<S, Stride> tokens, Cells<S, Stride> memory, Cells<S, Stride> grad,
                                      Cells<S, Stride> memory_grad, Cells<S, ScratchStride> scratch, Sink& sink) {
   const auto width = shape.width();
-  const int size = rows * width, earlier = weighing.earlier;
-  const int grid = weighing.gamma_rows * width;
-  const int gamma_step = row_step(weighing.gamma_rows, width), beta_step = row_step(layer.beta_rows, width);
-  if (earlier == 0) layer.beta = nullptr;
+  const int size = rows * width, earlier = parameters.layers - 1;
+  const LayerParameters<ValueOf<S>> layer = layer_of(parameters, 0, earlier > 0, shape);
+  const int grid = parameters.gamma_rows * width;
+  const int gamma_step = row_step(parameters.gamma_rows, width), beta_step = row_step(layer.beta_rows, width);
   for (int r = 0; r < layer.kept; ++r) {
     for (int j = 0; j <= earlier; ++j) {
       const int place = j * layer.kept + r;
       const Cells<S, Stride> own = memory_grad.at(place * size);
       const Cells<S, Stride> base = j == earlier ? own : Cells<S, Stride>{nullptr};
-      if (weighing.gamma) {
+      if (parameters.gamma) {
         const int begin = place * grid;
-        add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, weighing.gamma + begin, 0, gamma_step});
+        add_weighted(rows, width, base, own, Weighted<S, Stride>{grad, 0, 1, parameters.gamma + begin, 0, gamma_step});
         coefficient_grad(rows, width, memory.at(place * size), grad, begin, gamma_step,
                          [&](int k, S value) { sink.gamma(k, value); });
       } else if (j == earlier) {
-        add_weighed(rows, width, base, own, Weighed<S, Stride>{grad, 0, 1, nullptr, 0, 0});
+        add_weighted(rows, width, base, own, Weighted<S, Stride>{grad, 0, 1, nullptr, 0, 0});
       } else {
         each_entry(rows, width, [&](int, int, int k) { own[k] = S(0); });
       }
@@ -230,7 +234,7 @@ MEMFORMER_INLINE void layer_backward(Shape shape, LayerParameters<ValueOf<S>> la
       const int last = (earlier - 1) * layer.kept + r;
       const int begin = r * layer.beta_rows * width;
       const Cells<S, Stride> before = memory_grad.at(last * size);
-      add_weighed(rows, width, before, before, Weighed<S, Stride>{own, 0, 1, layer.beta + begin, 0, beta_step});
+      add_weighted(rows, width, before, before, Weighted<S, Stride>{own, 0, 1, layer.beta + begin, 0, beta_step});
       coefficient_grad(rows, width, memory.at(last * size), own, begin, beta_step,
                        [&](int k, S value) { sink.beta(k, value); });
     }

@@ -1,4 +1,4 @@
-// Memory registers of one task: how a layer weighs the registers it has kept, and the transpose of that.
+// Memory registers of one task: how a layer weights the registers it has kept, and the transpose of that.
 //
 // States, updates and registers are grids of rows x width cells: tokens (N x D), or the transform of Gram space. A
 // coefficient is one number an entry of the grid, or one a column where rows share it (`row_step` 0). Operations: one
@@ -6,37 +6,19 @@
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "core/matrix.h"
 
 namespace memformer::core {
 
-// Parameters of a network, the same for every task. q, p (L, H, rows, rows) with rows = d (block) or D (dense); gamma
-// (L, L, R, gamma_rows, D), (L, R, gamma_rows, D) if `diagonal`, or null for ones on the diagonal; beta (L, R,
-// beta_rows, D) or null. R = `kept` registers a layer: H, or 1 for the sum over heads.
+// Parameters of a network, the same for every task: coefficients of D numbers a row, and q, p (L, H, rows, rows) with
+// rows = d (block) or D (dense).
 template <class T>
-struct Parameters {
-  int layers;
+struct Parameters : Coefficients<T> {
   int heads;
-  int kept;
-  bool diagonal;
-  int gamma_rows;
-  int beta_rows;
   const T* q;
   const T* p;
-  const T* gamma;
-  const T* beta;
-
-  // The newest register alone is weighed.
-  MEMFORMER_INLINE bool newest_only() const { return diagonal || !gamma; }
-  // Where the coefficients of register r of layer j in layer l's update start (j = l if `diagonal`).
-  MEMFORMER_INLINE int gamma_index(int l, int j, int r, int width) const {
-    return ((diagonal ? l : l * layers + j) * kept + r) * gamma_rows * width;
-  }
-  MEMFORMER_INLINE int beta_index(int l, int r, int width) const { return (l * kept + r) * beta_rows * width; }
 };
-
-// What to add to an index of a coefficient for the next row.
-MEMFORMER_INLINE int row_step(int coefficient_rows, int width) { return coefficient_rows == 1 ? 0 : width; }
 
 template <class Rows, class Width, class Body>
 MEMFORMER_INLINE void each_entry(Rows rows, Width width, Body body) {
@@ -54,7 +36,7 @@ MEMFORMER_INLINE void each_entry(Rows rows, Width width, Body body) {
 
 // A sum over `count` grids, `source_step` cells apart, each times its coefficients, `coefficient_step` numbers apart.
 template <class S, int Stride>
-struct Weighed {
+struct Weighted {
   Cells<S, Stride> source;
   int source_step;
   int count;
@@ -77,42 +59,43 @@ struct Weighed {
 };
 
 template <int Tile, class S, int Stride, class Width, int SourceStride>
-MEMFORMER_INLINE void add_weighed_tile(int row, int first, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
-                                       const Weighed<S, SourceStride>& weighed) {
+MEMFORMER_INLINE void add_weighted_tile(int row, int first, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
+                                        const Weighted<S, SourceStride>& weighted) {
   const int start = row * width + first;
   S sum[Tile];
   MEMFORMER_UNROLL_COLUMNS
   for (int t = 0; t < Tile; ++t) sum[t] = base.data ? base[start + t] : S(0);
-  weighed.template add<Tile>(row, first, width, sum);
+  weighted.template add<Tile>(row, first, width, sum);
   MEMFORMER_UNROLL_COLUMNS
   for (int t = 0; t < Tile; ++t) target[start + t] = sum[t];
 }
 
-// target = base + the weighed sum; a null base is zero, and may be the target.
+// target = base + the weighted sum; a null base is zero, and may be the target.
 template <class S, int Stride, class Rows, class Width, int SourceStride>
-MEMFORMER_INLINE void add_weighed(Rows rows, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
-                                  const Weighed<S, SourceStride>& weighed) {
-  if (!weighed.coefficient) {
+MEMFORMER_INLINE void add_weighted(Rows rows, Width width, Cells<S, Stride> base, Cells<S, Stride> target,
+                                   const Weighted<S, SourceStride>& weighted) {
+  if (!weighted.coefficient) {
     each_entry(rows, width,
-               [&](int, int, int k) { target[k] = base.data ? base[k] + weighed.source[k] : weighed.source[k]; });
+               [&](int, int, int k) { target[k] = base.data ? base[k] + weighted.source[k] : weighted.source[k]; });
     return;
   }
   const int row_count = rows, column_count = width;
   MEMFORMER_UNROLL_ROWS
   for (int row = 0; row < row_count; ++row) {
     if constexpr (is_fixed<Width>) {
-      add_weighed_tile<Width::limit>(row, 0, width, base, target, weighed);
+      add_weighted_tile<Width::limit>(row, 0, width, base, target, weighted);
     } else {
       int first = 0;
-      for (; first + 4 <= column_count; first += 4) add_weighed_tile<4>(row, first, width, base, target, weighed);
-      for (; first < column_count; ++first) add_weighed_tile<1>(row, first, width, base, target, weighed);
+      for (; first + 4 <= column_count; first += 4) add_weighted_tile<4>(row, first, width, base, target, weighted);
+      for (; first < column_count; ++first) add_weighted_tile<1>(row, first, width, base, target, weighted);
     }
   }
 }
 
 // cells *= coefficient.
 template <class S, int Stride, class Rows, class Width>
-MEMFORMER_INLINE void weigh(Rows rows, Width width, Cells<S, Stride> cells, const ValueOf<S>* coefficient, int step) {
+MEMFORMER_INLINE void scale_entries(Rows rows, Width width, Cells<S, Stride> cells, const ValueOf<S>* coefficient,
+                                    int step) {
   each_entry(rows, width, [&](int i, int c, int k) { cells[k] = cells[k] * coefficient[i * step + c]; });
 }
 
@@ -149,7 +132,7 @@ MEMFORMER_INLINE void coefficient_grad(Rows rows, Width width, Cells<S, Stride> 
 
 // The grids of a run, `size` cells each: states X_0, ..., X_L, then registers R_{l,r}, then a layer's register
 // gradients. A run that nothing goes back through has no `keep`: it needs only the newest state, only the newest
-// registers where no older one is weighed, and no gradients. A backward run overwrites X_{l+1}, once it is past layer
+// registers where no older one is weighted, and no gradients. A backward run overwrites X_{l+1}, once it is past layer
 // l, with the gradient of layer l's update.
 template <class S, int Stride>
 struct Trace {
@@ -195,13 +178,13 @@ MEMFORMER_INLINE void update_state(const Parameters<ValueOf<S>>& parameters, int
   for (int r = 0; r < parameters.kept; ++r) {
     const ValueOf<S>* gamma =
         parameters.gamma ? parameters.gamma + parameters.gamma_index(l, oldest, r, width) : nullptr;
-    const Weighed<S, Stride> weighed{trace.memory(oldest, r),
-                                     parameters.kept * trace.size,
-                                     l - oldest + 1,
-                                     gamma,
-                                     parameters.kept * parameters.gamma_rows * width,
-                                     step};
-    add_weighed(rows, width, r == 0 ? trace.state(l) : trace.state(l + 1), trace.state(l + 1), weighed);
+    const Weighted<S, Stride> weighted{trace.memory(oldest, r),
+                                       parameters.kept * trace.size,
+                                       l - oldest + 1,
+                                       gamma,
+                                       parameters.kept * parameters.gamma_rows * width,
+                                       step};
+    add_weighted(rows, width, r == 0 ? trace.state(l) : trace.state(l + 1), trace.state(l + 1), weighted);
   }
 }
 
@@ -219,18 +202,19 @@ MEMFORMER_INLINE void register_grads(const Parameters<ValueOf<S>>& parameters, i
   for (int r = 0; r < parameters.kept; ++r) {
     const Cells<S, Stride> grad = trace.memory_grad(r);
     const bool remembered = parameters.beta && l + 1 < layers;
-    if (remembered) weigh(rows, width, grad, parameters.beta + parameters.beta_index(l + 1, r, width), beta_step);
+    if (remembered)
+      scale_entries(rows, width, grad, parameters.beta + parameters.beta_index(l + 1, r, width), beta_step);
     const Cells<S, Stride> base = remembered ? grad : Cells<S, Stride>{nullptr};
     if (parameters.newest_only()) {
       const int begin = parameters.gamma_index(l, l, r, width);
       const T* gamma = parameters.gamma ? parameters.gamma + begin : nullptr;
-      add_weighed(rows, width, base, grad, Weighed<S, ScratchStride>{update, 0, 1, gamma, 0, gamma_step});
+      add_weighted(rows, width, base, grad, Weighted<S, ScratchStride>{update, 0, 1, gamma, 0, gamma_step});
       if (gamma) coefficient_grad(rows, width, trace.memory(l, r), update, begin, gamma_step, add_gamma);
     } else {
       const T* gamma = parameters.gamma + parameters.gamma_index(l, l, r, width);
       const int next = layers * parameters.kept * parameters.gamma_rows * width;
-      add_weighed(rows, width, base, grad,
-                  Weighed<S, Stride>{trace.update_grad(l), trace.size, layers - l, gamma, next, gamma_step});
+      add_weighted(rows, width, base, grad,
+                   Weighted<S, Stride>{trace.update_grad(l), trace.size, layers - l, gamma, next, gamma_step});
       for (int later = l; later < layers; ++later) {
         coefficient_grad(rows, width, trace.memory(l, r), trace.update_grad(later),
                          parameters.gamma_index(later, l, r, width), gamma_step, add_gamma);

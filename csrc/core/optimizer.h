@@ -17,15 +17,15 @@ namespace memformer::core {
 template <class T>
 struct StepScalars {
   Rule rule;
-  T rate;             // learning rate; for Adam over 1 - beta1^t
-  T momentum;         // or beta1
-  T new_first;        // 1 - beta1
-  T second;           // beta2
-  T new_second;       // 1 - beta2
-  T second_scale;     // sqrt(1 - beta2^t)
+  T rate;          // learning rate; for Adam over 1 - beta1^t
+  T momentum;      // or beta1
+  T new_first;     // 1 - beta1
+  T second;        // beta2
+  T new_second;    // 1 - beta2
+  T second_scale;  // sqrt(1 - beta2^t)
   T epsilon;
-  T decay;            // added to the gradient: weight decay
-  T kept;             // of a parameter: 1 - rate * weight decay (AdamW)
+  T decay;  // added to the gradient: weight decay
+  T kept;   // of a parameter: 1 - rate * weight decay (AdamW)
 };
 
 // Adam's corrections of the moments' bias after t steps: 1 - beta1^t and sqrt(1 - beta2^t).

@@ -1,32 +1,29 @@
 // Response-only Gram space: the learned first-order method on one task's quadratic, forward and backward.
 //
-//   g_l = b + H s_l;  r_{l,h} = A_{l,h} g_l + beta_{l,h} * r_{l-1,h};  s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
+//   g_l = b + H s_l;   r_{l,h} = A_{l,h} g_l + beta_{l,h} * r_{l-1,h}
+//   s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 //
-// with s = -w (Dutta & Sra, arXiv 2410.07263, eqs. 17-20). One task per S: the state lives in registers, what the backward
-// needs of each layer (s_l, g_l, r_l and the gradient u_l of layer l's update) in a trace that the caller provides.
-// Operations for each layer: d^2 (residual) + R d^2 (preconditioner) + (l + 1) R d forward; backward twice that and R d^2
-// for the gradient of A.
+// with s = -w (Dutta & Sra, arXiv 2410.07263, eqs. 17-20). One task per S: the state lives in registers, what the
+// backward needs of each layer (s_l, g_l, r_l and the gradient u_l of layer l's update) in a trace that the caller
+// provides. Operations for each layer: d^2 (residual) + R d^2 (preconditioner) + (l + 1) R d forward; backward twice
+// that and R d^2 for the gradient of A.
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "core/extent.h"
 #include "core/quadratic.h"
 #include "core/scalar.h"
 
 namespace memformer::core {
 
-// Parameters shared by all tasks. a (L, R, d, d); gamma (L, L, R, C), (L, R, C) if `diagonal`, or null for ones on the
-// diagonal; beta (L, R, C) or null. C = 1: one coefficient for all weights; C = d: one per weight. Align: the matrices of a
-// start at multiples of so many numbers, with room between them. Most: layers are so many at most, with one register each,
-// and loops over them are straight code, so that a trace may live in registers; 0: any number.
+// Parameters shared by all tasks: a (L, R, d, d), and coefficients of one row, which is one number for all weights or
+// one for each. Align: the matrices of a start at multiples of so many numbers, with room between them. Most: layers
+// are so many at most, with one register each, and loops over them are straight code, so that a trace may live in
+// registers; 0: any number.
 template <class T, int Align = 1, int Most = 0>
-struct FirstOrder {
-  int layers;
-  int heads;
-  bool diagonal;
+struct FirstOrder : Coefficients<T> {
   const T* a;
-  const T* gamma;
-  const T* beta;
 
   static MEMFORMER_INLINE constexpr int matrix_step(int d) { return (d * d + Align - 1) / Align * Align; }
   // The matrix of layer l and head h, which is the one of index `place` = l R + h.
@@ -49,7 +46,9 @@ struct ResponseTrace {
   MEMFORMER_INLINE Cells<S, Stride> state(int l) const { return cells.at(l * d); }
   MEMFORMER_INLINE Cells<S, Stride> residual(int l) const { return cells.at((layers + 1 + l) * d); }
   MEMFORMER_INLINE Cells<S, Stride> update(int l) const { return cells.at((2 * layers + 1 + l) * d); }
-  MEMFORMER_INLINE Cells<S, Stride> memory(int l, int h) const { return cells.at((3 * layers + 1 + l * heads + h) * d); }
+  MEMFORMER_INLINE Cells<S, Stride> memory(int l, int h) const {
+    return cells.at((3 * layers + 1 + l * heads + h) * d);
+  }
   // Gradient of the registers of layer l; that of layer l + 1 is still there.
   MEMFORMER_INLINE Cells<S, Stride> memory_grad(int l, int h) const {
     return cells.at((3 * layers + 1 + (layers + (l & 1)) * heads + h) * d);
@@ -67,13 +66,15 @@ struct Shared {
   static MEMFORMER_INLINE int index(int place, int d, int c) { return PerWeight ? place * d + c : place; }
 };
 
-// All L layers from s (updated in place); the trace keeps s_0, ..., s_L. A trace is a ResponseTrace or has its functions.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace>
-MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
-                                       S* s, const Trace& trace) {
+// All L layers from s (updated in place); the trace keeps s_0, ..., s_L. A trace is a ResponseTrace or has its
+// functions.
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most,
+          class Trace>
+MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task,
+                                       const FirstOrder<ValueOf<S>, Align, most>& method, S* s, const Trace& trace) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = most ? 1 : method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.kept;
   trace.keep_state(0, s);
   MEMFORMER_UNROLL_LAYERS
   for (int l = 0; l < (most ? most : layers); ++l) {
@@ -155,16 +156,17 @@ MEMFORMER_INLINE void matrix_grad(Extent extent, const S* left, Cells<S, Stride>
 }
 
 // Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
-// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and beta
-// by their flat index; `grad`, where not null and `wanted`, collects those of H and b.
-template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most, class Trace,
-          class Outer, class Sink>
-MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const FirstOrder<ValueOf<S>, Align, most>& method,
-                                        const Trace& trace, Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad,
+// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and
+// beta by their flat index; `grad`, where not null and `wanted`, collects those of H and b.
+template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most,
+          class Trace, class Outer, class Sink>
+MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task,
+                                        const FirstOrder<ValueOf<S>, Align, most>& method, const Trace& trace,
+                                        Outer outer, Sink& sink, S* ds, Quadratic<S, Extent>* grad,
                                         bool wanted = true) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
-  const int layers = method.layers, heads = most ? 1 : method.heads;
+  const int layers = method.layers, heads = most ? 1 : method.kept;
   MEMFORMER_UNROLL
   for (int c = 0; c < d; ++c) ds[c] = S(0);
   MEMFORMER_UNROLL_LAYERS
@@ -187,7 +189,8 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
       } else if (method.diagonal) {
         MEMFORMER_UNROLL
         for (int c = 0; c < d; ++c) dr[c] = ds[c] * method.gamma[At::index(l * heads + h, d, c)];
-        coefficient_grad<PerWeight>(task.extent, r, trace.update(l), l * heads + h, [&](int k, S value) { sink.gamma(k, value); });
+        coefficient_grad<PerWeight>(task.extent, r, trace.update(l), l * heads + h,
+                                    [&](int k, S value) { sink.gamma(k, value); });
       } else {
         MEMFORMER_UNROLL
         for (int c = 0; c < d; ++c) dr[c] = S(0);
@@ -197,7 +200,8 @@ MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task, const 
           const int place = (later * layers + l) * heads + h;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) dr[c] += trace.update(later)[c] * method.gamma[At::index(place, d, c)];
-          coefficient_grad<PerWeight>(task.extent, r, trace.update(later), place, [&](int k, S value) { sink.gamma(k, value); });
+          coefficient_grad<PerWeight>(task.extent, r, trace.update(later), place,
+                                      [&](int k, S value) { sink.gamma(k, value); });
         }
       }
       if (method.beta) {

@@ -1,6 +1,7 @@
 // Response-only token space: features X stay, the response column s moves, with any gamma and beta along the tokens.
 //
-//   g_l = (1/n) sum_{i<n} x_i s_i;  r_{l,h} = X A_{l,h} g_l + beta_{l,h} * r_{l-1,h};  s += sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
+//   g_l = (1/n) sum_{i<n} x_i s_i;   r_{l,h} = X A_{l,h} g_l + beta_{l,h} * r_{l-1,h}
+//   s += sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 //
 // One task per S; its rows (features and response slot, D = d + 1 numbers each) and its trace are in memory that the
 // caller provides, vectors of d numbers in registers. Operations per layer: n d (g) + R d^2 (A) + R N d (X A g) + (l
@@ -10,30 +11,20 @@
 
 #pragma once
 
+#include "core/coefficients.h"
 #include "core/extent.h"
 #include "core/scalar.h"
 
 namespace memformer::core {
 
-// a (L, R, d, d); gamma (L, L, R, rows or 1), (L, R, rows or 1) if `diagonal`, or null; beta (L, R, rows or 1) or null.
+// Parameters shared by all tasks: a (L, R, d, d), and coefficients of one number a row, which lie `gamma_step`,
+// `beta_step` apart.
 template <class T>
-struct TokenMethod {
-  int layers;
-  int heads;
-  bool diagonal;
-  int gamma_rows;
-  int beta_rows;
+struct TokenMethod : Coefficients<T> {
   const T* a;
-  const T* gamma;
-  const T* beta;
 
-  // Where the coefficients of a register start; those of a row lie `gamma_step`, `beta_step` apart.
-  MEMFORMER_INLINE int gamma_at(int l, int j, int h) const {
-    return ((diagonal ? l : l * layers + j) * heads + h) * gamma_rows;
-  }
-  MEMFORMER_INLINE int beta_at(int l, int h) const { return (l * heads + h) * beta_rows; }
-  MEMFORMER_INLINE int gamma_step() const { return gamma_rows > 1; }
-  MEMFORMER_INLINE int beta_step() const { return beta_rows > 1; }
+  MEMFORMER_INLINE int gamma_step() const { return this->gamma_rows > 1; }
+  MEMFORMER_INLINE int beta_step() const { return this->beta_rows > 1; }
 };
 
 // Who works on a task's rows: one thread on all of them.
@@ -84,7 +75,9 @@ struct TokenTrace {
   }
   MEMFORMER_INLINE Cells<S, Stride> state(int l) const { return cells.at(l * rows); }
   MEMFORMER_INLINE Cells<S, Stride> update(int l) const { return cells.at((layers + 1 + l) * rows); }
-  MEMFORMER_INLINE Cells<S, Stride> memory(int l, int h) const { return cells.at((2 * layers + 1 + l * heads + h) * rows); }
+  MEMFORMER_INLINE Cells<S, Stride> memory(int l, int h) const {
+    return cells.at((2 * layers + 1 + l * heads + h) * rows);
+  }
   MEMFORMER_INLINE Cells<S, Stride> memory_grad(int l, int h) const {
     return cells.at((2 * layers + 1 + (layers + (l & 1)) * heads + h) * rows);
   }
@@ -105,8 +98,8 @@ MEMFORMER_INLINE void precondition(Extent d, const ValueOf<S>* a, const S* g, S*
 
 // total += sum over rows [first, last) of x_i weights_i, even and odd rows apart: half as long a chain of additions.
 template <class S, class Extent, int Stride, class Team>
-MEMFORMER_INLINE void add_rows(const TokenTask<S, Extent, Stride, Team>& task, int first, int last, Cells<S, Stride> weights,
-                               S* total) {
+MEMFORMER_INLINE void add_rows(const TokenTask<S, Extent, Stride, Team>& task, int first, int last,
+                               Cells<S, Stride> weights, S* total) {
   const auto d = task.extent;
   const int pitch = task.pitch();
   S other[Extent::limit];
@@ -136,15 +129,17 @@ MEMFORMER_INLINE S row_product(const TokenTask<S, Extent, Stride, Team>& task, i
 
 // to_i += from_i * coefficients_i over rows [first, last), coefficients `step` apart.
 template <class S, int Stride, class Team>
-MEMFORMER_INLINE void add_weighed(const Team& team, Cells<S, Stride> to, Cells<S, Stride> from, const ValueOf<S>* coefficients,
-                                  int step, int first, int last) {
+MEMFORMER_INLINE void add_weighted(const Team& team, Cells<S, Stride> to, Cells<S, Stride> from,
+                                   const ValueOf<S>* coefficients, int step, int first, int last) {
   for (int i = team.from(first); i < last; i += Team::step) to[i] += from[i] * coefficients[i * step];
 }
 
 template <class S, int Stride, class Team>
-MEMFORMER_INLINE void add_two_weighed(const Team& team, Cells<S, Stride> to, Cells<S, Stride> one, Cells<S, Stride> other,
-                                      const ValueOf<S>* of_one, const ValueOf<S>* of_other, int step, int first, int last) {
-  for (int i = team.from(first); i < last; i += Team::step) to[i] += one[i] * of_one[i * step] + other[i] * of_other[i * step];
+MEMFORMER_INLINE void add_two_weighted(const Team& team, Cells<S, Stride> to, Cells<S, Stride> one,
+                                       Cells<S, Stride> other, const ValueOf<S>* of_one, const ValueOf<S>* of_other,
+                                       int step, int first, int last) {
+  for (int i = team.from(first); i < last; i += Team::step)
+    to[i] += one[i] * of_one[i * step] + other[i] * of_other[i * step];
 }
 
 // add(at + i * step, left_i * right_i) over rows [first, last); once, with the sum over rows, where they share `at`.
@@ -162,12 +157,13 @@ MEMFORMER_INLINE void row_products(Cells<S, Stride> left, Cells<S, Stride> right
 
 // All L layers; trace.state(l) holds s_l, also for l = L. `after(l)` is called when s_{l+1} is complete.
 template <class S, class Extent, int Stride, class Team, class After>
-MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& task, const TokenMethod<ValueOf<S>>& method,
-                                    const TokenTrace<S, Extent, Stride>& trace, After after) {
+MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& task,
+                                    const TokenMethod<ValueOf<S>>& method, const TokenTrace<S, Extent, Stride>& trace,
+                                    After after) {
   constexpr int row_step = Team::step;
   const auto d = task.extent;
   const int pitch = task.pitch();
-  const int layers = method.layers, heads = method.heads;
+  const int layers = method.layers, heads = method.kept;
   for (int i = task.team.from(0); i < task.rows; i += row_step) trace.state(0)[i] = task.z[i * pitch + d];
   for (int l = 0; l < layers; ++l) {
     const Cells<S, Stride> s = trace.state(l), next = trace.state(l + 1);
@@ -186,10 +182,10 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& ta
     for (int h = 0; h < heads; ++h) {
       precondition(d, method.a + (l * heads + h) * d * d, g, v);
       const Cells<S, Stride> r = trace.memory(l, h), base = h == 0 ? s : next;
-      const ValueOf<S>* const own = method.gamma ? method.gamma + method.gamma_at(l, l, h) : nullptr;
+      const ValueOf<S>* const own = method.gamma ? method.gamma + method.gamma_index(l, l, h) : nullptr;
       const int step = method.gamma ? method.gamma_step() : 0;
       if (method.beta && l > 0) {
-        const ValueOf<S>* const beta = method.beta + method.beta_at(l, h);
+        const ValueOf<S>* const beta = method.beta + method.beta_index(l, h);
         for (int i = task.team.from(first); i < task.rows; i += row_step) {
           r[i] = row_product(task, i, v) + trace.memory(l - 1, h)[i] * beta[i * method.beta_step()];
           next[i] = base[i] + (own ? r[i] * own[i * step] : r[i]);
@@ -204,11 +200,13 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& ta
       if (!method.gamma || method.diagonal) continue;
       int j = 0;
       for (; j + 1 < l; j += 2) {
-        add_two_weighed(task.team, next, trace.memory(j, h), trace.memory(j + 1, h), method.gamma + method.gamma_at(l, j, h),
-                        method.gamma + method.gamma_at(l, j + 1, h), step, first, task.rows);
+        add_two_weighted(task.team, next, trace.memory(j, h), trace.memory(j + 1, h),
+                         method.gamma + method.gamma_index(l, j, h), method.gamma + method.gamma_index(l, j + 1, h),
+                         step, first, task.rows);
       }
       if (j < l) {
-        add_weighed(task.team, next, trace.memory(j, h), method.gamma + method.gamma_at(l, j, h), step, first, task.rows);
+        add_weighted(task.team, next, trace.memory(j, h), method.gamma + method.gamma_index(l, j, h), step, first,
+                     task.rows);
       }
     }
     after(l);
@@ -218,14 +216,14 @@ MEMFORMER_INLINE void token_forward(const TokenTask<S, Extent, Stride, Team>& ta
 // Backward of `token_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; the sink takes
 // those of a, gamma and beta. Where `grad` has cells, the gradient of z is added to them.
 template <class S, class Extent, int Stride, class Team, class Outer, class Sink>
-MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& task, const TokenMethod<ValueOf<S>>& method,
-                                     const TokenTrace<S, Extent, Stride>& trace, Outer outer, Sink& sink,
-                                     Cells<S, Stride> ds, Cells<S, Stride> grad) {
+MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& task,
+                                     const TokenMethod<ValueOf<S>>& method, const TokenTrace<S, Extent, Stride>& trace,
+                                     Outer outer, Sink& sink, Cells<S, Stride> ds, Cells<S, Stride> grad) {
   constexpr int row_step = Team::step;
   const auto d = task.extent;
   const Team& team = task.team;
   const int pitch = task.pitch();
-  const int layers = method.layers, heads = method.heads, rows = task.rows;
+  const int layers = method.layers, heads = method.kept, rows = task.rows;
   for (int i = team.from(0); i < rows; i += row_step) ds[i] = S(0);
   for (int l = layers - 1; l >= 0; --l) {
     outer(l, ds);
@@ -244,7 +242,7 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& t
         const int last = method.diagonal ? l : layers - 1, step = method.gamma_step();
         for (int later = l; later <= last; ++later) {
           const Cells<S, Stride> u = trace.update(later);
-          const int at = method.gamma_at(later, l, h), from = task.first_row(later, layers);
+          const int at = method.gamma_index(later, l, h), from = task.first_row(later, layers);
           const ValueOf<S>* const gamma = method.gamma + at;
           [[maybe_unused]] S shared = S(0);
           for (int i = team.from(from); i < rows; i += row_step) {
@@ -266,15 +264,15 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& t
         }
       }
       if (method.beta && l + 1 < layers) {
-        add_weighed(team, dr, trace.memory_grad(l + 1, h), method.beta + method.beta_at(l + 1, h), method.beta_step(),
-                    task.first_row(l + 1, layers), rows);
+        add_weighted(team, dr, trace.memory_grad(l + 1, h), method.beta + method.beta_index(l + 1, h),
+                     method.beta_step(), task.first_row(l + 1, layers), rows);
       }
       if (method.beta && l > 0) {
         if constexpr (Team::alone) {
-          row_products(dr, trace.memory(l - 1, h), first, rows, method.beta_at(l, h), method.beta_step(),
+          row_products(dr, trace.memory(l - 1, h), first, rows, method.beta_index(l, h), method.beta_step(),
                        [&](int k, S value) { sink.beta(k, value); });
         } else {
-          sink.beta_products(method.beta_at(l, h), method.beta_step(), dr, trace.memory(l - 1, h), first, rows);
+          sink.beta_products(method.beta_index(l, h), method.beta_step(), dr, trace.memory(l - 1, h), first, rows);
         }
       }
       S dv[Extent::limit];
@@ -284,16 +282,12 @@ MEMFORMER_INLINE void token_backward(const TokenTask<S, Extent, Stride, Team>& t
       const int place = (l * heads + h) * d * d;
       const ValueOf<S>* a = method.a + place;
       if constexpr (Team::alone) {
-        MEMFORMER_EACH(i, d) {
-          MEMFORMER_EACH(j, d) sink.a(place + i * d + j, dv[i] * g[j]);
-        }
+        MEMFORMER_EACH(i, d) { MEMFORMER_EACH(j, d) sink.a(place + i * d + j, dv[i] * g[j]); }
       } else {
         sink.outer_product(place, d, dv, trace.residual(l));
       }
       if (l == 0 && !grad.data) continue;
-      MEMFORMER_EACH(i, d) {
-        MEMFORMER_EACH(j, d) dg[j] += dv[i] * a[i * d + j];
-      }
+      MEMFORMER_EACH(i, d) { MEMFORMER_EACH(j, d) dg[j] += dv[i] * a[i * d + j]; }
       if (grad.data) {
         S v[Extent::limit];
         precondition(d, a, g, v);

@@ -1,8 +1,8 @@
 // What the core asks of a number.
 //
 // Every formula of the core is a template over S, one number of every task that is worked on at once: a SIMD vector on
-// the CPU (one task per lane), a float in a GPU thread (one task per thread). S must have +, -, *, +=, construction from
-// its Value, products with a Value on the right, and `where_less`.
+// the CPU (one task per lane), a float in a GPU thread (one task per thread). S must have +, -, *, +=, construction
+// from its Value, products with a Value on the right, and `where_less`.
 
 #pragma once
 
@@ -12,8 +12,8 @@
 #define MEMFORMER_INLINE inline __attribute__((always_inline))
 #endif
 
-// Loops over compile-time extents become straight code, so that small arrays live in registers; loops over run-time ones
-// stay loops. (GCC has no pragma for the one without the other, and unrolls loops as short as these by itself.)
+// Loops over compile-time extents become straight code, so that small arrays live in registers; loops over run-time
+// ones stay loops. (GCC has no pragma for the one without the other, and unrolls loops as short as these by itself.)
 #if defined(__CUDACC__)
 #define MEMFORMER_UNROLL _Pragma("unroll")
 #elif defined(__clang__)

@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "core/coefficients.h"
+
 namespace memformer {
 
 enum class Sampler : int {
@@ -22,42 +24,47 @@ enum class Sampler : int {
 template <class T>
 struct TaskSource {
   Sampler sampler;
-  int models;               // M
-  int64_t tasks;            // B of a step
-  int features;             // d
-  int tokens;               // N, of which the first `context` are labelled and the last `queries` asked
-  int context;              // n
-  int queries;              // 0: the query is integrated out
-  T noise;                  // sigma of the context's responses
-  const int64_t* seeds;     // (M,)
-  const int64_t* streams;   // (M,)
+  int models;                 // M
+  int64_t tasks;              // B of a step
+  int features;               // d
+  int tokens;                 // N, of which the first `context` are labelled and the last `queries` asked
+  int context;                // n
+  int queries;                // 0: the query is integrated out
+  T noise;                    // sigma of the context's responses
+  const int64_t* seeds;       // (M,)
+  const int64_t* streams;     // (M,)
   const T* weight_factor;     // w = W g
   const T* covariate_factor;  // x = C g
-  const T* z;               // (T, N, D), given
-  const T* target;          // (T, queries)
-  const int64_t* index;     // (draws, M, B): the tasks of a draw, or null for the first B
-  int64_t first_draw;       // of `index`
+  const T* z;                 // (T, N, D), given
+  const T* target;            // (T, queries)
+  const int64_t* index;       // (draws, M, B): the tasks of a draw, or null for the first B
+  int64_t first_draw;         // of `index`
 };
 
 template <class T>
 struct TrainedNetwork {
-  bool response;       // response-only: no P
-  bool block;          // P = [[Bm, 0], [0, 1]] and Q = [[A, 0], [0, 0]]
+  bool response;  // response-only: no P
+  bool block;     // P = [[Bm, 0], [0, 1]] and Q = [[A, 0], [0, 0]]
   bool diagonal;
-  int width;           // D
+  int width;  // D
   int layers;
   int heads;
   int kept;
-  int q_count;         // numbers of the dense form: q, p, gamma, beta one after another; 0 for those that are absent
+  int q_count;  // numbers of the dense form: q, p, gamma, beta one after another; 0 for those that are absent
   int p_count;
   int gamma_count;
   int beta_count;
   int links;
   const int* link_dense;
   const int* link_flat;
-  const T* constant;   // (q_count + p_count + gamma_count + beta_count)
+  const T* constant;  // (q_count + p_count + gamma_count + beta_count)
 
   int dense() const { return q_count + p_count + gamma_count + beta_count; }
+
+  // Those of this network, in Gram space, where its gamma and beta lie.
+  MEMFORMER_INLINE core::Coefficients<T> coefficients(const T* gamma, const T* beta) const {
+    return {layers, kept, diagonal, 1, 1, gamma_count ? gamma : nullptr, beta_count ? beta : nullptr};
+  }
 };
 
 enum class Rule : int { sgd, nesterov, adam, adamw };
@@ -70,15 +77,15 @@ struct OptimizerState {
   int models;
   int flat;
   int flat_step;
-  int clip_groups;           // norms are clipped in groups of flat numbers: none, each matrix, or all together
-  const int* clip_ends;      // where each group ends
-  int64_t max_skipped;       // a model with as many skipped steps stops; -1: never
-  const double* hyper;       // (M, 6): learning rate, momentum or beta1, beta2, eps, weight decay, clip norm
-  const T* trained;          // 1, or 0 for numbers that stay as they are
+  int clip_groups;       // norms are clipped in groups of flat numbers: none, each matrix, or all together
+  const int* clip_ends;  // where each group ends
+  int64_t max_skipped;   // a model with as many skipped steps stops; -1: never
+  const double* hyper;   // (M, 6): learning rate, momentum or beta1, beta2, eps, weight decay, clip norm
+  const T* trained;      // 1, or 0 for numbers that stay as they are
   T* parameters;
   T* first;
-  T* second;                 // or null: SGD
-  int64_t* skipped;          // (M,)
+  T* second;         // or null: SGD
+  int64_t* skipped;  // (M,)
 };
 
 // Steps [step, step + steps), or as many of them as `seconds` leave time for, at least one.
@@ -87,13 +94,13 @@ struct Training {
   TrainedNetwork<T> network;
   TaskSource<T> source;
   OptimizerState<T> state;
-  int threads;               // that the caller's library runs
+  int threads;  // that the caller's library runs
   int64_t step;
   int64_t steps;
   double seconds;
   int64_t resample_every;
-  const double* factors;     // (steps,) of the learning rate
-  double* losses;            // (steps, M)
+  const double* factors;  // (steps,) of the learning rate
+  double* losses;         // (steps, M)
 };
 
 // Of one step, the sums over blocks of 1024 tasks: (M, blocks, flat + 1), the gradients of the sum of squared errors

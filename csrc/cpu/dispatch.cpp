@@ -3,9 +3,24 @@
 #include <atomic>
 #include <cstring>
 
-#include "cpu/kernels.h"
+#define MEMFORMER_ADDRESS(result, name, ...) &name,
+#define MEMFORMER_TABLE(isa)                                           \
+  namespace isa {                                                      \
+  template <class T>                                                   \
+  constexpr Kernels<T> table{MEMFORMER_KERNELS(MEMFORMER_ADDRESS, T)}; \
+  }
 
 namespace memformer::cpu {
+
+MEMFORMER_TABLE(baseline)
+#if defined(__x86_64__)
+MEMFORMER_TABLE(avx2)
+MEMFORMER_TABLE(avx512)
+#endif
+
+#undef MEMFORMER_TABLE
+#undef MEMFORMER_ADDRESS
+
 namespace {
 
 struct InstructionSet {
@@ -15,11 +30,7 @@ struct InstructionSet {
   Kernels<double> dual;
 };
 
-#define MEMFORMER_TABLE(isa) \
-  {isa::response_gram, isa::response_tokens, isa::wide_gram,       isa::wide_tokens,  isa::general_gram, isa::general_tokens, \
-   isa::context_gram,  isa::quadratics,      isa::wide_quadratics, isa::layer,        isa::train,        isa::train_gradients, \
-   isa::train_update,  isa::random_numbers,  isa::sample_tasks,    isa::register_update, isa::attention}
-#define MEMFORMER_SET(isa, present) {#isa, present, MEMFORMER_TABLE(isa), MEMFORMER_TABLE(isa)}
+#define MEMFORMER_SET(isa, present) {#isa, present, isa::table<float>, isa::table<double>}
 
 // Widest first.
 const InstructionSet sets[] = {
@@ -36,7 +47,6 @@ const InstructionSet sets[] = {
 };
 
 #undef MEMFORMER_SET
-#undef MEMFORMER_TABLE
 
 const InstructionSet* widest() {
 #if defined(__x86_64__)

@@ -1,34 +1,22 @@
 // The kernels of the instruction set in use: the widest that the processor has, unless another was asked for.
+//
+// lanes/    SIMD vectors: numbers of neighbouring tasks, or of one, in the lanes
+// tasks/    kernels' groups of tasks, one task per lane: tokens in, results out, sums over tasks
+// wide/     the same for tasks that are not tiny: vectors along one task
+// kernels/  the kernels, compiled for each instruction set
 
 #pragma once
 
-#include "core/calls.h"
-#include "core/training.h"
-#include "cpu/heads.h"
-#include "cpu/threads.h"
+#include "cpu/kernels.h"
 
 namespace memformer::cpu {
 
+#define MEMFORMER_POINTER(result, name, ...) result (*name)(__VA_ARGS__);
 template <class T>
 struct Kernels {
-  void (*response_gram)(const Network<T>&, ParallelFor);
-  void (*response_tokens)(const Network<T>&, ParallelFor);
-  void (*wide_gram)(const Network<T>&, ParallelFor);
-  void (*wide_tokens)(const Network<T>&, ParallelFor);
-  void (*general_gram)(const Network<T>&, ParallelFor);
-  void (*general_tokens)(const Network<T>&, ParallelFor);
-  void (*context_gram)(const Gram<T>&, ParallelFor);
-  void (*quadratics)(const Quadratics<T>&, ParallelFor);
-  void (*wide_quadratics)(const Quadratics<T>&, ParallelFor);
-  void (*layer)(const Layer<T>&, ParallelFor);
-  int64_t (*train)(const Training<T>&, ParallelFor);
-  void (*train_gradients)(const Training<T>&, const BlockSums&, ParallelFor);
-  void (*train_update)(const Training<T>&, const BlockSums&);
-  void (*random_numbers)(const RandomNumbers<T>&);
-  void (*sample_tasks)(const TaskSource<T>&, int64_t, T*);
-  void (*register_update)(const RegisterUpdate<T>&, ParallelFor);
-  void (*attention)(const Attention<T>&, ParallelFor);
+  MEMFORMER_KERNELS(MEMFORMER_POINTER, T)
 };
+#undef MEMFORMER_POINTER
 
 template <class T>
 const Kernels<T>& kernels();

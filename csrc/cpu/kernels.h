@@ -1,42 +1,46 @@
-// The kernels, once for every instruction set, each set in a namespace of its own (cpu/kernels/*.cpp).
+// The kernels, the only list of them: each for float and double, once for every instruction set in a namespace of its
+// own.
+//
+// kernels/*.cpp define them; dispatch.h chooses the instruction set. A line is KERNEL(result, name, arguments...).
 
 #pragma once
 
 #include "core/calls.h"
 #include "core/training.h"
-#include "cpu/heads.h"
+#include "cpu/attention_call.h"
 #include "cpu/threads.h"
 
-#define MEMFORMER_KERNELS_OF(T)                                 \
-  void response_gram(const Network<T>& call, ParallelFor run);  \
-  void response_tokens(const Network<T>& call, ParallelFor run); \
-  void wide_gram(const Network<T>& call, ParallelFor run);      \
-  void wide_tokens(const Network<T>& call, ParallelFor run);    \
-  void general_gram(const Network<T>& call, ParallelFor run);   \
-  void general_tokens(const Network<T>& call, ParallelFor run); \
-  void context_gram(const Gram<T>& call, ParallelFor run);      \
-  void quadratics(const Quadratics<T>& call, ParallelFor run);  \
-  void wide_quadratics(const Quadratics<T>& call, ParallelFor run); \
-  void layer(const Layer<T>& call, ParallelFor run);            \
-  int64_t train(const Training<T>& training, ParallelFor run);  \
-  void train_gradients(const Training<T>& training, const BlockSums& blocks, ParallelFor run); \
-  void train_update(const Training<T>& training, const BlockSums& blocks);                      \
-  void random_numbers(const RandomNumbers<T>& call);            \
-  void sample_tasks(const TaskSource<T>& source, int64_t draw, T* cells); \
-  void register_update(const RegisterUpdate<T>& call, ParallelFor run); \
-  void attention(const Attention<T>& call, ParallelFor run);
+#define MEMFORMER_KERNELS(KERNEL, T)                                               \
+  KERNEL(void, response_gram, const Network<T>&, ParallelFor)                      \
+  KERNEL(void, response_tokens, const Network<T>&, ParallelFor)                    \
+  KERNEL(void, wide_gram, const Network<T>&, ParallelFor)                          \
+  KERNEL(void, wide_tokens, const Network<T>&, ParallelFor)                        \
+  KERNEL(void, general_gram, const Network<T>&, ParallelFor)                       \
+  KERNEL(void, general_tokens, const Network<T>&, ParallelFor)                     \
+  KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
+  KERNEL(void, quadratics, const Quadratics<T>&, ParallelFor)                      \
+  KERNEL(void, wide_quadratics, const Quadratics<T>&, ParallelFor)                 \
+  KERNEL(void, layer, const Layer<T>&, ParallelFor)                                \
+  KERNEL(int64_t, train, const Training<T>&, ParallelFor)                          \
+  KERNEL(void, train_gradients, const Training<T>&, const BlockSums&, ParallelFor) \
+  KERNEL(void, train_update, const Training<T>&, const BlockSums&)                 \
+  KERNEL(void, random_numbers, const RandomNumbers<T>&)                            \
+  KERNEL(void, sample_tasks, const TaskSource<T>&, int64_t draw, T* cells)         \
+  KERNEL(void, register_update, const RegisterUpdate<T>&, ParallelFor)             \
+  KERNEL(void, attention, const Attention<T>&, ParallelFor)
 
-#define MEMFORMER_KERNELS(isa)      \
-  namespace memformer::cpu::isa {   \
-  MEMFORMER_KERNELS_OF(float)       \
-  MEMFORMER_KERNELS_OF(double)      \
+#define MEMFORMER_DECLARATION(result, name, ...) result name(__VA_ARGS__);
+#define MEMFORMER_DECLARATIONS(isa)                \
+  namespace memformer::cpu::isa {                  \
+  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, float)  \
+  MEMFORMER_KERNELS(MEMFORMER_DECLARATION, double) \
   }
 
-MEMFORMER_KERNELS(baseline)
+MEMFORMER_DECLARATIONS(baseline)
 #if defined(__x86_64__)
-MEMFORMER_KERNELS(avx2)
-MEMFORMER_KERNELS(avx512)
+MEMFORMER_DECLARATIONS(avx2)
+MEMFORMER_DECLARATIONS(avx512)
 #endif
 
-#undef MEMFORMER_KERNELS
-#undef MEMFORMER_KERNELS_OF
+#undef MEMFORMER_DECLARATIONS
+#undef MEMFORMER_DECLARATION

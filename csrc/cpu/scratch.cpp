@@ -14,7 +14,8 @@ namespace {
 class OutOfMemory : public std::bad_alloc {
  public:
   explicit OutOfMemory(std::size_t bytes) {
-    std::snprintf(message_, sizeof message_, "out of memory: a native kernel could not get %zu bytes to work in", bytes);
+    std::snprintf(message_, sizeof message_, "out of memory: a native kernel could not get %zu bytes to work in",
+                  bytes);
   }
   const char* what() const noexcept override { return message_; }
 

@@ -13,7 +13,8 @@ void* thread_scratch(std::size_t bytes);
 // Partial sums of a call, of the thread that makes it: memory apart from `thread_scratch`.
 void* call_scratch(std::size_t bytes);
 
-// Memory that is the owner's alone, aligned to 64, for calls whose work is far more than getting it. Throws std::bad_alloc.
+// Memory that is the owner's alone, aligned to 64, for calls whose work is far more than getting it. Throws
+// std::bad_alloc.
 class Memory {
  public:
   explicit Memory(std::size_t bytes);

@@ -92,8 +92,8 @@ int64_t milliseconds() {
   return now.tv_sec * int64_t{1000} + now.tv_nsec / 1000000;
 }
 
-// Whoever is asked may make calls of the library himself, as a signal's handler does: they find this thread as if it were
-// at none.
+// Whoever is asked may make calls of the library himself, as a signal's handler does: they find this thread as if it
+// were at none.
 bool ask() {
   const ScratchAside aside;
   const Turn kept = std::exchange(turn, Turn{nullptr, nullptr, 0});

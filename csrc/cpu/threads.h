@@ -1,8 +1,8 @@
-// How kernels are given threads, by the library that calls them, and how a call ends before its end: because a thread met an
-// exception, or because whoever made the call is asked to give it up (a signal: Ctrl-C).
+// How kernels are given threads, by the library that calls them, and how a call ends before its end: because a thread
+// met an exception, or because whoever made the call is asked to give it up (a signal: Ctrl-C).
 //
-// What a thread throws ends the shares of all others at their next checkpoint, and is thrown by the call on the thread that
-// made it: nothing is thrown into the threads' own library, which would end the process or lose what it says.
+// What a thread throws ends the shares of all others at their next checkpoint, and is thrown by the call on the thread
+// that made it: nothing is thrown into the threads' own library, which would end the process or lose what it says.
 
 #pragma once
 
@@ -32,8 +32,8 @@ class Polling {
 // `pool` runs the body; exceptions and polls as above.
 void run_on_threads(ParallelFor pool, int64_t count, Body body, void* context);
 
-// A moment at which a call may end: kernels pass one after every few microseconds to a tenth of a second of work, holding
-// nothing that a destructor does not give back. Costs some nanoseconds; throws what ends the call.
+// A moment at which a call may end: kernels pass one after every few microseconds to a tenth of a second of work,
+// holding nothing that a destructor does not give back. Costs some nanoseconds; throws what ends the call.
 void checkpoint();
 
 // The same after a stretch of `operations` whose number depends on sizes: not after short ones.

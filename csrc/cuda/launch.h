@@ -5,6 +5,13 @@
 // totals of core/calls.h are not used here; `Parameter` takes their place. Kernels allocate nothing: each call says
 // beforehand how many bytes of device memory it wants to work in.
 
+//
+// machine/  what kernels know of the GPU: blocks, copies, parameters, sums over tasks, launches
+// thread/   kernels with one task a thread
+// team/     kernels with one task a team of 4 to 16 lanes
+// train/    kernels that take whole optimiser steps
+// kernels/  which instance serves a call, and the list of instances that are compiled
+
 #pragma once
 
 #include <cstdint>
@@ -27,16 +34,16 @@ struct Parameter {
   bool present = false;        // false: the call has no such parameter
   const void* data = nullptr;  // null: a projection that is all zeros and `corner` (given 0 rows and columns)
   Storage storage = Storage::none;
-  int size[5] = {1, 1, 1, 1, 1};   // of the dense form
-  int given[5] = {1, 1, 1, 1, 1};  // of the caller's tensor
+  int size[5] = {1, 1, 1, 1, 1};        // of the dense form
+  int given[5] = {1, 1, 1, 1, 1};       // of the caller's tensor
   int64_t stride[5] = {0, 0, 0, 0, 0};  // of the caller's tensor, in elements
-  bool matrix = false;     // a projection: where `given` has fewer rows and columns, zeros and `corner` complete it
+  bool matrix = false;  // a projection: where `given` has fewer rows and columns, zeros and `corner` complete it
   float corner = 0.0f;
-  bool lower = false;      // entries [l, j] with j > l are neither read nor given a gradient but zero
-  int first_column = 0;    // coefficients: the caller's column of the first dense one
-  int context = 0;         // coefficients with a row for every token: dense row i is token i < context ? i :
-  int first_query = 0;     //   first_query + i - context
-  void* grad = nullptr;    // dense, in the caller's shape; null: not wanted
+  bool lower = false;    // entries [l, j] with j > l are neither read nor given a gradient but zero
+  int first_column = 0;  // coefficients: the caller's column of the first dense one
+  int context = 0;       // coefficients with a row for every token: dense row i is token i < context ? i :
+  int first_query = 0;   //   first_query + i - context
+  void* grad = nullptr;  // dense, in the caller's shape; null: not wanted
   Storage grad_storage = Storage::none;
 
   MEMFORMER_INLINE int64_t count() const {
@@ -56,14 +63,14 @@ struct Parameters {
 
 // The machine and the place to work. Ask the device for its numbers once, not at every call.
 struct Launch {
-  void* stream = nullptr;                // cudaStream_t
+  void* stream = nullptr;  // cudaStream_t
   int multiprocessors = 0;
-  int shared_of_multiprocessor = 0;      // bytes
-  int shared_of_block = 0;               // bytes a block may opt in to
-  int capability = 0;                    // 80, 90, 100
-  void* scratch = nullptr;               // device memory, 256-byte aligned, of the size below; uninitialised
+  int shared_of_multiprocessor = 0;  // bytes
+  int shared_of_block = 0;           // bytes a block may opt in to
+  int capability = 0;                // 80, 90, 100
+  void* scratch = nullptr;           // device memory, 256-byte aligned, of the size below; uninitialised
   int64_t scratch_bytes = 0;
-  bool rehearsal = false;                // the kernels of a call are loaded, and none runs
+  bool rehearsal = false;  // the kernels of a call are loaded, and none runs
 };
 
 // Bytes of scratch that a call needs; depends on its sizes alone. -1: the sizes are beyond this kernel.

@@ -34,7 +34,7 @@ struct Train {
   int flat = 0;
   Rule rule = Rule::sgd;
   int clip_groups = 0;
-  const int* clip_ends = nullptr;   // host memory
+  const int* clip_ends = nullptr;  // host memory
   int64_t max_skipped = -1;
   const double* hyper = nullptr;    // (M, 6)
   const double* factors = nullptr;  // (steps,)

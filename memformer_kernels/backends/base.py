@@ -75,16 +75,16 @@ class Backend(Protocol):
         ...
 
 
-def asked(
+def needed_gradients(
     grads: Sequence[Tensor | None],
     arguments: Sequence[Tensor | None],
     needs: Needs,
     dtype: torch.dtype | None = None,
 ) -> list[Tensor]:
-    """The gradients that were asked for, in `dtype` or their arguments'; what nothing reads has gradient zero."""
-    asked = []
+    """The gradients that are needed, in `dtype` or their arguments'; what nothing reads has gradient zero."""
+    kept = []
     for grad, argument, needed in zip(grads, arguments, needs, strict=True):
         if needed and argument is not None:
             made = torch.zeros_like(argument) if grad is None else grad
-            asked.append(made.to(dtype or argument.dtype).contiguous())
-    return asked
+            kept.append(made.to(dtype or argument.dtype).contiguous())
+    return kept

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memformer_kernels import library
 from memformer_kernels.backends.base import Needs
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
 _OPERATORS = (
     "context_gram",
@@ -82,7 +82,7 @@ class NativeBackend:
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Spelled out: a training call on one task is made of frames, and each helper is one.
-        z, q, p, gamma, beta, lengths, context, algorithm = network
+        z, q, p, gamma, beta, lengths, context, form = network
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         value = z.new_empty((), dtype=dtype)
         grads = [
@@ -93,13 +93,13 @@ class NativeBackend:
         ]
         if lengths is not None:
             lengths = _plain(lengths)
-        gram_space = algorithm == "gram"
+        gram_space = form.space == "gram"
         self._operators.loss(z, target, q, p, gamma, beta, lengths, context, gram_space, queries, value, *grads)
         return [value, *[grad for grad in grads if grad is not None]]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         batch, tokens, width = layer.z.shape
-        heads = kept_heads(layer.q.shape[0], layer.gamma, layer.beta)
+        heads = layer.form.kept(layer.q.shape[0])
         result, register = _like(layer.z), layer.z.new_empty((batch, heads, tokens, width))
         self._operators.layer(*_layer_arguments(layer), result, register)
         return result, register
@@ -179,8 +179,8 @@ def _plain(lengths: Tensor | None) -> Tensor | None:
 
 
 def _arguments(network: Network) -> tuple[Any, ...]:
-    z, q, p, gamma, beta, lengths, context, algorithm = network
-    return z, q, p, gamma, beta, _plain(lengths), context, algorithm == "gram"
+    z, q, p, gamma, beta, lengths, context, form = network
+    return z, q, p, gamma, beta, _plain(lengths), context, form.space == "gram"
 
 
 def _attention_arguments(call: Attention) -> tuple[Any, ...]:
@@ -190,7 +190,7 @@ def _attention_arguments(call: Attention) -> tuple[Any, ...]:
 
 
 def _layer_arguments(layer: Layer) -> tuple[Any, ...]:
-    *tensors, lengths, context = layer
+    *tensors, lengths, context, _ = layer
     return *tensors, _plain(lengths), context
 
 

@@ -1,10 +1,83 @@
-"""What a checked call is made of: the tensors of each operation by name, and the precision its sums are kept in."""
+"""What a checked call is made of: who computes it, in which form, and the tensors of each operation by name."""
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+DIAGONAL = frozenset(("linear", "diagonal"))
+"""Rules by which a layer weights no register but its own."""
+
+
+class Form(NamedTuple):
+    """How a network is computed. Told from the shapes of its arguments once, and carried to what computes it.
+
+    Attributes:
+        space: "gram" (all layers on D-by-D matrices) or "token" (tokens updated layer by layer).
+        structure: "response-only", "block" or "dense".
+        rule: "linear" (gamma is None), "diagonal" (one weight a layer), "shared" (every layer weights the registers
+            alike) or "full".
+        per_head: one register a head is kept, since gamma or beta has a head axis; else one for the sum over heads.
+        per_token: gamma or beta differs from token to token.
+    """
+
+    space: str
+    structure: str
+    rule: str
+    per_head: bool
+    per_token: bool
+
+    @property
+    def response_only(self) -> bool:
+        """Whether features stay as they are, so that registers are one column."""
+        return self.structure == "response-only"
+
+    def kept(self, heads: int) -> int:
+        """Registers that a layer keeps."""
+        return heads if self.per_head else 1
+
+
+def form_name(space: str, structure: str, rule: str, per_head: bool, per_token: bool) -> str:
+    """A form as one word list, which a registered operation can be told and a compiled graph can hold."""
+    return f"{space}, {structure}, {rule}{', per head' if per_head else ''}{', per token' if per_token else ''}"
+
+
+@functools.cache
+def form_named(name: str) -> Form:
+    """The form of that name."""
+    space, structure, rule, *axes = name.split(", ")
+    return Form(space, structure, rule, "per head" in axes, "per token" in axes)
+
+
+class Plan(NamedTuple):
+    """Who computes a call and how; `reason` says which rules chose it."""
+
+    backend: str
+    algorithm: str
+    regime: str
+    reason: str
+
+
+class Call(NamedTuple):
+    """All that a call is besides its tensors: the same for every call whose arguments look alike.
+
+    Attributes:
+        context: labelled tokens of every task; N where contexts are ragged.
+        lengths: (B,) ragged contexts, or None.
+        queries: tokens that are predicted, 0 where nothing is.
+        form: the name of its `Form`, empty where there is but one.
+        backend: the plan's.
+        plan: what `explain` shows.
+    """
+
+    context: int
+    lengths: Tensor | None
+    queries: int
+    form: str
+    backend: str
+    plan: Plan
 
 
 class Network(NamedTuple):
@@ -17,7 +90,7 @@ class Network(NamedTuple):
     beta: Tensor | None
     lengths: Tensor | None
     context: int
-    algorithm: str
+    form: Form
 
 
 class Layer(NamedTuple):
@@ -31,6 +104,7 @@ class Layer(NamedTuple):
     beta: Tensor | None
     lengths: Tensor | None
     context: int
+    form: Form
 
 
 class Quadratics(NamedTuple):
@@ -63,7 +137,7 @@ class Attention(NamedTuple):
 
 
 class Update(NamedTuple):
-    """z and registers (A, M, C), gamma (J, M): register j is weighed with gamma[j, m]."""
+    """z and registers (A, M, C), gamma (J, M): register j is weighted with gamma[j, m]."""
 
     z: Tensor
     registers: list[Tensor]
@@ -73,9 +147,3 @@ class Update(NamedTuple):
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """What sums over a tensor's entries are kept in: float64 for float64, else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def kept_heads(heads: int, *coefficients: Tensor | None) -> int:
-    """Registers a layer keeps: one per head where a coefficient has a head axis, else one for the sum over heads."""
-    per_head = any(x is not None and x.ndim >= 3 and x.shape[-3] > 1 for x in coefficients)
-    return heads if per_head else 1

@@ -1,24 +1,18 @@
-"""Validates the arguments of `linear_attention` and `register_update`, and brings each to the one form kernels know.
+"""Validates the arguments of `linear_attention`, and brings its options to the one form kernels know.
 
-Attention's options become a weight for every token as a reader and as a key (0: it is not read). A register update
-becomes tokens (A, M, C) with coefficients (J, M).
+They become a weight for each token as a reader and as a key (0: it is not read).
 """
-
-import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.calls.arguments import Attention, Update, compute_dtype
+from memformer_kernels.calls.arguments import Attention, compute_dtype
 from memformer_kernels.calls.checks import (
-    HALF,
-    autocasts,
-    broadcasts,
     check_flag,
     check_floating,
     check_integer,
     check_integers,
+    check_like,
     dense,
     reject,
     reject_kind,
@@ -39,15 +33,15 @@ def check_attention(
         reject("k", k, f"q's shape {tuple(queries.shape)}")
     if values.ndim != 4 or values.shape[:3] != queries.shape[:3] or values.shape[3] < 1:
         reject("v", v, f"values (B, N, H, F) = {(*queries.shape[:3], 'F')} with F >= 1")
-    keys, values = _like("k", keys, queries), _like("v", values, queries)
+    keys, values = check_like("k", keys, queries), check_like("v", values, queries)
     ordered = check_flag("causal", causal)
     padding = None if mask is None else _mask(mask, queries)
     if ordered and context is not None:
-        reject("context", context, "None beside causal=True, where a token's context is what came before it")
+        reject("context", context, "None together with causal=True, where a token's context is what came before it")
     if cu_seqlens is not None:
         if context is not None or padding is not None:
             name = "context" if context is not None else "mask"
-            reject(name, context if context is not None else mask, "None beside cu_seqlens, which says it all")
+            reject(name, context if context is not None else mask, "None together with cu_seqlens, which says it all")
         bounds = _bounds(cu_seqlens, queries)
         rows = _packed_weights(bounds, queries, ordered)
         return Attention(queries, keys, values, rows, None, bounds, "causal" if ordered else "full")
@@ -57,34 +51,6 @@ def check_attention(
     return _with_context(queries, keys, values, context, padding)
 
 
-def check_update(z: object, registers: object, gamma: object) -> Update:
-    """The arguments of `register_update`."""
-    tokens = check_floating("z", z)
-    if isinstance(registers, Tensor | str) or not isinstance(registers, Sequence):
-        reject_kind("registers", registers, "a sequence of tensors of z's shape")
-    if not registers:
-        reject("registers", registers, "at least one register")
-    checked = []
-    for index, register in enumerate(registers):
-        name = f"registers[{index}]"
-        made = check_floating(name, register)
-        if made.shape != tokens.shape:
-            reject(name, register, f"z's shape {tuple(tokens.shape)}")
-        checked.append(_like(name, made, tokens))
-    weights = check_floating("gamma", gamma)
-    shape = tuple(weights.shape)
-    trailing, missing = shape[1:], tokens.ndim + 1 - len(shape)
-    fits = len(shape) >= 1 and shape[0] == len(checked)
-    if not fits or not broadcasts(trailing, tokens.shape):
-        reject("gamma", gamma, f"shape (J, ...) with J = {len(checked)} registers, ... broadcastable to z's shape")
-    fits = weights.dtype == tokens.dtype or (weights.dtype == torch.float32 and tokens.dtype in HALF)
-    if not fits and (weights.dtype == torch.float64 or not autocasts(tokens)):
-        reject_kind("gamma", gamma, f"float32 or z's dtype {tokens.dtype}")
-    if weights.device != tokens.device:
-        reject("gamma", gamma, f"a tensor on {tokens.device}, where z is")
-    return _folded(tokens, checked, weights, (1,) * missing + trailing)
-
-
 def check_history(k: object, v: object) -> tuple[Tensor, Tensor]:
     """The arguments of `attention_state`, in one dtype; there may be no token yet."""
     keys, values = check_floating("k", k), check_floating("v", v)
@@ -92,7 +58,7 @@ def check_history(k: object, v: object) -> tuple[Tensor, Tensor]:
         reject("k", k, "keys (B, N, H, E) with H, E >= 1")
     if values.ndim != 4 or values.shape[:3] != keys.shape[:3] or values.shape[3] < 1:
         reject("v", v, f"values (B, N, H, F) = {(*keys.shape[:3], 'F')} with F >= 1")
-    return keys, _like("v", values, keys)
+    return keys, check_like("v", values, keys)
 
 
 def check_step(q: object, k: object, v: object, state: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +88,7 @@ def check_step(q: object, k: object, v: object, state: object) -> tuple[Tensor, 
     dtype = compute_dtype(queries)
     if total.dtype != dtype:
         reject_kind("state.sum", total, f"{dtype}, in which tokens of {queries.dtype} are summed")
-    return queries, _like("k", keys, queries), _like("v", values, queries)
+    return queries, check_like("k", keys, queries), check_like("v", values, queries)
 
 
 def check_bounds(bounds: Tensor, tokens: int) -> None:
@@ -132,16 +98,6 @@ def check_bounds(bounds: Tensor, tokens: int) -> None:
     first, last = int(bounds[0]), int(bounds[-1])
     if first != 0 or last != tokens or bool((bounds.diff() < 0).any()):
         raise ValueError(f"cu_seqlens: expected bounds that rise from 0 to N = {tokens}, got {bounds.tolist()}")
-
-
-def _folded(z: Tensor, registers: list[Tensor], gamma: Tensor, axes: tuple[int, ...]) -> Update:
-    """Axes before the first and after the last along which gamma varies become A and C; those between become M."""
-    varying = [axis for axis, size in enumerate(axes) if size != 1]
-    first, last = (varying[0], varying[-1] + 1) if varying else (0, 0)
-    before, middle, after = z.shape[:first], z.shape[first:last], z.shape[last:]
-    shape = (math.prod(before), math.prod(middle), math.prod(after))
-    weights = gamma.reshape(len(registers), *axes[first:last]).expand(len(registers), *middle)
-    return Update(z.reshape(shape), [r.reshape(shape) for r in registers], weights.reshape(len(registers), shape[1]))
 
 
 def _with_context(q: Tensor, k: Tensor, v: Tensor, context: object, mask: Tensor | None) -> Attention:
@@ -215,14 +171,3 @@ def _readable(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or transforming():
         return False
     return tensor.device.type == "cpu" and has_data(tensor)
-
-
-def _like(name: str, tensor: Tensor, first: Tensor) -> Tensor:
-    """A tensor that must have the first one's device and dtype; autocast brings the dtype."""
-    if tensor.device != first.device:
-        reject(name, tensor, f"a tensor on {first.device}, where the first argument is")
-    if tensor.dtype == first.dtype:
-        return tensor
-    if torch.float64 in (tensor.dtype, first.dtype) or not autocasts(first):
-        reject_kind(name, tensor, f"the first argument's dtype {first.dtype}")
-    return tensor.to(first.dtype)

@@ -133,3 +133,14 @@ def autocasts(z: Tensor) -> bool:
 def check_device(name: str, tensor: Tensor, z: Tensor) -> None:
     if tensor.device != z.device:
         reject(name, tensor, f"a tensor on {z.device}, where the tasks are")
+
+
+def check_like(name: str, tensor: Tensor, first: Tensor) -> Tensor:
+    """A tensor that must have the first one's device and dtype; autocast brings the dtype."""
+    if tensor.device != first.device:
+        reject(name, tensor, f"a tensor on {first.device}, where the first argument is")
+    if tensor.dtype == first.dtype:
+        return tensor
+    if torch.float64 in (tensor.dtype, first.dtype) or not autocasts(first):
+        reject_kind(name, tensor, f"the first argument's dtype {first.dtype}")
+    return tensor.to(first.dtype)

@@ -1,4 +1,4 @@
-"""What a public call settles before any work, settled once for all calls that look alike.
+"""Checks and plans, made once for all calls that look alike.
 
 Checks and plans look at kinds, shapes, dtypes, devices and options, never at values: calls that agree in these agree in
 the outcome, and a dictionary answers the second of them in half the time. What fails is not remembered, nor a ragged
@@ -10,16 +10,17 @@ import functools
 from collections.abc import Callable
 from operator import attrgetter
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memformer_kernels import availability
+from memformer_kernels.calls.arguments import Call
 from memformer_kernels.torch_internals import undisturbed
 
 LIMIT = 1024
-"""Outcomes remembered for a function before it starts anew: programs have few shapes, sweeps over sizes many."""
+"""Outcomes remembered for a function before it starts again: programs have few shapes, sweeps over sizes many."""
 
 _TENSORS = frozenset((Tensor, torch.nn.Parameter))
 _KINDS = _TENSORS | {NoneType, bool, int, str}
@@ -28,34 +29,24 @@ _KINDS = _TENSORS | {NoneType, bool, int, str}
 _look = attrgetter("shape", "dtype", "device", "layout")
 
 
-class Settled(NamedTuple):
-    """What an operation is told beside the caller's tensors; queries are 0 where nothing is predicted."""
+def remembered(plan: Callable[..., Call]) -> Callable[..., Call]:
+    """`plan`, a function that checks its arguments and plans for them, called once for arguments that look alike."""
+    known: dict[tuple[Any, ...], Call] = {}
 
-    context: int
-    lengths: Tensor | None
-    queries: int
-    algorithm: str
-    backend: str
-
-
-def remembered(settle: Callable[..., Settled]) -> Callable[..., Settled]:
-    """`settle`, a function that checks its arguments and plans for them, asked once for arguments that look alike."""
-    known: dict[tuple[Any, ...], Settled] = {}
-
-    @functools.wraps(settle)
-    def recall(*arguments: Any) -> Settled:
+    @functools.wraps(plan)
+    def recall(*arguments: Any) -> Call:
         if torch.compiler.is_compiling():
-            return settle(*arguments)
+            return plan(*arguments)
         kinds = tuple(map(type, arguments))
         try:
             looks = [_look(x) if kind in _TENSORS else x for kind, x in zip(kinds, arguments, strict=True)]
             key = (kinds, availability.known(), *looks)
             found = known.get(key)
         except (TypeError, RuntimeError):  # a symbolic size, an option that is none, a nested tensor without a shape
-            return settle(*arguments)
+            return plan(*arguments)
         if found is not None:
             return found
-        made = settle(*arguments)
+        made = plan(*arguments)
         if made.lengths is None and _KINDS.issuperset(kinds) and undisturbed():
             if len(known) >= LIMIT:
                 known.clear()

@@ -1,15 +1,16 @@
 """From a problem to a backend, an algorithm and a regime: every dispatch rule of the package, in one place.
 
-Rules look at shapes, structure and device, never at values or at timings, so that the same call always takes the same
-path. None depends on the number of tasks, so that a compiled graph serves every batch size.
+Rules look at shapes, structure and device, not at values or timings, so that the same call takes the same path each
+time. They do not look at the number of tasks either, so that a compiled graph serves every batch size. What does depend
+on it is how the Triton kernels spread tasks and tokens over programs: `backends.triton.rules.gram_splits` and
+`programs`.
 """
-
-from typing import NamedTuple
 
 import torch
 
 from memformer_kernels import availability
-from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice
+from memformer_kernels.calls.arguments import Plan
+from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, HALF, check_choice
 from memformer_kernels.calls.limits import (
     HEAD_WIDTH,
     LARGEST_TASK,
@@ -26,15 +27,6 @@ from memformer_kernels.calls.limits import (
     WIDEST_MATRICES,
 )
 from memformer_kernels.calls.problem import Problem, QuadraticProblem
-
-
-class Plan(NamedTuple):
-    """What will run: `reason` says which rule chose it."""
-
-    backend: str
-    algorithm: str
-    regime: str
-    reason: str
 
 
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
@@ -67,7 +59,7 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
 def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 0) -> Plan:
     """The plan of a context Gram matrix, whose backend no caller chooses."""
     device = availability.place(device)
-    # A matrix of one number is as tiny; only a network needs a feature beside it.
+    # A matrix of one number is as tiny; only a network needs a feature too.
     regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
     backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= TILE_WIDTH else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
@@ -86,18 +78,12 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
 
 def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
     """The plan of linear attention with factored heads."""
-    check_choice("backend", backend, BACKENDS)
-    if backend != "auto":
-        availability.require(backend, device)
-        chosen, where = backend, "the backend was asked for"
-    elif device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
-        chosen, where = "triton", "fused Triton kernels read and write each token once"
-    elif device == "cpu" and availability.available("cpu"):
-        chosen, where = "cpu", "native kernels keep a chunk of tokens and a head's sum in a core's caches"
-    else:
-        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
-    if chosen == "cuda":
-        chosen, where = "torch", "the CUDA library leaves factored heads to torch"
+    chosen, where = _one_pass(
+        backend,
+        device,
+        on_triton="fused Triton kernels read and write each token once",
+        on_cpu="native kernels keep a chunk of tokens and a head's sum in a core's caches",
+    )
     if chosen != "torch" and max(key_width, value_width) > HEAD_WIDTH:
         chosen, where = "torch", f"heads wider than {HEAD_WIDTH} go through torch's batched matrix products"
     return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
@@ -105,22 +91,34 @@ def plan_attention(key_width: int, value_width: int, device: str, backend: str) 
 
 def plan_update(dtype: torch.dtype, device: str, backend: str) -> Plan:
     """The plan of a register update."""
-    check_choice("backend", backend, BACKENDS)
-    regime, why = "one pass", "every register is read once"
-    if backend != "auto":
-        availability.require(backend, device)
-        chosen, where = backend, "the backend was asked for"
-    elif device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
-        chosen, where = "triton", "one fused Triton kernel"
-    elif device == "cpu" and availability.available("cpu"):
-        chosen, where = "cpu", "one native loop on all threads"
-    else:
-        chosen, where = "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
-    if chosen == "cpu" and dtype in (torch.bfloat16, torch.float16):
+    chosen, where = _one_pass(
+        backend, device, on_triton="one fused Triton kernel", on_cpu="one native loop on all threads"
+    )
+    if chosen == "cpu" and dtype in HALF:
         chosen, where = "torch", "the native loop reads float32 and float64 alone"
-    if chosen == "cuda":
-        chosen, where = "torch", "the CUDA library leaves a single pass over registers to torch"
-    return Plan(chosen, "token", regime, f"{why}; {where}")
+    return Plan(chosen, "token", "one pass", f"every register is read once; {where}")
+
+
+def _one_pass(requested: str, device: str, on_triton: str, on_cpu: str) -> tuple[str, str]:
+    """The backend of an operation that reads its tokens once, whatever their number, and why."""
+    check_choice("backend", requested, BACKENDS)
+    if requested == "cuda":
+        availability.require(requested, device)
+        return "torch", "the CUDA library has kernels for networks, layers and quadratics alone"
+    if requested != "auto":
+        availability.require(requested, device)
+        return requested, _ASKED
+    if device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
+        return "triton", on_triton
+    if device == "cpu" and availability.available("cpu"):
+        return "cpu", on_cpu
+    return "torch", _nothing_else(device)
+
+
+def _nothing_else(device: str) -> str:
+    fault = availability.fault("cpu") if device == "cpu" else None
+    why = "" if fault is None else f" ({fault})"
+    return f"torch is the only backend here for tensors on {device}{why}, see build_info()"
 
 
 def _algorithm(problem: Problem, requested: str) -> tuple[str, str]:
@@ -148,6 +146,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
     return None if vectors else _ONE_PASS_A_LAYER
 
 
+_ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
@@ -162,7 +161,7 @@ def _backend(requested: str, device: str, index: int, regime: str, on_triton: st
         availability.require(requested, device, index)
         if requested in ("cpu", "cuda") and not (tiny or wide):
             return "torch", "the native libraries hand what is not tiny to torch's batched matrix products"
-        return requested, "the backend was asked for"
+        return requested, _ASKED
     if device == "cuda" and tiny and availability.available("cuda") and availability.cuda_fault(index) is None:
         return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and on_triton is None:
@@ -170,11 +169,11 @@ def _backend(requested: str, device: str, index: int, regime: str, on_triton: st
     if device == "cuda" and on_triton is not None and not availability.INTERPRETS and availability.available("triton"):
         return "triton", on_triton
     if device != "cpu":
-        return "torch", f"torch is the only backend here for tensors on {device}, see build_info()"
+        return "torch", _nothing_else(device)
     if not (tiny or wide):
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not availability.available("cpu"):
-        return "torch", f"the native library is missing ({availability.fault('cpu')})"
+        return "torch", _nothing_else(device)
     return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memformer_kernels.calls.arguments import form_name
 from memformer_kernels.calls.checks import (
     HALF,
     autocasts,
@@ -27,10 +28,9 @@ from memformer_kernels.calls.checks import (
 class Problem(NamedTuple):
     """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
 
-    structure: response-only | block | dense. token_axis: gamma or beta differs from token to token. rule: linear (gamma
-    is None) | diagonal (one weight per layer) | shared (registers weighed alike by every layer) | full. context: the
-    labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the
-    kind of device the tasks are on, and which one of that kind.
+    structure, rule, per_head and token_axis (`per_token`): see `arguments.Form`. context: the labelled tokens, or N
+    where contexts are ragged and `lengths` (B,) holds them. device, number: the kind of device the tasks are on, and
+    which one of that kind.
     """
 
     tokens: int
@@ -44,6 +44,11 @@ class Problem(NamedTuple):
     lengths: Tensor | None
     device: str
     number: int = 0
+    per_head: bool = False
+
+    def form(self, space: str) -> str:
+        """The name of the form that runs in a space."""
+        return form_name(space, self.structure, self.rule, self.per_head, self.token_axis)
 
 
 class QuadraticProblem(NamedTuple):
@@ -125,7 +130,7 @@ def check_network(
         reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
     layers, heads, _, _ = shape
     structure = _check_projections(queries, p, (layers, heads), width)
-    rule, token_axis = "linear", False
+    rule, token_axis, per_head = "linear", False, False
     if gamma is not None:
         weights = check_floating("gamma", gamma)
         shape = weights.shape
@@ -137,20 +142,34 @@ def check_network(
             rule = "diagonal"
         else:
             reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
-        token_axis = shape[-2] != 1
+        token_axis, per_head = shape[-2] != 1, shape[-3] != 1
     if beta is not None:
         decay = check_floating("beta", beta)
         _check_broadcasts("beta", decay, (layers, heads, total, width))
         token_axis = token_axis or (decay.ndim >= 2 and decay.shape[-2] != 1)
+        per_head = per_head or (decay.ndim >= 3 and decay.shape[-3] != 1)
     if gate is not None:
         gates = check_floating("gate", gate)
         if gates.shape != (heads,) and gates.shape != (layers, heads):
             reject("gate", gate, f"shape (H,) = ({heads},) or (L, H) = ({layers}, {heads})")
+        if weights_registers(gates, gamma, beta):
+            rule = "diagonal" if gamma is None else "full" if rule == "shared" else rule
+            per_head = per_head or heads != 1
     count, lengths = check_context(context, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
     where = tokens.device
     kind, number = where.type, where.index or 0
-    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number)
+    return Problem(total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number, per_head)
+
+
+def weights_registers(gate: Tensor, gamma: object, beta: object) -> bool:
+    """Whether a gate acts on registers, as gamma does. If not, scaling q does the same.
+
+    A gate shared by layers scales all of a head's registers alike, and registers are linear in Q. So does a gate per
+    layer when no layer reads another's register.
+    """
+    reads_earlier = beta is not None or (isinstance(gamma, Tensor) and gamma.ndim == 5)
+    return gate.ndim == 2 and reads_earlier
 
 
 def check_target(target: object, z: Tensor, queries: int) -> Tensor:
@@ -220,6 +239,7 @@ def check_layer(
         lengths=lengths,
         device=tokens.device.type,
         number=tokens.device.index or 0,
+        per_head=kept != 1,
     )
 
 

@@ -18,7 +18,7 @@ from memformer_kernels.calls.checks import (
 )
 from memformer_kernels.functional import AttentionState, attention_state, attention_step, linear_attention
 from memformer_kernels.nn.memory import LayerMemory
-from memformer_kernels.torch_ops.sharding import own
+from memformer_kernels.torch_ops.sharding import local_part
 
 FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -56,12 +56,6 @@ class MemformerAttention(nn.Module):
         att = concat_h(out_h) W_o,   out_h = linear attention on z W_q, z W_k, z W_v (`linear_attention`)
         register = att + beta * registers[-1];   z_next = z + sum_j gamma_j * R_j     (`LayerMemory`)
 
-    dim: D. num_heads: H. head_dim: E, None for dim / num_heads; W_q, W_k, W_v are (D, H E), W_o (H E, D). causal: token
-    t sees the tokens up to itself. memory, granularity: see `LayerMemory`; registers: how many of earlier layers it is
-    given. feature_map: one of FEATURE_MAPS. norm: RMS normalisation of every head's output, for use at width, since its
-    size follows the third power of z's. prenorm: RMS normalisation of what the projections read, as usual in a residual
-    stack; z itself is passed on as it is. bias: of the four projections.
-
     Layers chain by passing registers on:
 
         registers = []
@@ -70,8 +64,28 @@ class MemformerAttention(nn.Module):
             registers.append(register)
 
     There is no dropout: train() and eval() are alike. How many heads there are is read off the projections' width, so
-    that W_q, W_k and W_v may be split by columns over ranks and W_o by rows (tensor parallelism). Raises ValueError for
-    sizes that do not fit and unknown names, TypeError for wrong kinds.
+    that W_q, W_k and W_v may be split by columns over ranks and W_o by rows (tensor parallelism).
+
+    Args:
+        dim: the tokens' width D.
+        num_heads: H.
+        head_dim: E; None: dim / num_heads. W_q, W_k and W_v are (D, H E), W_o is (H E, D).
+        causal: token t sees the tokens up to itself.
+        memory: one of `MEMORIES`, see `LayerMemory`.
+        registers: how many registers of earlier layers it is given.
+        granularity: see `LayerMemory`.
+        feature_map: one of `FEATURE_MAPS`, for queries and keys.
+        norm: RMS normalisation of each head's output, for use at width, since its size follows the third power of z's.
+        prenorm: RMS normalisation of what the projections read, as usual in a residual stack; z itself is passed on as
+            it is.
+        bias: of the four projections.
+        backend: as in `linear_attention`.
+        device: of the parameters; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+
+    Raises:
+        ValueError: sizes that do not fit, or an unknown name.
+        TypeError: an argument of the wrong kind.
     """
 
     def __init__(
@@ -96,7 +110,7 @@ class MemformerAttention(nn.Module):
         dim, num_heads = check_size("dim", dim), check_size("num_heads", num_heads)
         self.dim, self.num_heads = dim, num_heads
         if head_dim is None and dim % num_heads:
-            reject("num_heads", num_heads, f"a divisor of dim = {dim}, or head_dim beside it")
+            reject("num_heads", num_heads, f"a divisor of dim = {dim}, or head_dim given with it")
         self.head_dim = check_size("head_dim", dim // num_heads if head_dim is None else head_dim)
         self.causal = check_flag("causal", causal)
         self.feature_map = check_choice("feature_map", feature_map, tuple(FEATURE_MAPS))
@@ -122,7 +136,7 @@ class MemformerAttention(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Draws the projections anew from torch's default generator and starts the memory as if there were none."""
+        """Draws the projections again from torch's default generator and starts the memory as if there were none."""
         for module in self.children():
             module.reset_parameters()  # type: ignore[operator]
 
@@ -167,7 +181,7 @@ class MemformerAttention(nn.Module):
 
     def initial_state(self, batch: int) -> AttentionState:
         """The state before the first of B samples' tokens. Raises ValueError for a negative B, TypeError for no int."""
-        weight = own(self.k_proj.weight)
+        weight = local_part(self.k_proj.weight)
         shape = (check_size("batch", batch, least=0), weight.shape[0] // self.head_dim, self.head_dim)
         check_room({"batch": batch}, (*shape, self.head_dim), weight.dtype)
         empty = weight.new_zeros(shape[0], 0, *shape[1:])
@@ -191,4 +205,7 @@ class MemformerAttention(nn.Module):
             raise ValueError("causal: expected a layer made with causal=True to take tokens one by one, got False")
 
     def extra_repr(self) -> str:
-        return f"{self.dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}"
+        return (
+            f"{self.dim}, num_heads={self.num_heads}, head_dim={self.head_dim}, causal={self.causal}, "
+            f"feature_map={self.feature_map!r}"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.nn.memory import counted, empty_parameters, start_memory
-from memformer_kernels.torch_ops.sharding import beside, fill
+from memformer_kernels.torch_ops.sharding import fill, on_every_process
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
 """The published models, by what memory does.
@@ -70,7 +70,7 @@ def _start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str) 
 def residual_gamma(gamma: Tensor) -> Tensor:
     """gamma (L, L, ...) of a residual rule with the fixed 1 of every layer's new register."""
     own = torch.eye(gamma.shape[0], dtype=torch.bool, device=gamma.device)[:, :, None, None, None]
-    return torch.where(beside(own, gamma), 1.0, gamma)
+    return torch.where(on_every_process(own, gamma), 1.0, gamma)
 
 
 # Leaves of torch.fx.symbolic_trace: their checks ask for what is no graph of operations.
@@ -85,14 +85,31 @@ torch.fx.wrap("residual_gamma")
 class Memformer(nn.Module):
     """L layers of memory-augmented linear attention on tasks z (B, N, d + 1).
 
-    rule: one of RULES. granularity: what gamma or beta varies over: "scalar", "feature" (D), "token" (N) or "full"
-    (N, D); None takes the rule's own (cgd: scalar, recursive: full, else feature). structure: "response-only"
-    (features never change), "block" (GD++: P and Q have blocks, features are transformed too) or "dense" (any P and Q).
-    tokens: N, needed by token and full granularity. Parameters start near gradient descent without memory: q near -I/2
-    (divided among heads), gamma the identity (lfom_shared: 1/L), beta 0; the noise is drawn from torch's default
-    generator.
+    Parameters start near gradient descent without memory: q near -I/2 (divided among heads), gamma the identity
+    (lfom_shared: 1/L), beta 0; the noise is drawn from torch's default generator.
 
-    Raises ValueError for an unknown name, a size below 1 or missing `tokens`, TypeError for a size that is no int.
+    Args:
+        d: features of a token.
+        layers: L.
+        heads: H.
+        rule: one of `RULES`: what the memory does.
+        granularity: what gamma or beta varies over: "scalar", "feature" (D), "token" (N) or "full" (N, D); None takes
+            the rule's own (cgd: scalar, recursive: full, else feature).
+        structure: "response-only" (features stay as they are), "block" (GD++: P and Q have blocks, features are
+            transformed too) or "dense" (any P and Q).
+        tokens: N, needed by token and full granularity.
+        backend: as in `memformer_predict`.
+        algorithm: as in `memformer_predict`.
+        device: of the parameters; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+
+    Raises:
+        ValueError: an unknown name, a size below 1 or missing `tokens`.
+        TypeError: a size that is no int.
+
+    Example:
+        >>> model = Memformer(d=5, layers=4)
+        >>> model.loss(torch.randn(8, 21, 6), torch.randn(8, 1)).backward()
     """
 
     q: nn.Parameter
@@ -148,7 +165,7 @@ class Memformer(nn.Module):
         return {"gamma": (layers, layers, 1, *grid)}
 
     def reset_parameters(self) -> None:
-        """Draws q and p anew from torch's default generator and starts the memory as if there were none."""
+        """Draws q and p again from torch's default generator and starts the memory as if there were none."""
         _start_projections(self.q, self.p, self.structure)
         with torch.no_grad():
             if self.beta is not None:
@@ -212,16 +229,29 @@ class Memformer(nn.Module):
 class MemformerLayer(nn.Module):
     """One layer of memory-augmented linear attention on tokens z (B, N, d + 1), for use inside other models.
 
-    registers: how many registers of earlier layers it is given and weighs (0: plain linear attention). momentum:
-    whether the new register keeps beta times the last one. Heads share gamma and beta: a register is (B, 1, N, d + 1).
-    granularity, structure, tokens, start and errors as in `Memformer`.
-
-    Layers chain by passing registers on:
+    Heads share gamma and beta: a register is (B, 1, N, d + 1). Parameters start as those of `Memformer`. Layers chain
+    by passing registers on:
 
         registers = []
         for layer in layers:  # the l-th was made with registers=l
             z, register = layer(z, registers)
             registers.append(register)
+
+    Args:
+        d: features of a token.
+        heads: H.
+        registers: how many registers of earlier layers it is given and weights (0: plain linear attention).
+        momentum: whether the new register keeps beta times the last one.
+        granularity: as in `Memformer`.
+        structure: as in `Memformer`.
+        tokens: N, needed by token and full granularity.
+        backend: as in `memformer_layer`.
+        device: of the parameters; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+
+    Raises:
+        ValueError: an unknown name, a size below 1 or missing `tokens`.
+        TypeError: a size that is no int.
     """
 
     q: nn.Parameter
@@ -251,7 +281,7 @@ class MemformerLayer(nn.Module):
         )
         self.d, self.heads, self.registers = d, heads, registers
         check_choice("structure", structure, STRUCTURES)
-        check_choice("granularity", granularity, GRANULARITIES)
+        self.granularity = check_choice("granularity", granularity, GRANULARITIES)
         tokens = None if tokens is None else check_size("tokens", tokens)
         grid = _coefficient_shape(granularity, d + 1, tokens)
         self.backend = check_choice("backend", backend, BACKENDS)
@@ -268,7 +298,7 @@ class MemformerLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws q and p anew from torch's default generator and starts the memory as if there were none."""
+        """Draws q and p again from torch's default generator and starts the memory as if there were none."""
         _start_projections(self.q, self.p, self.structure)
         start_memory(self.gamma, self.beta)
 
@@ -280,4 +310,5 @@ class MemformerLayer(nn.Module):
         return memformer_layer(z, self.q, self.p, given, self.gamma, self.beta, context=context, backend=self.backend)
 
     def extra_repr(self) -> str:
-        return f"d={self.d}, heads={self.heads}, registers={self.registers}, momentum={self.beta is not None}"
+        memory = f"registers={self.registers}, momentum={self.beta is not None}, granularity={self.granularity!r}"
+        return f"d={self.d}, heads={self.heads}, structure={self.structure!r}, {memory}"

@@ -1,4 +1,4 @@
-"""Memory across depth for any stack of layers: each layer's output is a register, and later layers weigh them all."""
+"""Memory across depth for any stack of layers: each layer's output is a register, and later layers weight them all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def empty_parameters(
 
 
 def start_memory(gamma: Tensor | None, beta: Tensor | None, own: bool = True) -> None:
-    """The start: as if there were no memory. own: whether gamma's last entry weighs the layer's own register."""
+    """The start: as if there were no memory. own: whether gamma's last entry weights the layer's own register."""
     if gamma is not None:
         start = torch.zeros(gamma.shape, dtype=gamma.dtype, device=gamma.device)
         if own:
@@ -69,9 +69,9 @@ def remember(
         att = torch.addcmul(att, beta[0].to(att.dtype), registers[-1].to(att.dtype))
     if gamma is None:
         return z + att, att
-    weighed = {"cgd": [att], "lfom": [*registers, att], "lfom_residual": registers}[memory]
+    weighted = {"cgd": [att], "lfom": [*registers, att], "lfom_residual": registers}[memory]
     base = z + att if memory == "lfom_residual" else z
-    return register_update(base, [x.to(z.dtype) for x in weighed], gamma, backend=backend), att
+    return register_update(base, [x.to(z.dtype) for x in weighted], gamma, backend=backend), att
 
 
 # Leaves of torch.fx.symbolic_trace: what they ask of the registers is no graph of operations.
@@ -82,11 +82,20 @@ torch.fx.wrap("remember")
 class LayerMemory(nn.Module):
     """The memory of one layer: (z, att, registers of the layers before) -> (z_next, register).
 
-    dim: the tokens' width D. registers: how many it is given; all come with z's shape (..., D). memory: one of
-    MEMORIES. granularity: coefficients "scalar" or one a "feature". They start as if there were no memory: 1 for the
-    layer's own output, 0 for the past.
+    Coefficients start as if there were no memory: 1 for the layer's own output, 0 for the past.
 
-    Raises ValueError for an unknown name or a size below 1, TypeError for a size that is no int.
+    Args:
+        dim: the tokens' width D.
+        registers: how many it is given, each of z's shape (..., D).
+        memory: one of `MEMORIES`.
+        granularity: coefficients, one "scalar" a register or one a "feature".
+        backend: as in `register_update`.
+        device: of the parameters; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+
+    Raises:
+        ValueError: an unknown name or a size below 1.
+        TypeError: a size that is no int.
     """
 
     gamma: nn.Parameter | None
@@ -110,10 +119,10 @@ class LayerMemory(nn.Module):
         self.granularity = check_choice("granularity", granularity, MEMORY_GRANULARITIES)
         self.backend = check_choice("backend", backend, BACKENDS)
         check_dtype("dtype", dtype)
-        weighed = {"none": 0, "cgd": 1, "lfom": registers + 1, "lfom_residual": registers}[memory]
+        weighted = {"none": 0, "cgd": 1, "lfom": registers + 1, "lfom_residual": registers}[memory]
         kept = 1 if memory == "cgd" and registers else 0
         width = dim if granularity == "feature" else 1
-        shapes = {name: (count, width) for name, count in {"gamma": weighed, "beta": kept}.items() if count}
+        shapes = {name: (count, width) for name, count in {"gamma": weighted, "beta": kept}.items() if count}
         made = empty_parameters({"dim": dim, "registers": registers}, shapes, device=device, dtype=dtype)
         self.gamma, self.beta = made.get("gamma"), made.get("beta")
         self.reset_parameters()
@@ -136,8 +145,8 @@ class RegisterMemory(nn.Module):
     """Gives any stack of blocks a first-order memory across depth, without touching the blocks.
 
     A block may be anything that maps tokens (..., D) to tokens of the same shape and adds to what it is given, as a
-    standard Transformer block does; what it adds is its register. memory and granularity as in `LayerMemory`; a model
-    with memory starts equal to the model without.
+    standard Transformer block does; what it adds is its register. A model with memory starts equal to the model
+    without.
 
         memory = RegisterMemory(dim, len(blocks))
         z = memory.run(blocks, z)
@@ -149,7 +158,20 @@ class RegisterMemory(nn.Module):
             z, register = memory(z, block(z, mask) - z, registers)
             registers.append(register)
 
-    It keeps every layer's output until the last layer ("cgd": only the last one's is read).
+    The outputs of all layers are kept until the last layer ("cgd" reads the last one's).
+
+    Args:
+        dim: the tokens' width D.
+        layers: how many blocks there are.
+        memory: one of `MEMORIES`.
+        granularity: coefficients, one "scalar" a register or one a "feature".
+        backend: as in `register_update`.
+        device: of the parameters; None: torch's default.
+        dtype: of the parameters; None: torch's default.
+
+    Raises:
+        ValueError: an unknown name or a size out of range.
+        TypeError: a size that is no int.
     """
 
     def __init__(
@@ -185,6 +207,10 @@ class RegisterMemory(nn.Module):
             raise ValueError(f"registers: expected fewer than the {len(self.layers)} layers, got {len(registers)}")
         made: tuple[Tensor, Tensor] = self.layers[len(registers)](z, att, registers)
         return made
+
+    def extra_repr(self) -> str:
+        first = self.layers[0]
+        return f"{first.dim}, layers={len(self.layers)}, memory={first.memory!r}, granularity={first.granularity!r}"
 
     def run(self, blocks: Iterable[nn.Module], z: Tensor, **arguments: Any) -> Tensor:
         """Tokens after all blocks, each called with (tokens, **arguments) and expected to add to its tokens."""

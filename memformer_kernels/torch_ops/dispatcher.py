@@ -14,7 +14,7 @@ NAMESPACE = "memformer_kernels"
 
 
 class Registrations:
-    """`torch.library.Library` for operators whose functions may be given anew; schemas may not change."""
+    """`torch.library.Library` for operators whose functions may be given again; schemas may not change."""
 
     def __init__(self) -> None:
         self._library: Any = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from memformer_kernels.torch_ops.sharding import beside
+from memformer_kernels.calls.problem import weights_registers
+from memformer_kernels.torch_ops.sharding import on_every_process
 
 
 def _precise(parameter: Tensor) -> Tensor:
@@ -12,23 +13,20 @@ def _precise(parameter: Tensor) -> Tensor:
 
 
 def fold(gate: Tensor | None, q: Tensor, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """(q, gamma) of the ungated network that equals the gated one.
+    """(q, gamma) of the ungated network that equals the gated one: the gate moves into one of the two.
 
-    A gate shared by layers scales all of a head's registers alike, and registers are linear in Q: it moves into q. So
-    does a gate per layer when no layer reads another's register. Otherwise it moves into gamma, whose entries j > l are
-    dropped by selection, since they are never read.
+    Where it moves into gamma, entries j > l are dropped by selection, since they are never read.
     """
     if gate is None:
         return q, gamma
     gate, q, gamma = _precise(gate), _precise(q), None if gamma is None else _precise(gamma)
-    diagonal = gamma is None or gamma.ndim == 4
-    if gate.ndim == 1 or (diagonal and beta is None):
+    if not weights_registers(gate, gamma, beta):
         return q * gate[..., None, None], gamma
     per_layer = gate[:, :, None, None]
     if gamma is None:
         return q, per_layer
-    if diagonal:
+    if gamma.ndim == 4:
         return q, gamma * per_layer
     layers = gate.shape[0]
     read = torch.ones(layers, layers, dtype=torch.bool, device=gamma.device).tril()[:, :, None, None, None]
-    return q, torch.where(beside(read, gamma), gamma, 0.0) * per_layer[:, None]
+    return q, torch.where(on_every_process(read, gamma), gamma, 0.0) * per_layer[:, None]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends import BACKENDS
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, form_named
 from memformer_kernels.calls.attention import check_bounds
 from memformer_kernels.calls.problem import check_lengths
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
@@ -20,6 +20,14 @@ from memformer_kernels.torch_ops.registration import Operation, define, define_w
 _NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
+
+
+def _network(tensors: Sequence[Any], form: str) -> Network:
+    return Network._make((*tensors, form_named(form)))
+
+
+def _layer_of(tensors: Sequence[Any], form: str) -> Layer:
+    return Layer._make((*tensors, form_named(form)))
 
 
 def _context_gram(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
@@ -39,16 +47,16 @@ def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend:
 
 
 def _stack(*arguments: Any) -> Tensor:
-    *network, backend = arguments
-    call = Network(*network)
+    *network, form, backend = arguments
+    call = _network(network, form)
     if call.lengths is not None:
         check_lengths(call.lengths, call.z.shape[1], 0)
     return BACKENDS[backend].stack(call)
 
 
 def _stack_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-    *network, backend, needs = arguments
-    return BACKENDS[backend].stack_backward(grad, Network(*network), needs)
+    *network, form, backend, needs = arguments
+    return BACKENDS[backend].stack_backward(grad, _network(network, form), needs)
 
 
 def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
@@ -56,16 +64,17 @@ def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
 
 
 def _predict(*arguments: Any) -> Tensor:
-    *network, queries, layers, backend = arguments
-    call = Network(*network)
+    *network, form, queries, layers, backend = arguments
+    call = _network(network, form)
     if call.lengths is not None:
         check_lengths(call.lengths, call.z.shape[1], queries)
     return BACKENDS[backend].predict(call, queries, layers)
 
 
 def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-    *network, queries, layers, backend, needs = arguments
-    return BACKENDS[backend].predict_backward(grad, Network(*network), queries, layers, needs)
+    *network, form, queries, layers, backend, needs = arguments
+    call = _network(network, form)
+    return BACKENDS[backend].predict_backward(grad, call, queries, layers, needs)
 
 
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
@@ -82,12 +91,12 @@ def _loss(
     beta: Tensor | None,
     lengths: Tensor | None,
     context: int,
-    algorithm: str,
+    form: str,
     queries: int,
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    call = Network(z, q, p, gamma, beta, lengths, context, algorithm)
+    call = Network(z, q, p, gamma, beta, lengths, context, form_named(form))
     if lengths is not None:
         check_lengths(lengths, z.shape[1], queries)
     return BACKENDS[backend].loss(call, target, queries, needs)
@@ -104,25 +113,23 @@ def _loss_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
-    *layer, backend = arguments
-    call = Layer(*layer)
+    *layer, form, backend = arguments
+    call = _layer_of(layer, form)
     if call.lengths is not None:
         check_lengths(call.lengths, call.z.shape[1], 0)
     return BACKENDS[backend].layer(call)
 
 
 def _layer_backward(grad: Tensor, register_grad: Tensor, *arguments: Any) -> list[Tensor]:
-    *layer, backend, needs = arguments
-    return BACKENDS[backend].layer_backward(grad, register_grad, Layer(*layer), needs)
+    *layer, form, backend, needs = arguments
+    return BACKENDS[backend].layer_backward(grad, register_grad, _layer_of(layer, form), needs)
 
 
 def _layer_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
-    call = Layer(*arguments[:-1])
-    heads = kept_heads(call.q.shape[0], call.gamma, call.beta)
-    batch, tokens, width = call.z.shape
-    return torch.empty_like(call.z, memory_format=torch.contiguous_format), call.z.new_empty(
-        (batch, heads, tokens, width)
-    )
+    z, q, form = arguments[0], arguments[1], form_named(arguments[-2])
+    batch, tokens, width = z.shape
+    register = z.new_empty((batch, form.kept(q.shape[0]), tokens, width))
+    return torch.empty_like(z, memory_format=torch.contiguous_format), register
 
 
 def _lfom_solve(*arguments: Any) -> Tensor:
@@ -188,7 +195,7 @@ stack: Callable[..., Tensor] = define(
     Operation(
         "stack",
         _NETWORK,
-        "SymInt context, str algorithm, str backend",
+        "SymInt context, str form, str backend",
         _stack,
         _stack_backward,
         _stack_fake,
@@ -199,7 +206,7 @@ predict: Callable[..., Tensor] = define(
     Operation(
         "predict",
         _NETWORK,
-        "SymInt context, str algorithm, SymInt queries, bool layers, str backend",
+        "SymInt context, str form, SymInt queries, bool layers, str backend",
         _predict,
         _predict_backward,
         _predict_fake,
@@ -210,7 +217,7 @@ predict: Callable[..., Tensor] = define(
 loss: Callable[..., list[Tensor]] = define_with_gradients(
     "loss",
     _NETWORK.replace("Tensor z,", "Tensor z, Tensor target,"),
-    "SymInt context, str algorithm, SymInt queries, bool[] needs, str backend",
+    "SymInt context, str form, SymInt queries, bool[] needs, str backend",
     _loss,
     _loss_fake,
     task_arguments=frozenset({0, 1, 6}),
@@ -219,7 +226,7 @@ layer: Callable[..., tuple[Tensor, Tensor]] = define(
     Operation(
         "layer",
         _LAYER,
-        "SymInt context, str backend",
+        "SymInt context, str form, str backend",
         _layer,
         _layer_backward,
         _layer_fake,

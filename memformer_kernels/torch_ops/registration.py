@@ -31,7 +31,7 @@ class Operation:
     kernel and fake take its arguments; gradients takes those of the results, the arguments, and which are needed.
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
     first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
-    beside float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
+    with float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
     not asked for it. derived: see `sharding.Rule`.
     """
 

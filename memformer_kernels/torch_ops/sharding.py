@@ -47,7 +47,7 @@ def among(arguments: Sequence[Any]) -> bool:
     return any(any(map(is_sharded, x)) if isinstance(x, list | tuple) else is_sharded(x) for x in arguments)
 
 
-def own(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor: its shard of a DTensor, and any other tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
@@ -62,8 +62,8 @@ def fill(parameter: Tensor, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-def beside(value: Tensor, tensor: Tensor) -> Tensor:
-    """A value that every process has, as an operand beside `tensor`."""
+def on_every_process(value: Tensor, tensor: Tensor) -> Tensor:
+    """A value that each process has, as an operand for `tensor`."""
     if not is_sharded(tensor):
         return value
     from torch.distributed.tensor import DTensor, Replicate

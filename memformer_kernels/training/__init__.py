@@ -1,8 +1,8 @@
 """Whole optimiser steps: sample tasks, loss, gradients, clipping, update; many steps and many models in one call.
 
 Read in this order: `samplers`, `optimizers` and `state` (what is given), `steps` (the call), `philox` and `draws` (the
-random stream) and `twin` (a step, defined), `arguments`, `native` and `cuda` (the same in the native libraries),
-`ranks` and `split_context` (many processes).
+random stream), `definition` (a step in plain PyTorch, which defines it), `arguments`, `native` and `cuda` (the same in
+the native libraries), `ranks` and `split_context` (many processes).
 """
 
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Schedule

@@ -65,7 +65,7 @@ def train(
     *,
     launches: str = "auto",
 ) -> None:
-    """Takes as many steps in place as there are `losses` (steps, M), on the CPU, as `twin` defines them.
+    """Takes as many steps in place as there are `losses` (steps, M), on the CPU, as `definition` defines them.
 
     launches: "persistent", one launch for many steps; "replay", three launches a step, replayed as a CUDA graph; or
         "auto", by the number of tasks and models. All give the same bits.

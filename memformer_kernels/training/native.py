@@ -44,7 +44,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
 
 
 def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped: int | None, losses: Tensor) -> None:
-    """Takes as many steps in place as there are `losses` (steps, M), as `twin` defines them."""
+    """Takes as many steps in place as there are `losses` (steps, M), as `definition` defines them."""
     take_steps = library.operators("cpu").train_steps.default
     longest = arguments.steps_at_once(state, sampler)
     for start in range(0, len(losses), longest):
@@ -57,7 +57,7 @@ def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped
 
 
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
-    """What `twin.block_sums` gives."""
+    """What `definition.block_sums` gives."""
     size = sum(value[0].numel() for value in state.parameters.values())
     sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64, device="cpu")
     if len(blocks):
@@ -75,7 +75,7 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
 def apply_sums(
     state: TrainState, sampler: Sampler, optimizer: Optimizer, sums: Tensor, max_skipped: int | None, losses: Tensor
 ) -> None:
-    """What `twin.apply_sums` does, as `train` does it after its own sums."""
+    """What `definition.apply_sums` does, as `train` does it after its own sums."""
     arguments.announce(state)
     library.operators("cpu").train_update.default(
         *arguments.update(state, optimizer, 1, max_skipped),

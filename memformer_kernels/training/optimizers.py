@@ -25,10 +25,12 @@ class Schedule:
     Attributes:
         kind: "constant"; "step": times `decay` every `decay_every` steps; "cosine": falls to 0 at step `steps`.
         warmup: steps in which the factor rises linearly to 1, before the rest of the schedule.
-        decay, decay_every: of the step schedule.
+        decay: the step schedule's factor.
+        decay_every: steps between two of them.
         steps: of the cosine schedule: the run's number of steps.
 
-    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    Raises:
+        ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
     kind: str = "constant"
@@ -71,7 +73,8 @@ class Optimizer:
             whole; or "model", all parameters of a model together.
         schedule: of the learning rate.
 
-    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    Raises:
+        ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
     learning_rate: float | Sequence[float]
@@ -108,8 +111,10 @@ class Optimizer:
 class SGD(Optimizer):
     """Stochastic gradient descent, `torch.optim.SGD`.
 
-    Attributes, beside those of `Optimizer`:
-        momentum: decay of the momentum buffer, in [0, 1). nesterov: step along the gradient after the momentum.
+    Attributes:
+        learning_rate, weight_decay, clip, clip_by, schedule: see `Optimizer`.
+        momentum: decay of the momentum buffer, in [0, 1).
+        nesterov: step along the gradient after the momentum.
     """
 
     momentum: float = field(default=0.0, kw_only=True)
@@ -126,8 +131,10 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam, `torch.optim.Adam`: weight decay is added to the gradient.
 
-    Attributes, beside those of `Optimizer`:
-        betas: decay rates of the first and second moment, in [0, 1). eps: added to the root of the second.
+    Attributes:
+        learning_rate, weight_decay, clip, clip_by, schedule: see `Optimizer`.
+        betas: decay rates of the first and second moment, in [0, 1).
+        eps: added to the root of the second.
     """
 
     betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)

@@ -25,17 +25,20 @@ class GaussianSampler:
     """What `GaussianTokens` and `GaussianStatistics` share.
 
     Attributes:
-        d: features. n: labelled examples in a context. batch: tasks of a step, over all ranks; at most 2^32. A task has
-            at most 2^30 numbers: (n + queries) (d + 1).
+        d: features.
+        n: labelled examples in a context.
+        batch: tasks of a step, over all ranks; at most 2^32. A task has at most 2^30 numbers: (n + queries) (d + 1).
         queries: queries a task, where they are sampled.
         query: "sampled", or "integrated": the loss is the expected squared error of a random query,
             (w - w*)^T Sigma (w - w*), exactly. Only where a prediction is linear in the query: response-only or block
             structure, gamma and beta without token axis.
         noise: standard deviation of the labelled responses' noise.
-        factor: C, (d, d), or None for the identity. weights: W, (d, d), or None for the identity.
+        factor: C, (d, d), or None for the identity.
+        weights: W, (d, d), or None for the identity.
         resample_every: steps that a batch is kept for.
 
-    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    Raises:
+        ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
     d: int
@@ -106,7 +109,8 @@ class FixedTasks:
         shuffle: every epoch takes another order, drawn from the run's seed; else the given one.
         resample_every: steps that a batch is kept for.
 
-    Raises ValueError or TypeError for an attribute out of range or of another kind.
+    Raises:
+        ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
     z: Tensor

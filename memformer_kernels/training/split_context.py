@@ -10,7 +10,7 @@ from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import recurrence as attention
 from memformer_kernels.backends.pytorch.memory import Memory
 from memformer_kernels.calls import problem
-from memformer_kernels.calls.arguments import kept_heads
+from memformer_kernels.calls.arguments import DIAGONAL, form_named
 from memformer_kernels.calls.checks import check_floating, reject
 from memformer_kernels.functional import context_gram
 from memformer_kernels.torch_ops import gates
@@ -33,20 +33,32 @@ def predict_split_context(
 ) -> Tensor:
     """Predictions (B, queries) of `memformer_predict` for contexts whose tokens are spread over the ranks of a group.
 
-    z (B, n, D) is this rank's slice of every task's labelled tokens; slices may differ in length, and n may be 0.
-    queries (B, queries, D) and the parameters, as in `memformer_predict`, are the same on every rank, and so are the
-    predictions. Gradients are those of one loss that every rank computes from them: whole on every rank for the
-    parameters and the queries, and for z those of its own tokens. Communication is one sum of B Gram matrices, whatever
-    the length of the context. group: None is that of all processes.
+    Communication is one sum of B Gram matrices, whatever the length of the context. Gradients are those of one loss
+    that every rank computes from the predictions: whole on every rank for the parameters and the queries, and for z
+    those of its own tokens.
 
-    Raises ValueError or TypeError for arguments that do not fit, which gamma or beta with a token axis do not, and
-    RankLost where another rank does not answer within the group's timeout.
+    Args:
+        z: this rank's slice of every task's labelled tokens, (B, n, D); slices may differ in length, and n may be 0.
+        queries: (B, queries, D), the same on every rank, as the parameters are.
+        q: as in `memformer_predict`.
+        p: as in `memformer_predict`.
+        gamma: as in `memformer_predict`, without a token axis.
+        beta: as in `memformer_predict`, without a token axis.
+        gate: as in `memformer_predict`.
+        group: ranks of `torch.distributed`; None: all processes.
+
+    Returns:
+        Predictions (B, queries), the same on every rank.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit.
+        RankLost: another rank does not answer within the group's timeout.
     """
     check_group(group)
-    asked, own = problem.check_tokens(queries, "queries"), check_floating("z", z)
-    if own.ndim != 3 or own.shape[::2] != asked.shape[::2] or z.dtype != asked.dtype:
-        reject("z", z, f"labelled tokens (B, n, D) = ({asked.shape[0]}, n, {asked.shape[2]}) of {asked.dtype}")
-    checked = problem.check_network(asked, q, p, gamma, beta, gate, asked.shape[1])
+    tokens, own = problem.check_tokens(queries, "queries"), check_floating("z", z)
+    if own.ndim != 3 or own.shape[::2] != tokens.shape[::2] or z.dtype != tokens.dtype:
+        reject("z", z, f"labelled tokens (B, n, D) = ({tokens.shape[0]}, n, {tokens.shape[2]}) of {tokens.dtype}")
+    checked = problem.check_network(tokens, q, p, gamma, beta, gate, tokens.shape[1])
     if checked.token_axis:
         reject("gamma or beta", "a token axis", "none: a split context runs in Gram space")
     if not distributed.is_initialized():
@@ -57,13 +69,13 @@ def predict_split_context(
         reject("z", z, "at least one labelled token on some rank")
     q, gamma = gates.fold(gate, q, gamma, beta)
     full_beta = None if beta is None else beta.reshape((1,) * (4 - beta.ndim) + tuple(beta.shape))
-    memory = Memory(gamma, full_beta, diagonal=gamma is None or gamma.ndim == 4)
+    form = form_named(checked.form("gram"))
+    memory = Memory(gamma, full_beta, diagonal=form.rule in DIAGONAL)
     start = torch.eye(total.shape[-1], dtype=total.dtype, device=total.device).expand_as(total)
-    heads = kept_heads(q.shape[1], gamma, beta)
     trace = attention.run(
-        start, attention.GramMetric(total / count), *projections(q, p, total.shape[-1]), memory, heads
+        start, attention.GramMetric(total / count), *projections(q, p, total.shape[-1]), memory, form.kept(q.shape[1])
     )
-    return -(asked.to(total.dtype) @ trace.states[-1][:, :, -1:])[..., 0]
+    return -(tokens.to(total.dtype) @ trace.states[-1][:, :, -1:])[..., 0]
 
 
 def _joined(gram: Tensor, count: int, group: ProcessGroup | None) -> tuple[Tensor, int]:

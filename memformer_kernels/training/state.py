@@ -58,13 +58,15 @@ class TrainState:
         first: first moments, or SGD's momentum buffer, shaped as the parameters.
         second: Adam's second moments, likewise.
         masks: by name, bool tensors shaped as a parameter: the entries that training may change. No entry: all.
-        seeds: (M,) int64 on the CPU. streams: (M,) int64 on the CPU, 0 to 2^32 - 1: two models with the same seed and
-            stream see the same tasks, otherwise independent ones.
+        seeds: (M,) int64 on the CPU.
+        streams: (M,) int64 on the CPU, 0 to 2^32 - 1: two models with the same seed and stream see the same tasks,
+            otherwise independent ones.
         skipped: (M,) int64 on the CPU: steps that left a model as it was, since something was not finite.
-        step: steps done, skipped ones included, from 0 to 2^63 - 1. counter: the tensor that holds it, () int64 on the
-            CPU.
+        step: steps done, skipped ones included, from 0 to 2^63 - 1.
+        counter: the tensor that holds it, () int64 on the CPU.
 
-    Raises ValueError or TypeError for an attribute that does not fit, naming it.
+    Raises:
+        ValueError, TypeError: an attribute that does not fit, by name.
     """
 
     parameters: dict[str, Tensor]

@@ -31,7 +31,7 @@ def check_integers(name: str, value: object, models: int, most: int) -> None:
 
 
 def check_like(name: str, value: object, q: Tensor) -> None:
-    """A parameter beside q: its kind, its axes, and contiguity, since kernels write into it."""
+    """A parameter other than q: its kind, its axes, and contiguity, since kernels write into it."""
     if not isinstance(value, Tensor) or value.dtype != q.dtype or value.device != q.device or not dense(value):
         reject_kind(name, value, f"a dense tensor of q's {q.dtype} on {q.device}")
     if value.ndim - 1 not in AXES[name] or value.shape[0] != q.shape[0]:
@@ -41,7 +41,7 @@ def check_like(name: str, value: object, q: Tensor) -> None:
 
 
 def check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype) -> None:
-    """What stands beside a parameter entry by entry: a moment or a mask."""
+    """What belongs to a parameter entry by entry: a moment or a mask."""
     if not isinstance(value, Tensor) or value.dtype != dtype or value.device != parameter.device or not dense(value):
         reject_kind(name, value, f"a dense {dtype} tensor on {parameter.device}")
     if value.shape != parameter.shape or not value.is_contiguous():

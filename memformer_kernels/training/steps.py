@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import availability
 from memformer_kernels.calls.checks import check_choice, reject, reject_kind
-from memformer_kernels.training import cuda, native, twin
+from memformer_kernels.training import cuda, definition, native
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
 from memformer_kernels.training.philox import LARGEST_SEED
@@ -42,23 +42,10 @@ def train_steps(
     max_skipped: int | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
-    """Takes `steps` optimiser steps on every model of `state`, in place, and returns the losses (steps, M), float64.
+    """Takes `steps` optimiser steps on every model of `state`, in place.
 
     Step s of a model is a function of its parameters, its seed and stream and s alone: stopping, going on, another
     number of threads or of ranks leave the trace as it is. The plain-PyTorch backend, "torch", defines the results.
-
-    sampler: `GaussianTokens`, `GaussianStatistics` or `FixedTasks`.
-    optimizer: `SGD`, `Adam` or `AdamW`, with clipping and a schedule.
-    backend: "auto", "torch" (any device and size), "cpu" (the native library, tiny models on the CPU) or "cuda" (the
-        CUDA library, response-only models on a GPU with at most 8 features, in float32); `explain_training` says what
-        "auto" chooses and why.
-    max_skipped: a model with so many skipped steps is stopped: further steps are skipped at once, with a loss of NaN.
-        A step of a model is skipped, counted in `state.skipped`, if its loss, a gradient or what it would become is not
-        finite; its loss stands in the trace as computed. None: never stopped.
-    group: ranks of `torch.distributed` that share every batch, each with the same state. They gather the sums of the
-        blocks of 1024 tasks and add them in order, so the trace does not depend on their number. A rank that dies is
-        noticed at once, one that stops answering within the timeout that the group was made with. Models on a GPU
-        then train by "torch", whatever the backend.
 
     Signals are handled between steps, of ordinary size at least five times a second. An exception that a handler
     raises, as Ctrl-C does KeyboardInterrupt, leaves the state after some number of whole steps, from which a further
@@ -66,9 +53,35 @@ def train_steps(
     were taken as its attribute `losses`, (steps taken, M). Autograd sees steps as writes: a graph that was built on the
     state before them raises when it goes backward.
 
-    Raises ValueError or TypeError for arguments that do not fit or differ from rank to rank, and RuntimeError for a
-    backend that is not available or inside torch.export, before any work; and RankLost where another rank does not
-    answer.
+    Args:
+        state: the models, changed in place.
+        sampler: `GaussianTokens`, `GaussianStatistics` or `FixedTasks`: where the tasks come from.
+        steps: how many to take, 0 or more.
+        optimizer: `SGD`, `Adam` or `AdamW`, with clipping and a schedule.
+        backend: "auto", "torch" (any device and size), "cpu" (the native library, tiny models on the CPU) or "cuda"
+            (the CUDA library, response-only models on a GPU with at most 8 features, in float32); `explain_training`
+            says what "auto" chooses and why.
+        max_skipped: a model with so many skipped steps is stopped: further steps are skipped at once, with a loss of
+            NaN. A step of a model is skipped, counted in `state.skipped`, if its loss, a gradient or what it would
+            become is not finite; its loss stands in the trace as computed. None: no model is stopped.
+        group: ranks of `torch.distributed` that share every batch, each with the same state; None: this process alone.
+            They gather the sums of the blocks of 1024 tasks and add them in order, so the trace does not depend on
+            their number. A rank that dies is noticed at once, one that stops answering within the timeout that the
+            group was made with. Models on a GPU then train by "torch", whatever the backend.
+
+    Returns:
+        The losses (steps, M), float64, on the CPU.
+
+    Raises:
+        ValueError: an argument that does not fit, or differs from rank to rank.
+        TypeError: an argument of the wrong kind.
+        RuntimeError: a backend that is not available, or a call inside torch.export.
+        RankLost: another rank does not answer.
+
+    Example:
+        >>> state = TrainState.of([nn.Memformer(d=5, layers=4).stack_arguments()], seeds=[0])
+        >>> train_steps(state, GaussianTokens(d=5, n=20, batch=1000), 10, optimizer=Adam(1e-2)).shape
+        torch.Size([10, 1])
     """
     if torch.compiler.is_exporting():
         raise RuntimeError("train_steps: training writes to its state and is no program to export; export the model")
@@ -109,10 +122,10 @@ def _train_together(
     ranks: Ranks,
 ) -> None:
     """Takes as many steps in place as there are `losses` (steps, M), each from the sums of all ranks."""
-    step, blocks = native if backend == "cpu" else twin, twin.count_blocks(sampler)
+    step, blocks = native if backend == "cpu" else definition, definition.count_blocks(sampler)
     ranks.check_agreement([state.step, len(losses), batch_of(sampler)], state.tensors())
     for index in range(len(losses)):
-        active = twin.active_models(state, max_skipped)
+        active = definition.active_models(state, max_skipped)
         sums = ranks.gather(step.block_sums(state, sampler, ranks.share(blocks), active), blocks)
         step.apply_sums(state, sampler, optimizer, sums, max_skipped, losses[index])
 
@@ -120,7 +133,20 @@ def _train_together(
 def explain_training(
     state: TrainState, sampler: Sampler, *, optimizer: Optimizer, backend: str = "auto"
 ) -> TrainingPlan:
-    """The backend that `train_steps` would take with these arguments, and why. Errors are those of the call."""
+    """The backend that `train_steps` would take with these arguments, and why.
+
+    Args:
+        state: as in `train_steps`.
+        sampler: as in `train_steps`.
+        optimizer: as in `train_steps`.
+        backend: as in `train_steps`.
+
+    Returns:
+        The plan; nothing is trained.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `train_steps` does.
+    """
     if not isinstance(state, TrainState):
         reject_kind("state", state, "a TrainState")
     state.check()

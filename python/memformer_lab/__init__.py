@@ -1,9 +1,15 @@
 """What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, a regressor.
 
-Read in this order: `tasks` and `optimizers` (what a Memformer is trained on and compared with), `config`, `trainer`,
-`step_trainer` and `training` (a run, in memory and on the disk), `state_file` (states of `train_steps` in files),
-`estimates` and `evaluation` (how good it is), `real` (measured data), `showcase` (the main job), `experiments` (the
-literature's claims), `regressor` (a scikit-learn estimator), `profiling` (what a call costs) and `cli` (the commands).
+Rooms, each of which imports from those above it alone:
+
+    tasks        random regression tasks, measured data, tables of one's own
+    solvers      classical optimisers, Memformers as methods, errors and estimates, a scikit-learn estimator
+    runs         training in memory and on the disk, states of `train_steps` in files, worker processes
+    reports      results, verdicts, pictures, tables, pages, the terminal
+    profiling    what a call costs
+    experiments  the literature's claims, and the main job
+    cli          the commands
+
 Everything uses the public names of `memformer_kernels` alone.
 """
 
@@ -11,15 +17,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memformer_lab.config import TrainingConfig
-    from memformer_lab.estimates import Estimate
-    from memformer_lab.evaluation import evaluate
-    from memformer_lab.models import load_model
-    from memformer_lab.regressor import MemformerRegressor
-    from memformer_lab.state_file import load_state, save_state
-    from memformer_lab.tasks import GaussianTasks, StandardisedTasks
-    from memformer_lab.trainer import TrainingDiverged
-    from memformer_lab.training import continue_training, train
+    from memformer_lab.runs.config import TrainingConfig
+    from memformer_lab.runs.models import evaluate, load_model
+    from memformer_lab.runs.state_file import load_state, save_state
+    from memformer_lab.runs.steps import TrainingDiverged
+    from memformer_lab.runs.training import continue_training, train
+    from memformer_lab.solvers.estimates import Estimate
+    from memformer_lab.solvers.regressor import MemformerRegressor
+    from memformer_lab.tasks.gaussian import GaussianTasks
+    from memformer_lab.tasks.standardised import StandardisedTasks
 
 __all__ = [
     "Estimate",
@@ -37,18 +43,18 @@ __all__ = [
 ]
 
 _PLACES = {
-    "Estimate": "estimates",
-    "GaussianTasks": "tasks",
-    "MemformerRegressor": "regressor",
-    "StandardisedTasks": "tasks",
-    "TrainingConfig": "config",
-    "TrainingDiverged": "trainer",
-    "continue_training": "training",
-    "evaluate": "evaluation",
-    "load_model": "models",
-    "load_state": "state_file",
-    "save_state": "state_file",
-    "train": "training",
+    "Estimate": "solvers.estimates",
+    "GaussianTasks": "tasks.gaussian",
+    "MemformerRegressor": "solvers.regressor",
+    "StandardisedTasks": "tasks.standardised",
+    "TrainingConfig": "runs.config",
+    "TrainingDiverged": "runs.steps",
+    "continue_training": "runs.training",
+    "evaluate": "runs.models",
+    "load_model": "runs.models",
+    "load_state": "runs.state_file",
+    "save_state": "runs.state_file",
+    "train": "runs.training",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,28 +15,35 @@ from rich.console import Console
 from torch.distributed import ProcessGroup
 
 from memformer_kernels import build_info
-from memformer_lab import checkpoint as checkpoints
-from memformer_lab.budget import Budget
-from memformer_lab.config import TrainingConfig
-from memformer_lab.evaluation import evaluate as judge
 from memformer_lab.experiments.command import HELP as REPRODUCE
 from memformer_lab.experiments.command import reproduce
-from memformer_lab.files import write_atomically
-from memformer_lab.models import load_model
-from memformer_lab.profiling.call import SIZES, Call, profile_call
-from memformer_lab.profiling.view import print_profile
-from memformer_lab.progress import task_progress
-from memformer_lab.ranks import is_writer, process_group
-from memformer_lab.showcase import run_showcase
-from memformer_lab.solve import HELP as SOLVE
-from memformer_lab.solve import solve
-from memformer_lab.step_trainer import fault
-from memformer_lab.tables import estimate_table
-from memformer_lab.tensorboard import tensorboard_log
-from memformer_lab.terminal import MOST_WORKERS, command, cores, memory_for, standard_streams
-from memformer_lab.trainer import Record
-from memformer_lab.training import CHECKPOINT, METRICS, TrainingResult, continue_training
-from memformer_lab.training import train as train_anew
+from memformer_lab.experiments.contests import Budget
+from memformer_lab.experiments.showcase import run_showcase
+from memformer_lab.profiling.command import HELP as PROFILE
+from memformer_lab.profiling.command import profile
+from memformer_lab.reports.drawing import draw_comparison
+from memformer_lab.reports.pictures import format_of
+from memformer_lab.reports.tables import estimate_table, score_table
+from memformer_lab.reports.terminal import (
+    MOST_WORKERS,
+    command,
+    cores,
+    memory_for,
+    standard_streams,
+    task_progress,
+    usable_device,
+    was_given,
+)
+from memformer_lab.runs import checkpoint as checkpoints
+from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.metrics import tensorboard_log
+from memformer_lab.runs.models import evaluate as judge
+from memformer_lab.runs.models import load_model
+from memformer_lab.runs.parallel import is_writer, process_group
+from memformer_lab.runs.trainer import Record, fault
+from memformer_lab.runs.training import CHECKPOINT, METRICS, TrainingResult, continue_training
+from memformer_lab.runs.training import train as train_run
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""
@@ -54,10 +60,8 @@ app = typer.Typer(
 )
 # Help is given in words and never left to docstrings, which `python -OO` takes away.
 app.command(help=REPRODUCE)(reproduce)
-app.command(help=SOLVE)(solve)
 
 _RUN = TrainingConfig()
-_CALL = Call()
 _FIELDS = tuple(field.name for field in dataclasses.fields(TrainingConfig))
 
 
@@ -65,6 +69,50 @@ def main() -> None:
     """Entry point of `memformer-lab`. Exit codes: 0, 1 for a run that diverged, 2 for bad input."""
     with standard_streams():
         app()
+
+
+@app.command(help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.")
+def solve(
+    table: Annotated[Path, typer.Argument(help="A CSV file with a header line.")],
+    target: Annotated[str, typer.Option(help="Column to predict.")],
+    figure: Annotated[Path, typer.Option(help="Where the plot goes: .png, .svg or .pdf.")] = Path(
+        "results", "solve.png"
+    ),
+    folds: Annotated[int, typer.Option(min=2, help="Folds of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the folds.")] = 0,
+    sep: Annotated[
+        Optional[str],  # noqa: UP045, typer before 0.13 cannot read the other spelling
+        typer.Option(help="What separates the columns; tab for a tab.", show_default="found out"),
+    ] = None,
+    decimal: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The decimal sign, . or a comma.", show_default="found out"),
+    ] = None,
+    encoding: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="The file's encoding, e.g. cp1252.", show_default="found out"),
+    ] = None,
+) -> None:
+    with command(figure) as console:
+        # Imported at use: pandas and scikit-learn take seconds.
+        from memformer_lab.solvers.comparison import compare
+        from memformer_lab.tasks.table import read_table
+
+        form = format_of(figure)
+        separator = {"tab": "\t", "\\t": "\t"}.get(sep, sep) if sep is not None else None
+        problem = read_table(table, target, folds, separator=separator, decimal=decimal, encoding=encoding)
+        comparison = compare(problem, folds, seed)
+        # In a line of its own: a table would fold it, and a column's name with it, to its own width.
+        title = f"{target} from {len(problem.features)} columns, {len(problem.y)} rows, {folds}-fold cross-validation"
+        try:
+            write_atomically(figure, draw_comparison(problem, comparison, form))
+        finally:
+            console.print(title, soft_wrap=True)
+            console.print(score_table(comparison))
+            for name, score in comparison.items():
+                if score.failure:
+                    console.print(f"{name} failed: {score.failure}", soft_wrap=True)
+        console.print(f"Wrote {figure}", soft_wrap=True)
 
 
 @app.command(
@@ -117,14 +165,14 @@ def train(
     with command(output) as console, process_group() as group:
         writes = is_writer(group)
         console.quiet = not writes
-        place, exists = _device(device), (output / CHECKPOINT).exists()
+        place, exists = usable_device(device), (output / CHECKPOINT).exists()
         if resume:
-            given = [name for name in _FIELDS if _was_given(context, name) and name != "steps"]
+            given = [name for name in _FIELDS if was_given(context, name) and name != "steps"]
             if given or overwrite:
                 names = ", ".join(f"--{name.replace('_', '-')}" for name in given or ["overwrite"])
                 raise ValueError(f"{names} cannot go with --resume, which takes the run from its checkpoint")
             config = checkpoints.load(output / CHECKPOINT).config
-            if _was_given(context, "steps"):
+            if was_given(context, "steps"):
                 config = dataclasses.replace(config, steps=steps)
         else:
             if exists and not overwrite and writes:
@@ -187,7 +235,7 @@ def info(
             console.print(line, soft_wrap=True)
 
 
-@app.command(help="The main job: train, judge beside classical optimisers and on measured data, and draw.")
+@app.command(help="The main job: train, compare with classical optimisers, judge on measured data, and draw.")
 def run(
     output: Annotated[Path, typer.Option(help="Folder for the report, the figure and the runs.")] = RESULTS,
     seed: Annotated[int, typer.Option(min=0, help="Seed of everything random.")] = 0,
@@ -202,75 +250,7 @@ def run(
         run_showcase(output, seed=seed, budget=budget, workers=workers or cores(), console=console)
 
 
-@app.command(
-    help="Say where one call runs and why, what it cannot avoid, and how near it comes to the machine's limit."
-)
-def profile(
-    context: typer.Context,
-    d: Annotated[int, typer.Option(help="Features.")] = _CALL.d,
-    n: Annotated[int, typer.Option(help="Labelled examples in a context.")] = _CALL.n,
-    queries: Annotated[int, typer.Option(help="Queries a task.")] = _CALL.queries,
-    batch: Annotated[int, typer.Option(help="Tasks.")] = _CALL.batch,
-    layers: Annotated[int, typer.Option(help="Layers.")] = _CALL.layers,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = _CALL.heads,
-    rule: Annotated[str, typer.Option(help="As in train.")] = _CALL.rule,
-    granularity: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="As in train.", show_default="the rule's own"),
-    ] = _CALL.granularity,
-    structure: Annotated[str, typer.Option(help="response-only, block or dense.")] = _CALL.structure,
-    dtype: Annotated[str, typer.Option(help="Of the tokens: float32, float64, bfloat16 or float16.")] = _CALL.dtype,
-    direction: Annotated[
-        str, typer.Option(help="training (a loss and the parameters' gradients) or forward (a prediction).")
-    ] = _CALL.direction,
-    backend: Annotated[str, typer.Option(help="auto, torch, cpu, cuda or triton.")] = _CALL.backend,
-    algorithm: Annotated[str, typer.Option(help="auto, gram or token.")] = _CALL.algorithm,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = _CALL.device,
-    seconds: Annotated[float, typer.Option(min=0.0, help="How long to time.")] = 1.0,
-    trace: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Where a torch.profiler trace of one call goes.", show_default="none"),
-    ] = None,
-    virtual: Annotated[
-        bool,
-        typer.Option(
-            "--virtual",
-            help="Time nothing: run the Triton kernels on a virtual GPU on the CPU, count what they do, and predict "
-            "their time on an H200. Default --batch 1024.",
-        ),
-    ] = False,
-) -> None:
-    given = locals()
-    values = {field.name: given[field.name] for field in dataclasses.fields(Call)}
-    with command(*([trace] if trace else [])) as console:
-        if virtual:
-            _profile_virtually(Call(**values), _was_given(context, "batch"), trace, console)
-            return
-        _device(device)
-        call = Call(**values)
-        # Made elsewhere and written at the end: a trace that cannot be written must not lose what is to be printed.
-        with tempfile.TemporaryDirectory() as folder:
-            made = Path(folder, "trace.json") if trace else None
-            with memory_for(**{name: getattr(call, name) for name in SIZES}):
-                found = profile_call(call, seconds=seconds, trace=made)
-            try:
-                if trace and made:
-                    write_atomically(trace, made.read_bytes())
-            finally:
-                print_profile(found, console)
-
-
-def _profile_virtually(call: Call, chosen: bool, trace: Path | None, console: Console) -> None:
-    """chosen: whether the call's number of tasks is somebody's choice."""
-    if trace is not None:
-        raise ValueError("--trace: a virtual GPU keeps no time to trace")
-    # Needs Triton, which the lab else does without.
-    from memformer_lab.profiling.virtual import TASKS, profile_virtually
-    from memformer_lab.profiling.virtual_view import print_virtual
-
-    with memory_for(**{name: getattr(call, name) for name in SIZES}):
-        found = profile_virtually(call if chosen else dataclasses.replace(call, batch=TASKS))
-    print_virtual(found, console)
+app.command(help=PROFILE)(profile)
 
 
 def _train(
@@ -300,21 +280,4 @@ def _train(
                 on_record=show,
                 group=group,
             )
-        return train_anew(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)
-
-
-def _was_given(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        # Read back, which is what a device of shapes alone cannot do.
-        torch.zeros(1, device=device, dtype=torch.float32).item()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ValueError(
-            f"device {name!r} cannot be used: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        ) from error
-    return device
+        return train_run(config, output, checkpoint_every=checkpoint_every, device=device, on_record=show, group=group)

@@ -82,7 +82,7 @@ class _Launcher:
     def __init__(self, source: Any, metadata: Any) -> None:
         if metadata.global_scratch_size or metadata.profile_scratch_size:
             raise NotImplementedError(f"{metadata.name} asks the driver for scratch memory")
-        self._types = tuple(_leaves(source.signature.values()))
+        self._types = tuple(source.signature.values())
         self._metadata = metadata
 
     def __call__(
@@ -100,8 +100,7 @@ class _Launcher:
     ) -> None:
         driver = triton.runtime.driver.active
         clusters = self._metadata.num_ctas
-        given = zip(self._types, _leaves(arguments), strict=True)
-        passed = [(kind, value) for kind, value in given if kind != _CONSTANT]
+        passed = list(_passed(self._types, arguments))
         if enter_hook is not None:
             enter_hook(launch_metadata)
         with driver.memory.visible([value for kind, value in passed if kind[0] == "*"]):
@@ -119,13 +118,13 @@ class _Launcher:
             exit_hook(launch_metadata)
 
 
-def _leaves(values: Any) -> Iterator[Any]:
-    """The values with those of nested tuples in their place, which is how a kernel's parameters lie."""
-    for value in values:
-        if isinstance(value, tuple):
-            yield from _leaves(value)
-        else:
-            yield value
+def _passed(kinds: Any, values: Any) -> Iterator[tuple[str, Any]]:
+    """A launch's arguments with their types, those of nested tuples in their place; not those that were compiled in."""
+    for kind, value in zip(kinds, values, strict=True):
+        if isinstance(kind, tuple):
+            yield from _passed(kind, value)
+        elif kind != _CONSTANT:
+            yield kind, value
 
 
 def _pack(kernel: Kernel, passed: Sequence[tuple[str, Any]]) -> bytes:

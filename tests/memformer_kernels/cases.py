@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memformer_kernels.calls.problem import check_network
 from memformer_kernels.testing import Case
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
@@ -90,3 +91,9 @@ def leaves(case: Case) -> dict[str, Tensor]:
     """The case's differentiable arguments by name."""
     names = ("z", "q", "p", "gamma", "beta", "gate")
     return {name: getattr(case, name) for name in names if getattr(case, name) is not None}
+
+
+def form_of(case: Case, space: str) -> str:
+    """The name of the form in which a case runs in a space."""
+    p, gamma, beta, gate = case.parameters
+    return check_network(case.z, case.q, p, gamma, beta, gate, case.context).form(space)

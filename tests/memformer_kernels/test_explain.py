@@ -84,7 +84,7 @@ def test_what_was_asked_for_is_what_runs(path: Path, monkeypatch: pytest.MonkeyP
 
     class Recorder:
         def stack(self, network: Any) -> Tensor:
-            seen.append(network.algorithm)
+            seen.append(network.form.space)
             return backend.stack(network)
 
     plan = explain(z, q, **path.options)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import memformer_kernels
+from memformer_kernels import torch_internals
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
@@ -83,12 +84,54 @@ def test_imports_have_no_cycle() -> None:
 
 def test_the_reference_stands_alone() -> None:
     """It is what everything is checked against: it shares no code with what it checks."""
-    assert _own_imports(PACKAGE / "reference.py") == set()
-    assert {module for module, _ in _imported(PACKAGE / "reference.py")} <= {
-        "collections.abc",
-        "torch",
-        "torch.nn.functional",
-    }
+    assert {module.split(".")[0] for module, _ in _imported(PACKAGE / "reference.py")} <= {"collections", "torch"}
+    users = {module for module, path in MODULES.items() if "memformer_kernels.reference" in _own_imports(path)}
+    assert users == {"memformer_kernels.testing"}
+
+
+PRIVATE = "memformer_kernels.torch_internals"
+
+
+def _private_names(path: Path) -> list[str]:
+    """What a file takes from PyTorch that begins with an underscore, by import or as an attribute of a module of it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found, modules = [], {"torch"}
+    for module, name in _imported(path):
+        if module.split(".")[0] == "torch":
+            words = [*module.split("."), *([name] if name else [])]
+            found += [".".join(words)] if any(word.startswith("_") for word in words) else []
+            modules |= {name} if name and name.islower() else set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            words = ast.unparse(node).split(".")
+            private = any(word.startswith("_") and not word.startswith("__") for word in words[1:])
+            found += [ast.unparse(node)] if words[0] in modules and private else []
+        if isinstance(node, ast.Attribute) and node.attr in ("_schema", "_dynamo_marked_constant"):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_one_file_uses_private_names_of_pytorch() -> None:
+    users = {module for module, path in MODULES.items() if _private_names(path)}
+    assert users <= {PRIVATE}
+
+
+def test_private_names_are_seen(tmp_path: Path) -> None:
+    for line in (
+        "import torch; torch._C._is_tracing()",
+        "from torch._C import _is_tracing",
+        "from torch.autograd import forward_ad; forward_ad._current_level",
+        "def f(op): return op._schema",
+    ):
+        (tmp_path / "line.py").write_text(line)
+        assert _private_names(tmp_path / "line.py"), line
+    (tmp_path / "line.py").write_text("import torch; torch.__version__; torch.autograd.grad; self._x")
+    assert not _private_names(tmp_path / "line.py")
+
+
+def test_a_missing_private_name_is_told_at_import() -> None:
+    with pytest.raises(ImportError, match=r"needs torch\._C\._no_such_thing, which torch"):
+        torch_internals._find("_C._no_such_thing")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -128,7 +171,7 @@ def test_nothing_is_unpickled() -> None:
     for folder in (PACKAGE, ROOT / "python" / "memformer_lab"):
         for path in folder.rglob("*.py"):
             text = path.read_text(encoding="utf-8")
-            if path == ROOT / "python" / "memformer_lab" / "worker.py":
+            if path == ROOT / "python" / "memformer_lab" / "runs" / "worker.py":
                 assert text.count("pickle.") == 2
                 assert "pickle.load(" not in text
                 continue

@@ -173,9 +173,8 @@ def test_source_distribution_and_wheel_need_no_torch(tmp_path: Path) -> None:
     with tarfile.open(archive) as packed:
         packed.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
-    native = {
-        path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cpp", ".cuh", ".cu")
-    }
+    kinds = (".h", ".cpp", ".cuh", ".cu", ".txt")
+    native = {path.relative_to(ROOT) for path in (ROOT / "csrc").rglob("*") if path.suffix in kinds}
     assert native
     assert [path for path in native if not (unpacked / path).is_file()] == []
     assert list(unpacked.rglob("*.so")) == []

@@ -11,7 +11,7 @@ from memformer_kernels.library import status
 
 REHEARSED = (
     "test_moving.py",
-    "test_plan.py",
+    "calls/test_plan.py",
     "training/test_cuda.py",
     "own_models/test_register_update.py",
 )

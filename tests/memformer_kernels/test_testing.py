@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from memformer_kernels import reference
 from memformer_kernels.testing import (
     Case,
     Implementation,
     float64_violations,
     in_form,
+    public,
     relative_error,
     results,
     twin_errors,
@@ -118,3 +120,21 @@ def test_more_orders_draw_the_twins_chance_again() -> None:
     once, often = twin_errors(case, exact), twin_errors(case, exact, 4)
     assert all(often[name] >= error for name, error in once.items())
     assert any(often[name] > error for name, error in once.items())
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("part", ["border", "projections", "weight"])
+def test_a_fault_of_the_reference_is_no_fault_of_what_it_judges(
+    backend: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They share no code: a factor in the one is a difference between the two."""
+    case = make_case(rule="lfom", structure="block")
+    assert float64_violations(public(backend), case) == {}
+    right = getattr(reference, part)
+
+    def wrong(*arguments: object) -> object:
+        made = right(*arguments)
+        return tuple(1.5 * x for x in made) if isinstance(made, tuple) else None if made is None else 1.5 * made
+
+    monkeypatch.setattr(reference, part, wrong)
+    assert {"tokens", "predictions"} <= float64_violations(public(backend), case).keys()

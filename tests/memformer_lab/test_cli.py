@@ -12,11 +12,11 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from memformer_lab import checkpoint as checkpoints
 from memformer_lab.cli import app
-from memformer_lab.config import TrainingConfig
-from memformer_lab.metrics import read_metrics
-from memformer_lab.training import CHECKPOINT, METRICS, continue_training, train
+from memformer_lab.runs import checkpoint as checkpoints
+from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.metrics import read_metrics
+from memformer_lab.runs.training import CHECKPOINT, METRICS, continue_training, train
 
 QUICK = ["train", "--steps", "40", "--batch", "16", "--layers", "2", "--log-every", "10"]
 
@@ -265,8 +265,8 @@ def test_more_workers_than_any_machine_has_cores_are_refused(command: str) -> No
 
 
 def test_a_missing_package_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "memformer_lab.table_problem", None)
-    _assert_refused(_call("solve", tmp_path / "a.csv", "--target", "y"), "table_problem")
+    monkeypatch.setitem(sys.modules, "memformer_lab.solvers.comparison", None)
+    _assert_refused(_call("solve", tmp_path / "a.csv", "--target", "y"), "comparison")
 
 
 def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:

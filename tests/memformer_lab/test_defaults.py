@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from memformer_lab.config import Backend, TrainingConfig
+from memformer_lab.experiments.common import network
 from memformer_lab.experiments.e06_experts import Mixture
-from memformer_lab.experiments.families import FAMILIES, family_tokens
-from memformer_lab.experiments.fitting import memformer
-from memformer_lab.experiments.networks import network
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
-from memformer_lab.models import build_model
-from memformer_lab.regressor import MemformerRegressor
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, StandardisedTasks
-from memformer_lab.training import train
+from memformer_lab.runs.config import Backend, TrainingConfig
+from memformer_lab.runs.fitting import memformer
+from memformer_lab.runs.models import build_model
+from memformer_lab.runs.training import train
+from memformer_lab.solvers.regressor import MemformerRegressor
+from memformer_lab.tasks.families import FAMILIES, family_tokens
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
+from memformer_lab.tasks.standardised import StandardisedTasks
 from tests.defaults import assert_same_under, under_other_defaults
 
 

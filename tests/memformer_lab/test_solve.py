@@ -11,7 +11,8 @@ from sklearn.linear_model import LinearRegression, RidgeCV
 from typer.testing import CliRunner, Result
 
 from memformer_lab.cli import app
-from memformer_lab.table_problem import compare, read_table
+from memformer_lab.solvers.comparison import compare
+from memformer_lab.tasks.table import read_table
 
 
 def _frame(rows: int = 40) -> pd.DataFrame:

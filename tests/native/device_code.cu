@@ -1,5 +1,5 @@
-// Workload W (d = 5, n = 20) with the core as device code, one task per thread: the trace and the sums of gradients lie in
-// shared memory, [cell][thread]; everything else must fit in registers.
+// Workload W (d = 5, n = 20) with the core as device code, one task per thread: the trace and the sums of gradients lie
+// in shared memory, [cell][thread]; everything else must fit in registers.
 
 #include "core/gram.h"
 #include "core/response_gram.h"
@@ -46,7 +46,8 @@ extern "C" __global__ void __launch_bounds__(threads)
     if (l + 1 < method.layers) return;
     for (int c = 0; c < features; ++c) ds[c] += e * query[c];
   };
-  response_backward<false>(quadratic, method, trace, outer, sink, s, static_cast<SymmetricQuadratic<float, Weights>*>(nullptr));
+  response_backward<false>(quadratic, method, trace, outer, sink, s,
+                           static_cast<SymmetricQuadratic<float, Weights>*>(nullptr));
   for (int k = 0; k < count; ++k) grads[task * count + k] = sink.sums[k];
 }
 
@@ -57,13 +58,15 @@ extern "C" __global__ void __launch_bounds__(threads)
   if (index >= tasks) return;
   const Cells<float, threads> tile{shared + threadIdx.x};
   for (int k = 0; k < rows * width; ++k) tile[k] = z[index * rows * width + k];
-  const TokenTask<float, Weights, threads> task{{tile.data}, {}, rows, context, context, false, context, 1.0f / context};
+  const TokenTask<float, Weights, threads> task{{tile.data}, {},    rows,    context,
+                                                context,     false, context, 1.0f / context};
   using Trace = TokenTrace<float, Weights, threads>;
   const Trace trace{tile.at(rows * width), method.layers, 1, rows, {}};
   token_forward(task, method, trace, [](int) {});
   const float e = trace.state(method.layers)[rows - 1] + target[index];
   const Cells<float, threads> ds = tile.at(rows * width + Trace::size(method.layers, 1, rows, features));
-  const int a_count = method.layers * features * features, count = a_count + method.layers * method.layers * method.gamma_rows;
+  const int a_count = method.layers * features * features,
+            count = a_count + method.layers * method.layers * method.gamma_rows;
   Sink sink{ds.at(rows), a_count};
   for (int k = 0; k < count; ++k) sink.sums[k] = 0;
   const auto outer = [&](int l, Cells<float, threads> to) {

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from native_build import cuda
+from native_build import cuda, instances
 from native_build.errors import BuildFailed, CannotBuild
 from tests.native.conftest import ROOT, Build
 
@@ -17,17 +18,28 @@ LIB = Path("memformer_kernels", "_lib")
 NVCC = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
 KNOWN = {75, 80, 86, 90, 100, 120, 121}
 
-KERNEL = """
-#include "cuda/scale.h"
-__global__ void scale(float* x, long n) {
+LAUNCH = """
+#pragma once
+namespace memformer::cuda {
+template <class T>
+__global__ void scale(T* x, long n) {
   const long i = blockIdx.x * 256L + threadIdx.x;
-  if (i < n) x[i] *= 2.0f;
+  if (i < n) x[i] *= T(2);
 }
-int memformer::scale(float* x, long n, void* stream) {
-  ::scale<<<(n + 255) / 256, 256, 0, static_cast<cudaStream_t>(stream)>>>(x, n);
+template <class T>
+int launch(T* x, long n, void* stream) {
+  scale<T><<<(n + 255) / 256, 256, 0, static_cast<cudaStream_t>(stream)>>>(x, n);
   return cudaGetLastError();
 }
+}
 """
+KERNEL = """
+#include "cuda/machine/grid.cuh"
+#include "cuda/scale.h"
+#include "instances/grid.h"
+int memformer::scale(float* x, long n, void* stream) { return cuda::launch(x, n, stream); }
+"""
+INSTANCES = "# One kernel.\n[cuda/machine/grid.cuh]\nscale_float  launch<float>\n"
 HEADER = "#pragma once\nnamespace memformer { int scale(float* x, long n, void* stream); }\n"
 BINDING = """
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -149,13 +161,60 @@ def test_the_toolkit_is_the_one_that_cuda_home_names(monkeypatch: pytest.MonkeyP
         cuda.find_cuda()
 
 
+def _listed(root: Path, text: str) -> list[instances.Instance]:
+    (root / instances.LIST).parent.mkdir(parents=True, exist_ok=True)
+    (root / instances.LIST).write_text(text)
+    return instances.read(root)
+
+
+def test_a_list_of_instances_is_written_as_sources_and_declarations(tmp_path: Path) -> None:
+    """One source an object; what has not changed is left alone, what has left the list is removed."""
+    text = (
+        "# All.\n[cuda/a.cuh]\none  run<float, 1>  # the first\nboth run<float, 2>\n\n[cuda/b.cuh]\nboth  go<A<int>>\n"
+    )
+    assert [vars(one) for one in _listed(tmp_path, text)] == [
+        {"name": "one", "header": "cuda/a.cuh", "function": "run<float, 1>"},
+        {"name": "both", "header": "cuda/a.cuh", "function": "run<float, 2>"},
+        {"name": "both", "header": "cuda/b.cuh", "function": "go<A<int>>"},
+    ]
+    folder = tmp_path / "build"
+    instances.write(tmp_path, folder)
+    both = instances.source(folder, "both").read_text()
+    assert '#include "cuda/a.cuh"' in both
+    assert '#include "cuda/b.cuh"' in both
+    assert re.findall("^template .*", both, re.MULTILINE) == [
+        "template decltype(run<float, 2>) run<float, 2>;",
+        "template decltype(go<A<int>>) go<A<int>>;",
+    ]
+    declared = (folder / "instances" / "a.h").read_text()
+    assert re.findall(r"^extern template .*\) (.*);", declared, re.MULTILINE) == ["run<float, 1>", "run<float, 2>"]
+    assert cuda.kernels(tmp_path, folder) == [Path("build/instances/one.cu"), Path("build/instances/both.cu")]
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "instances").iterdir()}
+    _listed(tmp_path, text.replace("one ", "once"))
+    instances.write(tmp_path, folder)
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "instances").iterdir()}
+    assert {name for name in {**times, **after} if times.get(name) != after.get(name)} == {"one.cu", "once.cu"}
+    for wrong in ("one run<float>", "[cuda/a.cuh]\none", "[cuda/a.cuh]\none run"):
+        with pytest.raises(BuildFailed, match=r"instances\.txt:\d: expected"):
+            _listed(tmp_path, wrong)
+    (tmp_path / "csrc/cuda/kernels/once.cu").write_text("")
+    _listed(tmp_path, "[cuda/a.cuh]\nonce run<float>\n")
+    with pytest.raises(BuildFailed, match="has the name of an object"):
+        cuda.kernels(tmp_path, folder)
+
+
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc here")
 @pytest.mark.skipif(sys.platform != "linux", reason="the libraries are built on Linux")
 def test_the_library_needs_torchs_cuda_library_by_name_and_brings_its_runtime(source: Path, setup: Build) -> None:
     """Against whatever torch is installed, with no GPU: what it needs of a torch with CUDA is there by name alone."""
-    files = {"cuda/scale.h": HEADER, "cuda/kernels/scale.cu": KERNEL, "binding/cuda/run.cpp": BINDING}
-    for name, text in files.items():
-        path = source / "csrc" / name
+    files = {
+        "scale.h": HEADER,
+        "machine/grid.cuh": LAUNCH,
+        "kernels/scale.cu": KERNEL,
+        "../binding/cuda/run.cpp": BINDING,
+    }
+    for name, text in {**files, "kernels/instances.txt": INSTANCES}.items():
+        path = source / "csrc" / "cuda" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     shutil.copytree(ROOT / "csrc/binding/cuda/stubs", source / "csrc/binding/cuda/stubs")
@@ -185,9 +244,12 @@ def test_the_library_needs_torchs_cuda_library_by_name_and_brings_its_runtime(so
     # It loads, and the launch says in a number that there is no GPU to run on.
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout) != 0
+    objects = {path: path.stat().st_mtime_ns for path in (source / "build/native/cuda/kernels").glob("*.o")}
+    assert {path.stem for path in objects} == {"scale", "scale_float"}
     before = library.stat().st_mtime_ns
     assert setup("build_native", "--inplace", **wanted).returncode == 0
     assert library.stat().st_mtime_ns == before
+    assert {path: path.stat().st_mtime_ns for path in objects} == objects
     done = setup("build_native", "--inplace")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not library.exists()

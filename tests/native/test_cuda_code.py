@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.sass import DIVISION, DOUBLE, LOCAL, Code, find_cuobjdump, read_code
-from native_build.cuda import BULK_COPIES
+from native_build import cuda
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
@@ -79,7 +79,8 @@ def test_the_hot_trainer_holds_what_it_should_on_hopper() -> None:
 
 
 def test_every_source_is_built_for_every_architecture() -> None:
-    sources = {path.stem for path in (ROOT / "csrc" / "cuda" / "kernels").glob("*.cu")}
+    sources = {source.stem for source in cuda.kernels(ROOT, ROOT / "build" / "native")}
+    assert len(sources) > 40
     assert sources <= {path.stem for path in OBJECTS}
     made = {path.stem: {architecture for _, architecture, _, _ in _usage(path)} for path in OBJECTS}
     everywhere = set().union(*made.values())
@@ -110,7 +111,7 @@ def _wide_loads(code: Code, source: str) -> tuple[str, ...]:
     """
     if source.startswith("thread_gram"):
         return ("LDGSTS",)
-    if not source.startswith(BULK_COPIES):
+    if not source.startswith(cuda.BULK_COPIES):
         return ("LDG",)
     return ("LDGSTS", "LDG.E.128", "LDG.E.64") if code.architecture == "sm_80" else ("UBLKCP",)
 

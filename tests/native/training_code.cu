@@ -1,5 +1,5 @@
-// The trainer's core as device code, one task or one parameter per thread: a step of workload W (d = 5, L = 4) whose tasks
-// are drawn as sufficient statistics with the query integrated out, and Adam.
+// The trainer's core as device code, one task or one parameter per thread: a step of workload W (d = 5, L = 4) whose
+// tasks are drawn as sufficient statistics with the query integrated out, and Adam.
 
 #include "core/bartlett.h"
 #include "core/optimizer.h"
@@ -48,7 +48,8 @@ extern "C" __global__ void __launch_bounds__(threads)
     MEMFORMER_UNROLL
     for (int c = 0; c < features; ++c) to[c] += 2 * (s[c] + w[c]);
   };
-  response_backward<false>(quadratic, method, trace, outer, sink, ds, static_cast<SymmetricQuadratic<float, Weights>*>(nullptr));
+  response_backward<false>(quadratic, method, trace, outer, sink, ds,
+                           static_cast<SymmetricQuadratic<float, Weights>*>(nullptr));
   for (int k = 0; k < count; ++k) grads[static_cast<long>(task_index) * count + k] = sink.sums[k];
 }
 

@@ -1,5 +1,5 @@
-// The pool of threads and the ends of calls, watched by ThreadSanitizer: std::thread in the place of torch's pool. A thread
-// that throws and a poll that gives up end the call.
+// The pool of threads and the ends of calls, watched by ThreadSanitizer: std::thread in the place of torch's pool. A
+// thread that throws and a poll that gives up end the call.
 
 #include <atomic>
 #include <chrono>

@@ -18,7 +18,7 @@ APART = {
     "tests/memformer_kernels/triton": "Triton's kernels",
     "tests/memformer_kernels/test_gradcheck.py": _REPEATS,
     "tests/memformer_kernels/test_package.py": _BUILDS,
-    "tests/memformer_kernels/test_transform_matrix.py": _REPEATS,
+    "tests/memformer_kernels/torch_ops/test_transform_matrix.py": _REPEATS,
     "tests/native/test_build.py": _BUILDS,
     "tests/native/test_cuda_build.py": _BUILDS,
     "tests/native/test_cuda_code.py": _BUILDS,

@@ -1,5 +1,6 @@
-// In the place of torch's pool, loaded before it: threads that ThreadSanitizer knows. torch's are OpenMP's, whose hand-overs
-// it does not see: it would take every one for a race. As many as torch.set_num_threads says, with shares as torch's.
+// In the place of torch's pool, loaded before it: threads that ThreadSanitizer knows. torch's are OpenMP's, whose
+// hand-overs it does not see: it would take every one for a race. As many as torch.set_num_threads says, with shares as
+// torch's.
 
 #include <dlfcn.h>
 

@@ -137,7 +137,7 @@ class Edit:
         return Fault(what, kernel[0], 80 if CALLS[self.call].device == AMPERE else 90, self.check)
 
 
-# Ways of csrc/cuda/execution.cuh to wait and to announce.
+# Ways of csrc/cuda/machine/execution.cuh to wait and to announce.
 POLL = r"(mbarrier\.(?:try|test)_wait[^\n]*\n)setp\.eq\.s32 (%p\d+), %r\d+, 0;\n@\2 bra \$L\w+;\n"
 EXPECT = r"(mbarrier\.arrive\.expect_tx\.shared\.b64 state, \[%r\d+\], )(%r\d+);"
 MEET_IN_CLUSTER = r"barrier\.cluster\.arrive\.release\.aligned;\nbarrier\.cluster\.wait\.acquire\.aligned;\n"

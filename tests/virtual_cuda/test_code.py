@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.virtual_cuda.library import NATIVE, ROOT, missing
-from native_build import cuda, ninja
+from native_build import cuda
 from virtual_gpu.cuda import fatbinary
 
 NEWER = ("cp.async.bulk", "barrier.cluster", "fence.proxy.async")
@@ -15,8 +15,8 @@ NEWER = ("cp.async.bulk", "barrier.cluster", "fence.proxy.async")
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_what_is_compiled_for_all_gpus_alike_asks_nothing_of_newer_ones() -> None:
     alike, apart = set(), set()
-    for source in ninja.sources(ROOT, "csrc/cuda", "**/*.cu"):
-        unit = NATIVE / source.relative_to("csrc").with_suffix(".o")
+    for source in cuda.kernels(ROOT, NATIVE):
+        unit = NATIVE / cuda.kernel_object(source)
         text = "".join(program.text for program in fatbinary.in_file(unit.read_bytes()) if program.target >= 90)
         if any(instruction in text for instruction in NEWER):
             apart.add(source.stem)

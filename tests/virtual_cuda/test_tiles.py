@@ -1,4 +1,4 @@
-"""Tiles of shared memory that are filled in every way after every other (csrc/cuda/stage.cuh)."""
+"""Tiles of shared memory that are filled in every way after every other (csrc/cuda/machine/stage.cuh)."""
 
 import itertools
 import struct

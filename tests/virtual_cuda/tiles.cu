@@ -1,6 +1,6 @@
 // A tile that is filled twice, from memory of any layout, for test_tiles.py.
 
-#include "cuda/stage.cuh"
+#include "cuda/machine/stage.cuh"
 
 using namespace memformer::cuda;
 
@@ -25,10 +25,11 @@ __device__ void fill(Tile<DeviceBlock<warp_threads>>& tile, const Tokens& from, 
 }
 
 extern "C" __global__ void __launch_bounds__(warp_threads)
-    fill_twice(const __grid_constant__ Tokens first, const __grid_constant__ Tokens second, TileLayout layout, int width,
-               float* to_first, float* to_second) {
+    fill_twice(const __grid_constant__ Tokens first, const __grid_constant__ Tokens second, TileLayout layout,
+               int width, float* to_first, float* to_second) {
   const DeviceBlock<warp_threads> block{};
-  Tile<DeviceBlock<warp_threads>> tile{block, layout, block.shared() + 128, reinterpret_cast<Arrivals*>(block.shared())};
+  Tile<DeviceBlock<warp_threads>> tile{block, layout, block.shared() + 128,
+                                       reinterpret_cast<Arrivals*>(block.shared())};
   tile.make();
   block.sync();
   fill(tile, first, width, to_first);

@@ -43,14 +43,18 @@ bool float_operation(std::string_view name, Round round, size_t n, const Float* 
 }
 
 template <class Half>
-bool half_operation(std::string_view name, size_t n, const uint16_t* a, const uint16_t* b, const uint16_t* c, uint16_t* out) {
+bool half_operation(std::string_view name, size_t n, const uint16_t* a, const uint16_t* b, const uint16_t* c,
+                    uint16_t* out) {
   if (name == "fused") return each(n, out, fused_half<Half>, a, b, c);
   if (name == "sum") return each(n, out, sum_half<Half>, a, b);
   if (name == "difference") return each(n, out, difference_half<Half>, a, b);
   if (name == "product") return each(n, out, product_half<Half>, a, b);
-  if (name == "smaller") return each(n, out, [](uint16_t x, uint16_t y) { return smaller_half<Half>(x, y, false); }, a, b);
-  if (name == "smaller.NaN") return each(n, out, [](uint16_t x, uint16_t y) { return smaller_half<Half>(x, y, true); }, a, b);
-  if (name == "larger") return each(n, out, [](uint16_t x, uint16_t y) { return larger_half<Half>(x, y, false); }, a, b);
+  if (name == "smaller")
+    return each(n, out, [](uint16_t x, uint16_t y) { return smaller_half<Half>(x, y, false); }, a, b);
+  if (name == "smaller.NaN")
+    return each(n, out, [](uint16_t x, uint16_t y) { return smaller_half<Half>(x, y, true); }, a, b);
+  if (name == "larger")
+    return each(n, out, [](uint16_t x, uint16_t y) { return larger_half<Half>(x, y, false); }, a, b);
   if (name == "negated") return each(n, out, negated_half, a);
   if (name == "absolute") return each(n, out, absolute_half, a);
   if (name == "ex2") return each(n, out, approximate_exponential_half<Half>, a);
@@ -104,8 +108,16 @@ void packed_sums(size_t n, const uint32_t* a, const uint32_t* b, uint32_t* out) 
 void integers_to_halves(int round, size_t n, const int64_t* in, uint16_t* out) {
   each(n, out, [=](int64_t x) { return to_half<BFloat16>(integer_to_odd(x), static_cast<Round>(round)); }, in);
 }
-void float_to_s32(int round, size_t n, const float* in, int32_t* out) { to_integers(static_cast<Round>(round), n, in, out); }
-void double_to_u32(int round, size_t n, const double* in, uint32_t* out) { to_integers(static_cast<Round>(round), n, in, out); }
-void double_to_s64(int round, size_t n, const double* in, int64_t* out) { to_integers(static_cast<Round>(round), n, in, out); }
-void double_to_u8(int round, size_t n, const double* in, uint8_t* out) { to_integers(static_cast<Round>(round), n, in, out); }
+void float_to_s32(int round, size_t n, const float* in, int32_t* out) {
+  to_integers(static_cast<Round>(round), n, in, out);
+}
+void double_to_u32(int round, size_t n, const double* in, uint32_t* out) {
+  to_integers(static_cast<Round>(round), n, in, out);
+}
+void double_to_s64(int round, size_t n, const double* in, int64_t* out) {
+  to_integers(static_cast<Round>(round), n, in, out);
+}
+void double_to_u8(int round, size_t n, const double* in, uint8_t* out) {
+  to_integers(static_cast<Round>(round), n, in, out);
+}
 }

@@ -107,5 +107,4 @@ int multiprocessors(int index) {
 }
 int last_error() { return cudaGetLastError(); }
 const char* words(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
-
 }

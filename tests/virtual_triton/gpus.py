@@ -11,7 +11,7 @@ from virtual_gpu.triton import VirtualDriver, driver_of
 ARCHITECTURES = (80, 90)
 """An A100's and an H200's."""
 
-KERNELS = Path(__file__).parents[2] / "memformer_kernels" / "kernels"
+KERNELS = Path(__file__).parents[2] / "memformer_kernels" / "backends" / "triton"
 
 
 @contextmanager

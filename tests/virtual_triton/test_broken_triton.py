@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_predict, register_update
-from memformer_kernels.backends.triton import call_columns, call_solve, columns, gram, solve
+from memformer_kernels.backends.triton import columns, gram, solve
 from memformer_kernels.backends.triton import register_update as updates
 from memformer_kernels.torch_ops import ops
 from tests.virtual_gpu.faults import Fault, listed
@@ -52,7 +52,7 @@ def _edited(module: ModuleType, folder: Path, edits: dict[str, str]) -> ModuleTy
 
 @contextmanager
 def _edited_ptx(edit: Callable[[str], str]) -> Iterator[set[str]]:
-    """What is compiled from now on is edited before it is loaded; kernels loaded before are loaded anew.
+    """What is compiled from now on is edited before it is loaded; kernels loaded before are loaded again.
 
     Gives the names of the kernels that have been.
     """
@@ -116,24 +116,28 @@ def test_the_calls_are_clean_as_they_are(name: str) -> None:
 
 UPDATES = {
     "a load's mask dropped": (
-        "total = tl.load(z + at, mask=inside, other=0.0)",
-        "total = tl.load(z + at)",
+        "total = tl.load(z + tile.o_entry, mask=tile.m_entry, other=0.0)",
+        "total = tl.load(z + tile.o_entry)",
         "out-of-bounds",
     ),
-    "a store's mask dropped": ("tl.store(out + at, total, mask=inside)", "tl.store(out + at, total)", "out-of-bounds"),
+    "a store's mask dropped": (
+        "tl.store(out + tile.o_entry, total, mask=tile.m_entry)",
+        "tl.store(out + tile.o_entry, total)",
+        "out-of-bounds",
+    ),
     "a tail of one row too many": (
-        "return row * columns + column, (row < rows) & (column < columns)",
-        "return row * columns + column, (row <= rows) & (column < columns)",
+        "return Tile(o_entry, (i_row < sizes.rows) &",
+        "return Tile(o_entry, (i_row <= sizes.rows) &",
         "out-of-bounds",
     ),
     "a result stored in another dtype": (
-        "tl.store(out + at, total, mask=inside)",
-        "tl.store(out.to(tl.pointer_type(tl.float64)) + at, total.to(tl.float64), mask=inside)",
+        "tl.store(out + tile.o_entry, total, mask=tile.m_entry)",
+        "tl.store(out.to(tl.pointer_type(tl.float64)) + tile.o_entry, total.to(tl.float64), mask=tile.m_entry)",
         "out-of-bounds",
     ),
     "a coefficient's pointer one byte off": (
-        "gamma + j * tl.cast(middle, tl.int64) + weight",
-        "(gamma.to(tl.pointer_type(tl.int8)) + 1).to(gamma.dtype) + weight",
+        "gamma + j * tl.cast(sizes.middle, tl.int64) + tile.o_weight",
+        "(gamma.to(tl.pointer_type(tl.int8)) + 1).to(gamma.dtype) + tile.o_weight",
         "misaligned",
     ),
 }
@@ -157,10 +161,12 @@ FUSED = Fault("a product fused into the sum of another lane", "solve_kernel", 90
 def test_offsets_of_tasks_in_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks that lie 2^30 numbers apart: the third begins past what 32 bits count."""
     edits = {
-        "    strides = wide((z_task, z_row, z_column))\n    lane = tl.arange(0, TASKS)[:, None]\n    row =": (
-            "    strides = (z_task, z_row, z_column)\n    lane = tl.arange(0, TASKS)[:, None]\n    row ="
+        "    z_strides = wide(strides)\n    lane = tl.arange(0, C.TASKS)[:, None]\n    memory = scratch + tl.cast("
+        "tl.program_id(0), tl.int64) * scratch_size\n    for block": (
+            "    z_strides = strides\n    lane = tl.arange(0, C.TASKS)[:, None]\n    memory = scratch + tl.cast("
+            "tl.program_id(0), tl.int64) * scratch_size\n    for block"
         ),
-        "        task = tl.cast(block, tl.int64) * TASKS + lane\n": "        task = block * TASKS + lane\n",
+        "        i_task = tl.cast(block, tl.int64) * C.TASKS + lane\n": "        i_task = block * C.TASKS + lane\n",
     }
     apart, tasks, tokens, width = 2**30, 3, 9, 7
     reserve_nothing = 0x4000
@@ -173,23 +179,23 @@ def test_offsets_of_tasks_in_32_bits(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return memformer_predict(z, q, backend="triton", algorithm="token")
 
     assert _found(call, OFFSETS.architecture) == set()
-    monkeypatch.setattr(call_columns, "columns_kernel", _edited(columns, tmp_path, edits).columns_kernel)
+    monkeypatch.setattr(columns, "columns_kernel", _edited(columns, tmp_path, edits).columns_kernel)
     assert OFFSETS.check in _found(call, OFFSETS.architecture)
 
 
 def test_a_product_fused_into_the_sum_of_another_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lanes that hold one sum in other bits write it to one place."""
     edits = {"inner(tokens, state[:, None, :], 2)": "tl.sum(tokens * state[:, None, :], 2)"}
-    monkeypatch.setattr(call_solve, "solve_kernel", _edited(solve, tmp_path, edits).solve_kernel)
+    monkeypatch.setattr(solve, "solve_kernel", _edited(solve, tmp_path, edits).solve_kernel)
     assert FUSED.check in _found(_solve, FUSED.architecture)
 
 
 def test_a_value_that_nothing_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's tokens stay in scratch as they were allocated, and are predicted from: the result holds no value."""
-    edits = {"        tl.store(columns + (layer + 1) * slot, s, mask=mask)\n": ""}
+    edits = {"        tl.store(own.columns + (layer + 1) * slot, s, mask=own.m_row)\n": ""}
     with driver_of(Device(capability=80)) as driver:
         assert driver.memory.written(_columns())
-        monkeypatch.setattr(call_columns, "columns_kernel", _edited(columns, tmp_path, edits).columns_kernel)
+        monkeypatch.setattr(columns, "columns_kernel", _edited(columns, tmp_path, edits).columns_kernel)
         assert not driver.memory.written(_columns())
 
 

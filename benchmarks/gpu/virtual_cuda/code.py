@@ -39,8 +39,8 @@ def _target(kernel: str, device: int) -> int:
 def _sources() -> dict[str, Path]:
     """Where each kernel is compiled, by the kernel's name."""
     found = {}
-    for source in ninja.sources(ROOT, "csrc/cuda", "**/*.cu"):
-        unit = NATIVE / source.relative_to("csrc").with_suffix(".o")
+    for source in cuda.kernels(ROOT, NATIVE):
+        unit = NATIVE / cuda.kernel_object(source)
         for program in fatbinary.in_file(unit.read_bytes()):
             found.update(dict.fromkeys(re.findall(r"\.entry\s+(\w+)", program.text), source))
     return found
@@ -58,7 +58,7 @@ def _compiled(stem: str, target: int) -> Ptx:
 
 def _rules(folder: Path, target: int) -> list[str]:
     compiler = cuda.find_cuda()
-    flags = [*cuda.DEVICE_FLAGS, "-lineinfo", "-ptx", f"-arch=compute_{target}"]
+    flags = [*cuda.device_flags(ROOT, NATIVE), "-lineinfo", "-ptx", f"-arch=compute_{target}"]
     command = ninja.command([compiler.nvcc, *compiler.host, *flags])
     lines = [
         *ninja.header(folder),
@@ -67,6 +67,6 @@ def _rules(folder: Path, target: int) -> list[str]:
         "  depfile = $out.d",
         "  deps = gcc",
     ]
-    for source in ninja.sources(ROOT, "csrc/cuda", "**/*.cu"):
+    for source in cuda.kernels(ROOT, NATIVE):
         lines += ninja.made("ptx", folder / f"{source.stem}.ptx", [source])
     return lines

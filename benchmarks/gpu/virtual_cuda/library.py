@@ -42,4 +42,4 @@ def load() -> Runtime:
 
 def _objects() -> list[Path]:
     toolchain, compiler = find_toolchain(), cuda.find_cuda()
-    return [NATIVE / unit.output for unit in cuda.objects(ROOT, toolchain, compiler)]
+    return [NATIVE / unit.output for unit in cuda.objects(ROOT, NATIVE, toolchain, compiler)]

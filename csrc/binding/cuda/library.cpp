@@ -1,7 +1,7 @@
 // The CUDA implementations of memformer_native::*, whose schemas the CPU library defines, on PyTorch's stable ABI.
 //
-// As on the CPU: results and gradients are allocated by the caller and written here; a gradient that is not wanted is None;
-// arguments have been checked. Nothing waits for the device, so calls can be captured in CUDA graphs.
+// As on the CPU: results and gradients are allocated by the caller and written here; a gradient that is not wanted is
+// None; arguments have been checked. Nothing waits for the device, so calls can be captured in CUDA graphs.
 
 #include <torch/csrc/stable/library.h>
 
@@ -55,8 +55,8 @@ void forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const Maybe
 
 void backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
               const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, bool gram_space, int64_t queries,
-              const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
-              const MaybeTensor& grad_beta) {
+              const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+              const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
   const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
   if (grad.numel() == 0) {
     fill(grad_z, 0.0);
@@ -98,7 +98,8 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
 
 template <class T>
 void run(const Gram<T>& call, const Tensor& z) {
-  OnDevice(z).run(cuda::context_gram_scratch(call), [&](const cuda::Launch& launch) { return cuda::context_gram(call, launch); });
+  OnDevice(z).run(cuda::context_gram_scratch(call),
+                  [&](const cuda::Launch& launch) { return cuda::context_gram(call, launch); });
 }
 
 void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
@@ -133,10 +134,10 @@ void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTe
   });
 }
 
-void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma,
-                         const MaybeTensor& beta, const MaybeTensor& w0, const MaybeTensor& grad_h, const MaybeTensor& grad_b,
-                         const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
-                         const MaybeTensor& grad_w0) {
+void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a,
+                         const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& w0,
+                         const MaybeTensor& grad_h, const MaybeTensor& grad_b, const MaybeTensor& grad_a,
+                         const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta, const MaybeTensor& grad_w0) {
   if (h.size(0) == 0) return fill_with_zeros({grad_a, std::nullopt, grad_gamma, grad_beta});
   with_compute_type(h, [&](auto type) {
     const QuadraticsArguments given{h, b, a, gamma, beta, w0};
@@ -155,8 +156,9 @@ void run(const Layer<T>& call, const cuda::Parameters& parameters, const Tensor&
                   [&](const cuda::Launch& launch) { return cuda::layer(call, parameters, launch); });
 }
 
-void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers, const MaybeTensor& gamma,
-           const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const Tensor& result, const Tensor& fresh) {
+void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers,
+           const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context,
+           const Tensor& result, const Tensor& fresh) {
   if (z.size(0) == 0) return;
   with_compute_type(z, [&](auto type) {
     const LayerArguments given{z, q, p, registers, gamma, beta, lengths, context};
@@ -169,11 +171,12 @@ void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::ve
   });
 }
 
-void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& z, const Tensor& q, const MaybeTensor& p,
-                    const std::vector<Tensor>& registers, const MaybeTensor& gamma, const MaybeTensor& beta,
-                    const MaybeTensor& lengths, int64_t context, const MaybeTensor& grad_z, const std::vector<Tensor>& grad_registers,
-                    const std::vector<bool>& wanted, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
-                    const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+void layer_backward(const Tensor& grad, const Tensor& grad_fresh, const Tensor& z, const Tensor& q,
+                    const MaybeTensor& p, const std::vector<Tensor>& registers, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, const MaybeTensor& grad_z,
+                    const std::vector<Tensor>& grad_registers, const std::vector<bool>& wanted,
+                    const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,
+                    const MaybeTensor& grad_beta) {
   const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
   if (z.size(0) == 0) return fill_with_zeros(grads);
   if (registers.empty()) fill(grad_beta, 0.0);

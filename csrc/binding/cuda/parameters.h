@@ -14,7 +14,8 @@ constexpr int layer_axes[] = {0, 2, 3, 4};      // [l or j, head, row, column], 
 constexpr int matrix_axes[] = {0, 3, 4};        // [l, row, column]
 
 template <int Count>
-cuda::Parameter parameter_of(const Tensor& given, const MaybeTensor& grad, const int (&axes)[Count], const int (&size)[5]) {
+cuda::Parameter parameter_of(const Tensor& given, const MaybeTensor& grad, const int (&axes)[Count],
+                             const int (&size)[5]) {
   cuda::Parameter made;
   made.present = true;
   made.data = given.data_ptr();
@@ -35,10 +36,11 @@ cuda::Parameter parameter_of(const Tensor& given, const MaybeTensor& grad, const
   return made;
 }
 
-// Q or P, `heads` matrices of `width` columns a layer; what the caller's smaller ones or none lack is zeros and the corner.
+// Q or P, `heads` matrices of `width` columns a layer; what the caller's smaller ones or none lack is zeros and the
+// corner.
 template <int Count>
-cuda::Parameter projection_of(const MaybeTensor& given, const MaybeTensor& grad, const int (&axes)[Count], int layers, int heads,
-                              int width, float corner) {
+cuda::Parameter projection_of(const MaybeTensor& given, const MaybeTensor& grad, const int (&axes)[Count], int layers,
+                              int heads, int width, float corner) {
   const int size[] = {layers, 1, heads, width, width};
   cuda::Parameter made;
   if (given) {
@@ -71,14 +73,17 @@ cuda::Parameters parameters_of(const NetworkArguments& given, const Network<T>& 
   made.q = projection_of(given.q, grads.q, layer_axes, layers, network.heads, matrix, 0.0f);
   if (!response) made.p = projection_of(given.p, grads.p, layer_axes, layers, network.heads, matrix, 1.0f);
   if (given.gamma && network.diagonal) {
-    made.gamma = parameter_of(*given.gamma, grads.gamma, layer_axes, {layers, 1, network.kept, network.gamma_rows, columns});
+    made.gamma =
+        parameter_of(*given.gamma, grads.gamma, layer_axes, {layers, 1, network.kept, network.gamma_rows, columns});
   } else if (given.gamma) {
-    made.gamma = parameter_of(*given.gamma, grads.gamma, paired_axes, {layers, layers, network.kept, network.gamma_rows, columns});
+    made.gamma = parameter_of(*given.gamma, grads.gamma, paired_axes,
+                              {layers, layers, network.kept, network.gamma_rows, columns});
     made.gamma.lower = true;
   }
   made.gamma = coefficient_rows(made.gamma, rows, first);
   if (given.beta) {
-    made.beta = parameter_of(*given.beta, grads.beta, layer_axes, {layers, 1, network.kept, network.beta_rows, columns});
+    made.beta =
+        parameter_of(*given.beta, grads.beta, layer_axes, {layers, 1, network.kept, network.beta_rows, columns});
   }
   made.beta = coefficient_rows(made.beta, rows, first);
   return made;
@@ -107,7 +112,8 @@ cuda::Parameters parameters_of(const LayerArguments& given, const Layer<T>& call
   made.q = projection_of(given.q, grads.q, layer_axes, 1, call.heads, width, 0.0f);
   made.p = projection_of(given.p, grads.p, layer_axes, 1, call.heads, width, 1.0f);
   if (given.gamma) {
-    made.gamma = parameter_of(*given.gamma, grads.gamma, layer_axes, {call.earlier + 1, 1, call.kept, call.gamma_rows, width});
+    made.gamma =
+        parameter_of(*given.gamma, grads.gamma, layer_axes, {call.earlier + 1, 1, call.kept, call.gamma_rows, width});
   }
   made.gamma = coefficient_rows(made.gamma, rows, 0);
   if (given.beta && call.earlier) {

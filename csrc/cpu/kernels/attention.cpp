@@ -1,21 +1,24 @@
-// Linear attention with factored heads on the CPU: result_t = rows_t sum over the i that t sees of keys_i (q_t . k_i) v_i.
+// Linear attention with factored heads on the CPU: result_t = rows_t sum over the i that t sees of keys_i (q_t . k_i)
+// v_i.
 //
-// A thread owns heads of tasks (of packed batches, heads of sequences), and goes through one's tokens chunk by chunk with the
-// sum S of k_i v_i^T over the chunks before in its caches. Gradients are sums of the same kind: that of q attends from the
-// result's gradient to v for k, that of k from v to the gradient for q, that of v from k to q for the gradient, the last two
-// with the later tokens for the earlier ones. Where a token sees all, S is summed first, and the three share two such sums.
+// A thread owns heads of tasks (of packed batches, heads of sequences), and goes through one's tokens chunk by chunk
+// with the sum S of k_i v_i^T over the chunks before in its caches. Gradients are sums of the same kind: that of q
+// attends from the result's gradient to v for k, that of k from v to the gradient for q, that of v from k to q for the
+// gradient, the last two with the later tokens for the earlier ones. Where a token sees all, S is summed first, and the
+// three share two such sums.
 //
-// Multiply-adds a token of one head: 2 E F, and C (E + F) for chunks of C in order, of which three quarters and a little over
-// a half are made; backward three times as many (in order), or 5 E F. Numbers: 2 E + F read and F written; backward 4 E +
-// 5 F read (in order), or 3 E + 4 F, and 2 E + F written. Sums are float (double for double), and do not depend on threads.
+// Multiply-adds a token of one head: 2 E F, and C (E + F) for chunks of C in order, of which three quarters and a
+// little over a half are made; backward three times as many (in order), or 5 E F. Numbers: 2 E + F read and F written;
+// backward 4 E + 5 F read (in order), or 3 E + 4 F, and 2 E + F written. Sums are float (double for double), and do not
+// depend on threads.
 
 #include <algorithm>
 #include <initializer_list>
 
 #include "cpu/kernels.h"
-#include "cpu/lanes.h"
+#include "cpu/lanes/lanes.h"
 #include "cpu/scratch.h"
-#include "cpu/tile_products.h"
+#include "cpu/wide/tile_products.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -26,7 +29,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Tokens of all heads, in one of their roles, and what each weighs.
+// Tokens of all heads, in one of their roles, and the weight of each.
 struct Tokens {
   Heads heads;
   Array weights;
@@ -77,8 +80,8 @@ void turn(const T* tile, int64_t step, int rows, int columns, T* turned, int64_t
   }
 }
 
-// Asks memory for the next chunk's tokens while this one is worked on, a few lines at a time: a head's part of a token is too
-// short for the hardware's own prefetcher.
+// Asks memory for the next chunk's tokens while this one is worked on, a few lines at a time: a head's part of a token
+// is too short for the hardware's own prefetcher.
 class NextTokens {
  public:
   // No tokens, until there are some.
@@ -126,7 +129,8 @@ class Head {
     return static_cast<std::size_t>(4 * chunk * width + chunk * chunk + 2 * width * width + chunk * width);
   }
 
-  Head(const Attention<T>& call, int width, T* scratch, int64_t task, int64_t head) : width_(width), task_(task), head_(head) {
+  Head(const Attention<T>& call, int width, T* scratch, int64_t task, int64_t head)
+      : width_(width), task_(task), head_(head) {
     std::fill_n(scratch, scratch_numbers(width), T(0));
     T* next = scratch;
     const auto take = [&](int rows, int columns) {
@@ -206,7 +210,8 @@ class Head {
   }
 
   // result_t = the readers' weight times the sum over the keys that t sees.
-  void attend(const Tokens& readers, const Tokens& keys, const Tokens& values, const Heads& result, Range range, Sees sees) {
+  void attend(const Tokens& readers, const Tokens& keys, const Tokens& values, const Heads& result, Range range,
+              Sees sees) {
     const int64_t chunks = (range.end - range.begin + chunk - 1) / chunk;
     const int columns = padded_to(values.width, tile_columns);
     for (int64_t step = 0; step < chunks; ++step) {
@@ -217,13 +222,14 @@ class Head {
       load(readers, false, first, count, readers_);
       load(keys, true, first, count, keys_);
       load(values, false, first, count, values_);
-      expect(sees == Sees::later ? first - chunk : first + chunk, range, 3 * chunk + padded_to(keys.width, tile_columns),
-             {&readers, &keys, &values});
+      expect(sees == Sees::later ? first - chunk : first + chunk, range,
+             3 * chunk + padded_to(keys.width, tile_columns), {&readers, &keys, &values});
       score(rows, padded_to(count, tile_columns), readers.width, sees);
       product<T, false>(made_, rows, columns, by_row(fixed(scores_)), fixed(values_), count,
                         sees == Sees::later ? Depth::from_row : Depth::up_to_row, next_);
       if (step > 0) {
-        product<T, true>(made_, rows, columns, by_row(fixed(readers_)), fixed(state_), readers.width, Depth::whole, next_);
+        product<T, true>(made_, rows, columns, by_row(fixed(readers_)), fixed(state_), readers.width, Depth::whole,
+                         next_);
       }
       store(result, values.width, readers.weights, first, count);
       if (step + 1 < chunks) add_to_state(fixed(keys_), keys.width, fixed(values_), values.width, count, step == 0);
@@ -274,7 +280,7 @@ class Head {
     const Array& array = from.heads.array;
     const bool plain = array.storage == storage_of<T> && array.stride[2] == 1;
     const bool whole = from.width % tile_columns == 0 && count % tile_rows == 0;
-    if (plain && whole && !weighs(from, scaled)) {
+    if (plain && whole && !weights(from, scaled)) {
       return {static_cast<const T*>(array.data) + place(from.heads, first), array.stride[1]};
     }
     load(from, scaled, first, count, tile);
@@ -282,10 +288,10 @@ class Head {
   }
 
   void load(const Tokens& from, bool scaled, int64_t first, int count, Rows<T> tile) const {
-    const bool weighed = weighs(from, scaled);
+    const bool weighted = weights(from, scaled);
     const int padded = padded_to(from.width, tile_columns);
     for (int i = 0; i < count; ++i) {
-      const T weight = weighed ? weight_of(from.weights, first + i) : T(1);
+      const T weight = weighted ? weight_of(from.weights, first + i) : T(1);
       T* const row = tile.at(i, 0).data;
       if (weight == T(0)) {
         std::fill_n(row, padded, T(0));
@@ -307,7 +313,7 @@ class Head {
   }
 
   // Weights of one kind alone are never 0, so that only a factor can ask for them.
-  bool weighs(const Tokens& tokens, bool scaled) const { return tokens.weights.data && (scaled || selects_); }
+  bool weights(const Tokens& tokens, bool scaled) const { return tokens.weights.data && (scaled || selects_); }
 
   T weight_of(const Array& weights, int64_t token) const {
     return read_number<T>(weights, task_ * weights.stride[0] + token * weights.stride[1]);

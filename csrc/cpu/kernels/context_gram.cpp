@@ -1,13 +1,13 @@
 // Context Gram matrices on the CPU, any length of context: one task per lane, tokens streamed once.
 //
-// Bytes per task: its context and D^2 numbers written; backward: the context read, and N D numbers written. Operations per
-// task: n D (D + 1) / 2 forward, n D^2 backward.
+// Bytes per task: its context and D^2 numbers written; backward: the context read, and N D numbers written. Operations
+// per task: n D (D + 1) / 2 forward, n D^2 backward.
 
-#include "cpu/context_gram.h"
+#include "cpu/tasks/context_gram.h"
 
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/parts.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -20,7 +20,8 @@ class ContextGram {
   ContextGram(const Gram<T>& gram, Width width) : gram_(gram), width_(width) {}
 
   std::size_t scratch_cells() const {
-    return static_cast<std::size_t>(2 * core::gram_block * width_) + width_ * width_ + waiting_cells(gram_.context, width_);
+    return static_cast<std::size_t>(2 * core::gram_block * width_) + width_ * width_ +
+           waiting_cells(gram_.context, width_);
   }
 
   void operator()(Tasks tasks, S*, S* scratch) {
@@ -59,13 +60,15 @@ class ContextGram {
       if (gram_.lengths) mask(first, number, count, grads);
       store_rows(grads, gram_.grad_z, tasks, first, number, width_);
     }
-    if (gram_.context < gram_.tokens) store_zeros<T>(gram_.grad_z, tasks, gram_.context, gram_.tokens - gram_.context, width_);
+    if (gram_.context < gram_.tokens)
+      store_zeros<T>(gram_.grad_z, tasks, gram_.context, gram_.tokens - gram_.context, width_);
   }
 
  private:
   void mask(int first, int number, S count, S* rows) const {
     for (int i = 0; i < number; ++i) {
-      for (int c = 0; c < width_; ++c) rows[i * width_ + c] = where_less(static_cast<T>(first + i), count, rows[i * width_ + c]);
+      for (int c = 0; c < width_; ++c)
+        rows[i * width_ + c] = where_less(static_cast<T>(first + i), count, rows[i * width_ + c]);
     }
   }
 

@@ -6,14 +6,14 @@
 // core/general_gram.h.
 
 #include "core/general_gram.h"
+#include "core/parameter_sums.h"
 
-#include "cpu/context_gram.h"
-#include "cpu/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/run_network.h"
-#include "cpu/readout.h"
-#include "cpu/token_rows.h"
+#include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/readout.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -28,9 +28,8 @@ class GeneralGram {
   GeneralGram(const Network<T>& network, Shape shape)
       : network_(network),
         shape_(shape),
-        parameters_{network.layers, network.heads, network.kept,  network.diagonal, 1, 1,
-                    network.q,      network.p,     network.gamma, network.beta},
-        counts_(counts_of(parameters_, shape.head(), shape.width())),
+        parameters_{network.coefficients(), network.heads, network.q, network.p},
+        counts_(core::counts_of(parameters_, shape.head(), shape.width())),
         rows_(network),
         readout_(network),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward),
@@ -77,7 +76,7 @@ class GeneralGram {
     read_errors(read, outer, &sums[counts_.all()], buffer);
     if (network_.pass == Pass::loss) return;
 
-    GeneralSums<S> sink = counts_.from(sums);
+    core::ParameterSums<S> sink = counts_.from(sums);
     S grad[core::packed_size(width_limit)];
     const bool wants_z = network_.grad_z.data != nullptr;
     for (int k = 0; wants_z && k < core::packed_size(width); ++k) grad[k] = S(T(0));
@@ -248,7 +247,7 @@ class GeneralGram {
   const Network<T>& network_;
   Shape shape_;
   core::Parameters<T> parameters_;
-  GeneralCounts counts_;
+  core::ParameterCounts counts_;
   TokenRows<T> rows_;
   Readout<T> readout_;
   bool backward_;

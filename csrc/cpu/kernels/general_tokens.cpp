@@ -4,11 +4,11 @@
 // gradient is asked for. Operations per task: those of core/general_tokens.h.
 
 #include "core/general_tokens.h"
+#include "core/parameter_sums.h"
 
-#include "cpu/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/run_network.h"
-#include "cpu/token_group.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/token_group.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -22,9 +22,8 @@ class GeneralTokens {
   GeneralTokens(const Network<T>& network, Shape shape)
       : network_(network),
         shape_(shape),
-        parameters_{network.layers,    network.heads, network.kept, network.diagonal, network.gamma_rows,
-                    network.beta_rows, network.q,     network.p,    network.gamma,    network.beta},
-        counts_(counts_of(parameters_, shape.head(), shape.width())),
+        parameters_{network.coefficients(), network.heads, network.q, network.p},
+        counts_(core::counts_of(parameters_, shape.head(), shape.width())),
         tokens_(network),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward) {}
 
@@ -53,7 +52,7 @@ class GeneralTokens {
     }
     if (network_.pass == Pass::loss) return;
 
-    GeneralSums<S> sink = counts_.from(sums);
+    core::ParameterSums<S> sink = counts_.from(sums);
     const auto add_outer = [&](int l, Cells grad) {
       if (!tokens_.is_stack()) {
         tokens_.add_outer(l, errors, grad.data + slot, width);
@@ -73,16 +72,15 @@ class GeneralTokens {
   const Network<T>& network_;
   Shape shape_;
   core::Parameters<T> parameters_;
-  GeneralCounts counts_;
+  core::ParameterCounts counts_;
   TokenGroup<T> tokens_;
   bool backward_;
 };
 
 template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
-  with_shape(network, [&](auto shape) {
-    run_network(network, GeneralTokens<T, decltype(shape)>(network, shape), parallel);
-  });
+  with_shape(network,
+             [&](auto shape) { run_network(network, GeneralTokens<T, decltype(shape)>(network, shape), parallel); });
 }
 
 }  // namespace

@@ -4,10 +4,10 @@
 // read or written once, and as much again for their gradients. Operations per task: those of core/layer.h.
 
 #include "core/layer.h"
+#include "core/parameter_sums.h"
 
-#include "cpu/general_sums.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -22,9 +22,11 @@ class OneLayer {
   OneLayer(const Layer<T>& layer, Extent width)
       : layer_(layer),
         shape_{width},
-        parameters_{layer.heads, layer.kept, layer.q, layer.p, layer.beta, layer.beta_rows},
-        weighing_{layer.earlier, layer.gamma_rows, layer.gamma},
-        counts_{layer.heads * shape_.head(),
+        parameters_{{layer.earlier + 1, layer.kept, false, layer.gamma_rows, layer.beta_rows, layer.gamma, layer.beta},
+                    layer.heads,
+                    layer.q,
+                    layer.p},
+        counts_{layer.heads * shape_.head(), layer.heads * shape_.head(),
                 layer.gamma ? (layer.earlier + 1) * layer.kept * layer.gamma_rows * layer.width : 0,
                 layer.beta ? layer.kept * layer.beta_rows * layer.width : 0} {}
 
@@ -47,7 +49,7 @@ class OneLayer {
     load_rows(layer_.z, tasks, 0, layer_.tokens, layer_.width, tokens.data);
     for (int j = 0; j < layer_.earlier; ++j) load(layer_.registers[j], tasks, memory.at(j * layer_.kept * size()));
     const Cells fresh = memory.at(layer_.earlier * layer_.kept * size());
-    core::layer_forward(shape_, parameters_, weighing_, labelled, layer_.tokens, tokens, memory, next, work);
+    core::layer_forward(shape_, parameters_, labelled, layer_.tokens, tokens, memory, next, work);
     if (!layer_.backward) {
       store_rows(next.data, layer_.result, tasks, 0, layer_.tokens, layer_.width);
       store(fresh, layer_.fresh, tasks);
@@ -57,9 +59,8 @@ class OneLayer {
     const Cells grad = next;
     load_rows(layer_.result, tasks, 0, layer_.tokens, layer_.width, grad.data);
     load(layer_.fresh, tasks, memory_grad.at(layer_.earlier * layer_.kept * size()));
-    GeneralSums<S> sink = counts_.from(sums);
-    core::layer_backward(shape_, parameters_, weighing_, labelled, layer_.tokens, tokens, memory, grad, memory_grad,
-                         work, sink);
+    core::ParameterSums<S> sink = counts_.from(sums);
+    core::layer_backward(shape_, parameters_, labelled, layer_.tokens, tokens, memory, grad, memory_grad, work, sink);
     if (layer_.grad_z.data) store_rows(grad.data, layer_.grad_z, tasks, 0, layer_.tokens, layer_.width);
     for (int j = 0; layer_.grad_registers && j < layer_.earlier; ++j) {
       if (layer_.grad_registers[j].array.data)
@@ -92,9 +93,8 @@ class OneLayer {
 
   const Layer<T>& layer_;
   Shape shape_;
-  core::LayerParameters<T> parameters_;
-  core::Weighing<T> weighing_;
-  GeneralCounts counts_;
+  core::Parameters<T> parameters_;
+  core::ParameterCounts counts_;
 };
 
 template <class T, class Extent>

@@ -5,8 +5,8 @@
 
 #include "core/response_gram.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
-#include "cpu/response_sums.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/response_sums.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -19,7 +19,7 @@ class FirstOrderGroup {
 
  public:
   FirstOrderGroup(const Quadratics<T>& call, Extent d)
-      : call_(call), d_(d), method_{call.layers, 1, call.diagonal, call.a, call.gamma, call.beta} {}
+      : call_(call), d_(d), method_{{call.layers, 1, call.diagonal, 1, 1, call.gamma, call.beta}, call.a} {}
 
   int sums() const {
     const int pairs = call_.diagonal ? call_.layers : call_.layers * call_.layers;
@@ -115,6 +115,8 @@ void quadratics(const Quadratics<float>& call, ParallelFor parallel) {
   run(call, core::UpTo<16>{call.weights}, parallel);
 }
 
-void quadratics(const Quadratics<double>& call, ParallelFor parallel) { run(call, core::UpTo<16>{call.weights}, parallel); }
+void quadratics(const Quadratics<double>& call, ParallelFor parallel) {
+  run(call, core::UpTo<16>{call.weights}, parallel);
+}
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -1,8 +1,10 @@
-// The numbers and the tasks that training draws, written out: to look at and to test.
+// The numbers and the tasks that training draws, written out: to look at and to test. One task per lane, one thread.
+//
+// Bytes: what is written. Operations: those of core/gaussian.h for numbers, of the sampler for tasks.
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
-#include "cpu/stream.h"
+#include "cpu/tasks/stream.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {

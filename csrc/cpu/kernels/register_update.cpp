@@ -1,27 +1,27 @@
 // z + sum_j gamma_j * R_j on the CPU, and the gradients of the registers and of gamma, in one pass each.
 //
 // Bytes per entry: J + 1 numbers read and one written; backward: J + 1 read and J written. Operations: J multiply-adds,
-// backward J more. Entries form runs along which gamma either changes with every entry (C = 1, a run of M) or stays (a run
-// of C). Forward a thread owns pieces of the result. Backward it owns parts: ranges of M, where that is long enough for
-// each sum to have one owner, else of A or of C, whose sums are added in order. Parts, and the order of sums in them, depend
-// on the sizes alone: in T over 64 runs, or over one block of a run, and in double beyond.
+// backward J more. Entries form runs along which gamma either changes with every entry (C = 1, a run of M) or stays (a
+// run of C). Forward a thread owns pieces of the result. Backward it owns parts: ranges of M, where that is long enough
+// for each sum to have one owner, else of A or of C, whose sums are added in order. Parts, and the order of sums in
+// them, depend on the sizes alone: in T over 64 runs, or over one block of a run, and in double beyond.
 
 #include <algorithm>
 
 #include "cpu/kernels.h"
+#include "cpu/lanes/simd.h"
+#include "cpu/lanes/streaming_stores.h"
 #include "cpu/scratch.h"
-#include "cpu/simd.h"
-#include "cpu/past_caches.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-constexpr int64_t piece = 16384;       // entries of the result that a thread takes at a time
+constexpr int64_t piece = 16384;  // entries of the result that a thread takes at a time
 constexpr int64_t pieces_between_checkpoints = 4;
-constexpr int64_t cached = 4 << 20;    // a tensor of more bytes than this is written past the caches
-constexpr int64_t block = 2048;        // entries of the gradient that stay in the first-level cache for all registers
-constexpr int64_t burst = 4096;        // entries of short runs that one register's turn takes, to keep to its pages
-constexpr int64_t shared_parts = 64;   // most parts whose sums are kept side by side
+constexpr int64_t cached = 4 << 20;   // a tensor of more bytes than this is written past the caches
+constexpr int64_t block = 2048;       // entries of the gradient that stay in the first-level cache for all registers
+constexpr int64_t burst = 4096;       // entries of short runs that one register's turn takes, to keep to its pages
+constexpr int64_t shared_parts = 64;  // most parts whose sums are kept side by side
 constexpr int64_t part_entries = 65536;
 constexpr int64_t owned_columns = 2048;
 constexpr int64_t runs_between_flushes = 64;
@@ -35,7 +35,7 @@ struct Range {
 Range part_of(int64_t size, int64_t parts, int64_t part) { return {size * part / parts, size * (part + 1) / parts}; }
 
 template <class T>
-bool past_caches(const RegisterUpdate<T>& call) {
+bool exceeds_caches(const RegisterUpdate<T>& call) {
   return call.before * call.middle * call.after * static_cast<int64_t>(sizeof(T)) > cached;
 }
 
@@ -46,24 +46,24 @@ int64_t unaligned(const T* pointer, int64_t count) {
   return over == 0 ? 0 : std::min<int64_t>(Lanes<T>::width - over, count);
 }
 
-// Asks memory for what follows four vectors some way on: the hardware's prefetcher stops at every page, and starts anew
-// where a register's turn comes again.
+// Asks memory for what follows four vectors some way on: the hardware's prefetcher stops at every page, and starts
+// again where a register's turn comes again.
 template <class T>
-MEMFORMER_INLINE void ask_ahead(const T* values) {
+MEMFORMER_INLINE void prefetch_after(const T* values) {
   const char* const line = reinterpret_cast<const char*>(values) + 2048;
   for (int k = 0; k < 4 * MEMFORMER_VECTOR_BYTES; k += 64) __builtin_prefetch(line + k, 0, 2);
 }
 
-template <class T, bool PastCaches>
+template <class T, bool Streaming>
 MEMFORMER_INLINE void put(T* to, Lanes<T> value) {
-  if constexpr (PastCaches) {
-    store_past_caches(to, value);
+  if constexpr (Streaming) {
+    store_streaming(to, value);
   } else {
     value.store(to);
   }
 }
 
-template <class T, bool Follows, bool PastCaches>
+template <class T, bool Follows, bool Streaming>
 class Forward {
   using S = Lanes<T>;
 
@@ -97,12 +97,12 @@ class Forward {
     for (int64_t j = 0; j < call_.registers; ++j) {
       const T* const values = call_.values[j] + at;
       const T* const gamma = call_.gamma + j * call_.middle + weight;
-      if constexpr (Count == 4) ask_ahead(values);
+      if constexpr (Count == 4) prefetch_after(values);
       for (int k = 0; k < Count; ++k) {
         total[k] += (Follows ? S::load(gamma + k * S::width) : S(*gamma)) * S::load(values + k * S::width);
       }
     }
-    for (int k = 0; k < Count; ++k) put<T, PastCaches>(call_.result + at + k * S::width, total[k]);
+    for (int k = 0; k < Count; ++k) put<T, Streaming>(call_.result + at + k * S::width, total[k]);
   }
 
   void one_by_one(int64_t begin, int64_t end, int64_t weight) const {
@@ -119,7 +119,7 @@ class Forward {
 };
 
 // One part of the backward: ranges of the three axes, and sums of its range of M for every register.
-template <class T, bool Follows, bool PastCaches>
+template <class T, bool Follows, bool Streaming>
 class Backward {
   using S = Lanes<T>;
 
@@ -182,7 +182,7 @@ class Backward {
     };
     const auto vector = [&](int64_t k, S& sum) {
       const S g = S::load(grad + k);
-      if (out) put<T, PastCaches>(out + k, g * (Follows ? S::load(gamma + k) : S(*gamma)));
+      if (out) put<T, Streaming>(out + k, g * (Follows ? S::load(gamma + k) : S(*gamma)));
       if (!call_.grad_gamma) return;
       const S product = g * S::load(values + k);
       if constexpr (Follows) {
@@ -194,7 +194,7 @@ class Backward {
     int64_t k = 0;
     for (const int64_t first = out ? unaligned(out, count) : 0; k < first; ++k) single(k);
     for (; k + 4 * S::width <= count; k += 4 * S::width) {
-      ask_ahead(values + k);
+      prefetch_after(values + k);
       for (int part = 0; part < 4; ++part) vector(k + part * S::width, total[part]);
     }
     for (; k + S::width <= count; k += S::width) vector(k, total[0]);
@@ -238,7 +238,7 @@ Division divide(const RegisterUpdate<T>& call) {
   return {Division::Axis::after, std::min(parts, std::max<int64_t>(call.after, 1))};
 }
 
-template <class T, bool Follows, bool PastCaches>
+template <class T, bool Follows, bool Streaming>
 void run_backward(const RegisterUpdate<T>& call, ParallelFor parallel) {
   const Division division = divide(call);
   const bool owned = division.axis == Division::Axis::middle;
@@ -251,10 +251,11 @@ void run_backward(const RegisterUpdate<T>& call, ParallelFor parallel) {
     Range& divided = owned ? m : division.axis == Division::Axis::before ? a : c;
     divided = part_of(divided.end, division.parts, index);
     const int64_t count = call.registers * m.size();
-    auto* const own = static_cast<double*>(thread_scratch(static_cast<std::size_t>(count) * (sizeof(double) + sizeof(T))));
+    auto* const own =
+        static_cast<double*>(thread_scratch(static_cast<std::size_t>(count) * (sizeof(double) + sizeof(T))));
     double* const totals = owned ? own : sums + index * numbers;
     std::fill_n(totals, count, 0.0);
-    Backward<T, Follows, PastCaches>(call, m, totals, reinterpret_cast<T*>(own + count))(a, c);
+    Backward<T, Follows, Streaming>(call, m, totals, reinterpret_cast<T*>(own + count))(a, c);
     for (int64_t k = 0; owned && call.grad_gamma && k < count; ++k) {
       call.grad_gamma[k / m.size() * call.middle + m.begin + k % m.size()] = static_cast<T>(totals[k]);
     }
@@ -274,10 +275,10 @@ void run_backward(const RegisterUpdate<T>& call, ParallelFor parallel) {
   }
 }
 
-template <class T, bool Follows, bool PastCaches>
+template <class T, bool Follows, bool Streaming>
 void run(const RegisterUpdate<T>& call, ParallelFor parallel) {
-  if (call.backward) return run_backward<T, Follows, PastCaches>(call, parallel);
-  const Forward<T, Follows, PastCaches> forward(call);
+  if (call.backward) return run_backward<T, Follows, Streaming>(call, parallel);
+  const Forward<T, Follows, Streaming> forward(call);
   const int64_t entries = call.before * call.middle * call.after;
   const auto pieces = [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += pieces_between_checkpoints) {
@@ -297,9 +298,9 @@ void run(const RegisterUpdate<T>& call, ParallelFor parallel) {
 template <class T>
 void choose(const RegisterUpdate<T>& call, ParallelFor parallel) {
   if (call.after == 1) {
-    past_caches(call) ? run<T, true, true>(call, parallel) : run<T, true, false>(call, parallel);
+    exceeds_caches(call) ? run<T, true, true>(call, parallel) : run<T, true, false>(call, parallel);
   } else {
-    past_caches(call) ? run<T, false, true>(call, parallel) : run<T, false, false>(call, parallel);
+    exceeds_caches(call) ? run<T, false, true>(call, parallel) : run<T, false, false>(call, parallel);
   }
 }
 

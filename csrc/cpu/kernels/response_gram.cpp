@@ -1,19 +1,19 @@
 // Response-only networks in Gram space on the CPU: one task per lane, tokens read once (twice for their own gradient).
 //
 // A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result or token
-// gradient is asked for. Operations per task (d features, n examples, L layers): n d (d + 3) / 2 for H and b, then those of
-// core/response_gram.h.
+// gradient is asked for. Operations per task (d features, n examples, L layers): n d (d + 3) / 2 for H and b, then
+// those of core/response_gram.h.
 
 #include "core/response_gram.h"
-#include "cpu/ahead.h"
-#include "cpu/context_gram.h"
 #include "cpu/kernels.h"
-#include "cpu/long_contexts.h"
-#include "cpu/run_network.h"
-#include "cpu/readout.h"
-#include "cpu/response_sums.h"
-#include "cpu/streamed_gram.h"
-#include "cpu/token_rows.h"
+#include "cpu/lanes/prefetch.h"
+#include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/long_contexts.h"
+#include "cpu/tasks/readout.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/streamed_gram.h"
+#include "cpu/tasks/token_rows.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -33,11 +33,13 @@ class ResponseGram {
         rows_(network),
         readout_(network),
         first_layer_(network.layers - network.result_layers),
-        streams_(streams_gram<T, Width> && rows_.is_plain() && !rows_.is_stack() && !network.gram.data && !network.grad_z.data) {}
+        streams_(streams_gram<T, Width> && rows_.is_plain() && !rows_.is_stack() && !network.gram.data &&
+                 !network.grad_z.data) {}
 
   int sums() const {
     const int pairs = network_.diagonal ? network_.layers : network_.layers * network_.layers;
-    return a_count() + (network_.gamma ? pairs * network_.kept : 0) + (network_.beta ? network_.layers * network_.kept : 0) + 1;
+    return a_count() + (network_.gamma ? pairs * network_.kept : 0) +
+           (network_.beta ? network_.layers * network_.kept : 0) + 1;
   }
 
   std::size_t scratch_cells() const {
@@ -46,18 +48,19 @@ class ResponseGram {
   }
 
   void operator()(Tasks tasks, S* sums, S* scratch) {
-    const int asks = 4 + (network_.pass == Pass::backward || network_.pass == Pass::loss_backward ? network_.layers : 0);
+    const int prefetch_steps =
+        4 + (network_.pass == Pass::backward || network_.pass == Pass::loss_backward ? network_.layers : 0);
     S* const tile = scratch;
     S* const waiting = tile + rows_.cells();
     S* const trace_cells_begin = waiting + waiting_cells(rows_.context_count(), width_);
     S* const outer = trace_cells_begin + trace_cells();
     S* const buffer = outer + network_.layers * d_;
 
-    ahead_.begin(network_.z, tasks);
-    ahead_.ask(1, asks);
+    prefetch_.begin(network_.z, tasks);
+    prefetch_.advance(1, prefetch_steps);
     S matrix[core::packed_size(Width::limit)];
     sum_context_of(tasks, tile, waiting, buffer, matrix);
-    ahead_.ask(3, asks);
+    prefetch_.advance(3, prefetch_steps);
     const S scale = S(T(1)) / rows_.count();
     const core::FirstOrder<T> method = this->method();
     Task task;
@@ -74,7 +77,7 @@ class ResponseGram {
     for (int c = 0; c < d; ++c) s[c] = S(T(0));
     core::response_forward<false>(task, method, s, trace);
 
-    ahead_.ask(4, asks);
+    prefetch_.advance(4, prefetch_steps);
     readout_.begin(tasks);
     if (network_.pass == Pass::forward) {
       write_result(tasks, trace, buffer);
@@ -83,7 +86,8 @@ class ResponseGram {
     read_errors(trace, outer, &sums[this->sums() - 1], buffer);
     if (network_.pass == Pass::loss) return;
 
-    ResponseSums<S> sink{sums, sums + a_count(), sums + this->sums() - 1 - (network_.beta ? network_.layers * network_.kept : 0)};
+    ResponseSums<S> sink{sums, sums + a_count(),
+                         sums + this->sums() - 1 - (network_.beta ? network_.layers * network_.kept : 0)};
     Task grad;
     grad.extent = d_;
     const bool wants_z = network_.grad_z.data != nullptr;
@@ -94,7 +98,7 @@ class ResponseGram {
     core::response_backward<false>(
         task, method, trace,
         [&, d](int l, S* ds) {
-          ahead_.ask(asks - l, asks);
+          prefetch_.advance(prefetch_steps - l, prefetch_steps);
           if (l < first_layer_) return;
           MEMFORMER_UNROLL
           for (int c = 0; c < d; ++c) ds[c] += outer[(l - first_layer_) * d_ + c];
@@ -111,9 +115,9 @@ class ResponseGram {
   MEMFORMER_INLINE core::FirstOrder<T> method() const {
     if constexpr (Lfom) {
       if (!network_.gamma) __builtin_unreachable();
-      return {network_.layers, 1, false, network_.q, network_.gamma, nullptr};
+      return {{network_.layers, 1, false, 1, 1, network_.gamma, nullptr}, network_.q};
     } else {
-      return {network_.layers, network_.kept, network_.diagonal, network_.q, network_.gamma, network_.beta};
+      return {network_.coefficients(), network_.q};
     }
   }
 
@@ -122,7 +126,9 @@ class ResponseGram {
     if constexpr (streams_gram<T, Width>) {
       if (streams_ && tasks.active == S::width) {
         rows_.begin_results(tasks, tile);
-        const auto block = [&](int first, int count, S* to) { stream_block<T>(network_.z, tasks, first, count, width_, to); };
+        const auto block = [&](int first, int count, S* to) {
+          stream_block<T>(network_.z, tasks, first, count, width_, to);
+        };
         sum_blocks(rows_.context_count(), width_, block, waiting, matrix);
         return;
       }
@@ -131,7 +137,9 @@ class ResponseGram {
     if (network_.gram.data) {
       load_packed(network_.gram, tasks, width_, buffer, matrix);
     } else {
-      sum_context(rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting, matrix);
+      sum_context(
+          rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting,
+          matrix);
     }
   }
 
@@ -162,7 +170,8 @@ class ResponseGram {
         continue;
       }
       for (int l = first_layer_; l < network_.layers; ++l) {
-        for (int i = 0; i < count; ++i) readout_.predict(l - first_layer_, first + i, -response(rows + i * width_, trace, l));
+        for (int i = 0; i < count; ++i)
+          readout_.predict(l - first_layer_, first + i, -response(rows + i * width_, trace, l));
       }
     }
   }
@@ -219,19 +228,22 @@ class ResponseGram {
       const S* const rows = rows_.context(first, count);
       for (int i = 0; i < count; ++i) {
         for (int c = 0; c < width; ++c) buffer[i * width_ + c] = S(T(0));
-        core::add_gram_grad(symmetric, core::Cells<const S>{rows + i * width_}, width_, core::Cells<S>{buffer + i * width_});
+        core::add_gram_grad(symmetric, core::Cells<const S>{rows + i * width_}, width_,
+                            core::Cells<S>{buffer + i * width_});
         for (int c = 0; c < width; ++c) buffer[i * width_ + c] = rows_.labelled(first + i, buffer[i * width_ + c]);
       }
       if (rows_.is_stack()) {
         readout_.load_grads(first, count, incoming);
         const S* const own = rows_.out(first, count);
-        for (int i = 0; i < count; ++i) add_out_grad(trace, first + i, own + i * width_, incoming + i * width_, buffer + i * width_);
+        for (int i = 0; i < count; ++i)
+          add_out_grad(trace, first + i, own + i * width_, incoming + i * width_, buffer + i * width_);
       }
       store_rows(buffer, network_.grad_z, tasks, first, count, width_);
     }
     const int padding = rows_.out_first() - rows_.context_count();
     if (padding > 0) store_zeros<T>(network_.grad_z, tasks, rows_.context_count(), padding, width_);
-    for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count(); first += core::gram_block) {
+    for (int first = rows_.is_stack() ? rows_.context_count() : 0; first < rows_.out_count();
+         first += core::gram_block) {
       checkpoint_at_row(first);
       const int count = readout_.block(first);
       const S* const rows = rows_.out(first, count);
@@ -267,7 +279,7 @@ class ResponseGram {
   Width width_;
   TokenRows<T> rows_;
   Readout<T> readout_;
-  Ahead<T> ahead_;
+  Prefetch<T> prefetch_;
   int first_layer_;
   bool streams_;
 };
@@ -276,7 +288,9 @@ template <class T>
 void run(const Network<T>& network, ParallelFor parallel) {
   with_long_contexts(network, parallel, [&](const Network<T>& call) {
     with_features(call, [&](auto d) {
-      with_lfom<decltype(d)>(call, true, [&](auto lfom) { run_network(call, ResponseGram<T, decltype(d), lfom.value>(call, d), parallel); });
+      with_lfom<decltype(d)>(call, true, [&](auto lfom) {
+        run_network(call, ResponseGram<T, decltype(d), lfom.value>(call, d), parallel);
+      });
     });
   });
 }

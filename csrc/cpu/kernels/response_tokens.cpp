@@ -1,29 +1,27 @@
 // Response-only networks in token space on the CPU: one task per lane, its tokens in cache for all layers.
 //
-// A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result or token gradient
-// is asked for. Operations per task: those of core/response_tokens.h.
+// A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result or token
+// gradient is asked for. Operations per task: those of core/response_tokens.h.
 
 #include "core/response_tokens.h"
-#include "cpu/ahead.h"
 #include "cpu/kernels.h"
-#include "cpu/run_network.h"
-#include "cpu/response_sums.h"
-#include "cpu/token_group.h"
+#include "cpu/lanes/prefetch.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/token_group.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-// Lfom: one register a layer, gamma in full and along the rows, no beta and contexts of one length, known when compiling.
+// Lfom: one register a layer, gamma in full and along the rows, no beta and contexts of one length, known when
+// compiling.
 template <class T, class Extent, bool Lfom>
 class ResponseTokens {
   using S = Lanes<T>;
   using Trace = core::TokenTrace<S, Extent, 1>;
 
  public:
-  ResponseTokens(const Network<T>& network, Extent d)
-      : network_(network),
-        d_(d),
-        tokens_(network) {}
+  ResponseTokens(const Network<T>& network, Extent d) : network_(network), d_(d), tokens_(network) {}
 
   int sums() const {
     const int places = network_.layers * network_.kept;
@@ -47,7 +45,7 @@ class ResponseTokens {
     S* const grad = errors + tokens_.error_cells();
 
     const core::TokenMethod<T> method = this->method();
-    ahead_.begin(network_.z, tasks);
+    prefetch_.begin(network_.z, tasks);
     tokens_.load(tasks, z);
     const core::TokenTask<S, Extent, 1> task{{z},
                                              d_,
@@ -60,7 +58,7 @@ class ResponseTokens {
     const Trace trace{{cells}, layers, network_.kept, rows, d_};
     S* const squared = sums + this->sums() - 1;
     core::token_forward(task, method, trace, [&](int l) {
-      ahead_.ask(l + 1, 2 * layers);
+      prefetch_.advance(l + 1, 2 * layers);
       tokens_.read_out(l, trace.state(l + 1).data + tokens_.out_row(), 1, errors, squared);
     });
     if (network_.pass == Pass::forward) {
@@ -75,7 +73,8 @@ class ResponseTokens {
     }
     if (network_.pass == Pass::loss) return;
 
-    ResponseSums<S> sink{sums, sums + layers * network_.kept * d_ * d_, squared - (network_.beta ? layers * network_.kept * network_.beta_rows : 0)};
+    ResponseSums<S> sink{sums, sums + layers * network_.kept * d_ * d_,
+                         squared - (network_.beta ? layers * network_.kept * network_.beta_rows : 0)};
     const bool wants_z = network_.grad_z.data != nullptr;
     if (tokens_.is_stack()) {
       load_rows(network_.result, tasks, 0, rows, width, grad);
@@ -89,7 +88,7 @@ class ResponseTokens {
     core::token_backward(
         task, method, trace,
         [&](int l, core::Cells<S> to) {
-          ahead_.ask(2 * layers - l, 2 * layers);
+          prefetch_.advance(2 * layers - l, 2 * layers);
           tokens_.add_outer(l, errors, to.data + tokens_.out_row(), 1);
         },
         sink, core::Cells<S>{ds}, core::Cells<S>{wants_z ? grad : nullptr});
@@ -101,17 +100,16 @@ class ResponseTokens {
   MEMFORMER_INLINE core::TokenMethod<T> method() const {
     if constexpr (Lfom) {
       if (!network_.gamma || network_.gamma_rows < 2) __builtin_unreachable();
-      return {network_.layers, 1, false, network_.gamma_rows, 1, network_.q, network_.gamma, nullptr};
+      return {{network_.layers, 1, false, network_.gamma_rows, 1, network_.gamma, nullptr}, network_.q};
     } else {
-      return {network_.layers, network_.kept, network_.diagonal, network_.gamma_rows, network_.beta_rows,
-              network_.q, network_.gamma, network_.beta};
+      return {network_.coefficients(), network_.q};
     }
   }
 
   const Network<T>& network_;
   Extent d_;
   TokenGroup<T> tokens_;
-  Ahead<T> ahead_;
+  Prefetch<T> prefetch_;
 };
 
 template <class T>

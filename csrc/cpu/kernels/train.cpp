@@ -6,12 +6,12 @@
 // steps. Nothing is allocated after the start, and nothing is read but parameters and given tasks. Beside the parts'
 // work a step costs a model some 10 operations for each of its numbers, and one hand-over to the threads.
 
+#include "cpu/tasks/train.h"
 #include "core/optimizer.h"
 #include "cpu/clock.h"
 #include "cpu/kernels.h"
-#include "cpu/parts.h"
-#include "cpu/train.h"
-#include "cpu/words.h"
+#include "cpu/lanes/random_bits.h"
+#include "cpu/tasks/parts.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -88,7 +88,7 @@ class Trainer {
       share(parallel, round() * state_.models, &Trainer::run_one);
       for (int model = 0; model < state_.models; ++model) {
         for (int64_t part = 0; part < round(); part += block_parts<T>) {
-          double* const to = blocks.sums + (model * blocks.blocks + (start_ + part) / block_parts<T>) * size;
+          double* const to = blocks.sums + (model * blocks.blocks + (start_ + part) / block_parts<T>)*size;
           clear(to);
           if (is_active(model)) block_sums(model, part, round(), to);
         }
@@ -167,8 +167,8 @@ class Trainer {
   void run_part_of(int model, int64_t step, int64_t start, int64_t part) const {
     checkpoint();
     const int64_t draw = (training_.step + step) / training_.resample_every;
-    const PartOfStep<T> task{network_, dense(model), {training_.source, model, draw}, first_part_ + start + part,
-                             partial(model, part)};
+    const PartOfStep<T> task{
+        network_, dense(model), {training_.source, model, draw}, first_part_ + start + part, partial(model, part)};
     if (network_.response) {
       train_response(task);
     } else {
@@ -287,10 +287,10 @@ class Trainer {
   int sums_;
   int64_t at_once_;
   const bool* active_ = nullptr;
-  double* totals_;   // (M, 2, flat_step + 1): of a step, and of a block
-  T* news_;          // (M, 4, flat_step): gradient, new parameters and moments
-  T* partial_;       // (M, at_once, sums)
-  T* dense_;         // (M, dense)
+  double* totals_;  // (M, 2, flat_step + 1): of a step, and of a block
+  T* news_;         // (M, 4, flat_step): gradient, new parameters and moments
+  T* partial_;      // (M, at_once, sums)
+  T* dense_;        // (M, dense)
   int64_t step_ = 0;
   int64_t end_ = 0;  // of a turn's steps
   int64_t start_ = 0;

@@ -1,14 +1,14 @@
 // Training of networks with any P and Q on the CPU: a part's tasks, made and used in cache, to sums of gradients.
 //
-// A group is one vector of tasks and belongs to one thread. Operations per task: those of its sampler and of
-// core/general_gram.h.
+// A group is one vector of tasks and belongs to one thread. Nothing is read but the parameters. Operations per task:
+// those of its sampler and of core/general_gram.h.
 
 #include "core/general_gram.h"
+#include "core/parameter_sums.h"
 
-#include "cpu/errors.h"
-#include "cpu/general_sums.h"
-#include "cpu/parts.h"
-#include "cpu/run_network.h"
+#include "cpu/tasks/errors.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/run_network.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -28,17 +28,7 @@ class GeneralTraining {
         at_(part.draw.source) {
     const T* const p = part.dense + network_.q_count;
     const T* const gamma = p + network_.p_count;
-    const T* const beta = gamma + network_.gamma_count;
-    parameters_ = {network_.layers,
-                   network_.heads,
-                   network_.kept,
-                   network_.diagonal,
-                   1,
-                   1,
-                   part.dense,
-                   p,
-                   network_.gamma_count ? gamma : nullptr,
-                   network_.beta_count ? beta : nullptr};
+    parameters_ = {network_.coefficients(gamma, gamma + network_.gamma_count), network_.heads, part.dense, p};
   }
 
   std::size_t scratch_cells() const {
@@ -57,9 +47,9 @@ class GeneralTraining {
     S column[rows_limit], grad[rows_limit];
     const Cells last = trace.state(network_.layers);
     for (int k = 0; k < rows; ++k) column[k] = last[k * width + width - 1];
-    const GeneralCounts counts{network_.q_count, network_.gamma_count, network_.beta_count};
+    const core::ParameterCounts counts{network_.q_count, network_.p_count, network_.gamma_count, network_.beta_count};
     sums[counts.all()] += errors_(cells, column, grad);
-    GeneralSums<S> sink = counts.from(sums);
+    core::ParameterSums<S> sink = counts.from(sums);
     const auto outer = [&](int l, Cells to) {
       if (l + 1 < network_.layers) return;
       for (int k = 0; k < rows; ++k) to[k * width + width - 1] += grad[k];

@@ -6,10 +6,10 @@
 
 #include "core/response_gram.h"
 
-#include "cpu/errors.h"
-#include "cpu/parts.h"
-#include "cpu/response_sums.h"
-#include "cpu/run_network.h"
+#include "cpu/tasks/errors.h"
+#include "cpu/tasks/parts.h"
+#include "cpu/tasks/response_sums.h"
+#include "cpu/tasks/run_network.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -23,9 +23,7 @@ class ResponseTraining {
   ResponseTraining(const PartOfStep<T>& part, Extent d)
       : draw_(part.draw), network_(part.network), d_(d), errors_(part.network, part.draw), at_(part.draw.source) {
     const T* const gamma = part.dense + network_.q_count;
-    const T* const beta = gamma + network_.gamma_count;
-    method_ = {network_.layers, network_.kept, network_.diagonal, part.dense, network_.gamma_count ? gamma : nullptr,
-               network_.beta_count ? beta : nullptr};
+    method_ = {network_.coefficients(gamma, gamma + network_.gamma_count), part.dense};
   }
 
   std::size_t scratch_cells() const {

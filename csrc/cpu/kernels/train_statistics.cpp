@@ -7,8 +7,8 @@
 
 #include "core/bartlett.h"
 
-#include "cpu/run_network.h"
-#include "cpu/stream.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/stream.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -5,10 +5,10 @@
 
 #include <cstring>
 
-#include "cpu/context_gram.h"
-#include "cpu/run_network.h"
-#include "cpu/stream.h"
 #include "core/bartlett.h"
+#include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/run_network.h"
+#include "cpu/tasks/stream.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {

@@ -1,15 +1,16 @@
-// Response-only networks in Gram space with more features than a lane can hold: one task at a time, vectors along its features.
+// Response-only networks in Gram space with more features than a lane can hold: one task at a time, vectors along its
+// features.
 //
-// A task belongs to one thread. Bytes per task: its tokens, read once (twice for their own gradient), and whatever result or
-// token gradient is asked for. Multiply-adds per task (d features, n examples, L layers, R registers each): n d^2 / 2 and up
-// to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R d^2 for that of A,
-// 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
+// A task belongs to one thread. Bytes per task: its tokens, read once (twice for their own gradient), and whatever
+// result or token gradient is asked for. Multiply-adds per task (d features, n examples, L layers, R registers each): n
+// d^2 / 2 and up to half a tile's width more for H, L (1 + R) d^2 forward, as many for the gradients of vectors and L R
+// d^2 for that of A, 4 L n d for that of the tokens, since dH = sum_l dg_l s_l^T never becomes a matrix.
 
-#include "cpu/ahead.h"
 #include "cpu/kernels.h"
-#include "cpu/task_rows.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/lanes/prefetch.h"
+#include "cpu/wide/task_rows.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 // Tokens that are summed in one go stay in a second-level cache meanwhile.
 constexpr int64_t resident_bytes = 1 << 17;
 // The next task's tokens, where they find room there too.
-constexpr int64_t ahead_bytes = 3 << 17;
+constexpr int64_t prefetch_bytes = 3 << 17;
 
 // Examples summed in one go: blocks of 32, a power of two of them, so that all sums together are pairwise.
 template <class T>
@@ -35,7 +36,7 @@ class WideGram {
   WideGram(const Network<T>& network, const Preconditioners<T>& preconditioners)
       : network_(network),
         a_(preconditioners),
-        memory_{network.layers, network.kept, network.diagonal, 1, 1, network.gamma, network.beta},
+        memory_{{network.layers, network.kept, network.diagonal, 1, 1, network.gamma, network.beta}},
         d_(network.width - 1),
         size_(whole_rows<T>(d_)),
         stack_(network.queries < 0),
@@ -56,13 +57,13 @@ class WideGram {
   int64_t scratch() const {
     const int layers = network_.layers;
     const int64_t vectors = 3 * layers + 1 + layers * network_.kept + network_.result_layers + 2;
-    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) + 2 * core::gram_block +
-           vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
+    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) +
+           2 * core::gram_block + vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
   }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
-    at.ahead.begin(network_.z, Tasks{task, 1}, 1, ahead_bytes);
+    at.prefetch.begin(network_.z, Tasks{task, 1}, 1, prefetch_bytes);
     const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     const T scale = T(1) / static_cast<T>(n);
@@ -76,9 +77,9 @@ class WideGram {
   }
 
  private:
-  // H (and b, its last row) as sums of examples, `levels` of them that wait for a partner; s_0..s_L, u_0..u_{L-1}, scaled
-  // gradients dg_0..dg_{L-1} of g, registers, gradients of s from outside, ds and one vector more; errors e of rows with a
-  // result, by layer; rows of tokens.
+  // H (and b, its last row) as sums of examples, `levels` of them that wait for a partner; s_0..s_L, u_0..u_{L-1},
+  // scaled gradients dg_0..dg_{L-1} of g, registers, gradients of s from outside, ds and one vector more; errors e of
+  // rows with a result, by layer; rows of tokens.
   struct Places {
     Places(const WideGram& of, T* scratch) {
       const int layers = of.network_.layers, size = of.size_;
@@ -96,7 +97,7 @@ class WideGram {
       slots = y + of.at_once_ + core::gram_block;
       errors = slots + core::gram_block;
     }
-    Ahead<T> ahead;
+    Prefetch<T> prefetch;
     T *h, *states, *updates, *grads, *registers, *outer, *ds, *spare, *x, *made, *y, *slots, *errors;
   };
 
@@ -106,12 +107,12 @@ class WideGram {
     return blocks;
   }
   // Moments at which the next task's tokens are asked for.
-  int asks() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
+  int prefetch_steps() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
   bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
   int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
 
-  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed: what
-  // the numbers behind their features make is cleared in the end.
+  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed:
+  // what the numbers behind their features make is cleared in the end.
   void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
     int waiting = 0;
     for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
@@ -140,10 +141,10 @@ class WideGram {
 
   void add_examples(const T* x, int64_t step, const T* y, int64_t y_step, int count, T* sum, Places& at) const {
     for (int row = 0; row < size_; row += tile_height) {
-      at.ahead.ask(row / tile_height, asks());
+      at.prefetch.advance(row / tile_height, prefetch_steps());
       column_products(x + row, step, x, step, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
     }
-    weigh_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
+    add_weighted_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
   }
 
   // Adds to a sum the one behind it.
@@ -151,7 +152,8 @@ class WideGram {
     const T* const from = to + matrix_count();
     for (int row = 0; row <= size_; ++row) {
       const int end = row < size_ ? columns_to_diagonal<T>(row / tile_height * tile_height) : size_;
-      for (int c = row * size_; c < row * size_ + end; c += S::width) (S::load(to + c) + S::load(from + c)).store(to + c);
+      for (int c = row * size_; c < row * size_ + end; c += S::width)
+        (S::load(to + c) + S::load(from + c)).store(to + c);
     }
   }
 
@@ -160,13 +162,13 @@ class WideGram {
     const T* const b = at.h + size * size;
     clear(at.states, size);
     for (int l = 0; l < network_.layers; ++l) {
-      at.ahead.ask(size / tile_height + l, asks());
+      at.prefetch.advance(size / tile_height + l, prefetch_steps());
       const T* const s = at.states + l * size;
       T* const g = vectors.residual(l);
       if (l == 0) {
         std::copy(b, b + size, g);
       } else {
-        weigh_rows(at.h, size, d_, s, 1, size, b, g);
+        add_weighted_rows(at.h, size, d_, s, 1, size, b, g);
       }
       for (int c = 0; c < size; c += S::width) (S::load(g + c) * scale).store(g + c);
       for (int h = 0; h < kept; ++h) {
@@ -202,7 +204,7 @@ class WideGram {
         }
         if (backward) {
           T* const outer = at.outer + k * size_;
-          weigh_rows(at.x, size_, count, errors, 1, size_, static_cast<const T*>(outer), outer);
+          add_weighted_rows(at.x, size_, count, errors, 1, size_, static_cast<const T*>(outer), outer);
         }
       }
     }
@@ -214,7 +216,7 @@ class WideGram {
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, size);
     for (int l = network_.layers - 1; l >= 0; --l) {
-      at.ahead.ask(asks() - l, asks());
+      at.prefetch.advance(prefetch_steps() - l, prefetch_steps());
       if (l >= first_layer_) {
         const T* const outer = at.outer + (l - first_layer_) * size;
         for (int c = 0; c < size; c += S::width) (S::load(at.ds + c) + S::load(outer + c)).store(at.ds + c);
@@ -227,17 +229,17 @@ class WideGram {
         const T* const r = at.registers + place * size;
         T* const dr = vectors.grad(place);
         const T* const later = l + 1 < network_.layers ? vectors.grad(place + kept) : nullptr;
-        memory_.register_grad(l, h, [](int) { return 0; }, size, at.updates, size, r, later, r - kept * size, grad_gamma,
-                              grad_beta, dr);
+        memory_.register_grad(
+            l, h, [](int) { return 0; }, size, at.updates, size, r, later, r - kept * size, grad_gamma, grad_beta, dr);
         if (l > 0 || wants_z) a_.add_transposed(place, dr, dg);
       }
       for (int c = 0; c < size; c += S::width) (S::load(dg + c) * scale).store(dg + c);
-      if (l > 0) weigh_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
+      if (l > 0) add_weighted_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
     }
   }
 
-  // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db = sum_l
-  // dg_l; rows with a result e s in their features and e in their response slot.
+  // Rows of the context get (dH + dH^T) x + db y, and db x in their response slot, where dH = sum_l dg_l s_l^T and db =
+  // sum_l dg_l; rows with a result e s in their features and e in their response slot.
   void write_token_grads(int64_t task, const TaskRows<T>& rows, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
@@ -263,8 +265,8 @@ class WideGram {
         if (first + i < n) add_context_grad(at.x + i * size, at.y[i], at, made, at.slots + i);
         if (first + i < out_first_) continue;
         const T* const errors = at.errors + first + i - out_first_;
-        weigh_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
-                   static_cast<const T*>(made), made);
+        add_weighted_rows(at.states + (first_layer_ + 1) * size, size, network_.result_layers, errors, out_count_, size,
+                          static_cast<const T*>(made), made);
         for (int k = 0; k < network_.result_layers; ++k) at.slots[i] += errors[k * out_count_];
       }
       grads.store(first, count, at.made, size, at.slots);
@@ -276,15 +278,15 @@ class WideGram {
     *slot = dot(at.grads, x, size);
     T* const weights = at.spare;
     // Sums over vectors whose weights are products with the row, `size` of them at a time.
-    weigh_rows(at.grads, size, 1, &y, 0, size, static_cast<const T*>(made), made);
+    add_weighted_rows(at.grads, size, 1, &y, 0, size, static_cast<const T*>(made), made);
     for (int l = 1; l <= others; l += size) {
       const int count = std::min(size, others + 1 - l);
       const T* const grads = at.grads + l * size;
       const T* const states = at.states + l * size;
       multiply_rows(states, size, count, x, size, weights);
-      weigh_rows(grads, size, count, weights, 1, size, static_cast<const T*>(made), made);
+      add_weighted_rows(grads, size, count, weights, 1, size, static_cast<const T*>(made), made);
       multiply_rows(grads, size, count, x, size, weights);
-      weigh_rows(states, size, count, weights, 1, size, static_cast<const T*>(made), made);
+      add_weighted_rows(states, size, count, weights, 1, size, static_cast<const T*>(made), made);
     }
   }
 

@@ -1,13 +1,13 @@
-// Learned first-order methods on given quadratics of more weights than a lane can hold: one task at a time, vectors along its
-// weights.
+// Learned first-order methods on given quadratics of more weights than a lane can hold: one task at a time, vectors
+// along its weights.
 //
 // A task belongs to one thread. Bytes per task: h, b and w0 read, the iterates written; backward: those again, and the
 // gradients of h, b and w0. Multiply-adds per task (d weights, L layers): 2 L d^2 forward, as many for the gradients of
 // vectors and L d^2 each for those of A and h.
 
 #include "cpu/kernels.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -17,19 +17,14 @@ class WideQuadratics {
   using S = Lanes<T>;
 
  public:
-  WideQuadratics(const Quadratics<T>& call, const Preconditioners<T>& preconditioners, const EntryCoefficients<T>& gamma,
-                 const EntryCoefficients<T>& beta, T* memory)
+  WideQuadratics(const Quadratics<T>& call, const Preconditioners<T>& preconditioners,
+                 const EntryCoefficients<T>& gamma, const EntryCoefficients<T>& beta, T* memory)
       : call_(call),
         a_(preconditioners),
         gamma_(gamma),
         beta_(beta),
-        memory_{call.layers,
-                1,
-                call.diagonal || !call.gamma,
-                gamma.entries(),
-                beta.entries(),
-                gamma.copy_to(memory),
-                beta.copy_to(memory + gamma.numbers())},
+        memory_{{call.layers, 1, call.diagonal || !call.gamma, gamma.entries(), beta.entries(), gamma.copy_to(memory),
+                 beta.copy_to(memory + gamma.numbers())}},
         d_(call.weights),
         size_(whole_rows<T>(d_)),
         first_layer_(call.layers - call.result_layers) {}
@@ -146,12 +141,13 @@ class WideQuadratics {
       std::copy(at.ds, at.ds + size, at.updates + l * size);
       const T* const r = at.registers + l * size;
       const T* const later = l + 1 < layers ? vectors.grad(l + 1) : nullptr;
-      memory_.register_grad(l, 0, [](int) { return 0; }, size, at.updates, size, r, later, r - size, sums,
-                            sums + memory_.gamma_count(), vectors.grad(l));
+      memory_.register_grad(
+          l, 0, [](int) { return 0; }, size, at.updates, size, r, later, r - size, sums, sums + memory_.gamma_count(),
+          vectors.grad(l));
       T* const dg = at.grads + l * size;
       clear(dg, size);
       a_.add_transposed(l, vectors.grad(l), dg);
-      weigh_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
+      add_weighted_rows(at.h, size, d_, dg, 1, size, static_cast<const T*>(at.ds), at.ds);
     }
   }
 
@@ -161,11 +157,11 @@ class WideQuadratics {
     const T one = T(1);
     const T* const none = nullptr;
     for (int row = 0; call_.grad_h.data && row < d_; ++row) {
-      weigh_rows(at.states, size_, layers, at.grads + row, size_, size_, none, at.spare);
+      add_weighted_rows(at.states, size_, layers, at.grads + row, size_, size_, none, at.spare);
       store(at.spare, matrix_row(call_.grad_h, task, row));
     }
     if (call_.grad_b.data) {
-      weigh_rows(at.grads, size_, layers, &one, 0, size_, none, at.spare);
+      add_weighted_rows(at.grads, size_, layers, &one, 0, size_, none, at.spare);
       store(at.spare, of_task(call_.grad_b, task));
     }
     if (call_.grad_w0.data) store_negative(at.ds, of_task(call_.grad_w0, task));
@@ -190,7 +186,8 @@ void run(const Quadratics<T>& call, ParallelFor parallel) {
   T* const numbers = static_cast<T*>(memory.data());
   a.copy_to(numbers);
   const WideQuadratics<T> task(call, a, gamma, beta, numbers + a.numbers());
-  WideTasks<T, WideQuadratics<T>>(call.tasks, d, layers, 1, call.backward, call.backward, task).run(parallel, call.totals);
+  WideTasks<T, WideQuadratics<T>>(call.tasks, d, layers, 1, call.backward, call.backward, task)
+      .run(parallel, call.totals);
 }
 
 }  // namespace

@@ -1,16 +1,16 @@
-// Response-only networks in token space of more tokens or features than lanes can hold: one task at a time, vectors along its
-// tokens.
+// Response-only networks in token space of more tokens or features than lanes can hold: one task at a time, vectors
+// along its tokens.
 //
-// A task belongs to one thread, which keeps X^T (d x N) and its vectors in cache. Bytes per task: its tokens, and whatever
-// result or token gradient is asked for. Multiply-adds per task (N tokens, d features, L layers, R registers each): L (1 + R)
-// N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A, those of the registers
-// (cpu/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
+// A task belongs to one thread, which keeps X^T (d x N) and its vectors in cache. Bytes per task: its tokens, and
+// whatever result or token gradient is asked for. Multiply-adds per task (N tokens, d features, L layers, R registers
+// each): L (1 + R) N d forward (X A g, X^T s) and as many backward, L (1 + R) d^2 twice, L R d^2 for the gradient of A,
+// those of the registers (cpu/wide/vector_memory.h), and L (1 + R) N d for the gradient of the tokens.
 
-#include "cpu/ahead.h"
 #include "cpu/kernels.h"
-#include "cpu/task_rows.h"
-#include "cpu/vector_memory.h"
-#include "cpu/wide_tasks.h"
+#include "cpu/lanes/prefetch.h"
+#include "cpu/wide/task_rows.h"
+#include "cpu/wide/vector_memory.h"
+#include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -26,9 +26,8 @@ class WideTokens {
         a_(preconditioners),
         gamma_(gamma),
         beta_(beta),
-        memory_{network.layers,   network.kept,     network.diagonal,
-                gamma.entries(),  beta.entries(),   gamma.copy_to(memory),
-                beta.copy_to(memory + gamma.numbers())},
+        memory_{{network.layers, network.kept, network.diagonal, gamma.entries(), beta.entries(), gamma.copy_to(memory),
+                 beta.copy_to(memory + gamma.numbers())}},
         d_(network.width - 1),
         size_(whole_rows<T>(d_)),
         stack_(network.queries < 0),
@@ -59,7 +58,7 @@ class WideTokens {
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
-    at.ahead.begin(network_.z, Tasks{task, 1}, 1);
+    at.prefetch.begin(network_.z, Tasks{task, 1}, 1);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     load(task, n, at);
     forward(task, n, vectors, at, sums + this->sums() - 1);
@@ -78,8 +77,9 @@ class WideTokens {
   // Rows that pass through memory on their way between tokens and vectors.
   static constexpr int block_rows = core::gram_block;
 
-  // X^T; s_0..s_L, u_0..u_{L-1}, registers and their gradients, ds and one vector more, along the tokens; v_{l,h}, scaled
-  // gradients dg_l of g and one vector more, along the features; errors e of rows with a result, by layer; rows of tokens.
+  // X^T; s_0..s_L, u_0..u_{L-1}, registers and their gradients, ds and one vector more, along the tokens; v_{l,h},
+  // scaled gradients dg_l of g and one vector more, along the features; errors e of rows with a result, by layer; rows
+  // of tokens.
   struct Places {
     Places(const WideTokens& of, T* scratch) {
       const int64_t layers = of.network_.layers, places = layers * of.network_.kept, length = of.length_;
@@ -96,7 +96,7 @@ class WideTokens {
       slots = rows + block_rows * of.size_;
       errors = slots + block_rows;
     }
-    Ahead<T> ahead;
+    Prefetch<T> prefetch;
     T *x, *states, *updates, *registers, *register_grads, *ds, *spare, *v, *grads, *rows, *slots, *errors;
   };
 
@@ -142,7 +142,7 @@ class WideTokens {
     const int64_t length = length_;
     const T scale = T(1) / static_cast<T>(n);
     for (int l = 0; l < network_.layers; ++l) {
-      at.ahead.ask(l + 1, 2 * network_.layers);
+      at.prefetch.advance(l + 1, 2 * network_.layers);
       const T* const s = at.states + l * length;
       T* const next = at.states + (l + 1) * length;
       T* const g = vectors.residual(l);
@@ -155,7 +155,7 @@ class WideTokens {
         T* const v = at.v + place * size_;
         T* const r = at.registers + place * length;
         a_.multiply(place, g, v);
-        weigh_rows(at.x + first, length, d_, v, 1, length_ - first, static_cast<const T*>(nullptr), r + first);
+        add_weighted_rows(at.x + first, length, d_, v, 1, length_ - first, static_cast<const T*>(nullptr), r + first);
         memory_.remember(l, h, first, length_, r - network_.kept * length, r);
       }
       memory_.update(l, first, length_, at.registers, length, s, next);
@@ -191,7 +191,7 @@ class WideTokens {
     T* const grad_beta = sums + memory_.gamma_count();
     clear(at.ds, length_);
     for (int l = layers - 1; l >= 0; --l) {
-      at.ahead.ask(2 * layers - l, 2 * layers);
+      at.prefetch.advance(2 * layers - l, 2 * layers);
       if (l >= first_layer_) {
         const T* const errors = at.errors + static_cast<int64_t>(l - first_layer_) * out;
         for (int i = 0; i < out; ++i) at.ds[out_row_ + i] += errors[i];
@@ -206,23 +206,24 @@ class WideTokens {
         const T* const r = at.registers + place * length;
         T* const dr = at.register_grads + place * length;
         clear(dr, first);
-        memory_.register_grad(l, h, [&](int layer) { return begin(layer); }, length_, at.updates, length, r, dr + kept * length,
-                              r - kept * length, grad_gamma, grad_beta, dr);
+        memory_.register_grad(
+            l, h, [&](int layer) { return begin(layer); }, length_, at.updates, length, r, dr + kept * length,
+            r - kept * length, grad_gamma, grad_beta, dr);
         T* const dv = vectors.grad(place);
         multiply_rows(at.x + first, length, size_, dr + first, length_ - first, dv);
         if (l > 0 || wants_z) a_.add_transposed(place, dv, dg);
       }
       if (l == 0 && !wants_z) return;
       for (int c = 0; c < size_; c += S::width) (S::load(dg + c) * scale).store(dg + c);
-      weigh_rows(at.x, length, d_, dg, 1, whole_rows<T>(n), static_cast<const T*>(nullptr), at.spare);
+      add_weighted_rows(at.x, length, d_, dg, 1, whole_rows<T>(n), static_cast<const T*>(nullptr), at.spare);
       for (int i = 0; i < n; i += S::width) {
         (S::load(at.ds + i) + first_lanes<T>(n - i, S::load(at.spare + i))).store(at.ds + i);
       }
     }
   }
 
-  // Every row gets sum_l sum_h dr_{l,h} v_{l,h}, rows of the context s_l dg_l too, and what comes from outside in the features
-  // of a network whose result is its tokens.
+  // Every row gets sum_l sum_h dr_{l,h} v_{l,h}, rows of the context s_l dg_l too, and what comes from outside in the
+  // features of a network whose result is its tokens.
   void write_token_grads(int64_t task, int n, Places& at) const {
     const TaskRows<T> grads(network_.grad_z, network_.tokens, network_.width, task);
     const TaskRows<T> result(network_.result, network_.tokens, network_.width, task);
@@ -241,8 +242,11 @@ class WideTokens {
         // Between the context and the queries of a ragged task.
         if (row >= n && row < out_row_) continue;
         at.slots[i] = at.ds[row];
-        weigh_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made), made);
-        if (row < n) weigh_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made), made);
+        add_weighted_rows(at.v, size_, places, at.register_grads + row, length_, size_, static_cast<const T*>(made),
+                          made);
+        if (row < n)
+          add_weighted_rows(at.grads, size_, layers, at.states + row, length_, size_, static_cast<const T*>(made),
+                            made);
       }
       grads.store(token, count, at.rows, size_, at.slots);
     });
@@ -274,7 +278,8 @@ void run(const Network<T>& network, ParallelFor parallel) {
   const int rows = WideTokens<T>::rows_of(network), length = whole_rows<T>(rows);
   const int64_t places = static_cast<int64_t>(network.layers) * network.kept;
   Preconditioners<T> a(network.q, static_cast<int>(places), network.width - 1);
-  const EntryCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers, network.gamma_rows, length);
+  const EntryCoefficients<T> gamma(network.gamma, network.diagonal ? places : places * network.layers,
+                                   network.gamma_rows, length);
   const EntryCoefficients<T> beta(network.beta, places, network.beta_rows, length);
   const Memory memory((a.numbers() + gamma.numbers() + beta.numbers()) * sizeof(T));
   T* const numbers = static_cast<T*>(memory.data());

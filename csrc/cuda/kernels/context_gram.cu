@@ -1,16 +1,10 @@
-// Context Gram matrices: the instance that serves a call. Instances: context_gram_*.cu.
+// Context Gram matrices: the instance that serves a call.
 
-#include "cuda/context_gram.cuh"
-#include "cuda/team_launch.cuh"
+#include "cuda/team/context_gram.cuh"
+#include "cuda/team/team_launch.cuh"
+#include "instances/context_gram.h"
 
 namespace memformer::cuda {
-
-extern template int launch_kernel<ContextGram<float, 3, 2>>(const ContextGram<float, 3, 2>::Arguments&, int64_t, int64_t,
-                                                            const Launch&);
-extern template int launch_kernel<ContextGram<float, 5, 4>>(const ContextGram<float, 5, 4>::Arguments&, int64_t, int64_t,
-                                                            const Launch&);
-extern template int launch_kernel<ContextGram<double, 5, 4>>(const ContextGram<double, 5, 4>::Arguments&, int64_t, int64_t,
-                                                             const Launch&);
 
 template <class T>
 int64_t context_gram_scratch(const Gram<T>& call) {

@@ -1,26 +1,13 @@
-// Networks of any structure in Gram space: the instance that serves a call. Instances: thread_gram_*.cu, one task a
-// thread, and general_gram_*.cu, a team to a task.
+// Networks of any structure in Gram space: the instance that serves a call.
 
-#include "cuda/general_gram.cuh"
-#include "cuda/instances.cuh"
-#include "cuda/team_launch.cuh"
-#include "cuda/thread_gram.cuh"
+#include "cuda/team/general_gram.cuh"
+#include "cuda/team/team_launch.cuh"
+#include "cuda/thread/sizes.cuh"
+#include "cuda/thread/thread_gram.cuh"
+#include "instances/general_gram.h"
+#include "instances/thread_gram.h"
 
 namespace memformer::cuda {
-
-extern template int launch_kernel<GeneralGram<float, 3, 2, true>>(
-    const GeneralGram<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<GeneralGram<float, 4, 4, false>>(
-    const GeneralGram<float, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<GeneralGram<double, 4, 4, false>>(
-    const GeneralGram<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
-
-template <class Extent>
-using Call = int(const Network<float>&, const Parameters&, void*, const DeviceMachine&, Extent);
-
-extern template Call<core::Fixed<4>> run_thread_gram;
-extern template Call<core::Fixed<5>> run_thread_gram;
-extern template Call<core::Fixed<6>> run_thread_gram;
 
 template <class T>
 int64_t general_gram_scratch(const Network<T>& network, const Parameters& parameters) {

@@ -1,16 +1,10 @@
-// Networks of any structure in token space: the instance that serves a call. Instances: general_tokens_*.cu.
+// Networks of any structure in token space: the instance that serves a call.
 
-#include "cuda/general_tokens.cuh"
-#include "cuda/team_launch.cuh"
+#include "cuda/team/general_tokens.cuh"
+#include "cuda/team/team_launch.cuh"
+#include "instances/general_tokens.h"
 
 namespace memformer::cuda {
-
-extern template int launch_kernel<GeneralTokens<float, 3, 2, true>>(
-    const GeneralTokens<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<GeneralTokens<float, 4, 4, false>>(
-    const GeneralTokens<float, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<GeneralTokens<double, 4, 4, false>>(
-    const GeneralTokens<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 template <class T>
 int64_t general_tokens_scratch(const Network<T>& network, const Parameters& parameters) {

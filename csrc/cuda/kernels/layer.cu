@@ -1,16 +1,10 @@
-// One layer on tokens: the instance that serves a call. Instances: layer_*.cu.
+// One layer on tokens: the instance that serves a call.
 
-#include "cuda/layer.cuh"
-#include "cuda/team_launch.cuh"
+#include "cuda/team/layer.cuh"
+#include "cuda/team/team_launch.cuh"
+#include "instances/layer.h"
 
 namespace memformer::cuda {
-
-extern template int launch_kernel<OneLayer<float, 3, 2, true>>(
-    const OneLayer<float, 3, 2, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<OneLayer<float, 4, 4, false>>(
-    const OneLayer<float, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<OneLayer<double, 4, 4, false>>(
-    const OneLayer<double, 4, 4, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 template <class T>
 int64_t layer_scratch(const Layer<T>& layer, const Parameters& parameters) {

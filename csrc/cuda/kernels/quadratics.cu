@@ -1,24 +1,11 @@
-// Learned first-order methods on given quadratics: the instance that serves a call. Instances: quadratics_*.cu.
+// Learned first-order methods on given quadratics: the instance that serves a call.
 
-#include "cuda/grid.cuh"
-#include "cuda/instances.cuh"
-#include "cuda/quadratics.cuh"
+#include "cuda/machine/grid.cuh"
+#include "cuda/thread/quadratics.cuh"
+#include "cuda/thread/sizes.cuh"
+#include "instances/quadratics.h"
 
 namespace memformer::cuda {
-
-template <class T, class Extent>
-using Call = int(const Quadratics<T>&, const Parameters&, void*, const DeviceMachine&, Extent);
-
-extern template Call<float, core::Fixed<1>> run_quadratics;
-extern template Call<float, core::Fixed<2>> run_quadratics;
-extern template Call<float, core::Fixed<3>> run_quadratics;
-extern template Call<float, core::Fixed<4>> run_quadratics;
-extern template Call<float, core::Fixed<5>> run_quadratics;
-extern template Call<float, core::Fixed<6>> run_quadratics;
-extern template Call<float, core::Fixed<7>> run_quadratics;
-extern template Call<float, core::Fixed<8>> run_quadratics;
-extern template Call<float, core::UpTo<16>> run_quadratics;
-extern template Call<double, core::UpTo<16>> run_quadratics;
 
 template <class T>
 int64_t quadratics_scratch(const Quadratics<T>& call, const Parameters& parameters) {

@@ -1,24 +1,11 @@
-// Response-only networks in Gram space: the instance that serves a call. Instances: response_gram_*.cu.
+// Response-only networks in Gram space: the instance that serves a call.
 
-#include "cuda/grid.cuh"
-#include "cuda/instances.cuh"
-#include "cuda/response_gram_plan.cuh"
+#include "cuda/machine/grid.cuh"
+#include "cuda/thread/response_gram_plan.cuh"
+#include "cuda/thread/sizes.cuh"
+#include "instances/response_gram_plan.h"
 
 namespace memformer::cuda {
-
-template <class T, class Extent>
-using Call = int(const Network<T>&, const Parameters&, void*, const DeviceMachine&, Extent);
-
-extern template Call<float, core::Fixed<1>> run_response_gram;
-extern template Call<float, core::Fixed<2>> run_response_gram;
-extern template Call<float, core::Fixed<3>> run_response_gram;
-extern template Call<float, core::Fixed<4>> run_response_gram;
-extern template Call<float, core::Fixed<5>> run_response_gram;
-extern template Call<float, core::Fixed<6>> run_response_gram;
-extern template Call<float, core::Fixed<7>> run_response_gram;
-extern template Call<float, core::Fixed<8>> run_response_gram;
-extern template Call<float, core::UpTo<16>> run_response_gram;
-extern template Call<double, core::UpTo<16>> run_response_gram;
 
 template <class T>
 int64_t response_gram_scratch(const Network<T>& network, const Parameters& parameters) {

@@ -1,20 +1,10 @@
-// Response-only networks in token space: the instance that serves a call. Instances: response_tokens_*.cu.
+// Response-only networks in token space: the instance that serves a call.
 
-#include "cuda/response_tokens.cuh"
-#include "cuda/team_launch.cuh"
+#include "cuda/team/response_tokens.cuh"
+#include "cuda/team/team_launch.cuh"
+#include "instances/response_tokens.h"
 
 namespace memformer::cuda {
-
-extern template int launch_kernel<ResponseTokens<float, core::Fixed<5>, 4, true>>(
-    const ResponseTokens<float, core::Fixed<5>, 4, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<float, core::UpTo<8>, 8, true>>(
-    const ResponseTokens<float, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<float, core::UpTo<16>, 16, false>>(
-    const ResponseTokens<float, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<double, core::UpTo<8>, 8, true>>(
-    const ResponseTokens<double, core::UpTo<8>, 8, true>::Arguments&, int64_t, int64_t, const Launch&);
-extern template int launch_kernel<ResponseTokens<double, core::UpTo<16>, 16, false>>(
-    const ResponseTokens<double, core::UpTo<16>, 16, false>::Arguments&, int64_t, int64_t, const Launch&);
 
 template <class T>
 int64_t response_tokens_scratch(const Network<T>& network, const Parameters& parameters) {

@@ -1,6 +1,6 @@
 // Whole optimiser steps: the instance that serves a call. Instances: train_*.cu.
 
-#include "cuda/train_launch.cuh"
+#include "cuda/train/train_launch.cuh"
 
 namespace memformer::cuda {
 
@@ -10,8 +10,8 @@ int64_t train_scratch(const Train& call, TrainMode mode, const Launch& launch) {
 }
 
 int train(const Train& call, TrainMode mode, const Launch& launch) {
-  return with_train_kernel(
-      call, [&](auto kernel) { return run_train_on_device<decltype(kernel)>(call, mode, launch); });
+  return with_train_kernel(call,
+                           [&](auto kernel) { return run_train_on_device<decltype(kernel)>(call, mode, launch); });
 }
 
 }  // namespace memformer::cuda

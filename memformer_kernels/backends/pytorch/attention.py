@@ -51,7 +51,7 @@ def chunk_length(width: int) -> int:
 
 
 def _prepared(call: Attention, span: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """A span of q, k and v in the working dtype and weighed, with heads before tokens: (B, H, n, .)."""
+    """A span of q, k and v in the working dtype and weighted, with heads before tokens: (B, H, n, .)."""
     q, k, v, rows, keys, *_ = call
     selects = rows is not None and keys is not None
     kept = (keys != 0).to(keys.dtype) if selects and keys is not None else None

@@ -10,17 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.base import Needs, asked
+from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import attention, register_update, response
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward, restore_padding, without_padding
 from memformer_kernels.backends.pytorch.forms import GeneralForm, Gradients, ResponseForm
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, kept_heads
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
-_BLOCK_ELEMENTS = 2**21
-"""Entries that a block of tasks on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
+_PART_ELEMENTS = 2**21
+"""Entries that a piece of a batch on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
 
 _DEVICE_ELEMENTS = 2**26
 """Entries of a piece elsewhere: a launch should have much to do."""
@@ -47,43 +47,43 @@ class TorchBackend:
         return grad_z
 
     def stack(self, network: Network) -> Tensor:
-        return torch.cat([_own(self._form(block).tokens(), network.z) for block, _ in _blocks(network)])
+        return torch.cat([_own(self._form(piece).tokens(), network.z) for piece, _ in _in_parts(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         dtype = compute_dtype(network.z)
         parts = [
-            self._form(block).tokens_backward(grad[tasks].to(dtype), needs[0]) for block, tasks in _blocks(network)
+            self._form(piece).tokens_backward(grad[tasks].to(dtype), needs[0]) for piece, tasks in _in_parts(network)
         ]
-        return asked(_merged(parts), network[:6], needs)
+        return needed_gradients(_merged(parts), network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
-        blocks = _blocks(network, streamed=True)
+        pieces = _in_parts(network, streamed=True)
         return torch.cat(
-            [self._form(_without_padding(block, queries)).predictions(queries, layers) for block, _ in blocks], 1
+            [self._form(_without_padding(piece, queries)).predictions(queries, layers) for piece, _ in pieces], 1
         )
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
         parts = []
-        for block, tasks in _blocks(network, streamed=not needs[0]):
-            form = self._form(_without_padding(block, queries))
-            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), block, queries))
-        return asked(_merged(parts), network[:6], needs)
+        for piece, tasks in _in_parts(network, streamed=not needs[0]):
+            form = self._form(_without_padding(piece, queries))
+            parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), piece, queries))
+        return needed_gradients(_merged(parts), network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
         total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
-        for block, tasks in _blocks(network, streamed=not needs[0]):
-            form = self._form(_without_padding(block, queries))
+        for piece, tasks in _in_parts(network, streamed=not needs[0]):
+            form = self._form(_without_padding(piece, queries))
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
             total = total + error.square().sum((1, 2))
             if any(needs):
                 grad = error * (2 / max(target.numel(), 1))
-                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), block, queries))
+                parts.append(_with_padding(form.predictions_backward(grad, needs[0]), piece, queries))
                 target_grads.append(-grad[0])
         # By a tensor: two forward modes around a compiled call make of a number one that the compiler does not know.
         value = (total / total.new_full((1,), target.numel())).squeeze(0)
@@ -91,7 +91,8 @@ class TorchBackend:
             return [value]
         z_grad, *parameter_grads = _merged(parts)
         arguments = [network.z, target, *network[1:6]]
-        return [value, *asked([z_grad, torch.cat(target_grads), *parameter_grads], arguments, needs, total.dtype)]
+        grads = [z_grad, torch.cat(target_grads), *parameter_grads]
+        return [value, *needed_gradients(grads, arguments, needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = self._layer_form(layer)
@@ -111,7 +112,7 @@ class TorchBackend:
             None,
         ]
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
-        return asked(listed, arguments, needs)
+        return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         iterates = _first_order(quadratics)[0].states
@@ -129,7 +130,7 @@ class TorchBackend:
             None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
             -grads.state,
         ]
-        return asked(listed, quadratics, needs)
+        return needed_gradients(listed, quadratics, needs)
 
     def attend(self, call: Attention) -> Tensor:
         return attention.attend(call).contiguous()
@@ -144,18 +145,17 @@ class TorchBackend:
         self, grad: Tensor, registers: Sequence[Tensor], gamma: Tensor, needs: Needs
     ) -> list[Tensor]:
         own, coefficients = register_update.update_gradients(grad, registers, gamma)
-        return asked([*own, coefficients], [*registers, gamma], needs)
+        return needed_gradients([*own, coefficients], [*registers, gamma], needs)
 
     def _form(self, network: Network) -> GeneralForm | ResponseForm:
         dtype = compute_dtype(network.z)
         z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
         gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
         labelled = Labelled(network.context, network.lengths)
-        if p is None and q.shape[-1] != z.shape[-1]:
-            return ResponseForm(z, q, gamma, beta, labelled, network.algorithm == "gram")
-        layers, heads = q.shape[0], kept_heads(q.shape[1], gamma, beta)
-        memory = partial(self._memory, layers, heads, z.shape[-1])
-        return GeneralForm(z, q, p, gamma, beta, labelled, network.algorithm == "gram", memory)
+        if network.form.response_only:
+            return ResponseForm(z, q, gamma, beta, labelled, network.form)
+        memory = partial(self._memory, q.shape[0], network.form.kept(q.shape[1]), z.shape[-1])
+        return GeneralForm(z, q, p, gamma, beta, labelled, network.form, memory)
 
     def _memory(
         self, layers: int, heads: int, width: int, gamma: Tensor | None, beta: Tensor | None, diagonal: bool
@@ -168,7 +168,8 @@ class TorchBackend:
         q, p = projections(layer.q.to(dtype), _cast(dtype, layer.p), z.shape[-1])
         registers = [register.to(dtype) for register in layer.registers]
         gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
-        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths))
+        heads = layer.form.kept(q.shape[0])
+        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths), heads)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Nothing to build."""
@@ -184,7 +185,7 @@ def _own(result: Tensor, argument: Tensor) -> Tensor:
 
 
 def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
-    """The gradients of all tasks from those of their blocks, in the order of a network's tensors."""
+    """The gradients of all tasks from those of the pieces, in the order of a network's tensors."""
     rows = [part.z for part in parts if part.z is not None]
     columns = zip(*((part.q, part.p, part.gamma, part.beta) for part in parts), strict=True)
     return [torch.cat(rows) if rows else None, *(_total(column) for column in columns), None]
@@ -199,7 +200,7 @@ def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[s
     """Tasks and, of long ones, tokens of their contexts, so few at a time that their copies in another precision are a
     small part of a large batch's memory."""
     batch, _, width = z.shape
-    most = _BLOCK_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
+    most = _PART_ELEMENTS if z.device.type == "cpu" else _DEVICE_ELEMENTS
     rows = max(1, most // width)
     together = max(1, rows // context)
     for first in range(0, batch, together):
@@ -210,32 +211,31 @@ def _pieces(z: Tensor, lengths: Tensor | None, context: int) -> Iterator[tuple[s
             yield tasks, tokens, Labelled(tokens.stop - token, left)
 
 
-def _blocks(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
-    """The tasks in blocks whose intermediates stay in the cache and are a small part of a large batch's memory.
+def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, slice]]:
+    """The tasks in pieces whose intermediates stay in the cache and are a small part of a large batch's memory.
 
     streamed: tokens are read for the Gram matrix and nothing of their size is made, so that only matrices, and vectors
-    of every layer, stay. Blocks are larger there, since each costs a hundred small operations, whatever its size; four
+    of every layer, stay. Pieces are larger there, since each costs a hundred small operations, whatever its size; four
     times as large at most, because a long or padded context is copied on the way.
     """
     batch, tokens, width = network.z.shape
     kept = max(tokens, width) * width
     if streamed and _reads_tokens_once(network):
         kept = min(kept, max(kept // 4, width * width + 3 * network.q.shape[0] * width))
-    size = max(1, _BLOCK_ELEMENTS // kept)
+    size = max(1, _PART_ELEMENTS // kept)
     if batch <= size or network.z.device.type != "cpu":
         return [(network, slice(0, batch))]
-    blocks = []
+    pieces = []
     for start in range(0, batch, size):
         tasks = slice(start, min(start + size, batch))
         lengths = None if network.lengths is None else network.lengths[tasks]
-        blocks.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
-    return blocks
+        pieces.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
+    return pieces
 
 
 def _reads_tokens_once(network: Network) -> bool:
-    response_only = network.p is None and network.q.shape[-1] != network.z.shape[-1]
     copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z)
-    return network.algorithm == "gram" and response_only and not copied
+    return network.form.space == "gram" and network.form.response_only and not copied
 
 
 def _without_padding(network: Network, queries: int) -> Network:

@@ -16,7 +16,7 @@ from memformer_kernels.backends.pytorch import recurrence as attention
 from memformer_kernels.backends.pytorch import response
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
 from memformer_kernels.backends.pytorch.memory import Memory
-from memformer_kernels.calls.arguments import kept_heads
+from memformer_kernels.calls.arguments import DIAGONAL, Form
 
 
 @dataclass
@@ -46,23 +46,23 @@ class GeneralForm:
         gamma: Tensor | None,
         beta: Tensor | None,
         labelled: Labelled,
-        gram_space: bool,
+        form: Form,
         memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
     ) -> None:
-        self.z, self.labelled, self.gram_space = z, labelled, gram_space
+        self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
         self.block = q.shape[-1], None if p is None else p.shape[-1]
         width = z.shape[-1]
         self.q, self.p = projections(q, p, width)
         self.beta = beta
-        self.memory = memory(gamma, _four_axes(beta), gamma is None or gamma.ndim == 4)
+        self.memory = memory(gamma, _four_axes(beta), form.rule in DIAGONAL)
         self.metric: attention.TokenMetric | attention.GramMetric
         state = z
-        if gram_space:
+        if self.gram_space:
             self.metric = attention.GramMetric(labelled.mean(gram(z, labelled)))
             state = torch.eye(width, dtype=z.dtype, device=z.device).expand(z.shape[0], width, width)
         else:
             self.metric = attention.TokenMetric(labelled)
-        heads = kept_heads(q.shape[1], gamma, beta)
+        heads = form.kept(q.shape[1])
         self.trace = attention.run(state, self.metric, self.q, self.p, self.memory, heads)
 
     def tokens(self) -> Tensor:
@@ -135,20 +135,20 @@ class ResponseForm:
         gamma: Tensor | None,
         beta: Tensor | None,
         labelled: Labelled,
-        gram_space: bool,
+        form: Form,
     ) -> None:
-        self.z, self.labelled, self.gram_space = z, labelled, gram_space
+        self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
         self.heads, self.gamma, self.beta = q.shape[1], gamma, beta
         self.features, responses = z[..., :-1], z[..., -1]
-        self.a = q if kept_heads(q.shape[1], gamma, beta) == q.shape[1] else q.sum(1, keepdim=True)
+        self.a = q if form.kept(q.shape[1]) == q.shape[1] else q.sum(1, keepdim=True)
         full_beta = _four_axes(beta)
         self.memory = Memory(
             None if gamma is None else gamma[..., -1],
             None if full_beta is None else full_beta[..., -1],
-            diagonal=gamma is None or gamma.ndim == 4,
+            diagonal=form.rule in DIAGONAL,
         )
         self.residual: response.Residual
-        if gram_space:
+        if self.gram_space:
             matrix = labelled.mean(gram(z, labelled))
             h = matrix[:, :-1, :-1].contiguous()
             self.residual = response.GramResidual(h, matrix[:, :-1, -1], from_zero=True, transposed=h)

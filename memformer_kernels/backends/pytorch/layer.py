@@ -9,7 +9,6 @@ from torch import Tensor
 from memformer_kernels.backends.pytorch.context import Labelled
 from memformer_kernels.backends.pytorch.memory import over_tasks
 from memformer_kernels.backends.pytorch.recurrence import TokenMetric, attend, attend_backward
-from memformer_kernels.calls.arguments import kept_heads
 
 
 @dataclass
@@ -28,6 +27,7 @@ class LayerForm:
     """One layer from tokens z (B, N, D), dense q and p (H, D, D) and the registers (B, R, N, D) of the layers before.
 
     gamma (len(registers) + 1 or 1, H', N', D') or None for the new register alone; beta up to (H', N', D') or None.
+    heads: R, the registers that a layer keeps.
     """
 
     def __init__(
@@ -39,12 +39,13 @@ class LayerForm:
         gamma: Tensor | None,
         beta: Tensor | None,
         labelled: Labelled,
+        heads: int,
     ) -> None:
         self.z, self.q, self.p, self.gamma = z, q, p, gamma
         self.beta = beta if registers else None
         self.metric = TokenMetric(labelled)
         self.gram = self.metric.gram(z)
-        fresh = attend(z, self.gram, q, p, kept_heads(q.shape[0], gamma, beta))
+        fresh = attend(z, self.gram, q, p, heads)
         self.registers = [*registers, self._register(fresh, registers)]
 
     def _register(self, fresh: Tensor, previous: Sequence[Tensor]) -> Tensor:
@@ -82,9 +83,9 @@ class LayerForm:
         else:
             products = torch.stack(self.registers, 1) * update_grad.unsqueeze(1)
             gamma_grad = over_tasks(products, self.gamma.shape)
-            weighed = self.gamma.expand(len(self.registers), *self.gamma.shape[1:])
-            kept_grads = [(weighed[j] * update_grad).expand_as(register_grad) for j in range(len(self.registers) - 1)]
-            fresh_grad = weighed[-1] * update_grad + register_grad
+            weighted = self.gamma.expand(len(self.registers), *self.gamma.shape[1:])
+            kept_grads = [(weighted[j] * update_grad).expand_as(register_grad) for j in range(len(self.registers) - 1)]
+            fresh_grad = weighted[-1] * update_grad + register_grad
         beta_grad: Tensor | None = None
         if self.beta is not None:
             kept_grads[-1] = kept_grads[-1] + self.beta * fresh_grad

@@ -1,4 +1,4 @@
-"""Memory registers: how layer l weighs the registers it has kept, and the transpose of that.
+"""Memory registers: how layer l weights the registers it has kept, and the transpose of that.
 
 Registers are (B, R, *S): R heads, or one where heads are summed; S is the token grid (N, D), the Gram grid (D, D) or a
 vector's (d,). The coefficients broadcast against (R, *S).
@@ -45,12 +45,12 @@ class Memory:
     def update(self, layer: int, registers: Sequence[Tensor]) -> Tensor:
         """sum_h sum_{j<=l} gamma_{l,j,h} * R_{j,h}, (B, *S)."""
         if self.gamma is None:
-            weighed = registers[-1]
+            weighted = registers[-1]
         elif self.diagonal:
-            weighed = self.gamma[layer % self.gamma.shape[0]] * registers[-1]
+            weighted = self.gamma[layer % self.gamma.shape[0]] * registers[-1]
         else:
-            weighed = _weighed_sum(self._row(layer), registers)
-        return weighed[:, 0] if weighed.shape[1] == 1 else weighed.sum(1)
+            weighted = _weighted_sum(self._row(layer), registers)
+        return weighted[:, 0] if weighted.shape[1] == 1 else weighted.sum(1)
 
     def _row(self, layer: int) -> Tensor:
         assert self.gamma is not None
@@ -69,7 +69,7 @@ class Memory:
         elif self.diagonal:
             grad = self.gamma[layer % self.gamma.shape[0]] * own
         else:
-            grad = _weighed_sum(self._column(layer), [update_grad.unsqueeze(1) for update_grad in update_grads])
+            grad = _weighted_sum(self._column(layer), [update_grad.unsqueeze(1) for update_grad in update_grads])
         if self.beta is None or later is None:
             return grad
         return grad + self._beta(layer + 1) * later
@@ -100,7 +100,7 @@ class Memory:
         return _over_layers(torch.stack([self.beta.new_zeros(shape[1:]), *layers]), shape[0])
 
 
-def _weighed_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
+def _weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     """sum_j weights_j * terms_j, one pass a term: no copy holds them side by side. One weight may serve all terms."""
     total = weights[0] * terms[0]
     for index, term in enumerate(terms[1:], 1):

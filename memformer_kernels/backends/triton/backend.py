@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.base import Needs, asked
+from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.pytorch import attention as pytorch_attention
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
@@ -55,7 +55,7 @@ class TritonBackend:
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.stack_backward(grad, network, needs)
-        return asked([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
+        return needed_gradients([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         if self._is_large(network):
@@ -67,7 +67,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.predict_backward(grad, network, queries, layers, needs)
-        return asked([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
+        return needed_gradients([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
@@ -78,7 +78,7 @@ class TritonBackend:
         squares, error, (z, *parameters) = _calls(network).loss(target, queries, needs[0])
         arguments = [network.z, target, *network[1:6]]
         grads = [z, -error, *parameters, None]
-        return [squares / target.numel(), *asked(grads, arguments, needs, squares.dtype)]
+        return [squares / target.numel(), *needed_gradients(grads, arguments, needs, squares.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         if self._is_large_layer(layer):
@@ -95,7 +95,7 @@ class TritonBackend:
         calls = NetworkCalls.of_layer(layer)
         (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0])
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
-        return asked([z, q, p, *registers, gamma, beta, None], arguments, needs)
+        return needed_gradients([z, q, p, *registers, gamma, beta, None], arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
         if self._is_wide(quadratics.h):
@@ -109,7 +109,7 @@ class TritonBackend:
             return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
         from memformer_kernels.backends.triton.networks import QuadraticCalls
 
-        return asked(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
+        return needed_gradients(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
 
     def attend(self, call: Attention) -> Tensor:
         from memformer_kernels.backends.triton import attention, launch
@@ -131,7 +131,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         from memformer_kernels.backends.triton import register_update
 
-        return asked(register_update.update_backward(grad, registers, gamma), [*registers, gamma], needs)
+        return needed_gradients(register_update.update_backward(grad, registers, gamma), [*registers, gamma], needs)
 
     def warmup(self, rehearsal: Callable[[], object]) -> None:
         """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
@@ -148,7 +148,7 @@ class TritonBackend:
     def _is_large(self, network: Network) -> bool:
         _check_device(network.z)
         _, tokens, width = network.z.shape
-        return not fuses(width, tokens, network.algorithm, _response_only(network))
+        return not fuses(width, tokens, network.form.space, network.form.response_only)
 
     def _is_large_layer(self, layer: Layer) -> bool:
         _check_device(layer.z)
@@ -163,22 +163,18 @@ def _check_device(tokens: Tensor) -> None:
     check_device(tokens)
 
 
-def _response_only(network: Network) -> bool:
-    return network.p is None and network.q.shape[-1] != network.z.shape[2]
-
-
 def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
     from memformer_kernels.backends.triton import networks as triton_calls
     from memformer_kernels.backends.triton import rules
     from memformer_kernels.backends.triton import spread as triton_spread
 
     batch, tokens, width = network.z.shape
-    if network.algorithm == "gram" and triton_spread.spreads(batch, tokens):
-        return triton_spread.SpreadCalls(network, _response_only(network))
-    if network.algorithm == "gram" and _response_only(network):
+    if network.form.space == "gram" and triton_spread.spreads(batch, tokens):
+        return triton_spread.SpreadCalls(network, network.form.response_only)
+    if network.form.space == "gram" and network.form.response_only:
         return triton_calls.ResponseCalls(network)
-    if _response_only(network):
+    if network.form.response_only:
         config = rules.columns_config(width, tokens)
         if config is not None:
             return triton_calls.ColumnCalls(network, config)
-    return triton_calls.NetworkCalls.of_network(network)
+    return triton_calls.NetworkCalls(network)

@@ -17,167 +17,166 @@ from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
 from memformer_kernels.backends.triton.tiles import load_counts, product, wide
 from memformer_kernels.calls.arguments import compute_dtype
+from memformer_kernels.calls.limits import TILE_WIDTH
+
+Strides = tuple[int, ...]
+"""Of a task, a row and a column."""
 
 
-@triton.jit(do_not_specialize=["batch", "context", "splits", "split_tokens"])
-def across_kernel(
-    left,
-    right,
-    lengths,
-    out,
-    left_task,
-    left_row,
-    left_column,
-    right_task,
-    right_row,
-    right_column,
-    batch,
-    context,
-    width: tl.constexpr,
-    columns: tl.constexpr,
-    splits,
-    split_tokens,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out (B, splits, width, columns) from left (B, ., width) and right (B, ., columns)."""
-    left_task, left_row, left_column = wide((left_task, left_row, left_column))
-    right_task, right_row, right_column = wide((right_task, right_row, right_column))
-    split = tl.program_id(0) % splits
-    task = tl.cast(tl.program_id(0) // splits, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
-    live = task < batch
-    count = load_counts(lengths, task, context, live)
-    first = split * split_tokens
-    inside = tl.minimum(count - first, split_tokens)
+class Across(NamedTuple):
+    """left (B, ., width), right (B, ., columns), and out (B, splits, width, columns)."""
+
+    left: Tensor
+    right: Tensor
+    lengths: Tensor | None
+    out: Tensor
+
+
+class AcrossStrides(NamedTuple):
+    """Of the operands."""
+
+    left: Strides
+    right: Strides
+
+
+class AcrossSizes(NamedTuple):
+    """Tasks, longest context, and the runs that a context is divided into."""
+
+    batch: int
+    context: int
+    splits: int
+    split_tokens: int
+
+
+class Rows(NamedTuple):
+    """left (B, N, inner), matrix (B, inner, columns), a second pair or None, and out (B, N, columns)."""
+
+    left: Tensor
+    matrix: Tensor
+    other: Tensor | None
+    other_matrix: Tensor | None
+    lengths: Tensor | None
+    out: Tensor
+
+
+class RowsStrides(NamedTuple):
+    """Of the operands and the result."""
+
+    left: Strides
+    matrix: Strides
+    other: Strides
+    other_matrix: Strides
+    out: Strides
+
+
+class RowsSizes(NamedTuple):
+    """Tasks, their tokens, longest context, and the blocks of rows of a task."""
+
+    batch: int
+    tokens: int
+    context: int
+    row_blocks: int
+
+
+class Constants(NamedTuple):
+    """INNER, OTHER_INNER: widths of what is multiplied from the left. COLUMNS: of the result."""
+
+    INNER: int
+    OTHER_INNER: int
+    COLUMNS: int
+    TASKS: int
+    BLOCK: int
+    ROWS: int
+    CHUNK: int
+    ACC: tl.dtype
+    PRECISION: str
+
+
+@triton.jit(do_not_specialize=["sizes"])
+def across_kernel(t, strides, sizes, C: tl.constexpr):
+    """out, the sums over one split each of left_i right_i^T."""
+    left_task, left_row, left_column = wide(strides.left)
+    right_task, right_row, right_column = wide(strides.right)
+    i_split = tl.program_id(0) % sizes.splits
+    i_task = tl.cast(tl.program_id(0) // sizes.splits, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
+    m_task = i_task < sizes.batch
+    count = load_counts(t.lengths, i_task, sizes.context, m_task)
+    first = i_split * sizes.split_tokens
+    inside = tl.minimum(count - first, sizes.split_tokens)
     total = product(
-        (left + task * left_task + first * left_row, left_column, left_row),
-        (right + task * right_task + first * right_row, right_row, right_column),
-        (live, width, inside, columns, tl.minimum(split_tokens, context - first)),
-        TASKS,
-        BLOCK,
-        COLUMNS,
-        CHUNK,
-        ACC,
-        PRECISION,
+        (t.left + i_task * left_task + first * left_row, left_column, left_row),
+        (t.right + i_task * right_task + first * right_row, right_row, right_column),
+        (m_task, C.INNER, inside, C.COLUMNS, tl.minimum(sizes.split_tokens, sizes.context - first)),
+        C.BLOCK,
+        C.BLOCK,
+        C,
     )
-    i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, COLUMNS)[None, None, :]
-    at = out + (task * splits + split) * width * columns + i * columns + j
-    tl.store(at, total, mask=live & (i < width) & (j < columns))
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    p_out = t.out + (i_task * sizes.splits + i_split) * C.INNER * C.COLUMNS + i * C.COLUMNS + j
+    tl.store(p_out, total, mask=m_task & (i < C.INNER) & (j < C.COLUMNS))
 
 
-@triton.jit(do_not_specialize=["batch", "tokens", "context", "row_blocks"])
-def rows_kernel(
-    left,
-    matrix,
-    other,
-    other_matrix,
-    lengths,
-    out,
-    left_task,
-    left_row,
-    left_column,
-    matrix_task,
-    matrix_row,
-    matrix_column,
-    other_task,
-    other_row,
-    other_column,
-    other_matrix_task,
-    other_matrix_row,
-    other_matrix_column,
-    out_task,
-    out_row,
-    out_column,
-    batch,
-    tokens,
-    context,
-    inner: tl.constexpr,
-    other_inner: tl.constexpr,
-    columns: tl.constexpr,
-    row_blocks,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """out (B, N, columns): left (B, N, inner) times matrix (B, inner, columns), exactly zero past the context.
-
-    To every row, `other` (B, N, other_inner) times `other_matrix` is added where it is given.
-    """
-    left_task, left_row, left_column = wide((left_task, left_row, left_column))
-    matrix_task, matrix_row, matrix_column = wide((matrix_task, matrix_row, matrix_column))
-    other_task, other_row, other_column = wide((other_task, other_row, other_column))
-    other_matrix_task, other_matrix_row, other_matrix_column = wide(
-        (other_matrix_task, other_matrix_row, other_matrix_column)
-    )
-    out_task, out_row, out_column = wide((out_task, out_row, out_column))
-    first = tl.program_id(0) % row_blocks * ROWS
-    task = tl.cast(tl.program_id(0) // row_blocks, tl.int64) * TASKS + tl.arange(0, TASKS)[:, None, None]
-    live = task < batch
-    count = load_counts(lengths, task, context, live)
-    row = tl.arange(0, ROWS)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
+@triton.jit(do_not_specialize=["sizes"])
+def rows_kernel(t, strides, sizes, C: tl.constexpr):
+    """out: left times matrix, exactly zero past the context; to every row, `other` times `other_matrix` is added."""
+    left_task, left_row, left_column = wide(strides.left)
+    matrix_task, matrix_row, matrix_column = wide(strides.matrix)
+    other_task, other_row, other_column = wide(strides.other)
+    other_matrix_task, other_matrix_row, other_matrix_column = wide(strides.other_matrix)
+    out_task, out_row, out_column = wide(strides.out)
+    first = tl.program_id(0) % sizes.row_blocks * C.ROWS
+    i_task = tl.cast(tl.program_id(0) // sizes.row_blocks, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
+    m_task = i_task < sizes.batch
+    count = load_counts(t.lengths, i_task, sizes.context, m_task)
+    i_row = tl.arange(0, C.ROWS)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
     total = product(
-        (left + task * left_task + first * left_row, left_row, left_column),
-        (matrix + task * matrix_task, matrix_row, matrix_column),
-        (live, count - first, inner, columns, inner),
-        TASKS,
-        ROWS,
-        BLOCK,
-        CHUNK,
-        ACC,
-        PRECISION,
+        (t.left + i_task * left_task + first * left_row, left_row, left_column),
+        (t.matrix + i_task * matrix_task, matrix_row, matrix_column),
+        (m_task, count - first, C.INNER, C.COLUMNS, C.INNER),
+        C.ROWS,
+        C.BLOCK,
+        C,
     )
-    total = tl.where(first + row < count, total, 0.0)
-    if other is not None:
+    total = tl.where(first + i_row < count, total, 0.0)
+    if t.other is not None:
         total += product(
-            (other + task * other_task + first * other_row, other_row, other_column),
-            (other_matrix + task * other_matrix_task, other_matrix_row, other_matrix_column),
-            (live, tokens - first, other_inner, columns, other_inner),
-            TASKS,
-            ROWS,
-            BLOCK,
-            CHUNK,
-            ACC,
-            PRECISION,
+            (t.other + i_task * other_task + first * other_row, other_row, other_column),
+            (t.other_matrix + i_task * other_matrix_task, other_matrix_row, other_matrix_column),
+            (m_task, sizes.tokens - first, C.OTHER_INNER, C.COLUMNS, C.OTHER_INNER),
+            C.ROWS,
+            C.BLOCK,
+            C,
         )
-    at = out + task * out_task + (first + row) * out_row + j * out_column
-    tl.store(at, total, mask=live & (first + row < tokens) & (j < columns))
+    p_out = t.out + i_task * out_task + (first + i_row) * out_row + j * out_column
+    tl.store(p_out, total, mask=m_task & (first + i_row < sizes.tokens) & (j < C.COLUMNS))
 
 
-class _Sizes(NamedTuple):
-    config: rules.Config
-    dtype: torch.dtype
-
-    @property
-    def constants(self) -> dict[str, object]:
-        return {
-            "TASKS": self.config.tasks,
-            "CHUNK": self.config.chunk,
-            "ACC": triton_type(self.dtype),
-            "PRECISION": rules.precision(self.dtype),
-            **self.config.options,
-        }
+def _config(width: int, z: Tensor, tokens: int) -> rules.Config:
+    return rules.config(width, tokens, compute_dtype(z), architecture(z.device))
 
 
-def _sizes(width: int, tokens: int, z: Tensor) -> _Sizes:
-    dtype = compute_dtype(z)
-    return _Sizes(rules.config(width, tokens, dtype, architecture(z.device)), dtype)
+def _constants(config: rules.Config, dtype: torch.dtype, inner: int, columns: int, other_inner: int = 0) -> Constants:
+    return Constants(
+        INNER=inner,
+        OTHER_INNER=other_inner,
+        COLUMNS=columns,
+        TASKS=config.tasks,
+        BLOCK=config.block,
+        ROWS=config.rows,
+        CHUNK=config.chunk,
+        ACC=triton_type(dtype),
+        PRECISION=rules.precision(dtype),
+    )
 
 
 def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) -> Tensor:
     """sum_{i<n} left_i right_i^T, (B, D, K), of left (B, N, D), D up to 128, and right (B, N, K), K up to D's block."""
     batch, tokens, width = left.shape
-    columns = right.shape[2]
-    chosen, dtype = sizes = _sizes(max(width, columns), tokens, left)
-    blocks = triton.cdiv(batch, chosen.tasks)
+    columns, dtype = right.shape[2], compute_dtype(left)
+    config = _config(max(width, columns), left, tokens)
+    blocks = triton.cdiv(batch, config.tasks)
     splits = rules.gram_splits(blocks, context)
     # A split is a whole number of products, so that no product straddles two.
     split_tokens = triton.cdiv(triton.cdiv(context, splits), rules.TOKENS_AT_ONCE) * rules.TOKENS_AT_ONCE
@@ -186,21 +185,11 @@ def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) ->
         launch(
             across_kernel,
             blocks * splits,
-            left,
-            right,
-            lengths,
-            parts,
-            *left.stride(),
-            *right.stride(),
-            batch,
-            context,
-            width,
-            columns,
-            splits,
-            split_tokens,
-            BLOCK=chosen.block,
-            COLUMNS=chosen.block,
-            **sizes.constants,
+            t=Across(left, right, lengths, parts),
+            strides=AcrossStrides(left.stride(), right.stride()),
+            sizes=AcrossSizes(batch, context, splits, split_tokens),
+            C=_constants(config, dtype, width, columns)._replace(ROWS=0),
+            **config.options,
         )
     while parts.shape[1] > 1:
         parts = parts[:, ::2] + parts[:, 1::2]
@@ -226,36 +215,26 @@ def times(
     is added to every row.
     """
     batch, tokens, inner = left.shape
-    columns = matrix.shape[2]
-    sizes = _sizes(min(max(inner, columns), rules.TILE_WIDTH), tokens, left)
-    row_blocks = triton.cdiv(tokens, sizes.config.rows)
+    columns, dtype = matrix.shape[2], compute_dtype(left)
+    config = _config(min(max(inner, columns), TILE_WIDTH), left, tokens)
+    row_blocks = triton.cdiv(tokens, config.rows)
     second, second_matrix = other or (None, None)
     none = (0, 0, 0)
     if out.numel():
         launch(
             rows_kernel,
-            triton.cdiv(batch, sizes.config.tasks) * row_blocks,
-            left,
-            matrix,
-            second,
-            second_matrix,
-            lengths,
-            out,
-            *left.stride(),
-            *matrix.stride(),
-            *(none if second is None else second.stride()),
-            *(none if second_matrix is None else second_matrix.stride()),
-            *out.stride(),
-            batch,
-            tokens,
-            tokens if context is None else context,
-            inner,
-            0 if second is None else second.shape[2],
-            columns,
-            row_blocks,
-            BLOCK=sizes.config.block,
-            ROWS=sizes.config.rows,
-            **sizes.constants,
+            triton.cdiv(batch, config.tasks) * row_blocks,
+            t=Rows(left, matrix, second, second_matrix, lengths, out),
+            strides=RowsStrides(
+                left.stride(),
+                matrix.stride(),
+                none if second is None else second.stride(),
+                none if second_matrix is None else second_matrix.stride(),
+                out.stride(),
+            ),
+            sizes=RowsSizes(batch, tokens, tokens if context is None else context, row_blocks),
+            C=_constants(config, dtype, inner, columns, 0 if second is None else second.shape[2]),
+            **config.options,
         )
     return out
 

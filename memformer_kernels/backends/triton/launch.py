@@ -1,6 +1,6 @@
 """Launching: the device of the tensors, and whether kernels run on it, in Triton's interpreter, or not at all."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
@@ -11,23 +11,45 @@ import triton
 from torch import Tensor
 
 from memformer_kernels.availability import triton_on_host
+from memformer_kernels.backends.triton import rules
 
-Observer = Callable[[Any, tuple[Any, ...], dict[str, Any]], object]
-"""Takes a kernel, its arguments and its named constants."""
+Observer = Callable[[Any, dict[str, Any]], object]
+"""Takes a kernel and its arguments by name, Triton's options among them."""
 
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 _ARCHITECTURE: ContextVar[int | None] = ContextVar("architecture", default=None)
 
 
-def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    """Launches a kernel on the GPU of its first tensor; under `observed` the observer gets the launch instead."""
+def launch(kernel: Any, programs: int, **arguments: Any) -> None:
+    """Launches a kernel on the GPU of its first tensor; under `observed` the observer gets the launch instead.
+
+    arguments: the kernel's own, tensors and numbers in NamedTuples as it names them, and Triton's options. `C`, where a
+    kernel has one, is the NamedTuple of what is compiled in.
+    """
+    if "C" in arguments and not interpreted():
+        arguments["C"] = _compiled_in(arguments["C"])
     observer = _OBSERVER.get()
-    with on_device(next(x for x in arguments if isinstance(x, Tensor))):
+    with on_device(next(tensors(arguments.values()))):
         if observer is None:
-            kernel[(programs,)](*arguments, **constants)
+            kernel[(programs,)](**arguments)
         else:
-            observer(kernel, arguments, constants)
+            observer(kernel, arguments)
+
+
+@cache
+def _compiled_in(constants: Any) -> Any:
+    """The same NamedTuple of Triton's constants: a field of it is then to the compiler what a parameter would be."""
+    return type(constants)(*map(triton.language.constexpr, constants))
+
+
+def tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments, and in the tuples among them."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple):
+            yield from tensors(argument)
 
 
 @contextmanager
@@ -45,8 +67,8 @@ def compile_only() -> AbstractContextManager[None]:
     return observed(_load)
 
 
-def _load(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-    compiled = kernel.warmup(*arguments, grid=(1,), **constants)
+def _load(kernel: Any, arguments: dict[str, Any]) -> None:
+    compiled = kernel.warmup(grid=(1,), **arguments)
     # Triton loads a kernel's code onto the GPU when its launcher is first asked for, which a capture must not do.
     _ = compiled.run
 
@@ -97,6 +119,12 @@ def check_device(tensor: Tensor) -> None:
 def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     """Makes the tensor's GPU the current one for a launch."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def scratch_of(like: Tensor, pieces: int, size: int) -> tuple[int, Tensor]:
+    """How many programs share so many pieces of work, and memory of `size` numbers for each of them."""
+    programs = rules.programs(pieces, size * like.itemsize)
+    return programs, like.new_empty(programs * size)
 
 
 def triton_type(dtype: torch.dtype) -> triton.language.dtype:

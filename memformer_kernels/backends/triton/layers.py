@@ -8,10 +8,14 @@ which the caches hold: tokens are read from memory once and written once. Per ta
 multiply-adds, with M = N tokens or M = D.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from memformer_kernels.backends.triton.tiles import product, put
+from memformer_kernels.backends.triton.coefficients import Entries, load_coefficient
+from memformer_kernels.backends.triton.tiles import load_counts, product, put
 
 # D-by-D intermediates of a task, as slots of its scratch; W_h or its transpose takes the slots from MIXED on.
 INITIAL: tl.constexpr = tl.constexpr(0)
@@ -27,273 +31,334 @@ INITIAL_GRAD: tl.constexpr = tl.constexpr(9)
 MIXED: tl.constexpr = tl.constexpr(10)
 
 
-@triton.jit
-def put_square(
-    into,
-    left,
-    right,
-    live,
-    width,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Stores the product of two D-by-D matrices."""
-    i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
-    total = product(left, right, (live, width, width, width, width), TASKS, BLOCK, BLOCK, CHUNK, ACC, PRECISION)
-    put(into + i * width + j, total, live & (i < width) & (j < width))
+class Tensors(NamedTuple):
+    """z (B, N, D); matrix (B, D, D), lengths (B,), past (J, B, R, N, D), gamma and beta in full or None; q, p dense.
+
+    Where there is no past, z stands in for its pointer.
+    """
+
+    z: Tensor
+    matrix: Tensor | None
+    lengths: Tensor | None
+    past: Tensor
+    q: Tensor
+    p: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+class Strides(NamedTuple):
+    """Of z, and from one past register to the next."""
+
+    task: int
+    row: int
+    column: int
+    past: int
+
+
+class Sizes(NamedTuple):
+    """Tasks, tokens, longest context, and rows M of a state."""
+
+    batch: int
+    tokens: int
+    context: int
+    rows: int
+
+
+class Depths(NamedTuple):
+    """Layers, heads and registers a layer."""
+
+    layers: int
+    heads: int
+    kept: int
+
+
+class Ends(NamedTuple):
+    """Registers from before the first layer, queries, layers that predict, and the first row that is not padding."""
+
+    depth: int
+    queries: int
+    outputs: int
+    valid_from: int
+
+
+class Shape(NamedTuple):
+    """All sizes of a call, as device functions read them."""
+
+    batch: Any
+    tokens: Any
+    context: Any
+    rows: Any
+    width: Any
+    layers: Any
+    heads: Any
+    kept: Any
+    depth: Any
+    queries: Any
+    outputs: Any
+    valid_from: Any
+
+
+class Constants(NamedTuple):
+    """SPACE: "gram" or "token". STACK: Z_L is asked for, not predictions. RULE: of gamma. TASKS, ROWS: at a time.
+
+    Of the forward alone: KEEP: all states. Of the backward: LOSS: the error comes from targets. P_GRAD: p is an
+    argument. LANES: tasks of a partial sum.
+    """
+
+    SPACE: str
+    STACK: bool
+    RULE: int
+    GAMMA_TOKENS: bool
+    BETA_TOKENS: bool
+    PAST: bool
+    TASKS: int
+    BLOCK: int
+    ROWS: int
+    QUERIES: int
+    CHUNK: int
+    ACC: tl.dtype
+    PRECISION: str
+    KEEP: bool = False
+    LOSS: bool = False
+    P_GRAD: bool = False
+    LANES: int = 0
+
+
+class Slots(NamedTuple):
+    """Where in a program's scratch, in states of all its tasks, each kind begins; states lie first.
+
+    Gradients of states, registers (L, R), and of the backward gradients of registers (R). D-by-D slots follow: in a
+    forward at `register_grads`, in a backward at `end`.
+    """
+
+    grads: Any
+    registers: Any
+    register_grads: Any
+    end: Any
 
 
 @triton.jit
-def put_context_gram(
-    into,
-    tokens,
-    row_stride,
-    column_stride,
-    count,
-    longest,
-    live,
-    width,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Stores the mean context Gram matrix."""
-    i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
+def slots_of(layers, kept, states, grads):
+    """The one layout of scratch with so many states and gradients, of kernels and, as a plain function, of launches."""
+    registers = states + grads
+    register_grads = registers + layers * kept
+    return Slots(states, registers, register_grads, register_grads + kept)
+
+
+class Memory(NamedTuple):
+    """A program's scratch: where each task's part of each kind begins, numbers of a state and of a D-by-D slot.
+
+    state_slot: from one state to the next, 0 where each layer moves the same one on.
+    """
+
+    states: Any
+    grads: Any
+    registers: Any
+    register_grads: Any
+    squares: Any
+    slot: Any
+    square: Any
+    state_slot: Any
+
+
+class Tasks(NamedTuple):
+    """A program's tasks (TASKS, 1, 1): which, which exist, their context lengths, and their past registers."""
+
+    i_task: Any
+    m_task: Any
+    count: Any
+    past: Any
+    past_slot: Any
+
+
+class RowTile(NamedTuple):
+    """Rows of a tile, its offsets within a state, which entries exist, and the same of a matrix that tasks share."""
+
+    i_row: Any
+    i_column: Any
+    o_entry: Any
+    m_entry: Any
+    entries: Any
+
+
+@triton.jit
+def shape_of(sizes, width, depths, ends):
+    """All sizes of a call; they come to a kernel in several tuples, since it is compiled for some of them alone."""
+    return Shape(
+        sizes.batch,
+        sizes.tokens,
+        sizes.context,
+        sizes.rows,
+        width,
+        depths.layers,
+        depths.heads,
+        depths.kept,
+        ends.depth,
+        ends.queries,
+        ends.outputs,
+        ends.valid_from,
+    )
+
+
+@triton.jit
+def own_tasks(t, i_task, past_slot, n):
+    """The tasks i_task."""
+    m_task = i_task < n.batch
+    count = load_counts(t.lengths, i_task, n.context, m_task)
+    return Tasks(i_task, m_task, count, t.past + i_task * n.kept * n.rows * n.width, tl.cast(past_slot, tl.int64))
+
+
+@triton.jit
+def row_tile(first, m_task, n, C: tl.constexpr):
+    """The rows from `first` on."""
+    i_row = first + tl.arange(0, C.ROWS)[None, :, None]
+    i_column = tl.arange(0, C.BLOCK)[None, None, :]
+    o_row = i_row * n.width
+    m_shared = (i_row < n.rows) & (i_column < n.width)
+    entries = Entries(o_row, i_column, m_shared, i_column < n.width)
+    return RowTile(i_row, i_column, o_row + i_column, m_task & (i_row < n.rows) & (i_column < n.width), entries)
+
+
+@triton.jit
+def put_square(i_slot, left, right, memory, own, n, C: tl.constexpr):
+    """Stores the product of two D-by-D matrices in a slot."""
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    total = product(left, right, (own.m_task, n.width, n.width, n.width, n.width), C.BLOCK, C.BLOCK, C)
+    p_entry = memory.squares + i_slot * memory.square + i * n.width + j
+    put(p_entry, total, own.m_task & (i < n.width) & (j < n.width))
+
+
+@triton.jit
+def put_context_gram(i_slot, tokens, row_stride, column_stride, memory, own, n, C: tl.constexpr):
+    """Stores the mean context Gram matrix of tokens in a slot."""
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
     total = product(
         (tokens, column_stride, row_stride),
         (tokens, row_stride, column_stride),
-        (live, width, count, width, longest),
-        TASKS,
-        BLOCK,
-        BLOCK,
-        CHUNK,
-        ACC,
-        PRECISION,
+        (own.m_task, n.width, own.count, n.width, n.context),
+        C.BLOCK,
+        C.BLOCK,
+        C,
     )
-    put(into + i * width + j, total / count.to(ACC), live & (i < width) & (j < width))
+    p_entry = memory.squares + i_slot * memory.square + i * n.width + j
+    put(p_entry, total / own.count.to(C.ACC), own.m_task & (i < n.width) & (j < n.width))
 
 
 @triton.jit
-def put_gram(
-    squares,
-    state,
-    count,
-    context,
-    live,
-    width,
-    SPACE: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def put_gram(state, memory, own, n, C: tl.constexpr):
     """Stores a state's Gram matrix, and in Gram space G_0 X, which the backward reads again."""
-    size = tl.cast(TASKS * width * width, tl.int64)
-    if SPACE == "gram":
-        put_square(
-            squares + LIFTED * size,
-            (squares + INITIAL * size, width, 1),
-            (state, width, 1),
-            live,
-            width,
-            TASKS,
-            BLOCK,
-            CHUNK,
-            ACC,
-            PRECISION,
-        )
-        put_square(
-            squares + GRAM * size,
-            (state, 1, width),
-            (squares + LIFTED * size, width, 1),
-            live,
-            width,
-            TASKS,
-            BLOCK,
-            CHUNK,
-            ACC,
-            PRECISION,
-        )
+    if C.SPACE == "gram":
+        initial = memory.squares + INITIAL * memory.square
+        lifted = memory.squares + LIFTED * memory.square
+        put_square(LIFTED, (initial, n.width, 1), (state, n.width, 1), memory, own, n, C)
+        put_square(GRAM, (state, 1, n.width), (lifted, n.width, 1), memory, own, n, C)
     else:
-        put_context_gram(
-            squares + GRAM * size,
-            state,
-            width,
-            1,
-            count,
-            context,
-            live,
-            width,
-            TASKS,
-            BLOCK,
-            CHUNK,
-            ACC,
-            PRECISION,
-        )
+        put_context_gram(GRAM, state, n.width, 1, memory, own, n, C)
 
 
 @triton.jit
-def put_mixed(
-    squares,
-    first,
-    second,
-    heads,
-    kept,
-    live,
-    width,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def put_mixed(first, second, memory, own, n, C: tl.constexpr):
     """Stores sum_h first_h G second_h^T for every register: W from (Q, P), its transpose from (P, Q)."""
-    size = tl.cast(TASKS * width * width, tl.int64)
-    square = tl.cast(width * width, tl.int64)
-    together = heads // kept
-    i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
-    for register in range(kept):
-        total = tl.zeros((TASKS, BLOCK, BLOCK), ACC)
+    square = tl.cast(n.width * n.width, tl.int64)
+    together = n.heads // n.kept
+    half = memory.squares + HALF * memory.square
+    gram = memory.squares + GRAM * memory.square
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    for register in range(n.kept):
+        total = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
         for head in range(register * together, register * together + together):
-            put_square(
-                squares + HALF * size,
-                (first + head * square, width, 1),
-                (squares + GRAM * size, width, 1),
-                live,
-                width,
-                TASKS,
-                BLOCK,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
+            put_square(HALF, (first + head * square, n.width, 1), (gram, n.width, 1), memory, own, n, C)
             total += product(
-                (squares + HALF * size, width, 1),
-                (second + head * square, 1, width),
-                (live, width, width, width, width),
-                TASKS,
-                BLOCK,
-                BLOCK,
-                CHUNK,
-                ACC,
-                PRECISION,
+                (half, n.width, 1),
+                (second + head * square, 1, n.width),
+                (own.m_task, n.width, n.width, n.width, n.width),
+                C.BLOCK,
+                C.BLOCK,
+                C,
             )
-        put(squares + (MIXED + register) * size + i * width + j, total, live & (i < width) & (j < width))
+        p_entry = memory.squares + (MIXED + register) * memory.square + i * n.width + j
+        put(p_entry, total, own.m_task & (i < n.width) & (j < n.width))
 
 
 @triton.jit
-def load_coefficient(coefficient, index, rows, width, row, column, TOKENS: tl.constexpr):
-    """One (rows or 1, width) entry of a coefficient, (1, ROWS or 1, BLOCK)."""
-    if TOKENS:
-        own = coefficient + tl.cast(index, tl.int64) * rows * width
-        values = tl.load(own + row * width + column, mask=(row < rows) & (column < width), other=0.0)
-    else:
-        own = coefficient + tl.cast(index, tl.int64) * width
-        values = tl.load(own + column, mask=column < width, other=0.0)
-    return values
-
-
-@triton.jit
-def load_past(past, which, register, rows, width, entry, mask, ACC: tl.constexpr):
+def load_past(i_past, register, o_entry, m_entry, own, n, ACC: tl.constexpr):
     """Entries of a register from before the first layer, which has the tokens' dtype."""
-    pointer, slot = past
-    own = pointer + which * slot + register * rows * width
-    return tl.load(own + entry, mask=mask, other=0.0).to(ACC)
+    p_register = own.past + i_past * own.past_slot + register * n.rows * n.width
+    return tl.load(p_register + o_entry, mask=m_entry, other=0.0).to(ACC)
 
 
 @triton.jit
-def run_layers(
-    states,
-    state_slot,
-    registers,
-    squares,
-    past,
-    parameters,
-    sizes,
-    count,
-    valid_from,
-    live,
-    SPACE: tl.constexpr,
-    RULE: tl.constexpr,
-    GAMMA_TOKENS: tl.constexpr,
-    BETA: tl.constexpr,
-    BETA_TOKENS: tl.constexpr,
-    PAST: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """All layers from the state in `states`; state l goes to its slot l, or all to one where `state_slot` is 0.
+def load_gamma(t, index, tile, n, C: tl.constexpr):
+    """One entry of gamma, at a tile's entries or columns."""
+    return load_coefficient(t.gamma, index, n.rows, n.width, tile.entries, C.GAMMA_TOKENS)
 
-    past: (pointer, slot) of registers from before the first layer. Rows that are neither context nor at or past
-    `valid_from` are padding, whose registers are zero.
+
+@triton.jit
+def load_beta(t, index, tile, n, C: tl.constexpr):
+    """One entry of beta, at a tile's entries or columns."""
+    return load_coefficient(t.beta, index, n.rows, n.width, tile.entries, C.BETA_TOKENS)
+
+
+@triton.jit
+def new_register(t, state, first, layer, register, tile, memory, own, n, C: tl.constexpr):
+    """A layer's register at a tile, stored."""
+    fresh = product(
+        (state + first * n.width, n.width, 1),
+        (memory.squares + (MIXED + register) * memory.square, n.width, 1),
+        (own.m_task, n.rows - first, n.width, n.width, n.width),
+        C.ROWS,
+        C.BLOCK,
+        C,
+    )
+    if C.SPACE == "token":
+        fresh = tl.where((tile.i_row < own.count) | (tile.i_row >= n.valid_from), fresh, 0.0)
+    index = layer * n.kept + register
+    p_register = memory.registers + index * memory.slot + tile.o_entry
+    if t.beta is not None:
+        decay = load_beta(t, index, tile, n, C)
+        before = tl.load(p_register - n.kept * memory.slot, mask=tile.m_entry & (layer > 0), other=0.0)
+        if C.PAST:
+            m_first = tile.m_entry & (layer == 0)
+            before += load_past(n.depth - 1, register, tile.o_entry, m_first, own, n, C.ACC)
+        fresh += decay * before
+    tl.store(p_register, fresh, mask=tile.m_entry)
+    return fresh
+
+
+@triton.jit
+def run_layers(t, memory, own, n, C: tl.constexpr):
+    """All layers from the first state; states go to scratch, each to a slot of its own or all to one.
+
+    Rows that are neither context nor at or past `valid_from` are padding, whose registers are zero.
     """
-    q, p, gamma, beta = parameters
-    rows, width, layers, heads, kept, depth, context = sizes
-    tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = tl.cast(TASKS * width * width, tl.int64)
-    column = tl.arange(0, BLOCK)[None, None, :]
-    for layer in range(layers):
-        state = states + layer * state_slot
-        put_gram(squares, state, count, context, live, width, SPACE, TASKS, BLOCK, CHUNK, ACC, PRECISION)
-        matrices = tl.cast(layer * heads, tl.int64) * width * width
-        put_mixed(squares, q + matrices, p + matrices, heads, kept, live, width, TASKS, BLOCK, CHUNK, ACC, PRECISION)
-        for first in range(0, rows, ROWS):
-            row = first + tl.arange(0, ROWS)[None, :, None]
-            mask = live & (row < rows) & (column < width)
-            entry = row * width + column
-            moved = tl.load(state + entry, mask=mask, other=0.0)
-            for register in range(kept):
-                fresh = product(
-                    (state + first * width, width, 1),
-                    (squares + (MIXED + register) * size, width, 1),
-                    (live, rows - first, width, width, width),
-                    TASKS,
-                    ROWS,
-                    BLOCK,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-                if SPACE == "token":
-                    fresh = tl.where((row < count) | (row >= valid_from), fresh, 0.0)
-                own = registers + (layer * kept + register) * tall + entry
-                if BETA:
-                    decay = load_coefficient(beta, layer * kept + register, rows, width, row, column, BETA_TOKENS)
-                    before = tl.load(own - kept * tall, mask=mask & (layer > 0), other=0.0)
-                    if PAST:
-                        before += load_past(past, depth - 1, register, rows, width, entry, mask & (layer == 0), ACC)
-                    fresh += decay * before
-                tl.store(own, fresh, mask=mask)
-                total = layers + depth
-                if RULE == 0:
+    shared = tl.zeros((C.TASKS, 1, 1), tl.int32)
+    total = n.layers + n.depth
+    for layer in range(n.layers):
+        state = memory.states + layer * memory.state_slot
+        put_gram(state, memory, own, n, C)
+        matrices = tl.cast(layer * n.heads, tl.int64) * n.width * n.width
+        put_mixed(t.q + shared + matrices, t.p + shared + matrices, memory, own, n, C)
+        for first in range(0, n.rows, C.ROWS):
+            tile = row_tile(first, own.m_task, n, C)
+            moved = tl.load(state + tile.o_entry, mask=tile.m_entry, other=0.0)
+            for register in range(n.kept):
+                fresh = new_register(t, state, first, layer, register, tile, memory, own, n, C)
+                if C.RULE == 0:
                     moved += fresh
                 else:
-                    index = layer if RULE == 1 else layer * total + depth + layer
-                    moved += fresh * load_coefficient(
-                        gamma, index * kept + register, rows, width, row, column, GAMMA_TOKENS
-                    )
-                if RULE == 2:
+                    i_own = layer if C.RULE == 1 else layer * total + n.depth + layer
+                    moved += fresh * load_gamma(t, i_own * n.kept + register, tile, n, C)
+                if C.RULE == 2:
                     for earlier in range(layer):
-                        index = (layer * total + depth + earlier) * kept + register
-                        weight = load_coefficient(gamma, index, rows, width, row, column, GAMMA_TOKENS)
-                        at = registers + (earlier * kept + register) * tall + entry
-                        moved += weight * tl.load(at, mask=mask, other=0.0)
-                    if PAST:
-                        for earlier in range(depth):
-                            index = (layer * total + earlier) * kept + register
-                            weight = load_coefficient(gamma, index, rows, width, row, column, GAMMA_TOKENS)
-                            moved += weight * load_past(past, earlier, register, rows, width, entry, mask, ACC)
-            put(state + state_slot + entry, moved, mask)
+                        weight = load_gamma(t, (layer * total + n.depth + earlier) * n.kept + register, tile, n, C)
+                        p_earlier = memory.registers + (earlier * n.kept + register) * memory.slot + tile.o_entry
+                        moved += weight * tl.load(p_earlier, mask=tile.m_entry, other=0.0)
+                    if C.PAST:
+                        for earlier in range(n.depth):
+                            weight = load_gamma(t, (layer * total + earlier) * n.kept + register, tile, n, C)
+                            moved += weight * load_past(earlier, register, tile.o_entry, tile.m_entry, own, n, C.ACC)
+            put(state + memory.state_slot + tile.o_entry, moved, tile.m_entry)

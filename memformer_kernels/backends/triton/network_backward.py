@@ -10,353 +10,240 @@ scratch, then walks them back. With U_l the gradient of X_{l+1}:
 Parameter gradients are added up task by task in the chunk's own partial sum.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from memformer_kernels.backends.triton.launch import launch, scratch_of
 from memformer_kernels.backends.triton.layer_gradients import (
     add_matrix_gradients,
     put_register_gradients,
     put_state_gradient,
 )
-from memformer_kernels.backends.triton.layers import INITIAL_GRAD, put_gram, put_mixed, run_layers
-from memformer_kernels.backends.triton.network import put_first_state, read_queries
+from memformer_kernels.backends.triton.layers import (
+    INITIAL_GRAD,
+    Memory,
+    own_tasks,
+    put_gram,
+    put_mixed,
+    run_layers,
+    shape_of,
+    slots_of,
+)
+from memformer_kernels.backends.triton.network import Recurrence, put_first_state, read_queries
 from memformer_kernels.backends.triton.state_gradients import (
     add_prediction_gradient,
     put_last_gradient,
+    store_matrix_gradient,
     store_token_gradient,
 )
-from memformer_kernels.backends.triton.tiles import inner, load_counts, put, wide
+from memformer_kernels.backends.triton.sums import Partials
+from memformer_kernels.backends.triton.tiles import inner, put, wide
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch",
-        "tokens",
-        "context",
-        "rows",
-        "layers",
-        "heads",
-        "kept",
-        "depth",
-        "queries",
-        "outputs",
-        "valid_from",
-        "predicted",
-    ]
-)
+class OutGradients(NamedTuple):
+    """Gradients of Z_L (B, N, D), in whose place z stands for predictions, and of the last register or None."""
+
+    tokens: Tensor
+    register: Tensor | None
+
+
+class TaskGradients(NamedTuple):
+    """Gradients of z (B, N, D) or None, of G_0 (B, D, D) where that is given, and of past registers or z for none."""
+
+    z: Tensor | None
+    matrix: Tensor | None
+    past: Tensor
+
+
+@triton.jit
+def put_error(squared, t, error, target, strides, predicted, memory, own, n, C: tl.constexpr):
+    """Stores the gradient of the mean squared error of the last state's predictions; squared plus their squares."""
+    for first in range(0, n.queries, C.QUERIES):
+        i_query = first + tl.arange(0, C.QUERIES)
+        m_query = own.m_task & (i_query < n.queries)[None, None, :]
+        values = read_queries(t, memory.states + n.layers * memory.slot, i_query, strides, own, n, C)
+        o_query = own.i_task * n.queries + i_query[None, None, :]
+        wanted = tl.load(target + o_query, mask=m_query, other=0.0).to(C.ACC)
+        difference = tl.where(m_query, values[:, None, :] - wanted, 0.0)
+        squared += inner(difference, difference, 2)
+        put(error + o_query, 2 * difference / tl.cast(predicted, C.ACC), m_query)
+    return squared
+
+
+@triton.jit
+def run_layers_back(t, error, register_out_grad, grads, partial, strides, memory, own, n, C: tl.constexpr):
+    """All layers back: gradients of the states stay in scratch, those of parameters join `partial`."""
+    shared = tl.zeros((C.TASKS, 1, 1), tl.int32)
+    NEED_INITIAL: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
+    past_grad = grads.past + own.i_task * n.kept * n.rows * n.width
+    for back in range(n.layers):
+        layer = n.layers - 1 - back
+        state = memory.states + layer * memory.slot
+        grad = memory.grads + (layer + 1) * memory.slot
+        if not C.STACK and back < n.outputs:
+            add_prediction_gradient(t, error, grad, n.outputs - 1 - back, strides, own, n, C)
+        put_gram(state, memory, own, n, C)
+        matrices = tl.cast(layer * n.heads, tl.int64) * n.width * n.width
+        q = t.q + shared + matrices
+        p = t.p + shared + matrices
+        # W^T from (P, Q), since what the state's gradient is multiplied by is W transposed.
+        put_mixed(p, q, memory, own, n, C)
+        put_register_gradients(t, register_out_grad, past_grad, partial, layer, memory, own, n, C)
+        add_matrix_gradients(partial, layer, state, q, p, NEED_INITIAL, memory, own, n, C)
+        put_state_gradient(state, grad, memory.grads + layer * memory.slot, memory, own, n, C)
+
+
+@triton.jit(do_not_specialize=["sizes", "depths", "ends", "predicted"])
 def network_backward_kernel(
-    z,
-    matrix,
-    lengths,
-    past,
-    q,
-    p,
-    gamma,
-    beta,
+    t,
     error,
     target,
-    z_out_grad,
-    register_out_grad,
-    z_grad,
-    matrix_grad,
-    past_grad,
+    out_grads,
+    grads,
     partials,
     scratch,
-    z_task,
-    z_row,
-    z_column,
-    past_slot,
-    batch,
-    tokens,
-    context,
-    rows,
+    strides,
+    sizes,
     width,
-    layers,
-    heads,
-    kept,
-    depth,
-    queries,
-    outputs,
-    valid_from,
+    depths,
+    ends,
     scratch_size,
     partial_size,
     predicted,
-    SPACE: tl.constexpr,
-    STACK: tl.constexpr,
-    LOSS: tl.constexpr,
-    P_GRAD: tl.constexpr,
-    RULE: tl.constexpr,
-    GAMMA_TOKENS: tl.constexpr,
-    BETA_TOKENS: tl.constexpr,
-    PAST: tl.constexpr,
-    TASKS: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    QUERIES: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
+    C: tl.constexpr,
 ):
     """Gradients from that of Z_L (and of the last register), from those of predictions, or of the squared errors.
 
     A chunk's partial sum holds the gradients of q, of p where P_GRAD, of gamma and beta and, for the loss, the sum of
-    squares. matrix_grad (B, D, D) is the gradient of G_0 where that was given. For the loss `error` (1, B, queries)
-    receives 2 (prediction - target) / predicted. Scratch: states (L + 1), gradients (L + 1), registers (L, R), register
-    gradients (R), D-by-D slots.
+    squares. For the loss `error` (1, B, queries) receives 2 (prediction - target) / predicted. Scratch: states (L + 1),
+    gradients (L + 1), registers (L, R), register gradients (R), D-by-D slots.
     """
-    strides = wide((z_task, z_row, z_column))
-    sizes = (rows, width, layers, heads, kept, depth, context)
-    BETA: tl.constexpr = beta is not None
-    lane = tl.arange(0, TASKS)[:, None, None]
-    tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = tl.cast(TASKS * width * width, tl.int64)
-    memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    states = memory + lane * rows * width
-    grads = states + (layers + 1) * tall
-    registers = grads + (layers + 1) * tall
-    register_grads = registers + layers * kept * tall
-    slots = memory + (2 * layers + 2 + layers * kept + kept) * tall
-    squares = slots + lane * width * width
-    shared = tl.zeros((TASKS, 1, 1), tl.int32)
-    i = tl.arange(0, BLOCK)[None, :, None]
-    column = tl.arange(0, BLOCK)[None, None, :]
-    parameters = (q + shared, p + shared, gamma, beta)
-    past_slot = tl.cast(past_slot, tl.int64)
-    for chunk in range(tl.program_id(0), tl.cdiv(batch, LANES), tl.num_programs(0)):
-        first_task = tl.cast(chunk, tl.int64) * LANES
+    z_strides = wide((strides.task, strides.row, strides.column))
+    n = shape_of(sizes, width, depths, ends)
+    lane = tl.arange(0, C.TASKS)[:, None, None]
+    slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
+    square = tl.cast(C.TASKS * width * width, tl.int64)
+    program = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
+    slots = slots_of(n.layers, n.kept, n.layers + 1, n.layers + 1)
+    states = program + lane * n.rows * width
+    squares = program + slots.end * slot + lane * width * width
+    memory = Memory(
+        states,
+        states + slots.grads * slot,
+        states + slots.registers * slot,
+        states + slots.register_grads * slot,
+        squares,
+        slot,
+        square,
+        slot,
+    )
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    column = tl.arange(0, C.BLOCK)[None, None, :]
+    for chunk in range(tl.program_id(0), tl.cdiv(n.batch, C.LANES), tl.num_programs(0)):
+        first_task = tl.cast(chunk, tl.int64) * C.LANES
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        lanes_live = tl.minimum(batch - first_task, LANES).to(tl.int32)
-        squared = tl.zeros((TASKS, 1), ACC)
-        for step in range(tl.cdiv(lanes_live, TASKS)):
-            task = first_task + step * TASKS + lane
-            live = task < batch
-            count = load_counts(lengths, task, context, live)
-            put_first_state(
-                z,
-                matrix,
-                states,
-                squares,
-                task,
-                strides,
-                sizes,
-                count,
-                valid_from,
-                live,
-                SPACE,
-                TASKS,
-                BLOCK,
-                ROWS,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
-            own_past = past + task * kept * rows * width
-            own_past_grad = past_grad + task * kept * rows * width
-            run_layers(
-                states,
-                tall,
-                registers,
-                squares,
-                (own_past, past_slot),
-                parameters,
-                sizes,
-                count,
-                valid_from,
-                live,
-                SPACE,
-                RULE,
-                GAMMA_TOKENS,
-                BETA,
-                BETA_TOKENS,
-                PAST,
-                TASKS,
-                BLOCK,
-                ROWS,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
-            if LOSS:
-                for first in range(0, queries, QUERIES):
-                    asked = first + tl.arange(0, QUERIES)
-                    mask = live & (asked < queries)[None, None, :]
-                    values = read_queries(
-                        z,
-                        states + layers * tall,
-                        task,
-                        asked,
-                        strides,
-                        tokens,
-                        queries,
-                        width,
-                        live,
-                        SPACE,
-                        BLOCK,
-                        ACC,
-                    )
-                    at = task * queries + asked[None, None, :]
-                    wanted = tl.load(target + at, mask=mask, other=0.0).to(ACC)
-                    missed = tl.where(mask, values[:, None, :] - wanted, 0.0)
-                    squared += inner(missed, missed, 2)
-                    put(error + at, 2 * missed / tl.cast(predicted, ACC), mask)
-            put_last_gradient(
-                z,
-                z_out_grad,
-                grads + layers * tall,
-                task,
-                strides,
-                tokens,
-                rows,
-                width,
-                live,
-                SPACE,
-                STACK,
-                TASKS,
-                BLOCK,
-                ROWS,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
-            if SPACE == "gram":
-                empty = tl.zeros((TASKS, BLOCK, BLOCK), ACC)
-                put(
-                    squares + INITIAL_GRAD * size + i * width + column,
-                    empty,
-                    live & (i < width) & (column < width),
-                )
-            for back in range(layers):
-                layer = layers - 1 - back
-                state = states + layer * tall
-                grad = grads + (layer + 1) * tall
-                if not STACK and back < outputs:
-                    add_prediction_gradient(
-                        z,
-                        error,
-                        grad,
-                        outputs - 1 - back,
-                        task,
-                        strides,
-                        batch,
-                        tokens,
-                        queries,
-                        rows,
-                        width,
-                        live,
-                        SPACE,
-                        TASKS,
-                        BLOCK,
-                        QUERIES,
-                        ACC,
-                    )
-                put_gram(squares, state, count, context, live, width, SPACE, TASKS, BLOCK, CHUNK, ACC, PRECISION)
-                matrices = tl.cast(layer * heads, tl.int64) * width * width
-                # W^T from (P, Q), since what the state's gradient is multiplied by is W transposed.
-                put_mixed(
-                    squares,
-                    p + shared + matrices,
-                    q + shared + matrices,
-                    heads,
-                    kept,
-                    live,
-                    width,
-                    TASKS,
-                    BLOCK,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-                put_register_gradients(
-                    partial,
-                    layer,
-                    grads,
-                    registers,
-                    register_grads,
-                    register_out_grad,
-                    (own_past, own_past_grad, past_slot),
-                    gamma,
-                    beta,
-                    task,
-                    sizes,
-                    live,
-                    P_GRAD,
-                    RULE,
-                    GAMMA_TOKENS,
-                    BETA,
-                    BETA_TOKENS,
-                    PAST,
-                    TASKS,
-                    BLOCK,
-                    ROWS,
-                    ACC,
-                )
-                add_matrix_gradients(
-                    partial,
-                    layer,
-                    state,
-                    register_grads,
-                    squares,
-                    q + shared + matrices,
-                    p + shared + matrices,
-                    sizes,
-                    count,
-                    live,
-                    SPACE,
-                    P_GRAD,
-                    (z_grad is not None) or (matrix_grad is not None),
-                    TASKS,
-                    BLOCK,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-                put_state_gradient(
-                    state,
-                    grad,
-                    grads + layer * tall,
-                    register_grads,
-                    squares,
-                    sizes,
-                    count,
-                    live,
-                    SPACE,
-                    TASKS,
-                    BLOCK,
-                    ROWS,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-            if z_grad is not None:
-                store_token_gradient(
-                    z,
-                    z_grad,
-                    z_out_grad,
-                    error,
-                    states,
-                    grads,
-                    squares,
-                    task,
-                    strides,
-                    sizes,
-                    count,
-                    valid_from,
-                    (batch, tokens, queries, outputs),
-                    live,
-                    SPACE,
-                    STACK,
-                    TASKS,
-                    BLOCK,
-                    ROWS,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-            if matrix_grad is not None:
-                square = live & (i < width) & (column < width)
-                initial = tl.load(squares + INITIAL_GRAD * size + i * width + column, mask=square, other=0.0)
-                tl.store(matrix_grad + task * width * width + i * width + column, initial, mask=square)
+        lanes_live = tl.minimum(n.batch - first_task, C.LANES).to(tl.int32)
+        squared = tl.zeros((C.TASKS, 1), C.ACC)
+        for step in range(tl.cdiv(lanes_live, C.TASKS)):
+            own = own_tasks(t, first_task + step * C.TASKS + lane, strides.past, n)
+            put_first_state(t, z_strides, memory, own, n, C)
+            run_layers(t, memory, own, n, C)
+            if C.LOSS:
+                squared = put_error(squared, t, error, target, z_strides, predicted, memory, own, n, C)
+            put_last_gradient(t, out_grads.tokens, memory.grads + n.layers * slot, z_strides, own, n, C)
+            if C.SPACE == "gram":
+                empty = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
+                p_initial = squares + INITIAL_GRAD * square + i * width + column
+                put(p_initial, empty, own.m_task & (i < width) & (column < width))
+            run_layers_back(t, error, out_grads.register, grads, partial, z_strides, memory, own, n, C)
+            if grads.z is not None:
+                store_token_gradient(t, grads.z, out_grads.tokens, error, z_strides, memory, own, n, C)
+            if grads.matrix is not None:
+                store_matrix_gradient(grads.matrix, memory, own, n, C)
             tl.debug_barrier()
-        if LOSS:
+        if C.LOSS:
             tl.store(partial + partial_size - 1, tl.sum(tl.sum(squared, 1), 0))
+
+
+class Gradients(NamedTuple):
+    """Of z, matrix, past, dense q and p, gamma and beta (in their arguments' shapes); the sum of squared errors."""
+
+    z: Tensor | None
+    matrix: Tensor | None
+    past: Tensor | None
+    q: Tensor
+    p: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    squares: Tensor
+
+
+def tokens_backward(recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool) -> Gradients:
+    """Gradients from that of Z_L, and for a single layer from that of its register; that of z has z's dtype."""
+    return _backward(recurrence, 0, 1, need_z, recurrence.z.dtype, out_grads=(grad, register_grad))[0]
+
+
+def predictions_backward(recurrence: Recurrence, error: Tensor, need_z: bool) -> Gradients:
+    """Gradients from those of the predictions (outputs, B, queries)."""
+    outputs, _, queries = error.shape
+    return _backward(recurrence, queries, outputs, need_z, recurrence.z.dtype, error=error)[0]
+
+
+def squared_errors(recurrence: Recurrence, target: Tensor, need_z: bool) -> tuple[Gradients, Tensor]:
+    """Gradients of the mean squared error to target (B, queries), and that of the predictions, (1, B, queries)."""
+    return _backward(recurrence, target.shape[1], 1, need_z, recurrence.q.dtype, target=target)
+
+
+def _backward(
+    recurrence: Recurrence,
+    queries: int,
+    outputs: int,
+    need_z: bool,
+    z_dtype: torch.dtype,
+    error: Tensor | None = None,
+    target: Tensor | None = None,
+    out_grads: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Gradients, Tensor]:
+    z, q, past, gamma, beta = recurrence.z, recurrence.q, recurrence.past, recurrence.gamma, recurrence.beta
+    batch, states, lanes = z.shape[0], q.shape[0] + 1, recurrence.config.lanes
+    if error is None:
+        error = q.new_empty((1, batch, queries))
+    z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
+    matrix_grad = None if recurrence.matrix is None else torch.empty_like(recurrence.matrix)
+    past_grad = None if past is None else torch.empty_like(past)
+    p_numbers = q.numel() if recurrence.p_grad else 0
+    partials = Partials(q, batch, lanes, [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1])
+    size = recurrence.scratch_size(states, states)
+    programs, scratch = scratch_of(q, partials.chunks, size)
+    arguments = recurrence.arguments(queries, outputs, stack=out_grads is not None)
+    arguments["C"] = arguments["C"]._replace(LOSS=target is not None, P_GRAD=recurrence.p_grad, LANES=lanes)
+    if batch:
+        launch(
+            network_backward_kernel,
+            programs,
+            error=error,
+            target=target,
+            out_grads=OutGradients(*(out_grads or (z, None))),
+            grads=TaskGradients(z_grad, matrix_grad, z if past_grad is None else past_grad),
+            partials=partials.values,
+            scratch=scratch,
+            scratch_size=size,
+            partial_size=partials.size,
+            predicted=max(error.numel(), 1),
+            **arguments,
+        )
+    q_grad, p_grad, gamma_grad, beta_grad, squares = partials.totals()
+    return Gradients(
+        z_grad,
+        matrix_grad,
+        past_grad,
+        q_grad.view(q.shape),
+        p_grad.view(q.shape) if recurrence.p_grad else None,
+        gamma.gradient(gamma_grad),
+        beta.gradient(beta_grad),
+        squares[0],
+    ), error

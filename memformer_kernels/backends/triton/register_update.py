@@ -7,6 +7,7 @@ more.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,147 +22,136 @@ _ENTRIES = 4096
 """Of a tile: 32 registers of 128 threads for each of the gradient, a register and their product."""
 
 
+class Sizes(NamedTuple):
+    """Of the matrix (rows, columns), whose rows repeat gamma's `middle` entries, and its tiles from left to right."""
+
+    rows: int
+    columns: int
+    middle: int
+    column_blocks: int
+
+
+class Constants(NamedTuple):
+    """COUNT: registers. FOLLOWS: gamma goes along columns, not along rows. ROWS, COLUMNS: of a tile."""
+
+    COUNT: int
+    FOLLOWS: bool
+    ROWS: int
+    COLUMNS: int
+    ACC: tl.dtype
+
+
+class Tile(NamedTuple):
+    """Offsets of entries and of their coefficients within gamma_j, and which of both exist."""
+
+    o_entry: Any
+    m_entry: Any
+    o_weight: Any
+    m_weight: Any
+
+
 @triton.jit
-def tile(rows, columns, middle, column_blocks, ROWS: tl.constexpr, COLUMNS: tl.constexpr, FOLLOWS: tl.constexpr):
-    """Offsets of a tile's entries, where they are inside, and the places of their coefficients in gamma_j."""
-    row = tl.cast(tl.program_id(0) // column_blocks, tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.cast(tl.program_id(0) % column_blocks, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    if FOLLOWS:
-        weight = column
-        weighed = column < columns
-    else:
-        weight = row % middle
-        weighed = row < rows
-    return row * columns + column, (row < rows) & (column < columns), weight, weighed
+def owned_tile(sizes, C: tl.constexpr):
+    """The tile of this program."""
+    i_row = tl.cast(tl.program_id(0) // sizes.column_blocks, tl.int64) * C.ROWS + tl.arange(0, C.ROWS)[:, None]
+    i_column = tl.cast(tl.program_id(0) % sizes.column_blocks, tl.int64) * C.COLUMNS + tl.arange(0, C.COLUMNS)[None, :]
+    o_weight = i_column if C.FOLLOWS else i_row % sizes.middle
+    m_weight = i_column < sizes.columns if C.FOLLOWS else i_row < sizes.rows
+    o_entry = i_row * sizes.columns + i_column
+    return Tile(o_entry, (i_row < sizes.rows) & (i_column < sizes.columns), o_weight, m_weight)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "middle", "column_blocks"])
-def update_kernel(
-    z,
-    registers,
-    gamma,
-    out,
-    rows,
-    columns,
-    middle,
-    column_blocks,
-    COUNT: tl.constexpr,
-    FOLLOWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["sizes"])
+def update_kernel(z, registers, gamma, out, sizes, C: tl.constexpr):
     """out = z + sum_j gamma_j * R_j."""
-    at, inside, weight, weighed = tile(rows, columns, middle, column_blocks, ROWS, COLUMNS, FOLLOWS)
-    total = tl.load(z + at, mask=inside, other=0.0).to(ACC)
-    for j in tl.static_range(COUNT):
-        coefficient = tl.load(gamma + j * tl.cast(middle, tl.int64) + weight, mask=weighed, other=0.0).to(ACC)
-        total += coefficient * tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
-    tl.store(out + at, total, mask=inside)
+    tile = owned_tile(sizes, C)
+    total = tl.load(z + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
+    for j in tl.static_range(C.COUNT):
+        p_weight = gamma + j * tl.cast(sizes.middle, tl.int64) + tile.o_weight
+        weight = tl.load(p_weight, mask=tile.m_weight, other=0.0).to(C.ACC)
+        total += weight * tl.load(registers[j] + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
+    tl.store(out + tile.o_entry, total, mask=tile.m_entry)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "middle", "column_blocks"])
-def update_backward_kernel(
-    grad,
-    registers,
-    gamma,
-    outs,
-    partials,
-    rows,
-    columns,
-    middle,
-    column_blocks,
-    COUNT: tl.constexpr,
-    FOLLOWS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ACC: tl.constexpr,
-):
+@triton.jit(do_not_specialize=["sizes"])
+def update_backward_kernel(grad, registers, gamma, outs, partials, sizes, C: tl.constexpr):
     """outs: gradients of the registers. partials: (row blocks, J, columns) or (column blocks, J, rows)."""
-    at, inside, weight, weighed = tile(rows, columns, middle, column_blocks, ROWS, COLUMNS, FOLLOWS)
-    own = tl.load(grad + at, mask=inside, other=0.0).to(ACC)
-    for j in tl.static_range(COUNT):
-        coefficient = tl.load(gamma + j * tl.cast(middle, tl.int64) + weight, mask=weighed, other=0.0).to(ACC)
-        tl.store(outs[j] + at, coefficient * own, mask=inside)
-        register = tl.load(registers[j] + at, mask=inside, other=0.0).to(ACC)
-        if FOLLOWS:
-            block = tl.cast(tl.program_id(0) // column_blocks, tl.int64)
-            column = tl.cast(tl.program_id(0) % column_blocks, tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-            to = partials + (block * COUNT + j) * columns + column
-            tl.store(to, inner(own, register, 0), mask=column < columns)
+    tile = owned_tile(sizes, C)
+    own = tl.load(grad + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
+    for j in tl.static_range(C.COUNT):
+        p_weight = gamma + j * tl.cast(sizes.middle, tl.int64) + tile.o_weight
+        weight = tl.load(p_weight, mask=tile.m_weight, other=0.0).to(C.ACC)
+        tl.store(outs[j] + tile.o_entry, weight * own, mask=tile.m_entry)
+        register = tl.load(registers[j] + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
+        i_row_block = tl.cast(tl.program_id(0) // sizes.column_blocks, tl.int64)
+        i_column_block = tl.cast(tl.program_id(0) % sizes.column_blocks, tl.int64)
+        if C.FOLLOWS:
+            i_column = i_column_block * C.COLUMNS + tl.arange(0, C.COLUMNS)
+            p_partial = partials + (i_row_block * C.COUNT + j) * sizes.columns + i_column
+            tl.store(p_partial, inner(own, register, 0), mask=i_column < sizes.columns)
         else:
-            block = tl.cast(tl.program_id(0) % column_blocks, tl.int64)
-            row = tl.cast(tl.program_id(0) // column_blocks, tl.int64) * ROWS + tl.arange(0, ROWS)
-            to = partials + (block * COUNT + j) * rows + row
-            tl.store(to, inner(own, register, 1), mask=row < rows)
+            i_row = i_row_block * C.ROWS + tl.arange(0, C.ROWS)
+            p_partial = partials + (i_column_block * C.COUNT + j) * sizes.rows + i_row
+            tl.store(p_partial, inner(own, register, 1), mask=i_row < sizes.rows)
 
 
-class _Shape:
-    """The matrix that a program's tile is of, for tokens (A, M, C)."""
+class _Plan(NamedTuple):
+    """What both kernels are told of tokens (A, M, C), and how many programs share them."""
 
-    def __init__(self, z: Tensor) -> None:
-        before, self.middle, after = z.shape
-        self.follows = after == 1
-        self.rows, self.columns = (before, self.middle) if self.follows else (before * self.middle, after)
-        widest = 64 if self.follows else _ENTRIES if self.rows < 4 else 1024
-        self.tile_columns = min(int(triton.next_power_of_2(max(self.columns, 1))), widest)
-        self.tile_rows = min(int(triton.next_power_of_2(max(self.rows, 1))), _ENTRIES // self.tile_columns)
-        self.row_blocks = triton.cdiv(self.rows, self.tile_rows)
-        self.column_blocks = triton.cdiv(self.columns, self.tile_columns)
+    programs: int
+    sizes: Sizes
+    constants: Constants
 
-    @property
-    def programs(self) -> int:
-        return int(self.row_blocks * self.column_blocks)
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return self.rows, self.columns, self.middle, self.column_blocks
+def _plan(z: Tensor, registers: Sequence[Tensor]) -> _Plan:
+    before, middle, after = z.shape
+    follows = after == 1
+    rows, columns = (before, middle) if follows else (before * middle, after)
+    widest = 64 if follows else _ENTRIES if rows < 4 else 1024
+    tile_columns = min(int(triton.next_power_of_2(max(columns, 1))), widest)
+    tile_rows = min(int(triton.next_power_of_2(max(rows, 1))), _ENTRIES // tile_columns)
+    column_blocks = triton.cdiv(columns, tile_columns)
+    constants = Constants(len(registers), follows, tile_rows, tile_columns, triton_type(compute_dtype(z)))
+    return _Plan(triton.cdiv(rows, tile_rows) * column_blocks, Sizes(rows, columns, middle, column_blocks), constants)
 
 
 def update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
     """The updated tokens (A, M, C), in z's dtype."""
-    shape = _Shape(z)
+    programs, sizes, constants = _plan(z, registers)
     out = torch.empty_like(z, memory_format=torch.contiguous_format)
     if out.numel():
         launch(
             update_kernel,
-            shape.programs,
-            z.contiguous(),
-            tuple(register.contiguous() for register in registers),
-            gamma.contiguous(),
-            out,
-            *shape.sizes,
-            COUNT=len(registers),
-            FOLLOWS=shape.follows,
-            ROWS=shape.tile_rows,
-            COLUMNS=shape.tile_columns,
-            ACC=triton_type(compute_dtype(z)),
+            programs,
+            z=z.contiguous(),
+            registers=tuple(register.contiguous() for register in registers),
+            gamma=gamma.contiguous(),
+            out=out,
+            sizes=sizes,
+            C=constants,
         )
     return out
 
 
 def update_backward(grad: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> list[Tensor]:
     """Gradients of the registers and of gamma."""
-    shape, count = _Shape(grad), len(registers)
+    programs, sizes, constants = _plan(grad, registers)
     outs = tuple(torch.empty_like(grad, memory_format=torch.contiguous_format) for _ in registers)
     if grad.numel() == 0:
         return [*outs, torch.zeros_like(gamma)]
-    across, along = (shape.row_blocks, shape.columns) if shape.follows else (shape.column_blocks, shape.rows)
-    partials = grad.new_empty((across, count, along), dtype=compute_dtype(grad))
+    row_blocks = programs // sizes.column_blocks
+    across, along = (row_blocks, sizes.columns) if constants.FOLLOWS else (sizes.column_blocks, sizes.rows)
+    partials = grad.new_empty((across, constants.COUNT, along), dtype=compute_dtype(grad))
     launch(
         update_backward_kernel,
-        shape.programs,
-        grad.contiguous(),
-        tuple(register.contiguous() for register in registers),
-        gamma.contiguous(),
-        outs,
-        partials,
-        *shape.sizes,
-        COUNT=count,
-        FOLLOWS=shape.follows,
-        ROWS=shape.tile_rows,
-        COLUMNS=shape.tile_columns,
-        ACC=triton_type(partials.dtype),
+        programs,
+        grad=grad.contiguous(),
+        registers=tuple(register.contiguous() for register in registers),
+        gamma=gamma.contiguous(),
+        outs=outs,
+        partials=partials,
+        sizes=sizes,
+        C=constants,
     )
-    total = partials.view(across, count, -1, shape.middle).sum((0, 2), dtype=torch.float64)
+    total = partials.view(across, constants.COUNT, -1, sizes.middle).sum((0, 2), dtype=torch.float64)
     return [*outs, total.to(gamma.dtype)]

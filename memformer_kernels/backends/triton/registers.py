@@ -8,157 +8,284 @@ backward of LANES consecutive ones, whose coefficient gradients it adds up in it
 every U_k (once for each head) is read once, every result written once: all is memory traffic.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from memformer_kernels.backends.triton.tiles import add_to, inner, wide
+from memformer_kernels.backends.triton import sums
+from memformer_kernels.backends.triton.coefficients import Entries, add_to_coefficient, load_coefficient
+from memformer_kernels.backends.triton.launch import launch
+from memformer_kernels.backends.triton.tiles import inner, wide
+
+TILE_NUMBERS = 2048
+"""Numbers of a tile: 16 registers of 128 threads for each of the half dozen tiles that a program holds."""
+
+WIDEST_TILE = 128
+
+
+class Update(NamedTuple):
+    """Tensors of the forward; gamma (earlier + 1, R, M or 1, D), the last of which weights the new register."""
+
+    state: Tensor
+    fresh: Tensor
+    before: Tensor | None
+    kept: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    register: Tensor
+    moved: Tensor
+
+
+class Backward(NamedTuple):
+    """Tensors of the backward; gamma (later, R, M or 1, D). direct: what reaches the register itself."""
+
+    updates: Tensor
+    register: Tensor
+    gamma: Tensor | None
+    carried: Tensor | None
+    beta: Tensor | None
+    direct: Tensor | None
+    grad: Tensor
+    gamma_partials: Tensor | None
+    beta_partials: Tensor | None
+
+
+class UpdateStrides(NamedTuple):
+    """Of the state (B, M, D), and from one kept register to the next."""
+
+    task: int
+    row: int
+    column: int
+    slot: int
+
+
+class PartialSizes(NamedTuple):
+    """From one partial sum of gamma or beta to the next."""
+
+    gamma: int
+    beta: int
+
+
+class Counts(NamedTuple):
+    """Registers R a layer, and kept registers or updates."""
+
+    heads: int
+    others: int
+
+
+class Constants(NamedTuple):
+    """LANES: tasks of a partial sum. ROWS, BLOCK: of a tile."""
+
+    GAMMA_TOKENS: bool
+    BETA_TOKENS: bool
+    LANES: int
+    ROWS: int
+    BLOCK: int
+
+
+class Tile(NamedTuple):
+    """A program's task or block of tasks, its block of rows, and its rows and columns."""
+
+    i_block: Any
+    i_row_block: Any
+    i_row: Any
+    i_column: Any
+    m_entry: Any
+    entries: Any
 
 
 @triton.jit
-def load_weight(coefficient, index, rows, width, row, column, TOKENS: tl.constexpr):
-    """One (rows or 1, width) entry of a coefficient, (ROWS or 1, BLOCK)."""
-    if TOKENS:
-        own = coefficient + tl.cast(index, tl.int64) * rows * width
-        values = tl.load(own + row.to(tl.int64) * width + column, mask=(row < rows) & (column < width), other=0.0)
-    else:
-        own = coefficient + tl.cast(index, tl.int64) * width
-        values = tl.load(own + column, mask=column < width, other=0.0)
-    return values
+def owned_tile(rows, width, C: tl.constexpr):
+    """The tile of this program."""
+    row_blocks = tl.cdiv(rows, C.ROWS)
+    column_blocks = tl.cdiv(width, C.BLOCK)
+    i_program = tl.program_id(0)
+    i_row_block = i_program // column_blocks % row_blocks
+    i_row = i_row_block * C.ROWS + tl.arange(0, C.ROWS)[:, None]
+    i_column = i_program % column_blocks * C.BLOCK + tl.arange(0, C.BLOCK)[None, :]
+    i_block = tl.cast(i_program // column_blocks // row_blocks, tl.int64)
+    m_entry = (i_row < rows) & (i_column < width)
+    entries = Entries(i_row.to(tl.int64) * width, i_column, m_entry, i_column < width)
+    return Tile(i_block, i_row_block, i_row, i_column, m_entry, entries)
 
 
-@triton.jit
-def owned_tile(rows, width, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's task or block of tasks, which of its blocks of rows, and its rows and columns."""
-    row_blocks = tl.cdiv(rows, ROWS)
-    column_blocks = tl.cdiv(width, BLOCK)
-    program = tl.program_id(0)
-    row_block = program // column_blocks % row_blocks
-    row = row_block * ROWS + tl.arange(0, ROWS)[:, None]
-    column = program % column_blocks * BLOCK + tl.arange(0, BLOCK)[None, :]
-    return tl.cast(program // column_blocks // row_blocks, tl.int64), row_block, row, column
-
-
-@triton.jit(do_not_specialize=["rows", "heads", "earlier"])
-def update_kernel(
-    state,
-    fresh,
-    before,
-    kept,
-    gamma,
-    beta,
-    register,
-    moved,
-    state_task,
-    state_row,
-    state_column,
-    kept_slot,
-    rows,
-    width,
-    heads,
-    earlier,
-    GAMMA_TOKENS: tl.constexpr,
-    BETA_TOKENS: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """register (B, R, M, D) and moved (B, M, D) from fresh (B, R, M, D), the register before and the `earlier` kept.
-
-    gamma (earlier + 1, R, M or 1, D), the last of which weighs the new register; beta (R, M or 1, D).
-    """
-    task, _, row, column = owned_tile(rows, width, ROWS, BLOCK)
-    mask = (row < rows) & (column < width)
-    state_task, state_row, state_column = wide((state_task, state_row, state_column))
-    own = state + task * state_task + row * state_row + column * state_column
-    total = tl.load(own, mask=mask, other=0.0)
-    for head in range(heads):
-        at = ((task * heads + head) * rows + row) * width + column
-        made = tl.load(fresh + at, mask=mask, other=0.0)
-        if beta is not None:
-            decay = load_weight(beta, head, rows, width, row, column, BETA_TOKENS)
-            made += decay * tl.load(before + at, mask=mask, other=0.0)
-        tl.store(register + at, made, mask=mask)
-        if gamma is None:
-            total += made
+@triton.jit(do_not_specialize=["rows", "counts"])
+def update_kernel(t, strides, rows, width, counts, C: tl.constexpr):
+    """register (B, R, M, D) and moved (B, M, D) from fresh (B, R, M, D), the register before and the ones kept."""
+    tile = owned_tile(rows, width, C)
+    entries = tile.entries
+    s_task, s_row, s_column = wide((strides.task, strides.row, strides.column))
+    own = t.state + tile.i_block * s_task + tile.i_row * s_row + tile.i_column * s_column
+    total = tl.load(own, mask=tile.m_entry, other=0.0)
+    for head in range(counts.heads):
+        o_entry = ((tile.i_block * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
+        register = tl.load(t.fresh + o_entry, mask=tile.m_entry, other=0.0)
+        if t.beta is not None:
+            decay = load_coefficient(t.beta, head, rows, width, entries, C.BETA_TOKENS)
+            register += decay * tl.load(t.before + o_entry, mask=tile.m_entry, other=0.0)
+        tl.store(t.register + o_entry, register, mask=tile.m_entry)
+        if t.gamma is None:
+            total += register
         else:
-            index = earlier * heads + head
-            total += made * load_weight(gamma, index, rows, width, row, column, GAMMA_TOKENS)
-            if kept is not None:
-                for past in range(earlier):
-                    weight = load_weight(gamma, past * heads + head, rows, width, row, column, GAMMA_TOKENS)
-                    slot = kept + tl.cast(past, tl.int64) * kept_slot
-                    total += weight * tl.load(slot + at, mask=mask, other=0.0)
-    tl.store(moved + (task * rows + row) * width + column, total, mask=mask)
+            i_own = counts.others * counts.heads + head
+            total += register * load_coefficient(t.gamma, i_own, rows, width, entries, C.GAMMA_TOKENS)
+            if t.kept is not None:
+                for past in range(counts.others):
+                    i_weight = past * counts.heads + head
+                    weight = load_coefficient(t.gamma, i_weight, rows, width, entries, C.GAMMA_TOKENS)
+                    p_slot = t.kept + tl.cast(past, tl.int64) * strides.slot
+                    total += weight * tl.load(p_slot + o_entry, mask=tile.m_entry, other=0.0)
+    tl.store(t.moved + (tile.i_block * rows + tile.i_row) * width + tile.i_column, total, mask=tile.m_entry)
 
 
 @triton.jit
-def add_weight_gradient(into, index, left, right, rows, width, row, column, TOKENS: tl.constexpr):
+def add_gradient(into, index, left, right, rows, width, entries, TOKENS: tl.constexpr):
     """Adds left * right to a coefficient's partial sum, summed over rows where the coefficient has no token axis."""
-    if TOKENS:
-        own = into + tl.cast(index, tl.int64) * rows * width
-        add_to(own + row.to(tl.int64) * width + column, left * right, (row < rows) & (column < width))
-    else:
-        own = into + tl.cast(index, tl.int64) * width
-        add_to(own + column, inner(left, right, 0, keep_dims=True), column < width)
+    total = left * right if TOKENS else inner(left, right, 0, keep_dims=True)
+    add_to_coefficient(into, index, total, rows, width, entries, TOKENS)
 
 
-@triton.jit(do_not_specialize=["batch", "rows", "heads", "later"])
-def update_backward_kernel(
-    updates,
-    register,
-    gamma,
-    carried,
-    beta,
-    asked,
-    grad,
-    gamma_partials,
-    beta_partials,
-    updates_slot,
-    batch,
-    rows,
-    width,
-    heads,
-    later,
-    gamma_size,
-    beta_size,
-    GAMMA_TOKENS: tl.constexpr,
-    BETA_TOKENS: tl.constexpr,
-    LANES: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """grad (B, R, M, D) of a register from updates (later, B, M, D), the next register's gradient and what was asked.
+@triton.jit(do_not_specialize=["batch", "rows", "counts"])
+def update_backward_kernel(t, slot, batch, rows, width, counts, partial_sizes, C: tl.constexpr):
+    """grad (B, R, M, D) of a register from updates (later, B, M, D), the next register's and what reaches it directly.
 
-    gamma (later, R, M or 1, D). Partial sums: gamma_size or beta_size numbers for a block of tasks where the
-    coefficient has a token axis, else for a block of tasks and one of rows.
+    Partial sums: of a block of tasks where the coefficient has a token axis, else of a block of tasks and one of rows.
     """
-    block, row_block, row, column = owned_tile(rows, width, ROWS, BLOCK)
-    inside = (row < rows) & (column < width)
-    cell = block * tl.cdiv(rows, ROWS) + row_block
-    own_gamma = gamma_partials
-    own_beta = beta_partials
-    if gamma is not None:
-        own_gamma = gamma_partials + (block if GAMMA_TOKENS else cell) * gamma_size
-    if carried is not None:
-        own_beta = beta_partials + (block if BETA_TOKENS else cell) * beta_size
-    for lane in range(tl.minimum(batch - block * LANES, LANES)):
-        task = block * LANES + lane
-        for head in range(heads):
-            at = ((task * heads + head) * rows + row) * width + column
-            made = tl.load(register + at, mask=inside, other=0.0)
-            total = tl.zeros_like(made)
-            for index in range(later):
-                slot = updates + tl.cast(index, tl.int64) * updates_slot
-                update = tl.load(slot + (task * rows + row) * width + column, mask=inside, other=0.0)
-                if gamma is None:
+    tile = owned_tile(rows, width, C)
+    entries = tile.entries
+    i_cell = tile.i_block * tl.cdiv(rows, C.ROWS) + tile.i_row_block
+    p_gamma = t.gamma_partials
+    p_beta = t.beta_partials
+    if t.gamma is not None:
+        p_gamma = t.gamma_partials + (tile.i_block if C.GAMMA_TOKENS else i_cell) * partial_sizes.gamma
+    if t.carried is not None:
+        p_beta = t.beta_partials + (tile.i_block if C.BETA_TOKENS else i_cell) * partial_sizes.beta
+    for lane in range(tl.minimum(batch - tile.i_block * C.LANES, C.LANES)):
+        i_task = tile.i_block * C.LANES + lane
+        for head in range(counts.heads):
+            o_entry = ((i_task * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
+            register = tl.load(t.register + o_entry, mask=tile.m_entry, other=0.0)
+            total = tl.zeros_like(register)
+            for index in range(counts.others):
+                p_slot = t.updates + tl.cast(index, tl.int64) * slot
+                o_update = (i_task * rows + tile.i_row) * width + tile.i_column
+                update = tl.load(p_slot + o_update, mask=tile.m_entry, other=0.0)
+                if t.gamma is None:
                     total += update
                 else:
-                    entry = index * heads + head
-                    total += update * load_weight(gamma, entry, rows, width, row, column, GAMMA_TOKENS)
-                    add_weight_gradient(own_gamma, entry, made, update, rows, width, row, column, GAMMA_TOKENS)
-            if carried is not None:
-                following = tl.load(carried + at, mask=inside, other=0.0)
-                total += following * load_weight(beta, head, rows, width, row, column, BETA_TOKENS)
-                add_weight_gradient(own_beta, head, made, following, rows, width, row, column, BETA_TOKENS)
-            if asked is not None:
-                total += tl.load(asked + at, mask=inside, other=0.0)
-            tl.store(grad + at, total, mask=inside)
+                    i_weight = index * counts.heads + head
+                    total += update * load_coefficient(t.gamma, i_weight, rows, width, entries, C.GAMMA_TOKENS)
+                    add_gradient(p_gamma, i_weight, register, update, rows, width, entries, C.GAMMA_TOKENS)
+            if t.carried is not None:
+                following = tl.load(t.carried + o_entry, mask=tile.m_entry, other=0.0)
+                total += following * load_coefficient(t.beta, head, rows, width, entries, C.BETA_TOKENS)
+                add_gradient(p_beta, head, register, following, rows, width, entries, C.BETA_TOKENS)
+            if t.direct is not None:
+                total += tl.load(t.direct + o_entry, mask=tile.m_entry, other=0.0)
+            tl.store(t.grad + o_entry, total, mask=tile.m_entry)
+
+
+class RegisterGradients(NamedTuple):
+    """Of a register (B, R, M, D), of the gamma that weights it and of the beta that carries it on, in full, or None."""
+
+    register: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+def _constants(width: int, gamma: Tensor | None, beta: Tensor | None) -> Constants:
+    tokens = [x is not None and x.shape[-2] > 1 for x in (gamma, beta)]
+    # A partial sum for every task where rows are summed; that of a token axis is as large as a task itself.
+    lanes = sums.TASKS_A_BLOCK if any(tokens) else 1
+    block = min(WIDEST_TILE, triton.next_power_of_2(width))
+    return Constants(tokens[0], tokens[1], lanes, TILE_NUMBERS // block, block)
+
+
+def update(
+    state: Tensor,
+    fresh: Tensor,
+    kept: Tensor | None,
+    gamma: Tensor | None,
+    before: Tensor | None,
+    beta: Tensor | None,
+    register: Tensor,
+) -> Tensor:
+    """The next state (B, M, D), contiguous; the register (B, R, M, D) goes to `register`.
+
+    fresh (B, R, M, D) is the attention output, kept (J, B, R, M, D) the registers that gamma weights before the new
+    one, gamma (J + 1, R, M or 1, D) or None for the new one alone; before (B, R, M, D) and beta (R, M or 1, D) or None.
+    """
+    batch, heads, rows, width = fresh.shape
+    constants = _constants(width, gamma, beta)
+    moved = fresh.new_empty((batch, rows, width))
+    programs = batch * triton.cdiv(rows, constants.ROWS) * triton.cdiv(width, constants.BLOCK)
+    if programs:
+        launch(
+            update_kernel,
+            programs,
+            t=Update(state, fresh.contiguous(), before, kept, gamma, beta, register, moved),
+            strides=UpdateStrides(
+                state.stride(0), state.stride(1), state.stride(2), 0 if kept is None else kept.stride(0)
+            ),
+            rows=rows,
+            width=width,
+            counts=Counts(heads, 0 if kept is None else kept.shape[0]),
+            C=constants._replace(LANES=1),
+        )
+    return moved
+
+
+def update_backward(
+    updates: Tensor,
+    register: Tensor,
+    gamma: Tensor | None,
+    carried: Tensor | None,
+    beta: Tensor | None,
+    direct: Tensor | None = None,
+) -> RegisterGradients:
+    """Gradients of a register from those of the states that read it, updates (K, B, M, D).
+
+    gamma (K, R, M or 1, D) or None for ones; carried (B, R, M, D) is the next register's gradient and beta (R, M or 1,
+    D) what it was carried on with, or None; direct (B, R, M, D) is added. Coefficients' gradients are sums over tasks.
+    """
+    batch, heads, rows, width = register.shape
+    constants = _constants(width, gamma, beta)
+    blocks, row_blocks = triton.cdiv(batch, constants.LANES), triton.cdiv(rows, constants.ROWS)
+
+    def partials(coefficient: Tensor | None, tokens: bool) -> Tensor | None:
+        if coefficient is None:
+            return None
+        return register.new_zeros((blocks, 1 if tokens else row_blocks, coefficient.numel()))
+
+    def total(parts: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
+        if parts is None or coefficient is None:
+            return None
+        return sums.over_tasks(parts.sum(1), constants.LANES).view(coefficient.shape)
+
+    t = Backward(
+        updates,
+        register,
+        gamma,
+        carried,
+        beta,
+        direct,
+        register.new_empty(register.shape),
+        partials(gamma, constants.GAMMA_TOKENS),
+        partials(None if carried is None else beta, constants.BETA_TOKENS),
+    )
+    if batch:
+        launch(
+            update_backward_kernel,
+            blocks * row_blocks * triton.cdiv(width, constants.BLOCK),
+            t=t,
+            slot=updates.stride(0),
+            batch=batch,
+            rows=rows,
+            width=width,
+            counts=Counts(heads, updates.shape[0]),
+            partial_sizes=PartialSizes(*(0 if x is None else x.numel() for x in (gamma, beta))),
+            C=constants,
+        )
+    return RegisterGradients(t.grad, total(t.gamma_partials, gamma), total(t.beta_partials, beta))

@@ -1,7 +1,7 @@
 """Which configuration runs: every size a kernel is compiled for, by rule from D, N, dtype and GPU, with its reason.
 
-Nothing is tuned at run time. No rule looks at the number of tasks except `gram_splits` and `programs`, which change how
-work is spread and not what is compiled; sums over tasks do not depend on either.
+Nothing is tuned at run time. What a kernel is compiled for does not depend on the number of tasks. How work is spread
+does, by `programs` and by `gram_splits`: sums over tasks depend on neither, sums over a context on the second.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,10 @@ from typing import NamedTuple
 import torch
 import triton
 
+from memformer_kernels.calls.limits import TINY_TOKENS, TINY_WIDTH
+
 DOT_MINIMUM = 16
 """The smallest side `tl.dot` takes. Narrower tasks are packed, several to a program, and multiplied elementwise."""
-
-TILE_WIDTH = 128
-"""Largest D of the fused kernels: an accumulator of 128 by 128 float32 is half of what 8 warps hold in registers."""
 
 TOKENS_AT_ONCE = 32
 """Tokens summed by one product before the sum joins the running one, so that float32 errors do not grow with n."""
@@ -101,14 +100,17 @@ def columns_config(width: int, tokens: int) -> Config | None:
     Features of a program's tasks are at most 4096 numbers: 32 registers of 128 threads, and their gradient as many.
     """
     block, rows = triton.next_power_of_2(max(width - 1, 1)), triton.next_power_of_2(tokens)
-    if width > DOT_MINIMUM or rows > 128:
+    if width > TINY_WIDTH or rows > TINY_TOKENS:
         return None
     tasks = min(32, 4096 // (block * rows))
     return Config(tasks, block, rows, 1, 128, 4, 1)
 
 
 def programs(work: int, scratch: int) -> int:
-    """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece."""
+    """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece.
+
+    Pieces are tasks, so this depends on the batch. Results do not: a piece is the same work in any program.
+    """
     return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
 
 
@@ -130,7 +132,10 @@ def rereads(width: int, architecture: int) -> bool:
 
 
 def gram_splits(batch: int, longest: int) -> int:
-    """Programs that share one task's context: a power of 2."""
+    """Programs that share one task's context: a power of 2.
+
+    It depends on the batch: few tasks are split further. So do then the last bits of a context's sums.
+    """
     needed = max(1, -(-longest // TOKENS_A_SPLIT))
     if batch < SPLIT_BELOW:
         useful = -(-longest // (8 * TOKENS_AT_ONCE))

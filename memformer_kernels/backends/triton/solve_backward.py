@@ -6,429 +6,405 @@ and states, then walks them back:
     dr_{l,h} = sum_{l'>=l} gamma_{l',l,h} * ds_{l'+1} + beta_{l+1,h} * dr_{l+1,h};   dg_l = sum_h A_{l,h}^T dr_{l,h}
     ds_l = ds_{l+1} + H dg_l;   dH = sum_l dg_l s_l^T
 
-Parameter gradients are sums over tasks of outer and elementwise products of these vectors. They are made from the
+Parameter gradients are sums over tasks of outer and elementwise products of these vectors. They are summed from the
 scratch after a chunk's last task, one product per layer and chunk, and written as the chunk's own partial sum.
 """
 
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
+from memformer_kernels.backends.triton import rules
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of
 from memformer_kernels.backends.triton.solve import (
     WHOLE_MATRIX,
-    first_state,
+    Recurrence,
+    load_shared,
+    load_weight,
+    own_tasks,
     predictions,
     run_layers,
+    slots_of,
     task_matrix,
     times_vector,
 )
-from memformer_kernels.backends.triton.tiles import inner, load_counts, product, put, wide
+from memformer_kernels.backends.triton.sums import Partials
+from memformer_kernels.backends.triton.tiles import chunked_product, inner, product, put, wide
+
+
+class TaskGradients(NamedTuple):
+    """Gradients of what a task has of its own, each (B, ..) as that is, or None where it is not needed."""
+
+    z: Tensor | None
+    matrix: Tensor | None
+    offset: Tensor | None
+    start: Tensor | None
 
 
 @triton.jit
-def layer_gradients(
-    tile,
-    outer,
-    parameters,
-    memory,
-    lane,
-    sizes,
-    live,
-    RULE: tl.constexpr,
-    BETA: tl.constexpr,
-    MATRIX: tl.constexpr,
-    NETWORK: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    ACC: tl.constexpr,
-):
-    """Gradients of H (TASKS, BLOCK, BLOCK), b and s_0 (TASKS, BLOCK); those of the vectors go to `memory`."""
-    a, gamma, beta = parameters
-    layers, kept, width, features, lanes = sizes
-    error, outputs, rows, strides, task, batch, queries = outer
-    i = tl.arange(0, BLOCK)[None, :]
-    row = tl.arange(0, BLOCK)[None, :, None]
-    column = tl.arange(0, BLOCK)[None, None, :]
-    own = memory + lane * width + i
-    slot = tl.cast(lanes * width, tl.int64)
-    mask = live & (i < width)
-    states = own + (layers * kept + layers) * slot
-    register_grads = own + (layers * kept + 2 * layers + 1) * slot
-    update_grads = register_grads + layers * kept * slot
-    grad = tl.zeros((TASKS, BLOCK), ACC)
-    offset_grad = tl.zeros((TASKS, BLOCK), ACC)
-    matrix_grad = tl.zeros((TASKS, BLOCK, BLOCK), ACC)
+def with_output(grad, error, output, rows, strides, own, sizes, results, C: tl.constexpr):
+    """A state's gradient (TASKS, BLOCK) and what its layer's predictions or weights bring to it."""
+    i = tl.arange(0, C.BLOCK)[None, :]
+    column = tl.arange(0, C.BLOCK)[None, None, :]
+    queries = results.queries
+    if C.NETWORK:
+        _, z_row, z_column = strides
+        for first in range(0, queries, C.QUERIES):
+            i_query = first + tl.arange(0, C.QUERIES)
+            m_query = (i_query < queries)[None, :]
+            p_error = error + (output * sizes.batch + own.i_task) * queries + i_query[None, :]
+            value = tl.load(p_error, mask=own.m_task & m_query, other=0.0).to(C.ACC)
+            tokens = tl.load(
+                rows + i_query[None, :, None] * z_row + column * z_column,
+                mask=own.m_task[:, :, None] & m_query[:, :, None] & (column < C.FEATURES),
+                other=0.0,
+            ).to(C.ACC)
+            grad -= inner(value[:, :, None], tokens, 1)
+    else:
+        p_error = error + (output * sizes.batch + own.i_task) * C.WIDTH + i
+        grad -= tl.load(p_error, mask=own.m_task & (i < C.WIDTH), other=0.0)
+    return grad
+
+
+@triton.jit
+def register_gradient(t, grad, layer, has_later, head, own, layers, kept, C: tl.constexpr):
+    """dr of one register of a layer, whose update has the gradient `grad`."""
+    m_feature = tl.arange(0, C.BLOCK)[None, :] < C.FEATURES
+    m_vector = own.m_task & (tl.arange(0, C.BLOCK)[None, :] < C.WIDTH)
+    register_grads = own.vectors + slots_of(layers, kept).register_grads * own.slot
+    update_grads = own.vectors + slots_of(layers, kept).update_grads * own.slot
+    index = layer * kept + head
+    if C.RULE == 0:
+        register_grad = grad
+    else:
+        i_own = index if C.RULE == 1 else (layer * layers + layer) * kept + head
+        register_grad = load_weight(t.gamma, i_own, m_feature, C) * grad
+    if C.RULE == 2:
+        for later in range(layer + 1, layers):
+            weight = load_weight(t.gamma, (later * layers + layer) * kept + head, m_feature, C)
+            register_grad += weight * tl.load(update_grads + later * own.slot, mask=m_vector, other=0.0)
+    if t.beta is not None:
+        decay = load_weight(t.beta, index + kept, m_feature & has_later, C)
+        p_later = register_grads + (index + kept) * own.slot
+        register_grad += decay * tl.load(p_later, mask=m_vector & has_later, other=0.0)
+    return register_grad
+
+
+@triton.jit
+def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MATRIX: tl.constexpr, C: tl.constexpr):
+    """Gradients of H (TASKS, BLOCK, BLOCK), b and s_0 (TASKS, BLOCK); those of the vectors go to scratch."""
+    layers = sizes.layers
+    i = tl.arange(0, C.BLOCK)[None, :]
+    m_vector = own.m_task & (i < C.WIDTH)
+    slots = slots_of(layers, kept)
+    states = own.vectors + slots.states * own.slot
+    register_grads = own.vectors + slots.register_grads * own.slot
+    update_grads = register_grads + layers * kept * own.slot
+    grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
+    offset_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
+    matrix_grad = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
     for step in range(layers):
         layer = layers - 1 - step
-        if step < outputs:
-            output = tl.cast(outputs - 1 - step, tl.int64)
-            if NETWORK:
-                for first in range(0, queries, QUERIES):
-                    q = first + tl.arange(0, QUERIES)
-                    asked = (q < queries)[None, :]
-                    at = error + (output * batch + task) * queries + q[None, :]
-                    value = tl.load(at, mask=live & asked, other=0.0).to(ACC)
-                    _, z_row, z_column = strides
-                    tokens = tl.load(
-                        rows + q[None, :, None] * z_row + column * z_column,
-                        mask=live[:, :, None] & asked[:, :, None] & (column < features),
-                        other=0.0,
-                    ).to(ACC)
-                    grad -= inner(value[:, :, None], tokens, 1)
-            else:
-                grad -= tl.load(error + (output * batch + task) * width + i, mask=mask, other=0.0)
-        tl.store(update_grads + layer * slot, grad, mask=mask)
-        residual_grad = tl.zeros((TASKS, BLOCK), ACC)
+        if step < results.outputs:
+            output = tl.cast(results.outputs - 1 - step, tl.int64)
+            grad = with_output(grad, error, output, rows, strides, own, sizes, results, C)
+        tl.store(update_grads + layer * own.slot, grad, mask=m_vector)
+        residual_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
         for head in range(kept):
             index = layer * kept + head
-            if RULE == 0:
-                register_grad = grad
-            else:
-                at = index if RULE == 1 else (layer * layers + layer) * kept + head
-                register_grad = tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0) * grad
-            if RULE == 2:
-                for later in range(layer + 1, layers):
-                    at = (later * layers + layer) * kept + head
-                    weight = tl.load(gamma + tl.cast(at, tl.int64) * width + i, mask=i < features, other=0.0)
-                    register_grad += weight * tl.load(update_grads + later * slot, mask=mask, other=0.0)
-            if BETA:
-                later_mask = mask & (step > 0)
-                decay = tl.load(
-                    beta + tl.cast(index + kept, tl.int64) * width + i, mask=(i < features) & (step > 0), other=0.0
-                )
-                register_grad += decay * tl.load(register_grads + (index + kept) * slot, mask=later_mask, other=0.0)
-            tl.store(register_grads + index * slot, register_grad, mask=mask)
-            square = a + tl.cast(index, tl.int64) * features * features
-            if BLOCK <= WHOLE_MATRIX:
-                a_tile = tl.load(
-                    square + row * features + column, mask=(row < features) & (column < features), other=0.0
-                )
-                residual_grad += inner(a_tile, register_grad[:, :, None], 1)
+            register_grad = register_gradient(t, grad, layer, step > 0, head, own, layers, kept, C)
+            tl.store(register_grads + index * own.slot, register_grad, mask=m_vector)
+            if C.BLOCK <= WHOLE_MATRIX:
+                residual_grad += inner(load_shared(t.a, index, C), register_grad[:, :, None], 1)
             else:
                 tl.debug_barrier()
-                vectors = memory + (layers * kept + 2 * layers + 1 + index) * slot
-                residual_grad += times_vector(square, 1, features, vectors, features, lane, width, live, BLOCK, ACC)
+                vectors = own.memory + (slots.register_grads + index) * own.slot
+                residual_grad += times_vector(t.a, index, 1, C.FEATURES, vectors, own, C)
         if MATRIX:
-            state = tl.load(states + layer * slot, mask=mask, other=0.0)
+            state = tl.load(states + layer * own.slot, mask=m_vector, other=0.0)
             matrix_grad += residual_grad[:, :, None] * state[:, None, :]
             offset_grad += residual_grad
-        grad += tl.where(i < features, inner(tile, residual_grad[:, :, None], 1), 0.0)
+        grad += tl.where(i < C.FEATURES, inner(tile, residual_grad[:, :, None], 1), 0.0)
         tl.debug_barrier()
     return matrix_grad, offset_grad, grad
 
 
 @triton.jit
-def token_gradients(
-    z,
-    z_grad,
-    matrix_grad,
-    memory,
-    scratch_tile,
-    outer,
-    lane,
-    task,
-    count,
-    sizes,
-    strides,
-    tokens,
-    live,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """Gradient of a task's tokens: through the Gram matrix for the context, and directly for the queries."""
-    layers, kept, width, _, lanes = sizes
-    error, outputs, _, _, _, batch, queries = outer
+def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, sizes, kept, results, C: tl.constexpr):
+    """Gradient of a task's tokens: through the Gram matrix for the context, and directly for the queries.
+
+    square: scratch for a matrix of every task.
+    """
     z_task, z_row, z_column = strides
-    slot = tl.cast(lanes * width, tl.int64)
-    i = tl.arange(0, BLOCK)[None, :, None]
-    j = tl.arange(0, BLOCK)[None, None, :]
-    inside = live & (i < width) & (j < width)
-    square = scratch_tile + tl.arange(0, TASKS)[:, None, None] * width * width
-    put(square + i * width + j, matrix_grad / count.to(ACC), inside)
-    turned = tl.load(square + j * width + i, mask=inside, other=0.0)
-    put(square + i * width + j, matrix_grad / count.to(ACC) + turned, inside)
-    states = memory + (lane * width)[:, :, None] + j + (layers * kept + layers) * slot
-    for first in range(0, tokens, ROWS):
-        row = first + tl.arange(0, ROWS)[None, :, None]
-        context_rows = tl.minimum(count - first, ROWS)
-        bounds = (live, context_rows, width, width, width)
+    layers = sizes.layers
+    tokens = sizes.tokens
+    queries = results.queries
+    i_task = own.i_task[:, :, None]
+    m_task = own.m_task[:, :, None]
+    count = own.count
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    m_square = m_task & (i < C.WIDTH) & (j < C.WIDTH)
+    square += tl.arange(0, C.TASKS)[:, None, None] * C.WIDTH * C.WIDTH
+    put(square + i * C.WIDTH + j, matrix_grad / count.to(C.ACC), m_square)
+    turned = tl.load(square + j * C.WIDTH + i, mask=m_square, other=0.0)
+    put(square + i * C.WIDTH + j, matrix_grad / count.to(C.ACC) + turned, m_square)
+    states = own.memory + (own.i_lane * C.WIDTH)[:, :, None] + j + slots_of(layers, kept).states * own.slot
+    for first in range(0, tokens, C.ROWS):
+        i_row = first + tl.arange(0, C.ROWS)[None, :, None]
         grad = product(
-            (z + task * z_task + first * z_row, z_row, z_column),
-            (square, width, 1),
-            bounds,
-            TASKS,
-            ROWS,
-            BLOCK,
-            CHUNK,
-            ACC,
-            PRECISION,
+            (t.z + i_task * z_task + first * z_row, z_row, z_column),
+            (square, C.WIDTH, 1),
+            (m_task, tl.minimum(count - first, C.ROWS), C.WIDTH, C.WIDTH, C.WIDTH),
+            C.ROWS,
+            C.BLOCK,
+            C,
         )
-        grad = tl.where(row < count, grad, 0.0)
-        query = row - (tokens - queries)
-        if first + ROWS > tokens - queries:
-            for output in range(outputs):
-                asked = live & (query >= 0) & (row < tokens)
-                at = error + (tl.cast(output, tl.int64) * batch + task) * queries + query
-                value = tl.load(at, mask=asked, other=0.0).to(ACC)
-                at_state = states + (layers - outputs + output + 1) * slot
-                state = tl.load(at_state, mask=live & (j < width), other=0.0)
-                grad -= tl.where(query >= 0, value * state, 0.0)
-        tl.store(z_grad + (task * tokens + row) * width + j, grad, mask=live & (row < tokens) & (j < width))
+        grad = tl.where(i_row < count, grad, 0.0)
+        i_query = i_row - (tokens - queries)
+        if first + C.ROWS > tokens - queries:
+            for output in range(results.outputs):
+                m_query = m_task & (i_query >= 0) & (i_row < tokens)
+                p_error = error + (tl.cast(output, tl.int64) * sizes.batch + i_task) * queries + i_query
+                value = tl.load(p_error, mask=m_query, other=0.0).to(C.ACC)
+                p_state = states + (layers - results.outputs + output + 1) * own.slot
+                state = tl.load(p_state, mask=m_task & (j < C.WIDTH), other=0.0)
+                grad -= tl.where(i_query >= 0, value * state, 0.0)
+        m_token = m_task & (i_row < tokens) & (j < C.WIDTH)
+        tl.store(z_grad + (i_task * tokens + i_row) * C.WIDTH + j, grad, mask=m_token)
 
 
 @triton.jit
-def chunk_gradients(
-    partial,
-    memory,
-    lanes_live,
-    sizes,
-    RULE: tl.constexpr,
-    BETA: tl.constexpr,
-    BLOCK: tl.constexpr,
-    TILE: tl.constexpr,
-    LANE_CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def summed_products(left, right, lanes_live, C: tl.constexpr):
+    """The sum over a chunk's tasks of two stored vectors, entry by entry, (1, BLOCK)."""
+    i = tl.arange(0, C.BLOCK)[None, :]
+    lane = tl.arange(0, C.LANE_CHUNK)[:, None]
+    total = tl.zeros((1, C.BLOCK), C.ACC)
+    for start in range(0, lanes_live, C.LANE_CHUNK):
+        mask = (start + lane < lanes_live) & (i < C.FEATURES)
+        o_entry = (start + lane) * C.WIDTH + i
+        first = tl.load(left + o_entry, mask=mask, other=0.0)
+        total += inner(first, tl.load(right + o_entry, mask=mask, other=0.0), 0, keep_dims=True)
+    return total
+
+
+@triton.jit
+def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.constexpr, C: tl.constexpr):
     """A chunk's share of the gradients of a (L, R, d, d), gamma and beta (their canonical shapes), in this order."""
-    layers, kept, width, features, lanes = sizes
-    slot = tl.cast(lanes * width, tl.int64)
-    residuals = memory + layers * kept * slot
-    register_grads = memory + (layers * kept + 2 * layers + 1) * slot
-    update_grads = register_grads + layers * kept * slot
-    i = tl.arange(0, BLOCK)[None, :]
-    row = tl.arange(0, TILE)[None, :, None]
-    column = tl.arange(0, TILE)[None, None, :]
+    slot = tl.cast(C.LANES * C.WIDTH, tl.int64)
+    slots = slots_of(layers, kept)
+    residuals = memory + slots.residuals * slot
+    register_grads = memory + slots.register_grads * slot
+    update_grads = memory + slots.update_grads * slot
+    i = tl.arange(0, C.BLOCK)[None, :]
+    row = tl.arange(0, C.TILE)[None, :, None]
+    column = tl.arange(0, C.TILE)[None, None, :]
     for index in range(layers * kept):
-        total = product(
-            (register_grads + index * slot, 1, width),
-            (residuals + (index // kept) * slot, width, 1),
-            (lanes_live > 0, features, lanes_live, features, lanes_live),
+        total = chunked_product(
+            (register_grads + index * slot, 1, C.WIDTH),
+            (residuals + (index // kept) * slot, C.WIDTH, 1),
+            (lanes_live > 0, C.FEATURES, lanes_live, C.FEATURES, lanes_live),
             1,
-            TILE,
-            TILE,
-            LANE_CHUNK,
-            ACC,
-            PRECISION,
+            C.TILE,
+            C.TILE,
+            C.LANE_CHUNK,
+            C.ACC,
+            C.PRECISION,
         )
-        at = partial + tl.cast(index, tl.int64) * features * features + row * features + column
-        tl.store(at, total, mask=(row < features) & (column < features))
+        p_square = partial + tl.cast(index, tl.int64) * C.FEATURES * C.FEATURES + row * C.FEATURES + column
+        tl.store(p_square, total, mask=(row < C.FEATURES) & (column < C.FEATURES))
     weights = tl.cast(layers * kept, tl.int64)
-    gammas = partial + weights * features * features
+    gammas = partial + weights * C.FEATURES * C.FEATURES
     betas = gammas
-    if RULE == 1:
-        betas = gammas + weights * width
-    if RULE == 2:
-        betas = gammas + layers * weights * width
-    lane = tl.arange(0, LANE_CHUNK)[:, None]
-    if RULE != 0:
+    if C.RULE == 1:
+        betas = gammas + weights * C.WIDTH
+    if C.RULE == 2:
+        betas = gammas + layers * weights * C.WIDTH
+    if C.RULE != 0:
         for layer in range(layers):
-            first = layer if RULE == 1 else 0
+            first = layer if C.RULE == 1 else 0
             for past in range(first, layer + 1):
                 for head in range(kept):
-                    total = tl.zeros((1, BLOCK), ACC)
-                    for start in range(0, lanes_live, LANE_CHUNK):
-                        mask = (start + lane < lanes_live) & (i < features)
-                        at = (start + lane) * width + i
-                        register = tl.load(memory + (past * kept + head) * slot + at, mask=mask, other=0.0)
-                        update = tl.load(update_grads + layer * slot + at, mask=mask, other=0.0)
-                        total += inner(register, update, 0, keep_dims=True)
-                    entry = layer if RULE == 1 else layer * layers + past
-                    tl.store(gammas + tl.cast(entry * kept + head, tl.int64) * width + i, total, mask=i < features)
+                    register = memory + (past * kept + head) * slot
+                    total = summed_products(register, update_grads + layer * slot, lanes_live, C)
+                    entry = layer if C.RULE == 1 else layer * layers + past
+                    p_gamma = gammas + tl.cast(entry * kept + head, tl.int64) * C.WIDTH + i
+                    tl.store(p_gamma, total, mask=i < C.FEATURES)
     if BETA:
         for index in range(kept, layers * kept):
-            total = tl.zeros((1, BLOCK), ACC)
-            for start in range(0, lanes_live, LANE_CHUNK):
-                mask = (start + lane < lanes_live) & (i < features)
-                at = (start + lane) * width + i
-                before = tl.load(memory + (index - kept) * slot + at, mask=mask, other=0.0)
-                total += inner(before, tl.load(register_grads + index * slot + at, mask=mask, other=0.0), 0, True)
-            tl.store(betas + tl.cast(index, tl.int64) * width + i, total, mask=i < features)
+            total = summed_products(memory + (index - kept) * slot, register_grads + index * slot, lanes_live, C)
+            tl.store(betas + tl.cast(index, tl.int64) * C.WIDTH + i, total, mask=i < C.FEATURES)
+
+
+@triton.jit
+def put_error(squares, error, target, state, rows, strides, predicted, own, results, C: tl.constexpr):
+    """Stores the gradient of the mean squared error of predictions from a state; squares plus their squares."""
+    queries = results.queries
+    for first in range(0, queries, C.QUERIES):
+        i_query = first + tl.arange(0, C.QUERIES)
+        m_query = own.m_task & (i_query < queries)[None, :]
+        values = predictions(rows, state, strides, i_query, queries, own, C)
+        o_query = own.i_task * queries + i_query[None, :]
+        wanted = tl.load(target + o_query, mask=m_query, other=0.0).to(C.ACC)
+        difference = tl.where(m_query, values - wanted, 0.0)
+        squares += inner(difference, difference, 1, keep_dims=True)
+        tl.store(error + o_query, 2 * difference / tl.cast(predicted, C.ACC), mask=m_query)
+    return squares
+
+
+@triton.jit
+def store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C: tl.constexpr):
+    """Gradients of what a task is given: of its matrix, its offset and its first weights."""
+    i = tl.arange(0, C.BLOCK)[None, :]
+    row = tl.arange(0, C.BLOCK)[None, :, None]
+    column = tl.arange(0, C.BLOCK)[None, None, :]
+    m_vector = own.m_task & (i < C.FEATURES)
+    if grads.matrix is not None:
+        p_entry = grads.matrix + own.i_task[:, :, None] * C.WIDTH * C.WIDTH + row * C.WIDTH + column
+        tl.store(p_entry, matrix_grad, mask=own.m_task[:, :, None] & (row < C.WIDTH) & (column < C.WIDTH))
+    if grads.offset is not None:
+        tl.store(grads.offset + own.i_task * C.WIDTH + i, offset_grad, mask=m_vector)
+    if grads.start is not None:
+        tl.store(grads.start + own.i_task * C.WIDTH + i, -grad, mask=m_vector)
 
 
 # One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
-@triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "queries", "outputs", "predicted"])
+@triton.jit(do_not_specialize=["sizes", "results", "predicted"])
 def solve_backward_kernel(
-    z,
-    matrix,
-    offset,
-    start,
-    lengths,
-    a,
-    gamma,
-    beta,
+    t,
     error,
     target,
-    z_grad,
-    matrix_grad,
-    offset_grad,
-    start_grad,
+    grads,
     partials,
     scratch,
-    z_task,
-    z_row,
-    z_column,
-    batch,
-    tokens,
-    context,
-    width: tl.constexpr,
-    features: tl.constexpr,
-    layers,
+    strides,
+    sizes,
     kept,
-    queries,
-    outputs,
+    results,
     scratch_size,
     partial_size,
     predicted,
-    NETWORK: tl.constexpr,
-    TOKENS: tl.constexpr,
-    LOSS: tl.constexpr,
-    RULE: tl.constexpr,
-    TASKS: tl.constexpr,
-    LANES: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    TILE: tl.constexpr,
-    LANE_CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-    REREAD: tl.constexpr,
+    C: tl.constexpr,
 ):
     """Gradients from those of the outputs, `error`; or, for the loss, the squared errors too, from the targets.
 
     A chunk's partial sum holds the gradients of a, gamma and beta and, for the loss, the sum of squares. For the loss
-    `error` (1, B, queries) receives 2 (prediction - target) / predicted. z_grad, matrix_grad, offset_grad and
-    start_grad are made where they are given. With REREAD a given matrix is read once more for the way back.
+    `error` (1, B, queries) receives 2 (prediction - target) / predicted. With REREAD a given matrix is read once more
+    for the way back.
     """
-    strides = wide((z_task, z_row, z_column))
-    sizes = (layers, kept, width, features, LANES)
-    parameters = (a, gamma, beta)
-    BETA: tl.constexpr = beta is not None
-    MATRIX: tl.constexpr = (z_grad is not None) or (matrix_grad is not None)
+    z_strides = wide(strides)
+    layers = sizes.layers
+    MATRIX: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    scratch_tile = memory + (2 * layers * kept + 3 * layers + 1) * tl.cast(LANES * width, tl.int64)
-    i = tl.arange(0, BLOCK)[None, :]
-    row = tl.arange(0, BLOCK)[None, :, None]
-    column = tl.arange(0, BLOCK)[None, None, :]
-    for chunk in range(tl.program_id(0), tl.cdiv(batch, LANES), tl.num_programs(0)):
-        first_task = tl.cast(chunk, tl.int64) * LANES
-        lanes_live = tl.minimum(batch - first_task, LANES).to(tl.int32)
-        squares = tl.zeros((TASKS, 1), ACC)
-        for step in range(tl.cdiv(lanes_live, TASKS)):
-            lane = step * TASKS + tl.arange(0, TASKS)[:, None]
-            task = first_task + lane
-            live = task < batch
-            count = load_counts(lengths, task, context, live)[:, :, None]
-            tile = task_matrix(
-                z,
-                matrix,
-                task[:, :, None],
-                count,
-                context,
-                strides,
-                width,
-                features,
-                live[:, :, None],
-                TOKENS,
-                TASKS,
-                BLOCK,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
-            shift = tl.zeros((TASKS, BLOCK), ACC)
-            if offset is not None:
-                shift += tl.load(offset + task * width + i, mask=live & (i < width), other=0.0)
-            state = first_state(start, task, width, features, live, NETWORK, start is not None, TASKS, BLOCK, ACC)
-            state = run_layers(tile, shift, state, parameters, memory, lane, sizes, live, RULE, BETA, True, BLOCK, ACC)
-            rows = z
-            if NETWORK:
-                rows = z + task[:, :, None] * strides[0] + (tokens - queries) * strides[1]
-            if LOSS:
-                for first in range(0, queries, QUERIES):
-                    q = first + tl.arange(0, QUERIES)
-                    mask = live & (q < queries)[None, :]
-                    values, _ = predictions(rows, state, strides, q, queries, width, live, BLOCK, ACC)
-                    at = task * queries + q[None, :]
-                    missed = tl.where(mask, values - tl.load(target + at, mask=mask, other=0.0).to(ACC), 0.0)
-                    squares += inner(missed, missed, 1, keep_dims=True)
-                    tl.store(error + at, 2 * missed / tl.cast(predicted, ACC), mask=mask)
+    square = memory + slots_of(layers, kept).end * tl.cast(C.LANES * C.WIDTH, tl.int64)
+    for chunk in range(tl.program_id(0), tl.cdiv(sizes.batch, C.LANES), tl.num_programs(0)):
+        first_task = tl.cast(chunk, tl.int64) * C.LANES
+        lanes_live = tl.minimum(sizes.batch - first_task, C.LANES).to(tl.int32)
+        squares = tl.zeros((C.TASKS, 1), C.ACC)
+        for step in range(tl.cdiv(lanes_live, C.TASKS)):
+            i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
+            own = own_tasks(t, first_task + i_lane, i_lane, memory, sizes, C)
+            tile = task_matrix(t, z_strides, own, sizes.context, C)
+            state = run_layers(t, tile, own, layers, kept, True, C)
+            rows = t.z
+            if C.NETWORK:
+                o_query = (sizes.tokens - results.queries) * z_strides[1]
+                rows = t.z + own.i_task[:, :, None] * z_strides[0] + o_query
+            if C.LOSS:
+                squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
             tl.debug_barrier()
-            if REREAD and not TOKENS:
-                tile = task_matrix(
-                    z,
-                    matrix,
-                    task[:, :, None],
-                    count,
-                    context,
-                    strides,
-                    width,
-                    features,
-                    live[:, :, None],
-                    TOKENS,
-                    TASKS,
-                    BLOCK,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-            outer = (error, outputs, rows, strides, task, batch, queries)
-            grad_matrix, grad_offset, grad = layer_gradients(
-                tile,
-                outer,
-                parameters,
-                memory,
-                lane,
-                sizes,
-                live,
-                RULE,
-                BETA,
-                MATRIX,
-                NETWORK,
-                TASKS,
-                BLOCK,
-                QUERIES,
-                ACC,
+            if C.REREAD and not C.TOKENS:
+                tile = task_matrix(t, z_strides, own, sizes.context, C)
+            matrix_grad, offset_grad, grad = run_layers_back(
+                t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
             )
-            if z_grad is not None:
-                token_gradients(
-                    z,
-                    z_grad,
-                    grad_matrix,
-                    memory,
-                    scratch_tile,
-                    (error, outputs, rows, strides, task, batch, queries),
-                    lane,
-                    task[:, :, None],
-                    count,
-                    sizes,
-                    strides,
-                    tokens,
-                    live[:, :, None],
-                    TASKS,
-                    BLOCK,
-                    ROWS,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-            mask = live & (i < features)
-            if matrix_grad is not None:
-                at = matrix_grad + task[:, :, None] * width * width + row * width + column
-                tl.store(at, grad_matrix, mask=live[:, :, None] & (row < width) & (column < width))
-            if offset_grad is not None:
-                tl.store(offset_grad + task * width + i, grad_offset, mask=mask)
-            if start_grad is not None:
-                tl.store(start_grad + task * width + i, -grad, mask=mask)
+            if grads.z is not None:
+                store_token_gradients(t, grads.z, matrix_grad, error, square, z_strides, own, sizes, kept, results, C)
+            store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C)
         tl.debug_barrier()
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        chunk_gradients(partial, memory, lanes_live, sizes, RULE, BETA, BLOCK, TILE, LANE_CHUNK, ACC, PRECISION)
-        if LOSS:
+        store_chunk_gradients(partial, memory, lanes_live, layers, kept, t.beta is not None, C)
+        if C.LOSS:
             tl.store(partial + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
         tl.debug_barrier()
+
+
+class Gradients(NamedTuple):
+    """Of z and matrix, or h, b and start; of a, gamma, beta in their arguments' shapes; the sum of squared errors."""
+
+    z: Tensor | None
+    matrix: Tensor | None
+    h: Tensor | None
+    b: Tensor | None
+    start: Tensor | None
+    a: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    squares: Tensor
+
+
+def solve_backward(
+    recurrence: Recurrence,
+    error: Tensor | None,
+    target: Tensor | None,
+    queries: int,
+    outputs: int,
+    needs_tasks: bool,
+    z_dtype: torch.dtype,
+) -> tuple[Gradients, Tensor]:
+    """Gradients from those of the results, `error`; or of the mean squared error to `target`, with its sum of squares.
+
+    Returns the gradient of the predictions too, which for a loss is computed here.
+    """
+    a, z, gamma, beta, config = recurrence.a, recurrence.z, recurrence.gamma, recurrence.beta, recurrence.config
+    batch, _, width = recurrence.tasks.shape
+    if error is None:
+        error = a.new_empty((1, batch, queries))
+    grads = TaskGradients(
+        z=z.new_empty(z.shape, dtype=z_dtype) if needs_tasks and z is not None else None,
+        matrix=a.new_empty((batch, width, width)) if z is None or recurrence.matrix is not None else None,
+        offset=a.new_empty((batch, width)) if z is None else None,
+        start=a.new_empty((batch, width)) if z is None else None,
+    )
+    partials = Partials(a, batch, config.lanes, [a.numel(), gamma.numbers, beta.numbers, 1])
+    size = slots_of.fn(*a.shape[:2]).end * config.lanes * width
+    size += config.tasks * width * width if grads.z is not None else 0
+    programs, scratch = scratch_of(a, partials.chunks, size)
+    arguments = recurrence.arguments(queries, outputs)
+    arguments["C"] = arguments["C"]._replace(
+        LANES=config.lanes,
+        LOSS=target is not None,
+        REREAD=rules.rereads(width, architecture(a.device)),
+        ROWS=config.rows,
+        TILE=config.tile,
+        LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
+    )
+    if batch:
+        launch(
+            solve_backward_kernel,
+            programs,
+            error=error,
+            target=target,
+            grads=grads,
+            partials=partials.values,
+            scratch=scratch,
+            scratch_size=size,
+            partial_size=partials.size,
+            predicted=max(error.numel(), 1),
+            **arguments,
+        )
+    a_grad, gamma_grad, beta_grad, squares = partials.totals()
+    return Gradients(
+        grads.z,
+        None if z is None else grads.matrix,
+        grads.matrix if z is None else None,
+        grads.offset,
+        grads.start,
+        a_grad.view(a.shape),
+        gamma.gradient(gamma_grad),
+        beta.gradient(beta_grad),
+        squares[0],
+    ), error

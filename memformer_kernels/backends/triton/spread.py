@@ -14,10 +14,11 @@ from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.gram import across, gram, gram_backward, times
 from memformer_kernels.backends.triton.networks import NetworkCalls, NetworkGradients, ResponseCalls
 from memformer_kernels.calls.arguments import Network, compute_dtype
+from memformer_kernels.calls.limits import TILE_WIDTH
 
 
 def spreads(tasks: int, tokens: int) -> bool:
-    """Whether one program a task would leave a GPU idle."""
+    """Whether one program a task would leave a GPU idle: a rule by the number of tasks, as `rules.gram_splits` is."""
     return tasks > 0 and rules.gram_splits(tasks, tokens) > 1
 
 
@@ -34,7 +35,7 @@ class SpreadCalls:
         self.width = z.shape[2]
         units = torch.eye(self.width, dtype=self.dtype, device=z.device).expand(z.shape[0], -1, -1)
         inner = network._replace(z=units, lengths=None, context=self.width)
-        self.calls = ResponseCalls(inner, matrix) if response_only else NetworkCalls.of_network(inner, matrix)
+        self.calls = ResponseCalls(inner, matrix) if response_only else NetworkCalls(inner, matrix=matrix)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
         columns = self.calls.predict(self.width, layers)
@@ -109,4 +110,4 @@ class SpreadCalls:
 
 def _parts(outputs: int) -> list[slice]:
     """The layers' predictions, as many at a time as a tile has columns."""
-    return [slice(first, first + rules.TILE_WIDTH) for first in range(0, outputs, rules.TILE_WIDTH)]
+    return [slice(first, first + TILE_WIDTH) for first in range(0, outputs, TILE_WIDTH)]

@@ -3,178 +3,124 @@
 import triton
 import triton.language as tl
 
-from memformer_kernels.backends.triton.layers import INITIAL_GRAD, SYMMETRIC
+from memformer_kernels.backends.triton.layers import INITIAL_GRAD, SYMMETRIC, row_tile
 from memformer_kernels.backends.triton.tiles import inner, product, put
 
 
 @triton.jit
-def add_prediction_gradient(
-    z,
-    error,
-    grad,
-    output,
-    task,
-    strides,
-    batch,
-    tokens,
-    queries,
-    rows,
-    width,
-    live,
-    SPACE: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    QUERIES: tl.constexpr,
-    ACC: tl.constexpr,
-):
+def add_prediction_gradient(t, error, grad, output, strides, own, n, C: tl.constexpr):
     """Adds to a state's gradient, in its last column, what its predictions bring."""
     z_task, z_row, z_column = strides
-    j = tl.arange(0, BLOCK)[None, None, :]
-    from_errors = error + (tl.cast(output, tl.int64) * batch + task) * queries
-    total = tl.zeros((TASKS, 1, BLOCK), ACC)
-    for first in range(0, queries, QUERIES):
-        asked = first + tl.arange(0, QUERIES)[None, :, None]
-        mask = live & (asked < queries)
-        value = tl.load(from_errors + asked, mask=mask, other=0.0).to(ACC)
-        row = tokens - queries + asked
-        if SPACE == "gram":
-            at = z + task * z_task + row * z_row + j * z_column
-            query = tl.load(at, mask=mask & (j < width), other=0.0).to(ACC)
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    errors = error + (tl.cast(output, tl.int64) * n.batch + own.i_task) * n.queries
+    total = tl.zeros((C.TASKS, 1, C.BLOCK), C.ACC)
+    for first in range(0, n.queries, C.QUERIES):
+        i_query = first + tl.arange(0, C.QUERIES)[None, :, None]
+        m_query = own.m_task & (i_query < n.queries)
+        value = tl.load(errors + i_query, mask=m_query, other=0.0).to(C.ACC)
+        i_row = n.tokens - n.queries + i_query
+        if C.SPACE == "gram":
+            p_query = t.z + own.i_task * z_task + i_row * z_row + j * z_column
+            query = tl.load(p_query, mask=m_query & (j < n.width), other=0.0).to(C.ACC)
             total += inner(value, query, 1, keep_dims=True)
         else:
-            at = grad + row * width + width - 1
-            before = tl.load(at, mask=mask, other=0.0)
-            put(at, before - value, mask)
-    if SPACE == "gram":
-        at = grad + j * width + width - 1
-        mask = live & (j < width)
-        before = tl.load(at, mask=mask, other=0.0)
-        put(at, before - total, mask)
+            p_last = grad + i_row * n.width + n.width - 1
+            before = tl.load(p_last, mask=m_query, other=0.0)
+            put(p_last, before - value, m_query)
+    if C.SPACE == "gram":
+        p_last = grad + j * n.width + n.width - 1
+        m_last = own.m_task & (j < n.width)
+        before = tl.load(p_last, mask=m_last, other=0.0)
+        put(p_last, before - total, m_last)
 
 
 @triton.jit
-def put_last_gradient(
-    z,
-    z_out_grad,
-    grad,
-    task,
-    strides,
-    tokens,
-    rows,
-    width,
-    live,
-    SPACE: tl.constexpr,
-    STACK: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+def put_last_gradient(t, z_out_grad, grad, strides, own, n, C: tl.constexpr):
     """Stores the gradient of X_L: from that of Z_L, or zero where predictions will add to it."""
     z_task, z_row, z_column = strides
-    column = tl.arange(0, BLOCK)[None, None, :]
-    own_grad = z_out_grad + task * tokens * width
-    for first in range(0, rows, ROWS):
-        row = first + tl.arange(0, ROWS)[None, :, None]
-        mask = live & (row < rows) & (column < width)
-        value = tl.zeros((TASKS, ROWS, BLOCK), ACC)
-        if STACK and SPACE == "gram":
+    own_grad = z_out_grad + own.i_task * n.tokens * n.width
+    for first in range(0, n.rows, C.ROWS):
+        tile = row_tile(first, own.m_task, n, C)
+        value = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+        if C.STACK and C.SPACE == "gram":
             value += product(
-                (z + task * z_task + first * z_column, z_column, z_row),
-                (own_grad, width, 1),
-                (live, rows - first, tokens, width, tokens),
-                TASKS,
-                ROWS,
-                BLOCK,
-                CHUNK,
-                ACC,
-                PRECISION,
+                (t.z + own.i_task * z_task + first * z_column, z_column, z_row),
+                (own_grad, n.width, 1),
+                (own.m_task, n.rows - first, n.tokens, n.width, n.tokens),
+                C.ROWS,
+                C.BLOCK,
+                C,
             )
-        elif STACK:
-            value += tl.load(own_grad + row * width + column, mask=mask, other=0.0).to(ACC)
-        put(grad + row * width + column, value, mask)
+        elif C.STACK:
+            value += tl.load(own_grad + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
+        put(grad + tile.o_entry, value, tile.m_entry)
 
 
 @triton.jit
-def store_token_gradient(
-    z,
-    z_grad,
-    z_out_grad,
-    error,
-    states,
-    grads,
-    squares,
-    task,
-    strides,
-    sizes,
-    count,
-    valid_from,
-    outer,
-    live,
-    SPACE: tl.constexpr,
-    STACK: tl.constexpr,
-    TASKS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ROWS: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ACC: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    """The gradient of z: that of X_0 on tokens; in Gram space, through G_0 for the context and through Z_0 T_l."""
+def through_gram(t, z_out_grad, error, i_row, first, strides, memory, own, n, C: tl.constexpr):
+    """The gradient of z's rows in Gram space: through G_0 for the context, and through Z_0 T_l."""
     z_task, z_row, z_column = strides
-    _, width, layers, _, _, _, _ = sizes
-    batch, tokens, queries, outputs = outer
-    rows = tokens if SPACE == "token" else width
-    tall = tl.cast(TASKS * rows * width, tl.int64)
-    size = tl.cast(TASKS * width * width, tl.int64)
-    i = tl.arange(0, BLOCK)[None, :, None]
-    column = tl.arange(0, BLOCK)[None, None, :]
-    if SPACE == "gram":
-        square = live & (i < width) & (column < width)
-        initial = squares + INITIAL_GRAD * size
-        both = tl.load(initial + i * width + column, mask=square, other=0.0)
-        both += tl.load(initial + column * width + i, mask=square, other=0.0)
-        put(squares + SYMMETRIC * size + i * width + column, both / count.to(ACC), square)
-    for first in range(0, tokens, ROWS):
-        row = first + tl.arange(0, ROWS)[None, :, None]
-        mask = live & (row < tokens) & (column < width)
-        if SPACE == "gram":
-            through = product(
-                (z + task * z_task + first * z_row, z_row, z_column),
-                (squares + SYMMETRIC * size, width, 1),
-                (live, count - first, width, width, width),
-                TASKS,
-                ROWS,
-                BLOCK,
-                CHUNK,
-                ACC,
-                PRECISION,
-            )
-            grad = tl.where(row < count, through, 0.0)
-            if STACK:
-                grad += product(
-                    (z_out_grad + (task * tokens + first) * width, width, 1),
-                    (states + layers * tall, 1, width),
-                    (live, tokens - first, width, width, width),
-                    TASKS,
-                    ROWS,
-                    BLOCK,
-                    CHUNK,
-                    ACC,
-                    PRECISION,
-                )
-            else:
-                query = row - (tokens - queries)
-                asked = live & (query >= 0) & (row < tokens)
-                for output in range(outputs):
-                    at = error + (tl.cast(output, tl.int64) * batch + task) * queries + query
-                    value = tl.load(at, mask=asked, other=0.0).to(ACC)
-                    state = states + (layers - outputs + output + 1) * tall
-                    last = tl.load(state + column * width + width - 1, mask=live & (column < width), other=0.0)
-                    grad -= tl.where(asked, value * last, 0.0)
+    i_column = tl.arange(0, C.BLOCK)[None, None, :]
+    through = product(
+        (t.z + own.i_task * z_task + first * z_row, z_row, z_column),
+        (memory.squares + SYMMETRIC * memory.square, n.width, 1),
+        (own.m_task, own.count - first, n.width, n.width, n.width),
+        C.ROWS,
+        C.BLOCK,
+        C,
+    )
+    grad = tl.where(i_row < own.count, through, 0.0)
+    if C.STACK:
+        grad += product(
+            (z_out_grad + (own.i_task * n.tokens + first) * n.width, n.width, 1),
+            (memory.states + n.layers * memory.slot, 1, n.width),
+            (own.m_task, n.tokens - first, n.width, n.width, n.width),
+            C.ROWS,
+            C.BLOCK,
+            C,
+        )
+    else:
+        i_query = i_row - (n.tokens - n.queries)
+        m_query = own.m_task & (i_query >= 0) & (i_row < n.tokens)
+        m_last = own.m_task & (i_column < n.width)
+        for output in range(n.outputs):
+            p_error = error + (tl.cast(output, tl.int64) * n.batch + own.i_task) * n.queries + i_query
+            value = tl.load(p_error, mask=m_query, other=0.0).to(C.ACC)
+            state = memory.states + (n.layers - n.outputs + output + 1) * memory.slot
+            last = tl.load(state + i_column * n.width + n.width - 1, mask=m_last, other=0.0)
+            grad -= tl.where(m_query, value * last, 0.0)
+    return grad
+
+
+@triton.jit
+def store_token_gradient(t, z_grad, z_out_grad, error, strides, memory, own, n, C: tl.constexpr):
+    """The gradient of z: that of X_0 on tokens, in Gram space what reaches it through G_0 and through Z_0 T_l."""
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    i_column = tl.arange(0, C.BLOCK)[None, None, :]
+    if C.SPACE == "gram":
+        m_square = own.m_task & (i < n.width) & (i_column < n.width)
+        initial = memory.squares + INITIAL_GRAD * memory.square
+        both = tl.load(initial + i * n.width + i_column, mask=m_square, other=0.0)
+        both += tl.load(initial + i_column * n.width + i, mask=m_square, other=0.0)
+        p_symmetric = memory.squares + SYMMETRIC * memory.square + i * n.width + i_column
+        put(p_symmetric, both / own.count.to(C.ACC), m_square)
+    for first in range(0, n.tokens, C.ROWS):
+        i_row = first + tl.arange(0, C.ROWS)[None, :, None]
+        m_token = own.m_task & (i_row < n.tokens) & (i_column < n.width)
+        if C.SPACE == "gram":
+            grad = through_gram(t, z_out_grad, error, i_row, first, strides, memory, own, n, C)
         else:
-            grad = tl.load(grads + row * width + column, mask=mask, other=0.0)
-            grad = tl.where((row < count) | (row >= valid_from), grad, 0.0)
-        tl.store(z_grad + (task * tokens + row) * width + column, grad, mask=mask)
+            grad = tl.load(memory.grads + i_row * n.width + i_column, mask=m_token, other=0.0)
+            grad = tl.where((i_row < own.count) | (i_row >= n.valid_from), grad, 0.0)
+        tl.store(z_grad + (own.i_task * n.tokens + i_row) * n.width + i_column, grad, mask=m_token)
+
+
+@triton.jit
+def store_matrix_gradient(matrix_grad, memory, own, n, C: tl.constexpr):
+    """The gradient of G_0, where that was given."""
+    i = tl.arange(0, C.BLOCK)[None, :, None]
+    j = tl.arange(0, C.BLOCK)[None, None, :]
+    m_square = own.m_task & (i < n.width) & (j < n.width)
+    p_initial = memory.squares + INITIAL_GRAD * memory.square + i * n.width + j
+    initial = tl.load(p_initial, mask=m_square, other=0.0)
+    tl.store(matrix_grad + own.i_task * n.width * n.width + i * n.width + j, initial, mask=m_square)

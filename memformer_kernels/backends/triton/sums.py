@@ -3,6 +3,8 @@
 A program adds the partial sums of one block, `COUNT` of them, for BLOCK entries: read once, one addition each.
 """
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
@@ -35,5 +37,37 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     blocks = triton.cdiv(count, together)
     totals = partials.new_empty(blocks, size)
     if blocks and size:
-        launch(sum_kernel, blocks, partials, totals, count, size, COUNT=together, BLOCK=max(1, _NUMBERS // together))
+        launch(
+            sum_kernel,
+            blocks,
+            partials=partials,
+            totals=totals,
+            count=count,
+            size=size,
+            COUNT=together,
+            BLOCK=max(1, _NUMBERS // together),
+        )
     return totals.sum(0, dtype=torch.float64).to(partials.dtype)
+
+
+class Partials:
+    """Partial sums of gradients over `lanes` consecutive tasks each, a row of several parts side by side.
+
+    values: (chunks, size), zero at first, of the dtype and on the device of `like`.
+    """
+
+    def __init__(self, like: Tensor, tasks: int, lanes: int, sizes: Sequence[int]) -> None:
+        self.lanes, self.sizes = lanes, list(sizes)
+        self.values = like.new_zeros((triton.cdiv(tasks, lanes), sum(self.sizes)))
+
+    @property
+    def chunks(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def size(self) -> int:
+        return self.values.shape[1]
+
+    def totals(self) -> tuple[Tensor, ...]:
+        """The sums over all tasks, a part each."""
+        return torch.split(over_tasks(self.values, self.lanes), self.sizes)

@@ -65,7 +65,13 @@ def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def product(
+def product(left, right, bounds, ROWS: tl.constexpr, COLUMNS: tl.constexpr, C: tl.constexpr):
+    """`chunked_product` of every task in chunks as a family's constants have them."""
+    return chunked_product(left, right, bounds, C.TASKS, ROWS, COLUMNS, C.CHUNK, C.ACC, C.PRECISION)
+
+
+@triton.jit
+def chunked_product(
     left,
     right,
     bounds,
@@ -92,7 +98,7 @@ def product(
     down = tl.arange(0, CHUNK)[None, :, None]
     total = tl.zeros((TASKS, ROWS, COLUMNS), ACC)
     for start in range(0, longest, CHUNK):
-        # Only the start of a chunk is multiplied anew: offsets within it are the same for all.
+        # Only the start of a chunk is multiplied again: offsets within it are the same for all.
         a = tl.load(
             left_pointer + start * left_inner + i * left_row + across * left_inner,
             mask=live & (i < rows) & (start + across < inner),

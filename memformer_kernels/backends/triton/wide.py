@@ -13,8 +13,8 @@ from torch import Tensor
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
-from memformer_kernels.backends.triton.call_registers import update, update_backward
-from memformer_kernels.backends.triton.coefficients import Coefficient, in_full
+from memformer_kernels.backends.triton.coefficients import in_full
+from memformer_kernels.backends.triton.registers import update, update_backward
 
 
 class FusedMemory(Memory):
@@ -29,8 +29,8 @@ class FusedMemory(Memory):
         super().__init__(gamma, beta, diagonal)
         leading = (layers, heads) if diagonal else (layers, layers, heads)
         self._layers = layers
-        self._full_gamma = _in_full(gamma, leading, width)
-        self._full_beta = _in_full(beta, (layers, heads), width)
+        self._full_gamma = in_full(gamma, leading, width)
+        self._full_beta = in_full(beta, (layers, heads), width)
         self._registers: Tensor | None = None
         self._updates: Tensor | None = None
         self._gamma_total, self._beta_total = (
@@ -98,8 +98,8 @@ class FusedLayerForm(LayerForm):
 
     def _register(self, fresh: Tensor, previous: Sequence[Tensor]) -> Tensor:
         heads, width = fresh.shape[1], fresh.shape[3]
-        self._full_gamma = _in_full(self.gamma, (len(previous) + 1, heads), width)
-        self._full_beta = _in_full(self.beta, (heads,), width)
+        self._full_gamma = in_full(self.gamma, (len(previous) + 1, heads), width)
+        self._full_beta = in_full(self.beta, (heads,), width)
         kept = None
         if previous and self.gamma is not None:
             kept = previous[0][None] if len(previous) == 1 else torch.stack(tuple(previous))
@@ -121,7 +121,7 @@ class FusedLayerForm(LayerForm):
         kept_grads, gamma_grads, beta_grad = [], [], None
         for place, register in enumerate(self.registers[:-1]):
             carries = self.beta is not None and place == len(self.registers) - 2
-            # Where gamma weighs the new register alone, those before it reach the result through beta or not at all.
+            # Where gamma weights the new register alone, those before it reach the result through beta or not at all.
             grads = update_backward(
                 updates[:0] if gamma is None else updates,
                 register.contiguous(),
@@ -137,13 +137,6 @@ class FusedLayerForm(LayerForm):
             parts = [part for part in (*gamma_grads, own.gamma) if part is not None]
             gamma_grad = self._full_gamma.gradient(torch.cat(parts))
         return own.register, kept_grads, gamma_grad, None if beta_grad is None else self._full_beta.gradient(beta_grad)
-
-
-def _in_full(coefficient: Tensor | None, leading: Sequence[int], width: int) -> Coefficient:
-    if coefficient is None:
-        return Coefficient(None, (), False)
-    tokens = coefficient.shape[-2] if coefficient.ndim > 1 else 1
-    return in_full(coefficient, (*leading, tokens), width, coefficient.dtype)
 
 
 class WideBackend(TorchBackend):

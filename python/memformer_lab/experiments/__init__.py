@@ -1,5 +1,6 @@
-"""What the literature claims about Memformers and their neighbours, tested one experiment a file.
+"""What the literature claims about Memformers and their neighbours, one experiment a file; and the main job.
 
-Read `protocol` (what an experiment is), `results` and `verdicts` (what it finds, and how that is judged), `fitting` and
-`judging` (how models are trained and scored), then any `e??_*.py`; `registry` lists them and `runner` runs them.
+Read `reports.protocol` (what an experiment is), `reports.results` and `reports.verdicts` (what it finds, and how that
+is judged), `runs.fitting` and `solvers.judging` (how models are trained and scored), then any `e??_*.py`; `runner`
+lists and runs them. `showcase` is the main job, of the parts in `contests`.
 """

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from memformer_lab.experiments.protocol import Scale, Setting
-from memformer_lab.experiments.record import Outcome
-from memformer_lab.terminal import MOST_WORKERS, command, cores
+from memformer_lab.reports.protocol import Scale, Setting
+from memformer_lab.reports.tables import verdict_table
+from memformer_lab.reports.terminal import MOST_WORKERS, command, cores
 
 HELP = "Test the literature's claims; leaves JSON, figures and report.html. A stopped run goes on where it was."
 
@@ -33,13 +31,12 @@ def reproduce(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, max=MOST_WORKERS, help="Processes that share the experiments.", show_default="one a core"),
     ] = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Run what is already in the folder once more.")] = False,
+    again: Annotated[bool, typer.Option("--anew", help="Run again what is already in the folder.")] = False,
 ) -> None:
     """The command, as `HELP` says."""
     with command(*([] if list_only else [out])) as console:
         # Imported at use: the experiments import matplotlib, scikit-learn and the like, for seconds.
-        from memformer_lab.experiments.registry import EXPERIMENTS
-        from memformer_lab.experiments.runner import REPORT, run_experiments
+        from memformer_lab.experiments.runner import EXPERIMENTS, REPORT, run_experiments
 
         if list_only:
             for one in EXPERIMENTS:
@@ -54,19 +51,8 @@ def reproduce(
             setting,
             out,
             workers=workers or cores(),
-            anew=anew,
+            again=again,
             say=lambda text: console.print(text, soft_wrap=True),
         )
-        console.print(_table(outcomes))
+        console.print(verdict_table(outcomes))
         console.print(f"Wrote {out / REPORT}", soft_wrap=True)
-
-
-def _table(outcomes: list[Outcome]) -> Table:
-    table = Table(box=SIMPLE_HEAD, title="Verdicts, computed by the rules in the report", title_justify="left")
-    for name in ("experiment", "verdict", "rules that hold"):
-        table.add_column(name)
-    for outcome in outcomes:
-        verdict = outcome.verdict
-        held = sum(check.passed for check in verdict.checks)
-        table.add_row(outcome.experiment.name, verdict.label, f"{held} of {len(verdict.checks)}")
-    return table

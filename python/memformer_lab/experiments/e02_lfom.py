@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import classical_estimates, memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Published, Setting
-from memformer_lab.experiments.reference import CGD, DEPTHS, ISOTROPIC, LFOM_LIMITS, NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most, close
+from memformer_lab.experiments.common import (
+    CGD,
+    DEPTHS,
+    ISOTROPIC,
+    LFOM_LIMITS,
+    NONISOTROPIC,
+    cgd_checks,
+    gaussian_tasks,
+    trained_grid,
+)
+from memformer_lab.reports.protocol import Experiment, Published, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, all_at_most, at_most
+from memformer_lab.runs.fitting import Recipe
+from memformer_lab.solvers.judging import classical_estimates
 
 HIGH = "LFOM, upper end of the 95% interval over tasks"
 
@@ -21,15 +30,7 @@ def run(setting: Setting) -> Results:
     panels, notes = [], []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
-        models = []
-        for seed in setting.seeds:
-            for depth in DEPTHS:
-                model = memformer(seed, tasks.d, depth, rule="lfom")
-                fit_on_tasks(model, tasks, recipe, seed)
-                models.append(model)
-        found = [estimates[0] for estimates in memformer_estimates(models, tasks, count, setting.seed)]
-        width = len(DEPTHS)
-        rows = [found[start : start + width] for start in range(0, len(found), width)]
+        rows, width = trained_grid(setting, tasks, recipe, count, rule="lfom"), len(DEPTHS)
         cgd = classical_estimates(["conjugate_gradient"], tasks, width, count, setting.seed)
         panels.append(
             Panel(
@@ -62,28 +63,11 @@ def judge(results: Results) -> Sequence[Check]:
         value = max(results[NONISOTROPIC][HIGH].column(depth))
         name = f"non-isotropic LFOM reaches its limit at depth {depth}, with every seed's whole interval"
         checks.append(at_most(name, value, limit, essential=False))
-    for depth in DEPTHS:
-        panel = results[NONISOTROPIC]
-        checks.append(
-            at_most(
-                f"non-isotropic LFOM is below CGD at depth {depth}", panel["LFOM"].mean(depth), panel["CGD"].mean(depth)
-            )
-        )
-    for kind in (NONISOTROPIC, ISOTROPIC):
-        for depth, value in zip(DEPTHS, CGD[kind], strict=True):
-            found = results[kind]["CGD"].mean(depth)
-            checks.append(close(f"CGD, {kind}, {depth} steps", found, value, 0.05, essential=False))
-    panel = results[ISOTROPIC]
-    checks += [
-        at_most(
-            f"isotropic LFOM is below CGD at depth {depth}",
-            panel["LFOM"].mean(depth),
-            panel["CGD"].mean(depth),
-            essential=False,
-        )
-        for depth in DEPTHS
-    ]
-    return checks
+    panel, isotropic = results[NONISOTROPIC], results[ISOTROPIC]
+    checks += all_at_most("non-isotropic LFOM is below CGD at depth {}", panel["LFOM"], panel["CGD"], DEPTHS)
+    checks += cgd_checks(results)
+    name = "isotropic LFOM is below CGD at depth {}"
+    return checks + all_at_most(name, isotropic["LFOM"], isotropic["CGD"], DEPTHS, essential=False)
 
 
 def find(results: Results) -> str:
@@ -96,13 +80,13 @@ EXPERIMENT = Experiment(
     number=2,
     name="lfom",
     title="LFOM Memformers against CGD",
-    claim="A Memformer of L layers with free Gamma learns a linear first-order method that does better than L steps of "
-    "the conjugate gradient method on non-isotropic tasks.",
+    claim="A Memformer of L layers with free Gamma learns a linear first-order method that does better than L steps "
+    "of the conjugate gradient method on non-isotropic tasks.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 2",
-    protocol="Response-only Memformers with feature-wise Gamma and a free preconditioner a layer, one model a "
-    "depth and "
-    "seed, trained on fresh tasks with the query integrated out; judged on fresh tasks, the same for all. CGD runs on "
-    "the full context with exact line searches. Known limits for a well-trained model: 0.15, -0.99, -1.96, -2.75.",
+    protocol="Response-only Memformers with feature-wise Gamma and a free preconditioner a layer, one model a depth "
+    "and seed, trained on fresh tasks with the query integrated out; judged on fresh tasks, the same for all. CGD "
+    "runs on the full context with exact line searches. Known limits for a well-trained model: 0.15, -0.99, -1.96, "
+    "-2.75.",
     run=run,
     judge=judge,
     find=find,

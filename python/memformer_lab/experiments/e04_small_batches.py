@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from memformer_kernels import lfom_solve
-from memformer_lab.evaluation import weight_errors
-from memformer_lab.experiments.fitting import Recipe, fit_fixed, memformer
-from memformer_lab.experiments.judging import memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.first_order import first_order_method
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, all_at_most, at_most
+from memformer_lab.runs.fitting import Recipe, fit_fixed, memformer
+from memformer_lab.solvers.estimates import log_of
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.judging import classical_estimates, memformer_estimates, quadratics_of, query_errors
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _LAYERS = 4
 _BATCHES = (1, 10, 50, 100, 1000)
@@ -40,8 +39,8 @@ def run(setting: Setting) -> Results:
             fit_fixed(model, fixed, recipe, seed)
             models.append(model)
             with torch.no_grad():
-                rows[0].append(_log(float(model.loss(fixed.z, fixed.target, context=fixed.context))))
-            rows[1].append(_log(_cgd_loss(fixed)))
+                rows[0].append(log_of(float(model.loss(fixed.z, fixed.target, context=fixed.context))))
+            rows[1].append(log_of(_cgd_loss(fixed)))
         found = memformer_estimates(models, tasks, count, setting.seed)
         rows[2].extend(one[0].log_mean for one in found)
         training.append(rows[0])
@@ -51,7 +50,7 @@ def run(setting: Setting) -> Results:
         assert method is not None
         apart = max(apart, _stand_alone_difference(models[-1], tasks, seed))
         if seed == setting.seeds[0]:
-            fresh_cgd = _fresh_cgd(tasks, count, setting.seed)
+            fresh_cgd = classical_estimates(["conjugate_gradient"], tasks, _LAYERS, count, setting.seed)[-1]
     panel = Panel(
         "batches",
         f"LFOM with {_LAYERS} layers trained on B fixed tasks",
@@ -74,14 +73,8 @@ def judge(results: Results) -> Sequence[Check]:
     panel = results["batches"]
     training, fresh = panel["LFOM, training tasks"], panel["LFOM, fresh tasks"]
     cgd, fresh_cgd = (panel[f"CGD, {_LAYERS} steps, {kind}"] for kind in ("the same training tasks", "fresh tasks"))
-    checks = [
-        at_most(f"training loss is below CGD's on the same tasks, B = {batch}", training.mean(batch), cgd.mean(batch))
-        for batch in _BATCHES[:2]
-    ]
-    checks += [
-        at_most(f"fresh loss is below CGD's, B = {batch}", fresh.mean(batch), fresh_cgd.mean(batch), essential=False)
-        for batch in _BATCHES
-    ]
+    checks = all_at_most("training loss is below CGD's on the same tasks, B = {}", training, cgd, _BATCHES[:2])
+    checks += all_at_most("fresh loss is below CGD's, B = {}", fresh, fresh_cgd, _BATCHES, essential=False)
     apart = next(iter(results.numbers.values()))
     checks.append(at_most("the learned coefficients run alone give the network's predictions", apart, 1e-3))
     return checks
@@ -97,23 +90,8 @@ def find(results: Results) -> str:
 
 
 def _cgd_loss(batch: TaskBatch) -> float:
-    n, d = batch.context, batch.weights.shape[1]
-    x, y = batch.z[:, :n, :d], batch.z[:, :n, d]
-    weights = conjugate_gradient(x.mT @ x / n, (x * y.unsqueeze(-1)).sum(1) / n, _LAYERS)[-1]
-    predictions = (batch.z[:, n:, :d] * weights.unsqueeze(1)).sum(-1)
-    return float((predictions - batch.target).square().mean())
-
-
-def _fresh_cgd(tasks: GaussianTasks, count: int, seed: int) -> float:
-    generator = generator_for("evaluation", seed, 1)
-    total, drawn = 0.0, 0
-    while drawn < count:
-        size = min(20_000, count - drawn)
-        quadratics = tasks.quadratics(size, generator)
-        weights = conjugate_gradient(quadratics.h, quadratics.b, _LAYERS)[-1:]
-        total += float(weight_errors(weights, quadratics, tasks.factor.to(quadratics.b)).double().sum())
-        drawn += size
-    return _log(total / count)
+    weights = conjugate_gradient(*quadratics_of(batch.z, batch.context), _LAYERS)[-1]
+    return float(query_errors(weights, batch.z, batch.target).mean())
 
 
 def _stand_alone_difference(model: torch.nn.Module, tasks: GaussianTasks, seed: int) -> float:
@@ -124,15 +102,10 @@ def _stand_alone_difference(model: torch.nn.Module, tasks: GaussianTasks, seed: 
     method = first_order_method(double)  # type: ignore[arg-type]
     assert method is not None
     with torch.no_grad():
-        x, y = z[:, :n, :d], z[:, :n, d]
-        weights = lfom_solve(x.mT @ x / n, (x * y.unsqueeze(-1)).sum(1) / n, method.a, method.gamma, method.beta)
+        weights = lfom_solve(*quadratics_of(z, n), method.a, method.gamma, method.beta)
         alone = (z[:, n:, :d] * weights.unsqueeze(1)).sum(-1)
         network = double.predict(z, context=n)  # type: ignore[operator]
     return float((alone - network).norm() / network.norm())
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
 
 
 EXPERIMENT = Experiment(
@@ -143,8 +116,8 @@ EXPERIMENT = Experiment(
     "coefficients are an optimiser that can be run on its own.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 4",
     protocol="B tasks with one query each are drawn once and used in every step. Their loss is called training loss; "
-    "the loss on fresh tasks is shown beside it, never mixed with it. CGD runs on the same tasks. The coefficients of "
-    "the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
+    "the loss on fresh tasks is shown next to it, never mixed with it. CGD runs on the same tasks. The coefficients "
+    "of the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
     run=run,
     judge=judge,
     find=find,

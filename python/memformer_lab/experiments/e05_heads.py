@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import distributions, network_errors
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import distributions, network_errors
+from memformer_lab.tasks.seeds import generator_for
 
 _HEADS = (1, 2, 5)
 _LAYERS = 2
@@ -123,10 +123,10 @@ EXPERIMENT = Experiment(
     title="Heads: 1, 2 and 5",
     claim="Several attention heads lower the test loss of Memformers.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 5",
-    protocol="Bm free, 2 layers, 1, 2 or 5 heads: not parameter-matched among each other. Beside each a one-head model "
-    "with the same number of (d, d) matrices in Q and P, spent on depth (its Gamma is larger by some scalars). "
-    "The models of several heads are judged after brief training as well. In "
-    "response-only models whose Gamma is shared by heads, the sum of the heads' A is one head: checked in float64.",
+    protocol="Bm free, 2 layers, 1, 2 or 5 heads: not parameter-matched among each other. Beside each a one-head "
+    "model with the same number of (d, d) matrices in Q and P, spent on depth (its Gamma is larger by some scalars). "
+    "The models of several heads are judged after brief training as well. In response-only models whose Gamma is "
+    "shared by heads, the sum of the heads' A is one head: checked in float64.",
     run=run,
     judge=judge,
     find=find,

@@ -11,13 +11,14 @@ from torch import Generator, Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.optimizers import conjugate_gradient
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.judging import quadratics_of, query_errors
+from memformer_lab.solvers.optimizers import conjugate_gradient
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 3
 _EXPERTS = (1.0, 2.0, 3.0)
@@ -192,26 +193,21 @@ def _loss(network: dict[str, Tensor], gate: Tensor, batch: TaskBatch) -> float:
 
 
 def _cgd(batch: TaskBatch) -> float:
-    x, y = batch.z[:, :_N, :_D], batch.z[:, :_N, _D]
-    weights = conjugate_gradient(x.mT @ x / _N, (x * y.unsqueeze(-1)).sum(1) / _N, _LAYERS)[-1]
-    predicted = (batch.z[:, _N:, :_D] @ weights.unsqueeze(-1)).squeeze(-1)
-    return math.log(float((predicted - batch.target).double().square().mean()))
+    weights = conjugate_gradient(*quadratics_of(batch.z, _N), _LAYERS)[-1]
+    return math.log(float(query_errors(weights, batch.z, batch.target).double().mean()))
 
 
 EXPERIMENT = Experiment(
     number=6,
     name="experts",
     title="Mixture of experts with gates adapted at test time",
-    claim="Heads trained on different variances and gated at test time adapt to distributions that no head was trained "
-    "on.",
+    claim="Heads trained on different variances and gated at test time adapt to distributions that no head was "
+    "trained on.",
     source="Dutta & Sra, arXiv 2410.07263, Sec. 4 (mixture of experts)",
-    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. "
-    "Gates are "
-    "fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is "
-    "chosen "
-    "on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what gates "
-    "can do. "
-    "The mixture has three times the parameters of an expert.",
+    protocol="Three response-only experts, trained on variances 1, 2, 3 with w* ~ N(0, I), become three heads. Gates "
+    "are fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single expert is "
+    "chosen on the same adaptation tasks. Oracle gates are fitted on part of the scored tasks and only bound what "
+    "gates can do. The mixture has three times the parameters of an expert.",
     run=run,
     judge=judge,
     find=find,

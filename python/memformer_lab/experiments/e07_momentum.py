@@ -9,15 +9,15 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from memformer_lab.evaluation import Solver, solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import DEPTHS, NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.experiments.common import DEPTHS, NONISOTROPIC, gaussian_tasks, trained_grid
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import Solver, solver_errors, steps_of, weight_errors
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _OPTIMAL = {"gradient descent": "gradient_descent", "momentum": "momentum", "Nesterov": "nesterov"}
 _UNTUNED = (0.01, 0.9)
@@ -57,20 +57,15 @@ def run(setting: Setting) -> Results:
             for depth, (step, inertia) in zip(DEPTHS, pairs, strict=True)
         ]
     untuned = [descend(*_UNTUNED, steps, look_ahead=look_ahead) for look_ahead in (False, True)]
-    found = [one.log_mean for one in log_means(solver_errors(tasks, [*solvers, *tuned, *untuned]), count, setting.seed)]
+    found = [one.log_mean for one in estimate(solver_errors(tasks, [*solvers, *tuned, *untuned]), count, setting.seed)]
     labels = [f"{name}, each task's asymptotically optimal parameters" for name in _OPTIMAL]
     labels += [f"{name}, best constants for each number of steps" for name in ("momentum", "Nesterov")]
     labels += [f"{name}, step {_UNTUNED[0]}, inertia {_UNTUNED[1]}" for name in ("momentum", "Nesterov")]
     for index, label in enumerate(labels):
         curves.append(series(label, DEPTHS, found[index * steps : (index + 1) * steps]))
-    rows = []
     recipe = Recipe(setting.pick(tiny=3, quick=1000, full=4000), batch=setting.pick(tiny=8, quick=256, full=512))
-    for seed in setting.seeds:
-        models = [memformer(seed, tasks.d, depth, rule="lfom") for depth in DEPTHS]
-        for model in models:
-            fit_on_tasks(model, tasks, recipe, seed)
-        rows.append([one[0].log_mean for one in memformer_estimates(models, tasks, count, setting.seed)])
-    curves.append(series("LFOM", DEPTHS, rows))
+    rows = trained_grid(setting, tasks, recipe, count, rule="lfom")
+    curves.append(series("LFOM", DEPTHS, [[one.log_mean for one in row] for row in rows]))
     title = "Momentum and Nesterov on non-isotropic tasks, d = 5, n = 20, fresh tasks"
     return Results((Panel("momentum", title, "steps or layers", "ln mean squared error", tuple(curves)),))
 
@@ -106,7 +101,7 @@ def _tune(tasks: GaussianTasks, count: int, steps: int, look_ahead: bool, seed: 
     best = [(math.inf, (0.0, 0.0))] * steps
     for pair in product(_STEPS, _INERTIA):
         weights = descend(*pair, steps, look_ahead=look_ahead)(h, b)
-        errors = ((weights - quadratics.weights) @ factor).square().sum(-1).mean(-1).tolist()
+        errors = weight_errors(weights, quadratics, factor).mean(-1).tolist()
         best = [min(old, (error, pair)) for old, error in zip(best, errors, strict=True)]
     return [pair for _, pair in best]
 
@@ -122,11 +117,11 @@ EXPERIMENT = Experiment(
     title="Momentum and Nesterov, tuned and untuned",
     claim="Memformers do better than momentum and Nesterov's accelerated gradient.",
     source="Dutta & Sra, arXiv 2410.07263, appendix",
-    protocol="The classical methods run with each task's own asymptotically optimal parameters (from its eigenvalues), "
-    "with the best constants for each number of steps (grid search on separate tasks; the fair baseline, since a "
-    "Memformer too has one set of parameters for all tasks), and with step 0.01 and inertia 0.9, which stand for "
-    "common "
-    "untuned constants such as comparisons use; the publication's own values are not known here.",
+    protocol="The classical methods run with each task's own asymptotically optimal parameters (from its "
+    "eigenvalues), with the best constants for each number of steps (grid search on separate tasks; the fair "
+    "baseline, since a Memformer too has one set of parameters for all tasks), and with step 0.01 and inertia 0.9, "
+    "which stand for common untuned constants such as comparisons use; the publication's own values are not known "
+    "here.",
     run=run,
     judge=judge,
     find=find,

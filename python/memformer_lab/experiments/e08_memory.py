@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, draws_statistics, fit_on_tasks
-from memformer_lab.experiments.judging import distributions, memformer_estimates, network_errors
-from memformer_lab.experiments.networks import Variant, network
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, Series, series
-from memformer_lab.experiments.verdicts import Check
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.experiments.common import NONISOTROPIC, Variant, gaussian_tasks, network
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, Series, series
+from memformer_lab.reports.verdicts import Check
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.solvers.first_order import draws_statistics
+from memformer_lab.solvers.judging import distributions, memformer_estimates, network_errors
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 _LAYERS = 4
 _RULES: dict[str, dict[str, Any]] = {
@@ -93,7 +93,7 @@ def run(setting: Setting) -> Results:
         ),
         _panel(
             "registers",
-            "Newest registers that a layer weighs (lfom, A scalar, Bm = 0)",
+            "Newest registers that have a weight in a layer (lfom, A scalar, Bm = 0)",
             tuple(map(str, _REGISTERS)),
             series(
                 "LFOM",
@@ -214,13 +214,7 @@ def _panel(
     name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
 ) -> Panel:
     return Panel(
-        name,
-        f"{title}, {_LAYERS} layers, fresh tasks",
-        "variant",
-        y_label,
-        (curve,),
-        categories=categories,
-        digits=3,
+        name, f"{title}, {_LAYERS} layers, fresh tasks", "variant", y_label, (curve,), categories=categories, digits=3
     )
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer, seeded
-from memformer_lab.experiments.judging import memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.judging import memformer_estimates
 
 _RANDOM, _CLIPPED, _OURS = (
     "random start, no clipping",
@@ -23,7 +23,7 @@ _RATE = 0.1
 
 
 def random_start(seed: int, d: int, layers: int) -> Memformer:
-    """Every entry of A is N(0, 0.5^2) and every register weighs 1: nothing ties the start to a stable optimiser."""
+    """Every entry of A is N(0, 0.5^2) and every register has weight 1: nothing ties the start to a stable optimiser."""
 
     def build() -> Memformer:
         model = Memformer(d, layers, rule="lfom", device="cpu", dtype=torch.float32)
@@ -143,15 +143,13 @@ EXPERIMENT = Experiment(
     number=9,
     name="depth",
     title="Depth 1 to 32 without tricks",
-    claim="Deep Memformers are hard to train (published 10-layer runs diverge without extreme clipping); "
-    "starting every "
-    "layer as the same stable gradient step, with a learning rate divided by depth, "
-    "trains them "
-    "without clipping.",
-    source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the mend: ours",
-    protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers weigh 1) stands for starts "
-    "that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer weighs its own register, rate "
-    "0.2 / L, no clipping. --quick ends at 16 layers.",
+    claim="Deep Memformers are hard to train (published 10-layer runs diverge without extreme clipping); starting "
+    "every layer as the same stable gradient step, with a learning rate divided by depth, trains them without "
+    "clipping.",
+    source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the fix: ours",
+    protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers have weight 1) stands for "
+    "starts that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer reads its own register, "
+    "rate 0.2 / L, no clipping. --quick ends at 16 layers.",
     run=run,
     judge=judge,
     find=find,

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks, memformer
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import memformer_estimates, solver_errors, steps_of
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 CONDITIONS = (1.0, 10.0, 100.0, 1000.0)
 _LAYERS = 4
@@ -56,7 +56,7 @@ def run(setting: Setting) -> Results:
     classical = []
     for condition in CONDITIONS:
         sampler = solver_errors(conditioned_tasks(condition), [steps_of(name, _LAYERS) for name in _CLASSICAL.values()])
-        found = [one.log_mean for one in log_means(sampler, count, setting.seed)]
+        found = [one.log_mean for one in estimate(sampler, count, setting.seed)]
         classical.append(found[_LAYERS - 1 :: _LAYERS])
     for label, values in zip(_CLASSICAL, zip(*classical, strict=True), strict=True):
         curves.append(series(f"{label}, {_LAYERS} steps", CONDITIONS, list(values)))
@@ -114,11 +114,10 @@ EXPERIMENT = Experiment(
     claim="A Memformer trained on one covariance learns to precondition for it: its error does not grow with the "
     "condition number, where GD and CGD degrade.",
     source="follows from Ahn et al., arXiv 2306.00297; compared in Fu et al., arXiv 2310.17086",
-    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a condition "
-    "number, which has therefore seen the covariance in training, as classical methods have not. It starts at "
-    "the inverse "
-    "of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps to entries of the "
-    "order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
+    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a "
+    "condition number, which has therefore seen the covariance in training, as classical methods have not. It starts "
+    "at the inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps "
+    "to entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     run=run,
     judge=judge,
     find=find,

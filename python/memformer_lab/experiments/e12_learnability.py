@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from memformer_lab.experiments.fitting import Recipe, fit_fixed, memformer
-from memformer_lab.experiments.judging import memformer_estimates
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.reference import NONISOTROPIC, gaussian_tasks
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_fixed, memformer
+from memformer_lab.solvers.judging import memformer_estimates
+from memformer_lab.tasks.seeds import generator_for
 
 _LAYERS = 2
 _SLOPE = "slope of ln gap against ln m"

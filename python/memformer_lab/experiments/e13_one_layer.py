@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.experiments.families import family_tokens
-from memformer_lab.experiments.fitting import Draw, Recipe, fit_memformer, fit_on_tasks, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks, TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, fit_on_tasks, memformer
+from memformer_lab.solvers.first_order import Draw
+from memformer_lab.tasks.families import family_tokens
+from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _SCALES = (1.0, 1.0, 0.5, 0.25, 1.0)
 LINEAR = ("isotropic", "non-isotropic", "isotropic, label noise 1", "non-isotropic, label noise 1")
@@ -159,8 +160,8 @@ EXPERIMENT = Experiment(
     "preconditioner, also under label noise; for nonlinear responses with isotropic covariates it is still one step.",
     source="Mahankali et al., arXiv 2307.03576; Ahn et al., arXiv 2306.00297",
     protocol="Response-only one-layer models trained on x ~ N(0, Sigma), w* ~ N(0, I), d = 5, n = 20, compared with "
-    "-A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1. For nonlinear responses the best step size comes from moments "
-    "over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), in a random rotation at full "
+    "-A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1. For nonlinear responses the best step size comes from "
+    "moments over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), in a random rotation at full "
     "scale. A model with dense P and Q is compared by its predictions.",
     run=run,
     judge=judge,

@@ -12,10 +12,7 @@ from torch import Generator, Tensor, nn
 
 from memformer_kernels import memformer_stack
 from memformer_kernels.nn import Memformer
-from memformer_lab.evaluation import solver_errors
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
-from memformer_lab.experiments.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
-from memformer_lab.experiments.judging import log_means, memformer_estimates, steps_of
 from memformer_lab.experiments.prompts import (
     Predictions,
     algorithm_predictions,
@@ -23,13 +20,16 @@ from memformer_lab.experiments.prompts import (
     memformer_predictions,
     similarity,
 )
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Matrix, Panel, Results, Series, series
 from memformer_lab.experiments.sequence_models import CausalTransformer, RecurrentModel
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.optimizers import OPTIMIZERS, ols, ridge
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Matrix, Panel, Results, Series, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.estimates import estimate, log_of
+from memformer_lab.solvers.judging import memformer_estimates, solver_errors, steps_of
+from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 4
 _LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20)
@@ -259,14 +259,14 @@ def _readouts(model: Memformer, tasks: GaussianTasks, setting: Setting, seed: in
                 for part in (fitted, scored)
             ]
         weights = torch.linalg.lstsq(tokens[0], fitted.target.double()).solution
-        found.append(_log(float((tokens[1] @ weights - scored.target).square().mean())))
+        found.append(log_of(float((tokens[1] @ weights - scored.target).square().mean())))
     return found
 
 
 def _classical_curve(tasks: GaussianTasks, name: str, setting: Setting) -> Series:
     count = setting.pick(tiny=200, quick=20_000, full=100_000)
     steps = _LAYERS if name != "iterative_newton" else 8
-    found = log_means(solver_errors(tasks, [steps_of(name, steps)]), count, setting.seed)
+    found = estimate(solver_errors(tasks, [steps_of(name, steps)]), count, setting.seed)
     return series(name.replace("_", " "), range(1, steps + 1), [one.log_mean for one in found])
 
 
@@ -279,7 +279,7 @@ def _condition_panel(setting: Setting) -> Panel:
         tasks = replace(conditioned_tasks(condition), dtype=torch.float64)
         for name in OPTIMIZERS:
             limit = most if name in _FIRST_ORDER else setting.pick(tiny=5, quick=60, full=60)
-            found = log_means(solver_errors(tasks, [steps_of(name, limit)]), count, setting.seed)
+            found = estimate(solver_errors(tasks, [steps_of(name, limit)]), count, setting.seed)
             target = math.log(_D) + _GOAL
             rows[name].append(float(next((k for k, one in enumerate(found, 1) if one.log_mean <= target), limit)))
     curves = tuple(series(name.replace("_", " "), CONDITIONS, values) for name, values in rows.items())
@@ -317,7 +317,7 @@ def _noise_panel(setting: Setting) -> Panel:
             def solve(h: Tensor, b: Tensor, label: str = label, penalty: float = penalty) -> Tensor:
                 return (ols(h, b) if label == "OLS" else ridge(h, b, penalty)).unsqueeze(0)
 
-            values.append(log_means(solver_errors(tasks, [solve]), count, setting.seed)[0].log_mean)
+            values.append(estimate(solver_errors(tasks, [solve]), count, setting.seed)[0].log_mean)
         curves.append(series(label, _NOISES[1:], values))
     return Panel(
         "noise", "Noisy responses, 3 layers, fresh noiseless queries", "noise", "ln mean squared error", tuple(curves)
@@ -325,26 +325,21 @@ def _noise_panel(setting: Setting) -> Panel:
 
 
 def _log_error(predictions: Tensor, target: Tensor) -> float:
-    return _log(max(_FLOOR, float((predictions.double() - target.double()).square().mean())))
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    return log_of(max(_FLOOR, float((predictions.double() - target.double()).square().mean())))
 
 
 EXPERIMENT = Experiment(
     number=14,
     name="second-order",
     title="Second-order reach",
-    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative "
-    "Newton) and "
-    "not like gradient descent.",
+    claim="Transformers, and linear ones with GD++, converge in depth like a second-order method (iterative Newton) "
+    "and not like gradient descent.",
     source="Fu et al., arXiv 2310.17086; Vladymyrov et al., arXiv 2402.14180",
     protocol="Isotropic tasks, d = 5. Similarity of errors is the cosine between two predictors' errors over prompt "
-    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at every "
-    "length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at every "
-    "length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where n < d. "
-    "BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
+    "lengths, mean over tasks. Memformers are trained at n = 20 alone, or at every n from 5 to 20, and tested at "
+    "every length; the small softmax Transformers and the LSTM (plain PyTorch, not parameter-matched) are trained at "
+    "every length, briefly; one LFOM is trained on as many tasks as they are. OLS is the minimum-norm solution where "
+    "n < d. BFGS and L-BFGS use exact line searches, which makes them conjugate gradients on quadratics.",
     run=run,
     judge=judge,
     find=find,

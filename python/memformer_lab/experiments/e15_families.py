@@ -9,14 +9,16 @@ import torch
 from torch import Generator
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.families import FAMILIES, family_tokens
-from memformer_lab.experiments.fitting import Draw, Recipe, fit_memformer, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.optimizers import conjugate_gradient, gradient_descent, ols, ridge
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import TaskBatch
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
+from memformer_lab.solvers.first_order import Draw
+from memformer_lab.solvers.judging import quadratics_of, query_errors
+from memformer_lab.solvers.optimizers import conjugate_gradient, gradient_descent, ols, ridge
+from memformer_lab.tasks.families import FAMILIES, family_tokens
+from memformer_lab.tasks.gaussian import TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 3
 _FLOOR = 1e-5
@@ -116,17 +118,15 @@ def _baselines(draw: Draw, judged: TaskBatch, setting: Setting, seed: int) -> di
     tuning = draw(setting.pick(tiny=50, quick=4000, full=20_000), generator_for("training", seed, 1))
 
     def error(batch: TaskBatch, method: str, penalty: float = 1.0) -> float:
-        z, n = batch.z.double(), batch.context
-        x, y = z[:, :n, :_D], z[:, :n, _D]
-        h, b = x.mT @ x / n, (x * y.unsqueeze(-1)).sum(1) / n
+        z = batch.z.double()
+        h, b = quadratics_of(z, batch.context)
         weights = {
             "OLS": lambda: ols(h, b),
             "ridge": lambda: ridge(h, b, penalty),
             "CGD": lambda: conjugate_gradient(h, b, _LAYERS)[-1],
             "gradient descent": lambda: gradient_descent(h, b, _LAYERS)[-1],
         }[method]()
-        predicted = (z[:, n:, :_D] @ weights.unsqueeze(-1)).squeeze(-1)
-        return float((predicted - batch.target).square().mean())
+        return float(query_errors(weights, z, batch.target).mean())
 
     penalty = min(_PENALTIES, key=lambda value: error(tuning, "ridge", value))
     found = {method: error(judged, method) for method in ("gradient descent", "CGD", "OLS")}
@@ -139,8 +139,8 @@ EXPERIMENT = Experiment(
     title="Task families",
     claim="Memformers also learn to predict in context for covariates on a sphere or with heavy tails, and for relu, "
     "network, sinusoid and logistic responses.",
-    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., "
-    "arXiv 2307.03576",
+    source="task families of Garg et al., arXiv 2208.01066; Ahn et al., arXiv 2310.01082; Mahankali et al., arXiv "
+    "2307.03576",
     protocol="One model a family, seed and structure. All methods here predict linearly in the query, so on nonlinear "
     "responses the best they can do is the best linear predictor; ridge has the penalty that is best for the family, "
     "chosen on separate tasks. OLS is exact on noiseless linear responses; errors below 1e-5 are shown as 1e-5.",

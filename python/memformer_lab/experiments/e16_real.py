@@ -9,18 +9,18 @@ from torch import Tensor
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab import real
-from memformer_lab.experiments.fitting import Recipe, fit_memformer, memformer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.timing import best_seconds
-from memformer_lab.experiments.verdicts import Check, at_least, at_most
-from memformer_lab.optimizers import conjugate_gradient, ols, ridge
-from memformer_lab.real_evaluation import QUERIES, best_penalty, context_length, judge_set
-from memformer_lab.report import LABELS
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import StandardisedTasks
-from memformer_lab.weights import implied_weights
+from memformer_lab.profiling.rates import best_milliseconds
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import LABELS, Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most
+from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
+from memformer_lab.solvers.first_order import implied_weights
+from memformer_lab.solvers.held_out import QUERIES, best_penalty, context_length, judge_set
+from memformer_lab.solvers.judging import quadratics_of
+from memformer_lab.solvers.optimizers import conjugate_gradient, ols, ridge
+from memformer_lab.tasks import real
+from memformer_lab.tasks.seeds import generator_for
+from memformer_lab.tasks.standardised import StandardisedTasks
 
 _LAYERS = 4
 _TOLERANCE = 1e-3
@@ -147,8 +147,8 @@ def _microseconds(model: Memformer, dataset: real.RegressionSet, n: int, count: 
     batch = real.contexts(dataset, n, count, generator_for("real data", 0, 3))
 
     def solved(method: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        gram = context_gram(batch.z, n) / n
-        weights = method(gram[:, :-1, :-1].contiguous(), gram[:, :-1, -1].contiguous())
+        h, b = quadratics_of(batch.z, n)
+        weights = method(h.contiguous(), b.contiguous())
         return (batch.z[:, n:, :-1] @ weights.unsqueeze(-1)).squeeze(-1)
 
     with torch.no_grad():
@@ -158,7 +158,7 @@ def _microseconds(model: Memformer, dataset: real.RegressionSet, n: int, count: 
             "OLS": lambda: solved(ols),
             "ridge": lambda: solved(lambda h, b: ridge(h, b, 0.1)),
         }
-        return {name: best_seconds(call) / count * 1e6 for name, call in calls.items()}
+        return {name: best_milliseconds(call, batch.z.device) / count * 1e3 for name, call in calls.items()}
 
 
 def _saved_iterations(model: Memformer, dataset: real.RegressionSet, n: int, count: int, seed: int) -> float:

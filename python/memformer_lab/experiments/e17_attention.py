@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.experiments.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
-from memformer_lab.experiments.judging import log_means, network_errors
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
 from memformer_lab.experiments.sequence_models import Attention, AttentionStack
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.runs.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
+from memformer_lab.solvers.estimates import estimate
+from memformer_lab.solvers.judging import network_errors
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 _KINDS: tuple[tuple[Attention, bool], ...] = (
     ("linear", False),
@@ -46,7 +47,7 @@ def run(setting: Setting) -> Results:
             memory = memformer(seed, 5, depth, rule="lfom", structure="dense")
             fit_on_tasks(memory, tasks, recipe, seed)
 
-            judged = log_means(network_errors([memory], tasks.tokens), count, setting.seed)
+            judged = estimate(network_errors([memory], tasks.tokens), count, setting.seed)
             columns.setdefault(_LFOM, []).append(judged[0].log_mean)
             parameters[f"parameters, {_LFOM}, {depth} layers"] = _size(memory)
         for label, values in columns.items():
@@ -121,20 +122,18 @@ def _fit_and_judge(
         return (model.predict(drawn.z, drawn.context) - drawn.target).square().mT
 
     fit(model, lambda generator: errors(recipe.batch, generator).mean(), recipe, seed)
-    return log_means(errors, count, judged)[0].log_mean
+    return estimate(errors, count, judged)[0].log_mean
 
 
 EXPERIMENT = Experiment(
     number=17,
     name="attention",
     title="Softmax and ReLU attention, and a feed-forward block",
-    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the "
-    "same depth, "
-    "and a feed-forward block adds little.",
+    claim="On linear regression in context linear attention does better than softmax or ReLU attention of the same "
+    "depth, and a feed-forward block adds little.",
     source="compared in von Oswald et al., arXiv 2212.07677; Ahn et al., arXiv 2310.01082",
-    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches "
-    "and learning "
-    "rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
+    protocol="Plain-PyTorch models in the Memformer's layout, one head, dense P and Q, the same steps, batches and "
+    "learning rate for all, not tuned for each. Parameters are equal but for the feed-forward block; they are listed.",
     run=run,
     judge=judge,
     find=find,

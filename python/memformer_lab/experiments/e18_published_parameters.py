@@ -8,12 +8,12 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.results import Panel, Results, series
-from memformer_lab.experiments.verdicts import Check, at_most
-from memformer_lab.published import PublishedRule, load_published
-from memformer_lab.seeds import generator_for
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.verdicts import Check, at_most
+from memformer_lab.solvers.published import PublishedRule, load_published
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _LAYERS = 5, 20, 4
 _RULES: tuple[PublishedRule, ...] = get_args(PublishedRule)
@@ -112,12 +112,10 @@ EXPERIMENT = Experiment(
     title="Published parameter layouts",
     claim="The authors' parameters (allparam, alpha, gamma) load into these modules and compute the same.",
     source="notebooks of Dutta & Sra, arXiv 2410.07263",
-    protocol="The notebooks publish code and no trained parameters that this run could read, so random "
-    "parameters in each "
-    "of their four layouts are run through the published formulas, with the n-by-n matrix formed, and through loaded "
-    "modules. The layouts are described in memformer_lab.published; the project's tests load parameters and "
-    "outputs that "
-    "the published code made.",
+    protocol="The notebooks publish code and no trained parameters that this run could read, so random parameters in "
+    "each of their four layouts are run through the published formulas, with the n-by-n matrix formed, and through "
+    "loaded modules. The layouts are described in memformer_lab.solvers.published; the project's tests load "
+    "parameters and outputs that the published code made.",
     run=run,
     judge=judge,
     find=find,

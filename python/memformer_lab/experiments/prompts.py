@@ -8,9 +8,8 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.second_order import bfgs, online_gradient_descent
-from memformer_lab.optimizers import OPTIMIZERS, ols
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.solvers.optimizers import OPTIMIZERS, bfgs, ols, online_gradient_descent
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 Predictions = dict[str, Tensor]
 """By label: (lengths, B), the prediction of y_{t+1} from x_{t+1} and t examples, for each length t."""

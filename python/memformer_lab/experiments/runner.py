@@ -1,27 +1,41 @@
-"""Running experiments: shared out over processes, resumed one by one, drawn and written as they end."""
+"""All experiments, and running them: shared out over processes, resumed one by one, drawn as they end."""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 
-import torch
-
-import memformer_kernels
-from memformer_lab.experiments import record
-from memformer_lab.experiments.drawing import draw_matrix, draw_panel
-from memformer_lab.experiments.html import Figures, render
-from memformer_lab.experiments.protocol import Setting
-from memformer_lab.experiments.record import Outcome
-from memformer_lab.experiments.registry import find
-from memformer_lab.experiments.summary import summarise
-from memformer_lab.files import write_atomically
-from memformer_lab.parallel import Job, Report, Workers
-from memformer_lab.terminal import cores
+from memformer_lab.reports.drawing import draw_matrix, draw_panel
+from memformer_lab.reports.pages import Figures, html_page, markdown_page
+from memformer_lab.reports.protocol import Experiment, Outcome, Setting, read_outcome, write_outcome
+from memformer_lab.reports.results import versions
+from memformer_lab.reports.terminal import cores
+from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.parallel import Job, Report, Workers
 
 REPORT, SUMMARY = "report.html", "README.md"
+
+EXPERIMENTS: tuple[Experiment, ...] = tuple(
+    import_module(f"memformer_lab.experiments.{path.stem}").EXPERIMENT
+    for path in sorted(Path(__file__).parent.glob("e[0-9][0-9]_*.py"))
+)
+"""All experiments, in the order of the report."""
+
+
+def find(name: str) -> Experiment:
+    """The experiment of a name or number.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    for experiment in EXPERIMENTS:
+        if name in (experiment.name, str(experiment.number)):
+            return experiment
+    known = ", ".join(f"{one.number} {one.name}" for one in EXPERIMENTS)
+    raise ValueError(f"no experiment is called {name!r}; there are {known}")
 
 
 def run_experiments(
@@ -30,7 +44,7 @@ def run_experiments(
     folder: Path,
     *,
     workers: int = 1,
-    anew: bool = False,
+    again: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
     """Run experiments and write "<name>.json", "<name>-<panel>.png", "report.html" and "README.md" into `folder`.
@@ -43,7 +57,7 @@ def run_experiments(
         setting: scale and seed.
         folder: where to write.
         workers: processes to share the experiments, of one thread each.
-        anew: run them even if their files are there.
+        again: run them even if their files are there.
         say: told what begins and ends.
 
     Raises:
@@ -52,7 +66,7 @@ def run_experiments(
     """
     experiments = [find(name) for name in names]
     folder.mkdir(parents=True, exist_ok=True)
-    found = {one.name: None if anew else record.read(folder, one, setting) for one in experiments}
+    found = {one.name: None if again else read_outcome(folder, one, setting) for one in experiments}
     missing = [one.name for one in experiments if found[one.name] is None]
     for one in experiments:
         if found[one.name] is not None:
@@ -65,12 +79,12 @@ def run_experiments(
         pool.run([Job(_run_one, (name, setting, folder)) for name in missing], report)
     outcomes = []
     for one in experiments:
-        outcome = found[one.name] or record.read(folder, one, setting)
+        outcome = found[one.name] or read_outcome(folder, one, setting)
         if outcome is None:
             raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
         outcomes.append(outcome)
-    write_atomically(folder / REPORT, render([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
-    write_atomically(folder / SUMMARY, summarise(outcomes).encode())
+    write_atomically(folder / REPORT, html_page([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
+    write_atomically(folder / SUMMARY, markdown_page(outcomes).encode())
     return outcomes
 
 
@@ -81,15 +95,10 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     begin, cpu_begin = time.perf_counter(), time.process_time()
     results = experiment.run(setting)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
-    versions = {
-        "memformer_kernels": memformer_kernels.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions)
+    outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions())
     for panel, picture in _figures(outcome).items():
         write_atomically(folder / f"{name}-{panel}.png", picture)
-    record.write(folder, outcome)
+    write_outcome(folder, outcome)
     report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
 
 

@@ -16,18 +16,13 @@ from torch import Tensor
 
 from memformer_kernels import explain
 from memformer_kernels.nn import Memformer
-from memformer_lab.config import MOST
-from memformer_lab.files import write_atomically
 from memformer_lab.profiling.costs import Network, Operations
 from memformer_lab.profiling.gpu_trace import KernelUse, kernels_of
 from memformer_lab.profiling.rates import Rates, measure_rates, milliseconds
+from memformer_lab.runs.config import MOST
+from memformer_lab.runs.files import write_atomically
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("training", "forward")
 SIZES = ("d", "n", "queries", "batch", "layers", "heads")
 
@@ -82,9 +77,15 @@ class Call:
 class Profile:
     """What was found.
 
-    backend, algorithm, regime, reason: the plan. bytes, operations: of the whole call. floors_ms: what the bytes need
-    at the read bandwidth and the operations at the matrix-product rate. milliseconds: (q10, median, q90). runs: how
-    many. kernels: on a GPU, those one call launches.
+    Attributes:
+        call: what was profiled.
+        backend: of the plan, as algorithm, regime and reason are.
+        bytes: of the whole call.
+        operations: multiply-adds of one task.
+        rates: of the machine.
+        milliseconds: of one call: 10% quantile, median, 90% quantile.
+        runs: calls that were timed.
+        kernels: on a GPU, those one call launches.
     """
 
     call: Call
@@ -203,13 +204,13 @@ def network_of(call: Call, model: Memformer, token_space: bool) -> Network:
     arguments = model.stack_arguments()
     gamma, beta = arguments["gamma"], arguments["beta"]
     layers = call.layers
-    # One running register serves a gamma that is diagonal or shared by layers; otherwise all past ones are weighed.
+    # One running register serves a gamma that is diagonal or shared by layers; otherwise all past ones are weighted.
     running = gamma is not None and (gamma.ndim == 4 or gamma.shape[0] == 1)
-    weighed = 0 if gamma is None else layers if running else layers * (layers + 1) // 2
+    weighted = 0 if gamma is None else layers if running else layers * (layers + 1) // 2
     apart = any(x is not None and x.ndim >= 3 and x.shape[-3] > 1 for x in (gamma, beta))
     heads = call.heads if apart or call.structure != "response-only" else 1
     decayed = 0 if beta is None else layers - 1
-    return Network(call.d, call.n, call.queries, layers, heads, call.structure, weighed, decayed, token_space)
+    return Network(call.d, call.n, call.queries, layers, heads, call.structure, weighted, decayed, token_space)
 
 
 def _kernels(action: Callable[[], object], device: torch.device, trace: Path | None) -> tuple[KernelUse, ...]:

@@ -27,11 +27,17 @@ class Operations(NamedTuple):
 class Network:
     """What the counts depend on.
 
-    d: features. n: labelled tokens. queries: tokens that are predicted. layers, heads: L, H, heads counted apart only
-    where memory differs from head to head or features move. structure: response-only, block or dense. weighed: pairs
-    (l, j) of a layer and a register that it weighs with a coefficient: 0 without memory, L for one weight a layer,
-    L (L + 1) / 2 for all past registers. decayed: layers whose register keeps beta times the last one. token_space:
-    whether tokens are updated one by one, as a coefficient for every token demands.
+    Attributes:
+        d: features.
+        n: labelled tokens.
+        queries: tokens that are predicted.
+        layers: L.
+        heads: H, counted apart only where memory differs from head to head or features move.
+        structure: response-only, block or dense.
+        weighted: pairs (l, j) of a layer and a register with a coefficient: 0 without memory, L for one weight a layer,
+            L (L + 1) / 2 for all past registers.
+        decayed: layers whose register keeps beta times the last one.
+        token_space: whether tokens are updated one by one, as a coefficient for every token demands.
     """
 
     d: int
@@ -40,7 +46,7 @@ class Network:
     layers: int
     heads: int
     structure: str
-    weighed: int
+    weighted: int
     decayed: int
     token_space: bool
 
@@ -86,10 +92,10 @@ class Network:
         d, layers = self.d, self.layers
         gram = self.n * (d * (d + 1) // 2 + d)
         products = layers * d * d + (layers - 1) * d * d
-        forward = products + (self.weighed + self.decayed) * d + self.queries * d
-        # Each weighed pair gives its coefficient's gradient and its register's adjoint; each layer A's gradient and the
-        # adjoints of its products, H's only after layer 0, where w_l depends on a parameter.
-        backward = products + layers * d * d + 2 * (self.weighed + self.decayed) * d + self.queries * d
+        forward = products + (self.weighted + self.decayed) * d + self.queries * d
+        # Each weighted pair gives its coefficient's gradient and its register's adjoint; each layer A's gradient and
+        # the adjoints of its products, H's only after layer 0, where w_l depends on a parameter.
+        backward = products + layers * d * d + 2 * (self.weighted + self.decayed) * d + self.queries * d
         return Operations(gram, forward, backward)
 
     def _response_tokens(self) -> Operations:
@@ -97,8 +103,8 @@ class Network:
         r_l = X A_l b_l + beta_l * r_{l-1}, y += sum_j gamma_lj * r_j. The last layer need only reach the queries.
         """
         d, n, rows, layers = self.d, self.n, self.tokens, self.layers
-        last = layers if self.weighed > layers else min(self.weighed, 1)
-        updates = (self.weighed - last) * rows + last * self.queries + self.decayed * rows
+        last = layers if self.weighted > layers else min(self.weighted, 1)
+        updates = (self.weighted - last) * rows + last * self.queries + self.decayed * rows
         registers = (layers - 1) * rows * d + self.queries * d
         forward = layers * (n * d + d * d) + registers + updates
         backward = 2 * updates + registers + 2 * layers * d * d + (layers - 1) * n * d
@@ -114,7 +120,7 @@ class Network:
         # X^T H X; for each head X A, its product with H and that with Bm^T; in a block also X^T (b - H w) and (X A) g.
         first = heads * (2 * side**3 + (side**2 if block else 0))
         later = 2 * side**3 + heads * 3 * side**3 + ((2 + heads) * side**2 if block else 0)
-        memory = (self.weighed + self.decayed) * cells
+        memory = (self.weighted + self.decayed) * cells
         products = first + (layers - 1) * later
         return Operations(gram, products + memory + self.queries * side, 2 * (products + memory) + self.queries * side)
 
@@ -124,5 +130,5 @@ class Network:
         rows, layers, heads = self.tokens, self.layers, self.heads
         gram = self.n * (self.width * (self.width + 1) // 2)
         layer = gram + heads * 2 * side**3 + rows * side * self.width
-        memory = (self.weighed + self.decayed) * rows * self.width
+        memory = (self.weighted + self.decayed) * rows * self.width
         return Operations(0, layers * layer + memory, 2 * (layers * layer + memory))

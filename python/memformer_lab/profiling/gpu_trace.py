@@ -11,10 +11,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class KernelUse:
-    """One kernel of a trace: launches, their mean microseconds, and what the driver told of the compiled code.
+    """One kernel of a trace; None where the trace does not say.
 
-    registers: of a thread. shared_bytes: of a block. occupancy: estimated per cent of a multiprocessor's warps. None
-    where the trace does not say.
+    Attributes:
+        name: of the kernel.
+        launches: how many.
+        microseconds: mean of a launch.
+        registers: of a thread.
+        shared_bytes: of a thread block.
+        occupancy: estimated per cent of a multiprocessor's warps.
     """
 
     name: str

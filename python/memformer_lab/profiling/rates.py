@@ -40,11 +40,16 @@ def milliseconds(action: Callable[[], object], device: torch.device) -> float:
     return (time.perf_counter() - begun) * 1e3
 
 
+def best_milliseconds(action: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """Milliseconds of the quickest of some calls."""
+    return min(milliseconds(action, device) for _ in range(repeats))
+
+
 def copy_bandwidth(device: torch.device, *, quick: bool = False) -> float:
     """GB/s of copying one large tensor, read and write both counted: the best of several, far beyond any cache."""
     source = _large_buffer(device, 64 if quick else 256)
     target = torch.empty_like(source).copy_(source)
-    best = min(milliseconds(lambda: target.copy_(source), device) for _ in range(3 if quick else 9))
+    best = best_milliseconds(lambda: target.copy_(source), device, 3 if quick else 9)
     return 2 * source.nbytes / best / 1e6
 
 
@@ -58,7 +63,7 @@ def read_bandwidth(device: torch.device, *, quick: bool = False) -> float:
     # Not smaller when quick: part of a smaller one would still lie in a server's cache from the pass before.
     source = _large_buffer(device, 256)
     reductions = (source.sum, source.amax, lambda: torch.dot(source, source))
-    best = min(milliseconds(read, device) for _ in range(3 if quick else 9) for read in reductions)
+    best = min(best_milliseconds(read, device, 3 if quick else 9) for read in reductions)
     return source.nbytes / best / 1e6
 
 
@@ -75,5 +80,5 @@ def fma_rate(device: torch.device, *, quick: bool = False) -> float:
     a = torch.ones(side, side, device=device, dtype=torch.float32)
     out = torch.empty_like(a)
     torch.mm(a, a, out=out)
-    best = min(milliseconds(lambda: torch.mm(a, a, out=out), device) for _ in range(3 if quick else 7))
+    best = best_milliseconds(lambda: torch.mm(a, a, out=out), device, 3 if quick else 7)
     return 2 * side**3 / best / 1e6

@@ -10,7 +10,7 @@ from memformer_kernels import explain
 from memformer_lab.profiling.call import DTYPES, Call, action_of, make_arguments, network_of
 from virtual_gpu import Device, Report
 from virtual_gpu.build import BuildFailed
-from virtual_gpu.hardware import H200
+from virtual_gpu.hardware import H200, Gpu
 from virtual_gpu.profile import Use, uses
 from virtual_gpu.triton import driver_of
 
@@ -24,9 +24,15 @@ GPU = H200
 
 @dataclass(frozen=True)
 class VirtualProfile:
-    """What was found: the plan, as in `call.Profile`; floor: bytes that one task must move; uses: the kernels.
+    """What was found.
 
-    reports: what the virtual GPU's checks found wrong, nothing as a rule.
+    Attributes:
+        call: what was profiled.
+        algorithm: of the plan, as regime and reason are.
+        floor: bytes that one task must move.
+        uses: the kernels.
+        reports: what the virtual GPU's checks found wrong, nothing as a rule.
+        gpu: what was modelled.
     """
 
     call: Call
@@ -36,10 +42,11 @@ class VirtualProfile:
     floor: int
     uses: tuple[Use, ...]
     reports: tuple[Report, ...]
+    gpu: Gpu = GPU
 
     def predicted_ns(self, use: Use) -> float:
         """Nanoseconds of one task in one kernel, on a GPU each of whose multiprocessors gets as many tasks."""
-        return 1e9 * use.prediction.seconds / (self.call.batch * GPU.multiprocessors)
+        return 1e9 * use.prediction.seconds / (self.call.batch * self.gpu.multiprocessors)
 
 
 def profile_virtually(call: Call) -> VirtualProfile:
@@ -50,7 +57,7 @@ def profile_virtually(call: Call) -> VirtualProfile:
     """
     if call.backend not in ("auto", "triton"):
         raise ValueError(
-            f"a virtual GPU runs the backend triton here, not {call.backend}; that of CUDA is linked anew in the "
+            f"a virtual GPU runs the backend triton here, not {call.backend}; that of CUDA is linked again in the "
             "source tree alone (python -m benchmarks virtual)"
         )
     if call.device != "cpu":

@@ -89,8 +89,8 @@ cudaError_t cudaGraphDestroy(cudaGraph_t given) {
   return noted(cudaSuccess);
 }
 
-cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t given, const cudaGraphNode_t* before, size_t count,
-                                   const cudaKernelNodeParams* parameters) {
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t* node, cudaGraph_t given, const cudaGraphNode_t* before,
+                                   size_t count, const cudaKernelNodeParams* parameters) {
   auto* const graph = reinterpret_cast<Graph*>(given);
   virtual_gpu::Launch launch;
   launch.device = virtual_gpu::current_device();

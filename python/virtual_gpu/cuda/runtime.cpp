@@ -165,7 +165,8 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* host, void** arguments) {
-  auto launch = virtual_gpu::launch_of(config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream, host);
+  auto launch =
+      virtual_gpu::launch_of(config->gridDim, config->blockDim, config->dynamicSmemBytes, config->stream, host);
   for (unsigned k = 0; k < config->numAttrs; ++k) {
     const cudaLaunchAttribute& given = config->attrs[k];
     if (given.id == cudaLaunchAttributeClusterDimension) {
@@ -227,7 +228,8 @@ cudaError_t cudaPeekAtLastError() {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   if (virtual_gpu::lost.load()) return noted(cudaSuccess);
-  if (const int error = machine().copy(virtual_gpu::current_device(), to, from, bytes, kind, stream)) return noted(error);
+  if (const int error = machine().copy(virtual_gpu::current_device(), to, from, bytes, kind, stream))
+    return noted(error);
   std::memmove(to, from, bytes);
   return noted(cudaSuccess);
 }

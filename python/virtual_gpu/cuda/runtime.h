@@ -1,7 +1,7 @@
 // What the stand-in for the CUDA runtime asks of the process that holds the virtual devices.
 //
-// Calls of the runtime come from unmodified host code; functions of `Machine` answer them, each with a cudaError_t where
-// it returns an int. There is one machine; nothing is called before `virtual_cuda_connect`.
+// Calls of the runtime come from unmodified host code; functions of `Machine` answer them, each with a cudaError_t
+// where it returns an int. There is one machine; nothing is called before `virtual_cuda_connect`.
 
 #pragma once
 
@@ -18,9 +18,9 @@ struct Launch {
   uint32_t grid[3] = {1, 1, 1};
   uint32_t block[3] = {1, 1, 1};
   uint32_t cluster[3] = {1, 1, 1};
-  int32_t clustered = 0;     // whether the launch asked for clusters
+  int32_t clustered = 0;  // whether the launch asked for clusters
   int32_t cooperative = 0;
-  uint64_t shared = 0;       // dynamic, in bytes
+  uint64_t shared = 0;  // dynamic, in bytes
   void* stream = nullptr;
   const void* arguments = nullptr;  // of the kernel's parameters, each at its offset
   uint64_t argument_bytes = 0;

@@ -29,14 +29,10 @@ void report_bounds_of(const Step& step, const char* space, u64 offset, u64 limit
 i32 space_of(const Step& step, u64 address) {
   if (step.instruction.space == SHARED) return SHARED;
   switch (address >> WINDOW_SHIFT) {
-    case SHARED_WINDOW >> WINDOW_SHIFT:
-      return SHARED;
-    case LOCAL_WINDOW >> WINDOW_SHIFT:
-      return LOCAL;
-    case PARAM_WINDOW >> WINDOW_SHIFT:
-      return PARAM;
-    default:
-      return GLOBAL;
+    case SHARED_WINDOW >> WINDOW_SHIFT: return SHARED;
+    case LOCAL_WINDOW >> WINDOW_SHIFT: return LOCAL;
+    case PARAM_WINDOW >> WINDOW_SHIFT: return PARAM;
+    default: return GLOBAL;
   }
 }
 
@@ -172,18 +168,10 @@ bool next_access(Access& access, const u64 (&address)[WARP], bool writes, u32& r
       taken &= alike;
     }
     switch (access.space) {
-      case GLOBAL:
-        taken = take_global(access, address, writes, taken);
-        break;
-      case SHARED:
-        taken = take_shared(access, address, taken);
-        break;
-      case LOCAL:
-        taken = take_local(access, address, taken);
-        break;
-      default:
-        taken = take_parameters(access, address, writes, taken);
-        break;
+      case GLOBAL: taken = take_global(access, address, writes, taken); break;
+      case SHARED: taken = take_shared(access, address, taken); break;
+      case LOCAL: taken = take_local(access, address, taken); break;
+      default: taken = take_parameters(access, address, writes, taken); break;
     }
     if (taken == 0) {
       remaining &= remaining - 1;

@@ -3,7 +3,8 @@
 // A result lies within the error that the PTX ISA gives (section "Floating Point Instructions", cited beside each) and,
 // where another number of the format does too, is not the nearest one: which side it lies on depends on the argument's
 // bits. Code that relies on more than is documented shows, and the same bits come every time. Results that the ISA
-// tabulates (zeros, infinities, NaN) are those of its tables. Subnormal numbers are flushed (.ftz) where the CPU does it.
+// tabulates (zeros, infinities, NaN) are those of its tables. Subnormal numbers are flushed (.ftz) where the CPU does
+// it.
 
 #pragma once
 
@@ -28,7 +29,8 @@ double widened(uint32_t bits) {
 // The distance of neighbours in a format at the number nearest to a value.
 template <int ExponentBits, int FractionBits>
 double ulp(double value) {
-  const double nearest = widened<ExponentBits, FractionBits>(narrow<ExponentBits, FractionBits>(value, Round::nearest_even));
+  const double nearest =
+      widened<ExponentBits, FractionBits>(narrow<ExponentBits, FractionBits>(value, Round::nearest_even));
   return std::ldexp(1.0, std::max(std::ilogb(nearest), 2 - (1 << (ExponentBits - 1))) - FractionBits);
 }
 
@@ -58,8 +60,8 @@ inline float approximate_reciprocal(float a) {
   return astray(exact, ulp<8, 23>(exact), a);
 }
 
-// rcp.approx.ftz.f64: 1 / a of the upper 32 bits of a, in the upper 32 bits of the result. The ISA gives no error: 1 ulp of
-// that format here.
+// rcp.approx.ftz.f64: 1 / a of the upper 32 bits of a, in the upper 32 bits of the result. The ISA gives no error: 1
+// ulp of that format here.
 inline double approximate_reciprocal(double a) {
   const uint32_t upper = static_cast<uint32_t>(std::bit_cast<uint64_t>(a) >> 32), sign = upper & 0x80000000;
   const bool subnormal = (upper & 0x7ff00000) == 0;
@@ -71,11 +73,12 @@ inline double approximate_reciprocal(double a) {
 // div.full.f32: "the maximum ulp error is 2 across the full range of inputs".
 inline float full_range_quotient(float a, float b) {
   const double exact = static_cast<double>(a) / b;
-  return astray(exact, 2 * ulp<8, 23>(exact), std::bit_cast<float>(std::bit_cast<uint32_t>(a) ^ (std::bit_cast<uint32_t>(b) >> 1)));
+  return astray(exact, 2 * ulp<8, 23>(exact),
+                std::bit_cast<float>(std::bit_cast<uint32_t>(a) ^ (std::bit_cast<uint32_t>(b) >> 1)));
 }
 
-// div.approx.f32: a * (1 / b); "for |b| in [2^-126, 2^126] the maximum ulp error is 2"; above, NaN for infinite a and else
-// a zero. Below the ISA is silent: the product as float has it.
+// div.approx.f32: a * (1 / b); "for |b| in [2^-126, 2^126] the maximum ulp error is 2"; above, NaN for infinite a and
+// else a zero. Below the ISA is silent: the product as float has it.
 inline float approximate_quotient(float a, float b) {
   const float size = std::fabs(b);
   if (size > 0x1p126f && std::isfinite(b)) {
@@ -128,10 +131,11 @@ inline float approximate_exponential(float a) {
   return a == 0 ? 1.0f : astray(exact, 2 * ulp<8, 23>(exact), a);
 }
 
-// tanh.approx.f32: "the maximum relative error over the entire floating point range is 2^-11"; subnormal numbers as they
-// come.
+// tanh.approx.f32: "the maximum relative error over the entire floating point range is 2^-11"; subnormal numbers as
+// they come.
 inline float approximate_tangent(float a) {
-  if (std::isinf(a) || std::fabs(a) < std::numeric_limits<float>::min()) return std::isinf(a) ? std::copysign(1.0f, a) : a;
+  if (std::isinf(a) || std::fabs(a) < std::numeric_limits<float>::min())
+    return std::isinf(a) ? std::copysign(1.0f, a) : a;
   const double exact = std::tanh(static_cast<double>(a));
   return astray(exact, 0x1p-11 * std::fabs(exact), a);
 }
@@ -139,7 +143,8 @@ inline float approximate_tangent(float a) {
 // ex2.approx: "maximum relative error 2^-9.9" for .f16, "2^-7" for .bf16, which is always flushed (.ftz).
 template <class Half>
 uint16_t approximate_exponential_half(uint16_t a) {
-  const double value = widen<Half>(a), exact = std::exp2(value), relative = std::exp2(Half::exponent_bits == 5 ? -9.9 : -7.0);
+  const double value = widen<Half>(a), exact = std::exp2(value),
+               relative = std::exp2(Half::exponent_bits == 5 ? -9.9 : -7.0);
   if (value == 0) return to_half<Half>(1.0);
   const uint32_t bits = astray<Half::exponent_bits, Half::fraction_bits>(exact, relative * exact, a);
   return static_cast<uint16_t>(std::is_same_v<Half, BFloat16> && bits < 0x80 ? 0 : bits);
@@ -148,7 +153,8 @@ uint16_t approximate_exponential_half(uint16_t a) {
 // tanh.approx: "maximum absolute error 2^-10.987" for .f16, "2^-8" for .bf16.
 template <class Half>
 uint16_t approximate_tangent_half(uint16_t a) {
-  const double value = widen<Half>(a), exact = std::tanh(value), error = std::exp2(Half::exponent_bits == 5 ? -10.987 : -8.0);
+  const double value = widen<Half>(a), exact = std::tanh(value),
+               error = std::exp2(Half::exponent_bits == 5 ? -10.987 : -8.0);
   if (std::isinf(value)) return to_half<Half>(exact);
   return static_cast<uint16_t>(astray<Half::exponent_bits, Half::fraction_bits>(exact, error, a));
 }

@@ -21,14 +21,10 @@ u32 lanes_where(const T* a, const T* b, Holds holds) {
 
 u32 combined(i64 how, u32 comparison, u32 other) {
   switch (how) {
-    case AND:
-      return comparison & other;
-    case OR:
-      return comparison | other;
-    case XOR:
-      return comparison ^ other;
-    default:
-      return comparison;
+    case AND: return comparison & other;
+    case OR: return comparison | other;
+    case XOR: return comparison ^ other;
+    default: return comparison;
   }
 }
 

@@ -81,14 +81,10 @@ Outcome round_to_whole(Step& step) {
 // The rounding that the control register asks for.
 Round rounding(const Step& step) {
   switch (step.instruction.control & 0x6000) {
-    case 0x2000:
-      return Round::down;
-    case 0x4000:
-      return Round::up;
-    case 0x6000:
-      return Round::toward_zero;
-    default:
-      return Round::nearest_even;
+    case 0x2000: return Round::down;
+    case 0x4000: return Round::up;
+    case 0x6000: return Round::toward_zero;
+    default: return Round::nearest_even;
   }
 }
 

@@ -21,18 +21,10 @@ Outcome shuffle(Step& step) {
     const i32 last = (lane & segment) | (clamp & ~segment), first = lane & segment;
     i32 source;
     switch (Mode) {
-      case Shuffle::Up:
-        source = lane - distance;
-        break;
-      case Shuffle::Down:
-        source = lane + distance;
-        break;
-      case Shuffle::Butterfly:
-        source = lane ^ distance;
-        break;
-      default:
-        source = first | (distance & ~segment);
-        break;
+      case Shuffle::Up: source = lane - distance; break;
+      case Shuffle::Down: source = lane + distance; break;
+      case Shuffle::Butterfly: source = lane ^ distance; break;
+      default: source = first | (distance & ~segment); break;
     }
     within[lane] = Mode == Shuffle::Up ? source >= last : source <= last;
     from[lane] = within[lane] ? source : lane;
@@ -69,18 +61,10 @@ Outcome vote(Step& step) {
   const bool complete = (step.lanes & ~step.defined(1)) == 0;
   const bool all = yes == step.lanes;
   switch (Mode) {
-    case Vote::All:
-      step.set_predicate(0, all ? ALL_LANES : 0);
-      break;
-    case Vote::Any:
-      step.set_predicate(0, yes != 0 ? ALL_LANES : 0);
-      break;
-    case Vote::Uniform:
-      step.set_predicate(0, all || yes == 0 ? ALL_LANES : 0);
-      break;
-    case Vote::Ballot:
-      for_lanes(step.lanes, [&](int lane) { step.values<u32>(0)[lane] = yes; });
-      break;
+    case Vote::All: step.set_predicate(0, all ? ALL_LANES : 0); break;
+    case Vote::Any: step.set_predicate(0, yes != 0 ? ALL_LANES : 0); break;
+    case Vote::Uniform: step.set_predicate(0, all || yes == 0 ? ALL_LANES : 0); break;
+    case Vote::Ballot: for_lanes(step.lanes, [&](int lane) { step.values<u32>(0)[lane] = yes; }); break;
   }
   step.define(0, complete ? ALL_LANES : 0);
   return Outcome::Next;

@@ -1,8 +1,9 @@
-// What the CPU does not do to floating-point numbers as PTX does: rounding to narrow formats, minima, integers, saturation.
+// What the CPU does not do to floating-point numbers as PTX does: rounding to narrow formats, minima, integers,
+// saturation.
 //
 // Arithmetic of float and double is the CPU's own, in the rounding mode and with the flushing that its control register
-// is set to. What follows holds in each of these modes, and needs a compiler that keeps to IEEE 754 (-ffp-contract=off, no
-// -ffast-math).
+// is set to. What follows holds in each of these modes, and needs a compiler that keeps to IEEE 754 (-ffp-contract=off,
+// no -ffast-math).
 
 #pragma once
 
@@ -46,12 +47,14 @@ constexpr uint32_t narrow(double value, Round round) {
   // The leading bit of a normal number, which its format leaves out, adds one to the exponent's field.
   const uint64_t result = (static_cast<uint64_t>(rounded_exponent - least) << FractionBits) + kept + away;
   if (result < infinity) return sign | static_cast<uint32_t>(result);
-  const bool stays = round == Round::toward_zero || (round == Round::down && !negative) || (round == Round::up && negative);
+  const bool stays =
+      round == Round::toward_zero || (round == Round::down && !negative) || (round == Round::up && negative);
   return sign | static_cast<uint32_t>(infinity - stays);
 }
 
-// A value rounded to odd: of the two doubles it lies between, the one whose last bit is 1. Rounded again, in any mode and
-// to at most 51 bits, it is the value rounded once. From either of the two, and a number of the sign of (value - that).
+// A value rounded to odd: of the two doubles it lies between, the one whose last bit is 1. Rounded again, in any mode
+// and to at most 51 bits, it is the value rounded once. From either of the two, and a number of the sign of (value -
+// that).
 inline double to_odd(double neighbour, double error) {
   const uint64_t bits = std::bit_cast<uint64_t>(neighbour);
   if (!(error < 0 || error > 0) || (bits & 1)) return neighbour;
@@ -69,7 +72,8 @@ double integer_to_odd(Integer value) {
   return to_odd(neighbour, static_cast<double>(static_cast<__int128>(value) - static_cast<__int128>(neighbour)));
 }
 
-// A number that integers made, as the CPU would have: where it flushes subnormal numbers (.ftz), they compare equal to 0.
+// A number that integers made, as the CPU would have: where it flushes subnormal numbers (.ftz), they compare equal to
+// 0.
 inline float as_flushed(float value) { return value == 0 ? std::copysign(0.0f, value) : value; }
 
 // .sat: into [0, 1], NaN to +0.

@@ -61,70 +61,45 @@ u32 special_value(const Machine& machine, const Block& block, const Warp& warp, 
   const Dimensions& size = machine.dimensions;
   const u32 thread = warp.index * WARP + lane, bit = 1u << lane;
   switch (which) {
-    case TID_X:
-      return thread % size.block[0];
-    case TID_Y:
-      return thread / size.block[0] % size.block[1];
-    case TID_Z:
-      return thread / size.block[0] / size.block[1];
+    case TID_X: return thread % size.block[0];
+    case TID_Y: return thread / size.block[0] % size.block[1];
+    case TID_Z: return thread / size.block[0] / size.block[1];
     case NTID_X:
     case NTID_Y:
-    case NTID_Z:
-      return size.block[which - NTID_X];
+    case NTID_Z: return size.block[which - NTID_X];
     case CTAID_X:
     case CTAID_Y:
-    case CTAID_Z:
-      return block.place[which - CTAID_X];
+    case CTAID_Z: return block.place[which - CTAID_X];
     case NCTAID_X:
     case NCTAID_Y:
-    case NCTAID_Z:
-      return size.grid[which - NCTAID_X];
-    case LANEID:
-      return lane;
-    case WARPID:
-      return warp.index;
-    case NWARPID:
-      return static_cast<u32>(block.warps.size());
-    case LANEMASK_EQ:
-      return bit;
-    case LANEMASK_LE:
-      return bit | (bit - 1);
-    case LANEMASK_LT:
-      return bit - 1;
-    case LANEMASK_GE:
-      return ~(bit - 1);
-    case LANEMASK_GT:
-      return ~(bit | (bit - 1));
+    case NCTAID_Z: return size.grid[which - NCTAID_X];
+    case LANEID: return lane;
+    case WARPID: return warp.index;
+    case NWARPID: return static_cast<u32>(block.warps.size());
+    case LANEMASK_EQ: return bit;
+    case LANEMASK_LE: return bit | (bit - 1);
+    case LANEMASK_LT: return bit - 1;
+    case LANEMASK_GE: return ~(bit - 1);
+    case LANEMASK_GT: return ~(bit | (bit - 1));
     case CLUSTERID_X:
     case CLUSTERID_Y:
-    case CLUSTERID_Z:
-      return block.place[which - CLUSTERID_X] / size.cluster[which - CLUSTERID_X];
+    case CLUSTERID_Z: return block.place[which - CLUSTERID_X] / size.cluster[which - CLUSTERID_X];
     case NCLUSTERID_X:
     case NCLUSTERID_Y:
-    case NCLUSTERID_Z:
-      return size.grid[which - NCLUSTERID_X] / size.cluster[which - NCLUSTERID_X];
+    case NCLUSTERID_Z: return size.grid[which - NCLUSTERID_X] / size.cluster[which - NCLUSTERID_X];
     case CLUSTER_CTAID_X:
     case CLUSTER_CTAID_Y:
-    case CLUSTER_CTAID_Z:
-      return block.place[which - CLUSTER_CTAID_X] % size.cluster[which - CLUSTER_CTAID_X];
+    case CLUSTER_CTAID_Z: return block.place[which - CLUSTER_CTAID_X] % size.cluster[which - CLUSTER_CTAID_X];
     case CLUSTER_NCTAID_X:
     case CLUSTER_NCTAID_Y:
-    case CLUSTER_NCTAID_Z:
-      return size.cluster[which - CLUSTER_NCTAID_X];
-    case CLUSTER_CTARANK:
-      return block.rank;
-    case CLUSTER_NCTARANK:
-      return size.cluster[0] * size.cluster[1] * size.cluster[2];
-    case DYNAMIC_SMEM_SIZE:
-      return machine.dynamic_shared;
-    case TOTAL_SMEM_SIZE:
-      return block.shared_bytes;
-    case SMID:
-      return block.index % machine.multiprocessors;
-    case NSMID:
-      return machine.multiprocessors;
-    default:
-      return 0;
+    case CLUSTER_NCTAID_Z: return size.cluster[which - CLUSTER_NCTAID_X];
+    case CLUSTER_CTARANK: return block.rank;
+    case CLUSTER_NCTARANK: return size.cluster[0] * size.cluster[1] * size.cluster[2];
+    case DYNAMIC_SMEM_SIZE: return machine.dynamic_shared;
+    case TOTAL_SMEM_SIZE: return block.shared_bytes;
+    case SMID: return block.index % machine.multiprocessors;
+    case NSMID: return machine.multiprocessors;
+    default: return 0;
   }
 }
 
@@ -202,14 +177,10 @@ void shuffle(Machine& machine, std::vector<u32>& order) {
 
 const char* state_name(PathState state) {
   switch (state) {
-    case PathState::AtCollective:
-      return "at an instruction of the whole warp";
-    case PathState::AtBarrier:
-      return "at a barrier of the block";
-    case PathState::AtCluster:
-      return "at the barrier of the cluster";
-    default:
-      return "polling";
+    case PathState::AtCollective: return "at an instruction of the whole warp";
+    case PathState::AtBarrier: return "at a barrier of the block";
+    case PathState::AtCluster: return "at the barrier of the cluster";
+    default: return "polling";
   }
 }
 

@@ -20,15 +20,9 @@ template <class T>
 void load_register(const Access& access, const Step& step, int k) {
   const u32 offset = static_cast<u32>(k * sizeof(T));
   switch (step.operand(k).width) {
-    case 2:
-      load_values<T>(access, step.values<u16>(k), offset);
-      break;
-    case 4:
-      load_values<T>(access, step.values<u32>(k), offset);
-      break;
-    default:
-      load_values<T>(access, step.values<u64>(k), offset);
-      break;
+    case 2: load_values<T>(access, step.values<u16>(k), offset); break;
+    case 4: load_values<T>(access, step.values<u32>(k), offset); break;
+    default: load_values<T>(access, step.values<u64>(k), offset); break;
   }
 }
 
@@ -101,15 +95,9 @@ u32 held(const Access& access, const Step& step, int count) {
   for (int k = 0; k < count; ++k) {
     const u32 offset = static_cast<u32>(k * sizeof(T));
     switch (step.operand(k).width) {
-      case 2:
-        out &= held_values<T>(access, step.values<u16>(k), offset);
-        break;
-      case 4:
-        out &= held_values<T>(access, step.values<u32>(k), offset);
-        break;
-      default:
-        out &= held_values<T>(access, step.values<u64>(k), offset);
-        break;
+      case 2: out &= held_values<T>(access, step.values<u16>(k), offset); break;
+      case 4: out &= held_values<T>(access, step.values<u32>(k), offset); break;
+      default: out &= held_values<T>(access, step.values<u64>(k), offset); break;
     }
   }
   return out;
@@ -127,15 +115,9 @@ template <class T>
 void store_register(const Access& access, const Step& step, int k) {
   const u32 offset = static_cast<u32>(k * sizeof(T));
   switch (step.operand(k).width) {
-    case 2:
-      store_values<T>(access, step.values<u16>(k), offset);
-      break;
-    case 4:
-      store_values<T>(access, step.values<u32>(k), offset);
-      break;
-    default:
-      store_values<T>(access, step.values<u64>(k), offset);
-      break;
+    case 2: store_values<T>(access, step.values<u16>(k), offset); break;
+    case 4: store_values<T>(access, step.values<u32>(k), offset); break;
+    default: store_values<T>(access, step.values<u64>(k), offset); break;
   }
 }
 

@@ -223,28 +223,18 @@ struct Step {
   // A lane's value of a register of any width.
   u64 value(int k, int lane) const {
     switch (operand(k).width) {
-      case 2:
-        return values<u16>(k)[lane];
-      case 4:
-        return values<u32>(k)[lane];
-      case 8:
-        return values<u64>(k)[lane];
-      default:
-        return predicate(k) >> lane & 1;
+      case 2: return values<u16>(k)[lane];
+      case 4: return values<u32>(k)[lane];
+      case 8: return values<u64>(k)[lane];
+      default: return predicate(k) >> lane & 1;
     }
   }
 
   void set_value(int k, int lane, u64 value) const {
     switch (operand(k).width) {
-      case 2:
-        values<u16>(k)[lane] = static_cast<u16>(value);
-        break;
-      case 4:
-        values<u32>(k)[lane] = static_cast<u32>(value);
-        break;
-      case 8:
-        values<u64>(k)[lane] = value;
-        break;
+      case 2: values<u16>(k)[lane] = static_cast<u16>(value); break;
+      case 4: values<u32>(k)[lane] = static_cast<u32>(value); break;
+      case 8: values<u64>(k)[lane] = value; break;
     }
   }
 

@@ -1,17 +1,18 @@
 // Tensor cores: products of matrices that a warp holds in its registers.
 //
 // A register is its 32 lanes, 4 or 8 bytes each. The fragments' layouts are those of the PTX ISA ("Warp-level matrix
-// instructions"), which for every shape and type are one rule, with q = lane % 4, g = lane / 4 and V values in a lane of a
-// register (two halves, or one wider number):
+// instructions"), which for every shape and type are one rule, with q = lane % 4, g = lane / 4 and V values in a lane
+// of a register (two halves, or one wider number):
 //
 //   A, M x K: register i holds row g + 8 (i mod M/8), columns V q + 4 V (i div M/8) and the V - 1 after
 //   B, K x 8: register i holds rows V q + 4 V i and the V - 1 after, column g
-//   C and D, M x 8: 8 rows after another, in them row g and columns 2 q and 2 q + 1, one register for each or one for both
+//   C and D, M x 8: 8 rows after another, in them row g and columns 2 q and 2 q + 1, one register for each or one for
+//   both
 //
-// Accumulation: the ISA promises products that are exact and sums of at least single precision, in no order. Here, after
-// what has been measured on tensor cores (Fasi, Higham, Mikaitis, Pranesh, 2021): a few products and the accumulator are
-// added at once, aligned to the greatest and cut off one bit below float's last, and the sum is cut off to a float. Sums in
-// double are chains of fused multiply-adds in the order of K, each rounded.
+// Accumulation: the ISA promises products that are exact and sums of at least single precision, in no order. Here,
+// after what has been measured on tensor cores (Fasi, Higham, Mikaitis, Pranesh, 2021): a few products and the
+// accumulator are added at once, aligned to the greatest and cut off one bit below float's last, and the sum is cut off
+// to a float. Sums in double are chains of fused multiply-adds in the order of K, each rounded.
 
 #pragma once
 
@@ -67,7 +68,9 @@ using Word = typename Packing<Number>::Word;
 template <int Count, int Width>
 void add_products(int columns, const double* a, const double (*b)[Width], float* accumulators) {
   constexpr int at_once = 8;  // columns, for which every loop below is a few vectors
-  const auto kept = [](double value, uint64_t mask) { return std::bit_cast<double>(std::bit_cast<uint64_t>(value) & mask); };
+  const auto kept = [](double value, uint64_t mask) {
+    return std::bit_cast<double>(std::bit_cast<uint64_t>(value) & mask);
+  };
   for (int first = 0; first < columns; first += at_once) {
     float* sums = accumulators + first;
     double terms[Count + 1][at_once], unit[at_once], plain[at_once], sum[at_once] = {};
@@ -155,7 +158,8 @@ void write_accumulators(int columns, const Matrix& c, Word<Accumulator>* const* 
     for (int lane = 0; lane < warp_lanes; ++lane) {
       const auto* place = &c[row + lane / 4][column + 2 * (lane % 4)];
       if constexpr (count == 2) {
-        registers[i][lane] = to_half<Accumulator>(place[0]) | static_cast<uint32_t>(to_half<Accumulator>(place[1])) << 16;
+        registers[i][lane] = to_half<Accumulator>(place[0]) | static_cast<uint32_t>(to_half<Accumulator>(place[1]))
+                                                                  << 16;
       } else {
         registers[i][lane] = std::bit_cast<Word<Accumulator>>(*place);
       }

@@ -1,17 +1,17 @@
 // Tensor cores of Hopper: products by four warps of matrices that lie in shared memory, found by descriptors.
 //
-// A descriptor (PTX ISA, "Matrix Descriptor Format") holds, in units of 16 bytes, where a matrix starts (bits 0-13), its
-// leading offset (16-29) and its stride offset (32-45); its base offset (49-51); its swizzle (62-63: none, 128, 64, 32
-// bytes). The matrix is made of chunks of 16 bytes, eight of which, W bytes apart (W the swizzle's, or 16), are an atom:
-// along K or, transposed, along M or N.
+// A descriptor (PTX ISA, "Matrix Descriptor Format") holds, in units of 16 bytes, where a matrix starts (bits 0-13),
+// its leading offset (16-29) and its stride offset (32-45); its base offset (49-51); its swizzle (62-63: none, 128, 64,
+// 32 bytes). The matrix is made of chunks of 16 bytes, eight of which, W bytes apart (W the swizzle's, or 16), are an
+// atom: along K or, transposed, along M or N.
 //
 //   along K, none:        row r, chunk c   at  (r / 8) stride + (r % 8) 16 + c leading
 //   along K, swizzled:    row r, chunk c   at  (r / 8) stride + (r % 8) W + 16 c
 //   transposed, none:     chunk m, row k   at  m stride + (k / 8) leading + (k % 8) 16
 //   transposed, swizzled: chunk m, row k   at  (m / (W/16)) leading + (m % (W/16)) 16 + (k / 8) stride + (k % 8) W
 //
-// A swizzle is of addresses: bits 7 and up of the three, two or one that name an atom's row are added, without carry, to
-// those that name a chunk of it, bits 4 and up.
+// A swizzle is of addresses: bits 7 and up of the three, two or one that name an atom's row are added, without carry,
+// to those that name a chunk of it, bits 4 and up.
 
 #pragma once
 
@@ -31,7 +31,8 @@ struct MatrixDescriptor {
     swizzle_bytes = widths[bits >> 62];
   }
 
-  // Of 16 bytes: `outer` counts rows of M or N, or transposed their chunks; `inner` chunks of K, or transposed its rows.
+  // Of 16 bytes: `outer` counts rows of M or N, or transposed their chunks; `inner` chunks of K, or transposed its
+  // rows.
   uint32_t address(int outer, int inner, bool transposed) const {
     const uint32_t u = static_cast<uint32_t>(outer), v = static_cast<uint32_t>(inner);
     const uint32_t width = swizzle_bytes, chunks = width / 16;
@@ -64,7 +65,8 @@ void read_matrix(const MatrixDescriptor& matrix, int first_row, int rows, bool t
   for (int u = 0; u < outer; ++u) {
     for (int v = 0; v < inner; ++v) {
       Number numbers[of_chunk];
-      std::memcpy(numbers, read(matrix.address(u + (transposed ? first_row / of_chunk : first_row), v, transposed)), 16);
+      std::memcpy(numbers, read(matrix.address(u + (transposed ? first_row / of_chunk : first_row), v, transposed)),
+                  16);
       for (int i = 0; i < of_chunk; ++i) {
         const double value = Packing<Input>::read(numbers[i], 0);
         transposed ? store(u * of_chunk + i, v, value) : store(u, v * of_chunk + i, value);

@@ -56,9 +56,9 @@ def test_the_committed_sheet_is_that_of_the_committed_counters(tmp_path: Path) -
     assert json.loads(RECORD.read_text(encoding="utf-8"))["measured"] is False
 
 
-def test_the_readme_has_what_the_trainer_needs() -> None:
+def test_the_page_on_training_has_what_the_trainer_needs() -> None:
     (row,) = (row for row in sheet() if row.name == "trainer, statistics")
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
     rate = f"{1e9 / row.need_ns:.0e}".replace("e+0", "e")
     assert f"(`python -m benchmarks gpu-floors`), {rate} tasks/s are the most that go through it" in text
 

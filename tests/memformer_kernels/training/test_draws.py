@@ -21,8 +21,8 @@ from memformer_kernels import (
     memformer_predict,
 )
 from memformer_kernels.training import draws
+from memformer_kernels.training.definition import block_sums
 from memformer_kernels.training.draws import Stream, Tasks, draw_tasks, normal_count, order
-from memformer_kernels.training.twin import block_sums
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model
 
 TASKS = 20_000

@@ -191,7 +191,7 @@ def _cut(run: Callable[[TrainState], Tensor], files: str, every: int) -> Iterato
         ("cpu", True, "training", 11),
         ("torch", True, "steps", 3),
         pytest.param("cpu", False, "training", 7, marks=pytest.mark.slow),
-        pytest.param("torch", False, "twin", 11, marks=pytest.mark.slow),
+        pytest.param("torch", False, "definition", 11, marks=pytest.mark.slow),
     ],
 )
 def test_no_instruction_is_between_the_parts_of_a_step(

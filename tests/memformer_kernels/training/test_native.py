@@ -20,7 +20,7 @@ from memformer_kernels import (
     availability,
     train_steps,
 )
-from memformer_kernels.training import native, twin
+from memformer_kernels.training import definition, native
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, alone, model, state, tensors
@@ -181,7 +181,7 @@ def test_sums_of_any_blocks() -> None:
     """Blocks of 1024 tasks by themselves are those of all, and those of the definition; idle models get zeros."""
     sampler, run = dataclasses.replace(STATISTICS, batch=2500), state(2)
     whole = native.block_sums(run, sampler, range(3), [True, True])
-    expected = twin.block_sums(run, sampler, range(3), [True, True])
+    expected = definition.block_sums(run, sampler, range(3), [True, True])
     assert _error(whole, expected) < 1e-12
     assert torch.equal(native.block_sums(run, sampler, range(1, 3), [True, True]), whole[:, 1:])
     idle = native.block_sums(run, sampler, range(3), [False, True])

@@ -22,7 +22,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.testing import GRADIENT_FACTOR, relative_error
-from memformer_kernels.training import arguments, native, twin
+from memformer_kernels.training import arguments, definition, native
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors
@@ -74,7 +74,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 
 def _traces(held: TrainState, sampler: Sampler, optimizer: Optimizer, steps: int = 60) -> tuple[Tensor, Tensor]:
-    """The native trace and the twin's, after a look at what they leave behind."""
+    """The native trace and the definition's, after a look at what they leave behind."""
     other = copy.deepcopy(held)
     own = train_steps(held, sampler, steps, optimizer=optimizer, backend="cpu")
     theirs = train_steps(other, sampler, steps, optimizer=optimizer, backend="torch")
@@ -120,7 +120,7 @@ def test_sizes(d: int, n: int, layers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["integrated", "tokens", "full batch"])
 def test_float32_is_within_its_budget(kind: str) -> None:
-    """Of 4 models' 200 losses, against float64: at most three times the error of the twin in float32."""
+    """Of 4 models' 200 losses, against float64: at most three times the error of the definition in float32."""
     sampler, single = SAMPLERS[kind], SAMPLERS[kind]
     if isinstance(sampler, FixedTasks):
         single = FixedTasks(*_given(torch.float32), N)
@@ -148,7 +148,7 @@ def test_long_epochs_are_cut_into_calls(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_ensembles_of_depths_rates_and_masks() -> None:
-    """Depths 1 to 3, three learning rates; each model as the twin trains it, and as it is trained alone."""
+    """Depths 1 to 3, three learning rates; each model as the definition trains it, and as it is trained alone."""
     models = [model(depth, depth) for depth in (1, 2, 3)]
     own = torch.eye(3, dtype=torch.bool)[:, :, None, None, None]
     masks: list[dict[str, Tensor]] = [{}, {"q": torch.tensor(False)}, {"gamma": ~own}]
@@ -161,7 +161,7 @@ def test_ensembles_of_depths_rates_and_masks() -> None:
 
 
 def test_steps_that_are_not_finite() -> None:
-    """Skipped and counted as the twin does, and stopped at the limit."""
+    """Skipped and counted as the definition does, and stopped at the limit."""
     z, target = _given()
     z[3, 0, 0] = math.nan
     sampler = FixedTasks(z, target, N, batch=1, shuffle=False)
@@ -185,7 +185,7 @@ def test_sums_that_ranks_gathered_give_the_very_same_steps(dtype: torch.dtype) -
     expected = train_steps(whole, sampler, 6, optimizer=optimizer, backend="cpu", max_skipped=3)
     losses = torch.empty_like(expected)
     for step in range(6):
-        sums = native.block_sums(parts, sampler, range(3), twin.active_models(parts, 3))
+        sums = native.block_sums(parts, sampler, range(3), definition.active_models(parts, 3))
         native.apply_sums(parts, sampler, optimizer, sums, 3, losses[step])
     assert torch.equal(losses.nan_to_num(), expected.nan_to_num())
     assert parts.step == whole.step

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from memformer_kernels import SGD, Adam, AdamW, GaussianStatistics, Schedule, memformer_loss, train_steps
+from memformer_kernels.training.definition import clip_gradients
 from memformer_kernels.training.draws import Stream, draw_tasks
 from memformer_kernels.training.optimizers import Optimizer
-from memformer_kernels.training.twin import clip_gradients
 from tests.memformer_kernels.training.runs import D, N, state
 
 SAMPLER = GaussianStatistics(D, N, 64, query="integrated")

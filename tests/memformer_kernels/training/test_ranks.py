@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 
 from memformer_kernels import memformer_predict, predict_split_context, train_steps
 from memformer_kernels.training.ranks import Ranks
-from memformer_lab.state_file import load_state
+from memformer_lab.runs.state_file import load_state
 from tests.memformer_kernels.training import parallel_runs as runs
 from tests.memformer_kernels.training.runs import model
 from tests.memformer_kernels.training.worker import TIMEOUT

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from memformer_kernels import RankLost, predict_split_context, train_steps
-from memformer_lab.state_file import save_state
+from memformer_lab.runs.state_file import save_state
 from tests.memformer_kernels.training import parallel_runs as runs
 
 TIMEOUT = 4.0

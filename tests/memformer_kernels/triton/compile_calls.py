@@ -33,39 +33,22 @@ from virtual_gpu.triton import driver_of
 
 SIZES = {
     "batch",
-    "beta_size",
-    "blocks",
-    "column_blocks",
-    "columns",
-    "context",
     "count",
-    "depth",
-    "earlier",
-    "features",
-    "gamma_size",
-    "heads",
-    "inner",
+    "counts",
+    "depths",
+    "ends",
     "kept",
-    "later",
-    "layers",
-    "middle",
-    "other_inner",
-    "outputs",
     "partial_size",
+    "partial_sizes",
     "predicted",
-    "queries",
-    "row_blocks",
+    "results",
     "rows",
     "scratch_size",
     "size",
-    "split_tokens",
-    "splits",
-    "tokens",
-    "valid_from",
-    "value_width",
+    "sizes",
     "width",
 }
-"""Integers that kernels are given and that are no strides: every other one must be used in 64 bits alone."""
+"""Numbers that kernels are given, alone or in tuples, and that are no strides: all others are used in 64 bits alone."""
 
 
 def narrow_strides(ttir: str) -> list[str]:
@@ -74,7 +57,10 @@ def narrow_strides(ttir: str) -> list[str]:
     found = []
     for name in re.findall(r"%(\w+): i32\b", head):
         uses = [line for line in ttir.splitlines() if re.search(rf"%{name}\b", line) and line != head]
-        if name not in SIZES and any(f"arith.extsi %{name} : i32 to i64" not in line for line in uses):
+        # The second number of a tuple, and those after it, have the tuple's name and a count.
+        if re.sub(r"_\d+$", "", name) not in SIZES and any(
+            f"arith.extsi %{name} : i32 to i64" not in line for line in uses
+        ):
             found.append(name)
     return found
 
@@ -103,8 +89,8 @@ def compiled(call: Callable[[], object], device: Device) -> list[str]:
     """Compiles what a call launches; what is wrong with the kernels, a line each."""
     faults: list[str] = []
 
-    def compile_one(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
-        made = kernel.warmup(*arguments, grid=(1,), **constants)
+    def compile_one(kernel: Any, arguments: dict[str, Any]) -> None:
+        made = kernel.warmup(grid=(1,), **arguments)
         if ".entry" not in made.asm["ptx"]:
             faults.append(f"{kernel.__name__}: no PTX")
         faults.extend(f"{kernel.__name__}: {line}" for line in fused_exchanges(made.asm["ptx"]))

@@ -28,10 +28,10 @@ def test_a_dozen_calls() -> None:
 
 
 def test_a_narrow_stride_would_be_found() -> None:
-    head = "tt.func public @kernel(%z: !tt.ptr<f32>, %tokens: i32, %z_task: i64, %z_row: i32, %z_column: i32) {"
-    wide = "  %a = arith.extsi %z_row : i32 to i64\n  %b = arith.muli %tokens, %c : i32\n  %d = tt.splat %z_task : i64"
+    head = "tt.func public @kernel(%t: !tt.ptr<f32>, %sizes_1: i32, %strides: i64, %strides_2: i32, %strides_3: i32) {"
+    wide = "  %a=arith.extsi %strides_2 : i32 to i64\n  %b=arith.muli %sizes_1, %c : i32\n  %d=tt.splat %strides : i64"
     assert narrow_strides(f"{head}\n{wide}\n") == []
-    assert narrow_strides(f"{head}\n{wide}\n  %e = tt.splat %z_column : i32 -> tensor<1x4xi32>\n") == ["z_column"]
+    assert narrow_strides(f"{head}\n{wide}\n  %e = tt.splat %strides_3 : i32 -> tensor<1x4xi32>\n") == ["strides_3"]
 
 
 def test_a_product_fused_into_the_sum_of_another_lane_would_be_found() -> None:

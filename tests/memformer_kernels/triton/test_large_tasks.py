@@ -7,7 +7,7 @@ import torch
 
 from memformer_kernels import explain
 from memformer_kernels.backends.triton import sums
-from memformer_kernels.backends.triton.call_registers import update, update_backward
+from memformer_kernels.backends.triton.registers import update, update_backward
 from memformer_kernels.calls import plan
 from memformer_kernels.testing import float64_violations, public, relative_error
 from tests.marks import slow_but

@@ -24,9 +24,9 @@ def _calls(path: Path, name: str) -> list[ast.Call]:
 
 def _device_words(source: str) -> list[str]:
     """Every name and attribute that functions compiled by Triton use, by whatever it is reached."""
-    functions = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.FunctionDef)]
-    compiled = [x for x in functions if any("jit" in ast.unparse(y) for y in x.decorator_list)]
-    nodes = [node for function in compiled for statement in function.body for node in ast.walk(statement)]
+    nodes = [
+        node for function in _compiled_functions(source) for statement in function.body for node in ast.walk(statement)
+    ]
     names = [node.id for node in nodes if isinstance(node, ast.Name)]
     return names + [node.attr for node in nodes if isinstance(node, ast.Attribute)]
 
@@ -43,6 +43,40 @@ def _aliases(source: str) -> list[str]:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
             found += [ast.unparse(node.value)] if node.value.attr in TRANSPOSES | PRODUCTS else []
     return found
+
+
+MOST_LINES, MOST_PARAMETERS = 120, 20
+"""Of a function compiled by Triton, so that it can be read."""
+
+
+def _compiled_functions(source: str) -> list[ast.FunctionDef]:
+    functions = [x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.FunctionDef)]
+    return [x for x in functions if any("jit" in ast.unparse(y) for y in x.decorator_list)]
+
+
+def _too_large(source: str) -> list[str]:
+    found = []
+    for function in _compiled_functions(source):
+        assert function.end_lineno is not None
+        lines = function.end_lineno - function.lineno + 1
+        parameters = len([*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs])
+        if lines > MOST_LINES or parameters > MOST_PARAMETERS:
+            found.append(function.name)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_kernels_can_be_read(path: Path) -> None:
+    assert _too_large(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_large_kernel_would_be_found() -> None:
+    names = ", ".join(f"x{i}" for i in range(MOST_PARAMETERS))
+    body = "    x = 0\n" * (MOST_LINES - 1)
+    assert _too_large(f"@triton.jit\ndef f({names}):\n{body}") == []
+    assert _too_large(f"@triton.jit\ndef f({names}):\n{body}    x = 0\n") == ["f"]
+    assert _too_large(f"@triton.jit\ndef f({names}, C):\n    x = 0\n") == ["f"]
+    assert _too_large(f"def f({names}, C):\n{body}    x = 0\n") == []
 
 
 def test_there_are_kernels() -> None:
@@ -141,8 +175,9 @@ def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
 def test_configurations_follow_rules() -> None:
     from memformer_kernels.backends.triton import rules
     from memformer_kernels.backends.triton.sums import TASKS_A_BLOCK
+    from memformer_kernels.calls.limits import TILE_WIDTH
 
-    for width in range(1, rules.TILE_WIDTH + 1):
+    for width in range(1, TILE_WIDTH + 1):
         for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
             chosen = rules.config(width, 21, dtype, architecture, matrices)
             # The order of sums over tasks is the same on every GPU.

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from memformer_lab.experiments import e08_memory, e13_one_layer
-from memformer_lab.experiments.protocol import Experiment, Setting
-from memformer_lab.experiments.registry import EXPERIMENTS, find
-from memformer_lab.experiments.results import Matrix, Panel, Results, Series
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.experiments.runner import EXPERIMENTS, find
+from memformer_lab.reports.protocol import Experiment, Setting
+from memformer_lab.reports.results import Matrix, Panel, Results, Series
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 NAMES = [one.name for one in EXPERIMENTS]
 

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 from memformer_kernels import memformer_predict
-from memformer_lab.experiments.families import FAMILIES, family_tokens
-from memformer_lab.experiments.fitting import Recipe, fit_on_tasks
-from memformer_lab.experiments.networks import Variant, network
+from memformer_lab.experiments.common import Variant, network
 from memformer_lab.experiments.prompts import algorithm_predictions, draw_prompts, memformer_predictions, similarity
-from memformer_lab.experiments.second_order import bfgs, online_gradient_descent
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
-from memformer_lab.optimizers import conjugate_gradient, ols
-from memformer_lab.tasks import GaussianTasks
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.solvers.optimizers import bfgs, conjugate_gradient, ols, online_gradient_descent
+from memformer_lab.tasks.families import FAMILIES, family_tokens
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from memformer_lab.cli import app
-from memformer_lab.experiments import record, runner
-from memformer_lab.experiments.protocol import Setting
-from memformer_lab.experiments.registry import find
+from memformer_lab.experiments import runner
+from memformer_lab.experiments.runner import find
+from memformer_lab.reports.protocol import FORMAT, Setting, read_outcome
 
 CHOSEN = ["published", "learnability"]
 
@@ -83,7 +83,7 @@ def test_the_page_in_markdown_has_a_row_for_each(folder: Path) -> None:
     assert "    memformer-lab reproduce --tiny --seed 0\n" in page
     assert "minutes of processor time on" in page
     for name in CHOSEN:
-        outcome = record.read(folder, find(name), Setting("tiny"))
+        outcome = read_outcome(folder, find(name), Setting("tiny"))
         assert outcome is not None
         rows = [line for line in page.splitlines() if f"]({name}.json)" in line]
         assert len(rows) == 1
@@ -95,7 +95,7 @@ def test_the_page_in_markdown_has_a_row_for_each(folder: Path) -> None:
 
 def test_the_json_holds_claim_verdict_and_rules(folder: Path) -> None:
     held = json.loads((folder / "learnability.json").read_text())
-    assert held["format"] == record.FORMAT
+    assert held["format"] == FORMAT
     assert held["claim"] == find("learnability").claim
     assert {"label", "checks", "caveats"} == held["verdict"].keys()
     assert all({"text", "passed", "essential"} == check.keys() for check in held["verdict"]["checks"])
@@ -115,14 +115,14 @@ def test_a_stopped_run_goes_on_where_it_was(folder: Path) -> None:
 
 def test_another_setting_or_a_broken_file_is_run_again(folder: Path, tmp_path: Path) -> None:
     experiment = find("published")
-    assert record.read(folder, experiment, Setting("tiny")) is not None
-    assert record.read(folder, experiment, Setting("tiny", seed=1)) is None
-    assert record.read(folder, experiment, Setting("quick")) is None
-    assert record.read(tmp_path, experiment, Setting("tiny")) is None
+    assert read_outcome(folder, experiment, Setting("tiny")) is not None
+    assert read_outcome(folder, experiment, Setting("tiny", seed=1)) is None
+    assert read_outcome(folder, experiment, Setting("quick")) is None
+    assert read_outcome(tmp_path, experiment, Setting("tiny")) is None
     whole = (folder / "published.json").read_text()
     for broken in (whole[:200], whole.replace('"layouts"', '"other"'), "[]"):
         (tmp_path / "published.json").write_text(broken)
-        assert record.read(tmp_path, experiment, Setting("tiny")) is None
+        assert read_outcome(tmp_path, experiment, Setting("tiny")) is None
 
 
 def test_settings_are_checked() -> None:

@@ -12,10 +12,7 @@ from memformer_lab.profiling.virtual import GPU, profile_virtually
 from virtual_gpu import build, native
 from virtual_gpu.hardware import find_ptxas
 
-compiled = [
-    pytest.mark.compiled,
-    pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers"),
-]
+compiled = [pytest.mark.compiled, pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")]
 
 
 def marked(*values: object) -> object:

@@ -1,7 +1,6 @@
 // Context Gram matrices, on the host.
 
-#include "cuda/context_gram.cuh"
-#include "numbers.h"
+#include "cuda/team/context_gram.cuh"
 #include "team_machine.h"
 
 using namespace memformer::cuda;

@@ -1,4 +1,5 @@
-// The execution interface of csrc/cuda/execution.cuh on the host: whole blocks, run one after the other on one core.
+// The execution interface of csrc/cuda/machine/execution.cuh on the host: whole blocks, run one after the other on one
+// core.
 //
 // Every CUDA thread is a context of its own (ucontext). A barrier hands the core to the next thread; when all of them
 // have arrived, they go on. The order in which threads run between two barriers is the caller's choice, forwards,
@@ -18,7 +19,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/execution.cuh"
+#include "cuda/machine/execution.cuh"
+#include "host_turns.h"
 
 namespace memformer::cuda {
 
@@ -27,7 +29,7 @@ class HostThreads {
  public:
   static constexpr std::size_t stack_bytes = 256 * 1024;
 
-  HostThreads(int threads, unsigned order) : contexts_(threads), order_(threads), seed_(order) {
+  HostThreads(int threads, unsigned order) : contexts_(threads), turns_(threads, order) {
     stacks_.resize(static_cast<std::size_t>(threads) * stack_bytes);
     exchange_.resize(threads);
   }
@@ -54,8 +56,7 @@ class HostThreads {
     }
     for (bool running = true; running;) {
       running = false;
-      shuffle();
-      for (int k : order_) {
+      for (int k : turns_.next()) {
         if (done_[k] || !may_run(k)) continue;
         current_ = k;
         swapcontext(&home_, &contexts_[k]);
@@ -157,26 +158,14 @@ class HostThreads {
     return true;
   }
 
-  void shuffle() {
-    const int count = static_cast<int>(order_.size());
-    for (int k = 0; k < count; ++k) order_[k] = seed_ == 1 ? count - 1 - k : k;
-    if (seed_ < 2) return;
-    for (int k = count - 1; k > 0; --k) {
-      state_ = state_ * 6364136223846793005ull + seed_;
-      std::swap(order_[k], order_[(state_ >> 33) % (k + 1)]);
-    }
-  }
-
   std::vector<ucontext_t> contexts_;
   ucontext_t home_;
   std::vector<char> stacks_;
   std::vector<long> arrived_;
   std::vector<bool> done_;
   std::vector<int> waits_for_;
-  std::vector<int> order_;
+  Turns turns_;
   std::vector<std::uint64_t> exchange_;
-  unsigned seed_;
-  std::uint64_t state_ = 1;
   std::vector<std::vector<Copy>> copies_;
   std::map<const void*, Phase> phases_;
   long yields_ = 0;

@@ -15,7 +15,8 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/execution.cuh"
+#include "cuda/machine/execution.cuh"
+#include "host_turns.h"
 
 namespace memformer::cuda {
 
@@ -24,8 +25,10 @@ class HostGroup {
   static constexpr std::size_t stack_bytes = 64 * 1024;
 
   HostGroup(int blocks, int threads, unsigned order)
-      : fibers_(static_cast<std::size_t>(blocks * threads)), order_(fibers_.size()), reach_{warp_threads, threads, blocks * threads},
-        seed_(order), stacks_(new char[fibers_.size() * stack_bytes]) {}
+      : fibers_(static_cast<std::size_t>(blocks * threads)),
+        turns_(fibers_.size(), order),
+        reach_{warp_threads, threads, blocks * threads},
+        stacks_(new char[fibers_.size() * stack_bytes]) {}
 
   // Runs body(thread of the group) in every thread.
   template <class Body>
@@ -45,8 +48,7 @@ class HostGroup {
     }
     for (bool running = true; running;) {
       running = false;
-      shuffle();
-      for (int k : order_) {
+      for (int k : turns_.next()) {
         if (fibers_[k].done || !may_run(k)) continue;
         current_ = k;
         swapcontext(&home_, &fibers_[k].context);
@@ -97,23 +99,11 @@ class HostGroup {
     return true;
   }
 
-  void shuffle() {
-    const int count = static_cast<int>(order_.size());
-    for (int k = 0; k < count; ++k) order_[k] = seed_ == 1 ? count - 1 - k : k;
-    if (seed_ < 2) return;
-    for (int k = count - 1; k > 0; --k) {
-      state_ = state_ * 6364136223846793005ull + seed_;
-      std::swap(order_[k], order_[(state_ >> 33) % (k + 1)]);
-    }
-  }
-
   std::vector<Fiber> fibers_;
-  std::vector<int> order_;
+  Turns turns_;
   int reach_[3];
-  unsigned seed_;
   std::unique_ptr<char[]> stacks_;
   ucontext_t home_;
-  uint64_t state_ = 1;
   int current_ = 0;
   void* body_ = nullptr;
   void (*enter_)(void*, int) = nullptr;
@@ -156,12 +146,14 @@ void meet(const GroupedBlock<Threads>& block, unsigned*, int, int) {
 // Runs a kernel's grid, `group` blocks at a time. `order`: 0 forwards, 1 backwards, else the seed of a shuffle. Shared
 // memory starts as NaN, and what lies behind it is checked.
 template <class Kernel>
-void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, int group, unsigned order) {
+void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std::size_t shared_bytes, int group,
+                unsigned order) {
   constexpr std::size_t guard = 256;
   constexpr char canary = 0x5a;
   HostGroup host(group, Kernel::threads, order);
   const std::size_t step = (shared_bytes + guard + 127) / 128 * 128;
-  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(std::aligned_alloc(128, step * group)), std::free);
+  const std::unique_ptr<char, void (*)(void*)> shared(static_cast<char*>(std::aligned_alloc(128, step * group)),
+                                                      std::free);
   for (int64_t turn = 0; turn < blocks; turn += group) {
     const int64_t first = order == 1 ? blocks - group - turn : turn;
     std::memset(shared.get(), 0xff, step * group);
@@ -174,7 +166,8 @@ void run_groups(const typename Kernel::Arguments& arguments, int64_t blocks, std
     host.run(body);
     for (int k = 0; k < group; ++k) {
       for (std::size_t at = 0; at < guard; ++at) {
-        if (shared.get()[k * step + shared_bytes + at] != canary) throw std::runtime_error("a write behind the shared memory");
+        if (shared.get()[k * step + shared_bytes + at] != canary)
+          throw std::runtime_error("a write behind the shared memory");
       }
     }
   }

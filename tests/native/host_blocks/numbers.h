@@ -59,8 +59,8 @@ class Numbers {
     made.block = number();
     made.diagonal = number();
     made.tasks = number();
-    for (int* field : {&made.tokens, &made.width, &made.layers, &made.heads, &made.kept, &made.context, &made.queries, &made.gamma_rows,
-                       &made.beta_rows, &made.result_layers}) {
+    for (int* field : {&made.tokens, &made.width, &made.layers, &made.heads, &made.kept, &made.context, &made.queries,
+                       &made.gamma_rows, &made.beta_rows, &made.result_layers}) {
       *field = size();
     }
     made.lengths = static_cast<const int64_t*>(pointer());

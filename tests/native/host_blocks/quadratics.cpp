@@ -1,8 +1,8 @@
 // Learned first-order methods on given quadratics, on the host, for every size that is compiled for itself and for all
 // others.
 
-#include "cuda/quadratics.cuh"
-#include "numbers.h"
+#include "cuda/thread/quadratics.cuh"
+#include "cuda/thread/sizes.cuh"
 #include "team_machine.h"
 
 using namespace memformer;
@@ -30,30 +30,24 @@ Quadratics<T> read_call(Numbers& given) {
 }
 
 template <class T, class Extent>
-void run(const int64_t* numbers, unsigned order, Extent d) {
+int run(const int64_t* numbers, unsigned order, Extent d) {
   Numbers given(numbers);
   const auto call = read_call<T>(given);
   const Parameters parameters = given.parameters();
   Scratch scratch(quadratics_bytes(call, parameters));
   run_quadratics(call, parameters, scratch.start(), HostMachine{order}, d);
   scratch.check();
+  return 0;
 }
 
 }  // namespace
 
-// `fixed`: the number of weights to use the instance of, or 0 for the one that serves all.
+// `fixed`: whether by the instance of this number of weights, where there is one, or by that for all.
 extern "C" void quadratics(const int64_t* numbers, int wide, unsigned order, int fixed) {
   const int d = static_cast<int>(numbers[3]);
-  if (wide) return run<double>(numbers, order, core::UpTo<16>{d});
-  switch (fixed) {
-    case 1: return run<float>(numbers, order, core::Fixed<1>{});
-    case 2: return run<float>(numbers, order, core::Fixed<2>{});
-    case 3: return run<float>(numbers, order, core::Fixed<3>{});
-    case 4: return run<float>(numbers, order, core::Fixed<4>{});
-    case 5: return run<float>(numbers, order, core::Fixed<5>{});
-    case 6: return run<float>(numbers, order, core::Fixed<6>{});
-    case 7: return run<float>(numbers, order, core::Fixed<7>{});
-    case 8: return run<float>(numbers, order, core::Fixed<8>{});
-    default: return run<float>(numbers, order, core::UpTo<16>{d});
+  if (wide) {
+    run<double>(numbers, order, core::UpTo<16>{d});
+  } else {
+    with_weights<float>(d, fixed, [&](auto extent) { return run<float>(numbers, order, extent); });
   }
 }

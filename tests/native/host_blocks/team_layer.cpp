@@ -1,7 +1,6 @@
 // One layer with the registers of the layers before it, on the host.
 
-#include "cuda/layer.cuh"
-#include "numbers.h"
+#include "cuda/team/layer.cuh"
 #include "team_machine.h"
 
 using namespace memformer::cuda;

@@ -7,8 +7,9 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda/team_plan.cuh"
+#include "cuda/team/team_plan.cuh"
 #include "host_block.h"
+#include "numbers.h"
 
 namespace memformer::cuda {
 
@@ -32,11 +33,13 @@ struct HostMachine {
 // Scratch memory full of NaN, with a canary behind it.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : cells_(static_cast<std::size_t>(bytes + 2 * guard), static_cast<char>(0xff)), bytes_(bytes) {}
+  explicit Scratch(int64_t bytes)
+      : cells_(static_cast<std::size_t>(bytes + 2 * guard), static_cast<char>(0xff)), bytes_(bytes) {}
   void* start() { return cells_.data() + (256 - reinterpret_cast<std::uintptr_t>(cells_.data()) % 256); }
   void check() {
     for (int64_t k = 0; k < guard / 2; ++k) {
-      if (static_cast<char*>(start())[bytes_ + k] != static_cast<char>(0xff)) throw std::runtime_error("a write behind the scratch memory");
+      if (static_cast<char*>(start())[bytes_ + k] != static_cast<char>(0xff))
+        throw std::runtime_error("a write behind the scratch memory");
     }
   }
 
@@ -45,5 +48,17 @@ class Scratch {
   std::vector<char> cells_;
   int64_t bytes_;
 };
+
+// A network's call in scratch memory of the size it says: bytes(network, parameters), then run(network, parameters,
+// scratch, machine).
+template <class T, class Bytes, class Run>
+void run_in_scratch(const int64_t* numbers, unsigned order, Bytes bytes, Run run) {
+  Numbers given(numbers);
+  const auto network = given.network<T>();
+  const Parameters parameters = given.parameters();
+  Scratch scratch(bytes(network, parameters));
+  run(network, parameters, scratch.start(), HostMachine{order});
+  scratch.check();
+}
 
 }  // namespace memformer::cuda

@@ -4,7 +4,7 @@
 
 #include "host_group.h"
 
-#include "cuda/train_run.cuh"
+#include "cuda/train/train_run.cuh"
 #include "numbers.h"
 #include "team_machine.h"
 
@@ -45,8 +45,8 @@ Train read_call(const int64_t* numbers) {
   TrainedNetwork<float>& network = call.network;
   network.response = true;
   network.diagonal = given.number();
-  for (int* field : {&network.width, &network.layers, &network.heads, &network.kept, &network.q_count, &network.gamma_count,
-                     &network.beta_count, &network.links}) {
+  for (int* field : {&network.width, &network.layers, &network.heads, &network.kept, &network.q_count,
+                     &network.gamma_count, &network.beta_count, &network.links}) {
     *field = given.size();
   }
   read(given, network.link_dense);
@@ -124,7 +124,8 @@ extern "C" void train(const int64_t* numbers, int mode, unsigned order, int any,
 extern "C" int train_is_persistent(const int64_t* numbers, int capability, int multiprocessors) {
   const Train call = read_call(numbers);
   return with_train_kernel(call, [&](auto kernel) {
-    const auto made = plan_train(call, TrainMode::automatic, device(capability, multiprocessors), trained_cells<decltype(kernel)>(call));
+    const auto made = plan_train(call, TrainMode::automatic, device(capability, multiprocessors),
+                                 trained_cells<decltype(kernel)>(call));
     return made.persistent ? made.plan.group : 0;
   });
 }

@@ -1,0 +1,1 @@
+"""What was found, and how it is shown: results, verdicts, pictures, tables, pages, and what commands print."""

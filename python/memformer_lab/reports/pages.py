@@ -1,0 +1,220 @@
+"""Pages on a folder of results: one HTML file that needs no network, with every figure in it, and one in Markdown."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from memformer_lab.reports.protocol import Outcome
+from memformer_lab.reports.results import LEVEL, Panel, Series
+from memformer_lab.reports.verdicts import Label
+
+Figures = Mapping[str, bytes]
+"""PNG pictures by the name of their panel or matrix."""
+
+_CLASS: dict[Label, str] = {"reproduced": "yes", "reproduced with a caveat": "partly", "not reproduced": "no"}
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c1c1c; --page: #fff; --faint: #666; --line: #ddd; --bad: #b3261e; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6e6e6; --page: #17181a; --faint: #a0a0a0; --line: #3a3c40; --bad: #ff8a80; }
+  a { color: #8ab4f8; }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 62rem;
+  margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 3rem; border-top: 1px solid var(--line);
+  padding-top: 1rem; } h3 { font-size: 1rem; margin: 1.5rem 0 .3rem; }
+table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1rem; } .wide { overflow-x: auto; }
+th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } .wide td:first-child { white-space: normal; min-width: 8rem; }
+tr.reference td { color: var(--faint); font-style: italic; }
+table.summary { font-size: .92rem; } .summary td:first-child { white-space: normal; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .3rem; margin: 1rem 0 .3rem; }
+.badge { border-radius: .7rem; padding: .1rem .7rem; font-size: .85rem; color: #fff; white-space: nowrap; }
+.yes { background: #1b7f5c; } .partly { background: #a56300; } .no { background: #b3261e; }
+.small { color: var(--faint); font-size: .85rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
+li.failed { color: var(--bad); } ul.checks { list-style: none; padding-left: 0; font-size: .9rem; }
+@media (max-width: 40rem) {
+  body { margin-top: 1rem; } .summary .extra { display: none; } th, td { padding: .2rem .35rem; }
+}
+"""
+
+
+def html_page(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
+    """Claims, protocols, rules, verdicts, pictures and tables of all outcomes."""
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8"/>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
+        f"<title>Memformer experiments</title><style>{_STYLE}</style></head><body>",
+        "<h1>Memformer experiments</h1>",
+        _introduction(outcomes),
+        _summary(outcomes),
+        *(_section(outcome, figures) for outcome, figures in outcomes),
+        "</body></html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _introduction(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
+    versions = {f"{name} {version}" for outcome, _ in outcomes for name, version in outcome.versions.items()}
+    scales = sorted({outcome.setting.scale for outcome, _ in outcomes})
+    machines = sorted({outcome.machine for outcome, _ in outcomes})
+    return (
+        "<p>Claims about Transformers that run optimisers in context, each tested by a stated protocol. A verdict is "
+        "computed from the run's numbers by the rules listed with it: <em>not reproduced</em> if an essential rule "
+        "fails, <em>with a caveat</em> if another one fails or the run was short. Baselines read the whole context "
+        "and have their best parameters unless a table says otherwise; errors are on fresh tasks unless a table says "
+        "<em>training</em>. Unless said otherwise a number is the natural logarithm of a mean squared query error, as "
+        "mean ± standard deviation over seeds; its bootstrap interval shows when the pointer rests on it.</p>"
+        f'<p class="small">Scale: {escape(", ".join(scales))}. Made with {escape(", ".join(sorted(versions)))}, on '
+        f"{escape('; '.join(machines))}.</p>"
+    )
+
+
+def _summary(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
+    rows = []
+    for outcome, _ in outcomes:
+        experiment, checks = outcome.experiment, outcome.verdict.checks
+        held = f"{sum(check.passed for check in checks)} of {len(checks)}"
+        rows.append(
+            f'<tr><td><a href="#{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)}</a></td>'
+            f'<td>{_badge(outcome)}</td><td class="extra">{held}</td>'
+            f'<td class="extra">{outcome.cpu_seconds:.0f} s</td></tr>'
+        )
+    heads = '<th>experiment</th><th>verdict</th><th class="extra">rules that hold</th><th class="extra">CPU time</th>'
+    return f'<table class="summary"><tr>{heads}</tr>{"".join(rows)}</table>'
+
+
+def _badge(outcome: Outcome) -> str:
+    label = outcome.verdict.label
+    return f'<span class="badge {_CLASS[label]}">{label}</span>'
+
+
+def _section(outcome: Outcome, figures: Figures) -> str:
+    experiment, results, verdict = outcome.experiment, outcome.results, outcome.verdict
+    checks = "".join(
+        f'<li class="{"passed" if check.passed else "failed"}">{"✓" if check.passed else "✗"} {escape(check.text)}'
+        f"{'' if check.essential else ' <em>(secondary)</em>'}</li>"
+        for check in verdict.checks
+    )
+    parts = [
+        f'<h2 id="{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)} {_badge(outcome)}</h2>',
+        f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span "
+        f"class='small'>({escape(experiment.source)})</span></dd>",
+        *(
+            f"<dt>Published</dt><dd>{escape(one.what)}{': ' if one.values else ''}"
+            f"{', '.join(f'{value:g}' for value in one.values)}</dd>"
+            for one in experiment.published
+        ),
+        f"<dt>Protocol</dt><dd>{escape(experiment.protocol)}</dd>",
+        f"<dt>Found</dt><dd>{escape(experiment.find(results))}.</dd></dl>",
+        f'<ul class="checks">{checks}</ul>',
+    ]
+    if verdict.remarks:
+        parts.append(f"<p>Caveat: {escape('; '.join(verdict.remarks))}.</p>")
+    parts += [f"<p>{escape(note)}</p>" for note in results.notes]
+    for panel in results.panels:
+        # A picture has its title in it.
+        shown = _image(figures[panel.name], panel.title) if panel.name in figures else f"<h3>{escape(panel.title)}</h3>"
+        parts.append(shown + _table(panel))
+    for matrix in results.matrices:
+        parts.append(_image(figures[matrix.name], matrix.title))
+    if results.numbers:
+        rows = "".join(
+            f"<tr><td>{escape(name)}</td><td>{value:.4g}</td></tr>" for name, value in results.numbers.items()
+        )
+        parts.append(f"<details><summary>Further numbers</summary><table>{rows}</table></details>")
+    setting = outcome.setting
+    parts.append(
+        f'<p class="small">memformer-lab reproduce {escape(experiment.name)} --{setting.scale} --seed {setting.seed}, '
+        f"{outcome.seconds:.0f} s, of which {outcome.cpu_seconds:.0f} s of processor time.</p>"
+    )
+    return "\n".join(parts)
+
+
+def _image(picture: bytes, title: str) -> str:
+    return f'<img alt="{escape(title)}" src="data:image/png;base64,{base64.b64encode(picture).decode()}"/>'
+
+
+def _table(panel: Panel) -> str:
+    places = panel.places
+    heads = [panel.categories[int(x)] if panel.categories else f"{x:g}" for x in places]
+    head = "".join(f"<th>{escape(name)}</th>" for name in (panel.x_label, *heads))
+    rows = []
+    for series in panel.series:
+        cells = "".join(f"<td{_hint(panel, series, x)}>{_cell(panel, series, x)}</td>" for x in places)
+        label = escape(series.label)
+        rows.append(f'<tr class="{"reference" if series.reference else "ours"}"><td>{label}</td>{cells}</tr>')
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _hint(panel: Panel, series: Series, x: float) -> str:
+    """A tooltip with the bootstrap interval of the mean over seeds."""
+    if x not in series.x or len(series.values) == 1 or not math.isfinite(series.mean(x)):
+        return ""
+    low, high = series.interval(x)
+    return (
+        f' title="{LEVEL:.0%} bootstrap interval over seeds: {low:.{panel.digits + 1}g} to {high:.{panel.digits + 1}g}"'
+    )
+
+
+def _cell(panel: Panel, series: Series, x: float) -> str:
+    if x not in series.x:
+        return ""
+    kind = "g" if panel.log_y else "f"
+    mean, spread = series.mean(x), series.spread(x)
+    if not math.isfinite(mean):
+        return "diverged" if mean > 0 or math.isnan(mean) else "-inf"
+    text = f"{mean:.{panel.digits}{kind}}"
+    text += f" ± {spread:.{panel.digits}{kind}}" if len(series.values) > 1 else ""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def markdown_page(outcomes: Sequence[Outcome]) -> str:
+    """The command, the machine, what was claimed and what was found; every figure is read from the outcomes."""
+    rows = "\n".join(map(_markdown_row, outcomes))
+    notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.remarks)
+    return (
+        f"# Experiments\n\nWritten by the command, like every figure below:\n\n    {_command(outcomes)}\n\n"
+        f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json` and its figures in "
+        "`<name>-<panel>.png`. `report.html` shows all of it with protocols, rules and tables; where it is missing, "
+        "the command with `--out` and this folder makes it from these files and runs nothing again. A verdict is "
+        "computed from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, "
+        "*with a caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, "
+        f"means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
+        "| experiment | claim | verdict | rules that hold | found |\n|---|---|---|---|---|\n"
+        f"{rows}\n\n## What qualifies the verdicts\n\n{notes}\n"
+    )
+
+
+def _markdown_row(outcome: Outcome) -> str:
+    experiment, checks = outcome.experiment, outcome.verdict.checks
+    cells = (
+        f"[{experiment.number}. {experiment.title}]({experiment.name}.json)",
+        f"{experiment.claim} ({experiment.source})",
+        outcome.verdict.label,
+        f"{sum(check.passed for check in checks)} of {len(checks)}",
+        experiment.find(outcome.results),
+    )
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+
+def _note(outcome: Outcome) -> str:
+    failed, remarks = outcome.verdict.failed, outcome.verdict.remarks
+    parts = [*([f"does not hold: {'; '.join(failed)}"] if failed else []), *remarks]
+    return f"- **{outcome.experiment.title}**: {'; '.join(parts)}."
+
+
+def _command(outcomes: Sequence[Outcome]) -> str:
+    settings = sorted({(one.setting.scale, one.setting.seed) for one in outcomes})
+    return "\n    ".join(f"memformer-lab reproduce --{scale} --seed {seed}" for scale, seed in settings)
+
+
+def _circumstances(outcomes: Sequence[Outcome]) -> str:
+    machines = "; ".join(sorted({one.machine for one in outcomes}))
+    versions = ", ".join(sorted({f"{name} {value}" for one in outcomes for name, value in one.versions.items()}))
+    minutes = sum(one.cpu_seconds for one in outcomes) / 60
+    return f"It took {minutes:.0f} minutes of processor time on {machines}, with {versions}."

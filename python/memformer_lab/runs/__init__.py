@@ -1,0 +1,1 @@
+"""Training runs: configuration, steps, what they leave on the disk, and the processes that share them."""

@@ -1,0 +1,253 @@
+"""Two ways of taking optimiser steps: autograd on any module, one by one; or many in one call of `train_steps`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.nn import Parameter
+
+from memformer_kernels import (
+    Adam,
+    FixedTasks,
+    GaussianStatistics,
+    GaussianTokens,
+    TrainState,
+    explain_training,
+    train_steps,
+)
+from memformer_kernels.nn import Memformer
+
+Sampler = GaussianStatistics | GaussianTokens | FixedTasks
+
+GROUPS = ("model", "first", "second")
+"""Kinds of tensors that a run carries: parameters, and Adam's first and second moments."""
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+"""By group, then by parameter name."""
+
+
+class TrainingDiverged(ArithmeticError):
+    """A loss, a gradient or a parameter is not finite. The last checkpoint on the disk is from before.
+
+    Attributes:
+        losses: of the steps that were taken in the call that ended so.
+    """
+
+    def __init__(self, message: str, losses: Sequence[float] = ()) -> None:
+        super().__init__(message)
+        self.losses = tuple(losses)
+
+
+class AutogradSteps:
+    """One step after another by autograd and torch's Adam: any module, any loss.
+
+    Args:
+        model: what is trained, in place; parameters that require no gradient stay.
+        loss: gives the loss of a step from its number, counted from 0.
+        optimizer: Adam's settings with the schedule; `clip_gradients` clips.
+
+    Attributes:
+        step: steps taken.
+        gradient_norm: of the last step, before clipping; NaN before the first.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], optimizer: Adam) -> None:
+        self.model = model
+        self.step = 0
+        self.gradient_norm = math.nan
+        self._loss = loss
+        self._settings = optimizer
+        self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        self._adam = torch.optim.Adam(self._parameters.values(), betas=optimizer.betas, fused=True)
+
+    def take(self, steps: int) -> list[float]:
+        """Take some steps and return their losses.
+
+        Raises:
+            TrainingDiverged: if a loss or a gradient is not finite; the parameters are those of before that step.
+        """
+        losses: list[float] = []
+        for _ in range(steps):
+            (rate,) = self._settings.rates(1)
+            self._adam.param_groups[0]["lr"] = rate * self._settings.schedule.factor(self.step)
+            self._adam.zero_grad()
+            loss = self._loss(self.step)
+            torch.autograd.backward(loss)
+            norm = clip_gradients(self._parameters, self._settings.clip)
+            value, self.gradient_norm = torch.stack([loss.detach().double(), norm]).tolist()
+            if not math.isfinite(value) or not math.isfinite(self.gradient_norm):
+                message = f"loss {value} and gradient norm {self.gradient_norm} at step {self.step + 1}"
+                raise TrainingDiverged(message, losses)
+            self._adam.step()
+            losses.append(value)
+            self.step += 1
+        return losses
+
+    def tensors(self) -> Tensors:
+        """Copies of the parameters, and of the moments, of which there are none before the first step."""
+        named = dict(self.model.named_parameters())
+        states = {name: self._adam.state[value] for name, value in named.items() if value in self._adam.state}
+        return {
+            "model": {name: value.detach().clone() for name, value in named.items()},
+            "first": {name: state["exp_avg"].clone() for name, state in states.items()},
+            "second": {name: state["exp_avg_sq"].clone() for name, state in states.items()},
+        }
+
+    def restore(self, tensors: Tensors, step: int) -> None:
+        """Go on from what `tensors` gave after so many steps.
+
+        Raises:
+            ValueError: for a moment of another shape than its parameter.
+        """
+        self.step = step
+        self.model.load_state_dict(dict(tensors["model"]))
+        state = {}
+        for index, (name, parameter) in enumerate(self._parameters.items()):
+            moments = [tensors[group].get(name) for group in ("first", "second")]
+            for moment in moments:
+                if moment is not None:
+                    _check("first", name, moment, parameter)
+            if moments[0] is not None and moments[1] is not None:
+                count = torch.tensor(float(step), device="cpu", dtype=torch.float32)
+                state[index] = {"step": count, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
+        self._adam.load_state_dict({**self._adam.state_dict(), "state": state})
+
+
+class FusedSteps:
+    """Many whole steps in one call of `train_steps`, natively where built.
+
+    Args:
+        model: what is trained; `learned` puts what was learned into it.
+        state: what `state_of` makes of it.
+        optimizer: Adam's settings.
+        backend: as `train_steps` takes it.
+        group: ranks that share every batch; each holds the same state. None: this process alone.
+    """
+
+    def __init__(
+        self,
+        model: Memformer,
+        state: TrainState,
+        optimizer: Adam,
+        *,
+        backend: str = "auto",
+        group: ProcessGroup | None = None,
+    ) -> None:
+        self.state = state
+        self._model = model
+        self._optimizer = optimizer
+        self._backend = backend
+        self._group = group
+
+    @property
+    def step(self) -> int:
+        """Steps taken."""
+        return self.state.step
+
+    def backend_on(self, sampler: Sampler) -> str:
+        """The backend that will run on this sampler's tasks. Errors are those of `explain_training`."""
+        return explain_training(self.state, sampler, optimizer=self._optimizer, backend=self._backend).backend
+
+    def take_on(self, sampler: Sampler, steps: int) -> list[float]:
+        """Take some steps on a sampler's tasks and return their losses.
+
+        Raises:
+            RankLost: if another rank died or does not answer.
+            TrainingDiverged: if a loss, a gradient or a parameter is not finite; the model is that of before that step.
+        """
+        losses: list[float] = train_steps(
+            self.state,
+            sampler,
+            steps,
+            optimizer=self._optimizer,
+            backend=self._backend,
+            max_skipped=1,
+            group=self._group,
+        )[:, 0].tolist()
+        if skipped := int(self.state.skipped):
+            done = len(losses) - skipped
+            message = f"loss {losses[done]} or its gradient at step {self.step - skipped + 1}"
+            raise TrainingDiverged(message, losses[:done])
+        return losses
+
+    def learned(self) -> Memformer:
+        """The model, with what was learned so far in its parameters."""
+        with torch.no_grad():
+            for name, value in self.state.model(0).items():
+                self._model.get_parameter(name).copy_(value)
+        return self._model
+
+    def tensors(self) -> Tensors:
+        """Copies of the parameters and moments."""
+        return {group: {name: value[0].clone() for name, value in held.items()} for group, held in self._groups()}
+
+    def restore(self, tensors: Tensors, step: int) -> None:
+        """Go on from what `tensors` gave after so many steps.
+
+        Raises:
+            ValueError: for tensors of other names, shapes or dtypes.
+        """
+        for group, held in self._groups():
+            for name, value in held.items():
+                _check(group, name, tensors[group].get(name), value[0])
+                value[0] = tensors[group][name]
+        self.state.step = step
+
+    def _groups(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        state = self.state
+        return zip(GROUPS, (state.parameters, state.first, state.second), strict=True)
+
+
+def state_of(model: Memformer, seed: int) -> TrainState | None:
+    """The model as `train_steps` takes it, or None where its parameters are not what the stack reads, as gates are not.
+
+    Args:
+        model: any Memformer; entries of its stack that depend on no parameter stay as they are.
+        seed: of the tasks.
+    """
+    own = dict(model.named_parameters())
+    read = {name: value for name, value in model.stack_arguments().items() if isinstance(value, Tensor)}
+    if "gate" in own or {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in read.items()}:
+        return None
+    # An entry that the model holds fixed, such as the residual rule's own 1, has no gradient.
+    total = torch.stack([value.sum() for value in read.values()]).sum()
+    trained = [name for name, value in own.items() if value.requires_grad]
+    gradients = dict(zip(trained, torch.autograd.grad(total, [own[name] for name in trained]), strict=True))
+    trainable = {name: gradients.get(name, torch.zeros_like(value)) != 0 for name, value in own.items()}
+    return TrainState.of([read], seeds=seed, trainable=[trainable])
+
+
+def clip_gradients(parameters: dict[str, Parameter], clip: float | None) -> Tensor:
+    """Scale gradients down to norm `clip`: every (d, d) matrix of q and p by its own norm, others as a whole tensor.
+
+    Rare tasks with a nearly singular context give gradients that are orders of magnitude above the rest. Clipping by
+    matrix keeps such a task from also deciding how far the other layers move.
+
+    Args:
+        parameters: by name; those without a gradient are passed over.
+        clip: the largest norm, None for no clipping.
+
+    Returns:
+        () float64, the norm of all gradients together before clipping.
+    """
+    squares = []
+    for name, parameter in parameters.items():
+        if parameter.grad is None:
+            continue
+        axes = (-2, -1) if name in ("q", "p") else tuple(range(parameter.ndim))
+        norms = torch.linalg.vector_norm(parameter.grad, dim=axes, keepdim=True, dtype=torch.float64)
+        squares.append(norms.square().sum())
+        if clip is not None:
+            parameter.grad.mul_((clip / norms).clamp_(max=1.0).to(parameter.grad))
+    return torch.stack(squares).sum().sqrt()
+
+
+def _check(group: str, name: str, came: Tensor | None, held: Tensor) -> None:
+    if came is None or came.shape != held.shape or came.dtype != held.dtype:
+        kind = "the value" if group == "model" else "a moment"
+        shape = None if came is None else tuple(came.shape)
+        raise ValueError(f"{kind} of {name} is {shape}, expected {tuple(held.shape)} in {held.dtype}")

@@ -1,0 +1,178 @@
+"""A Memformer as a scikit-learn regressor: in-context regression without any fitting of its own parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from memformer_lab.solvers.shipped import LARGEST_D, shipped_weights
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, means and centred Gram matrix of the rows seen.
+
+    Attributes:
+        count: rows.
+        mean: (D,) column means.
+        scatter: (D, D) sum over rows of (z - mean)(z - mean)^T.
+        constant: (D,) whether a column has had the same value in every row.
+    """
+
+    count: int
+    mean: Array
+    scatter: Array
+    constant: NDArray[np.bool_]
+    first: Array
+
+    @classmethod
+    def empty(cls, width: int) -> Moments:
+        """Of no rows, `width` columns wide."""
+        return cls(0, np.zeros(width), np.zeros((width, width)), np.ones(width, dtype=bool), np.zeros(width))
+
+    def with_rows(self, rows: Array) -> Moments:
+        """The moments of the rows seen and of `rows` (n, D), in O(n D^2) (Chan, Golub and LeVeque 1983)."""
+        added = len(rows)
+        first = self.first if self.count else rows[0]
+        constant = self.constant & (rows == first).all(0)
+        own_mean = rows.mean(0)
+        centred = rows - own_mean
+        total = self.count + added
+        gap = own_mean - self.mean
+        scatter = self.scatter + centred.T @ centred + np.outer(gap, gap) * (self.count * added / total)
+        mean = np.where(constant, first, self.mean + gap * (added / total))
+        return Moments(total, mean, scatter, constant, first)
+
+    def standardised(self) -> tuple[Array, Array]:
+        """Standard deviations (D,), 0 for constant columns, and the Gram matrix in standard units over the count."""
+        variance = np.where(self.constant, 0.0, np.diagonal(self.scatter).clip(min=0) / max(1, self.count))
+        deviation = np.sqrt(variance)
+        inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        gram = self.scatter / max(1, self.count) * np.outer(inverse, inverse)
+        return deviation, gram
+
+
+class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Linear regression by a trained Memformer that reads the training rows as its context.
+
+    `fit` keeps the context's mean and Gram matrix, `partial_fit` adds examples to them in O(d^2) each, and the trained
+    network (LFOM with Bm free, 4 layers, shipped with the package) turns them into a prediction. Its parameters were
+    trained on random tasks with noise and correlated features (`StandardisedTasks`) and never
+    change,
+    so there is nothing to tune.
+
+    How data of any shape fit the shipped networks:
+
+    - Columns and response are centred and scaled by the context, as in training. A constant column has weight 0, and a
+      constant response is predicted.
+    - There is a network for each d from 1 to 16. More features are replaced by the context's principal components in
+      standard units, and networks read 16 of them at a time: components are uncorrelated over the context, so the
+      groups do not depend on each other.
+    - A network needs about two rows a feature. With n < 2 d rows only the leading n // 2 components (at least 1) are
+      read, as in principal component regression.
+    - For each d there are networks trained with 4, 16 and 64 rows a feature; the nearest in the logarithm is taken.
+    - Far from what the network was trained on it could overshoot. Its weights are therefore scaled by the factor that
+      fits the context best, which never predicts the context worse than its mean response does.
+
+    Parameters:
+        rescale: whether to scale the network's weights so; False gives the network's bare answer.
+
+    Attributes:
+        coef_: (d,) weights in the units of X, set by `fit` and `partial_fit`.
+        intercept_: float.
+        n_features_in_: d.
+        n_samples_seen_: rows in the context.
+    """
+
+    def __init__(self, rescale: bool = True) -> None:
+        self.rescale = rescale
+
+    moments_: Moments
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
+        """Take (n, d) features and (n,) responses as the context.
+
+        Raises:
+            ValueError: for fewer than 2 rows, missing or infinite values, or shapes that do not fit.
+            TypeError: for a `rescale` that is no bool.
+        """
+        return self._read(X, y, reset=True)
+
+    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
+        """Add rows to the context; begins a new one if there is none. Arguments and errors are those of `fit`."""
+        return self._read(X, y, reset=not hasattr(self, "n_samples_seen_"))
+
+    def predict(self, X: ArrayLike) -> Array:
+        """(m,) predictions for (m, d) features.
+
+        Raises:
+            NotFittedError: before `fit`.
+            ValueError: for another number of features, or missing or infinite values.
+        """
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, dtype=np.float64)
+        predictions: Array = (rows - self.moments_.mean[:-1]) @ self.coef_ + self.moments_.mean[-1]
+        return predictions
+
+    def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
+        if not isinstance(self.rescale, bool | np.bool_):
+            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
+        first = reset
+        rows, responses = validate_data(
+            self,
+            features,
+            response,
+            reset=reset,
+            dtype=np.float64,
+            y_numeric=True,
+            ensure_min_samples=2 if first else 1,
+        )
+        columns = np.column_stack([rows, np.asarray(responses, dtype=np.float64)])
+        seen = Moments.empty(columns.shape[1]) if first else self.moments_
+        self.moments_ = seen.with_rows(columns)
+        self.n_samples_seen_ = self.moments_.count
+        self.coef_ = _weights(self.moments_, rescale=bool(self.rescale))
+        self.intercept_ = float(self.moments_.mean[-1] - self.moments_.mean[:-1] @ self.coef_)
+        return self
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.regressor_tags.poor_score = False
+        return tags
+
+
+def _weights(moments: Moments, *, rescale: bool) -> Array:
+    """Weights in the units of the data, from the context's moments alone."""
+    deviation, gram = moments.standardised()
+    d = len(deviation) - 1
+    useful = deviation[:-1] > 0
+    weights = np.zeros(d)
+    if not useful.any() or deviation[-1] == 0:
+        return weights
+    h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
+    found = np.zeros(len(h))
+    for basis in _bases(h, max(1, moments.count // 2)):
+        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, moments.count)
+    if rescale:
+        curvature = float(found @ h @ found)
+        found = found * (float(b @ found) / curvature if curvature > np.finfo(float).tiny else 0.0)
+    weights[useful] = found * deviation[-1] / deviation[:-1][useful]
+    return weights
+
+
+def _bases(h: Array, most: int) -> list[Array]:
+    """Bases (d, k <= `LARGEST_D`) of uncorrelated subspaces: the features, or at most `most` leading components."""
+    if len(h) <= min(LARGEST_D, most):
+        return [np.eye(len(h))]
+    values, vectors = np.linalg.eigh(h)
+    keep = np.arange(len(h))[::-1][:most]
+    keep = keep[values[keep] > values[-1] * len(h) * np.finfo(float).eps]
+    components: Array = vectors[:, keep] / np.sqrt(values[keep])
+    return [components[:, start : start + LARGEST_D] for start in range(0, components.shape[1], LARGEST_D)]
