@@ -19,7 +19,6 @@ from rich.console import Console
 from benchmarks import readme
 from benchmarks.gpu import commands
 from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
-from benchmarks.measure.catalogue import CATALOGUE
 from benchmarks.measure.harness import Policy
 from benchmarks.measure.machine import measure_machine
 from benchmarks.measure.provider import Provider
@@ -190,9 +189,9 @@ def check_dispatch(
     json: Annotated[Path, typer.Option(help="Record; one that is there is continued.")] = RESULTS / "dispatch-cpu.json",
     figure: Picture = RESULTS / "dispatch.png",
 ) -> None:
-    chosen = [w for name, w in CATALOGUE.items() if not workload or any(part in name for part in workload)]
+    chosen = [w for name, w in dispatch.CATALOGUE.items() if not workload or any(part in name for part in workload)]
     if not chosen:
-        raise typer.BadParameter(f"no name holds it; they are {'; '.join(CATALOGUE)}", param_hint="--workload")
+        raise typer.BadParameter(f"no name holds it; they are {'; '.join(dispatch.CATALOGUE)}", param_hint="--workload")
     selected = _selected(provider)
     providers = (*(p for p in dispatch.CONTENDERS if p in selected), AUTOMATIC)
     try:
@@ -204,7 +203,7 @@ def check_dispatch(
         if one in kept and not again:
             continue
         kept[one] = _timed([one], providers, console, quick, dispatch.POLICY)
-        write_reports(json, [kept[known] for known in CATALOGUE.values() if known in kept])
+        write_reports(json, [kept[known] for known in dispatch.CATALOGUE.values() if known in kept])
         for line in not_timed(_troubles(kept[one])):
             console.print(line, markup=False)
     found = list(dispatch.choices([kept[one] for one in chosen]))

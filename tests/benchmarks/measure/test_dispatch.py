@@ -6,8 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
-from benchmarks.measure.catalogue import CATALOGUE
-from benchmarks.measure.dispatch import AUTO, TOLERANCE, choices
+from benchmarks.measure.dispatch import AUTO, CATALOGUE, TOLERANCE, choices
 from benchmarks.measure.workloads import DIRECTIONS
 from benchmarks.reports.record import read_reports
 from memformer_kernels.nn import RULES, STRUCTURES
