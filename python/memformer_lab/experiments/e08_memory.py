@@ -30,6 +30,7 @@ _RULES: dict[str, dict[str, Any]] = {
 _CONTROLS = ("none, wide: one weight a layer and feature", "none, wide: 2 heads")
 _GRANULARITIES = ("scalar", "feature", "token", "full")
 _REGISTERS = (1, 2, 3, 4)
+_CASES = {"free": "A free and Bm = 0", "scalar": "A scalar and Bm = 0", "block": "A and Bm free"}
 _STARTS = ("gradient descent", "zeros", "all registers equal")
 
 
@@ -144,10 +145,20 @@ def judge(results: Results) -> Sequence[Check]:
 
 def find(results: Results) -> str:
     """What lfom gains over no memory, and over the parameters of memory without it."""
-    return _sentence(results)
-
-
-_CASES = {"free": "A free and Bm = 0", "scalar": "A scalar and Bm = 0", "block": "A and Bm free"}
+    parts = []
+    for name, shown in _CASES.items():
+        gain, spread = _gain(results, name, "none")
+        rest, rest_spread = _gain(results, name, _CONTROLS[0])
+        rest = round(rest, 2)
+        verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
+        parts.append(
+            f"with {shown} memory {verb} {gain:.2f} ± {spread:.2f} over the linear transformer and {rest + 0.0:.2f} ± "
+            f"{rest_spread:.2f} over as many layers with a weight for each feature and no memory"
+        )
+    return (
+        f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, ± two "
+        f"standard errors: {'; '.join(parts)}"
+    )
 
 
 def _gain(results: Results, panel: str, other: str) -> tuple[float, float]:
@@ -165,23 +176,6 @@ def _gains(results: Results) -> dict[str, float]:
         for name, shown in _CASES.items()
         for other in ("none", *_CONTROLS)
     }
-
-
-def _sentence(results: Results) -> str:
-    parts = []
-    for name, shown in _CASES.items():
-        gain, spread = _gain(results, name, "none")
-        rest, rest_spread = _gain(results, name, _CONTROLS[0])
-        rest = round(rest, 2)
-        verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
-        parts.append(
-            f"with {shown} memory {verb} {gain:.2f} ± {spread:.2f} over the linear transformer and {rest + 0.0:.2f} ± "
-            f"{rest_spread:.2f} over as many layers with a weight for each feature and no memory"
-        )
-    return (
-        f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, ± two "
-        f"standard errors: {'; '.join(parts)}"
-    )
 
 
 def _builder(d: int, **arguments: Any) -> Callable[[int], Variant]:

@@ -162,11 +162,11 @@ def test_the_closed_form_is_the_optimum() -> None:
 def test_the_sentence_on_memory_follows_the_numbers(tiny: dict[str, Results]) -> None:
     results = _tiny("memory", tiny)
     gains = _changed(results, _BEST["memory"])
-    assert e08_memory._sentence(gains).count("memory gains 5.00") == 3
+    assert e08_memory.find(gains).count("memory gains 5.00") == 3
     losses = _changed(results, lambda p, s, x, v: 5.0 if x == 5 else 0.0)
-    assert e08_memory._sentence(losses).count("memory loses -5.00") == 3
+    assert e08_memory.find(losses).count("memory loses -5.00") == 3
     same = _changed(results, lambda p, s, x, v: 0.0)
-    assert e08_memory._sentence(same).count("changes nothing beyond the spread") == 3
+    assert e08_memory.find(same).count("changes nothing beyond the spread") == 3
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=NAMES)
