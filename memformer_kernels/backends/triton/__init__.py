@@ -1,5 +1,5 @@
-"""The Triton kernels, a family a file with its launch: register_update, registers, attention, gram, columns, solve
-(vectors) with its backward, and network (matrices) with layers, its backward, layer_gradients and state_gradients.
+"""The Triton kernels, a family a file with its launch: register_update, registers, attention, gram; and with a backward
+in a file of its own columns, solve (vectors) and network (matrices, with layers, layer_gradients, state_gradients).
 
 They share tiles (products), coefficients, sums over tasks, rules (which configuration runs) and launch. A kernel takes
 tensors, strides and sizes in NamedTuples, and what is compiled in as one NamedTuple C. Nothing here is imported before
