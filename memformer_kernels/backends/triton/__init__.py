@@ -1,5 +1,7 @@
-"""The Triton kernels, a file per idea: tiles (what all share), rules (which configuration runs), gram, solve (vectors),
-network (matrices), sums over tasks; call_* give them memory and launch them.
+"""The Triton kernels, a family a file with its launch: register_update, registers, attention, gram; and with a backward
+in a file of its own columns, solve (vectors) and network (matrices, with layers, layer_gradients, state_gradients).
 
-Nothing here is imported before the Triton backend is asked for, so that the package works without Triton.
+They share tiles (products), coefficients, sums over tasks, rules (which configuration runs) and launch. A kernel takes
+tensors, strides and sizes in NamedTuples, and what is compiled in as one NamedTuple C. Nothing here is imported before
+the Triton backend is asked for, so that the package works without Triton.
 """

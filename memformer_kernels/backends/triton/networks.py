@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.projections import projections
-from memformer_kernels.backends.triton import columns, network, network_backward, solve, solve_backward
+from memformer_kernels.backends.triton import (
+    columns,
+    columns_backward,
+    network,
+    network_backward,
+    solve,
+    solve_backward,
+)
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, Coefficient, in_full
 from memformer_kernels.backends.triton.rules import Config
 from memformer_kernels.calls.arguments import Layer, Network, Quadratics, compute_dtype
@@ -144,7 +151,9 @@ class ColumnCalls(_Response):
         need_z: bool,
         z_dtype: torch.dtype,
     ) -> tuple[NetworkGradients, Tensor, Tensor]:
-        grads, error = columns.predictions_backward(self.recurrence, error, target, queries, outputs, need_z, z_dtype)
+        grads, error = columns_backward.predictions_backward(
+            self.recurrence, error, target, queries, outputs, need_z, z_dtype
+        )
         return (grads.z, grads.a.expand(self.call.q.shape), None, grads.gamma, grads.beta), error, grads.squares
 
 

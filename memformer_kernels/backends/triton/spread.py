@@ -49,9 +49,9 @@ class SpreadCalls:
 
     def loss(self, target: Tensor, queries: int, need_z: bool) -> tuple[Tensor, Tensor, NetworkGradients]:
         """The sum of squared errors, and the gradients of the mean's predictions and arguments."""
-        missed = self.predict(queries, layers=False) - target
-        error = missed * (2 / max(missed.numel(), 1))
-        squares = missed.square().sum(-1).sum(dtype=torch.float64).to(self.dtype)
+        difference = self.predict(queries, layers=False) - target
+        error = difference * (2 / max(difference.numel(), 1))
+        squares = difference.square().sum(-1).sum(dtype=torch.float64).to(self.dtype)
         return squares, error[0], self._predict_backward(error, need_z, self.dtype)
 
     def stack(self) -> Tensor:
@@ -80,8 +80,8 @@ class SpreadCalls:
 
     def _predict_backward(self, grad: Tensor, need_z: bool, z_dtype: torch.dtype) -> NetworkGradients:
         outputs, _, queries = grad.shape
-        asked, by_query = self._queries(queries), grad.permute(1, 2, 0)
-        sums = [across(asked, by_query[..., part], None, queries) for part in _parts(outputs)]
+        query, by_query = self._queries(queries), grad.permute(1, 2, 0)
+        sums = [across(query, by_query[..., part], None, queries) for part in _parts(outputs)]
         column_grads = torch.cat(sums, 2).permute(2, 0, 1).contiguous()
         matrix, *parameters = self.calls.predict_backward(column_grads, need_z=False)
         z_grad: Tensor | None = None

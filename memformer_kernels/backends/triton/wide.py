@@ -1,7 +1,7 @@
 """Tasks too large for one program: batched products through torch, the registers' updates fused by Triton kernels.
 
 A layer's products are large enough for the library; what is left between them is memory traffic, and the kernels of
-`registers` pass over it once. A response-only network keeps vectors as registers, which are small beside the matrices
+`registers` pass over it once. A response-only network keeps vectors as registers, small compared with the matrices
 that its products read: it stays with plain PyTorch.
 """
 
