@@ -102,7 +102,7 @@ def test_what_other_networks_and_directions_move_and_compute() -> None:
     cgd = replace(W, rule="cgd", granularity="full")
     assert cgd.parameter_shapes["beta"] == (4, 1, 21, 6)
     assert cgd.token_axis
-    assert (cgd.network.weighed, cgd.network.decayed) == (4, 3)
+    assert (cgd.network.weighted, cgd.network.decayed) == (4, 3)
     gated = replace(W, rule="gated_heads", heads=3)
     assert gated.network.heads == 3
     assert replace(W, heads=3).network.heads == 1
