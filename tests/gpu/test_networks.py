@@ -109,12 +109,13 @@ def test_half_precision_tokens(gpu: Gpu, structure: str, algorithm: str, width: 
         assert relative_error(made, expected) < tolerance
 
 
-@by_backend("structure,width", cuda=[("response-only", 6)], triton=[("block", 17)])
+@by_backend("rule,structure,width", cuda=[("lfom", "response-only", 6)], triton=[("linear", "block", 17)])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_layouts(gpu: Gpu, structure: str, width: int, algorithm: str, layout: str) -> None:
+def test_layouts(gpu: Gpu, rule: str, structure: str, width: int, algorithm: str, layout: str) -> None:
     """Tensors of any strides, each in memory that ends where it ends."""
-    case = make_case(structure=structure, tasks=gpu.size(1000, 5), tokens=21, width=width, layers=2, heads=1)
+    sizes = {"tasks": gpu.size(1000, 5), "tokens": 21, "width": width, "layers": 2, "heads": 1}
+    case = make_case(rule=rule, structure=structure, **sizes)
     single = gpu.moved(with_target(case, 1)).to(torch.float32)
     parameters = [x for x in (single.q, *single.parameters) if x is not None]
     laid = LAYOUTS[layout](single.z.detach())
