@@ -94,7 +94,6 @@ class Slots(NamedTuple):
     residuals: Any
     states: Any
     register_grads: Any
-    update_grads: Any
     end: Any
 
 
@@ -104,8 +103,14 @@ def slots_of(layers, kept):
     residuals = layers * kept
     states = residuals + layers
     register_grads = layers * kept + 2 * layers + 1
-    update_grads = register_grads + layers * kept
-    return Slots(residuals, states, register_grads, update_grads, update_grads + layers)
+    return Slots(residuals, states, register_grads, register_grads + layers * kept + layers)
+
+
+@triton.jit
+def gradients_of(first, layers, kept, slot):
+    """Where gradients of registers begin in scratch from `first` on, and where those of updates, which follow them."""
+    register_grads = first + slots_of(layers, kept).register_grads * slot
+    return register_grads, register_grads + layers * kept * slot
 
 
 class Tasks(NamedTuple):

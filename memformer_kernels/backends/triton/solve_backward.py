@@ -22,6 +22,7 @@ from memformer_kernels.backends.triton.launch import architecture, launch, scrat
 from memformer_kernels.backends.triton.solve import (
     WHOLE_MATRIX,
     Recurrence,
+    gradients_of,
     load_shared,
     load_weight,
     own_tasks,
@@ -74,8 +75,7 @@ def register_gradient(t, grad, layer, has_later, head, own, layers, kept, C: tl.
     """dr of one register of a layer, whose update has the gradient `grad`."""
     m_feature = tl.arange(0, C.BLOCK)[None, :] < C.FEATURES
     m_vector = own.m_task & (tl.arange(0, C.BLOCK)[None, :] < C.WIDTH)
-    register_grads = own.vectors + slots_of(layers, kept).register_grads * own.slot
-    update_grads = own.vectors + slots_of(layers, kept).update_grads * own.slot
+    register_grads, update_grads = gradients_of(own.vectors, layers, kept, own.slot)
     index = layer * kept + head
     if C.RULE == 0:
         register_grad = grad
@@ -101,8 +101,7 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MA
     m_vector = own.m_task & (i < C.WIDTH)
     slots = slots_of(layers, kept)
     states = own.vectors + slots.states * own.slot
-    register_grads = own.vectors + slots.register_grads * own.slot
-    update_grads = register_grads + layers * kept * own.slot
+    register_grads, update_grads = gradients_of(own.vectors, layers, kept, own.slot)
     grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     offset_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     matrix_grad = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
@@ -197,8 +196,7 @@ def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.co
     slot = tl.cast(C.LANES * C.WIDTH, tl.int64)
     slots = slots_of(layers, kept)
     residuals = memory + slots.residuals * slot
-    register_grads = memory + slots.register_grads * slot
-    update_grads = memory + slots.update_grads * slot
+    register_grads, update_grads = gradients_of(memory, layers, kept, slot)
     i = tl.arange(0, C.BLOCK)[None, :]
     row = tl.arange(0, C.TILE)[None, :, None]
     column = tl.arange(0, C.TILE)[None, None, :]
