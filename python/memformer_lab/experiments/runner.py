@@ -83,7 +83,11 @@ def run_experiments(
         if outcome is None:
             raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
         outcomes.append(outcome)
-    write_atomically(folder / REPORT, html_page([(outcome, _figures(outcome)) for outcome in outcomes]).encode())
+    drawn = [(outcome, _figures(outcome)) for outcome in outcomes]
+    for outcome, figures in drawn:
+        for panel, picture in figures.items():
+            write_atomically(folder / f"{outcome.experiment.name}-{panel}.png", picture)
+    write_atomically(folder / REPORT, html_page(drawn).encode())
     write_atomically(folder / SUMMARY, markdown_page(outcomes).encode())
     return outcomes
 
@@ -96,8 +100,6 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     results = experiment.run(setting)
     seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu_begin
     outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions())
-    for panel, picture in _figures(outcome).items():
-        write_atomically(folder / f"{name}-{panel}.png", picture)
     write_outcome(folder, outcome)
     report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
 

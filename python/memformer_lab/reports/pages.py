@@ -179,9 +179,9 @@ def markdown_page(outcomes: Sequence[Outcome]) -> str:
     notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.remarks)
     return (
         f"# Experiments\n\nWritten by the command, like every figure below:\n\n    {_command(outcomes)}\n\n"
-        f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json` and its figures in "
-        "`<name>-<panel>.png`. `report.html` shows all of it with protocols, rules and tables; where it is missing, "
-        "the command with `--out` and this folder makes it from these files and runs nothing again. A verdict is "
+        f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json`. Its figures, "
+        "`<name>-<panel>.png`, and `report.html`, which shows all of it with protocols, rules and tables, are drawn "
+        "from these files by the command with `--out` and this folder, which runs nothing again. A verdict is "
         "computed from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, "
         "*with a caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, "
         f"means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"

@@ -62,6 +62,17 @@ def test_results_figures_and_report_are_written(folder: Path) -> None:
         assert picture[..., :3].std() > 0.05
 
 
+def test_pictures_and_report_are_drawn_again_from_the_results(folder: Path) -> None:
+    made = [path for path in folder.iterdir() if path.suffix in (".png", ".html")]
+    before = {path.name: path.read_bytes() for path in made}
+    for path in made:
+        path.unlink()
+    said: list[str] = []
+    runner.run_experiments(CHOSEN, Setting("tiny"), folder, say=said.append)
+    assert all("found in" in line for line in said)
+    assert {path.name: path.read_bytes() for path in made} == before
+
+
 def test_the_report_is_one_well_formed_page_that_needs_no_network(folder: Path) -> None:
     page = _Page()
     page.feed((folder / "report.html").read_text(encoding="utf-8"))
