@@ -36,7 +36,7 @@ class Path(NamedTuple):
 
 
 # An interpreter is a thousand times slower than a kernel: the contract's tests go through it where that is asked for.
-# Those of tests/memformer_kernels/triton always do. Where there is a GPU, `cuda` takes part: tensors are moved there.
+# Those of backends/triton always do. Where there is a GPU, `cuda` takes part: tensors are moved there.
 _LEFT_OUT = () if os.environ.get("MEMFORMER_TEST_TRITON") == "1" else ("triton",)
 
 PATHS = [

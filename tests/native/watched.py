@@ -15,7 +15,7 @@ _BUILDS = "looks at what a build leaves, or builds a library of its own"
 _REPEATS = "makes small calls that other files make too, thousands of times each"
 _ITSELF = "is what starts the runs"
 APART = {
-    "tests/memformer_kernels/triton": "Triton's kernels",
+    "tests/memformer_kernels/backends/triton": "Triton's kernels",
     "tests/memformer_kernels/test_gradcheck.py": _REPEATS,
     "tests/memformer_kernels/test_package.py": _BUILDS,
     "tests/memformer_kernels/torch_ops/test_transform_matrix.py": _REPEATS,

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.memformer_kernels.triton.compile_calls import fused_exchanges, narrow_strides
+from tests.memformer_kernels.backends.triton.compile_calls import fused_exchanges, narrow_strides
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def _compile(architecture: int, first: int, calls: int, widths: str) -> None:
     """In a process of its own, since this one interprets kernels."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "python"), *filter(None, sys.path)])
-    script = "tests.memformer_kernels.triton.compile_calls"
+    script = "tests.memformer_kernels.backends.triton.compile_calls"
     command = [sys.executable, "-m", script, str(architecture), str(first), str(calls), widths]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr

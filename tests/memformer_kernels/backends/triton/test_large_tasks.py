@@ -11,8 +11,8 @@ from memformer_kernels.backends.triton.registers import update, update_backward
 from memformer_kernels.calls import plan
 from memformer_kernels.testing import float64_violations, public, relative_error
 from tests.marks import slow_but
+from tests.memformer_kernels.backends.triton.test_operations import LAYERS, agree, run_layer
 from tests.memformer_kernels.cases import RULES, make_case, normal, seeded
-from tests.memformer_kernels.triton.test_operations import LAYERS, agree, run_layer
 
 
 @pytest.fixture

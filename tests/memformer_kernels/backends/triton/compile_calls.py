@@ -1,7 +1,7 @@
 """Compiles what random calls of every public function launch, to PTX, for a GPU that need not be here.
 
-`python -m tests.memformer_kernels.triton.compile_calls ARCHITECTURE SEED CALLS narrow|all`, in a process that does not
-interpret kernels; narrow: at most 15 features, which compile soonest. The calls are the public ones with
+`python -m tests.memformer_kernels.backends.triton.compile_calls ARCHITECTURE SEED CALLS narrow|all`, in a process that
+does not interpret kernels; narrow: at most 15 features, which compile soonest. The calls are the public ones with
 backend="triton" and their gradients, on tensors of the CPU; each launch compiles its kernel through Triton's own
 just-in-time path, as `warmup` does, and runs nothing. Printed, with exit status 1: the calls whose kernels do not
 compile, do not fit in shared memory, make an offset of a stride in 32 bits, or fuse a product into another lane's sum.
