@@ -2,7 +2,7 @@
 
     python -m examples.in_context_regressor
 
-A task is y = w . phi(x), with features phi that all tasks share and nobody tells the model, and w drawn anew for every
+A task is y = w . phi(x), with features phi that all tasks share and nobody tells the model, and w drawn again for every
 task. The encoder must learn features in which a task is linear; the Memformer then solves the task's least squares in
 its forward pass, and gradients reach the encoder through the tokens z. Beside it: the same Memformer on x itself, and
 ridge regression on the true features, which knows phi.

@@ -58,7 +58,7 @@ def reason_against() -> str | None:
 
 
 def library() -> Path:
-    """The library, built anew if it is not that of the sources. Raises BuildFailed."""
+    """The library, built again if it is not that of the sources. Raises BuildFailed."""
     compiler = _compiler()
     reason = reason_against()
     if reason is not None:

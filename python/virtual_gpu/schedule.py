@@ -7,7 +7,7 @@ multiprocessor's share of the bandwidth, and a cache the others. Blocks that do 
 
 No prediction has been held against a measurement on a GPU: trust which resource it finds scarce, and one kernel against
 another, before the microseconds. It does not know how ptxas folds addresses and spills registers (it orders what stands
-between two branches anew, the longest chain first, as ptxas might), caches that blocks share, how far memory stays
+between two branches again, the longest chain first, as ptxas might), caches that blocks share, how far memory stays
 below its nominal bandwidth, and clocks that vary.
 """
 

@@ -1,4 +1,4 @@
-"""Finding and loading the native library: lazily, once, and with a mend where it is missing or broken."""
+"""Finding and loading the native library: lazily, once, and with a way to fix it where it is missing or broken."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Kernels that are broken on purpose, beside what mends them."""
+"""Kernels that are broken on purpose, next to what fixes them."""
 
 from dataclasses import dataclass, field
 

@@ -107,7 +107,7 @@ def _fail(report: Report) -> None:
 
 
 class _Stubborn(Exception):
-    """An error that cannot be made anew from what it keeps."""
+    """An error that cannot be made again from what it keeps."""
 
     def __init__(self, one: int, other: int) -> None:
         super().__init__(f"{one} and {other}")

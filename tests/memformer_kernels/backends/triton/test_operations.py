@@ -15,7 +15,7 @@ LAYERS = {
     # past registers, shape of gamma, shape of beta, with J registers in all, H heads, N tokens, D features
     "linear": (0, None, None),
     "heads": (0, "JHND", None),
-    "weighed past": (2, "J11D", None),
+    "weighted past": (2, "J11D", None),
     "momentum": (1, None, "1N1"),
     "all": (2, "JHND", "HND"),
     "one weight for all": (2, "1111", "D"),
