@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu.build`: the native libraries in the source tree, with CUDA code for the GPUs that are here.
 
-A step of its own, before `benchmarks.gpu`: what is available is settled when memformer_kernels is imported. A library
+A step of its own, before `benchmarks.gpu`: a process loads a library once, and no other after it. A library
 of other sources must not be measured, so a build that fails leaves none, and its reason in the library's place.
 """
 

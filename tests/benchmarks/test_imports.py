@@ -31,7 +31,7 @@ def _imported(module: str) -> set[str]:
 
 def test_every_file_is_in_a_room_or_a_command() -> None:
     outside = {module for module in MODULES if _floor(module) == len(ROOMS)}
-    names = ("", ".__main__", ".aot", ".aot_cases", ".readme", ".test_registry")
+    names = ("", ".__main__", ".readme", ".test_registry")
     assert outside == {f"benchmarks{name}" for name in names}
 
 

@@ -164,17 +164,15 @@ def _check_device(tokens: Tensor) -> None:
 
 
 def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
-    from memformer_kernels.backends.triton import networks as triton_calls
-    from memformer_kernels.backends.triton import rules
-    from memformer_kernels.backends.triton import spread as triton_spread
+    from memformer_kernels.backends.triton import networks, rules, spread
 
     batch, tokens, width = network.z.shape
-    if network.form.space == "gram" and triton_spread.spreads(batch, tokens):
-        return triton_spread.SpreadCalls(network, network.form.response_only)
+    if network.form.space == "gram" and spread.spreads(batch, tokens):
+        return spread.SpreadCalls(network, network.form.response_only)
     if network.form.space == "gram" and network.form.response_only:
-        return triton_calls.ResponseCalls(network)
+        return networks.ResponseCalls(network)
     if network.form.response_only:
         config = rules.columns_config(width, tokens)
         if config is not None:
-            return triton_calls.ColumnCalls(network, config)
-    return triton_calls.NetworkCalls(network)
+            return networks.ColumnCalls(network, config)
+    return networks.NetworkCalls(network)

@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.triton import attention, gram, register_update, rules
-from memformer_kernels.backends.triton import networks as triton_calls
+from memformer_kernels.backends.triton import attention, gram, networks, register_update, rules
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
 from memformer_kernels.calls.arguments import Layer, Network, Quadratics, form_named
@@ -43,14 +42,14 @@ def _network(
     return Network(z, q, p, gamma, beta, None, tokens - 1, form)
 
 
-def _calls(network: Network) -> triton_calls.ResponseCalls | triton_calls.ColumnCalls | triton_calls.NetworkCalls:
+def _calls(network: Network) -> networks.ResponseCalls | networks.ColumnCalls | networks.NetworkCalls:
     if network.p is not None:
-        return triton_calls.NetworkCalls(network)
+        return networks.NetworkCalls(network)
     if network.form.space == "gram":
-        return triton_calls.ResponseCalls(network)
+        return networks.ResponseCalls(network)
     config = rules.columns_config(network.z.shape[2], network.z.shape[1])
     assert config is not None
-    return triton_calls.ColumnCalls(network, config)
+    return networks.ColumnCalls(network, config)
 
 
 def _loss(
@@ -73,7 +72,7 @@ def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE)
     past = _draw(512, 1, tokens, width, dtype=dtype)
     form = form_named("token, dense, full")
     call = Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1, form)
-    calls = triton_calls.NetworkCalls.of_layer(call)
+    calls = networks.NetworkCalls.of_layer(call)
     if backward:
         return lambda: calls.layer_backward(z, past, need_z=True)
     return calls.layer
@@ -81,7 +80,7 @@ def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE)
 
 def _quadratics(width: int) -> Callable[[], object]:
     h, b, a = _draw(512, width, width), _draw(512, width), _draw(4, width, width)
-    calls = triton_calls.QuadraticCalls(Quadratics(h, b, a, None, None, None))
+    calls = networks.QuadraticCalls(Quadratics(h, b, a, None, None, None))
     return lambda: (calls.solve(layers=False), calls.backward(b[None]))
 
 

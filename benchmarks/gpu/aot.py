@@ -1,4 +1,4 @@
-"""`python -m benchmarks.aot`: compiles every Triton kernel in every configuration for GPUs that need not be here.
+"""`python -m benchmarks.gpu.aot`: compiles every Triton kernel in every configuration for GPUs that need not be here.
 
 The package's own calls are made on CPU tensors with launches observed instead of made, so that what is compiled is what
 a GPU would be asked to run. One table: registers, spills, shared memory, and the instructions that multiply. Triton's
@@ -25,8 +25,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.aot_cases import HOT, cases
-from benchmarks.measure.sources import git_revision
+from benchmarks.gpu.aot_cases import HOT, cases
+from benchmarks.measure.sources import ROOT, git_revision
 from benchmarks.reports.record import write_json
 from memformer_kernels.backends.triton.launch import compiling_for, interpreted, observed
 
@@ -35,7 +35,7 @@ SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 
 ARCHITECTURES = tuple(SHARED_LIMIT)
 
-RECORD = Path(__file__).resolve().parent / "results" / "triton-aot.json"
+RECORD = ROOT / "benchmarks" / "results" / "triton-aot.json"
 FORMAT = 1
 
 _TYPES = {

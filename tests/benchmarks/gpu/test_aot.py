@@ -12,15 +12,15 @@ from rich.console import Console
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'memformer_kernels[triton]'")
 
-from benchmarks import aot
-from benchmarks.aot_cases import HOT, cases
+from benchmarks.gpu import aot
+from benchmarks.gpu.aot_cases import HOT, cases
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.aot", *arguments]
+    command = [sys.executable, "-m", "benchmarks.gpu.aot", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
