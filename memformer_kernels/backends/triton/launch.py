@@ -28,7 +28,7 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
     kernel has one, is the NamedTuple of what is compiled in.
     """
     if "C" in arguments and not interpreted():
-        arguments["C"] = _compiled_in(arguments["C"])
+        arguments["C"] = _compiled_in(type(arguments["C"]), arguments["C"])
     observer = _OBSERVER.get()
     with on_device(next(tensors(arguments.values()))):
         if observer is None:
@@ -38,9 +38,12 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
 
 
 @cache
-def _compiled_in(constants: Any) -> Any:
-    """The same NamedTuple of Triton's constants: a field of it is then to the compiler what a parameter would be."""
-    return type(constants)(*map(triton.language.constexpr, constants))
+def _compiled_in(kind: Callable[..., Any], constants: tuple[Any, ...]) -> Any:
+    """The same NamedTuple of Triton's constants: a field of it is then to the compiler what a parameter would be.
+
+    kind: its class, by which equal tuples of two kernels are told apart.
+    """
+    return kind(*map(triton.language.constexpr, constants))
 
 
 def tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import ast
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -213,3 +214,17 @@ def test_tensors_on_the_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
         launch.check_device(torch.zeros(1))
+
+
+def test_equal_constants_of_two_kernels_stay_apart() -> None:
+    """Tuples of two classes are equal where their numbers are."""
+    from memformer_kernels.backends.triton import launch
+
+    class One(NamedTuple):
+        WIDTH: int
+
+    class Other(NamedTuple):
+        BLOCK: int
+
+    made = [launch._compiled_in(kind, kind(4)) for kind in (One, Other)]
+    assert [type(constants) for constants in made] == [One, Other]
