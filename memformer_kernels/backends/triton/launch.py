@@ -28,7 +28,7 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
     kernel has one, is the NamedTuple of what is compiled in.
     """
     if "C" in arguments and not interpreted():
-        arguments["C"] = _compiled_in(type(arguments["C"]), arguments["C"])
+        arguments["C"] = _compiled_in(arguments["C"].__class__, arguments["C"])
     observer = _OBSERVER.get()
     with on_device(next(tensors(arguments.values()))):
         if observer is None:
