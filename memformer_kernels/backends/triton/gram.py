@@ -79,11 +79,11 @@ class RowsSizes(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """INNER, OTHER_INNER: widths of what is multiplied from the left. COLUMNS: of the result."""
+    """INNER, OTHER_INNER: widths of what is multiplied from the left. WIDTH: of the result."""
 
     INNER: int
     OTHER_INNER: int
-    COLUMNS: int
+    WIDTH: int
     TASKS: int
     BLOCK: int
     ROWS: int
@@ -106,15 +106,15 @@ def across_kernel(t, strides, sizes, C: tl.constexpr):
     total = product(
         (t.left + i_task * left_task + first * left_row, left_column, left_row),
         (t.right + i_task * right_task + first * right_row, right_row, right_column),
-        (m_task, C.INNER, inside, C.COLUMNS, tl.minimum(sizes.split_tokens, sizes.context - first)),
+        (m_task, C.INNER, inside, C.WIDTH, tl.minimum(sizes.split_tokens, sizes.context - first)),
         C.BLOCK,
         C.BLOCK,
         C,
     )
     i = tl.arange(0, C.BLOCK)[None, :, None]
     j = tl.arange(0, C.BLOCK)[None, None, :]
-    p_out = t.out + (i_task * sizes.splits + i_split) * C.INNER * C.COLUMNS + i * C.COLUMNS + j
-    tl.store(p_out, total, mask=m_task & (i < C.INNER) & (j < C.COLUMNS))
+    p_out = t.out + (i_task * sizes.splits + i_split) * C.INNER * C.WIDTH + i * C.WIDTH + j
+    tl.store(p_out, total, mask=m_task & (i < C.INNER) & (j < C.WIDTH))
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -134,7 +134,7 @@ def rows_kernel(t, strides, sizes, C: tl.constexpr):
     total = product(
         (t.left + i_task * left_task + first * left_row, left_row, left_column),
         (t.matrix + i_task * matrix_task, matrix_row, matrix_column),
-        (m_task, count - first, C.INNER, C.COLUMNS, C.INNER),
+        (m_task, count - first, C.INNER, C.WIDTH, C.INNER),
         C.ROWS,
         C.BLOCK,
         C,
@@ -144,13 +144,13 @@ def rows_kernel(t, strides, sizes, C: tl.constexpr):
         total += product(
             (t.other + i_task * other_task + first * other_row, other_row, other_column),
             (t.other_matrix + i_task * other_matrix_task, other_matrix_row, other_matrix_column),
-            (m_task, sizes.tokens - first, C.OTHER_INNER, C.COLUMNS, C.OTHER_INNER),
+            (m_task, sizes.tokens - first, C.OTHER_INNER, C.WIDTH, C.OTHER_INNER),
             C.ROWS,
             C.BLOCK,
             C,
         )
     p_out = t.out + i_task * out_task + (first + i_row) * out_row + j * out_column
-    tl.store(p_out, total, mask=m_task & (first + i_row < sizes.tokens) & (j < C.COLUMNS))
+    tl.store(p_out, total, mask=m_task & (first + i_row < sizes.tokens) & (j < C.WIDTH))
 
 
 def _config(width: int, z: Tensor, tokens: int) -> rules.Config:
@@ -161,7 +161,7 @@ def _constants(config: rules.Config, dtype: torch.dtype, inner: int, columns: in
     return Constants(
         INNER=inner,
         OTHER_INNER=other_inner,
-        COLUMNS=columns,
+        WIDTH=columns,
         TASKS=config.tasks,
         BLOCK=config.block,
         ROWS=config.rows,
