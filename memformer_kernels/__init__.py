@@ -1,10 +1,10 @@
-"""Memformers at the hardware's limit: linear Transformers with memory registers that run learned first-order methods.
+"""Fused kernels for Memformers: linear Transformers with memory registers that run learned first-order methods.
 
 Start with `memformer_predict` and `memformer_loss` (whole networks on batches of small regression tasks),
 `memformer_layer` (one layer for another model), `nn.Memformer` (a module) or `train_steps` (training);
 `linear_attention`, `register_update`, `nn.MemformerAttention` and `nn.RegisterMemory` are for models of your own at any
-width. The contract is the docstrings of `memformer_kernels.functional` and `memformer_kernels.functional`; a call goes
-functional -> problem -> plan -> ops -> backends.
+width. The contract is the docstrings of `memformer_kernels.functional`; a call goes functional -> calls (check, plan,
+remember) -> torch_ops (an operation that PyTorch knows) -> backends.
 """
 
 from memformer_kernels import nn

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ import torch
 FILES = {"cpu": "memformer_cpu", "cuda": "memformer_cuda"}
 NEEDS = {"cuda": "cpu"}
 """A library whose operators another one defines, and that other one."""
+
+_OPERATORS = {
+    "cpu": ("forward", "backward", "loss", "layer", "lfom_solve", "context_gram", "attention", "train_steps"),
+    "cuda": ("rehearse_on_cuda",),
+}
+"""Some of what a library registers: one that has none of it is another file under its name, or of another version."""
 
 _TOOLS = {"cpu": "torch, ninja and a C++ compiler are", "cuda": "torch, ninja, a C++ compiler and nvcc are"}
 
@@ -80,11 +87,28 @@ def load(name: str) -> None:
         if found.path is None:
             raise RuntimeError(f"the native {name} library is not available: {found.reason}")
         try:
+            _check_whole(found.path)
             torch.ops.load_library(found.path)  # type: ignore[no-untyped-call]
+            missing = [op for op in _OPERATORS[name] if not hasattr(torch.ops.memformer_native, op)]
+            if missing:
+                raise RuntimeError(f"it registers no {', '.join(missing)}")
         except (OSError, RuntimeError) as error:
             _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {_rebuild(name)}"
             raise RuntimeError(f"the native {name} library is not available: {_failed[name]}") from error
         _loaded.add(name)
+
+
+def _check_whole(path: Path) -> None:
+    """Raises OSError for an ELF file that was cut off, which the loader would read past the end of.
+
+    Its table of sections stands last: the header says where, how many there are and how large each is.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:5] == b"\x7fELF\x02" and len(header) == 64:
+        start, size, count = *struct.unpack_from("<Q", header, 40), *struct.unpack_from("<HH", header, 58)
+        if path.stat().st_size < start + size * count:
+            raise OSError("the file is cut off")
 
 
 def fault(name: str) -> str | None:

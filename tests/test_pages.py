@@ -9,7 +9,6 @@ import memformer_kernels
 from benchmarks.__main__ import app as benchmarks
 from memformer_kernels.calls import limits
 from memformer_kernels.nn import RULES
-from memformer_kernels.training import cuda, native
 from native_build.cuda import OLDEST_NVCC
 from native_build.tools import TARGET_TORCH
 from tests.memformer_kernels.test_imports import FLOORS
@@ -119,8 +118,10 @@ def test_sizes_of_backends_are_the_limits() -> None:
     layer = section("docs/layer.md", "## What it costs")
     assert layer.count(f"heads up to {limits.HEAD_WIDTH} wide") == 2
     training = rows(text_of("docs/training.md"))
-    assert f"(matrices up to {native.LARGEST} by {native.LARGEST}, no token axis)" in training["on the CPU"][0]
-    assert f"response-only models, d <= {cuda.LARGEST}, float32" in training["on a GPU"][0]
+    assert (
+        f"(matrices up to {limits.TRAINED_SIDE} by {limits.TRAINED_SIDE}, no token axis)" in training["on the CPU"][0]
+    )
+    assert f"response-only models, d <= {limits.TRAINED_FEATURES}, float32" in training["on a GPU"][0]
 
 
 def test_the_page_on_installing_says_what_the_build_and_the_package_ask_for() -> None:

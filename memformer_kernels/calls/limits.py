@@ -45,3 +45,13 @@ and batched products through torch keep a GPU busier."""
 LONGEST = 4096
 """Largest N of the kernels that run all layers on tokens: a program owns a whole task, and a longer one keeps a
 multiprocessor waiting for it."""
+
+TRAINED_SIDE = TINY_WIDTH
+"""Largest side of the matrices of a model that the native library trains."""
+
+TRAINED_FEATURES = 8
+"""Most features of a model that the CUDA library trains: those of a task that one thread holds."""
+
+LONGEST_STATISTICS = 2**24
+"""Most examples of a task that the CUDA library draws as statistics: a thread adds up the exponents of half as many
+uniforms in float32."""

@@ -1,6 +1,6 @@
 """An operation as a node of autograd's graph, one for every way that a call can take.
 
-A node is given what runs the operation: its kernel on the short way (see `direct`), on every other way the dispatcher
+A node is given what runs the operation: its kernel on the short way (see `fast_path`), on other ways the dispatcher
 below its Autograd key. It saves the arguments and nothing else, whoever listens, since checkpointing counts what is
 saved; reading them, each backward raises if one has been changed in place since. Tangents only come the long way, and
 are pushed through the PyTorch backend's formulas.

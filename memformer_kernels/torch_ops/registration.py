@@ -202,7 +202,7 @@ def _dispatching(
 ) -> Callable[..., Any]:
     """`step.op` by the shortest way that the state of PyTorch allows.
 
-    Where `direct` applies a call goes to the kernel, through `node` if a gradient is required. DTensors are taken
+    Where `fast_path` applies a call goes to the kernel, through `node` if a gradient is required. DTensors are taken
     apart, and their shards are the arguments of a call. Where neither a transform nor autocast has a say, the question
     whether a gradient is required is settled here, which spares the dispatcher a turn.
     """

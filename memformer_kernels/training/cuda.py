@@ -11,16 +11,11 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import availability, library
+from memformer_kernels.calls.limits import LONGEST_STATISTICS, TRAINED_FEATURES
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
-
-LARGEST = 8
-"""Most features of a model: those of a task that one thread holds."""
-
-LONGEST_STATISTICS = 2**24
-"""Most examples of a task drawn as statistics: a thread adds up the exponents of half as many uniforms in float32."""
 
 _SECONDS = 0.15
 """How long a call should last, by the pace of the one before it: Python sees signals between calls."""
@@ -43,8 +38,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return f"the CUDA trainer serves models in float32, these are in {state.dtype}"
     if "p" in state.parameters or state.parameters["q"].shape[-1] != sampler.d:
         return "the CUDA trainer serves response-only models, without p and with q of d by d"
-    if sampler.d > LARGEST:
-        return f"the CUDA trainer serves at most {LARGEST} features"
+    if sampler.d > TRAINED_FEATURES:
+        return f"the CUDA trainer serves at most {TRAINED_FEATURES} features"
     if isinstance(sampler, GaussianStatistics) and sampler.n > LONGEST_STATISTICS:
         return f"the CUDA trainer draws statistics of at most {LONGEST_STATISTICS} examples"
     for name in ("gamma", "beta"):
@@ -52,7 +47,7 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         if value is not None and value.shape[-2] != 1:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
     if not availability.available("cuda"):
-        return "the CUDA library is missing, see build_info()"
+        return f"the CUDA library is missing ({availability.fault('cuda')})"
     return availability.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
 
 

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import availability, library
+from memformer_kernels.calls.limits import TRAINED_SIDE
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler, batch_of
 from memformer_kernels.training.state import TrainState
-
-LARGEST = 16
-"""Largest side of a model's matrices: those of the tiny regimes."""
 
 _SECONDS = 0.05
 """How long a call begins new steps: Python sees signals between calls. A call with a long step looks for them itself,
@@ -27,8 +25,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
     """Why the native library cannot train these models on these tasks, or None."""
     if state.device.type != "cpu":
         return f"the native trainer serves models on the CPU, these are on {state.device}"
-    if state.parameters["q"].shape[-1] > LARGEST:
-        return f"the native trainer serves matrices of at most {LARGEST} by {LARGEST}"
+    if state.parameters["q"].shape[-1] > TRAINED_SIDE:
+        return f"the native trainer serves matrices of at most {TRAINED_SIDE} by {TRAINED_SIDE}"
     for name in ("gamma", "beta"):
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:
@@ -38,9 +36,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the native trainer serves q and p of the same size"
     if p is None and q.shape[-1] == sampler.d + 1:
         return "the native trainer serves dense q with dense p alone"
-    if not availability.available("cpu"):
-        return "the native library is missing, see build_info()"
-    return arguments.oversized(state, sampler)
+    missing = availability.fault("cpu")
+    return f"the native library is missing ({missing})" if missing is not None else arguments.oversized(state, sampler)
 
 
 def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped: int | None, losses: Tensor) -> None:

@@ -1,7 +1,9 @@
 """Finding and loading the native library: lazily, once, and with a way to fix it where it is missing or broken."""
 
+import _json
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,7 +111,23 @@ except RuntimeError as error:
 """
 
 
-@pytest.mark.parametrize("asked_first", [False, True])
-def test_a_broken_library_leaves_auto_to_torch_and_all_say_why(tmp_path: Path, asked_first: bool) -> None:
-    (tmp_path / "memformer_cpu.so").write_bytes(b"no library")
+def _broken(kind: str, path: Path) -> None:
+    """A file that is no library, another library, or the first part of this one."""
+    whole = library.status("cpu").path
+    if kind == "garbage":
+        path.write_bytes(b"no library")
+    elif kind == "another library":
+        if not hasattr(_json, "__file__"):
+            pytest.skip("this Python has no library of its own to copy")
+        shutil.copy(_json.__file__, path)
+    elif whole is None:
+        pytest.skip(library.status("cpu").reason)
+    else:
+        path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("kind", ["garbage", "another library", "cut off"])
+@pytest.mark.parametrize("asked_first", slow_but([False], [False, True]))
+def test_a_broken_library_leaves_auto_to_torch_and_all_say_why(tmp_path: Path, kind: str, asked_first: bool) -> None:
+    _broken(kind, tmp_path / "memformer_cpu.so")
     assert _python(UNDER_A_BROKEN_LIBRARY.format(asked_first=asked_first), tmp_path).strip() == "agreed"

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memformer_kernels import availability, memformer_layer, memformer_loss, memformer_predict
-from memformer_kernels.calls import call
-from memformer_kernels.calls import memo as settled
+from memformer_kernels.calls import call, memo
 from memformer_kernels.calls.arguments import Call, Plan
 from memformer_kernels.calls.memo import remembered
 from tests.memformer_kernels.cases import normal, seeded
@@ -145,7 +144,7 @@ def test_arguments_are_not_kept_alive() -> None:
 
 
 def test_few_outcomes_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settled, "LIMIT", 3)
+    monkeypatch.setattr(memo, "LIMIT", 3)
     counted = Counted()
     assert all(counted.asks(Z, option) for option in (1, 2, 3))
     assert not counted.asks(Z, 1)
