@@ -29,7 +29,7 @@ def _find(path: str) -> Any:
 _C = "_C."
 _VF = "_VF."
 
-# Autograd below the level of torch.autograd.Function.
+# Autograd below the level of torch.autograd.Function, and the dispatcher.
 if TYPE_CHECKING:
     from torch.autograd.function import _SingleLevelFunction
 
@@ -42,6 +42,7 @@ enable_single_level_function: Any = _find("_functorch.utils.enable_single_level_
 any_requires_grad: Callable[..., bool] = _find(_C + "_any_requires_grad")
 below_autograd: Callable[[], Any] = _find(_C + "_AutoDispatchBelowAutograd")
 after_autograd: Any = _find(_C + "_after_autograd_keyset")
+cuda_kernels: Any = _find(_C + "DispatchKeySet")(_find(_C + "DispatchKey.CUDA"))
 
 # Forward-mode derivatives.
 pushes_forward: Callable[[], bool] = _find(_C + "_is_fwd_grad_enabled")
@@ -103,9 +104,14 @@ def has_data(tensor: Tensor) -> bool:
     return not isinstance(tensor, _FakeTensor)
 
 
+def schema_of(op: Any) -> Any:
+    """What a registered operator takes and returns."""
+    return op._schema
+
+
 def argument_names(op: Any) -> tuple[str, ...]:
     """The names of a registered operator's arguments."""
-    return tuple(argument.name for argument in op._schema.arguments)
+    return tuple(argument.name for argument in schema_of(op).arguments)
 
 
 def constant_under_compilers(function: _Function) -> _Function:

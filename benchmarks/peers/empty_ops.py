@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import memformer_kernels
+from memformer_kernels.torch_internals import schema_of
 
 _SOURCE, _NAMESPACE = memformer_kernels.__name__, "memformer_benchmarks"
 _LIBRARY: Any = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
@@ -16,7 +17,7 @@ _LIBRARY: Any = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-unty
 
 def _define(name: str, kernel: Callable[..., Any]) -> Any:
     """Registers `kernel` under the schema of the package's operation of that name."""
-    schema = str(getattr(getattr(torch.ops, _SOURCE), name).default._schema)
+    schema = str(schema_of(getattr(getattr(torch.ops, _SOURCE), name).default))
     _LIBRARY.define(schema.removeprefix(f"{_SOURCE}::"))
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     return getattr(getattr(torch.ops, _NAMESPACE), name).default

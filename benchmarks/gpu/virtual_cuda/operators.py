@@ -8,10 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from memformer_kernels.torch_internals import cuda_kernels, schema_of
 from virtual_gpu import Report
 from virtual_gpu.cuda import Runtime
-
-_CUDA = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 
 _OF_THE_HOST = frozenset({"skipped", "counter", "losses"})
 """Arguments of train_steps that stay on the CPU whatever device trains (csrc/binding/cuda/train.cpp)."""
@@ -48,10 +47,10 @@ class Operators:
         if name == "rehearse_on_cuda":  # has no tensors, hence no device to be chosen by
             operator(*arguments)
             return
-        spans = _merged(_spans(name, operator._schema.arguments, arguments))
+        spans = _merged(_spans(name, schema_of(operator).arguments, arguments))
         self.called.add(name)
         with self._known(name, spans), self._runtime.calls():
-            operator.redispatch(_CUDA, *arguments)
+            operator.redispatch(cuda_kernels, *arguments)
 
     @contextmanager
     def _known(self, operator: str, spans: list[Span]) -> Iterator[None]:
