@@ -55,6 +55,13 @@ def model_of(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Memf
 def load_model(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[Memformer, TrainingConfig]:
     """The model in a checkpoint file, and its configuration.
 
+    Args:
+        path: the file.
+        device: where the model goes.
+
+    Returns:
+        The model and the configuration it was trained by.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a checkpoint, or its parameters are not those of its configuration.

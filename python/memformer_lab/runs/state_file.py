@@ -43,6 +43,13 @@ def save_state(path: str | os.PathLike[str], state: TrainState, extra: Mapping[s
 def load_state(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> tuple[TrainState, dict[str, Any]]:
     """The state in a file, with its models on `device`, and what the caller added.
 
+    Args:
+        path: the file.
+        device: where the models go; the counters stay on the CPU.
+
+    Returns:
+        The state, and the header's extra entries.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is truncated, corrupt, foreign or of another version, or holds no whole state, naming

@@ -94,12 +94,19 @@ def continue_training(
     many steps: its learning rate is what a schedule over all of them says, so that of "cosine" rises again where a
     finished run had come to 0.
 
-    Arguments and errors are those of `train`; further
-
     Args:
+        output: folder of the run.
         steps: optimiser steps of the whole run, those done among them; None: as it was begun.
+        checkpoint_every: as in `train`.
+        device: as in `train`.
+        on_record: as in `train`.
+        group: as in `train`.
+
+    Returns:
+        As `train` does.
 
     Raises:
+        Whatever `train` raises, and
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint or the metrics cannot be continued, naming the file, or for fewer steps than are
             done.
