@@ -1,4 +1,4 @@
-"""Linear attention with factored heads: the weighted sum over keys of `maths.factored`, which is its own gradient.
+"""Linear attention with factored heads: the weighted sum over keys of `backends.pytorch.attention`, which is its own gradient.
 
 Tokens of a sequence are divided into splits. `state_kernel`: a program owns a split of one head and up to 64 columns of
 v, and sums k_i v_i^T over it: E + F numbers read and E F multiply-adds a token. The sums before each split are then
@@ -241,7 +241,7 @@ def attend_kernel(t, strides, sizes, C: tl.constexpr):
 def attend(
     q: Tensor, k: Tensor, v: Tensor, rows: Tensor | None, keys: Tensor | None, bounds: Tensor | None, form: str
 ) -> Tensor:
-    """`maths.factored.attend` for heads up to 256 wide: (B, N, H, F) in v's dtype."""
+    """`backends.pytorch.attention.attend` for heads up to 256 wide: (B, N, H, F) in v's dtype."""
     batch, tokens, heads, width = q.shape
     value_width = v.shape[3]
     out = v.new_empty((batch, tokens, heads, value_width))

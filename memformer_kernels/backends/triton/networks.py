@@ -33,11 +33,14 @@ class _Weights(NamedTuple):
     beta: Coefficient
 
 
+_RULES = {"linear": LINEAR, "diagonal": DIAGONAL, "shared": FULL, "full": FULL}
+
+
 def _weights(call: Network, width: int, before: int = 0, column: bool = False) -> _Weights:
     """before: registers from before the first layer. column: coefficients are read in the response column alone."""
     layers, heads = call.q.shape[:2]
     kept, dtype = call.form.kept(heads), compute_dtype(call.z)
-    rule = LINEAR if call.gamma is None else DIAGONAL if call.form.rule == "diagonal" else FULL
+    rule = _RULES[call.form.rule]
     leading = (layers, layers + before, kept) if rule == FULL else (layers, kept)
     return _Weights(
         rule,
