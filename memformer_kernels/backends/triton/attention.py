@@ -1,4 +1,4 @@
-"""Linear attention with factored heads: the weighted sum over keys of `backends.pytorch.attention`, which is its own gradient.
+"""Linear attention with factored heads: the sum over keys of `backends.pytorch.attention`, which is its own gradient.
 
 Tokens of a sequence are divided into splits. `state_kernel`: a program owns a split of one head and up to 64 columns of
 v, and sums k_i v_i^T over it: E + F numbers read and E F multiply-adds a token. The sums before each split are then
