@@ -61,7 +61,7 @@ class BuildInfo:
         return "\n".join(lines)
 
 
-# Set once, at import: a compiler that traces a call meets a constant.
+# Set at import: a compiler that traces a call meets a constant.
 INTERPRETS = os.environ.get("TRITON_INTERPRET") == "1"
 
 VIRTUAL = False
@@ -113,7 +113,7 @@ def build_info() -> BuildInfo:
     backends = {}
     for name, (architectures, how) in can.items():
         why_not = fault(name)
-        built = () if name == "cuda" and why_not is not None else architectures
+        built = architectures if why_not is None else ()
         backends[name] = BackendInfo(name, why_not is None, built, how if why_not is None else why_not)
     return BuildInfo(
         version=__version__,
@@ -152,7 +152,7 @@ def _triton_fault() -> str | None:
         return "triton is not installed: pip install 'memformer_kernels[triton]'"
     if version[0].isdigit() and TorchVersion(version) < _OLDEST_TRITON:
         return f"triton {version} is too old: pip install 'triton>={_OLDEST_TRITON}'"
-    if INTERPRETS or torch.cuda.is_available():
+    if INTERPRETS or (torch.version.cuda is not None and torch.cuda.is_available()):
         return None
     return "no NVIDIA GPU that torch can use; TRITON_INTERPRET=1 runs the kernels in Triton's interpreter"
 

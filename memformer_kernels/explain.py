@@ -15,7 +15,7 @@ from memformer_kernels.calls.problem import check_lengths
 
 
 def explain(*arguments: Any, **options: Any) -> Plan:
-    """Backend, algorithm, regime and the reason for them, for a call of any public function. Nothing is computed.
+    """Backend, algorithm, regime and the reason for them, for a call of one of the functions below. No kernel runs.
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
     `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
@@ -83,10 +83,11 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
     quadratic = not options.keys().isdisjoint({"h", "b", "a", "w0"})
     if quadratic or (_axes(arguments, options, 1, "b") == 2 and _axes(arguments, options, 2, "a") == 3):
         return functional.lfom_solve
+    listed = len(arguments) > 1 and isinstance(arguments[1], list | tuple)
+    if listed or ("registers" in options and len(arguments) < 2 and "q" not in options):
+        return functional.register_update
     if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
         return functional.linear_attention
-    if len(arguments) > 1 and isinstance(arguments[1], list | tuple):
-        return functional.register_update
     if "target" in options or _axes(arguments, options, 1, "target") == 2:
         return functional.memformer_loss
     q_axes = _axes(arguments, options, 1, "q")

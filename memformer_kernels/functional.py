@@ -79,8 +79,8 @@ def memformer_stack(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
-    L H B N D^2 on tokens.
+    Cost: of the order of B (N D^2 + L H D^3) multiply-adds in Gram space and of L H B (N D^2 + D^3) on tokens; for a
+    response-only network of B (N D^2 + L H D^2) and of L H B N D.
 
     Example:
         >>> z, q = torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)
@@ -144,8 +144,8 @@ def memformer_predict(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
-    L H B N D^2 on tokens.
+    Cost: of the order of B (N D^2 + L H D^3) multiply-adds in Gram space and of L H B (N D^2 + D^3) on tokens; for a
+    response-only network of B (N D^2 + L H D^2) and of L H B N D.
 
     Example:
         >>> z, q = torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)
@@ -209,8 +209,8 @@ def memformer_loss(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: B (N D^2 + L H D^3) multiply-adds in Gram space (L D^2 in place of L H D^3 for a response-only network), and
-    L H B N D^2 on tokens, for the value; gradients take about twice that again.
+    Cost: of the order of B (N D^2 + L H D^3) multiply-adds in Gram space and of L H B (N D^2 + D^3) on tokens; for a
+    response-only network of B (N D^2 + L H D^2) and of L H B N D, for the value; gradients take about twice that again.
 
     Example:
         >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
@@ -265,7 +265,8 @@ def memformer_layer(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: H B N D^2 multiply-adds for the attention and len(registers) B N D for the memory.
+    Cost: of the order of B (N D^2 + H (N D^2 + D^3)) multiply-adds for the attention and len(registers) R B N D for the
+    memory.
 
     Example:
         >>> z, q = torch.randn(8, 21, 6), torch.randn(1, 5, 5)
@@ -292,7 +293,7 @@ def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
         ValueError: a shape or value that does not fit.
         TypeError: an argument of the wrong kind or dtype.
 
-    Cost: B n D^2 multiply-adds; tokens are read once.
+    Cost: of the order of B n D^2 multiply-adds; tokens are read once.
 
     Example:
         >>> context_gram(torch.ones(2, 4, 3), 4)[0, 0]
@@ -337,7 +338,7 @@ def lfom_solve(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: 2 L B d^2 multiply-adds; h is read once where it is tiny.
+    Cost: of the order of 2 L B d^2 multiply-adds; h is read once where it is tiny.
 
     Example:
         >>> h, b, a = torch.eye(2).expand(1, 2, 2), torch.ones(1, 2), -0.5 * torch.eye(2).expand(3, 2, 2)
@@ -386,7 +387,8 @@ def linear_attention(
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
-    Cost: 2 B N H E F multiply-adds; time and memory are linear in N.
+    Cost: of the order of 2 B N H E F multiply-adds, and with `causal` C (E + F) more a token and head for the chunks of
+    C tokens that are summed together; time and memory are linear in N.
 
     Example:
         >>> q, k, v = (torch.randn(2, 100, 4, 16) for _ in range(3))
@@ -426,7 +428,7 @@ def attention_state(k: Tensor, v: Tensor) -> AttentionState:
         ValueError: a shape that does not fit.
         TypeError: an argument of the wrong kind or dtype.
 
-    Cost: B N H E F multiply-adds.
+    Cost: of the order of B N H E F multiply-adds.
 
     Example:
         >>> attention_state(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 4, 16)).tokens
@@ -457,7 +459,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
         ValueError: a shape that does not fit.
         TypeError: an argument of the wrong kind, dtypes that differ, or a state summed in another.
 
-    Cost: 2 B H E F multiply-adds.
+    Cost: of the order of 2 B H E F multiply-adds.
 
     Example:
         >>> state = attention_state(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 4, 16))

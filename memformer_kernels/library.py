@@ -93,7 +93,8 @@ def load(name: str) -> None:
             if missing:
                 raise RuntimeError(f"it registers no {', '.join(missing)}")
         except (OSError, RuntimeError) as error:
-            _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({error}); {_rebuild(name)}"
+            why = error if error.__cause__ is None else error.__cause__
+            _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({why}); {_rebuild(name)}"
             raise RuntimeError(f"the native {name} library is not available: {_failed[name]}") from error
         _loaded.add(name)
 

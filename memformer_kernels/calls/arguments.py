@@ -20,14 +20,12 @@ class Form(NamedTuple):
         rule: "linear" (gamma is None), "diagonal" (one weight a layer), "shared" (every layer weights the registers
             alike) or "full".
         per_head: one register a head is kept, since gamma or beta has a head axis; else one for the sum over heads.
-        per_token: gamma or beta differs from token to token.
     """
 
     space: str
     structure: str
     rule: str
     per_head: bool
-    per_token: bool
 
     @property
     def response_only(self) -> bool:
@@ -39,16 +37,18 @@ class Form(NamedTuple):
         return heads if self.per_head else 1
 
 
-def form_name(space: str, structure: str, rule: str, per_head: bool, per_token: bool) -> str:
+def form_name(space: str, structure: str, rule: str, per_head: bool) -> str:
     """A form as one word list, which a registered operation can be told and a compiled graph can hold."""
-    return f"{space}, {structure}, {rule}{', per head' if per_head else ''}{', per token' if per_token else ''}"
+    return f"{space}, {structure}, {rule}{', per head' if per_head else ''}"
 
 
 @functools.cache
 def form_named(name: str) -> Form:
-    """The form of that name."""
-    space, structure, rule, *axes = name.split(", ")
-    return Form(space, structure, rule, "per head" in axes, "per token" in axes)
+    """The form of that name. Raises ValueError for a name that `form_name` does not make."""
+    words = name.split(", ")
+    if not 3 <= len(words) <= 4 or words[3:] not in ([], ["per head"]):
+        raise ValueError(f"form: expected 'SPACE, STRUCTURE, RULE' and ', per head' or nothing, got {name!r}")
+    return Form(words[0], words[1], words[2], per_head=len(words) == 4)
 
 
 class Plan(NamedTuple):

@@ -28,9 +28,9 @@ from memformer_kernels.calls.checks import (
 class Problem(NamedTuple):
     """What a network's arguments are. tokens: N. width: D. layers, heads: L, H (L = 1 for a layer).
 
-    structure, rule, per_head and token_axis (`per_token`): see `arguments.Form`. context: the labelled tokens, or N
-    where contexts are ragged and `lengths` (B,) holds them. device, number: the kind of device the tasks are on, and
-    which one of that kind.
+    structure, rule and per_head: see `arguments.Form`. token_axis: gamma or beta differs from token to token. context:
+    the labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the kind of
+    device the tasks are on, and which one of that kind.
     """
 
     tokens: int
@@ -48,7 +48,7 @@ class Problem(NamedTuple):
 
     def form(self, space: str) -> str:
         """The name of the form that runs in a space."""
-        return form_name(space, self.structure, self.rule, self.per_head, self.token_axis)
+        return form_name(space, self.structure, self.rule, self.per_head)
 
 
 class QuadraticProblem(NamedTuple):

@@ -20,6 +20,7 @@ from memformer_kernels import (
     memformer_stack,
     warmup,
 )
+from memformer_kernels.calls.arguments import Form, form_name, form_named
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_path
 
 B, N, D, L, H = 2, 7, 4, 3, 2
@@ -206,3 +207,20 @@ def test_where_there_is_a_compiler_there_is_the_native_library() -> None:
     assert {path.backend for path in PATHS} >= {"torch", "cpu"}
     assert explain(z, q).backend == "cpu"
     assert explain(z, q, backend="torch").backend == "torch"
+
+
+def test_a_register_update_is_told_from_attention_and_from_a_layer() -> None:
+    """By its list of registers, whatever the number of axes, in place or by name."""
+    tokens = _zeros(2, 3, 4, 5)
+    for call in (lambda: explain(tokens, [tokens], _zeros(1)), lambda: explain(z, registers=[z], gamma=_zeros(1))):
+        assert "every register is read once" in call().reason
+    assert "one layer" in explain(z, q[0], registers=[]).reason
+
+
+def test_a_form_has_a_name_that_says_it() -> None:
+    for per_head in (False, True):
+        form = Form("gram", "block", "full", per_head)
+        assert form_named(form_name(*form)) == form
+    for name in ("gram", "gram, block, full, per token", ""):
+        with pytest.raises(ValueError, match="form: expected"):
+            form_named(name)

@@ -53,7 +53,7 @@ def _needs(tensors: list[Any]) -> list[bool]:
 
 
 def _layer_form(per_head: bool) -> str:
-    return form_name("token", "block" if per_head else "response-only", "full", per_head, per_token=True)
+    return form_name("token", "block" if per_head else "response-only", "full", per_head)
 
 
 def _layer_tensors(per_head: bool) -> list[Any]:
