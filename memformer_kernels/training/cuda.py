@@ -46,8 +46,9 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
-    if not availability.available("cuda"):
-        return f"the CUDA library is missing ({availability.fault('cuda')})"
+    missing = availability.fault("cuda")
+    if missing is not None:
+        return f"the CUDA library is missing ({missing})"
     return availability.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
 
 

@@ -44,8 +44,8 @@ def test_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_library_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "available", lambda backend: False)
-    assert "build_info" in str(cuda.fault(_on_gpu(), STATISTICS))
+    monkeypatch.setitem(availability._faults, "cuda", "not today")
+    assert "not today" in str(cuda.fault(_on_gpu(), STATISTICS))
 
 
 @pytest.mark.tensors_stay
