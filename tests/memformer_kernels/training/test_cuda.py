@@ -37,7 +37,7 @@ def test_what_goes_to_plain_pytorch(held: Any, sampler: Sampler, reason: str) ->
 
 
 def test_what_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "available", lambda backend: True)
+    monkeypatch.setitem(availability._faults, "cuda", None)
     monkeypatch.setattr(availability, "cuda_fault", lambda index: None)
     assert cuda.fault(_on_gpu(rule="cgd", heads=2), STATISTICS) is None
     assert cuda.fault(_on_gpu(), GaussianTokens(D, N, 4)) is None
