@@ -100,7 +100,8 @@ def _plan(function: Callable[..., Any], bound: dict[str, Any]) -> Plan:
     """The plan of a call: of the very check that the public function starts with."""
     found: Any = getattr(call, function.__name__.removeprefix("memformer_"))(*bound.values())
     if not isinstance(found, Call):
-        return found[1]  # type: ignore[no-any-return]
+        plan: Plan = found[1]
+        return plan
     if found.lengths is not None:
         # Without a word on queries the call may be a stack, whose contexts may fill a task.
         predicts = bound.get("queries") is not None or function is functional.memformer_loss

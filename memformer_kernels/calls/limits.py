@@ -1,4 +1,4 @@
-"""How large a task each kind of kernel serves: every limit that a plan looks at."""
+"""How large a task each kind of kernel serves, for networks and for training. Who reads them: `plan` and `training`."""
 
 LARGEST_TASK = 2**30
 """Most numbers N D of a task in the native libraries, which find them by 32-bit integers, and of a task that training

@@ -8,6 +8,7 @@ import pytest
 
 import memformer_kernels
 from memformer_kernels import torch_internals
+from tests.imports import assert_no_cycle, imported, modules, own_imports
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
@@ -23,32 +24,7 @@ FLOORS = [
     {"__init__"},
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-
-
-def _imported(path: Path) -> list[tuple[str, str | None]]:
-    """(module, name taken from it or None) of every import, wherever in the file it stands."""
-    found: list[tuple[str, str | None]] = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found.extend((alias.name, None) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            found.extend((node.module or "", alias.name) for alias in node.names)
-    return found
-
-
-def _own_imports(path: Path) -> set[str]:
-    """The modules of the package that a file imports."""
-    modules = set()
-    for module, name in _imported(path):
-        if module.split(".")[0] == "memformer_kernels":
-            inner = f"{module}.{name}"
-            modules.add(inner if inner in MODULES else module)
-    return modules
+MODULES = modules(PACKAGE)
 
 
 def _top(module: str) -> str:
@@ -61,31 +37,19 @@ def _top(module: str) -> str:
 def test_imports_point_downward(module: str) -> None:
     top = _top(module)
     assert top in FLOOR, f"give {top} a floor"
-    for other in _own_imports(MODULES[module]):
+    for other in own_imports(MODULES[module], MODULES):
         allowed = FLOOR[_top(other)] < FLOOR[top] or (_top(other) == top and other != module)
         assert allowed, f"{module} (floor {FLOOR[top]}) imports {other} (floor {FLOOR[_top(other)]})"
 
 
 def test_imports_have_no_cycle() -> None:
-    edges = {module: _own_imports(path) for module, path in MODULES.items()}
-    done: set[str] = set()
-
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " imports ".join((*trail, module))
-        if module not in done:
-            for other in edges[module]:
-                visit(other, (*trail, module))
-            done.add(module)
-
-    for module in MODULES:
-        visit(module, ())
-    assert done == set(MODULES)
+    assert_no_cycle({module: own_imports(path, MODULES) for module, path in MODULES.items()})
 
 
 def test_the_reference_stands_alone() -> None:
     """It is what everything is checked against: it shares no code with what it checks."""
-    assert {module.split(".")[0] for module, _ in _imported(PACKAGE / "reference.py")} <= {"collections", "torch"}
-    users = {module for module, path in MODULES.items() if "memformer_kernels.reference" in _own_imports(path)}
+    assert {module.split(".")[0] for module, _ in imported(PACKAGE / "reference.py")} <= {"collections", "torch"}
+    users = {module for module, path in MODULES.items() if "memformer_kernels.reference" in own_imports(path, MODULES)}
     assert users == {"memformer_kernels.testing"}
 
 
@@ -96,7 +60,7 @@ def _private_names(path: Path) -> list[str]:
     """What a file takes from PyTorch that begins with an underscore, by import or as an attribute of a module of it."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     found, modules = [], {"torch"}
-    for module, name in _imported(path):
+    for module, name in imported(path):
         if module.split(".")[0] == "torch":
             words = [*module.split("."), *([name] if name else [])]
             found += [".".join(words)] if any(word.startswith("_") for word in words) else []
@@ -139,20 +103,20 @@ def test_a_missing_private_name_is_told_at_import() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_package_knows_neither_lab_nor_benchmarks_nor_tests(module: str) -> None:
-    tops = {name.split(".")[0] for name, _ in _imported(MODULES[module])}
+    tops = {name.split(".")[0] for name, _ in imported(MODULES[module])}
     assert not tops & {"memformer_lab", "benchmarks", "tests", "pytest", "hypothesis"}
 
 
 def test_the_package_needs_nothing_but_its_dependencies() -> None:
     known = {*sys.stdlib_module_names, "torch", "numpy", "triton", "memformer_kernels"}
     for module, path in MODULES.items():
-        assert {name.split(".")[0] for name, _ in _imported(path)} <= known, module
+        assert {name.split(".")[0] for name, _ in imported(path)} <= known, module
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "python" / "memformer_lab").rglob("*.py")), ids=lambda p: p.name)
 def test_the_lab_uses_public_names_alone(path: Path) -> None:
     public = set(memformer_kernels.__all__)
-    for module, name in _imported(path):
+    for module, name in imported(path):
         if module.split(".")[0] == "memformer_kernels":
             assert module in ("memformer_kernels", "memformer_kernels.nn"), module
             assert name is None or not name.startswith("_")
@@ -165,7 +129,7 @@ def test_the_lab_uses_public_names_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "python" / "virtual_gpu").rglob("*.py")), ids=lambda p: p.name)
 def test_the_virtual_gpu_knows_neither_package(path: Path) -> None:
-    tops = {name.split(".")[0] for name, _ in _imported(path)}
+    tops = {name.split(".")[0] for name, _ in imported(path)}
     assert not tops & {"memformer_kernels", "memformer_lab", "benchmarks", "tests", "native_build"}
 
 
@@ -178,6 +142,6 @@ def test_nothing_is_unpickled() -> None:
                 assert text.count("pickle.") == 2
                 assert "pickle.load(" not in text
                 continue
-            assert not any(module.split(".")[0] in ("pickle", "dill", "joblib") for module, _ in _imported(path))
+            assert not any(module.split(".")[0] in ("pickle", "dill", "joblib") for module, _ in imported(path))
             for call in ("torch.load(", "torch.save(", "allow_pickle=True", "pickle"):
                 assert call not in text, (path.name, call)

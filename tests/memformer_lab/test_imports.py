@@ -1,31 +1,15 @@
 """Imports of the lab point downward: its floors, and what only some of it may need."""
 
-import ast
 from pathlib import Path
 
 import pytest
 
+from tests.imports import assert_no_cycle, imported, modules, own_imports
+
 LAB = Path(__file__).parents[2] / "python" / "memformer_lab"
 # A module imports from floors below its own, or from its own room. A new room gets a floor here.
 FLOORS = ["tasks", "solvers", "runs", "reports", "profiling", "experiments", "cli", "__main__", "__init__"]
-MODULES = {
-    ".".join(("memformer_lab", *path.relative_to(LAB).with_suffix("").parts)).removesuffix(".__init__"): path
-    for path in sorted(LAB.rglob("*.py"))
-}
-
-
-def _imported(path: Path) -> set[str]:
-    """The modules of the lab that a file imports, wherever in it that stands."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in MODULES else node.module or "")
-    return {module for module in found if module.split(".")[0] == "memformer_lab"}
+MODULES = modules(LAB)
 
 
 def _floor(module: str) -> int:
@@ -39,30 +23,15 @@ def test_every_file_is_in_a_room() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_downward(module: str) -> None:
-    for other in _imported(MODULES[module]):
+    for other in own_imports(MODULES[module], MODULES):
         same_room = module.split(".")[:2] == other.split(".")[:2] and len(module.split(".")) > 1 and other != module
         assert same_room or _floor(other) < _floor(module), f"{module} imports {other}"
 
 
 def test_imports_have_no_cycle() -> None:
-    edges = {module: _imported(path) & MODULES.keys() for module, path in MODULES.items()}
-    done: set[str] = set()
-
-    def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " imports ".join((*trail, module))
-        if module not in done:
-            for other in edges[module]:
-                visit(other, (*trail, module))
-            done.add(module)
-
-    for module in MODULES:
-        visit(module, ())
-    assert done == set(MODULES)
+    assert_no_cycle({module: own_imports(path, MODULES) for module, path in MODULES.items()})
 
 
 def test_the_lab_knows_neither_benchmarks_nor_tests() -> None:
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"benchmarks", "tests", "pytest"}, module
+        assert not {name.split(".")[0] for name, _ in imported(path)} & {"benchmarks", "tests", "pytest"}, module
