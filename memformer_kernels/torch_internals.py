@@ -22,7 +22,7 @@ def _find(path: str) -> Any:
     except AttributeError:
         raise ImportError(
             f"memformer_kernels needs torch.{path}, which torch {torch.__version__} does not have: "
-            "install a torch from 2.10 to 2.15, or a newer memformer_kernels"
+            "install another torch, or a newer memformer_kernels"
         ) from None
 
 

@@ -52,11 +52,9 @@ class Problem(NamedTuple):
 
 
 class QuadraticProblem(NamedTuple):
-    """What a learned first-order method's arguments are: quadratics in d weights, L layers, and where they are."""
+    """What a learned first-order method's arguments are: quadratics in d weights, and where they are."""
 
     weights: int
-    layers: int
-    rule: str
     device: str
     number: int = 0
 
@@ -254,13 +252,11 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
     if preconditioners.ndim != 3 or preconditioners.shape[0] < 1 or preconditioners.shape[1:] != matrices.shape[1:]:
         reject("a", a, f"preconditioners (L, d, d) = (L, {weights}, {weights}) with L >= 1")
     layers = preconditioners.shape[0]
-    rule = "linear"
     if gamma is not None:
         coefficients = check_floating("gamma", gamma)
         if coefficients.ndim != 3:
             reject("gamma", gamma, "3 axes, broadcastable to (L, L, d)")
         _check_broadcasts("gamma", coefficients, (layers, layers, weights))
-        rule = "shared" if coefficients.shape[0] == 1 and layers > 1 else "full"
     if beta is not None:
         _check_broadcasts("beta", check_floating("beta", beta), (layers, weights))
     if w0 is not None and check_floating("w0", w0).shape != (batch, weights):
@@ -278,7 +274,7 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             check_device(name, tensor, matrices)
-    return QuadraticProblem(weights, layers, rule, matrices.device.type, matrices.device.index or 0)
+    return QuadraticProblem(weights, matrices.device.type, matrices.device.index or 0)
 
 
 def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:

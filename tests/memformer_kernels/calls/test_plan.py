@@ -31,7 +31,7 @@ def test_tiny_problems_on_a_gpu_take_the_cuda_library() -> None:
     assert plan.plan_network(W._replace(token_axis=True), "auto", "auto")[:3] == ("cuda", "token", "tiny token")
     assert plan.plan_layer(W, 32, "auto").backend == "cuda"
     assert plan.plan_gram(21, 6, False, "cuda").backend == "cuda"
-    assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda"), "auto").backend == "cuda"
+    assert plan.plan_quadratics(QuadraticProblem(16, "cuda"), "auto").backend == "cuda"
 
 
 @pytest.mark.usefixtures("built")
@@ -43,7 +43,7 @@ def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
     assert plan.plan_layer(W._replace(tokens=200), 0, "auto").backend == "triton"
     assert plan.plan_layer(W, 33, "auto")[:3] == ("triton", "token", "tile")
     assert plan.plan_layer(W._replace(device="cpu"), 33, "auto")[:3] == ("cpu", "token", "tiny token")
-    assert plan.plan_quadratics(QuadraticProblem(17, 4, "full", "cuda"), "auto").backend == "triton"
+    assert plan.plan_quadratics(QuadraticProblem(17, "cuda"), "auto").backend == "triton"
 
 
 @pytest.mark.usefixtures("built")
@@ -173,7 +173,7 @@ def test_an_old_gpu_beside_a_new_one_is_left_out_alone(monkeypatch: pytest.Monke
     assert plan.plan_network(W, "cuda", "auto").backend == plan.plan_gram(21, 6, False, "cuda", 0).backend == "cuda"
     assert plan.plan_network(W._replace(number=1), "auto", "auto").backend != "cuda"
     assert plan.plan_gram(21, 6, False, "cuda", 1).backend != "cuda"
-    assert plan.plan_quadratics(QuadraticProblem(16, 4, "full", "cuda", 1), "auto").backend != "cuda"
+    assert plan.plan_quadratics(QuadraticProblem(16, "cuda", 1), "auto").backend != "cuda"
     with pytest.raises(RuntimeError, match=r"GPU 1 is of 7\.5"):
         plan.plan_layer(W._replace(number=1), 0, "cuda")
 
