@@ -1,5 +1,6 @@
 """What all tests share: uninitialised memory holds NaN, so a result that was never written cannot look right."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,12 @@ if not torch.cuda.is_available():
 # A shell that starts tests in the background makes them ignore Ctrl-C, and with them what they start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected lives until the end: Python need not walk through it at each collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
