@@ -6,7 +6,15 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_flag, check_size
+from memformer_kernels.calls.checks import (
+    ALGORITHMS,
+    BACKENDS,
+    check_choice,
+    check_dtype,
+    check_flag,
+    check_size,
+    reject,
+)
 from memformer_kernels.functional import memformer_layer, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.nn.memory import counted, empty_parameters, start_memory
 from memformer_kernels.torch_ops.sharding import fill, on_every_process
@@ -73,6 +81,13 @@ def residual_gamma(gamma: Tensor) -> Tensor:
     return torch.where(on_every_process(own, gamma), 1.0, gamma)
 
 
+def tokens_of(z: Tensor, d: int) -> Tensor:
+    """Tokens for a module of d features: the functions would take others for those of another structure."""
+    if isinstance(z, Tensor) and not z.is_nested and z.dim() == 3 and z.shape[-1] != d + 1:
+        reject("z", z, f"D = {d + 1} numbers a token, {d} features and the response")
+    return z
+
+
 # Leaves of torch.fx.symbolic_trace: their checks ask for what is no graph of operations.
 torch.fx.wrap("counted")
 torch.fx.wrap("memformer_layer")
@@ -80,6 +95,7 @@ torch.fx.wrap("memformer_loss")
 torch.fx.wrap("memformer_predict")
 torch.fx.wrap("memformer_stack")
 torch.fx.wrap("residual_gamma")
+torch.fx.wrap("tokens_of")
 
 
 class Memformer(nn.Module):
@@ -188,7 +204,11 @@ class Memformer(nn.Module):
     def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
         """Z_L (B, N, d + 1)."""
         return memformer_stack(
-            z, **self.stack_arguments(), context=context, backend=self.backend, algorithm=self.algorithm
+            tokens_of(z, self.d),
+            **self.stack_arguments(),
+            context=context,
+            backend=self.backend,
+            algorithm=self.algorithm,
         )
 
     def predict(
@@ -196,7 +216,7 @@ class Memformer(nn.Module):
     ) -> Tensor:
         """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries)."""
         return memformer_predict(
-            z,
+            tokens_of(z, self.d),
             **self.stack_arguments(),
             context=context,
             queries=queries,
@@ -210,7 +230,7 @@ class Memformer(nn.Module):
     ) -> Tensor:
         """Mean squared error of the predictions against `target` (B, queries)."""
         return memformer_loss(
-            z,
+            tokens_of(z, self.d),
             target,
             **self.stack_arguments(),
             context=context,
@@ -306,7 +326,7 @@ class MemformerLayer(nn.Module):
         self, z: Tensor, registers: Sequence[Tensor] = (), *, context: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """(z_next (B, N, d + 1), register (B, 1, N, d + 1)) from the tokens and the registers of the layers before."""
-        given = counted(registers, self.registers)
+        given, z = counted(registers, self.registers), tokens_of(z, self.d)
         return memformer_layer(z, self.q, self.p, given, self.gamma, self.beta, context=context, backend=self.backend)
 
     def extra_repr(self) -> str:

@@ -178,6 +178,17 @@ def test_backend_and_algorithm_are_passed_on(path: Path, monkeypatch: pytest.Mon
     assert seen == [tuple(path)] * 3
 
 
+@pytest.mark.parametrize("width", [1, D, D + 2])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_tokens_of_another_width_are_refused(structure: str, width: int) -> None:
+    model = _model(structure=structure, granularity="scalar", heads=1)
+    layer = MemformerLayer(D, structure=structure, granularity="scalar", dtype=torch.float64)
+    z, target = torch.zeros(2, TOKENS, width, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
+    for call in (lambda: model(z), lambda: model.predict(z), lambda: model.loss(z, target), lambda: layer(z)):
+        with pytest.raises(ValueError, match=rf"^z: expected D = {D + 1} .*shape \(2, {TOKENS}, {width}\)"):
+            call()
+
+
 def test_paths_agree() -> None:
     z, target = _tasks()
     models = [_shaken(_model(rule="gated_heads", structure="block", **path.options)) for path in PATHS]
