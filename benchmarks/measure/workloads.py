@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from memformer_kernels.nn.memformer import GRANULARITIES, RULES, STRUCTURES
+from memformer_kernels.nn import GRANULARITIES, RULES, STRUCTURES
 from memformer_lab.profiling.costs import Network, Operations
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(

@@ -1,6 +1,6 @@
 """Memory across depth for any stack of layers: each layer's output is a register, and later layers weight them all."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from memformer_kernels.calls.checks import BACKENDS, check_choice, check_dtype, check_room, check_size, reject
 from memformer_kernels.functional import register_update
+from memformer_kernels.nn.parameters import empty_parameters
 from memformer_kernels.torch_ops.sharding import fill
 
 MEMORIES = ("none", "cgd", "lfom", "lfom_residual")
@@ -28,19 +29,6 @@ def counted(registers: Sequence[Tensor], expected: int) -> Sequence[Tensor]:
     if len(registers) != expected:
         raise ValueError(f"registers: expected {expected} of them, got {len(registers)}")
     return registers
-
-
-def empty_parameters(
-    sizes: Mapping[str, int],
-    shapes: Mapping[str, Sequence[int]],
-    *,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-) -> dict[str, nn.Parameter]:
-    """Parameters to be filled, by name. sizes: the arguments that make the shapes; an error names the largest."""
-    for shape in shapes.values():
-        check_room(sizes, shape, dtype)
-    return {name: nn.Parameter(torch.empty(*shape, device=device, dtype=dtype)) for name, shape in shapes.items()}
 
 
 def start_memory(gamma: Tensor | None, beta: Tensor | None, own: bool = True) -> None:

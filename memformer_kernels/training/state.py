@@ -3,15 +3,16 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.calls.checks import check_size, dense, reject, reject_kind
+from memformer_kernels.calls.checks import check_integer, check_size, reject, reject_kind
 from memformer_kernels.calls.problem import check_network
 from memformer_kernels.torch_ops.sharding import is_sharded
 from memformer_kernels.training.checks import check_count, check_memory
+from memformer_kernels.training.depth import padded, unpadded, whole_masks
 from memformer_kernels.training.philox import LARGEST_SEED
 from memformer_kernels.training.state_checks import (
     AXES,
@@ -29,6 +30,19 @@ NAMES = ("q", "p", "gamma", "beta")
 
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
+
+
+@runtime_checkable
+class Network(Protocol):
+    """What `nn.Memformer` is to a state: layers, parameters, and which entries of them training may change."""
+
+    layers: int
+
+    def stack_arguments(self) -> Mapping[str, Any]: ...
+
+    def trainable_entries(self) -> Mapping[str, Tensor]: ...
+
+    def load_arguments(self, arguments: Mapping[str, Tensor]) -> None: ...
 
 
 class _Counter:
@@ -143,33 +157,41 @@ class TrainState:
     @torch.inference_mode(False)
     def of(
         cls,
-        models: Sequence[Mapping[str, Any]],
+        models: Sequence[Mapping[str, Any] | Network],
         *,
         seeds: int | Sequence[int] = 0,
         streams: Sequence[int] | None = None,
         trainable: Sequence[Mapping[str, Tensor]] | None = None,
     ) -> "TrainState":
-        """The state before the first step of models given by their parameters, which are copied.
+        """The state before the first step of models, whose parameters are copied. `into` copies them back.
 
-        models: for each, "q" and, unless None, "p", "gamma" and "beta", as `memformer_stack` takes them;
-            `nn.Memformer.stack_arguments()` gives such a mapping. gamma and beta must have all their axes. Models may
-            differ in depth: the shallower ones are padded by identity layers, which training leaves alone.
-        seeds: one for all models, or one for each; from 0 to 2^63 - 1.
-        streams: one for each model; None counts them 0, 1, ..., so that each has its own tasks.
-        trainable: for each model, by name, bool tensors that broadcast to a parameter: entries that may change.
+        Args:
+            models: each an `nn.Memformer`, or a mapping with "q" and, unless None, "p", "gamma" and "beta", as
+                `memformer_stack` takes them, gamma and beta with all their axes. What a module holds fixed stays so:
+                coefficients that its rule fixes, and parameters that require no gradient. Models may differ in depth:
+                the shallower ones are padded by identity layers, which training leaves alone.
+            seeds: one for all models, or one for each; from 0 to 2^63 - 1.
+            streams: one for each model; None counts them 0, 1, ..., so that each has its own tasks.
+            trainable: for each model, by name, bool tensors that broadcast to a parameter: entries that may change, of
+                those that a module does not hold fixed.
 
-        Raises ValueError or TypeError for an argument that does not fit. A gate is not trained: fold it first.
+        Raises:
+            ValueError, TypeError: an argument that does not fit. A gate is not trained: fold it first.
         """
-        if isinstance(models, Mapping) or not isinstance(models, Sequence) or len(models) == 0:
-            reject_kind("models", models, "a sequence of at least one mapping from names to parameters")
+        if isinstance(models, Mapping | Network) or not isinstance(models, Sequence) or len(models) == 0:
+            reject_kind("models", models, "a sequence of at least one nn.Memformer or mapping from names to parameters")
         count = len(models)
-        given = [_named(_mapping(f"models[{index}]", model)) for index, model in enumerate(models)]
+        given = [_named(_arguments(f"models[{index}]", model)) for index, model in enumerate(models)]
         given_masks = [{}] * count if trainable is None else _each("trainable", trainable)
         masks = [_mapping(f"trainable[{index}]", mask) for index, mask in enumerate(given_masks)]
         if len(masks) != count:
             reject("trainable", f"{len(masks)} mappings", f"{count}, one for each model")
+        depth = max(model["q"].shape[0] for model in given)
         for index, (model, mask) in enumerate(zip(given, masks, strict=True)):
-            given[index], masks[index] = _pad_depth(model, mask, max(x["q"].shape[0] for x in given))
+            free = whole_masks(model, mask)
+            if isinstance(module := models[index], Network):
+                free = {name: free[name] & entries for name, entries in module.trainable_entries().items()}
+            given[index], masks[index] = padded(model, free, depth)
         names = list(given[0])
         for model in given[1:]:
             shapes = [{name: tuple(value.shape) for name, value in x.items()} for x in (model, given[0])]
@@ -187,6 +209,24 @@ class TrainState:
             skipped=torch.zeros(count, dtype=torch.int64, device="cpu"),
             masks={name: mask for name, mask in stacked.items() if not bool(mask.all())},
         )
+
+    def into(self, index: int, module: Network) -> None:
+        """Copies the parameters of one model into the module that it was made of, or one like it.
+
+        Layers that padded the model are left out, entries that the module holds fixed stay as they are.
+
+        Args:
+            index: of the model, from 0 to M - 1.
+            module: an `nn.Memformer` of the model's shape, on any device, in any floating dtype.
+
+        Raises:
+            ValueError, TypeError: another index, or a module that is not of the model's shape; it is not changed then.
+        """
+        if not isinstance(module, Network):
+            reject_kind("module", module, "an nn.Memformer")
+        if not 0 <= check_integer("index", index) < self.models:
+            reject("index", index, f"0 to {self.models - 1}")
+        module.load_arguments(unpadded(self.model(index), module.layers))
 
     @property
     def models(self) -> int:
@@ -242,48 +282,13 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
     return named
 
 
-def _pad_depth(
-    model: dict[str, Tensor], trainable: dict[str, Tensor], depth: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The model with identity layers after its own, and masks of the entries that training may change.
-
-    An added layer has q = 0 and, where there is memory, gamma and beta 0: it adds nothing to the tokens.
-    """
-    layers = model["q"].shape[0]
-    masks = {}
-    for name, value in model.items():
-        mask = trainable.get(name, torch.ones((), dtype=torch.bool, device=value.device))
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not dense(mask):
-            reject_kind(f"trainable[{name!r}]", mask, "a tensor of bool")
-        try:
-            masks[name] = mask.to(value.device).expand(value.shape)
-        except RuntimeError:
-            reject(f"trainable[{name!r}]", mask, f"a tensor that broadcasts to {tuple(value.shape)}")
-    unknown = [name for name in trainable if name not in model]
-    if unknown:
-        reject("trainable", unknown, f"names out of {', '.join(model)}")
-    if layers == depth:
-        return model, masks
-    gamma, beta = model.get("gamma"), model.get("beta")
-    shared_gamma = layers > 1 and gamma is not None and gamma.shape[0] == 1 and (gamma.ndim == 5 or beta is not None)
-    shared_beta = layers > 1 and gamma is None and beta is not None and beta.shape[0] == 1
-    if shared_gamma or shared_beta:
-        reject(
-            "models", f"{layers} layers that share gamma or beta", f"{depth} layers, or a gamma or beta for each layer"
-        )
-    padded = {}
-    for name, value in model.items():
-        axes = [axis for axis in range(2 if name == "gamma" and value.ndim == 5 else 1) if value.shape[axis] == layers]
-        shape = list(value.shape)
-        for axis in axes:
-            shape[axis] = depth
-        own = tuple(slice(layers) if axis in axes else slice(None) for axis in range(value.ndim))
-        padded[name] = value.new_zeros(shape)
-        padded[name][own] = value
-        mask = torch.zeros(shape, dtype=torch.bool, device=value.device)
-        mask[own] = masks[name]
-        masks[name] = mask
-    return padded, masks
+def _arguments(name: str, model: object) -> dict[str, Any]:
+    """A model's parameters as `memformer_stack` takes them."""
+    if isinstance(model, Network):
+        return dict(model.stack_arguments())
+    if not isinstance(model, Mapping):
+        reject_kind(name, model, "an nn.Memformer or a mapping from names to tensors")
+    return _mapping(name, model)
 
 
 def _integers(name: str, values: Sequence[object]) -> Tensor:

@@ -79,7 +79,7 @@ def train_steps(
         RankLost: another rank does not answer.
 
     Example:
-        >>> state = TrainState.of([nn.Memformer(d=5, layers=4).stack_arguments()], seeds=[0])
+        >>> state = TrainState.of([nn.Memformer(d=5, layers=4)], seeds=[0])
         >>> train_steps(state, GaussianTokens(d=5, n=20, batch=1000), 10, optimizer=Adam(1e-2)).shape
         torch.Size([10, 1])
     """

@@ -83,6 +83,13 @@ class Variant(Memformer):
             arguments["gamma"] = _newest(arguments["gamma"], self.registers)
         return arguments
 
+    def trainable_entries(self) -> dict[str, Tensor]:
+        """As `Memformer.trainable_entries`, without the weights that are held at 0."""
+        entries = super().trainable_entries()
+        if self.registers is not None and "gamma" in entries:
+            entries["gamma"] &= _newest(torch.ones_like(entries["gamma"]), self.registers) != 0
+        return entries
+
 
 def trained_grid(
     setting: Setting, tasks: GaussianTasks, recipe: Recipe, count: int, **arguments: Any

@@ -176,9 +176,7 @@ class FusedSteps:
 
     def learned(self) -> Memformer:
         """The model, with what was learned so far in its parameters."""
-        with torch.no_grad():
-            for name, value in self.state.model(0).items():
-                self._model.get_parameter(name).copy_(value)
+        self.state.into(0, self._model)
         return self._model
 
     def tensors(self) -> Tensors:
@@ -203,22 +201,15 @@ class FusedSteps:
 
 
 def state_of(model: Memformer, seed: int) -> TrainState | None:
-    """The model as `train_steps` takes it, or None where its parameters are not what the stack reads, as gates are not.
+    """The model as `train_steps` takes it, or None where it has gates, which are not trained there.
 
     Args:
-        model: any Memformer; entries of its stack that depend on no parameter stay as they are.
+        model: any Memformer; what it holds fixed stays as it is.
         seed: of the tasks.
     """
-    own = dict(model.named_parameters())
-    read = {name: value for name, value in model.stack_arguments().items() if isinstance(value, Tensor)}
-    if "gate" in own or {name: value.shape for name, value in own.items()} != {n: v.shape for n, v in read.items()}:
-        return None
-    # An entry that the model holds fixed, such as the residual rule's own 1, has no gradient.
-    total = torch.stack([value.sum() for value in read.values()]).sum()
-    trained = [name for name, value in own.items() if value.requires_grad]
-    gradients = dict(zip(trained, torch.autograd.grad(total, [own[name] for name in trained]), strict=True))
-    trainable = {name: gradients.get(name, torch.zeros_like(value)) != 0 for name, value in own.items()}
-    return TrainState.of([read], seeds=seed, trainable=[trainable])
+    own, read = dict(model.named_parameters()), model.stack_arguments()
+    plain = own.keys() == {name for name, value in read.items() if value is not None}
+    return TrainState.of([model], seeds=seed) if plain and model.gate is None else None
 
 
 def clip_gradients(parameters: dict[str, Parameter], clip: float | None) -> Tensor:
