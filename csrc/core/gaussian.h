@@ -12,20 +12,20 @@
 
 namespace memformer::core {
 
-// One word of every task of S, and uniforms made of them: uint64_t and the overloads below, or their like for vectors.
+// One word of every task of S, and uniforms made of them: uint32_t and the overloads below, or their like for vectors.
 template <class S>
 struct WordsOf {
-  using Type = uint64_t;
+  using Type = uint32_t;
 };
 template <class S>
 using Words = typename WordsOf<S>::Type;
 
-MEMFORMER_INLINE void set_words(uint32_t value, uint64_t& words) { words = value; }
-MEMFORMER_INLINE float uniform(uint64_t word, float) {
-  return static_cast<float>(static_cast<uint32_t>(word)) * 0x1p-32f + 0x1p-33f;
-}
-MEMFORMER_INLINE double uniform(uint64_t word, double) {
-  return static_cast<double>(static_cast<uint32_t>(word)) * 0x1p-32 + 0x1p-33;
+MEMFORMER_INLINE void set_words(uint32_t value, uint32_t& words) { words = value; }
+MEMFORMER_INLINE float uniform(uint32_t word, float) { return static_cast<float>(word) * 0x1p-32f + 0x1p-33f; }
+MEMFORMER_INLINE double uniform(uint32_t word, double) { return static_cast<double>(word) * 0x1p-32 + 0x1p-33; }
+// The uniform times `scale`, a power of two.
+MEMFORMER_INLINE float scaled_uniform(uint32_t word, float scale) {
+  return static_cast<float>(word) * (0x1p-32f * scale) + 0x1p-33f * scale;
 }
 
 // Uniforms whose product, times a fraction of at least 1/2, still is a normal number.
@@ -51,11 +51,18 @@ struct Stream {
   }
 
   // The four uniforms of a block.
-  MEMFORMER_INLINE void uniforms(uint32_t block, S (&to)[4]) const {
+  MEMFORMER_INLINE void uniforms(uint32_t block, S* to) const {
     Words<S> drawn[4];
     words(block, drawn);
     MEMFORMER_UNROLL
     for (int k = 0; k < 4; ++k) to[k] = uniform(drawn[k], S());
+  }
+  // The same times a power of two.
+  MEMFORMER_INLINE void scaled_uniforms(uint32_t block, S* to, ValueOf<S> scale) const {
+    Words<S> drawn[4];
+    words(block, drawn);
+    MEMFORMER_UNROLL
+    for (int k = 0; k < 4; ++k) to[k] = scaled_uniform(drawn[k], scale);
   }
 
   // The four normals of a block: numbers 4 block, ..., 4 block + 3 of the stream.

@@ -2,11 +2,11 @@
 // SC 2011). A block of four 32-bit words is a function of a key and of a counter of four words, so that any task's
 // numbers can be made anywhere, in any order.
 //
-// W holds one word of every task that is worked on at once, in a lane of 64 bits of which the low half counts: a
-// uint64_t in a GPU thread, vectors of them on the CPU. It needs `product` (of the low half and a constant, all 64
-// bits), `high` (the upper half of a product) and `mixed` (a ^ b ^ key). Operations for a block and a lane: 20
-// products, 20 shifts, 40 exclusive ors (20 where there is one of three operands), which is the floor of a sampler:
-// d = 5, n = 20 and one query take 17 blocks a task as sufficient statistics and 28 as tokens.
+// W holds one word of every task that is worked on at once: a uint32_t in a GPU thread, on the CPU vectors of 64-bit
+// lanes of which the low half counts. It needs `product` (of a word and a constant, all 64 bits), `high` and `low` (the
+// halves of a product) and `mixed` (a ^ b ^ key). Operations for a block and a lane: 20 products and, where there is
+// one of three operands, 20 exclusive ors (else 40, and 20 shifts), which is the floor of a sampler: d = 5, n = 20 and
+// one query take 17 blocks a task as sufficient statistics and 28 as tokens.
 
 #pragma once
 
@@ -37,22 +37,45 @@ MEMFORMER_INLINE PhiloxKeys philox_keys(uint64_t seed) {
   return keys;
 }
 
-MEMFORMER_INLINE uint64_t product(uint64_t word, uint32_t factor) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(word)) * factor;
+// Words of 32 bits, whose product is one instruction of a GPU: as one of 64-bit numbers the compiler would add the
+// zeros of their upper halves.
+struct WordProduct {
+  uint32_t low;
+  uint32_t high;
+};
+
+MEMFORMER_INLINE WordProduct product(uint32_t word, uint32_t factor) {
+#ifdef __CUDA_ARCH__
+  WordProduct product;
+  asm("{ .reg .b64 wide; mul.wide.u32 wide, %2, %3; mov.b64 {%0, %1}, wide; }"
+      : "=r"(product.low), "=r"(product.high)
+      : "r"(word), "r"(factor));
+  return product;
+#else
+  const uint64_t wide = static_cast<uint64_t>(word) * factor;
+  return {static_cast<uint32_t>(wide), static_cast<uint32_t>(wide >> 32)};
+#endif
 }
-MEMFORMER_INLINE uint64_t high(uint64_t product) { return product >> 32; }
-MEMFORMER_INLINE uint64_t mixed(uint64_t a, uint64_t b, uint64_t key) { return a ^ b ^ key; }
+MEMFORMER_INLINE uint32_t high(WordProduct product) { return product.high; }
+MEMFORMER_INLINE uint32_t low(WordProduct product) { return product.low; }
+MEMFORMER_INLINE uint32_t mixed(uint32_t a, uint32_t b, uint64_t key) { return a ^ b ^ static_cast<uint32_t>(key); }
+
+// Lanes of 64 bits: the low half counts as it is.
+template <class W>
+MEMFORMER_INLINE W low(W product) {
+  return product;
+}
 
 // words: a counter, which becomes its block.
 template <class W>
 MEMFORMER_INLINE void philox(const PhiloxKeys& keys, W (&words)[4]) {
   MEMFORMER_UNROLL
   for (int round = 0; round < philox_rounds; ++round) {
-    const W first = product(words[0], 0xD2511F53u), second = product(words[2], 0xCD9E8D57u);
+    const auto first = product(words[0], 0xD2511F53u), second = product(words[2], 0xCD9E8D57u);
     words[0] = mixed(high(second), words[1], keys.low[round]);
-    words[1] = second;
+    words[1] = low(second);
     words[2] = mixed(high(first), words[3], keys.high[round]);
-    words[3] = first;
+    words[3] = low(first);
   }
 }
 
@@ -62,9 +85,9 @@ MEMFORMER_INLINE PhiloxKeys philox_keys(uint64_t seed, int64_t draw) {
   const PhiloxKeys keys = philox_keys(seed);
   const uint64_t upper = static_cast<uint64_t>(draw) >> 32;
   if (!upper) return keys;
-  uint64_t words[4] = {(uint64_t{1} << 31) + upper, 0, 0, 0};
+  uint32_t words[4] = {(uint32_t{1} << 31) + static_cast<uint32_t>(upper), 0, 0, 0};
   philox(keys, words);
-  return philox_keys((words[1] << 32) | static_cast<uint32_t>(words[0]));
+  return philox_keys((static_cast<uint64_t>(words[1]) << 32) | words[0]);
 }
 
 }  // namespace memformer::core

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.calls.limits import LARGEST_TASK
-from memformer_kernels.training import draws
+from memformer_kernels.training import orders
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import NAMES, TrainState, in_order
@@ -129,14 +129,5 @@ def _order(state: TrainState, sampler: FixedTasks, steps: int) -> Tensor | None:
     if sampler.batch is None or steps == 0:
         return None
     numbers = range(state.step // sampler.resample_every, (state.step + steps - 1) // sampler.resample_every + 1)
-    streams = [
-        draws.Stream(int(seed), int(stream), state.dtype, state.device)
-        for seed, stream in zip(state.seeds, state.streams, strict=True)
-    ]
-    places = [divmod(draw, sampler.draws_of_epoch) for draw in numbers]
-    orders = {
-        epoch: torch.stack([draws.epoch_order(sampler, stream, epoch) for stream in streams])
-        for epoch in dict.fromkeys(epoch for epoch, _ in places)
-    }
-    size = sampler.batch
-    return torch.stack([orders[epoch][:, place * size : (place + 1) * size] for epoch, place in places])
+    sources = list(zip(state.seeds.tolist(), state.streams.tolist(), strict=True))
+    return orders.batches(sampler, sources, numbers, state.device)

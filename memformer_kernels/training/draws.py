@@ -23,6 +23,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
+from memformer_kernels.training import orders
 from memformer_kernels.training.philox import normals, task_words, uniforms
 from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, GaussianTokens, Sampler
 
@@ -74,17 +75,7 @@ def order(sampler: FixedTasks, stream: Stream, draw: int) -> Tensor | None:
     """Indices (B,) of the given tasks in batch number `draw`, or None for all of them in order."""
     if sampler.batch is None:
         return None
-    epoch, place = divmod(draw, sampler.draws_of_epoch)
-    return epoch_order(sampler, stream, epoch)[place * sampler.batch : (place + 1) * sampler.batch]
-
-
-def epoch_order(sampler: FixedTasks, stream: Stream, epoch: int) -> Tensor:
-    """Indices (T,) of the given tasks in the order of an epoch."""
-    total = sampler.z.shape[0]
-    if not sampler.shuffle:
-        return torch.arange(total, device=sampler.z.device, dtype=torch.int64)
-    words = stream.words(epoch, range(total), 0, 2)
-    return torch.argsort((words[:, 0] << 31) | (words[:, 1] >> 1), stable=True)
+    return orders.batches(sampler, [(stream.seed, stream.stream)], range(draw, draw + 1), stream.device)[0, 0]
 
 
 def normal_count(sampler: GaussianSampler) -> int:

@@ -29,8 +29,11 @@ _KEY_BLOCKS = 2**31
 LARGEST_SEED = 2**63 - 1
 
 
-def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
-    """Words (..., 4) of counters (..., 4), both as int64 from 0 to 2^32 - 1, under a key of two 32-bit integers."""
+def philox(counter: Tensor, key: tuple[int | Tensor, int | Tensor]) -> Tensor:
+    """Words (..., 4) of counters (..., 4), both as int64 from 0 to 2^32 - 1, under a key of two 32-bit integers.
+
+    Keys may be int64 tensors that broadcast against (...).
+    """
     first, second, third, fourth = counter.unbind(-1)
     low_key, high_key = key
     for _ in range(_ROUNDS):

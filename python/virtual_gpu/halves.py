@@ -1,4 +1,5 @@
-"""How many instructions on 32 bits the assembler makes of operations on 64 bits, by the halves that a kernel needs.
+"""How many instructions on 32 bits the assembler makes of operations on 64 bits, by the halves that a kernel needs, and
+of bitwise ones.
 
 It leaves out what makes a half that nothing reads or that is known: a shift by 32 and a change of width are none, and a
 product is one where its lower half alone is read, or two where both of its numbers are below 2^32 (the second adds the
@@ -14,6 +15,7 @@ from virtual_gpu.ptx.code import Code, Instruction, Kind, Operand
 LOW, HIGH, BOTH = 1, 2, 3
 
 BITWISE = re.compile(r"(and|or|xor)\.u64")
+OF_WORDS = re.compile(r"(and|or|xor)\.u32")
 SUM = re.compile(r"(add|sub|neg)\.[us]64")
 PRODUCT = re.compile(r"(mul|mad)\.[us]64")
 SHIFT = re.compile(r"(shl|shr)\.([us])64")
@@ -37,6 +39,8 @@ def _count(instruction: Instruction, needed: Mapping[int, int], zero: set[int]) 
     wanted = needed.get(instruction.operands[0].value, 0) if instruction.results else BOTH
     if BITWISE.fullmatch(key):
         return sum(not _is_copy(key, read, half, zero) for half in (LOW, HIGH) if wanted & half)
+    if OF_WORDS.fullmatch(key):
+        return 1
     if SUM.fullmatch(key):
         return wanted.bit_length()
     if PRODUCT.fullmatch(key):
@@ -152,7 +156,7 @@ def _merge(code: Code, made: list[int | None]) -> None:
     for place, instruction in enumerate(code.instructions):
         for operand in instruction.operands[: instruction.results]:
             makers.pop(operand.value, None)
-        if BITWISE.fullmatch(instruction.key) is None:
+        if not any(kind.fullmatch(instruction.key) for kind in (BITWISE, OF_WORDS)):
             continue
         result, *read = instruction.operands
         before = next((makers[x.value] for x in read if x.kind == Kind.REGISTER and x.value in makers), None)

@@ -65,12 +65,12 @@ def test_trainers_fit_the_planned_blocks(path: Path) -> None:
     for name, architecture, count, stack in used:
         blocks = 2 if architecture < "sm_90" and len(architecture) == 5 else 3
         assert count * 128 * blocks <= REGISTERS, (name, architecture)
-        assert stack == 0 or path.stem != "train_statistics_5", (name, architecture)
+        assert stack == 0 or path.stem != "train_statistics_5x4", (name, architecture)
 
 
 def test_the_hot_trainer_holds_what_it_should_on_hopper() -> None:
     """The barrier of a cluster, shared memory by its own loads, and doubles in the update alone."""
-    path = ROOT / "build" / "native" / "cuda" / "kernels" / "train_statistics_5.o"
+    path = ROOT / "build" / "native" / "cuda" / "kernels" / "train_statistics_5x4.o"
     (code,) = (code for code in read_code(path, "sm_90") if "TrainSteps" in code.name)
     assert code.count("UCGABAR_ARV") == code.count("UCGABAR_WAIT") == 2
     assert code.count(*LOCAL, "LD", "ST") == 0

@@ -253,17 +253,18 @@ def test_a_hot_model_that_does_not_fit_in_shared_memory(train: Train) -> None:
 
 
 def test_when_steps_are_persistent(library: ctypes.CDLL) -> None:
-    """Two turns of a model's blocks at most, or models that fill the device; before clusters, all blocks at once."""
+    """Few tasks, or models that fill the device; never more blocks than it holds at a time."""
 
     def group(models: int, batch: int, capability: int = 90, processors: int = 132) -> int:
         call = TrainCall(state(models), replace(INTEGRATED, batch=batch), 2, SGD(0.1))
         numbers = (ctypes.c_int64 * len(call.numbers))(*call.numbers)
         return int(library.train_is_persistent(numbers, ctypes.c_int(capability), ctypes.c_int(processors)))
 
-    assert [group(1, batch) for batch in (1, 300, 1000, 2048, 2049)] == [1, 2, 8, 8, 0]
-    assert group(17, 4096) == 8
-    assert group(9, 4096) == 0
-    assert (group(8, 1000, 90, 4), group(8, 1000, 80, 4)) == (8, 0)
+    assert [group(1, batch) for batch in (1, 300, 1000, 2049, 4096, 8192)] == [1, 2, 8, 8, 8, 0]
+    assert [group(models, 4096) for models in (9, 17, 40)] == [8, 8, 8]
+    assert [group(models, 100_000) for models in (1, 17, 40, 49, 50)] == [0, 0, 0, 8, 0]
+    assert [group(models, 1000) for models in (17, 50, 200)] == [8, 4, 1]
+    assert (group(8, 1000, 90, 4), group(8, 1000, 80, 4)) == (1, 1)
 
 
 def test_automatic_takes_one_of_them(train: Train) -> None:

@@ -140,7 +140,7 @@ class Edit:
 # Ways of csrc/cuda/machine/execution.cuh to wait and to announce.
 POLL = r"(mbarrier\.(?:try|test)_wait[^\n]*\n)setp\.eq\.s32 (%p\d+), %r\d+, 0;\n@\2 bra \$L\w+;\n"
 EXPECT = r"(mbarrier\.arrive\.expect_tx\.shared\.b64 state, \[%r\d+\], )(%r\d+);"
-MEET_IN_CLUSTER = r"barrier\.cluster\.arrive\.release\.aligned;\nbarrier\.cluster\.wait\.acquire\.aligned;\n"
+MEET_IN_CLUSTER = r"barrier\.cluster\.(?:arrive\.release|wait\.acquire)\.aligned;\n"
 MEET_IN_GRID = (
     r"\$L\w+:\nld\.volatile\.global\.u32 (%r\d+), [^\n]*\nsetp\.lt\.u32 (%p\d+), \1, %r\d+;\n@\2 bra \$L\w+;\n"
 )
@@ -260,24 +260,25 @@ FAULTS = {
         r"(@%p\d+ bra \$L\w+;\n)bar\.warp\.sync -1;\n(?=@%p\d+ bra)",
         r"\1",
     ),
-    "lanes past the last task that look up numbers of their own": Edit(
+    "lanes past the last task that make one of their own": Edit(
         "train in epochs",
         "TrainSteps.*TokenTask",
         "out-of-bounds",
-        r"selp\.b64 (%rd\d+), (%rd\d+), 0, %p\d+;",
-        r"mov.u64 \1, \2;",
+        r"setp\.ge\.s64 (%p\d+), (%rd\d+), %rd\d+;\n(?=cvt\.u32\.u64)",
+        r"setp.ne.s64 \1, \2, \2;" "\n",
     ),
     "a block's barrier between what it reads of progress and what it writes dropped": Edit(
         "train a stopped model",
         "TrainSteps",
         "race-global",
-        r"(selp\.b32 %r\d+, %r\d+, 1, %p\d+;\n@%p\d+ bra \$L\w+;\nbra\.uni \$L\w+;\n\$L\w+:\n)bar\.sync 0;\n",
+        r"(@%p\d+ bra \$L\w+;\nbra\.uni \$L\w+;\n\$L\w+:\n)bar\.sync 0;\n"
+        r"(?=bra\.uni \$L\w+;\n\$L\w+:\nbarrier\.cluster\.arrive)",
         r"\1",
     ),
     "a cluster's barrier that hands nothing on": Edit(
         "train", "TrainSteps", "race-global", r"barrier\.cluster\.arrive\.release", "barrier.cluster.arrive.relaxed", 2
     ),
-    "a cluster's barrier between steps dropped": Edit("train", "TrainSteps", "race-global", MEET_IN_CLUSTER, places=2),
+    "a cluster's barrier between steps dropped": Edit("train", "TrainSteps", "race-global", MEET_IN_CLUSTER, places=4),
     "a grid's barrier between steps dropped": Edit(
         "train on an A100", "TrainSteps", "race-global", MEET_IN_GRID, places=2
     ),

@@ -76,9 +76,11 @@ def test_every_kernel_that_is_compiled_runs(virtual: Virtual, index: int) -> Non
         context_gram(torch.ones(1, 600, 6, dtype=dtype), 599)  # in runs, which another kernel adds up
         one = torch.ones(2, 1, 1, dtype=dtype).requires_grad_()
         lfom_solve(one, torch.ones(2, 1, dtype=dtype), one[:1], backend="cuda").sum().backward()
-    for d in (3, 5):
+    large = {"layers": 12, "rule": "recursive", "granularity": "scalar", "heads": 4}
+    for d, options in (*((d, {}) for d in range(1, 9)), (5, {"layers": 5}), (8, large)):
         for sampler in (GaussianStatistics(d, 8, 40), GaussianTokens(d, 8, 40)):
-            train_steps(state(1, d=d, dtype=torch.float32), sampler, 1, optimizer=SGD(0.1), backend="cuda")
+            held = state(1, d=d, dtype=torch.float32, **options)
+            train_steps(held, sampler, 1, optimizer=SGD(0.1), backend="cuda")
     cuda.train(state(dtype=torch.float32), GaussianStatistics(3, 8, 40), SGD(0.1), None, LOSSES, launches="replay")
     assert virtual.runtime.registered() - virtual.kernels() == set()
 

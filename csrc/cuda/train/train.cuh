@@ -3,9 +3,9 @@
 // A model has `group` blocks of four warps. Each takes units of 128 tasks by index and leaves their sums in device
 // memory; then one update is made from all of them. Run persistently, a launch takes every step of a call: a model's
 // blocks meet at one barrier a step, and each makes the same update in its own memory from the same sums, so that
-// nothing has to be sent back. Run by replay, sums, groups of sums and updates are launches of their own, and the
-// state lies in its tensors between them. Sums and updates are the same code on the same numbers: the traces are the
-// same bits.
+// nothing has to be sent back; while they wait for each other they draw the next step's tasks. Run by replay, sums,
+// groups of sums and updates are launches of their own, and the state lies in its tensors between them. Sums and
+// updates are the same code on the same numbers: the traces are the same bits.
 //
 // Bytes: none of tasks but given ones; 4 K / 128 a task of partial sums, written and read from the second cache.
 // Operations: those of train_sums.cuh for a task and of train_update.cuh for a step.
@@ -20,20 +20,30 @@
 namespace memformer::cuda {
 
 #ifdef __CUDACC__
-// All blocks of a group have arrived and see what the others have written to global memory. From 9.0 on they are a
-// cluster, with a barrier of its own; before, they count arrivals in global memory, and `turn` says which meeting it
-// is.
+// A meeting of all blocks of a group: who has waited sees what the others had written to global memory when they
+// arrived. From 9.0 on they are a cluster, with a barrier of its own; before, they count arrivals in global memory, and
+// `turn` says which meeting it is.
 template <int Threads>
-MEMFORMER_DEVICE void meet(const DeviceBlock<Threads>& block, unsigned* arrivals, int group, int turn) {
-  if (group == 1) return block.sync();
+MEMFORMER_DEVICE void arrive(const DeviceBlock<Threads>& block, [[maybe_unused]] unsigned* arrivals, int group) {
+  if (group == 1) return;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #else
   __threadfence();
   block.sync();
+  if (block.thread() == 0) atomicAdd(arrivals, 1u);
+#endif
+}
+
+template <int Threads>
+MEMFORMER_DEVICE void wait(const DeviceBlock<Threads>& block, [[maybe_unused]] unsigned* arrivals, int group,
+                           [[maybe_unused]] int turn) {
+  if (group == 1) return block.sync();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
   if (block.thread() == 0) {
     const unsigned all = static_cast<unsigned>(group * (turn + 1));
-    atomicAdd(arrivals, 1u);
     while (*static_cast<volatile unsigned*>(arrivals) < all) {
     }
     __threadfence();
@@ -43,10 +53,10 @@ MEMFORMER_DEVICE void meet(const DeviceBlock<Threads>& block, unsigned* arrivals
 }
 #endif
 
-template <class Extent, int Most, template <class> class Task>
+template <class Extent, int Layers, template <class> class Task>
 struct TrainSteps {
   using Arguments = TrainPlan;
-  using Sums = UnitSums<Extent, Most, Task>;
+  using Sums = UnitSums<Extent, Layers, Task>;
   static constexpr int threads = train_threads;
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
   static constexpr int blocks_of_multiprocessor = train_blocks_of_multiprocessor(80);
@@ -58,6 +68,7 @@ struct TrainSteps {
   static MEMFORMER_DEVICE void run(const TrainPlan& plan, const Block& block) {
     const Train& call = plan.call;
     const int model = static_cast<int>(block.index() / plan.group), rank = static_cast<int>(block.index() % plan.group);
+    const int units = static_cast<int>(plan.units);
     float* memory = reinterpret_cast<float*>(block.shared());
     if constexpr (!core::is_fixed<Extent>) {
       if (plan.memory) memory = plan.memory + block.index() * plan.space.count;
@@ -65,48 +76,70 @@ struct TrainSteps {
     TrainedModel<Block> trained(plan, block, model, memory);
     Progress& progress = plan.progress[model];
     const bool persistent = plan.makes_sums && plan.updates;
-    const int first = progress.done, steps = persistent ? call.steps : 1;
-    const auto draw_of = [&](int step) {
+    const int first = progress.done, steps = persistent ? call.steps : 1, group = persistent ? plan.group : 1;
+    const uint32_t stream = static_cast<uint32_t>(call.source.streams[model]);
+    const auto tasks_of = [&](int step) {
       const int64_t number = call.step + first + step;
-      return call.resample_every == 1 ? number : number / call.resample_every;
+      const int64_t draw = call.resample_every == 1 ? number : number / call.resample_every;
+      return StepTasks{call.source, *reinterpret_cast<const core::PhiloxKeys*>(memory + plan.space.keys), stream, draw,
+                       model};
     };
-    trained.load(draw_of(0));
+    trained.load(tasks_of(0).draw);
     const int64_t skipped = *reinterpret_cast<const int64_t*>(memory + plan.space.skipped);
     int taken = progress.taken;
     const int taken_before = taken;
+    const auto is_active = [&](int step) {
+      return call.max_skipped < 0 || skipped + step - (taken - taken_before) < call.max_skipped;
+    };
     // None may finish and write what another has not read yet. Replayed, one block alone writes, and reads before it.
-    meet(block, &progress.arrivals, persistent ? plan.group : 1, 0);
+    arrive(block, &progress.arrivals, group);
+    wait(block, &progress.arrivals, group, 0);
 
-    for (int step = 0; step < steps; ++step) {
-      const bool active = call.max_skipped < 0 || skipped + step - (taken - taken_before) < call.max_skipped;
-      const int64_t half = persistent ? step % 2 : 0;
-      float* const cells = plan.cells + (2 * model + half) * plan.units * plan.sum_count();
-      if (active && plan.makes_sums) {
-        const int64_t draw = draw_of(step);
+    // Units come one after another, step after step. The next one takes nothing of the parameters: it is drawn while a
+    // step's blocks wait for each other.
+    Sums sums;
+    bool active = is_active(0);
+    int step = plan.makes_sums ? -1 : 0, done = 0;
+    int unit = units;
+    while (active) {
+      float* const cells = plan.cells + (2 * model + (persistent && step % 2)) * plan.units * plan.sum_count();
+      if (plan.makes_sums && step >= 0) {
+        sums.add_up(plan, block, memory, tasks_of(step), cells + static_cast<int64_t>(unit) * plan.sum_count());
+      }
+      const bool ends = unit + plan.group >= units, updates = plan.updates && ends && step >= 0;
+      typename TrainedModel<Block>::Rates rates{};
+      if (updates) rates = trained.rates(first + step, taken);
+      if (updates && persistent) arrive(block, &progress.arrivals, group);
+      const int next_step = ends ? step + 1 : step;
+      const int next_unit = ends ? rank : unit + plan.group;
+      if (plan.makes_sums && next_step < steps) {
+        const StepTasks tasks = tasks_of(next_step);
         // The draw's upper half has changed, and so do the keys.
-        if (step > 0 && static_cast<uint32_t>(draw) == 0) {
-          block.sync();
-          trained.set_keys(draw);
+        if (ends && next_step > 0 && static_cast<uint32_t>(tasks.draw) == 0) {
+          trained.set_keys(tasks.draw);
           block.sync();
         }
-        const StepTasks tasks{call.source, *reinterpret_cast<const core::PhiloxKeys*>(memory + plan.space.keys), draw,
-                              model};
-        for (int64_t unit = rank; unit < plan.units; unit += plan.group) {
-          Sums::run(plan, block, memory, tasks, unit, cells + unit * plan.sum_count());
+        sums.draw(plan, block, memory, tasks, next_unit);
+      }
+      if (updates) {
+        const auto scalars = trained.scalars(rates);
+        if (persistent) wait(block, &progress.arrivals, group, step + 1);
+        double loss;
+        if (trained.update(cells, scalars, loss)) ++taken;
+        if (rank == 0 && block.thread() == 0) {
+          call.losses[static_cast<int64_t>(first + step) * call.source.models + model] = loss;
         }
+        active = is_active(++done);
       }
-      if (active && persistent) meet(block, &progress.arrivals, plan.group, step + 1);
-      if (!plan.updates) continue;
-      double loss = NAN;
-      if (active && trained.update(cells, first + step, taken, loss)) ++taken;
-      if (rank == 0 && block.thread() == 0) {
-        call.losses[static_cast<int64_t>(first + step) * call.source.models + model] = loss;
-      }
+      if (next_step >= steps) break;
+      step = next_step;
+      unit = next_unit;
     }
 
     if (!plan.updates || rank > 0) return;
     trained.store();
     if (block.thread() == 0) {
+      for (; done < steps; ++done) call.losses[static_cast<int64_t>(first + done) * call.source.models + model] = NAN;
       call.skipped[model] = skipped + steps - (taken - taken_before);
       progress.done = first + steps;
       progress.taken = taken;

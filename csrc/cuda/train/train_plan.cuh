@@ -23,6 +23,9 @@ constexpr int train_unit = train_warps * tile_tasks;
 // Blocks of a multiprocessor that registers must allow: what keeps the hot instance free of spills.
 MEMFORMER_INLINE constexpr int train_blocks_of_multiprocessor(int capability) { return capability < 90 ? 2 : 3; }
 
+// Hyperparameters of a model.
+constexpr int hyper_count = 6;
+
 // Of a model in a call.
 struct Progress {
   int done;  // steps, skipped ones included
@@ -34,25 +37,27 @@ struct Progress {
 struct TrainSpace {
   int sums;  // K doubles: of a step, in the dense form
   int keys;
-  int skipped;     // one int64: steps skipped before this launch
-  int wrong;       // whether an update came out not finite
-  int parameters;  // flat
-  int first;
-  int second;
-  int next;  // three of those, beside the present ones
-  int next_step;
+  int skipped;  // one int64: steps skipped before this launch
+  int hyper;    // doubles
+  int wrong;    // whether an update came out not finite
+  int now;      // flat: the parameters, first and second moments, `step` apart
+  int next;     // the same, for those that a step makes; the two change places
+  int step;
   int grad;
   int trained;  // 1 or 0
   int dense;    // the parameters as kernels read them: a, gamma, beta
   int gamma;
   int beta;
   int tables;
-  int totals;  // sums of each warp's tile, `sum_step` apart
+  int totals;  // of two units: sums of each warp's tile, `sum_step` apart
   int sum_step;
   int warps;  // slots and traces of each warp, `warp_step` apart
   int warp_step;
   int count;
 };
+
+// Where a part starts: for the compiler a multiple of four too, so that it reads vectors of four there.
+MEMFORMER_DEVICE float* part_of(float* memory, int begin) { return memory + (begin & ~3); }
 
 struct TrainPlan {
   Train call;
@@ -141,12 +146,11 @@ inline TrainSpace train_space(const TrainPlan& plan, int trace) {
   space.sums = part(2 * plan.sum_count());
   space.keys = part(sizeof(core::PhiloxKeys) / sizeof(float));
   space.skipped = part(2);
+  space.hyper = part(2 * hyper_count);
   space.wrong = part(1);
-  space.parameters = part(flat);
-  space.first = part(flat);
-  space.second = part(flat);
+  space.now = part(3 * flat);
   space.next = part(3 * flat);
-  space.next_step = flat;
+  space.step = flat;
   space.grad = part(flat);
   space.trained = part(flat);
   space.dense = part(network.q_count / (d * d) * core::FirstOrder<float, 4>::matrix_step(d));
@@ -154,7 +158,7 @@ inline TrainSpace train_space(const TrainPlan& plan, int trace) {
   space.beta = part(network.beta_count);
   space.tables = part(train_tables(plan).count);
   space.sum_step = in_fours(plan.sum_count());
-  space.totals = part(train_warps * space.sum_step);
+  space.totals = part(2 * train_warps * space.sum_step);
   space.warp_step = slots * slot_pitch + trace * warp_threads;
   space.warps = part(train_warps * space.warp_step);
   return space;

@@ -6,8 +6,10 @@
 
 namespace memformer::cuda {
 
-// Layers of the instance that keeps traces in registers.
-constexpr int most_trained_layers = 4;
+// The instance that keeps traces in registers: that of workload W.
+constexpr int hot_features = 5, hot_layers = 4;
+// The least d with instances of its own.
+constexpr int fewest_fixed_features = 2;
 // Blocks of a model that wait for each other: what a cluster may have on every device with clusters.
 constexpr int most_group = 8;
 
@@ -35,14 +37,18 @@ int trained_cells(const Train& call) {
   return trace > waiting ? trace : waiting;
 }
 
-using TrainHot = TrainSteps<core::Fixed<5>, most_trained_layers, StatisticsTask>;
-using TrainStatistics = TrainSteps<core::UpTo<most_trained_features>, 0, StatisticsTask>;
-using TrainTokens = TrainSteps<core::UpTo<most_trained_features>, 0, TokenTask>;
+// Instances: one for each d from 2 on, where a block's memory is shared; for d = 5 and four layers of one register
+// each, with gamma in full and no beta, one that keeps traces in registers; and any size, where a block's memory may be
+// global.
+template <int Features, template <class> class Task>
+using TrainFixed = TrainSteps<core::Fixed<Features>, 0, Task>;
+using TrainHot = TrainSteps<core::Fixed<hot_features>, hot_layers, StatisticsTask>;
+template <template <class> class Task>
+using TrainAny = TrainSteps<core::UpTo<most_trained_features>, 0, Task>;
 
-// The hot instance works in shared memory alone.
-inline bool fits_hot_instance(const Train& call) {
-  return call.source.sampler == Sampler::statistics && call.source.features == 5 && call.network.kept == 1 &&
-         call.network.layers <= most_trained_layers && shared_bytes(plan_blocks(call, trained_cells<TrainHot>(call)));
+template <class Kernel>
+bool fits_shared(const Train& call) {
+  return shared_bytes(plan_blocks(call, trained_cells<Kernel>(call))) > 0;
 }
 
 inline int64_t resident_blocks(const TrainPlan& plan, const Launch& launch) {
@@ -78,17 +84,34 @@ struct PlannedTrain {
   int64_t bytes;
 };
 
-// `trace`: cells of a task.
-inline PlannedTrain plan_train(const Train& call, TrainMode mode, const Launch& launch, int trace) {
+// How long a step of all models takes with so many blocks a model, in turns of a block on a full multiprocessor (a unit
+// of tasks), by the compiled code for 9.0: where blocks are few a turn takes as little as 3/7 of one; an update that
+// is no launch takes half of one, and three launches take two. In fourteenths.
+struct StepCost {
+  int64_t models;
+  int64_t units;
+  int64_t resident;
+
+  int64_t persistent(int64_t group) const {
+    const int64_t rounds = divided_up(models * group, resident), turns = divided_up(units, group);
+    const int64_t filled = models * group < resident ? models * group : resident;
+    return rounds * (turns * (6 * resident + 8 * filled) / resident + 7);
+  }
+  int64_t replayed() const { return 14 * (divided_up(models * units, resident) + 2); }
+};
+
+template <class Kernel>
+PlannedTrain plan_train(const Train& call, TrainMode mode, const Launch& launch) {
   PlannedTrain made{};
   TrainPlan& plan = made.plan;
-  plan = plan_blocks(call, trace);
-  int group = 1;
-  while (2 * group <= most_group && 2 * group <= plan.units) group *= 2;
+  plan = plan_blocks(call, trained_cells<Kernel>(call));
   const int64_t models = call.source.models, resident = resident_blocks(plan, launch);
-  const bool meets = launch.capability >= 90 || models * group <= resident;
-  const bool small = plan.units <= 2 * most_group || models * group >= launch.multiprocessors;
-  made.persistent = mode == TrainMode::persistent || (mode == TrainMode::automatic && meets && small);
+  // As many blocks a model as are there at the same time.
+  int group = 1;
+  while (2 * group <= most_group && 2 * group <= plan.units && 2 * group * models <= resident) group *= 2;
+  const StepCost cost{models, plan.units, resident};
+  made.persistent =
+      mode == TrainMode::persistent || (mode == TrainMode::automatic && cost.persistent(group) <= cost.replayed());
   if (!made.persistent) {
     const int64_t share = resident / models;
     group = static_cast<int>(share < 1 ? 1 : share < plan.units ? share : plan.units);
@@ -102,7 +125,7 @@ inline PlannedTrain plan_train(const Train& call, TrainMode mode, const Launch& 
 // run_together<Kernel>(the same, group) and repeat(steps, launches).
 template <class Kernel, class Machine>
 int run_train(const Train& call, TrainMode mode, const Launch& launch, const Machine& machine) {
-  const auto [planned, persistent, bytes] = plan_train(call, mode, launch, trained_cells<Kernel>(call));
+  const auto [planned, persistent, bytes] = plan_train<Kernel>(call, mode, launch);
   TrainPlan plan = planned;
   const int64_t models = call.source.models, blocks = models * plan.group;
   const int64_t shared = shared_bytes(plan);
@@ -123,12 +146,28 @@ int run_train(const Train& call, TrainMode mode, const Launch& launch, const Mac
   });
 }
 
+template <template <class> class Task, int Features = most_trained_features, class Body>
+auto with_fixed(const Train& call, Body body) {
+  if constexpr (Features > fewest_fixed_features) {
+    if (call.source.features < Features) return with_fixed<Task, Features - 1>(call, body);
+  }
+  return body(TrainFixed<Features, Task>{});
+}
+
 // Calls body with the kernel that serves a call.
 template <class Body>
 auto with_train_kernel(const Train& call, Body body) {
-  if (fits_hot_instance(call)) return body(TrainHot{});
-  if (call.source.sampler == Sampler::statistics) return body(TrainStatistics{});
-  return body(TrainTokens{});
+  const TrainedNetwork<float>& network = call.network;
+  const bool statistics = call.source.sampler == Sampler::statistics;
+  const bool lfom = network.kept == 1 && network.gamma_count && !network.diagonal && !network.beta_count;
+  if (statistics && lfom && call.source.features == hot_features && network.layers == hot_layers &&
+      fits_shared<TrainHot>(call)) {
+    return body(TrainHot{});
+  }
+  if (call.source.features >= fewest_fixed_features && fits_shared<TrainAny<StatisticsTask>>(call)) {
+    return statistics ? with_fixed<StatisticsTask>(call, body) : with_fixed<TokenTask>(call, body);
+  }
+  return statistics ? body(TrainAny<StatisticsTask>{}) : body(TrainAny<TokenTask>{});
 }
 
 }  // namespace memformer::cuda

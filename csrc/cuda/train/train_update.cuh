@@ -33,7 +33,7 @@ template <class Block>
 class TrainedModel {
  public:
   MEMFORMER_DEVICE TrainedModel(const TrainPlan& plan, const Block& block, int model, float* memory)
-      : plan_(plan), block_(block), model_(model), memory_(memory) {}
+      : plan_(plan), block_(block), model_(model), memory_(memory), now_(plan.space.now), next_(plan.space.next) {}
 
   // From the tensors; barriers follow and end it. `draw`: the first one whose tasks are made.
   MEMFORMER_DEVICE void load(int64_t draw) {
@@ -44,11 +44,14 @@ class TrainedModel {
     if (block_.thread() == 0) {
       *reinterpret_cast<int64_t*>(memory_ + space.skipped) = plan_.call.skipped[model_];
     }
+    for (int k = block_.thread(); k < hyper_count; k += Block::threads) {
+      hyper()[k] = plan_.call.hyper[hyper_count * static_cast<int64_t>(model_) + k];
+    }
     each_number([&](const TrainedTensor& tensor, int64_t from, int k) {
-      memory_[space.parameters + k] = tensor.parameters[from];
+      memory_[now_ + k] = tensor.parameters[from];
       if (!plan_.updates) return;
-      memory_[space.first + k] = tensor.first[from];
-      memory_[space.second + k] = tensor.second ? tensor.second[from] : 0.0f;
+      memory_[now_ + space.step + k] = tensor.first[from];
+      memory_[now_ + 2 * space.step + k] = tensor.second ? tensor.second[from] : 0.0f;
       memory_[space.trained + k] = !tensor.trained || tensor.trained[from] ? 1.0f : 0.0f;
     });
     block_.sync();
@@ -65,23 +68,39 @@ class TrainedModel {
   MEMFORMER_DEVICE void store() const {
     const TrainSpace& space = plan_.space;
     each_number([&](const TrainedTensor& tensor, int64_t to, int k) {
-      tensor.parameters[to] = memory_[space.parameters + k];
-      tensor.first[to] = memory_[space.first + k];
-      if (tensor.second) tensor.second[to] = memory_[space.second + k];
+      tensor.parameters[to] = memory_[now_ + k];
+      tensor.first[to] = memory_[now_ + space.step + k];
+      if (tensor.second) tensor.second[to] = memory_[now_ + 2 * space.step + k];
     });
   }
 
-  // Step number `index` of the call, the `taken`-th that is taken, from its partial sums: whether it was. All threads
-  // learn the loss.
-  MEMFORMER_DEVICE bool update(const float* cells, int index, int taken, double& loss) {
+  // What differs from step to step: step number `index` of the call, the `taken`-th that is taken.
+  struct Rates {
+    double factor;
+    core::BiasCorrections corrections;
+  };
+  MEMFORMER_DEVICE Rates rates(int index, int taken) const {
+    Rates rates{plan_.call.factors[index], {1.0, 1.0}};
+    if (plan_.corrections) {
+      rates.corrections = plan_.corrections[static_cast<int64_t>(model_) * plan_.call.steps + taken];
+    }
+    return rates;
+  }
+  MEMFORMER_DEVICE core::StepScalars<float> scalars(const Rates& rates) const {
+    return core::step_scalars<float>(plan_.call.rule, hyper(), rates.factor, rates.corrections);
+  }
+
+  // A step from its partial sums: whether it was taken. All threads learn the loss.
+  MEMFORMER_DEVICE bool update(const float* cells, const core::StepScalars<float>& scalars, double& loss) {
     add_up(cells);
     loss = sums()[plan_.dense] * plan_.share;
     make_grads();
     if (plan_.call.clip_groups) clip();
-    const bool stepped = isfinite(loss) && step_numbers(index, taken);
+    const bool stepped = isfinite(loss) && step_numbers(scalars);
     if (stepped) {
-      commit();
-      block_.sync();
+      const int before = now_;
+      now_ = next_;
+      next_ = before;
       expand();
     }
     return stepped;
@@ -89,6 +108,7 @@ class TrainedModel {
 
  private:
   MEMFORMER_DEVICE double* sums() const { return reinterpret_cast<double*>(memory_ + plan_.space.sums); }
+  MEMFORMER_DEVICE double* hyper() const { return reinterpret_cast<double*>(memory_ + plan_.space.hyper); }
   MEMFORMER_DEVICE int* wrong() const { return reinterpret_cast<int*>(memory_ + plan_.space.wrong); }
   MEMFORMER_DEVICE const int* table(int begin) const {
     return reinterpret_cast<const int*>(memory_ + plan_.space.tables) + begin;
@@ -114,7 +134,7 @@ class TrainedModel {
     const int* const places = table(train_tables(plan_).places);
     for (int k = block_.thread(); k < plan_.dense; k += Block::threads) {
       float sum = 0.0f;
-      for (int link = begins[k]; link < begins[k + 1]; ++link) sum += memory_[plan_.space.parameters + links[link]];
+      for (int link = begins[k]; link < begins[k + 1]; ++link) sum += memory_[now_ + links[link]];
       memory_[places[k]] = sum;
     }
     block_.sync();
@@ -154,7 +174,7 @@ class TrainedModel {
   MEMFORMER_DEVICE void clip() const {
     float* const grad = memory_ + plan_.space.grad;
     const int* const ends = table(train_tables(plan_).clip_ends);
-    const double limit = plan_.call.hyper[6 * static_cast<int64_t>(model_) + 5];
+    const double limit = hyper()[hyper_count - 1];
     for (int group = block_.warp(); group < plan_.call.clip_groups; group += Block::warps) {
       const int begin = group ? ends[group - 1] : 0, end = ends[group];
       double squared = 0.0;
@@ -169,21 +189,19 @@ class TrainedModel {
   }
 
   // New numbers beside the present ones: whether all are finite.
-  MEMFORMER_DEVICE bool step_numbers(int index, int taken) const {
+  MEMFORMER_DEVICE bool step_numbers(const core::StepScalars<float>& scalars) const {
     const TrainSpace& space = plan_.space;
-    core::BiasCorrections corrections{1.0, 1.0};
-    if (plan_.corrections) corrections = plan_.corrections[static_cast<int64_t>(model_) * plan_.call.steps + taken];
-    const auto scalars = core::step_scalars<float>(plan_.call.rule, plan_.call.hyper + 6 * static_cast<int64_t>(model_),
-                                                   plan_.call.factors[index], corrections);
     for (int k = block_.thread(); k < plan_.call.flat; k += Block::threads) {
       const float grad = memory_[space.grad + k];
-      float values[3] = {memory_[space.parameters + k], memory_[space.first + k], memory_[space.second + k]};
+      float values[3];
+      MEMFORMER_UNROLL
+      for (int i = 0; i < 3; ++i) values[i] = memory_[now_ + i * space.step + k];
       if (memory_[space.trained + k] != 0.0f) core::step_number(scalars, grad, values[0], values[1], values[2]);
       float off = grad - grad;
       MEMFORMER_UNROLL
       for (int i = 0; i < 3; ++i) {
         off += values[i] - values[i];
-        memory_[space.next + i * space.next_step + k] = values[i];
+        memory_[next_ + i * space.step + k] = values[i];
       }
       if (off != 0.0f) *wrong() = 1;
     }
@@ -191,20 +209,12 @@ class TrainedModel {
     return *wrong() == 0;
   }
 
-  MEMFORMER_DEVICE void commit() const {
-    const TrainSpace& space = plan_.space;
-    const float* const next = memory_ + space.next;
-    for (int k = block_.thread(); k < plan_.call.flat; k += Block::threads) {
-      memory_[space.parameters + k] = next[k];
-      memory_[space.first + k] = next[space.next_step + k];
-      memory_[space.second + k] = next[2 * space.next_step + k];
-    }
-  }
-
   const TrainPlan& plan_;
   const Block& block_;
   int model_;
   float* memory_;
+  int now_;   // where the parameters and moments are
+  int next_;  // and where a step leaves new ones
 };
 
 }  // namespace memformer::cuda

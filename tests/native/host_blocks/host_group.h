@@ -139,7 +139,10 @@ struct GroupedBlock {
 };
 
 template <int Threads>
-void meet(const GroupedBlock<Threads>& block, unsigned*, int, int) {
+void arrive(const GroupedBlock<Threads>&, unsigned*, int) {}
+
+template <int Threads>
+void wait(const GroupedBlock<Threads>& block, unsigned*, int, int) {
   block.host->wait(2);
 }
 

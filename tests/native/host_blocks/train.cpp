@@ -93,7 +93,7 @@ Train read_call(const int64_t* numbers) {
 
 template <class Kernel>
 void run(const Train& call, TrainMode mode, Launch launch, unsigned order) {
-  Scratch scratch(plan_train(call, mode, launch, trained_cells<Kernel>(call)).bytes);
+  Scratch scratch(plan_train<Kernel>(call, mode, launch).bytes);
   launch.scratch = scratch.start();
   run_train<Kernel>(call, mode, launch, HostTrainMachine{order});
   scratch.check();
@@ -124,8 +124,7 @@ extern "C" void train(const int64_t* numbers, int mode, unsigned order, int any,
 extern "C" int train_is_persistent(const int64_t* numbers, int capability, int multiprocessors) {
   const Train call = read_call(numbers);
   return with_train_kernel(call, [&](auto kernel) {
-    const auto made = plan_train(call, TrainMode::automatic, device(capability, multiprocessors),
-                                 trained_cells<decltype(kernel)>(call));
+    const auto made = plan_train<decltype(kernel)>(call, TrainMode::automatic, device(capability, multiprocessors));
     return made.persistent ? made.plan.group : 0;
   });
 }
