@@ -26,25 +26,21 @@ OLDEST_NVCC = (12, 0)
 OLDEST_GENERATION = 8
 """The first with asynchronous copies to shared memory."""
 
-BULK_COPIES = ("response_gram", "quadratics", "thread_gram")
-"""How the names begin of sources that copy memory in another way from 9.0 on (csrc/cuda/machine/stage.cuh)."""
-
-CLUSTERS = ("train",)
-"""The same of sources whose blocks meet in another way from 9.0 on (csrc/cuda/train/train.cuh)."""
+NEWER_GENERATION = 9
+"""The first with bulk asynchronous copies and clusters: from here on sources read in another way."""
 
 KERNELS = "csrc/cuda/kernels"
 DEVICE_FLAGS = (KERNEL_STANDARD, "-O3", "-Icsrc")
 HOST_FLAGS = ("-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-Wall", "-Wextra", "-Wno-unknown-pragmas")
 
 
-def reads_alike(source: Path) -> bool:
-    """Whether a source reads the same on all architectures."""
-    return not source.name.startswith((*BULK_COPIES, *CLUSTERS))
-
-
 @dataclass(frozen=True)
 class Architecture:
-    """A compute capability such as "90" or "90a": machine code for it and, if `portable`, what newer GPUs compile."""
+    """A compute capability such as "90" or "90a": machine code for it and, if `portable`, what newer GPUs compile.
+
+    Machine code comes from the oldest PTX that reads the sources in the same way, whatever else is built: one PTX, most
+    of the compiler's work, serves a family, and a GPU gets the same code from every build that is for it.
+    """
 
     capability: str
     portable: bool = False
@@ -53,11 +49,15 @@ class Architecture:
     def number(self) -> int:
         return int(self.capability.rstrip("af"))
 
-    def flags(self) -> list[str]:
-        return [f"-gencode=arch=compute_{self.capability},code=[{','.join(self.names())}]"]
+    @property
+    def ptx(self) -> str:
+        """The capability that its PTX is for: its own where it names a variant, whose PTX no other takes."""
+        if not self.capability.isdigit():
+            return self.capability
+        return f"{NEWER_GENERATION if self.number >= 10 * NEWER_GENERATION else OLDEST_GENERATION}0"
 
     def names(self) -> list[str]:
-        return [f"sm_{self.capability}", *([f"compute_{self.capability}"] if self.portable else [])]
+        return [f"sm_{self.capability}", *([f"compute_{self.ptx}"] if self.portable else [])]
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ class Cuda:
     host: tuple[str, ...]
     architectures: tuple[Architecture, ...]
 
-    def flags(self, alike: bool) -> tuple[str, ...]:
-        """For architectures on which a source reads the same: one PTX, most of the compiler's work, for all of them.
-
-        `alike`: it reads the same on all, else the same before 9.0 and the same from then on.
-        """
-        older = [one for one in self.architectures if one.number < 90 and not alike]
-        newer = [one for one in self.architectures if one not in older]
-        return tuple(flag for family in (older, newer) if family for flag in _family_flags(family))
+    def flags(self) -> tuple[str, ...]:
+        """What nvcc is told to compile for: a family of architectures at a time."""
+        families: dict[str, list[str]] = {}
+        for architecture in self.architectures:
+            families.setdefault(architecture.ptx, []).extend(architecture.names())
+        return tuple(
+            f"-gencode=arch=compute_{ptx},code=[{','.join(dict.fromkeys(names))}]" for ptx, names in families.items()
+        )
 
     @property
     def driver(self) -> int:
@@ -84,17 +84,7 @@ class Cuda:
         return 1000 * self.version[0]
 
     def targets(self) -> list[str]:
-        return [name for architecture in self.architectures for name in architecture.names()]
-
-
-def _family_flags(family: list[Architecture]) -> list[str]:
-    oldest = min(family, key=lambda one: one.number)
-    if not oldest.capability.isdigit():
-        return [flag for architecture in family for flag in architecture.flags()]
-    kinds = [f"sm_{architecture.capability}" for architecture in family]
-    if any(architecture.portable for architecture in family):
-        kinds.append(f"compute_{oldest.capability}")
-    return [f"-gencode=arch=compute_{oldest.capability},code=[{','.join(kinds)}]"]
+        return list(dict.fromkeys(name for architecture in self.architectures for name in architecture.names()))
 
 
 def find_cuda() -> Cuda:
@@ -140,8 +130,8 @@ def _host_compiler() -> tuple[str, ...]:
 def architectures(listed: str, known: set[int]) -> tuple[Architecture, ...]:
     """What TORCH_CUDA_ARCH_LIST lists, such as "8.0;9.0a 10.0+PTX"; empty: 8.0, 9.0 and 10.0, where nvcc knows them.
 
-    Machine code serves its own generation and PTX every later one. The default ends with the data centre's, not the
-    newest: PTX of 12.1 would leave 10.0 with nothing. Entries before 8.0, which images list for others, are left out.
+    Machine code serves its own generation and PTX every later one. Entries before 8.0, which images list for others,
+    are left out.
 
     Raises:
         BuildFailed: an entry that is not such a number, or none from 8.0 on.
@@ -191,7 +181,7 @@ def _place(root: Path, folder: Path) -> Path:
 def objects(root: Path, folder: Path, toolchain: Toolchain, cuda: Cuda) -> Iterator[ninja.Object]:
     """csrc/cuda/kernels and the instances of their list, and csrc/binding/cuda; only the binding sees torch."""
     for source in kernels(root, folder):
-        flags = (*cuda.flags(reads_alike(source)), *device_flags(root, folder))
+        flags = (*cuda.flags(), *device_flags(root, folder))
         yield ninja.Object(source, kernel_object(source), flags)
     include = toolchain.torch / "include"
     headers = ("-isystem", str(include), "-Xcompiler", f"-fmacro-prefix-map={include}/=")

@@ -120,18 +120,18 @@ def _layer_bytes(workload: Workload) -> int:
 def cases() -> tuple[Case, ...]:
     """All of them. d = 5, n = 20, four layers where nothing else is said, float32."""
     block, block_full = replace(W, structure="block"), replace(W_FULL, structure="block")
-    small, wide = W.with_batch(1024), TILE_64.with_batch(4)
+    small, wide = W.with_batch(8448), TILE_64.with_batch(4)
     gram = NUMBER * (W.n * W.width + W.width**2)
     statistics = GaussianStatistics(W.d, W.n, 3072, query="integrated")
     drawn = GaussianTokens(W.d, W.n, 1536)
     attention = 4 * NUMBER * HEADS * WIDE
     return (
-        _network("W", "cuda", W, 4096),
-        _network("W_full", "cuda", W_FULL, 1024),
-        _network("W, features move", "cuda", block, 1024),
-        _network("W_full, features move", "cuda", block_full, 256),
+        _network("W", "cuda", W, 8448),
+        _network("W_full", "cuda", W_FULL, 67584),
+        _network("W, features move", "cuda", block, 4224),
+        _network("W_full, features move", "cuda", block_full, 8448),
         Case("layer, D = 6", "cuda", "task", small.batch, _layer_bytes(small), lambda: _layer(small, "cuda")),
-        Case("context_gram", "cuda", "task", 4096, gram, lambda: _gram(4096)),
+        Case("context_gram", "cuda", "task", 8192, gram, lambda: _gram(8192)),
         Case("lfom_solve", "cuda", "task", 8192, NUMBER * (W.d**2 + 2 * W.d), lambda: _solve(8192)),
         Case("trainer, statistics", "cuda", "task", statistics.batch, 0, lambda: _train(statistics)),
         Case("trainer, tokens", "cuda", "task", drawn.batch, 0, lambda: _train(drawn)),

@@ -56,13 +56,13 @@ def _names(listed: str, known: set[int] = KNOWN) -> list[str]:
 
 
 def test_architectures_are_those_of_torchs_own_variable() -> None:
-    assert _names("8.0;9.0a 10.0+PTX") == ["sm_80", "sm_90a", "sm_100", "compute_100"]
+    assert _names("8.0;9.0a 10.0+PTX") == ["sm_80", "sm_90a", "sm_100", "compute_90"]
     assert _names("9.0") == ["sm_90"]
-    assert _names("5.2 7.0 7.5 8.6; 12.0+PTX;") == ["sm_86", "sm_120", "compute_120"]
+    assert _names("5.2 7.0 7.5 8.6; 12.0+PTX;") == ["sm_86", "sm_120", "compute_90"]
 
 
 def test_the_default_serves_every_gpu_from_ampere_on_as_far_as_the_compiler_goes() -> None:
-    assert _names("") == ["sm_80", "sm_90", "sm_100", "compute_100"]
+    assert _names("") == ["sm_80", "sm_90", "sm_100", "compute_90"]
     assert _names("", {70, 75, 80, 86, 90}) == ["sm_80", "sm_90", "compute_90"]
     with pytest.raises(BuildFailed, match="TORCH_CUDA_ARCH_LIST"):
         _names("", {110, 121})
@@ -75,22 +75,39 @@ def test_other_words_are_refused_by_name(listed: str) -> None:
     assert repr(listed) in str(caught.value) or listed == ";"
 
 
-def test_sources_that_read_alike_for_all_are_compiled_from_the_oldest_ptx() -> None:
-    def flags(listed: str, alike: bool) -> tuple[str, ...]:
-        return cuda.Cuda("nvcc", (13, 0), (), cuda.architectures(listed, KNOWN)).flags(alike)
+def _flags(listed: str) -> tuple[str, ...]:
+    return cuda.Cuda("nvcc", (13, 0), (), cuda.architectures(listed, KNOWN)).flags()
 
-    assert flags("", True) == ("-gencode=arch=compute_80,code=[sm_80,sm_90,sm_100,compute_80]",)
-    assert flags("", False) == (
+
+def test_a_family_of_architectures_is_compiled_from_one_ptx() -> None:
+    assert _flags("") == (
         "-gencode=arch=compute_80,code=[sm_80]",
         "-gencode=arch=compute_90,code=[sm_90,sm_100,compute_90]",
     )
-    assert flags("10.0;8.6", True) == ("-gencode=arch=compute_86,code=[sm_100,sm_86]",)
-    assert flags("9.0a", True) == flags("9.0a", False)
+    assert _flags("10.0;8.6") == (
+        "-gencode=arch=compute_90,code=[sm_100]",
+        "-gencode=arch=compute_80,code=[sm_86]",
+    )
+    assert _flags("9.0a+PTX 9.0") == (
+        "-gencode=arch=compute_90a,code=[sm_90a,compute_90a]",
+        "-gencode=arch=compute_90,code=[sm_90]",
+    )
 
 
-def test_flags_make_machine_code_and_where_asked_what_newer_gpus_compile() -> None:
-    assert cuda.Architecture("90a").flags() == ["-gencode=arch=compute_90a,code=[sm_90a]"]
-    assert cuda.Architecture("100", True).flags() == ["-gencode=arch=compute_100,code=[sm_100,compute_100]"]
+def _source_of(architecture: str, flags: tuple[str, ...]) -> str:
+    (found,) = (flag.split(",")[0] for flag in flags if architecture in re.findall(r"sm_\w+", flag))
+    return found
+
+
+def test_an_architecture_gets_the_same_code_from_every_build() -> None:
+    """What `make` builds and what pip does, and either beside other architectures."""
+    (made,) = re.findall(r"TORCH_CUDA_ARCH_LIST \?= (\S+)", (ROOT / "Makefile").read_text())
+    for listed in (made, "", "9.0", "8.0;9.0", "9.0;12.0", "7.5;8.6;9.0+PTX"):
+        assert _source_of("sm_90", _flags(listed)) == "-gencode=arch=compute_90", listed
+    for listed in ("", "8.0", "8.0;8.6+PTX"):
+        assert _source_of("sm_80", _flags(listed)) == "-gencode=arch=compute_80", listed
+    for listed in ("", "10.0", "8.0;10.0+PTX"):
+        assert _source_of("sm_100", _flags(listed)) == "-gencode=arch=compute_90", listed
 
 
 @pytest.fixture

@@ -12,10 +12,16 @@ from native_build import cuda
 
 ROOT = Path(__file__).parents[2]
 OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
-# Small matrices: d <= 8 or D <= 6 with one task a thread; D <= 6 in tiles of 3 by 3, four lanes a task.
-SMALL = re.compile(r"(response_gram|quadratics)_[1-8]$|thread_gram_[456]$|response_tokens_float_[58]$|\w+_float_3x2$")
-HOT = re.compile(r"(response_gram|quadratics)_5$|thread_gram_6$|response_tokens_float_5$|\w+_float_3x2$")
-WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16}
+# Small matrices: d <= 8 or D <= 6 with one task a thread; D <= 6 in tiles of 3 by 3, or rows of tasks or of matrices,
+# with a few lanes a task.
+SMALL = re.compile(
+    r"(response_gram|quadratics)_[1-8]$|thread_(gram|context)_[2-9]$|token_rows_[2-8]$|split_gram_float$"
+    r"|response_tokens_float_[58]$|\w+_float_3x2$"
+)
+HOT = re.compile(
+    r"(response_gram|quadratics|token_rows)_5$|thread_(gram|context)_6$|response_tokens_float_5$|\w+_float_3x2$"
+)
+WARPS = {"response_gram_5": 11, "quadratics_5": 16, "context_gram_float_3x2": 16, "thread_context_6": 12}
 """One-warp blocks that a multiprocessor is planned to hold, by its registers."""
 
 REGISTERS = 65_536
@@ -55,6 +61,13 @@ def test_small_tasks_stay_in_registers(path: Path) -> None:
     assert {(name, architecture): stack for name, architecture, _, stack in used if stack} == {}
     most = REGISTERS // WARPS.get(path.stem, 8) // 256 * 256 // 32
     assert {(name, architecture): count for name, architecture, count, _ in used if count > most} == {}
+
+
+def test_tasks_of_any_size_keep_in_local_memory_what_their_head_says() -> None:
+    """1.4 to 4.2 KB a thread (csrc/cuda/thread/response_gram.cuh)."""
+    paths = [path for path in OBJECTS if path.stem in ("response_gram_float", "response_gram_double")]
+    stacks = [stack for path in paths for _, architecture, _, stack in _usage(path) if architecture == "sm_90"]
+    assert (round(min(stacks), -2), round(max(stacks), -2)) == (1400, 4200)
 
 
 @pytest.mark.parametrize("path", [path for path in OBJECTS if path.stem.startswith("train_")], ids=_name)
@@ -111,7 +124,7 @@ def _wide_loads(code: Code, source: str) -> tuple[str, ...]:
     """
     if source.startswith("thread_gram"):
         return ("LDGSTS",)
-    if not source.startswith(cuda.BULK_COPIES):
+    if not source.startswith(("response_gram", "quadratics", "thread_context", "token_rows", "split_gram")):
         return ("LDG",)
     return ("LDGSTS", "LDG.E.128", "LDG.E.64") if code.architecture == "sm_80" else ("UBLKCP",)
 

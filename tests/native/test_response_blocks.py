@@ -282,6 +282,13 @@ def test_tiles_are_read_without_conflicts(library: ctypes.CDLL) -> None:
                 assert library.tile_conflicts(rows, width, number) <= 2, (rows, width, number)
 
 
+def test_padding_leaves_tasks_to_bulk_copies(library: ctypes.CDLL) -> None:
+    """Those of even width whose rows fill multiples of 16 bytes."""
+    for width in range(2, 18, 2):
+        for rows in range(4, 70, 4):
+            assert library.tile_task_bytes(rows, width, 4) % 16 == 0, (rows, width)
+
+
 def test_the_tiles_of_the_benchmark_are_copied_whole(library: ctypes.CDLL) -> None:
     """d = 5, n = 20: 126 numbers a task, no padding, no conflicts, in single and half precision."""
     for number in (2, 4):

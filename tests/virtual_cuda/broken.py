@@ -144,8 +144,8 @@ MEET_IN_CLUSTER = r"barrier\.cluster\.(?:arrive\.release|wait\.acquire)\.aligned
 MEET_IN_GRID = (
     r"\$L\w+:\nld\.volatile\.global\.u32 (%r\d+), [^\n]*\nsetp\.lt\.u32 (%p\d+), \1, %r\d+;\n@\2 bra \$L\w+;\n"
 )
-# Of Totals: what the warps have added up, and the barrier before one of them adds that up.
-STORE_AND_SYNC = r"(st\.shared\.f64 [^\n]*\n)bar\.sync 0;\n"
+# Of Totals: what the warps have added up, and the barrier before other warps add that up.
+STORE_AND_SYNC = r"(st\.shared\.f\d\d [^\n]*\n(?:(?!bar\.)[^\n]*\n)*?)bar\.sync 0;\n"
 # Where each unit's sums go: the unit's number times their count, before the loop that adds up two rows of them.
 UNIT = (
     r"mul\.lo\.s64 (%rd\d+), %rd\d+, %rd\d+;\n"
@@ -224,8 +224,8 @@ FAULTS = {
         "solve",
         "QuadraticsKernel",
         "out-of-bounds",
-        r"min\.s64 (%rd\d+), %rd\d+, 32;",
-        r"mov.u64 \1, 32;",
+        r"(cvt\.u32\.u64 (%r\d+), %rd\d+;\n)selp\.b32 (%r\d+), \2, (%r\d+), %p\d+;",
+        r"\1mov.u32 \3, \4;",
         places=3,
     ),
     "an offset of tasks in 32 bits": Edit(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from benchmarks.gpu.virtual_cuda.devices import AMPERE, BLACKWELL, DEFAULT, HOPPER, SMALL
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, BLACKWELL, HOPPER, SMALL
 from benchmarks.gpu.virtual_cuda.virtual import Virtual
 from memformer_kernels import (
     SGD,
@@ -33,6 +33,9 @@ pytestmark = pytest.mark.slow
 
 DTYPES = (torch.float32, torch.float64)
 WIDTHS = range(2, 18)
+FEW = 4224
+"""Tasks from which on a warp for 32 of them is one for each multiprocessor of an H200, and other kernels serve."""
+
 LOSSES = torch.empty(1, 1, dtype=torch.float64)
 
 
@@ -43,6 +46,12 @@ def hold(run: Callable[[str, torch.dtype], list[Tensor]], dtype: torch.dtype) ->
         assert max(map(relative_error, made, exact)) <= FLOAT64_ERROR
     else:
         assert_budget(made, run("torch", dtype), exact)
+
+
+def gradients_of_parameters(width: int, tasks: int) -> None:
+    """Where each token has a gamma."""
+    rows = small("response-only", width, granularity="full", tasks=tasks)
+    hold(lambda backend, dtype: losses(rows.to(dtype), backend, "token", parameters_alone=True), torch.float32)
 
 
 def all_passes(case: Case, algorithm: str) -> None:
@@ -56,7 +65,7 @@ def all_passes(case: Case, algorithm: str) -> None:
         memformer_stack(case.z, case.q, case.p, case.gamma, **options)
 
 
-def small(structure: str, width: int, **sizes: int) -> Case:
+def small(structure: str, width: int, **sizes: Any) -> Case:
     sizes = {"tokens": 5, "layers": 2, "heads": 1, "tasks": 2, **sizes}
     return with_target(make_case(structure=structure, width=width, **sizes), 1)
 
@@ -74,6 +83,13 @@ def test_every_kernel_that_is_compiled_runs(virtual: Virtual, index: int) -> Non
             context_gram(torch.ones(2, 5, width, dtype=dtype), 4)
             hold(partial(others, max(width, 2)), dtype)
         context_gram(torch.ones(1, 600, 6, dtype=dtype), 599)  # in runs, which another kernel adds up
+    for width in range(2, 10):
+        many = torch.ones(FEW, 3, width)
+        assert torch.equal(context_gram(many, 2), torch.full((FEW, width, width), 2.0))
+    for width in range(3, 10):
+        gradients_of_parameters(width, 3)
+        gradients_of_parameters(width, FEW)
+    for dtype in DTYPES:
         one = torch.ones(2, 1, 1, dtype=dtype).requires_grad_()
         lfom_solve(one, torch.ones(2, 1, dtype=dtype), one[:1], backend="cuda").sum().backward()
     large = {"layers": 12, "rule": "recursive", "granularity": "scalar", "heads": 4}
@@ -98,7 +114,7 @@ def everything() -> list[Tensor]:
     return made
 
 
-@pytest.mark.parametrize("index", [HOPPER, BLACKWELL, SMALL, AMPERE, DEFAULT])
+@pytest.mark.parametrize("index", [HOPPER, BLACKWELL, SMALL, AMPERE])
 def test_orders_of_warps_and_blocks_change_no_bit(virtual: Virtual, index: int) -> None:
     """Nor do architectures and the number of multiprocessors."""
     expected = everything()

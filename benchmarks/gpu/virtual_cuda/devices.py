@@ -2,12 +2,12 @@
 its index."""
 
 from virtual_gpu import Device
+from virtual_gpu.hardware import H200
 
-HOPPER, AMPERE, BLACKWELL, SMALL, DEFAULT = range(5)
-"""Compute capability 9.0, 8.0, 10.0; 9.0 with one multiprocessor; and 9.0 with the code of a default build, whose PTX
-is for 8.0 where sources read the same on both."""
+HOPPER, AMPERE, BLACKWELL, SMALL, WHOLE = range(5)
+"""Compute capability 9.0, 8.0, 10.0; and 9.0 with one multiprocessor, and with as many as an H200."""
 
-_KINDS = {HOPPER: (90, 2), AMPERE: (80, 2), BLACKWELL: (100, 2), SMALL: (90, 1), DEFAULT: (90, 2)}
+_KINDS = {HOPPER: (90, 2), AMPERE: (80, 2), BLACKWELL: (100, 2), SMALL: (90, 1), WHOLE: (90, H200.multiprocessors)}
 
 
 def device(index: int, order: int = 0) -> Device:

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <type_traits>
 
 #include "cuda/launch.h"
 #include "cuda/machine/execution.cuh"
@@ -14,6 +15,12 @@ namespace memformer::cuda {
 
 // Shared memory that the driver keeps of every block's.
 constexpr int64_t reserved_shared = 1024;
+
+// Whether a kernel keeps arrays in local memory, and so wants the cache that shared memory leaves.
+template <class Kernel, class = void>
+constexpr bool wants_cache = false;
+template <class Kernel>
+constexpr bool wants_cache<Kernel, std::void_t<decltype(Kernel::in_local_memory)>> = Kernel::in_local_memory;
 
 // Lets a kernel use as much shared memory as the device has to give, and has it rather than cache: once for every
 // device.
@@ -50,6 +57,15 @@ int64_t resident_blocks(int64_t shared_bytes, const Launch& launch) {
   return most < 1 ? 1 : most;
 }
 
+// Leaves to the cache what a launch does not use of shared memory.
+template <class Kernel>
+int leave_cache(int64_t shared_bytes, const Launch& launch) {
+  const int64_t used = resident_blocks<Kernel>(shared_bytes, launch) * (shared_bytes + reserved_shared);
+  const int64_t percent = divided_up(100 * used, launch.shared_of_multiprocessor);
+  return cudaFuncSetAttribute(run_kernel<Kernel>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              static_cast<int>(percent < 100 ? percent : 100));
+}
+
 // A launch's kernel and sizes, as the runtime takes them.
 template <class Kernel>
 cudaLaunchConfig_t launch_config(int64_t blocks, int64_t shared_bytes, const Launch& launch) {
@@ -68,6 +84,9 @@ int launch_kernel(const typename Kernel::Arguments& arguments, int64_t work, int
   if (work == 0) return 0;
   if (launch.rehearsal) return load_kernel<Kernel>();
   if (const int error = allow_shared<Kernel>()) return error;
+  if constexpr (wants_cache<Kernel>) {
+    if (const int error = leave_cache<Kernel>(shared_bytes, launch)) return error;
+  }
   const int64_t fit = resident_blocks<Kernel>(shared_bytes, launch) * launch.multiprocessors;
   const int64_t grid = work < fit ? work : fit;
   const cudaLaunchConfig_t config = launch_config<Kernel>(grid, shared_bytes, launch);
@@ -80,7 +99,8 @@ int launch_totals(const Partials<T>& partials, const Parameters& parameters, int
                   const Launch& launch) {
   using Kernel = Totals<T>;
   if (launch.rehearsal) return load_kernel<Kernel>();
-  const cudaLaunchConfig_t config = launch_config<Kernel>(total_groups(tasks), Kernel::shared_bytes, launch);
+  const int64_t blocks = total_groups(tasks) * column_blocks(partials.count);
+  const cudaLaunchConfig_t config = launch_config<Kernel>(blocks, Kernel::shared_bytes, launch);
   const typename Kernel::Arguments arguments{partials, parameters, loss_scale, divided_up(tasks, block_tasks)};
   return cudaLaunchKernelEx(&config, run_kernel<Kernel>, arguments);
 }

@@ -9,8 +9,10 @@
 // Bank rule. A thread reads its own rows, in vectors of `unit` = the largest power of two up to 16 bytes that divides a
 // row. Lane t starts at t * task_bytes, so a warp reads without conflicts if task_bytes / unit is odd, and with two-way
 // conflicts if it is twice an odd number. Then tasks lie in shared memory as they do in global memory; otherwise `unit`
-// bytes of padding after every task make that quotient odd. Workload W: rows of 24 bytes, read in vectors of 8; 504 / 8
-// = 63: no conflicts, one copy. 63 reads a task take as many cycles as 126 single words, the least for its bytes.
+// bytes of padding after every task make that quotient odd, or where units are of 8 bytes and tasks multiples of 16
+// from one another, 16 bytes make it twice an odd number, and every task is a bulk copy still. Workload W: rows of 24
+// bytes, read in vectors of 8; 504 / 8 = 63: no conflicts, one copy. 63 reads a task take as many cycles as 126 single
+// words, the least for its bytes.
 
 #pragma once
 
@@ -41,7 +43,7 @@ inline TileLayout tile_layout(int rows, int width, int number_bytes) {
   const int unit = vector_bytes(row_bytes) < 4 ? 4 : vector_bytes(row_bytes);
   const int natural = rows * row_bytes;
   const bool padded = natural % (4 * unit) == 0;
-  return {rows, row_bytes, padded ? natural + unit : natural};
+  return {rows, row_bytes, !padded ? natural : natural + (unit == 8 ? 16 : unit)};
 }
 
 // Bank conflicts of such reads: how many turns a group of lanes takes that could be served in one.

@@ -18,6 +18,7 @@ struct GramRuns {
   Gram<T> gram;
   int run_rows;
   int runs;
+  int taken;   // tasks of a warp
   T* partial;  // [task][run][packed], or null where a context is one run
 };
 
@@ -45,11 +46,11 @@ struct ContextGram {
     const Team team{block, gram.width};
     const TaskCells matrix{reinterpret_cast<T*>(block.shared()) + team.task()};
     const TaskCells space = matrix.at(static_cast<int>(packed_cells(gram.width)));
-    const int64_t work = (gram.tasks + team_tasks - 1) / team_tasks * arguments.runs;
+    const int64_t work = (gram.tasks + arguments.taken - 1) / arguments.taken * arguments.runs;
     for (int64_t item = block.index(); item < work; item += block.count()) {
-      const int64_t index = item / arguments.runs * team_tasks + team.task();
+      const int64_t index = item / arguments.runs * arguments.taken + team.task();
       const int which = static_cast<int>(item % arguments.runs);
-      const Task task{index, index < gram.tasks};
+      const Task task{index, index < gram.tasks && team.task() < arguments.taken};
       const T count = labelled_count<T>(gram.lengths, gram.context, task);
       const core::Labelled<T> labelled{gram.context, gram.lengths != nullptr, count, T(1)};
       const int begin = which * arguments.run_rows, end = smaller(begin + arguments.run_rows, gram.context);
@@ -154,13 +155,15 @@ struct ContextRuns {
   }
 };
 
-// Runs of rows: halved until there are enough of them to fill a machine, but no shorter than 128.
+// Runs of rows: halved until there are enough of them to fill a machine, but no shorter than 128. Of few tasks a warp
+// takes half of what it might: all of it would leave multiprocessors of an H200 without a warp.
 template <class T>
 GramRuns<T> gram_runs(const Gram<T>& gram, int team_tasks) {
   constexpr int64_t enough = 2048;
-  GramRuns<T> made{gram, core::gram_block, 1, nullptr};
+  const int taken = team_tasks > 2 && gram.tasks < int64_t{132} * team_tasks ? team_tasks / 2 : team_tasks;
+  GramRuns<T> made{gram, core::gram_block, 1, taken, nullptr};
   while (made.run_rows < gram.context) made.run_rows *= 2;
-  while (divided_up(gram.tasks, team_tasks) * made.runs < enough && made.run_rows > 4 * core::gram_block) {
+  while (divided_up(gram.tasks, taken) * made.runs < enough && made.run_rows > 4 * core::gram_block) {
     made.run_rows /= 2;
     made.runs = static_cast<int>(divided_up(gram.context, made.run_rows));
   }
@@ -198,8 +201,7 @@ int run_context_gram(const Gram<T>& gram, void* scratch, const Machine& machine)
     const bool split = call.runs > 1 && !gram.backward;
     if (split) call.partial = static_cast<T*>(scratch);
     const int64_t shared = gram_cells_of(call) * Kernel::team_tasks * static_cast<int64_t>(sizeof(T));
-    const int error =
-        machine.template run<Kernel>(call, divided_up(gram.tasks, Kernel::team_tasks) * call.runs, shared);
+    const int error = machine.template run<Kernel>(call, divided_up(gram.tasks, call.taken) * call.runs, shared);
     if (error || !split) return error;
     const int64_t threads = gram.tasks * gram.width * gram.width;
     return machine.template run<ContextRuns<T>>(call, divided_up(threads, ContextRuns<T>::threads), 0);

@@ -18,8 +18,13 @@ constexpr int64_t shared_sums_bytes = 16 * 1024;
 // Blocks that cells in device memory are provided for.
 constexpr int64_t most_working_blocks = 1024;
 
-// Tasks of a unit: few enough that units fill the machine, many enough that their sums are small beside the tokens.
-inline int unit_of(int64_t tasks) { return tasks <= 2048 * 32 ? 32 : tasks <= 2048 * 128 ? 128 : 1024; }
+// Tasks of a unit: few enough that units fill an H200, eight for each of its multiprocessors, and then many enough that
+// their sums are small beside the tokens. No fewer than `least`, which may leave lanes of a warp idle.
+inline int unit_of(int64_t tasks, int least = 4) {
+  int unit = least;
+  while (unit < block_tasks && tasks >= int64_t{2 * 8 * 132} * unit) unit *= 2;
+  return unit;
+}
 
 // The teams' own form of the projections: dense D x D, completed with zeros and, for P, a one in the corner.
 inline Parameters completed(Parameters parameters, int width) {

@@ -1,6 +1,6 @@
 // Teams on all tasks: units of tasks to blocks of one warp, their sums of gradients, and the memory they work in.
 //
-// A block owns a unit of 32, 128 or 1024 tasks at a time, 32 / members of them at once; its sums of K numbers lie in
+// A block owns a unit of 4 to 1024 tasks at a time, 32 / members of them at once; its sums of K numbers lie in
 // shared memory while they are few, else in the unit's own place in device memory. A task's cells lie in shared
 // memory, or where they are too many in a block's own part of device memory; kernels that are compiled for the first
 // alone (`InShared`) read them with the shorter instructions of shared memory.
@@ -79,7 +79,8 @@ MEMFORMER_DEVICE void run_units(const Team& team, const TeamPlan<T>& plan, Body 
     for (int first = 0; first < plan.unit_tasks; first += Team::tasks) {
       const int64_t index = unit * plan.unit_tasks + first + team.task();
       if (index - team.task() >= plan.tasks) break;
-      body(Task{index, index < plan.tasks}, Cells<T, Team::tasks>{cells + team.task()}, sums, &squared);
+      body(Task{index, index < plan.tasks && first + team.task() < plan.unit_tasks},
+           Cells<T, Team::tasks>{cells + team.task()}, sums, &squared);
       block.sync();
     }
     if (!plan.wants_sums) continue;

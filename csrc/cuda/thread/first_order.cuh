@@ -99,9 +99,18 @@ MEMFORMER_DEVICE core::FirstOrder<T, 4, Most> load_method(const Block& block, co
           memory};
 }
 
-// Tasks in one warp's turn, and how many turns make a unit of a partial sum: few tasks are spread over the machine.
+// Tasks in one warp's turn, a task a lane, and in a unit of a partial sum. Few tasks are spread over the machine: where
+// whole warps would leave multiprocessors of an H200 without one, lanes stay idle instead.
 constexpr int tile_tasks = warp_threads;
-inline int unit_tiles(int64_t tasks) { return tasks <= 32 * block_tasks ? 1 : 4; }
+constexpr int machine_blocks = 132;
+inline int tasks_of_tile(int64_t tasks) {
+  int taken = tile_tasks;
+  while (taken > 4 && tasks < int64_t{machine_blocks} * taken) taken /= 2;
+  return taken;
+}
+inline int tasks_of_unit(int64_t tasks, bool sums) {
+  return sums && tasks > 32 * block_tasks ? 4 * tile_tasks : tasks_of_tile(tasks);
+}
 
 // Both rows of sums of a unit: cleared before it, added up into its partial sum after it.
 template <class T, class Block>
@@ -123,7 +132,7 @@ MEMFORMER_DEVICE void write_sums(const Block& block, const MethodSpace& space, c
 }
 
 // body(first task, first of this block's next tile, row of sums) for every tile of the block's units; where there are
-// sums, each unit's are written when it is done. `unit_tasks` is a multiple of a tile's.
+// sums, each unit's are written when it is done. A unit is a tile, or whole tiles of 32 tasks.
 template <class T, class Block, class Body>
 MEMFORMER_DEVICE void each_tile(const Block& block, int64_t tasks, int64_t unit_tasks, const MethodSpace& space,
                                 T* memory, const Partials<T>& partials, Body body) {

@@ -21,7 +21,7 @@ struct QuadraticsPlan {
   bool diagonal;
   int layers;
   int result_layers;
-  int tiles_of_unit;
+  int unit_tasks;
   int64_t tasks, units;
   TokenArray h, grad_h;
   Array b, w0, result, grad_b, grad_w0;
@@ -43,6 +43,7 @@ class QuadraticsKernel {
  public:
   using Arguments = QuadraticsPlan<T, Extent>;
   static constexpr int threads = tile_tasks;
+  static constexpr bool in_local_memory = !fixed;
   static constexpr int blocks_of_multiprocessor = fixed && Extent::limit <= 5 ? 16 : 8;
 
   static int64_t shared_bytes(const Arguments& call) {
@@ -61,12 +62,11 @@ class QuadraticsKernel {
     tile.make();
     if (Backward && block.index() == 0 && block.thread() == 0) *call.partials.arrivals = 0;
     block.sync();
-    const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
-    start(call, tile, block.index() * unit_tasks);
+    start(call, tile, block.index() * call.unit_tasks);
     const auto method =
         load_method<0>(block, call.parameters, call.space, call.layers, 1, call.diagonal, call.d, memory);
     block.sync();
-    each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+    each_tile(block, call.tasks, call.unit_tasks, call.space, memory, call.partials,
               [&](int64_t first, int64_t next, T* totals) {
                 one_tile(call, block, tile, method, memory, first, next, totals);
               });
@@ -74,7 +74,8 @@ class QuadraticsKernel {
 
  private:
   static MEMFORMER_DEVICE int tasks_from(const Arguments& call, int64_t first) {
-    return call.tasks - first < tile_tasks ? static_cast<int>(call.tasks - first) : tile_tasks;
+    const int most = call.unit_tasks < tile_tasks ? call.unit_tasks : tile_tasks;
+    return call.tasks - first < most ? static_cast<int>(call.tasks - first) : most;
   }
 
   template <class Tile>
@@ -188,9 +189,9 @@ QuadraticsPlan<T, Extent> quadratics_plan(const Quadratics<T>& call, const Param
   plan.diagonal = call.diagonal;
   plan.layers = call.layers;
   plan.result_layers = call.result_layers;
-  plan.tiles_of_unit = call.backward ? unit_tiles(call.tasks) : 1;
+  plan.unit_tasks = tasks_of_unit(call.tasks, call.backward);
   plan.tasks = call.tasks;
-  plan.units = divided_up(call.tasks, plan.tiles_of_unit * tile_tasks);
+  plan.units = divided_up(call.tasks, plan.unit_tasks);
   plan.h = token_array(call.h, call.weights);
   plan.grad_h = token_array(call.grad_h, call.weights);
   plan.b = call.b;
@@ -214,7 +215,7 @@ bool fits_shared(const QuadraticsPlan<T, Extent>& plan) {
 template <class T>
 int64_t quadratics_bytes(const Quadratics<T>& call, const Parameters& parameters) {
   const auto plan = quadratics_plan(call, parameters, core::UpTo<16>{call.weights});
-  return (call.backward ? partials_bytes<T>(call.tasks, plan.tiles_of_unit * tile_tasks, sum_count(parameters)) : 0) +
+  return (call.backward ? partials_bytes<T>(call.tasks, plan.unit_tasks, sum_count(parameters)) : 0) +
          (fits_shared(plan) ? 0 : blocks_in_global_memory * plan.space.count * static_cast<int64_t>(sizeof(T)));
 }
 
@@ -223,11 +224,10 @@ template <class T, class Extent, class Machine>
 int run_quadratics(const Quadratics<T>& call, const Parameters& parameters, void* scratch, const Machine& machine,
                    Extent d) {
   auto plan = quadratics_plan(call, parameters, d);
-  const int unit_tasks = plan.tiles_of_unit * tile_tasks;
   int64_t bytes = 0;
   if (call.backward) {
-    plan.partials = partials_in<T>(scratch, call.tasks, unit_tasks, sum_count(parameters));
-    bytes = partials_bytes<T>(call.tasks, unit_tasks, sum_count(parameters));
+    plan.partials = partials_in<T>(scratch, call.tasks, plan.unit_tasks, sum_count(parameters));
+    bytes = partials_bytes<T>(call.tasks, plan.unit_tasks, sum_count(parameters));
   }
   int64_t blocks = plan.units;
   if (!fits_shared(plan)) {

@@ -11,8 +11,9 @@
 // of 8 bytes (tokens), 75 single words written and 45 read, 50 reads of 16 bytes, most of them parameters that all
 // lanes share. Reading at memory's speed leaves a multiprocessor 3400 instructions for the same tasks. Up to four
 // layers, traces stay in registers. Above d = 8, and in double, H is more than a thread's registers hold (136 numbers
-// of 255 at d = 16, and the sums it is made of beside it): it lies in local memory, which is the thread's own,
-// contiguous over a warp and kept in the first-level cache.
+// of 255 at d = 16, and the sums it is made of beside it): it lies in local memory, 1.4 to 4.2 KB a thread and
+// contiguous over a warp, of which the first-level cache holds what shared memory leaves and the second-level cache the
+// rest. Gradients of parameters alone are team/split_gram.cuh's there.
 
 #pragma once
 
@@ -39,6 +40,7 @@ class ResponseGram {
  public:
   using Arguments = ResponseGramCall<T, Extent>;
   static constexpr int threads = tile_tasks;
+  static constexpr bool in_local_memory = !fixed;
   // Eight warps, two a scheduler, leave 255 registers for each; workload W's shared memory would allow nine.
   static constexpr int blocks_of_multiprocessor = !fixed || Extent::limit > 5 || Most ? 8 : 16;
 
@@ -72,12 +74,11 @@ class ResponseGram {
       tile.make();
       if (call.partials.arrivals && block.index() == 0 && block.thread() == 0) *call.partials.arrivals = 0;
       block.sync();
-      const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
-      if (call.resident) start(block.index() * unit_tasks);
+      if (call.resident) start(block.index() * call.unit_tasks);
       const auto method =
           load_method<Most>(block, call.parameters, call.space, call.layers, call.heads, call.diagonal, call.d, memory);
       block.sync();
-      each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+      each_tile(block, call.tasks, call.unit_tasks, call.space, memory, call.partials,
                 [&](int64_t first, int64_t next, T* totals) { one_tile(method, first, next, totals); });
     }
 

@@ -26,7 +26,7 @@ struct ResponseGramCall {
   int context;  // rows before this one may be labelled
   int queries;  // rows with a result, at the end
   int result_layers;
-  int tiles_of_unit;
+  int unit_tasks;
   int64_t tasks, units;
   T error_scale;  // 2 / (B queries)
   const int64_t* lengths;

@@ -33,8 +33,8 @@ ResponseGramCall<T, Extent> response_gram_call(const Network<T>& network, const 
   call.result_layers = network.result_layers;
   call.tasks = network.tasks;
   const bool sums = network.pass != Pass::forward;
-  call.tiles_of_unit = sums ? unit_tiles(network.tasks) : 1;
-  call.units = divided_up(network.tasks, call.tiles_of_unit * tile_tasks);
+  call.unit_tasks = tasks_of_unit(network.tasks, sums);
+  call.units = divided_up(network.tasks, call.unit_tasks);
   call.error_scale = static_cast<T>(2.0 / (static_cast<double>(network.tasks) * call.queries));
   call.lengths = network.lengths;
   call.z = token_array(network.z, network.width);
@@ -82,7 +82,7 @@ template <class T>
 int64_t response_gram_bytes(const Network<T>& network, const Parameters& parameters) {
   const auto call = response_gram_call(network, parameters, core::UpTo<16>{network.width - 1});
   const int64_t sums = response_sums(network, parameters);
-  return (sums ? partials_bytes<T>(network.tasks, call.tiles_of_unit * tile_tasks, sums) : 0) +
+  return (sums ? partials_bytes<T>(network.tasks, call.unit_tasks, sums) : 0) +
          (fits_shared(call) ? 0 : blocks_in_global_memory * call.space.count * static_cast<int64_t>(sizeof(T)));
 }
 
@@ -92,12 +92,11 @@ int run_response_gram(const Network<T>& network, const Parameters& parameters, v
                       Extent d) {
   auto call = response_gram_call(network, parameters, d);
   const int64_t sums = response_sums(network, parameters);
-  const int unit_tasks = call.tiles_of_unit * tile_tasks;
-  if (sums) call.partials = partials_in<T>(scratch, network.tasks, unit_tasks, sums);
+  if (sums) call.partials = partials_in<T>(scratch, network.tasks, call.unit_tasks, sums);
   int64_t blocks = call.units;
   if (!fits_shared(call)) {
     call.memory = reinterpret_cast<T*>(static_cast<char*>(scratch) +
-                                       (sums ? partials_bytes<T>(network.tasks, unit_tasks, sums) : 0));
+                                       (sums ? partials_bytes<T>(network.tasks, call.unit_tasks, sums) : 0));
     blocks = blocks < blocks_in_global_memory ? blocks : blocks_in_global_memory;
   }
   const auto run = [&](auto kernel) {

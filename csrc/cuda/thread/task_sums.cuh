@@ -20,11 +20,11 @@ namespace memformer::cuda {
 constexpr int slots = 8;
 constexpr int slot_pitch = warp_threads + 4;
 
-// Adds `values` over the lanes whose index differs in the bits of Mask, 2 Mask - 1, ..., 1: every lane keeps the sums
+// Adds `values` over the lanes whose index differs in the bits of Mask, Mask / 2, ..., Least: every lane keeps the sums
 // of a run of them, `count` from `first` on, in values[0], values[1], ...
-template <int Count, int Mask, class T, class Block>
+template <int Count, int Mask, int Least = 1, class T, class Block>
 MEMFORMER_DEVICE void spread_sums(const Block& block, T* values, int& first, int& count) {
-  if constexpr (Mask > 0) {
+  if constexpr (Mask >= Least) {
     constexpr int half = (Count + 1) / 2;
     const bool upper = block.lane() & Mask;
     MEMFORMER_UNROLL
@@ -34,16 +34,16 @@ MEMFORMER_DEVICE void spread_sums(const Block& block, T* values, int& first, int
     }
     first += upper ? half : 0;
     count = upper ? count - half : (count < half ? count : half);
-    spread_sums<half, Mask / 2>(block, values, first, count);
+    spread_sums<half, Mask / 2, Least>(block, values, first, count);
   }
 }
 
-template <int Count, int Mask>
+template <int Count, int Mask, int Least = 1>
 MEMFORMER_INLINE constexpr int spread_count() {
-  if constexpr (Mask == 0) {
+  if constexpr (Mask < Least) {
     return Count;
   } else {
-    return spread_count<(Count + 1) / 2, Mask / 2>();
+    return spread_count<(Count + 1) / 2, Mask / 2, Least>();
   }
 }
 

@@ -28,7 +28,7 @@ struct ThreadGramCall {
   int context;    // rows before this one may be labelled
   int queries;
   int result_layers;
-  int tiles_of_unit;
+  int unit_tasks;
   int64_t tasks, units;
   T error_scale;  // 2 / (B queries)
   const int64_t* lengths;
@@ -149,8 +149,7 @@ class ThreadGram {
       tile.make();
       if (call.partials.arrivals && block.index() == 0 && block.thread() == 0) *call.partials.arrivals = 0;
       block.sync();
-      const int64_t unit_tasks = static_cast<int64_t>(call.tiles_of_unit) * tile_tasks;
-      if (call.resident) start(block.index() * unit_tasks);
+      if (call.resident) start(block.index() * call.unit_tasks);
       const Parameters& given = call.parameters;
       load_parameter(block, given.q, memory);
       load_parameter(block, given.p, memory + call.p);
@@ -163,7 +162,7 @@ class ThreadGram {
           memory,
           memory + call.p};
       block.sync();
-      each_tile(block, call.tasks, unit_tasks, call.space, memory, call.partials,
+      each_tile(block, call.tasks, call.unit_tasks, call.space, memory, call.partials,
                 [&](int64_t first, int64_t next, T* totals) { one_tile(parameters, first, next, totals); });
     }
 
@@ -278,8 +277,8 @@ ThreadGramCall<T, Extent> thread_gram_call(const Network<T>& network, const Para
   call.result_layers = network.result_layers;
   call.tasks = network.tasks;
   const bool sums = network.pass != Pass::forward;
-  call.tiles_of_unit = sums ? unit_tiles(network.tasks) : 1;
-  call.units = divided_up(network.tasks, call.tiles_of_unit * tile_tasks);
+  call.unit_tasks = tasks_of_unit(network.tasks, sums);
+  call.units = divided_up(network.tasks, call.unit_tasks);
   call.error_scale = error_scale(network);
   call.lengths = network.lengths;
   call.z = token_array(network.z, network.width);
@@ -332,7 +331,7 @@ int64_t thread_gram_bytes(const Network<T>& network, const Parameters& parameter
   const auto call = thread_gram_call(network, parameters, core::UpTo<widest_thread_gram>{network.width});
   if (network.pass == Pass::forward) return 0;
   const int64_t count = is_backward(network) ? sum_count(call.parameters) : 1;
-  return partials_bytes<T>(network.tasks, call.tiles_of_unit * tile_tasks, count);
+  return partials_bytes<T>(network.tasks, call.unit_tasks, count);
 }
 
 // A whole call, on a machine that runs kernels.
@@ -345,7 +344,7 @@ int run_thread_gram(const Network<T>& network, const Parameters& parameters, voi
   if (is_backward(network)) summed = call.parameters;
   summed.loss = is_loss(network) ? parameters.loss : nullptr;
   if (sums) {
-    call.partials = partials_in<T>(scratch, network.tasks, call.tiles_of_unit * tile_tasks, sum_count(summed));
+    call.partials = partials_in<T>(scratch, network.tasks, call.unit_tasks, sum_count(summed));
   }
   using Kernel = ThreadGram<T, Extent>;
   const int error = machine.template run<Kernel>(call, call.units, Kernel::shared_bytes(call));

@@ -10,7 +10,7 @@
 
 namespace memformer::cuda {
 
-// Call: has tasks, tokens, context, lengths, z, layout and resident.
+// Call: has tasks, unit_tasks, tokens, context, lengths, z, layout and resident.
 template <class T, class Call, class Block>
 struct TileTasks {
   const Call& call;
@@ -29,7 +29,8 @@ struct TileTasks {
     if (first < call.tasks) tile.start(call.z, first, tasks_from(first), 0, call.tokens);
   }
   MEMFORMER_DEVICE int tasks_from(int64_t first) const {
-    return call.tasks - first < tile_tasks ? static_cast<int>(call.tasks - first) : tile_tasks;
+    const int most = call.unit_tasks < tile_tasks ? call.unit_tasks : tile_tasks;
+    return call.tasks - first < most ? static_cast<int>(call.tasks - first) : most;
   }
 
   // The tile of the tasks from `first` on is the one at work; returns the length that a context of this lane is

@@ -39,7 +39,7 @@ def case_of(name: str, backend: str) -> Case:
 @pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 def test_a_case_of_the_cuda_backend_is_counted_as_the_committed_record_has_it() -> None:
     """Of fewer tasks: a task's work does not depend on how many there are, but for what a block does once."""
-    tasks = 1024
+    tasks = 4224
     case = case_of("W", "cuda")._replace(units=tasks, make=lambda: loss(W.with_batch(tasks), "cuda"))
     made = virtual.Machines().count(case, 90)
     (kept,) = (one for one in read(COUNTED) if one.key == made.key)

@@ -24,8 +24,8 @@ struct HostMachine {
   template <class T>
   int totals(const Partials<T>& partials, const Parameters& parameters, int64_t tasks, double scale) const {
     using Kernel = Totals<T>;
-    run_grid<Kernel>({partials, parameters, scale, divided_up(tasks, block_tasks)}, total_groups(tasks),
-                     Kernel::shared_bytes, order);
+    run_grid<Kernel>({partials, parameters, scale, divided_up(tasks, block_tasks)},
+                     total_groups(tasks) * column_blocks(partials.count), Kernel::shared_bytes, order);
     return 0;
   }
 };
