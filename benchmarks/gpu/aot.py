@@ -80,7 +80,7 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
     """What a call would launch."""
     launches: list[Launch] = []
 
-    def record(kernel: Any, arguments: dict[str, Any]) -> None:
+    def record(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         launches.append(Launch(kernel, arguments))
 
     with observed(record):

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.triton import attention, gram, networks, register_update, rules
+from memformer_kernels.backends.triton import attention, gram, networks, register_update
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
 from memformer_kernels.calls.arguments import Layer, Network, Quadratics, form_named
@@ -47,9 +48,7 @@ def _calls(network: Network) -> networks.ResponseCalls | networks.ColumnCalls | 
         return networks.NetworkCalls(network)
     if network.form.space == "gram":
         return networks.ResponseCalls(network)
-    config = rules.columns_config(network.z.shape[2], network.z.shape[1])
-    assert config is not None
-    return networks.ColumnCalls(network, config)
+    return networks.ColumnCalls(network)
 
 
 def _loss(
@@ -133,8 +132,11 @@ def cases() -> dict[str, Case]:
             made[f"Gram matrix, {kind}"] = partial(_gram, width, dtype)
         made[f"response-only, results, D={width}"] = partial(_results, width, "response-only", "gram")
         made[f"quadratics, d={width}"] = partial(_quadratics, width)
-    for width in (3, 9, 16):
+    for width in (3, 9, 16, 32, 64):
         made[f"response-only, tokens, D={width}"] = partial(_loss, width, 100, "response-only", "token", SINGLE, "full")
+    for width, dtype in product((6, 64), (SINGLE, HALF, DOUBLE)):
+        name = f"response-only, long on tokens, D={width} {NAMES[dtype]}"
+        made[name] = partial(_loss, width, 1000, "response-only", "token", dtype, "full")
     made["response-only, results, tokens, D=6"] = partial(_results, 6, "response-only", "token")
     for width in (6, 64):
         made[f"response-only, recursive, D={width}"] = partial(

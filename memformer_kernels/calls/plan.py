@@ -2,8 +2,8 @@
 
 Rules look at shapes, structure and device, not at values or timings, so that the same call takes the same path each
 time. They do not look at the number of tasks either, so that a compiled graph serves every batch size. What does depend
-on it is how work is cut up: `backends.triton.rules.gram_splits` and `programs`, the splits of Triton's attention, and
-the pieces in which the PyTorch backend takes a batch.
+on it is how work is cut up: `gram_splits`, `tasks_a_sum` and `programs` of `backends.triton.rules`, the splits of
+Triton's attention, and the pieces in which the PyTorch backend takes a batch.
 """
 
 import torch

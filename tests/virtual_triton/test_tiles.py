@@ -75,7 +75,7 @@ def _compiled(sized: Sized, width: int, dtype: torch.dtype) -> set[object]:
     """The kernels that a call launches and their tiles, launching nothing."""
     found: set[object] = set()
 
-    def note(kernel: Any, arguments: dict[str, Any]) -> None:
+    def note(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         constants = {**arguments, **(arguments["C"]._asdict() if "C" in arguments else {})}
         found.add((kernel.__name__, *((name, str(constants[name])) for name in TILES if name in constants)))
 

@@ -61,7 +61,7 @@ class Network(NamedTuple):
 
 
 WIDTHS = (2, 3, 4, 6, 12, 16, 24, 40, 100)
-TOKENS = (8, 13, 20, 40, 100)
+TOKENS = (8, 13, 20, 40, 100, 140, 300)
 
 
 def _configuration(network: Network, architecture: int) -> object | None:
@@ -70,10 +70,11 @@ def _configuration(network: Network, architecture: int) -> object | None:
     if network.structure == "response-only" and network.algorithm == "gram":
         # Rows of tokens are read by kernels that these networks launch for many tokens and few tasks alone.
         return rules.config(width, tokens, torch.float32, architecture)._replace(rows=0)
-    if network.structure == "response-only":
-        return rules.columns_config(width, tokens)
     if not fuses(width, tokens, network.algorithm, response_only=False):
         return None
+    if network.structure == "response-only":
+        columns = rules.columns_config(width, tokens)
+        return columns, rules.keeps_features(tokens, columns.rows, architecture), rules.line(tokens)
     rows = width if network.algorithm == "gram" else tokens
     return rules.config(width, rows, torch.float32, architecture, matrices=True)
 
@@ -273,7 +274,7 @@ def test_every_kernel_is_among_them() -> None:
     """What the calls above launch, launching nothing."""
     launched: set[str] = set()
 
-    def note(kernel: Any, arguments: dict[str, Any]) -> None:
+    def note(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
         launched.add(f"{Path(inspect.getfile(kernel.fn)).stem}.{kernel.__name__}")
 
     with clean_gpu(90), launch.observed(note):

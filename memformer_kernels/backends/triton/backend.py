@@ -1,6 +1,7 @@
 """The Triton backend: one launch for a whole network where a program can keep a task, batched products elsewhere.
 
-Response-only networks in Gram space run the vector recurrence, every other network and the layer the matrix one.
+Response-only networks run vector recurrences, in Gram space and on tokens, every other network and the layer the
+matrix one.
 Where a task is too large for either, products go through torch and the registers' updates through fused kernels.
 Kernels are imported with the first call, so that the package imports without Triton.
 """
@@ -77,7 +78,7 @@ class TritonBackend:
             return [error.square().sum() / target.numel()]
         squares, error, (z, *parameters) = _calls(network).loss(target, queries, needs[0])
         arguments = [network.z, target, *network[1:6]]
-        grads = [z, -error, *parameters, None]
+        grads = [z, -error if needs[1] else None, *parameters, None]
         return [squares / target.numel(), *needed_gradients(grads, arguments, needs, squares.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -164,15 +165,13 @@ def _check_device(tokens: Tensor) -> None:
 
 
 def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
-    from memformer_kernels.backends.triton import networks, rules, spread
+    from memformer_kernels.backends.triton import networks, spread
 
-    batch, tokens, width = network.z.shape
+    batch, tokens, _ = network.z.shape
     if network.form.space == "gram" and spread.spreads(batch, tokens):
         return spread.SpreadCalls(network, network.form.response_only)
     if network.form.space == "gram" and network.form.response_only:
         return networks.ResponseCalls(network)
     if network.form.response_only:
-        config = rules.columns_config(width, tokens)
-        if config is not None:
-            return networks.ColumnCalls(network, config)
+        return networks.ColumnCalls(network)
     return networks.NetworkCalls(network)

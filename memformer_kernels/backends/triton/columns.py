@@ -1,9 +1,10 @@
-"""Response-only networks on tokens, for tiny tasks: features X stay in registers, only the response column s moves.
+"""Response-only networks on tokens: features X stay, only the response column s moves.
 
     g_l = X^T s_l / n over the context;   r_{l,h} = X A_{l,h} g_l + beta * r_{l-1,h};   s_{l+1} = s_l + sum gamma * r_j
 
-A program owns TASKS tasks at a time for all layers: it reads their tokens once, N D numbers each, and makes 2 L N D
-multiply-adds. Columns and vectors of a layer go to its scratch, which the caches hold.
+A program owns TASKS tasks at a time for all layers and makes 2 L N D multiply-adds each. Tokens of tiny tasks are read
+once and kept in registers; others pass through them in tiles of ROWS, once a layer, from the caches where those hold a
+task. Columns and vectors of a layer go to the program's scratch, which the caches hold.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import Coefficient
-from memformer_kernels.backends.triton.launch import launch, scratch_of, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
 from memformer_kernels.backends.triton.tiles import inner, load_counts, wide
 
 
@@ -42,7 +43,10 @@ class Sizes(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """RULE: of gamma. TASKS: at a time. LANES: tasks of a partial sum. LOSS: the error comes from targets."""
+    """RULE: of gamma. TASKS, ROWS: at a time. WHOLE: ROWS are all of a task, and kept. LOSS: from targets.
+
+    LINE: rows at a time of columns alone.
+    """
 
     FEATURES: int
     LOSS: bool
@@ -50,35 +54,45 @@ class Constants(NamedTuple):
     GAMMA_TOKENS: bool
     BETA_TOKENS: bool
     TASKS: int
-    LANES: int
     ROWS: int
     BLOCK: int
+    WHOLE: bool
+    LINE: int
     ACC: tl.dtype
 
 
 class Slots(NamedTuple):
-    """Where in a program's scratch, in columns (TASKS, N), each kind of them begins, after the states s_0, ..., s_L.
+    """Where in a program's scratch each kind begins: columns (TASKS, N), then vectors (TASKS, d).
 
-    Vectors g_l (TASKS, d) follow: forward at `updates`, backward at `end`.
+    Columns: states s_0, ..., s_L, registers (L, R); of the backward gradients of states (L) and of registers (L, R).
+    Vectors, counted from `vectors` on: sums g_l (L) and products A g_l (L, R); of the backward gradients of sums (L).
     """
 
     registers: Any
     updates: Any
     register_grads: Any
+    vectors: Any
+    products: Any
+    sum_grads: Any
     end: Any
 
 
 @triton.jit
-def slots_of(layers, kept):
+def slots_of(layers, kept, BACKWARD: tl.constexpr):
     """The one layout of scratch, of kernels and, as a plain function, of launches."""
     registers = layers + 1
     updates = registers + layers * kept
-    register_grads = updates + layers
-    return Slots(registers, updates, register_grads, register_grads + kept)
+    register_grads = updates + layers if BACKWARD else updates
+    vectors = register_grads + layers * kept if BACKWARD else updates
+    products = layers
+    sum_grads = products + layers * kept
+    return Slots(
+        registers, updates, register_grads, vectors, products, sum_grads, sum_grads + layers if BACKWARD else sum_grads
+    )
 
 
 class Tasks(NamedTuple):
-    """A program's tasks: which, whether they exist, their context lengths, rows, and which rows exist and are context.
+    """A program's tasks: which, whether they exist, their context lengths, and where their scratch is.
 
     columns, vectors: in scratch. slot, vector: numbers of one.
     """
@@ -86,41 +100,66 @@ class Tasks(NamedTuple):
     i_task: Any
     m_task: Any
     count: Any
-    i_row: Any
-    m_row: Any
-    m_context: Any
     columns: Any
     vectors: Any
+    m_vector: Any
     slot: Any
     vector: Any
+
+
+class Rows(NamedTuple):
+    """Some of the tasks' rows: which, where in a column, which exist, which are context and which are not padding."""
+
+    i_row: Any
+    p_row: Any
+    m_row: Any
+    m_context: Any
+    m_read: Any
 
 
 @triton.jit
 def own_tasks(t, i_task, memory, first_vector, sizes, C: tl.constexpr):
     """The tasks i_task (TASKS, 1), whose columns begin in `memory` and vectors after `first_vector` columns."""
     lane = tl.arange(0, C.TASKS)[:, None]
-    i_row = tl.arange(0, C.ROWS)[None, :]
     i = tl.arange(0, C.BLOCK)[None, :]
     slot = tl.cast(C.TASKS * sizes.tokens, tl.int64)
-    columns = memory + lane * sizes.tokens + i_row
+    columns = memory + lane * sizes.tokens
     vectors = memory + first_vector * slot + lane * C.FEATURES + i
     m_task = i_task < sizes.batch
     count = load_counts(t.lengths, i_task, sizes.context, m_task)
     vector = tl.cast(C.TASKS * C.FEATURES, tl.int64)
-    m_row = m_task & (i_row < sizes.tokens)
-    return Tasks(i_task, m_task, count, i_row, m_row, i_row < count, columns, vectors, slot, vector)
+    return Tasks(i_task, m_task, count, columns, vectors, m_task & (i < C.FEATURES), slot, vector)
 
 
 @triton.jit
-def load_tokens(z, strides, own, sizes, C: tl.constexpr):
-    """Features (TASKS, ROWS, BLOCK) and responses (TASKS, ROWS); padding is zero by selection."""
+def rows_from(first, own, sizes, ROWS: tl.constexpr):
+    """The tasks' rows from `first` on."""
+    i_row = first + tl.arange(0, ROWS)[None, :]
+    m_row = own.m_task & (i_row < sizes.tokens)
+    m_context = m_row & (i_row < own.count)
+    return Rows(i_row, own.columns + i_row, m_row, m_context, m_context | (m_row & (i_row >= sizes.valid_from)))
+
+
+@triton.jit
+def load_features(z, strides, rows, own, C: tl.constexpr):
+    """Features (TASKS, ROWS, BLOCK) of rows; padding is zero by selection."""
     z_task, z_row, z_column = strides
     i_column = tl.arange(0, C.BLOCK)[None, None, :]
-    m_read = own.m_row & (own.m_context | (own.i_row >= sizes.valid_from))
-    p_row = z + own.i_task * z_task + own.i_row * z_row
-    m_feature = m_read[:, :, None] & (i_column < C.FEATURES)
-    x = tl.load(p_row[:, :, None] + i_column * z_column, mask=m_feature, other=0.0).to(C.ACC)
-    return x, tl.load(p_row + C.FEATURES * z_column, mask=m_read, other=0.0).to(C.ACC)
+    p_row = z + own.i_task * z_task + rows.i_row * z_row
+    m_feature = rows.m_read[:, :, None] & (i_column < C.FEATURES)
+    return tl.load(p_row[:, :, None] + i_column * z_column, mask=m_feature, other=0.0).to(C.ACC)
+
+
+@triton.jit
+def whole_features(z, strides, own, sizes, C: tl.constexpr):
+    """All features, where a program's registers hold them, or nothing."""
+    return load_features(z, strides, rows_from(0, own, sizes, C.ROWS), own, C) if C.WHOLE else 0
+
+
+@triton.jit
+def features(whole, z, strides, rows, own, C: tl.constexpr):
+    """Features of rows: what registers hold, or loaded."""
+    return whole if C.WHOLE else load_features(z, strides, rows, own, C)
 
 
 @triton.jit
@@ -144,40 +183,72 @@ def shared_matrix(a, index, C: tl.constexpr):
 
 
 @triton.jit
-def run_layers(t, x, s, own, sizes, C: tl.constexpr):
-    """All layers from responses s: states, registers and vectors go to scratch. Returns the last responses."""
+def first_responses(t, whole, strides, own, sizes, C: tl.constexpr):
+    """Stores the responses s_0; what their features bring to g_0, (TASKS, ROWS, BLOCK), to be summed over its rows."""
+    z_task, z_row, z_column = strides
+    brought = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+    for first in range(0, sizes.tokens, C.ROWS):
+        rows = rows_from(first, own, sizes, C.ROWS)
+        p_response = t.z + own.i_task * z_task + rows.i_row * z_row + C.FEATURES * z_column
+        s = tl.load(p_response, mask=rows.m_read, other=0.0).to(C.ACC)
+        tl.store(rows.p_row, s, mask=rows.m_row)
+        x = features(whole, t.z, strides, rows, own, C)
+        brought += x * tl.where(rows.m_context, s, 0.0)[:, :, None]
+    return brought
+
+
+@triton.jit
+def next_responses(t, x, layer, rows, own, sizes, slots, C: tl.constexpr):
+    """s_{l+1} at some rows, from s_l and the layer's registers, which are stored."""
     layers = sizes.layers
     kept = sizes.kept
-    tokens = sizes.tokens
-    i_row = own.i_row
-    slot = own.slot
-    m_vector = own.m_task & (tl.arange(0, C.BLOCK)[None, :] < C.FEATURES)
-    registers = own.columns + slots_of(layers, kept).registers * slot
-    tl.store(own.columns, s, mask=own.m_row)
-    for layer in range(layers):
-        g = inner(x, tl.where(own.m_context, s, 0.0)[:, :, None], 1) / own.count.to(C.ACC)
-        tl.store(own.vectors + layer * own.vector, g, mask=m_vector)
+    registers = rows.p_row + slots.registers * own.slot
+    s = tl.load(rows.p_row + layer * own.slot, mask=rows.m_row, other=0.0)
+    for head in range(kept):
+        index = layer * kept + head
+        v = tl.load(own.vectors + (slots.products + index) * own.vector, mask=own.m_vector, other=0.0)
+        register = inner(x, v[:, None, :], 2)
+        if t.beta is not None:
+            before = tl.load(registers + (index - kept) * own.slot, mask=rows.m_row & (layer > 0), other=0.0)
+            register += load_weight(t.beta, index, rows.i_row, sizes.tokens, C.BETA_TOKENS) * before
+        tl.store(registers + index * own.slot, register, mask=rows.m_row)
+        if C.RULE == 0:
+            s += register
+        else:
+            i_own = index if C.RULE == 1 else (layer * layers + layer) * kept + head
+            s += load_weight(t.gamma, i_own, rows.i_row, sizes.tokens, C.GAMMA_TOKENS) * register
+        if C.RULE == 2:
+            for past in range(layer):
+                i_past = (layer * layers + past) * kept + head
+                earlier = tl.load(registers + (past * kept + head) * own.slot, mask=rows.m_row, other=0.0)
+                s += load_weight(t.gamma, i_past, rows.i_row, sizes.tokens, C.GAMMA_TOKENS) * earlier
+    tl.store(rows.p_row + (layer + 1) * own.slot, s, mask=rows.m_row)
+    return s
+
+
+@triton.jit
+def run_layers(t, whole, strides, own, sizes, slots, C: tl.constexpr):
+    """All layers: states, registers and vectors go to scratch. A layer passes over the tokens once.
+
+    What g_{l+1} needs of s_{l+1} is summed while that is made.
+    """
+    kept = sizes.kept
+    brought = first_responses(t, whole, strides, own, sizes, C)
+    for layer in range(sizes.layers):
+        g = tl.sum(brought, 1) / own.count.to(C.ACC)
+        tl.store(own.vectors + layer * own.vector, g, mask=own.m_vector)
         for head in range(kept):
             index = layer * kept + head
             v = inner(shared_matrix(t.a, index, C), g[:, None, :], 2)
-            register = inner(x, v[:, None, :], 2)
-            if t.beta is not None:
-                before = tl.load(registers + (index - kept) * slot, mask=own.m_row & (layer > 0), other=0.0)
-                register += load_weight(t.beta, index, i_row, tokens, C.BETA_TOKENS) * before
-            tl.store(registers + index * slot, register, mask=own.m_row)
-            if C.RULE == 0:
-                s += register
-            else:
-                i_own = index if C.RULE == 1 else (layer * layers + layer) * kept + head
-                s += load_weight(t.gamma, i_own, i_row, tokens, C.GAMMA_TOKENS) * register
-            if C.RULE == 2:
-                for past in range(layer):
-                    i_past = (layer * layers + past) * kept + head
-                    earlier = tl.load(registers + (past * kept + head) * slot, mask=own.m_row, other=0.0)
-                    s += load_weight(t.gamma, i_past, i_row, tokens, C.GAMMA_TOKENS) * earlier
-        tl.store(own.columns + (layer + 1) * slot, s, mask=own.m_row)
+            tl.store(own.vectors + (slots.products + index) * own.vector, v, mask=own.m_vector)
         tl.debug_barrier()
-    return s
+        brought = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+        for first in range(0, sizes.tokens, C.ROWS):
+            rows = rows_from(first, own, sizes, C.ROWS)
+            x = features(whole, t.z, strides, rows, own, C)
+            s = next_responses(t, x, layer, rows, own, sizes, slots, C)
+            brought += x * tl.where(rows.m_context, s, 0.0)[:, :, None]
+        tl.debug_barrier()
 
 
 @triton.jit(do_not_specialize=["sizes"])
@@ -186,18 +257,20 @@ def columns_kernel(t, out, scratch, strides, sizes, scratch_size, C: tl.constexp
     z_strides = wide(strides)
     lane = tl.arange(0, C.TASKS)[:, None]
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
+    slots = slots_of(sizes.layers, sizes.kept, False)
     for block in range(tl.program_id(0), tl.cdiv(sizes.batch, C.TASKS), tl.num_programs(0)):
         i_task = tl.cast(block, tl.int64) * C.TASKS + lane
-        own = own_tasks(t, i_task, memory, slots_of(sizes.layers, sizes.kept).updates, sizes, C)
-        x, s = load_tokens(t.z, z_strides, own, sizes, C)
-        run_layers(t, x, s, own, sizes, C)
-        first = sizes.tokens - sizes.queries
-        m_query = own.m_task & (own.i_row >= first) & (own.i_row < sizes.tokens)
-        for output in range(sizes.outputs):
-            p_state = own.columns + (sizes.layers - sizes.outputs + output + 1) * own.slot
-            values = tl.load(p_state, mask=m_query, other=0.0)
-            o_out = (tl.cast(output, tl.int64) * sizes.batch + i_task) * sizes.queries + own.i_row - first
-            tl.store(out + o_out, -values, mask=m_query)
+        own = own_tasks(t, i_task, memory, slots.vectors, sizes, C)
+        whole = whole_features(t.z, z_strides, own, sizes, C)
+        run_layers(t, whole, z_strides, own, sizes, slots, C)
+        begin = sizes.tokens - sizes.queries
+        for first in range(begin, sizes.tokens, C.LINE):
+            rows = rows_from(first, own, sizes, C.LINE)
+            for output in range(sizes.outputs):
+                p_state = rows.p_row + (sizes.layers - sizes.outputs + output + 1) * own.slot
+                values = tl.load(p_state, mask=rows.m_row, other=0.0)
+                o_out = (tl.cast(output, tl.int64) * sizes.batch + i_task) * sizes.queries + rows.i_row - begin
+                tl.store(out + o_out, -values, mask=rows.m_row)
         tl.debug_barrier()
 
 
@@ -216,9 +289,8 @@ class Recurrence(NamedTuple):
     def scratch_size(self, backward: bool) -> int:
         """Numbers of a program's scratch."""
         layers, kept, features, _ = self.a.shape
-        slots = slots_of.fn(layers, kept)
-        columns = slots.end if backward else slots.updates
-        return self.config.tasks * int(columns * self.z.shape[1] + layers * features)
+        slots = slots_of.fn(layers, kept, backward)
+        return self.config.tasks * int(slots.vectors * self.z.shape[1] + slots.end * features)
 
     def arguments(self, queries: int, outputs: int, loss: bool) -> dict[str, Any]:
         """What both kernels are told."""
@@ -236,9 +308,10 @@ class Recurrence(NamedTuple):
                 GAMMA_TOKENS=self.gamma.has_tokens,
                 BETA_TOKENS=self.beta.has_tokens,
                 TASKS=config.tasks,
-                LANES=config.lanes,
                 ROWS=config.rows,
                 BLOCK=config.block,
+                WHOLE=rules.keeps_features(tokens, config.rows, architecture(self.a.device)),
+                LINE=rules.line(tokens),
                 ACC=triton_type(self.a.dtype),
             ),
             **config.options,
@@ -250,7 +323,8 @@ def predictions(recurrence: Recurrence, queries: int, outputs: int) -> Tensor:
     a, batch = recurrence.a, recurrence.z.shape[0]
     out = a.new_empty((outputs, batch, queries))
     size = recurrence.scratch_size(backward=False)
-    programs, scratch = scratch_of(a, triton.cdiv(batch, recurrence.config.tasks), size)
+    config = recurrence.config
+    programs, scratch = scratch_of(a, triton.cdiv(batch, config.tasks), size, config.warps)
     if out.numel():
         shared = recurrence.arguments(queries, outputs, loss=False)
         launch(columns_kernel, programs, out=out, scratch=scratch, scratch_size=size, **shared)

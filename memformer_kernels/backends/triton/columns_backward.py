@@ -5,8 +5,8 @@ With u_l the gradient of s_{l+1}:
     r'_l = sum_{l'>=l} gamma_{l',l} * u_{l'} + beta_{l+1} * r'_{l+1};   v' = X^T r'_l;   A' = v' g^T;   g' = A^T v'
     u_{l-1} = u_l + X g' / n;   X' = s g'^T / n + r' (A g)^T
 
-A program owns LANES consecutive tasks, TASKS at a time, with 4 L N D multiply-adds each after the forward's, and adds
-up parameter gradients in its own partial sum.
+A program owns chunks of consecutive tasks, TASKS at a time, with 4 L N D multiply-adds each after the forward's, and
+adds up parameter gradients in the chunk's own partial sum.
 """
 
 from typing import NamedTuple
@@ -18,63 +18,40 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton.columns import (
     Recurrence,
-    load_tokens,
+    features,
     load_weight,
     own_tasks,
+    rows_from,
     run_layers,
     shared_matrix,
     slots_of,
+    whole_features,
 )
-from memformer_kernels.backends.triton.launch import launch, scratch_of
-from memformer_kernels.backends.triton.sums import Partials
+from memformer_kernels.backends.triton.launch import launch, scratch_of, tasks_a_sum
+from memformer_kernels.backends.triton.sums import STEPS_A_SUM, Partials, move_sum
 from memformer_kernels.backends.triton.tiles import add_to, inner, wide
 
 
 @triton.jit
-def add_to_weight(into, index, left, right, i_row, tokens, TOKENS: tl.constexpr):
-    """Adds left * right to a coefficient's gradient, summed over tasks and, without a token axis, over tokens."""
-    total = inner(left, right, 0, keep_dims=True)
-    if TOKENS:
-        add_to(into + tl.cast(index, tl.int64) * tokens + i_row, total, i_row < tokens)
-    else:
-        add_to(into + index, tl.sum(tl.sum(total, 1), 0), index >= 0)
+def add_to_weight(into, index, left, right, own, sizes, TOKENS: tl.constexpr, C: tl.constexpr):
+    """Adds products of two columns to a coefficient's gradient: sums over tasks and, without a token axis, tokens."""
+    brought = tl.zeros((C.TASKS, C.LINE), C.ACC)
+    for first in range(0, sizes.tokens, C.LINE):
+        rows = rows_from(first, own, sizes, C.LINE)
+        a = tl.load(left + rows.i_row, mask=rows.m_row, other=0.0)
+        b = tl.load(right + rows.i_row, mask=rows.m_row, other=0.0)
+        if TOKENS:
+            p_weight = into + tl.cast(index, tl.int64) * sizes.tokens + rows.i_row
+            add_to(p_weight, inner(a, b, 0, keep_dims=True), rows.i_row < sizes.tokens)
+        else:
+            brought += a * b
+    if not TOKENS:
+        add_to(into + index, tl.sum(tl.sum(brought, 1), 0), index >= 0)
 
 
 @triton.jit
-def register_gradient(t, grad, register, layer, head, own, sizes, gammas, betas, C: tl.constexpr):
-    """r'_l, and what its register brings to the gradients of gamma and beta."""
-    layers = sizes.layers
-    kept = sizes.kept
-    tokens = sizes.tokens
-    i_row = own.i_row
-    index = layer * kept + head
-    slots = slots_of(layers, kept)
-    updates = own.columns + slots.updates * own.slot
-    register_grads = own.columns + slots.register_grads * own.slot
-    if C.RULE == 0:
-        register_grad = grad
-    else:
-        i_weight = index if C.RULE == 1 else (layer * layers + layer) * kept + head
-        register_grad = grad * load_weight(t.gamma, i_weight, i_row, tokens, C.GAMMA_TOKENS)
-        add_to_weight(gammas, i_weight, register, grad, i_row, tokens, C.GAMMA_TOKENS)
-    if C.RULE == 2:
-        for later in range(layer + 1, layers):
-            i_weight = (later * layers + layer) * kept + head
-            update = tl.load(updates + later * own.slot, mask=own.m_row, other=0.0)
-            register_grad += update * load_weight(t.gamma, i_weight, i_row, tokens, C.GAMMA_TOKENS)
-            add_to_weight(gammas, i_weight, register, update, i_row, tokens, C.GAMMA_TOKENS)
-    if t.beta is not None:
-        if layer < layers - 1:
-            carried = tl.load(register_grads + head * own.slot, mask=own.m_row, other=0.0)
-            register_grad += carried * load_weight(t.beta, index + kept, i_row, tokens, C.BETA_TOKENS)
-            add_to_weight(betas, index + kept, register, carried, i_row, tokens, C.BETA_TOKENS)
-        tl.store(register_grads + head * own.slot, register_grad, mask=own.m_row)
-    return register_grad
-
-
-@triton.jit
-def run_layers_back(t, x, error, own, sizes, partial, NEED_Z: tl.constexpr, C: tl.constexpr):
-    """All layers back: gradients of features, where NEED_Z, and of responses; those of parameters join `partial`."""
+def add_coefficient_gradients(t, own, sizes, slots, partial, C: tl.constexpr):
+    """What every register brings to the gradients of gamma, and of the beta that carries it on."""
     layers = sizes.layers
     kept = sizes.kept
     weights = tl.cast(layers * kept, tl.int64)
@@ -85,87 +62,198 @@ def run_layers_back(t, x, error, own, sizes, partial, NEED_Z: tl.constexpr, C: t
         betas = gammas + weights * gamma_rows
     if C.RULE == 2:
         betas = gammas + layers * weights * gamma_rows
-    i = tl.arange(0, C.BLOCK)[None, :]
-    row = tl.arange(0, C.BLOCK)[None, :, None]
-    column = tl.arange(0, C.BLOCK)[None, None, :]
-    first = sizes.tokens - sizes.queries
-    m_query = own.m_row & (own.i_row >= first)
-    registers = own.columns + slots_of(layers, kept).registers * own.slot
-    updates = own.columns + slots_of(layers, kept).updates * own.slot
-    grad = tl.zeros((C.TASKS, C.ROWS), C.ACC)
-    x_grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
-    for back in range(layers):
-        layer = layers - 1 - back
-        if back < sizes.outputs:
-            output = tl.cast(sizes.outputs - 1 - back, tl.int64)
-            o_error = (output * sizes.batch + own.i_task) * sizes.queries + own.i_row - first
-            grad -= tl.load(error + o_error, mask=m_query, other=0.0).to(C.ACC)
-        tl.store(updates + layer * own.slot, grad, mask=own.m_row)
-        g = tl.load(own.vectors + layer * own.vector, mask=own.m_task & (i < C.FEATURES), other=0.0)
-        g_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
+    registers = own.columns + slots.registers * own.slot
+    updates = own.columns + slots.updates * own.slot
+    register_grads = own.columns + slots.register_grads * own.slot
+    for layer in range(layers):
         for head in range(kept):
             index = layer * kept + head
-            register = tl.load(registers + index * own.slot, mask=own.m_row, other=0.0)
-            register_grad = register_gradient(t, grad, register, layer, head, own, sizes, gammas, betas, C)
-            a_tile = shared_matrix(t.a, index, C)
-            v_grad = inner(x, register_grad[:, :, None], 1)
+            register = registers + index * own.slot
+            if C.RULE == 1:
+                add_to_weight(gammas, index, register, updates + layer * own.slot, own, sizes, C.GAMMA_TOKENS, C)
+            if C.RULE == 2:
+                for later in range(layer, layers):
+                    i_weight = (later * layers + layer) * kept + head
+                    update = updates + later * own.slot
+                    add_to_weight(gammas, i_weight, register, update, own, sizes, C.GAMMA_TOKENS, C)
+    if t.beta is not None:
+        for index in range(kept, layers * kept):
+            register = registers + (index - kept) * own.slot
+            carried = register_grads + index * own.slot
+            add_to_weight(betas, index, register, carried, own, sizes, C.BETA_TOKENS, C)
+
+
+@triton.jit
+def response_gradient(error, x, layer, sum_grad, rows, own, sizes, slots, C: tl.constexpr):
+    """The gradient of s_{l+1} at some rows: that of s_{l+2}, what its sum brings, and what its predictions bring."""
+    back = sizes.layers - 1 - layer
+    p_update = rows.p_row + (slots.updates + layer) * own.slot
+    grad = tl.load(p_update + own.slot, mask=rows.m_row & (back > 0), other=0.0)
+    grad += tl.where(rows.m_context, inner(x, sum_grad[:, None, :], 2), 0.0)
+    first = sizes.tokens - sizes.queries
+    m_query = rows.m_row & (rows.i_row >= first) & (back < sizes.outputs)
+    output = tl.cast(sizes.outputs - 1 - back, tl.int64)
+    o_error = (output * sizes.batch + own.i_task) * sizes.queries + rows.i_row - first
+    return grad - tl.load(error + o_error, mask=m_query, other=0.0).to(C.ACC)
+
+
+@triton.jit
+def register_gradient(t, grad, layer, head, rows, own, sizes, slots, C: tl.constexpr):
+    """r'_l at some rows, stored."""
+    layers = sizes.layers
+    kept = sizes.kept
+    index = layer * kept + head
+    updates = rows.p_row + slots.updates * own.slot
+    register_grads = rows.p_row + slots.register_grads * own.slot
+    if C.RULE == 0:
+        register_grad = grad
+    else:
+        i_weight = index if C.RULE == 1 else (layer * layers + layer) * kept + head
+        register_grad = grad * load_weight(t.gamma, i_weight, rows.i_row, sizes.tokens, C.GAMMA_TOKENS)
+    if C.RULE == 2:
+        for later in range(layer + 1, layers):
+            i_weight = (later * layers + layer) * kept + head
+            update = tl.load(updates + later * own.slot, mask=rows.m_row, other=0.0)
+            register_grad += update * load_weight(t.gamma, i_weight, rows.i_row, sizes.tokens, C.GAMMA_TOKENS)
+    if t.beta is not None:
+        m_later = rows.m_row & (layer < layers - 1)
+        i_later = tl.minimum(layer + 1, layers - 1) * kept + head
+        carried = tl.load(register_grads + i_later * own.slot, mask=m_later, other=0.0)
+        register_grad += carried * load_weight(t.beta, i_later, rows.i_row, sizes.tokens, C.BETA_TOKENS)
+    tl.store(register_grads + index * own.slot, register_grad, mask=rows.m_row)
+    return register_grad
+
+
+@triton.jit
+def run_layers_back(t, whole, error, strides, own, sizes, slots, partial, C: tl.constexpr):
+    """All layers back: gradients of states, registers and sums go to scratch, those of `a` join `partial`.
+
+    A layer passes over the tokens once for each of its registers. Returns the gradient of the first sum.
+    """
+    kept = sizes.kept
+    row = tl.arange(0, C.BLOCK)[None, :, None]
+    column = tl.arange(0, C.BLOCK)[None, None, :]
+    sum_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
+    for back in range(sizes.layers):
+        layer = sizes.layers - 1 - back
+        g = tl.load(own.vectors + layer * own.vector, mask=own.m_vector, other=0.0)
+        next_sum_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
+        for head in range(kept):
+            index = layer * kept + head
+            brought = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+            for first in range(0, sizes.tokens, C.ROWS):
+                rows = rows_from(first, own, sizes, C.ROWS)
+                x = features(whole, t.z, strides, rows, own, C)
+                p_update = rows.p_row + (slots.updates + layer) * own.slot
+                if head == 0:
+                    grad = response_gradient(error, x, layer, sum_grad, rows, own, sizes, slots, C)
+                    tl.store(p_update, grad, mask=rows.m_row)
+                else:
+                    grad = tl.load(p_update, mask=rows.m_row, other=0.0)
+                register_grad = register_gradient(t, grad, layer, head, rows, own, sizes, slots, C)
+                brought += x * register_grad[:, :, None]
+            v_grad = tl.sum(brought, 1)
             outer = inner(v_grad[:, :, None], g[:, None, :], 0, keep_dims=True)
             p_square = partial + tl.cast(index, tl.int64) * C.FEATURES * C.FEATURES + (row * C.FEATURES + column)
             add_to(p_square, outer, (row < C.FEATURES) & (column < C.FEATURES))
-            g_grad += inner(a_tile, v_grad[:, :, None], 1)
-            if NEED_Z:
-                v = inner(a_tile, g[:, None, :], 2)
-                x_grad += register_grad[:, :, None] * v[:, None, :]
-        g_grad = g_grad / own.count.to(C.ACC)
-        if NEED_Z:
-            state = tl.load(own.columns + layer * own.slot, mask=own.m_row & own.m_context, other=0.0)
-            x_grad += state[:, :, None] * g_grad[:, None, :]
-        grad += tl.where(own.m_context, inner(x, g_grad[:, None, :], 2), 0.0)
+            next_sum_grad += inner(shared_matrix(t.a, index, C), v_grad[:, :, None], 1)
+        sum_grad = next_sum_grad / own.count.to(C.ACC)
+        tl.store(own.vectors + (slots.sum_grads + layer) * own.vector, sum_grad, mask=own.m_vector)
         tl.debug_barrier()
-    return x_grad, grad
+    return sum_grad
 
 
-@triton.jit(do_not_specialize=["sizes", "predicted"])
+@triton.jit
+def store_token_gradients(t, whole, z_grad, sum_grad, strides, own, sizes, slots, C: tl.constexpr):
+    """Gradients of features, which every layer reads, and of responses, exactly zero where padding is."""
+    kept = sizes.kept
+    i_column = tl.arange(0, C.BLOCK)[None, None, :]
+    for first in range(0, sizes.tokens, C.ROWS):
+        rows = rows_from(first, own, sizes, C.ROWS)
+        x = features(whole, t.z, strides, rows, own, C)
+        register_grads = rows.p_row + slots.register_grads * own.slot
+        x_grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+        for layer in range(sizes.layers):
+            s = tl.load(rows.p_row + layer * own.slot, mask=rows.m_context, other=0.0)
+            p_sum_grad = own.vectors + (slots.sum_grads + layer) * own.vector
+            x_grad += s[:, :, None] * tl.load(p_sum_grad, mask=own.m_vector, other=0.0)[:, None, :]
+            for head in range(kept):
+                index = layer * kept + head
+                v = tl.load(own.vectors + (slots.products + index) * own.vector, mask=own.m_vector, other=0.0)
+                register_grad = tl.load(register_grads + index * own.slot, mask=rows.m_row, other=0.0)
+                x_grad += register_grad[:, :, None] * v[:, None, :]
+        grad = tl.load(rows.p_row + slots.updates * own.slot, mask=rows.m_row, other=0.0)
+        grad += tl.where(rows.m_context, inner(x, sum_grad[:, None, :], 2), 0.0)
+        p_token = z_grad + (own.i_task * sizes.tokens + rows.i_row) * (C.FEATURES + 1)
+        m_feature = rows.m_row[:, :, None] & (i_column < C.FEATURES)
+        tl.store(p_token[:, :, None] + i_column, tl.where(rows.m_read[:, :, None], x_grad, 0.0), mask=m_feature)
+        tl.store(p_token + C.FEATURES, tl.where(rows.m_read, grad, 0.0), mask=rows.m_row)
+
+
+@triton.jit
+def put_error(squares, error, target, predicted, own, sizes, C: tl.constexpr):
+    """Stores the gradient of the mean squared error of the last responses' predictions; squares plus their squares."""
+    begin = sizes.tokens - sizes.queries
+    for first in range(begin, sizes.tokens, C.LINE):
+        rows = rows_from(first, own, sizes, C.LINE)
+        s = tl.load(rows.p_row + sizes.layers * own.slot, mask=rows.m_row, other=0.0)
+        o_error = own.i_task * sizes.queries + rows.i_row - begin
+        wanted = tl.load(target + o_error, mask=rows.m_row, other=0.0).to(C.ACC)
+        difference = tl.where(rows.m_row, -s - wanted, 0.0)
+        squares += inner(difference, difference, 1, keep_dims=True)
+        tl.store(error + o_error, 2 * difference / tl.cast(predicted, C.ACC), mask=rows.m_row)
+    tl.debug_barrier()
+    return squares
+
+
+@triton.jit(do_not_specialize=["sizes", "chunk_tasks", "predicted"])
 def columns_backward_kernel(
-    t, error, target, z_grad, partials, scratch, strides, sizes, scratch_size, partial_size, predicted, C: tl.constexpr
+    t,
+    error,
+    target,
+    z_grad,
+    partials,
+    scratch,
+    strides,
+    sizes,
+    scratch_size,
+    partial_size,
+    chunk_tasks,
+    predicted,
+    C: tl.constexpr,
 ):
     """Gradients from those of the predictions, `error` (outputs, B, queries), or of the squared errors to `target`.
 
-    A partial sum holds the gradients of a, gamma, beta and, for the loss, the sum of squares; `error` (1, B, queries)
-    then receives 2 (prediction - target) / predicted. z_grad (B, N, D) is written where it is given.
+    A chunk's partial sum, zero at first, receives the gradients of a, gamma, beta and, for the loss, the sum of squares
+    of its chunk_tasks tasks; `error` (1, B, queries) then receives 2 (prediction - target) / predicted. z_grad
+    (B, N, D) is written where it is given.
     """
     z_strides = wide(strides)
     lane = tl.arange(0, C.TASKS)[:, None]
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    first = sizes.tokens - sizes.queries
-    for chunk in range(tl.program_id(0), tl.cdiv(sizes.batch, C.LANES), tl.num_programs(0)):
+    slots = slots_of(sizes.layers, sizes.kept, True)
+    chunks = tl.cdiv(sizes.batch, chunk_tasks)
+    running = partials + (chunks + tl.program_id(0)).to(tl.int64) * partial_size
+    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        first_task = tl.cast(chunk, tl.int64) * C.LANES
-        squares = tl.zeros((C.TASKS, 1), C.ACC)
-        for step in range(tl.cdiv(tl.minimum(sizes.batch - first_task, C.LANES).to(tl.int32), C.TASKS)):
-            i_task = first_task + step * C.TASKS + lane
-            own = own_tasks(t, i_task, memory, slots_of(sizes.layers, sizes.kept).end, sizes, C)
-            x, s = load_tokens(t.z, z_strides, own, sizes, C)
-            s = run_layers(t, x, s, own, sizes, C)
-            if C.LOSS:
-                m_query = own.m_row & (own.i_row >= first)
-                o_error = i_task * sizes.queries + own.i_row - first
-                wanted = tl.load(target + o_error, mask=m_query, other=0.0).to(C.ACC)
-                difference = tl.where(m_query, -s - wanted, 0.0)
-                squares += inner(difference, difference, 1, keep_dims=True)
-                tl.store(error + o_error, 2 * difference / tl.cast(predicted, C.ACC), mask=m_query)
+        first_task = tl.cast(chunk, tl.int64) * chunk_tasks
+        in_chunk = tl.minimum(sizes.batch - first_task, chunk_tasks).to(tl.int32)
+        for begin in range(0, in_chunk, C.TASKS * STEPS_A_SUM):
+            squares = tl.zeros((C.TASKS, 1), C.ACC)
+            for step in range(begin, tl.minimum(in_chunk, begin + C.TASKS * STEPS_A_SUM), C.TASKS):
+                own = own_tasks(t, first_task + step + lane, memory, slots.vectors, sizes, C)
+                whole = whole_features(t.z, z_strides, own, sizes, C)
+                run_layers(t, whole, z_strides, own, sizes, slots, C)
+                if C.LOSS:
+                    squares = put_error(squares, error, target, predicted, own, sizes, C)
+                sum_grad = run_layers_back(t, whole, error, z_strides, own, sizes, slots, running, C)
+                add_coefficient_gradients(t, own, sizes, slots, running, C)
+                if z_grad is not None:
+                    store_token_gradients(t, whole, z_grad, sum_grad, z_strides, own, sizes, slots, C)
                 tl.debug_barrier()
-            x_grad, grad = run_layers_back(t, x, error, own, sizes, partial, z_grad is not None, C)
-            if z_grad is not None:
-                m_read = own.m_context | (own.i_row >= sizes.valid_from)
-                p_row = z_grad + (i_task * sizes.tokens + own.i_row) * (C.FEATURES + 1)
-                i_column = tl.arange(0, C.BLOCK)[None, None, :]
-                m_feature = own.m_row[:, :, None] & (i_column < C.FEATURES)
-                tl.store(p_row[:, :, None] + i_column, tl.where(m_read[:, :, None], x_grad, 0.0), mask=m_feature)
-                tl.store(p_row + C.FEATURES, tl.where(m_read, grad, 0.0), mask=own.m_row)
-            tl.debug_barrier()
-        if C.LOSS:
-            tl.store(partial + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
+            if C.LOSS:
+                tl.store(running + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
+            move_sum(running, partial, partial_size)
 
 
 class Gradients(NamedTuple):
@@ -196,9 +284,11 @@ def predictions_backward(
     if error is None:
         error = a.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
-    partials = Partials(a, batch, recurrence.config.lanes, [a.numel(), gamma.numbers, beta.numbers, 1])
+    config = recurrence.config
+    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps)
     size = recurrence.scratch_size(backward=True)
-    programs, scratch = scratch_of(a, partials.chunks, size)
+    programs, scratch = scratch_of(a, triton.cdiv(batch, chunk_tasks), size, config.warps)
+    partials = Partials(a, batch, chunk_tasks, [a.numel(), gamma.numbers, beta.numbers, 1], programs)
     if batch:
         launch(
             columns_backward_kernel,
@@ -210,6 +300,7 @@ def predictions_backward(
             scratch=scratch,
             scratch_size=size,
             partial_size=partials.size,
+            chunk_tasks=chunk_tasks,
             predicted=max(error.numel(), 1),
             **recurrence.arguments(queries, outputs, target is not None),
         )

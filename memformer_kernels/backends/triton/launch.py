@@ -13,12 +13,15 @@ from torch import Tensor
 from memformer_kernels.availability import triton_on_host
 from memformer_kernels.backends.triton import rules
 
-Observer = Callable[[Any, dict[str, Any]], object]
-"""Takes a kernel and its arguments by name, Triton's options among them."""
+Observer = Callable[[Any, int, dict[str, Any]], object]
+"""Takes a kernel, how many programs run it, and its arguments by name, Triton's options among them."""
 
 _OBSERVER: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
 _ARCHITECTURE: ContextVar[int | None] = ContextVar("architecture", default=None)
+
+_MEMORY = 141 * 10**9
+"""Of an H200, in bytes."""
 
 
 def launch(kernel: Any, programs: int, **arguments: Any) -> None:
@@ -34,7 +37,7 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
         if observer is None:
             kernel[(programs,)](**arguments)
         else:
-            observer(kernel, arguments)
+            observer(kernel, programs, arguments)
 
 
 @cache
@@ -70,7 +73,7 @@ def compile_only() -> AbstractContextManager[None]:
     return observed(_load)
 
 
-def _load(kernel: Any, arguments: dict[str, Any]) -> None:
+def _load(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
     compiled = kernel.warmup(grid=(1,), **arguments)
     # Triton loads a kernel's code onto the GPU when its launcher is first asked for, which a capture must not do.
     _ = compiled.run
@@ -88,6 +91,29 @@ def architecture(device: torch.device) -> int:
 def _architecture(index: int) -> int:
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
+
+
+@cache
+def _machine(index: int) -> rules.Machine:
+    properties = torch.cuda.get_device_properties(index)
+    return rules.Machine(properties.multi_processor_count, properties.total_memory)
+
+
+def _on_host() -> rules.Machine:
+    """Of CPU tensors: the host driver's, or an H200, which everything is cut up for where there is no GPU at all."""
+    driver = None if interpreted() else triton_on_host()
+    if driver is None:
+        return rules.Machine(rules.MULTIPROCESSORS, _MEMORY)
+    return rules.Machine(driver.utils.get_device_properties(0)["multiprocessor_count"], _MEMORY)
+
+
+def tasks_a_sum(like: Tensor, batch: int, at_once: int, warps: int, tiles: int = 1) -> int:
+    """`rules.tasks_a_sum`, the same on every GPU; for CPU tensors by the multiprocessors of what stands for one.
+
+    A virtual GPU has few: each then sums over as many tasks as one of a whole GPU's with its share of a batch.
+    """
+    multiprocessors = rules.MULTIPROCESSORS if like.is_cuda else _on_host().multiprocessors
+    return rules.tasks_a_sum(batch, at_once, warps, tiles, multiprocessors)
 
 
 @contextmanager
@@ -124,9 +150,13 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def scratch_of(like: Tensor, pieces: int, size: int) -> tuple[int, Tensor]:
-    """How many programs share so many pieces of work, and memory of `size` numbers for each of them."""
-    programs = rules.programs(pieces, size * like.itemsize)
+def scratch_of(like: Tensor, pieces: int, size: int, warps: int) -> tuple[int, Tensor]:
+    """How many programs of so many warps share so many pieces of work, and memory of `size` numbers for each of them.
+
+    For CPU tensors, which no GPU has, as on an H200.
+    """
+    machine = _machine(like.device.index) if like.is_cuda else _on_host()
+    programs = rules.programs(pieces, size * like.itemsize, warps, machine)
     return programs, like.new_empty(programs * size)
 
 

@@ -34,7 +34,7 @@ def add_gradient(into, index, left, right, tile, n, TOKENS: tl.constexpr):
 
 @triton.jit
 def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memory, own, n, C: tl.constexpr):
-    """Stores R'_l over R'_{l+1}, and adds the gradients of gamma and beta that this layer's registers bring.
+    """Stores R'_l over R_l, and adds the gradients of gamma and beta that this layer's registers bring.
 
     Registers from before the first layer belong to a call of one layer: their gradients are stored with it.
     """
@@ -50,7 +50,7 @@ def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memo
         tile = row_tile(first, own.m_task, n, C)
         update = tl.load(memory.grads + (layer + 1) * memory.slot + tile.o_entry, mask=tile.m_entry, other=0.0)
         for register in range(n.kept):
-            p_register = memory.registers + (layer * n.kept + register) * memory.slot + tile.o_entry
+            p_register = memory.registers + layer * memory.register_slot + register * memory.slot + tile.o_entry
             value = tl.load(p_register, mask=tile.m_entry, other=0.0)
             grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
             if C.RULE == 0:
@@ -67,10 +67,9 @@ def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memo
                     from_later = tl.load(p_later, mask=tile.m_entry, other=0.0)
                     grad += from_later * load_gamma(t, index, tile, n, C)
                     add_gradient(gammas, index, value, from_later, tile, n, C.GAMMA_TOKENS)
-            p_grad = memory.register_grads + register * memory.slot + tile.o_entry
             if t.beta is not None:
-                # At the last layer there is no later register, and the slot still holds another task's gradient.
-                carried = tl.load(p_grad, mask=tile.m_entry & (layer < n.layers - 1), other=0.0)
+                m_later = tile.m_entry & (layer < n.layers - 1)
+                carried = tl.load(p_register + memory.register_slot, mask=m_later, other=0.0)
                 index = tl.minimum(layer + 1, n.layers - 1) * n.kept + register
                 grad += carried * load_beta(t, index, tile, n, C)
                 if layer < n.layers - 1:
@@ -78,7 +77,7 @@ def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memo
             if register_out_grad is not None:
                 p_out = register_out_grad + (own.i_task * n.kept + register) * n.rows * n.width + tile.o_entry
                 grad += tl.load(p_out, mask=tile.m_entry, other=0.0).to(C.ACC)
-            put(p_grad, grad, tile.m_entry)
+            put(p_register, grad, tile.m_entry)
             if C.PAST:
                 store_past_gradients(t, past_grad, gammas, betas, update, grad, register, tile, own, n, C)
 
@@ -141,7 +140,7 @@ def add_matrix_gradients(partial, layer, state, q, p, NEED_INITIAL: tl.constexpr
     gram_grads = memory.squares + GRAM_GRAD * memory.square
     gram_grad = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
     for register in range(n.kept):
-        grads = memory.register_grads + register * memory.slot
+        grads = memory.registers + layer * memory.register_slot + register * memory.slot
         mixed_grad = product((state, 1, n.width), (grads, n.width, 1), bounds, C.BLOCK, C.BLOCK, C)
         put(memory.squares + MIXED_GRAD * memory.square + o_entry, mixed_grad, m_entry)
         if C.P_GRAD:
@@ -162,15 +161,17 @@ def add_matrix_gradients(partial, layer, state, q, p, NEED_INITIAL: tl.constexpr
 
 
 @triton.jit
-def put_state_gradient(state, grad, into, memory, own, n, C: tl.constexpr):
+def put_state_gradient(layer, state, memory, own, n, C: tl.constexpr):
     """Stores the gradient of X_l: that of X_{l+1}, what the attention brings, and what the Gram matrix brings."""
+    into = memory.grads + layer * memory.slot
+    register_grads = memory.registers + layer * memory.register_slot
     for first in range(0, n.rows, C.ROWS):
         tile = row_tile(first, own.m_task, n, C)
         bounds = (own.m_task, n.rows - first, n.width, n.width, n.width)
-        total = tl.load(grad + tile.o_entry, mask=tile.m_entry, other=0.0)
+        total = tl.load(into + memory.slot + tile.o_entry, mask=tile.m_entry, other=0.0)
         for register in range(n.kept):
             total += product(
-                (memory.register_grads + register * memory.slot + first * n.width, n.width, 1),
+                (register_grads + register * memory.slot + first * n.width, n.width, 1),
                 (memory.squares + (MIXED + register) * memory.square, n.width, 1),
                 bounds,
                 C.ROWS,

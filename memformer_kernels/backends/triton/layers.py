@@ -103,7 +103,7 @@ class Constants(NamedTuple):
     """SPACE: "gram" or "token". STACK: Z_L is asked for, not predictions. RULE: of gamma. TASKS, ROWS: at a time.
 
     Of the forward alone: KEEP: all states. Of the backward: LOSS: the error comes from targets. P_GRAD: p is an
-    argument. LANES: tasks of a partial sum.
+    argument.
     """
 
     SPACE: str
@@ -122,44 +122,40 @@ class Constants(NamedTuple):
     KEEP: bool = False
     LOSS: bool = False
     P_GRAD: bool = False
-    LANES: int = 0
 
 
 class Slots(NamedTuple):
     """Where in a program's scratch, in states of all its tasks, each kind begins; states lie first.
 
-    Gradients of states, registers (L, R), and of the backward gradients of registers (R). D-by-D slots follow: in a
-    forward at `register_grads`, in a backward at `end`.
+    Gradients of states where those have room of their own, registers, and at `end` D-by-D slots.
     """
 
     grads: Any
     registers: Any
-    register_grads: Any
     end: Any
 
 
 @triton.jit
-def slots_of(layers, kept, states, grads):
-    """The one layout of scratch with so many states and gradients, of kernels and, as a plain function, of launches."""
-    registers = states + grads
-    register_grads = registers + layers * kept
-    return Slots(states, registers, register_grads, register_grads + kept)
+def slots_of(states, grads, registers):
+    """The one layout of scratch with so many of each, of kernels and, as a plain function, of launches."""
+    return Slots(states, states + grads, states + grads + registers)
 
 
 class Memory(NamedTuple):
     """A program's scratch: where each task's part of each kind begins, numbers of a state and of a D-by-D slot.
 
-    state_slot: from one state to the next, 0 where each layer moves the same one on.
+    grads: of states; on tokens the gradient of a state takes its place, and so does that of a register everywhere.
+    state_slot, register_slot: from one layer's to the next, 0 where each layer's takes the place of the one before.
     """
 
     states: Any
     grads: Any
     registers: Any
-    register_grads: Any
     squares: Any
     slot: Any
     square: Any
     state_slot: Any
+    register_slot: Any
 
 
 class Tasks(NamedTuple):
@@ -316,11 +312,10 @@ def new_register(t, state, first, layer, register, tile, memory, own, n, C: tl.c
     )
     if C.SPACE == "token":
         fresh = tl.where((tile.i_row < own.count) | (tile.i_row >= n.valid_from), fresh, 0.0)
-    index = layer * n.kept + register
-    p_register = memory.registers + index * memory.slot + tile.o_entry
+    p_register = memory.registers + layer * memory.register_slot + register * memory.slot + tile.o_entry
     if t.beta is not None:
-        decay = load_beta(t, index, tile, n, C)
-        before = tl.load(p_register - n.kept * memory.slot, mask=tile.m_entry & (layer > 0), other=0.0)
+        decay = load_beta(t, layer * n.kept + register, tile, n, C)
+        before = tl.load(p_register - memory.register_slot, mask=tile.m_entry & (layer > 0), other=0.0)
         if C.PAST:
             m_first = tile.m_entry & (layer == 0)
             before += load_past(n.depth - 1, register, tile.o_entry, m_first, own, n, C.ACC)
@@ -355,8 +350,8 @@ def run_layers(t, memory, own, n, C: tl.constexpr):
                 if C.RULE == 2:
                     for earlier in range(layer):
                         weight = load_gamma(t, (layer * total + n.depth + earlier) * n.kept + register, tile, n, C)
-                        p_earlier = memory.registers + (earlier * n.kept + register) * memory.slot + tile.o_entry
-                        moved += weight * tl.load(p_earlier, mask=tile.m_entry, other=0.0)
+                        p_earlier = memory.registers + earlier * memory.register_slot + register * memory.slot
+                        moved += weight * tl.load(p_earlier + tile.o_entry, mask=tile.m_entry, other=0.0)
                     if C.PAST:
                         for earlier in range(n.depth):
                             weight = load_gamma(t, (layer * total + earlier) * n.kept + register, tile, n, C)

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.coefficients import Coefficient
+from memformer_kernels.backends.triton.coefficients import FULL, Coefficient
 from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
 from memformer_kernels.backends.triton.layers import (
     INITIAL,
@@ -107,7 +107,8 @@ def store_tokens(t, out, register_out, strides, memory, own, n, C: tl.constexpr)
 def network_kernel(t, out, register_out, scratch, strides, sizes, width, depths, ends, scratch_size, C: tl.constexpr):
     """Z_L (B, N, D), with the last layer's register where it is asked for, or predictions (outputs, B, queries).
 
-    Scratch: states (L + 1 with KEEP, else one, which each layer moves on), registers (L, R), D-by-D slots.
+    Scratch: states (L + 1 with KEEP, else one, which each layer moves on), registers (L, R) where later layers read
+    them, else (R), D-by-D slots.
     """
     z_strides = wide((strides.task, strides.row, strides.column))
     n = shape_of(sizes, width, depths, ends)
@@ -116,11 +117,12 @@ def network_kernel(t, out, register_out, scratch, strides, sizes, width, depths,
     square = tl.cast(C.TASKS * width * width, tl.int64)
     program = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     states = program + lane * n.rows * width
-    slots = slots_of(n.layers, n.kept, n.layers + 1 if C.KEEP else 1, 0)
+    slots = slots_of(n.layers + 1 if C.KEEP else 1, 0, n.layers * n.kept if C.RULE == 2 else n.kept)
     registers = states + slots.registers * slot
-    squares = program + slots.register_grads * slot + lane * width * width
+    squares = program + slots.end * slot + lane * width * width
     state_slot = slot if C.KEEP else slot * 0
-    memory = Memory(states, None, registers, None, squares, slot, square, state_slot)
+    register_slot = n.kept * slot if C.RULE == 2 else slot * 0
+    memory = Memory(states, None, registers, squares, slot, square, state_slot, register_slot)
     for block in range(tl.program_id(0), tl.cdiv(n.batch, C.TASKS), tl.num_programs(0)):
         i_task = tl.cast(block, tl.int64) * C.TASKS + lane
         own = own_tasks(t, i_task, strides.past, n)
@@ -171,12 +173,11 @@ class Recurrence(NamedTuple):
         dtype = self.q.dtype
         return rules.config(self.z.shape[2], self.rows, dtype, architecture(self.q.device), matrices=True)
 
-    def scratch_size(self, states: int, grads: int) -> int:
-        """Numbers of a program's scratch with so many states and gradients of states."""
-        slots, width = slots_of.fn(self.q.shape[0], self.kept, states, grads), self.z.shape[2]
-        in_all = slots.end if grads else slots.register_grads
+    def scratch_size(self, states: int, grads: int, registers: int) -> int:
+        """Numbers of a program's scratch with so many states, gradients of states that lie apart, and registers."""
+        end, width = slots_of.fn(states, grads, registers).end, self.z.shape[2]
         squares = MIXED.value + self.kept
-        return self.config.tasks * int(in_all * self.rows * width + squares * width * width)
+        return self.config.tasks * int(end * self.rows * width + squares * width * width)
 
     def arguments(self, queries: int, outputs: int, stack: bool) -> dict[str, Any]:
         """What both kernels are told."""
@@ -231,8 +232,11 @@ def _forward(
     recurrence: Recurrence, queries: int, outputs: int, out: Tensor, register_out: Tensor | None, stack: bool
 ) -> None:
     q, keep = recurrence.q, outputs > 1
-    size = recurrence.scratch_size(q.shape[0] + 1 if keep else 1, 0)
-    programs, scratch = scratch_of(q, triton.cdiv(recurrence.z.shape[0], recurrence.config.tasks), size)
+    layers = q.shape[0]
+    registers = recurrence.kept * (layers if recurrence.rule == FULL else 1)
+    size = recurrence.scratch_size(layers + 1 if keep else 1, 0, registers)
+    config = recurrence.config
+    programs, scratch = scratch_of(q, triton.cdiv(recurrence.z.shape[0], config.tasks), size, config.warps)
     arguments = recurrence.arguments(queries, outputs, stack)
     arguments["C"] = arguments["C"]._replace(KEEP=keep)
     if out.numel():

@@ -1,6 +1,6 @@
 """The backward of `network`, and the fused loss: forward, error and backward of a task in one launch.
 
-A program owns chunks of LANES tasks, TASKS at a time. It runs the layers again, keeping states and registers in its
+A program owns chunks of tasks, TASKS at a time. It runs the layers again, keeping states and registers in its
 scratch, then walks them back. With U_l the gradient of X_{l+1}:
 
     R'_{l} = sum_{l'>=l} gamma_{l',l} * U_{l'} + beta_{l+1} * R'_{l+1};   W' = X^T R'
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memformer_kernels.backends.triton.launch import launch, scratch_of
+from memformer_kernels.backends.triton.launch import launch, scratch_of, tasks_a_sum
 from memformer_kernels.backends.triton.layer_gradients import (
     add_matrix_gradients,
     put_register_gradients,
@@ -40,7 +40,7 @@ from memformer_kernels.backends.triton.state_gradients import (
     store_matrix_gradient,
     store_token_gradient,
 )
-from memformer_kernels.backends.triton.sums import Partials
+from memformer_kernels.backends.triton.sums import STEPS_A_SUM, Partials, move_sum
 from memformer_kernels.backends.triton.tiles import inner, put, wide
 
 
@@ -94,10 +94,10 @@ def run_layers_back(t, error, register_out_grad, grads, partial, strides, memory
         put_mixed(p, q, memory, own, n, C)
         put_register_gradients(t, register_out_grad, past_grad, partial, layer, memory, own, n, C)
         add_matrix_gradients(partial, layer, state, q, p, NEED_INITIAL, memory, own, n, C)
-        put_state_gradient(state, grad, memory.grads + layer * memory.slot, memory, own, n, C)
+        put_state_gradient(layer, state, memory, own, n, C)
 
 
-@triton.jit(do_not_specialize=["sizes", "depths", "ends", "predicted"])
+@triton.jit(do_not_specialize=["sizes", "depths", "ends", "chunk_tasks", "predicted"])
 def network_backward_kernel(
     t,
     error,
@@ -113,14 +113,16 @@ def network_backward_kernel(
     ends,
     scratch_size,
     partial_size,
+    chunk_tasks,
     predicted,
     C: tl.constexpr,
 ):
     """Gradients from that of Z_L (and of the last register), from those of predictions, or of the squared errors.
 
-    A chunk's partial sum holds the gradients of q, of p where P_GRAD, of gamma and beta and, for the loss, the sum of
-    squares. For the loss `error` (1, B, queries) receives 2 (prediction - target) / predicted. Scratch: states (L + 1),
-    gradients (L + 1), registers (L, R), register gradients (R), D-by-D slots.
+    A chunk's partial sum, zero at first, receives the gradients of q, of p where P_GRAD, of gamma and beta and, for the
+    loss, the sum of squares of its chunk_tasks tasks. For the loss `error` (1, B, queries) receives
+    2 (prediction - target) / predicted. Scratch: states (L + 1), in Gram space their gradients (L + 1), registers
+    (L, R), D-by-D slots.
     """
     z_strides = wide((strides.task, strides.row, strides.column))
     n = shape_of(sizes, width, depths, ends)
@@ -128,45 +130,41 @@ def network_backward_kernel(
     slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
     square = tl.cast(C.TASKS * width * width, tl.int64)
     program = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    slots = slots_of(n.layers, n.kept, n.layers + 1, n.layers + 1)
+    slots = slots_of(n.layers + 1, n.layers + 1 if C.SPACE == "gram" else 0, n.layers * n.kept)
     states = program + lane * n.rows * width
     squares = program + slots.end * slot + lane * width * width
-    memory = Memory(
-        states,
-        states + slots.grads * slot,
-        states + slots.registers * slot,
-        states + slots.register_grads * slot,
-        squares,
-        slot,
-        square,
-        slot,
-    )
+    grads_of_states = states + slots.grads * slot if C.SPACE == "gram" else states
+    registers = states + slots.registers * slot
+    memory = Memory(states, grads_of_states, registers, squares, slot, square, slot, n.kept * slot)
     i = tl.arange(0, C.BLOCK)[None, :, None]
     column = tl.arange(0, C.BLOCK)[None, None, :]
-    for chunk in range(tl.program_id(0), tl.cdiv(n.batch, C.LANES), tl.num_programs(0)):
-        first_task = tl.cast(chunk, tl.int64) * C.LANES
-        partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        lanes_live = tl.minimum(n.batch - first_task, C.LANES).to(tl.int32)
-        squared = tl.zeros((C.TASKS, 1), C.ACC)
-        for step in range(tl.cdiv(lanes_live, C.TASKS)):
-            own = own_tasks(t, first_task + step * C.TASKS + lane, strides.past, n)
-            put_first_state(t, z_strides, memory, own, n, C)
-            run_layers(t, memory, own, n, C)
+    chunks = tl.cdiv(n.batch, chunk_tasks)
+    running = partials + (chunks + tl.program_id(0)).to(tl.int64) * partial_size
+    for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+        first_task = tl.cast(chunk, tl.int64) * chunk_tasks
+        in_chunk = tl.minimum(n.batch - first_task, chunk_tasks).to(tl.int32)
+        for begin in range(0, in_chunk, C.TASKS * STEPS_A_SUM):
+            squared = tl.zeros((C.TASKS, 1), C.ACC)
+            for step in range(begin, tl.minimum(in_chunk, begin + C.TASKS * STEPS_A_SUM), C.TASKS):
+                own = own_tasks(t, first_task + step + lane, strides.past, n)
+                put_first_state(t, z_strides, memory, own, n, C)
+                run_layers(t, memory, own, n, C)
+                if C.LOSS:
+                    squared = put_error(squared, t, error, target, z_strides, predicted, memory, own, n, C)
+                put_last_gradient(t, out_grads.tokens, memory.grads + n.layers * slot, z_strides, own, n, C)
+                if C.SPACE == "gram":
+                    empty = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
+                    p_initial = squares + INITIAL_GRAD * square + i * width + column
+                    put(p_initial, empty, own.m_task & (i < width) & (column < width))
+                run_layers_back(t, error, out_grads.register, grads, running, z_strides, memory, own, n, C)
+                if grads.z is not None:
+                    store_token_gradient(t, grads.z, out_grads.tokens, error, z_strides, memory, own, n, C)
+                if grads.matrix is not None:
+                    store_matrix_gradient(grads.matrix, memory, own, n, C)
+                tl.debug_barrier()
             if C.LOSS:
-                squared = put_error(squared, t, error, target, z_strides, predicted, memory, own, n, C)
-            put_last_gradient(t, out_grads.tokens, memory.grads + n.layers * slot, z_strides, own, n, C)
-            if C.SPACE == "gram":
-                empty = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
-                p_initial = squares + INITIAL_GRAD * square + i * width + column
-                put(p_initial, empty, own.m_task & (i < width) & (column < width))
-            run_layers_back(t, error, out_grads.register, grads, partial, z_strides, memory, own, n, C)
-            if grads.z is not None:
-                store_token_gradient(t, grads.z, out_grads.tokens, error, z_strides, memory, own, n, C)
-            if grads.matrix is not None:
-                store_matrix_gradient(grads.matrix, memory, own, n, C)
-            tl.debug_barrier()
-        if C.LOSS:
-            tl.store(partial + partial_size - 1, tl.sum(tl.sum(squared, 1), 0))
+                tl.store(running + partial_size - 1, tl.sum(tl.sum(squared, 1), 0))
+            move_sum(running, partials + tl.cast(chunk, tl.int64) * partial_size, partial_size)
 
 
 class Gradients(NamedTuple):
@@ -209,18 +207,20 @@ def _backward(
     out_grads: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Gradients, Tensor]:
     z, q, past, gamma, beta = recurrence.z, recurrence.q, recurrence.past, recurrence.gamma, recurrence.beta
-    batch, states, lanes = z.shape[0], q.shape[0] + 1, recurrence.config.lanes
+    batch, layers, config = z.shape[0], q.shape[0], recurrence.config
     if error is None:
         error = q.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
     matrix_grad = None if recurrence.matrix is None else torch.empty_like(recurrence.matrix)
     past_grad = None if past is None else torch.empty_like(past)
     p_numbers = q.numel() if recurrence.p_grad else 0
-    partials = Partials(q, batch, lanes, [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1])
-    size = recurrence.scratch_size(states, states)
-    programs, scratch = scratch_of(q, partials.chunks, size)
+    chunk_tasks = tasks_a_sum(q, batch, config.tasks, config.warps)
+    apart = layers + 1 if recurrence.space == "gram" else 0
+    size = recurrence.scratch_size(layers + 1, apart, layers * recurrence.kept)
+    programs, scratch = scratch_of(q, triton.cdiv(batch, chunk_tasks), size, config.warps)
+    partials = Partials(q, batch, chunk_tasks, [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1], programs)
     arguments = recurrence.arguments(queries, outputs, stack=out_grads is not None)
-    arguments["C"] = arguments["C"]._replace(LOSS=target is not None, P_GRAD=recurrence.p_grad, LANES=lanes)
+    arguments["C"] = arguments["C"]._replace(LOSS=target is not None, P_GRAD=recurrence.p_grad)
     if batch:
         launch(
             network_backward_kernel,
@@ -233,6 +233,7 @@ def _backward(
             scratch=scratch,
             scratch_size=size,
             partial_size=partials.size,
+            chunk_tasks=chunk_tasks,
             predicted=max(error.numel(), 1),
             **arguments,
         )

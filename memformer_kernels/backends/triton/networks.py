@@ -14,11 +14,11 @@ from memformer_kernels.backends.triton import (
     columns_backward,
     network,
     network_backward,
+    rules,
     solve,
     solve_backward,
 )
 from memformer_kernels.backends.triton.coefficients import DIAGONAL, FULL, LINEAR, Coefficient, in_full
-from memformer_kernels.backends.triton.rules import Config
 from memformer_kernels.calls.arguments import Layer, Network, Quadratics, compute_dtype
 
 NetworkGradients = tuple[Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None]
@@ -135,11 +135,12 @@ class ResponseCalls(_Response):
 
 
 class ColumnCalls(_Response):
-    """A response-only network on tokens, tiny enough that features stay in registers."""
+    """A response-only network on tokens."""
 
-    def __init__(self, call: Network, config: Config) -> None:
+    def __init__(self, call: Network) -> None:
         super().__init__(call)
         weights = _weights(call, 1, column=True)
+        config = rules.columns_config(call.z.shape[2], call.z.shape[1])
         self.recurrence = columns.Recurrence(call.z, call.lengths, call.context, _blocks(call), *weights, config)
 
     def _predict(self, queries: int, outputs: int) -> Tensor:

@@ -4,7 +4,7 @@
     backward  R'_l = sum_k gamma_k * U_k + beta * R'_{l+1};   gamma_k' = sum R_l * U_k;   beta' = sum R_l * R'_{l+1}
 
 where U_k are the gradients of the states that read R_l. A program owns a tile of rows and columns, forward of one task,
-backward of LANES consecutive ones, whose coefficient gradients it adds up in its own partial sum. Every register and
+backward of several consecutive ones, whose coefficient gradients it adds up in its own partial sum. Every register and
 every U_k (once for each head) is read once, every result written once: all is memory traffic.
 """
 
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import sums
 from memformer_kernels.backends.triton.coefficients import Entries, add_to_coefficient, load_coefficient
-from memformer_kernels.backends.triton.launch import launch
+from memformer_kernels.backends.triton.launch import launch, tasks_a_sum
 from memformer_kernels.backends.triton.tiles import inner, wide
 
 TILE_NUMBERS = 2048
 """Numbers of a tile: 16 registers of 128 threads for each of the half dozen tiles that a program holds."""
 
 WIDEST_TILE = 128
+
+WARPS = 4
+"""Of a program: as many as Triton takes where it is not told."""
 
 
 class Update(NamedTuple):
@@ -69,18 +72,18 @@ class PartialSizes(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Registers R a layer, and kept registers or updates."""
+    """Registers R a layer, kept registers or updates, and tasks of a partial sum."""
 
     heads: int
     others: int
+    lanes: int
 
 
 class Constants(NamedTuple):
-    """LANES: tasks of a partial sum. ROWS, BLOCK: of a tile."""
+    """ROWS, BLOCK: of a tile."""
 
     GAMMA_TOKENS: bool
     BETA_TOKENS: bool
-    LANES: int
     ROWS: int
     BLOCK: int
 
@@ -162,8 +165,8 @@ def update_backward_kernel(t, slot, batch, rows, width, counts, partial_sizes, C
         p_gamma = t.gamma_partials + (tile.i_block if C.GAMMA_TOKENS else i_cell) * partial_sizes.gamma
     if t.carried is not None:
         p_beta = t.beta_partials + (tile.i_block if C.BETA_TOKENS else i_cell) * partial_sizes.beta
-    for lane in range(tl.minimum(batch - tile.i_block * C.LANES, C.LANES)):
-        i_task = tile.i_block * C.LANES + lane
+    for lane in range(tl.minimum(batch - tile.i_block * counts.lanes, counts.lanes)):
+        i_task = tile.i_block * counts.lanes + lane
         for head in range(counts.heads):
             o_entry = ((i_task * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
             register = tl.load(t.register + o_entry, mask=tile.m_entry, other=0.0)
@@ -197,10 +200,8 @@ class RegisterGradients(NamedTuple):
 
 def _constants(width: int, gamma: Tensor | None, beta: Tensor | None) -> Constants:
     tokens = [x is not None and x.shape[-2] > 1 for x in (gamma, beta)]
-    # A partial sum for every task where rows are summed; that of a token axis is as large as a task itself.
-    lanes = sums.TASKS_A_BLOCK if any(tokens) else 1
     block = min(WIDEST_TILE, triton.next_power_of_2(width))
-    return Constants(tokens[0], tokens[1], lanes, TILE_NUMBERS // block, block)
+    return Constants(tokens[0], tokens[1], TILE_NUMBERS // block, block)
 
 
 def update(
@@ -231,8 +232,8 @@ def update(
             ),
             rows=rows,
             width=width,
-            counts=Counts(heads, 0 if kept is None else kept.shape[0]),
-            C=constants._replace(LANES=1),
+            counts=Counts(heads, 0 if kept is None else kept.shape[0], lanes=1),
+            C=constants,
         )
     return moved
 
@@ -252,7 +253,11 @@ def update_backward(
     """
     batch, heads, rows, width = register.shape
     constants = _constants(width, gamma, beta)
-    blocks, row_blocks = triton.cdiv(batch, constants.LANES), triton.cdiv(rows, constants.ROWS)
+    row_blocks, column_blocks = triton.cdiv(rows, constants.ROWS), triton.cdiv(width, constants.BLOCK)
+    # A partial sum for every task where rows are summed; that of a token axis is as large as a task itself.
+    has_tokens = constants.GAMMA_TOKENS or constants.BETA_TOKENS
+    lanes = tasks_a_sum(register, batch, 1, WARPS, row_blocks * column_blocks) if has_tokens else 1
+    blocks = triton.cdiv(batch, lanes)
 
     def partials(coefficient: Tensor | None, tokens: bool) -> Tensor | None:
         if coefficient is None:
@@ -262,7 +267,7 @@ def update_backward(
     def total(parts: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
         if parts is None or coefficient is None:
             return None
-        return sums.over_tasks(parts.sum(1), constants.LANES).view(coefficient.shape)
+        return sums.over_tasks(parts.sum(1), lanes).view(coefficient.shape)
 
     t = Backward(
         updates,
@@ -278,13 +283,13 @@ def update_backward(
     if batch:
         launch(
             update_backward_kernel,
-            blocks * row_blocks * triton.cdiv(width, constants.BLOCK),
+            blocks * row_blocks * column_blocks,
             t=t,
             slot=updates.stride(0),
             batch=batch,
             rows=rows,
             width=width,
-            counts=Counts(heads, updates.shape[0]),
+            counts=Counts(heads, updates.shape[0], lanes),
             partial_sizes=PartialSizes(*(0 if x is None else x.numel() for x in (gamma, beta))),
             C=constants,
         )

@@ -1,15 +1,15 @@
 """Which configuration runs: every size a kernel is compiled for, by rule from D, N, dtype and GPU, with its reason.
 
-Nothing is tuned at run time. What a kernel is compiled for does not depend on the number of tasks. How work is spread
-does, by `programs` and by `gram_splits`: sums over tasks depend on neither, sums over a context on the second.
+Nothing is tuned at run time. What a kernel of tasks is compiled for does not depend on their number. How work is spread
+does, by `programs`, `tasks_a_sum` and `gram_splits`: sums over tasks depend on the second, sums over a context on the
+third, and neither looks at the GPU.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import triton
-
-from memformer_kernels.calls.limits import TINY_TOKENS, TINY_WIDTH
 
 DOT_MINIMUM = 16
 """The smallest side `tl.dot` takes. Narrower tasks are packed, several to a program, and multiplied elementwise."""
@@ -20,15 +20,38 @@ TOKENS_AT_ONCE = 32
 TOKENS_A_SPLIT = 4096
 """Tokens whose Gram matrix one program sums; longer contexts are split, and the splits added pairwise."""
 
-SPLIT_BELOW = 256
-"""Tasks below which contexts are split further, since an H100 or H200 has 132 multiprocessors to fill."""
+MULTIPROCESSORS = 132
+"""Of an H100 or H200, for which sums are cut up on every GPU, so that their order is the same on all of them."""
 
-PROGRAMS = 1056
-"""Most programs that own scratch: 8 for each of an H200's 132 multiprocessors."""
+SPLIT_BELOW = 256
+"""Tasks below which contexts are split further, to fill the multiprocessors."""
+
+TASKS_AT_ONCE = 4
+"""Most tasks of a program at a time: 1000 of them are then 250 programs, and every multiprocessor has some."""
+
+TASKS_A_BLOCK = 1024
+"""Tasks whose gradients are summed in the working dtype; sums of blocks are added in float64."""
+
+WARPS = 32
+"""Of the programs that a multiprocessor is given at a time: half of what it can hold, each thread with 64 registers."""
 
 SCRATCH_BYTES = 2**28
-"""Most scratch of a launch: a small part of any GPU's memory, and for common sizes near what the caches hold."""
+"""Scratch up to which a multiprocessor is given several programs: for common sizes near what the caches hold."""
 
+SCRATCH_SHARE = 8
+"""Scratch is at most this part of a GPU's memory, one over it, whatever is left idle."""
+
+NUMBERS_IN_REGISTERS = 4096
+"""Of the features that a program of response-only tasks on tokens holds at a time."""
+
+TOKENS_IN_REGISTERS = 128
+"""Most tokens of them: more would be configurations of their own for nothing."""
+
+LONGEST_LINE = 512
+"""Most numbers of a task's column that a program reads at a time: 16 registers of 128 threads for four tasks."""
+
+LANES = 32
+"""Tasks whose vectors are kept until a product sums over them."""
 
 MOST_REGISTERS = 255
 """What a thread of a GPU can have."""
@@ -37,8 +60,7 @@ MOST_REGISTERS = 255
 class Config(NamedTuple):
     """tasks: per program at a time. block: D rounded up. rows: tokens at a time. chunk: inner length of a product.
 
-    lanes: tasks whose parameter gradients make one partial sum; a divisor of 1024, so that a block of 1024 tasks is a
-    whole number of them whatever the batch, and the same on every GPU.
+    lanes: tasks whose vectors lie in a program's scratch together, of kernels that sum over them by a product.
 
     registers: that the assembler may give a thread, where it is told.
     """
@@ -71,47 +93,103 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     """
     block, most_rows = triton.next_power_of_2(width), triton.next_power_of_2(max(tokens, 1))
     if width < DOT_MINIMUM:
-        # An elementwise product holds tasks * block * block * chunk numbers: 4096 are 32 registers of 128 threads, and
-        # 1024 leave room for the other tiles of the matrix recurrence. With 8192 workload W spills.
-        tasks = max(2, min(64, 512 // (block * block)))
-        lanes = 256 if block <= 8 else 128
-        chunk = min(block, 2 if matrices else 8)
-        return Config(tasks, block, min(8, most_rows), chunk, lanes, 4, 1)
+        # A program is one warp, whose lanes sum without shared memory and without waiting for other warps. A product
+        # holds tasks * block * block * chunk numbers, 2048 of them 64 registers of a thread; a quarter of that leaves
+        # room for the other tiles of the matrix recurrence.
+        tasks = 2 if block > 8 else TASKS_AT_ONCE
+        chunk = 2 if matrices else 8 if block <= 8 else 4
+        return Config(tasks, block, min(8, most_rows), min(block, chunk), LANES, 1, 1, MOST_REGISTERS)
     # 64 rows of 128 float32 are 32 registers of 256 threads; state, fresh register and update are three such tiles.
     rows = max(DOT_MINIMUM, min(most_rows, 64 if block >= 64 else 32))
-    # More tasks a partial sum would leave multiprocessors idle in batches of a few thousand; fewer would make the
-    # partial sums of D-by-D gradients a noticeable part of the memory.
-    lanes = 8 if block >= 64 else 32
+    # Vectors of 16 tasks are the least that a product takes; those of more would leave a program's caches.
+    lanes = DOT_MINIMUM if block >= 64 else LANES
     warps = {16: 2, 32: 4, 64: 8, 128: 8}[block]
     # Operands of products in three TF32 parts take twice their registers: where tiles are large or many, 16 at a time.
     chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them. So on Ampere are the tiles
     # of a matrix recurrence's addresses, which would spill.
     single = dtype == torch.float64 or (matrices and block == 64 and architecture < 90)
-    # Not told that it may, the assembler settles for 128 registers at 64 features, for two programs a multiprocessor,
-    # and spills what they do not hold.
+    # Not told that it may have more, the assembler settles for 128 registers at 64 features, for two programs a
+    # multiprocessor, and for 168 where a program is one warp, and spills what they do not hold.
     registers = MOST_REGISTERS if block == 64 else None
     return Config(1, block, rows, chunk, lanes, warps, 1 if single else 2, registers)
 
 
-def columns_config(width: int, tokens: int) -> Config | None:
-    """The configuration of response-only tasks on tokens, or None where features do not fit in registers.
+def columns_config(width: int, tokens: int) -> Config:
+    """The configuration of response-only tasks on tokens.
 
-    Features of a program's tasks are at most 4096 numbers: 32 registers of 128 threads, and their gradient as many.
+    A program has a tile of its tasks' features in registers, at most 4096 numbers: 32 registers of 128 threads, and
+    their gradient as many. Tasks of more tokens pass through it tile by tile.
     """
-    block, rows = triton.next_power_of_2(max(width - 1, 1)), triton.next_power_of_2(tokens)
-    if width > TINY_WIDTH or rows > TINY_TOKENS:
-        return None
-    tasks = min(32, 4096 // (block * rows))
-    return Config(tasks, block, rows, 1, 128, 4, 1)
+    block = triton.next_power_of_2(max(width - 1, 1))
+    rows = min(triton.next_power_of_2(max(tokens, 1)), TOKENS_IN_REGISTERS, NUMBERS_IN_REGISTERS // block)
+    tasks = min(TASKS_AT_ONCE, NUMBERS_IN_REGISTERS // (block * rows))
+    return Config(tasks, block, rows, 1, 1, _warps(tasks * block * rows), 1)
 
 
-def programs(work: int, scratch: int) -> int:
+def keeps_features(tokens: int, rows: int, architecture: int) -> bool:
+    """Whether the features of response-only tasks stay in registers for all layers: where `rows` are all of them.
+
+    Compiled for Ampere, what is kept from layer to layer spills; the first-level cache holds what was read.
+    """
+    return tokens <= rows and architecture // 10 != 8
+
+
+def line(tokens: int) -> int:
+    """Rows at a time where only columns of numbers are read, not features."""
+    return min(triton.next_power_of_2(max(tokens, 1)), LONGEST_LINE)
+
+
+def _warps(numbers: int) -> int:
+    """Warps whose threads hold at most 32 of so many numbers each, up to four warps."""
+    return max(1, min(4, numbers // 1024))
+
+
+class Machine(NamedTuple):
+    """A GPU's multiprocessors and its memory in bytes."""
+
+    multiprocessors: int
+    memory: int
+
+
+def programs(work: int, scratch: int, warps: int, machine: Machine) -> int:
     """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece.
 
-    Pieces are tasks, so this depends on the batch. Results do not: a piece is the same work in any program.
+    As many as multiprocessors hold with 64 registers a thread; fewer where their scratch would be large, but so many
+    that each multiprocessor holds programs with 255 registers a thread, as long as the GPU's memory allows them. Pieces
+    are tasks, so this depends on the batch. Results do not: a piece is the same work in any program.
     """
-    return max(1, min(work, PROGRAMS, SCRATCH_BYTES // max(scratch, 1)))
+    scratch = max(scratch, 1)
+    always = min(machine.multiprocessors * _resident(warps), machine.memory // SCRATCH_SHARE // scratch)
+    most = min(machine.multiprocessors * max(1, WARPS // warps), SCRATCH_BYTES // scratch)
+    return max(1, min(work, max(always, most)))
+
+
+def _resident(warps: int) -> int:
+    """Programs that a multiprocessor holds at a time where a thread has all the registers it can have."""
+    return max(1, 8 // warps)
+
+
+@lru_cache(maxsize=4096)
+def tasks_a_sum(batch: int, at_once: int, warps: int, tiles: int = 1, multiprocessors: int = MULTIPROCESSORS) -> int:
+    """Consecutive tasks whose parameter gradients one program adds up: a power of 2, up to a block of 1024.
+
+    As many as keep the multiprocessors nearly as busy as fewer would, so that partial sums, which are written and read
+    again, stay few; and so few that every multiprocessor has a program where there are tasks enough. The order of sums
+    over tasks follows from it: it looks at the batch, not at the GPU.
+
+    at_once: tasks of a program at a time. tiles: programs that share the same tasks.
+    """
+    held = multiprocessors * _resident(warps)
+
+    def time(tasks: int) -> int:
+        """In tasks, where writing and adding up a partial sum counts for those of a program at a time."""
+        return -(-(-(-batch // tasks) * tiles) // held) * (tasks + at_once)
+
+    choices = [at_once << power for power in range(11) if at_once << power <= TASKS_A_BLOCK]
+    spread = [tasks for tasks in choices if -(-batch // tasks) * tiles >= multiprocessors]
+    least = min(map(time, spread), default=0)
+    return max((tasks for tasks in spread if 10 * time(tasks) <= 11 * least), default=at_once)
 
 
 def gram_apart(width: int) -> bool:

@@ -333,7 +333,7 @@ class Recurrence(NamedTuple):
             return self.h
         if self.matrix is None and rules.gram_apart(self.z.shape[2]):
             total = gram(self.z, self.lengths, self.context)
-            return total / (self.context if self.lengths is None else self.lengths[:, None, None])
+            return total.div_(self.context if self.lengths is None else self.lengths[:, None, None])
         return self.matrix
 
     def arguments(self, queries: int, outputs: int) -> dict[str, Any]:
@@ -372,7 +372,7 @@ def solve(recurrence: Recurrence, queries: int, outputs: int) -> Tensor:
     a, constants, batch = recurrence.a, arguments["C"], recurrence.tasks.shape[0]
     out = a.new_empty((outputs, batch, constants.WIDTH if recurrence.z is None else queries))
     size = slots_of.fn(*a.shape[:2]).register_grads * constants.LANES * constants.WIDTH
-    programs, scratch = scratch_of(a, triton.cdiv(batch, constants.TASKS), size)
+    programs, scratch = scratch_of(a, triton.cdiv(batch, constants.TASKS), size, arguments["num_warps"])
     if out.numel():
         launch(solve_kernel, programs, out=out, scratch=scratch, scratch_size=size, **arguments)
     return out

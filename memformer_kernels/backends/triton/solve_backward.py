@@ -1,13 +1,13 @@
 """The backward of `solve`, and the fused loss: forward, error and backward of a task in one launch.
 
-A program owns chunks of LANES tasks, TASKS at a time. For each it runs the layers again, keeping residuals, registers
-and states, then walks them back:
+A program owns chunks of tasks, LANES of them together and TASKS at a time. For each it runs the layers again, keeping
+residuals, registers and states, then walks them back:
 
     dr_{l,h} = sum_{l'>=l} gamma_{l',l,h} * ds_{l'+1} + beta_{l+1,h} * dr_{l+1,h};   dg_l = sum_h A_{l,h}^T dr_{l,h}
     ds_l = ds_{l+1} + H dg_l;   dH = sum_l dg_l s_l^T
 
 Parameter gradients are sums over tasks of outer and elementwise products of these vectors. They are summed from the
-scratch after a chunk's last task, one product per layer and chunk, and written as the chunk's own partial sum.
+scratch after every LANES tasks, one product per layer, and added to the chunk's own partial sum.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, tasks_a_sum
 from memformer_kernels.backends.triton.solve import (
     WHOLE_MATRIX,
     Recurrence,
@@ -33,7 +33,7 @@ from memformer_kernels.backends.triton.solve import (
     times_vector,
 )
 from memformer_kernels.backends.triton.sums import Partials
-from memformer_kernels.backends.triton.tiles import chunked_product, inner, product, put, wide
+from memformer_kernels.backends.triton.tiles import add_to, chunked_product, inner, product, put, wide
 
 
 class TaskGradients(NamedTuple):
@@ -191,8 +191,8 @@ def summed_products(left, right, lanes_live, C: tl.constexpr):
 
 
 @triton.jit
-def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.constexpr, C: tl.constexpr):
-    """A chunk's share of the gradients of a (L, R, d, d), gamma and beta (their canonical shapes), in this order."""
+def add_lane_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.constexpr, C: tl.constexpr):
+    """Adds what LANES tasks bring to the gradients of a (L, R, d, d), gamma and beta (their canonical shapes)."""
     slot = tl.cast(C.LANES * C.WIDTH, tl.int64)
     slots = slots_of(layers, kept)
     residuals = memory + slots.residuals * slot
@@ -213,7 +213,7 @@ def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.co
             C.PRECISION,
         )
         p_square = partial + tl.cast(index, tl.int64) * C.FEATURES * C.FEATURES + row * C.FEATURES + column
-        tl.store(p_square, total, mask=(row < C.FEATURES) & (column < C.FEATURES))
+        add_to(p_square, total, (row < C.FEATURES) & (column < C.FEATURES))
     weights = tl.cast(layers * kept, tl.int64)
     gammas = partial + weights * C.FEATURES * C.FEATURES
     betas = gammas
@@ -230,11 +230,11 @@ def store_chunk_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.co
                     total = summed_products(register, update_grads + layer * slot, lanes_live, C)
                     entry = layer if C.RULE == 1 else layer * layers + past
                     p_gamma = gammas + tl.cast(entry * kept + head, tl.int64) * C.WIDTH + i
-                    tl.store(p_gamma, total, mask=i < C.FEATURES)
+                    add_to(p_gamma, total, i < C.FEATURES)
     if BETA:
         for index in range(kept, layers * kept):
             total = summed_products(memory + (index - kept) * slot, register_grads + index * slot, lanes_live, C)
-            tl.store(betas + tl.cast(index, tl.int64) * C.WIDTH + i, total, mask=i < C.FEATURES)
+            add_to(betas + tl.cast(index, tl.int64) * C.WIDTH + i, total, i < C.FEATURES)
 
 
 @triton.jit
@@ -270,7 +270,7 @@ def store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C: tl.const
 
 
 # One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
-@triton.jit(do_not_specialize=["sizes", "results", "predicted"])
+@triton.jit(do_not_specialize=["sizes", "results", "chunk_tasks", "predicted"])
 def solve_backward_kernel(
     t,
     error,
@@ -284,12 +284,14 @@ def solve_backward_kernel(
     results,
     scratch_size,
     partial_size,
+    chunk_tasks,
     predicted,
     C: tl.constexpr,
 ):
     """Gradients from those of the outputs, `error`; or, for the loss, the squared errors too, from the targets.
 
-    A chunk's partial sum holds the gradients of a, gamma and beta and, for the loss, the sum of squares. For the loss
+    A chunk's partial sum, zero at first, receives the gradients of a, gamma and beta and, for the loss, the sum of
+    squares of its chunk_tasks tasks. For the loss
     `error` (1, B, queries) receives 2 (prediction - target) / predicted. With REREAD a given matrix is read once more
     for the way back.
     """
@@ -298,36 +300,40 @@ def solve_backward_kernel(
     MATRIX: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     square = memory + slots_of(layers, kept).end * tl.cast(C.LANES * C.WIDTH, tl.int64)
-    for chunk in range(tl.program_id(0), tl.cdiv(sizes.batch, C.LANES), tl.num_programs(0)):
-        first_task = tl.cast(chunk, tl.int64) * C.LANES
-        lanes_live = tl.minimum(sizes.batch - first_task, C.LANES).to(tl.int32)
-        squares = tl.zeros((C.TASKS, 1), C.ACC)
-        for step in range(tl.cdiv(lanes_live, C.TASKS)):
-            i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
-            own = own_tasks(t, first_task + i_lane, i_lane, memory, sizes, C)
-            tile = task_matrix(t, z_strides, own, sizes.context, C)
-            state = run_layers(t, tile, own, layers, kept, True, C)
-            rows = t.z
-            if C.NETWORK:
-                o_query = (sizes.tokens - results.queries) * z_strides[1]
-                rows = t.z + own.i_task[:, :, None] * z_strides[0] + o_query
-            if C.LOSS:
-                squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
-            tl.debug_barrier()
-            if C.REREAD and not C.TOKENS:
-                tile = task_matrix(t, z_strides, own, sizes.context, C)
-            matrix_grad, offset_grad, grad = run_layers_back(
-                t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
-            )
-            if grads.z is not None:
-                store_token_gradients(t, grads.z, matrix_grad, error, square, z_strides, own, sizes, kept, results, C)
-            store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C)
-        tl.debug_barrier()
+    for chunk in range(tl.program_id(0), tl.cdiv(sizes.batch, chunk_tasks), tl.num_programs(0)):
+        first_task = tl.cast(chunk, tl.int64) * chunk_tasks
+        in_chunk = tl.minimum(sizes.batch - first_task, chunk_tasks).to(tl.int32)
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        store_chunk_gradients(partial, memory, lanes_live, layers, kept, t.beta is not None, C)
+        squares = tl.zeros((C.TASKS, 1), C.ACC)
+        for first in range(0, in_chunk, C.LANES):
+            lanes_live = tl.minimum(in_chunk - first, C.LANES)
+            for step in range(tl.cdiv(lanes_live, C.TASKS)):
+                i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
+                own = own_tasks(t, first_task + first + i_lane, i_lane, memory, sizes, C)
+                tile = task_matrix(t, z_strides, own, sizes.context, C)
+                state = run_layers(t, tile, own, layers, kept, True, C)
+                rows = t.z
+                if C.NETWORK:
+                    o_query = (sizes.tokens - results.queries) * z_strides[1]
+                    rows = t.z + own.i_task[:, :, None] * z_strides[0] + o_query
+                if C.LOSS:
+                    squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
+                tl.debug_barrier()
+                if C.REREAD and not C.TOKENS:
+                    tile = task_matrix(t, z_strides, own, sizes.context, C)
+                matrix_grad, offset_grad, grad = run_layers_back(
+                    t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
+                )
+                if grads.z is not None:
+                    store_token_gradients(
+                        t, grads.z, matrix_grad, error, square, z_strides, own, sizes, kept, results, C
+                    )
+                store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C)
+            tl.debug_barrier()
+            add_lane_gradients(partial, memory, lanes_live, layers, kept, t.beta is not None, C)
+            tl.debug_barrier()
         if C.LOSS:
             tl.store(partial + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
-        tl.debug_barrier()
 
 
 class Gradients(NamedTuple):
@@ -367,10 +373,11 @@ def solve_backward(
         offset=a.new_empty((batch, width)) if z is None else None,
         start=a.new_empty((batch, width)) if z is None else None,
     )
-    partials = Partials(a, batch, config.lanes, [a.numel(), gamma.numbers, beta.numbers, 1])
+    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps)
+    partials = Partials(a, batch, chunk_tasks, [a.numel(), gamma.numbers, beta.numbers, 1])
     size = slots_of.fn(*a.shape[:2]).end * config.lanes * width
     size += config.tasks * width * width if grads.z is not None else 0
-    programs, scratch = scratch_of(a, partials.chunks, size)
+    programs, scratch = scratch_of(a, partials.chunks, size, config.warps)
     arguments = recurrence.arguments(queries, outputs)
     arguments["C"] = arguments["C"]._replace(
         LANES=config.lanes,
@@ -378,7 +385,7 @@ def solve_backward(
         REREAD=rules.rereads(width, architecture(a.device)),
         ROWS=config.rows,
         TILE=config.tile,
-        LANE_CHUNK=max(rules.DOT_MINIMUM, min(config.lanes, rules.TOKENS_AT_ONCE)),
+        LANE_CHUNK=config.lanes,
     )
     if batch:
         launch(
@@ -391,6 +398,7 @@ def solve_backward(
             scratch=scratch,
             scratch_size=size,
             partial_size=partials.size,
+            chunk_tasks=chunk_tasks,
             predicted=max(error.numel(), 1),
             **arguments,
         )

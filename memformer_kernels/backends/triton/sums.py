@@ -10,11 +10,32 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.launch import launch
+from memformer_kernels.backends.triton.tiles import put
 
-TASKS_A_BLOCK = 1024
+TASKS_A_BLOCK = rules.TASKS_A_BLOCK
+_BLOCKS_AT_ONCE = 64
+"""Blocks whose sums are added in float64 by one call of torch."""
+
 _NUMBERS = 4096
 """Numbers a program adds at a time: 32 registers of 128 threads."""
+
+STEPS_A_SUM: tl.constexpr = tl.constexpr(32)
+"""What a program adds one by one before the sum joins its chunk's, so that errors do not grow with a chunk's tasks."""
+
+
+@triton.jit
+def move_sum(running, total, size):
+    """Adds a program's running sum of `size` numbers to a total, and clears it."""
+    BLOCK: tl.constexpr = 1024
+    tl.debug_barrier()
+    for first in range(0, size, BLOCK):
+        entry = first + tl.arange(0, BLOCK)
+        mask = entry < size
+        value = tl.load(running + entry, mask=mask, other=0.0)
+        tl.store(total + entry, tl.load(total + entry, mask=mask, other=0.0) + value, mask=mask)
+        put(running + entry, tl.zeros_like(value), mask)
 
 
 @triton.jit(do_not_specialize=["count", "size"])
@@ -35,8 +56,8 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     count, size = partials.shape
     together = TASKS_A_BLOCK // lanes
     blocks = triton.cdiv(count, together)
-    totals = partials.new_empty(blocks, size)
-    if blocks and size:
+    totals = partials if together == 1 else partials.new_empty(blocks, size)
+    if together > 1 and blocks and size:
         launch(
             sum_kernel,
             blocks,
@@ -47,22 +68,23 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
             COUNT=together,
             BLOCK=max(1, _NUMBERS // together),
         )
-    return totals.sum(0, dtype=torch.float64).to(partials.dtype)
+    # torch copies what it is to sum in float64: some blocks at a time, so that there is never much of it.
+    total, *others = (part.sum(0, dtype=torch.float64) for part in totals.split(_BLOCKS_AT_ONCE))
+    for other in others:
+        total += other
+    return total.to(partials.dtype)
 
 
 class Partials:
     """Partial sums of gradients over `lanes` consecutive tasks each, a row of several parts side by side.
 
-    values: (chunks, size), zero at first, of the dtype and on the device of `like`.
+    values: (chunks + running, size), zero at first, of the dtype and on the device of `like`. running: programs that
+    have a row of their own, after those of the chunks, for sums that are still to join one.
     """
 
-    def __init__(self, like: Tensor, tasks: int, lanes: int, sizes: Sequence[int]) -> None:
-        self.lanes, self.sizes = lanes, list(sizes)
-        self.values = like.new_zeros((triton.cdiv(tasks, lanes), sum(self.sizes)))
-
-    @property
-    def chunks(self) -> int:
-        return self.values.shape[0]
+    def __init__(self, like: Tensor, tasks: int, lanes: int, sizes: Sequence[int], running: int = 0) -> None:
+        self.lanes, self.sizes, self.chunks = lanes, list(sizes), triton.cdiv(tasks, lanes)
+        self.values = like.new_zeros((self.chunks + running, sum(self.sizes)))
 
     @property
     def size(self) -> int:
@@ -70,4 +92,4 @@ class Partials:
 
     def totals(self) -> tuple[Tensor, ...]:
         """The sums over all tasks, a part each."""
-        return torch.split(over_tasks(self.values, self.lanes), self.sizes)
+        return torch.split(over_tasks(self.values[: self.chunks], self.lanes), self.sizes)

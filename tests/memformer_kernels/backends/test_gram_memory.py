@@ -3,22 +3,12 @@
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from memformer_kernels import context_gram, explain
 from memformer_kernels.testing import relative_error
 from tests.marks import slow_but
+from tests.memformer_kernels.allocations import peak_bytes
 from tests.memformer_kernels.cases import seeded
-
-
-def _peak_bytes(record: profile) -> int:
-    held = most = 0
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    assert events
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def _tokens(dtype: torch.dtype) -> Tensor:
@@ -31,9 +21,8 @@ def test_half_precision_is_widened_a_piece_at_a_time(dtype: torch.dtype, ragged:
     z = _tokens(dtype)
     context = torch.arange(937, 1001) if ragged else 990
     assert explain(z, context=context).backend == "torch"
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        made = context_gram(z, context)
-    assert _peak_bytes(record) < made.nbytes + z.nbytes
+    made = context_gram(z, context)
+    assert peak_bytes(lambda: context_gram(z, context)) < made.nbytes + z.nbytes
     lengths = context if isinstance(context, Tensor) else torch.full((64,), context)
     rows = torch.where((torch.arange(1000) < lengths[:, None])[:, :, None], z.double(), 0.0)
     assert relative_error(made, rows.mT @ rows) < 1e-5
@@ -41,10 +30,8 @@ def test_half_precision_is_widened_a_piece_at_a_time(dtype: torch.dtype, ragged:
     leaf = z.clone().requires_grad_()
     out = context_gram(leaf, context)
     grad = torch.randn(out.shape, generator=seeded(2))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        out.backward(grad)
+    assert peak_bytes(lambda: out.backward(grad)) < 2 * z.nbytes  # the gradient itself is one of them
     assert leaf.grad is not None
-    assert _peak_bytes(record) < 2 * z.nbytes  # the gradient itself is one of them
     assert relative_error(leaf.grad, rows @ (grad + grad.mT).double()) < 1e-2
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.launch import compiling_for
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.marks import slow_but
@@ -147,6 +148,18 @@ def test_every_rule(structure: str, rule: str, granularity: str, algorithm: str)
 def test_float32_is_within_the_twin_budget_over_many_tasks(structure: str, algorithm: str, tasks: int) -> None:
     case = make_case(structure=structure, tasks=tasks, tokens=21, width=6, heads=1, layers=4)
     assert twin_violations(public("triton", algorithm), case) == {}
+
+
+@pytest.mark.parametrize(
+    ("structure", "algorithm"),
+    slow_but([("response-only", "gram")], [("response-only", "gram"), ("response-only", "token"), ("block", "token")]),
+)
+def test_sums_over_many_tasks_of_one_program(structure: str, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as one adds up in a large batch: in several steps, whose sums are put together."""
+    monkeypatch.setattr(rules, "tasks_a_sum", lambda *_: rules.TASKS_A_BLOCK)
+    case = make_case(structure=structure, tasks=140, tokens=3, width=2, layers=1, heads=1)
+    assert len(case.z) > rules.LANES * rules.TASKS_AT_ONCE
+    assert _violations(case, algorithm) == {}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -126,3 +126,6 @@ def test_sums_over_tasks_run_in_blocks_of_1024() -> None:
     exact = torch.rand(1000, 3, generator=seeded(7))
     torch.testing.assert_close(sums.over_tasks(exact, 8), exact.double().sum(0).float(), rtol=1e-6, atol=0)
     assert sums.over_tasks(torch.empty(0, 5), 8).tolist() == [0.0] * 5
+    many = torch.ones(200, 3)
+    many[::7] = 2.0**24
+    assert torch.equal(sums.over_tasks(many, 1024), many.double().sum(0).float())

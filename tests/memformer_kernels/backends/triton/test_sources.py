@@ -182,9 +182,9 @@ def test_configurations_follow_rules() -> None:
         for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
             chosen = rules.config(width, 21, dtype, architecture, matrices)
             # The order of sums over tasks is the same on every GPU.
-            assert chosen.lanes == rules.config(width, 21, dtype, 90, matrices).lanes
-            assert TASKS_A_BLOCK % chosen.lanes == 0
-            assert chosen.lanes % chosen.tasks == 0
+            other = rules.config(width, 21, dtype, 90, matrices)
+            assert (chosen.lanes, chosen.tasks, chosen.warps) == (other.lanes, other.tasks, other.warps)
+            assert TASKS_A_BLOCK % chosen.tasks == chosen.lanes % chosen.tasks == 0
             assert chosen.block >= width
             if chosen.tasks == 1:
                 assert min(chosen.block, chosen.rows, chosen.chunk) >= rules.DOT_MINIMUM

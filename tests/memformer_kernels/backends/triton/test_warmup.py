@@ -26,7 +26,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     found: Noted = []
 
     def compile_only() -> AbstractContextManager[None]:
-        return launch.observed(lambda kernel, arguments: found.append((kernel.__name__, _constants(arguments))))
+        return launch.observed(lambda kernel, _, arguments: found.append((kernel.__name__, _constants(arguments))))
 
     monkeypatch.setattr(launch, "compile_only", compile_only)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
@@ -36,7 +36,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
 
 def _launched(call: Callable[[], object]) -> Noted:
     found: Noted = []
-    with launch.observed(lambda kernel, arguments: found.append((kernel.__name__, _constants(arguments)))):
+    with launch.observed(lambda kernel, _, arguments: found.append((kernel.__name__, _constants(arguments)))):
         call()
     return found
 

@@ -1,0 +1,68 @@
+"""What the Triton backend allocates beside arguments and results. Kernels are not launched here."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memformer_kernels import memformer_loss
+from memformer_kernels.backends.triton import launch, rules
+from tests.memformer_kernels.allocations import peak_bytes
+
+NUMBER, LAYERS = 4, 2
+
+
+def _loss_bytes(batch: int, tokens: int, width: int, algorithm: str, structure: str) -> int:
+    """Of a loss and its gradients in the parameters; the tokens are one number, seen everywhere."""
+    q = torch.zeros(LAYERS, 1, width - 1, width - 1, requires_grad=True)
+    p = None if structure == "response-only" else torch.zeros_like(q).requires_grad_()
+    gamma = torch.zeros(LAYERS, LAYERS, 1, 1, width, requires_grad=True)
+    z, target = torch.zeros(1).expand(batch, tokens, width), torch.zeros(batch, 1)
+    options: dict[str, Any] = {"backend": "triton", "algorithm": algorithm}
+
+    def call() -> tuple[Tensor, ...]:
+        leaves = [x for x in (q, p, gamma) if x is not None]
+        return torch.autograd.grad(memformer_loss(z, target, q, p, gamma, **options), leaves)
+
+    with launch.observed(lambda kernel, programs, arguments: None):
+        return peak_bytes(call)
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize("width", [2, 6, 12, 17, 33, 64])
+def test_in_gram_space_memory_grows_by_less_than_a_hundredth_of_the_tokens(width: int, structure: str) -> None:
+    """Beside the predictions' gradients."""
+    # Blocks of 1024 tasks, more of them than programs.
+    few, many, tokens = (2**22, 2**23, 21) if width < rules.DOT_MINIMUM else (2**20, 2**21, max(width, 21))
+    made = [_loss_bytes(batch, tokens, width, "gram", structure) for batch in (few, many)]
+    a_task = (made[1] - made[0]) / (many - few)
+    assert a_task <= NUMBER * (1 + tokens * width / 100)
+
+
+def test_gram_matrices_of_wide_tasks_are_there_once() -> None:
+    few, many, tokens, width = 8192, 16384, 128, 128
+    assert rules.gram_apart(width)
+    made = [_loss_bytes(batch, tokens, width, "gram", "response-only") for batch in (few, many)]
+    # One partial sum for every task of a chunk: fewer tasks a chunk in batches of these sizes.
+    partials = [-(-batch // rules.tasks_a_sum(batch, 1, 8)) for batch in (few, many)]
+    sums = (partials[1] - partials[0]) * LAYERS * width**2 * NUMBER
+    assert made[1] - made[0] - max(sums, 0) <= (many - few) * NUMBER * (1 + width**2 + tokens * width / 100)
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize("width", [6, 24, 64])
+@pytest.mark.parametrize("algorithm", ["gram", "token"])
+def test_what_does_not_grow_is_small(width: int, algorithm: str, structure: str) -> None:
+    """Scratch and sums of the programs that run at a time: 300 MB, of a GPU's 80 or more GB."""
+    for batch in (1000, 8192, 100_000):
+        tokens = 64 if algorithm == "gram" else 30
+        grows = batch * NUMBER * (1 + tokens * width / 100)
+        assert _loss_bytes(batch, tokens, width, algorithm, structure) <= grows + 300 * 2**20
+
+
+def test_long_tasks_on_tokens_need_less_than_their_registers() -> None:
+    """A task's backward reads every register again: programs have room for them, not tasks."""
+    batch, tokens, width = 2000, 4096, 64
+    registers = batch * LAYERS * tokens * width * NUMBER
+    assert _loss_bytes(batch, tokens, width, "token", "block") < registers / 4
