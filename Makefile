@@ -11,7 +11,14 @@ export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
 
 CPP = $(shell find csrc python/virtual_gpu tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: run test test-all lint bench bench-compare gpu install native clean
+# Of one `make gpu`: its time in seconds, the build's included; parts by the first letters of their names, none for all; where the
+# record goes, and where an earlier one is gone on with.
+GPU_SECONDS ?= 450
+GPU_PARTS ?=
+GPU_RECORDS ?= benchmarks/results
+GPU_PACKAGES ?= pytest pytest-xdist pytest-timeout hypothesis rich typer ninja
+
+.PHONY: run test test-all lint bench bench-compare gpu gpu-packages install native clean
 
 run: install
 	$(BIN)/memformer-lab run
@@ -37,11 +44,15 @@ bench: install
 bench-compare: install
 	$(BIN)/python -m benchmarks compare
 
-# For a machine with an NVIDIA GPU: correctness, then benchmarks, and one small JSON record. It installs nothing: .venv if it is
-# there, else any Python with torch, Triton, numpy, ninja, setuptools, pytest with xdist and timeout, hypothesis, rich and typer.
+# For a machine with an NVIDIA GPU: correctness, then benchmarks, and one small JSON record. What does not fit in the time is left to
+# the next run. It installs nothing: .venv if it is there, else any Python with torch, Triton, numpy and what gpu-packages has.
 gpu:
-	-$(GPU_PYTHON) -m benchmarks.gpu.build
-	PYTHONPATH=python $(GPU_PYTHON) -m benchmarks.gpu
+	end=$$(($$(date +%s) + $(GPU_SECONDS))); $(GPU_PYTHON) -m benchmarks.gpu.build --until $$end; \
+	PYTHONPATH=python $(GPU_PYTHON) -m benchmarks.gpu --until $$end --records $(GPU_RECORDS) $(GPU_PARTS)
+
+# For a Python 3.12 elsewhere that has none of its own and no network: to be copied with the tree.
+gpu-packages:
+	$(PYTHON) -m pip install --quiet --target .gpu-packages --upgrade --python-version 3.12 --only-binary :all: $(GPU_PACKAGES)
 
 install: native
 
@@ -58,4 +69,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info python/*.egg-info results memformer_kernels/_lib python/virtual_gpu/_lib
+	rm -rf $(VENV) .gpu-packages build dist *.egg-info python/*.egg-info results memformer_kernels/_lib python/virtual_gpu/_lib

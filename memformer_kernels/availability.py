@@ -17,12 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.torch_version import TorchVersion
 
-from memformer_kernels import library, torch_internals
+from memformer_kernels import library, torch_internals, triton_support
 from memformer_kernels.version import __version__
-
-_OLDEST_TRITON = "3.5"
 
 OLDEST_GENERATION = 8
 """Major compute capability of the oldest GPUs that the CUDA library can be built for (native_build/cuda.py)."""
@@ -103,12 +100,13 @@ def build_info() -> BuildInfo:
         Versions and backends, which `print` shows as a table.
     """
     machine = (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
+    generations = tuple(f"sm_{major}x" for major in triton_support.GENERATIONS)
     kernels = "Triton's interpreter, slow and exact, on CPU tensors (TRITON_INTERPRET=1)"
     can = {
         "torch": (machine, "plain PyTorch, every device torch supports"),
         "cpu": (library.status("cpu").instruction_sets, library.status("cpu").reason),
         "cuda": (library.status("cuda").instruction_sets, library.status("cuda").reason),
-        "triton": (("sm_80", "sm_90", "sm_100"), kernels if INTERPRETS else "fused kernels, compiled at first call"),
+        "triton": (generations, kernels if INTERPRETS else "fused kernels, compiled at first call"),
     }
     backends = {}
     for name, (architectures, how) in can.items():
@@ -150,10 +148,13 @@ def _triton_fault() -> str | None:
     version = _triton_version()
     if version is None:
         return "triton is not installed: pip install 'memformer_kernels[triton]'"
-    if version[0].isdigit() and TorchVersion(version) < _OLDEST_TRITON:
-        return f"triton {version} is too old: pip install 'triton>={_OLDEST_TRITON}'"
+    why_not = triton_support.release_fault(version)
+    if why_not is not None:
+        return why_not
     if INTERPRETS or (torch.version.cuda is not None and torch.cuda.is_available()):
         return None
+    if torch.version.hip is not None:
+        return f"the kernels have been checked on NVIDIA GPUs alone, and torch {torch.__version__} is one for ROCm"
     return "no NVIDIA GPU that torch can use; TRITON_INTERPRET=1 runs the kernels in Triton's interpreter"
 
 
@@ -215,6 +216,18 @@ def cuda_fault(index: int = 0) -> str | None:
     return _look_for_cuda_fault(index)
 
 
+@functools.cache
+def _look_for_triton_fault(index: int) -> str | None:
+    why_not = triton_support.gpu_fault(*torch.cuda.get_device_capability(index))
+    return None if why_not is None else f"GPU {index} is {why_not}"
+
+
+@torch_internals.constant_under_compilers
+def triton_fault(index: int = 0) -> str | None:
+    """Why the Triton kernels cannot run on a GPU of this process. Asked when a tensor lies on it."""
+    return _look_for_triton_fault(index)
+
+
 def serves(instruction_sets: Sequence[str], major: int, minor: int) -> bool:
     """Whether code for these ("sm_80", "sm_90a", "compute_100") runs on a GPU of this compute capability.
 
@@ -270,3 +283,7 @@ def require(backend: str, device: str, index: int = 0) -> None:
             f"backend='triton' serves tensors on CUDA GPUs, got tensors on {device}: backend='auto' serves both, and "
             "TRITON_INTERPRET=1, set before this package is first imported, runs the kernels in Triton's interpreter"
         )
+    if backend == "triton" and not INTERPRETS:
+        why_not = triton_fault(index)
+        if why_not is not None:
+            raise RuntimeError(f"backend='triton' is not available: {why_not}")

@@ -43,8 +43,9 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     """Builds, loads or compiles ahead whatever a call would wait for; runs no kernel of this package.
 
     Backward, for the arguments that require a gradient, as well as forward; the arguments of a prediction stand for a
-    stack too. What is compiled serves every number of tasks, and other numbers of tokens mostly too: sizes that are 1,
-    or multiples of 16, have code of their own.
+    stack too. What is compiled serves every number of tasks, whatever that of the arguments, and other numbers of
+    tokens mostly too: sizes that are 1, or multiples of 16, have code of their own. The same goes for alignment: memory
+    that does not begin at a multiple of 16 bytes has code of its own.
 
     Args:
         arguments: the call's, by place, as in `explain`.
@@ -58,7 +59,7 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     """
     function, bound = _bind(arguments, options)
     chosen = _plan(function, bound)
-    BACKENDS[chosen.backend].warmup(lambda: _rehearse(function, bound))
+    BACKENDS[chosen.backend].warmup(lambda tasks: _rehearse(function, _with_tasks(function, bound, tasks)))
     return chosen
 
 
@@ -107,6 +108,45 @@ def _plan(function: Callable[..., Any], bound: dict[str, Any]) -> Plan:
         predicts = bound.get("queries") is not None or function is functional.memformer_loss
         check_lengths(found.lengths, bound["z"].shape[1], found.queries if predicts else 0)
     return found.plan
+
+
+_OF_TASKS = {
+    functional.lfom_solve: ("h", "b", "w0"),
+    functional.linear_attention: ("q", "k", "v", "mask", "context"),
+    functional.register_update: (),
+}
+"""Arguments whose first axis is that of tasks, where they are others than a network's."""
+
+
+def _with_tasks(function: Callable[..., Any], bound: dict[str, Any], tasks: int | None) -> dict[str, Any]:
+    """The arguments with so many tasks, the first of those that there are: results of all would take their memory.
+
+    A register update's tokens, and packed sequences, which are one sample, stay as they are.
+    """
+    if tasks is None:
+        return bound
+    names = (
+        () if bound.get("cu_seqlens") is not None else _OF_TASKS.get(function, ("z", "target", "registers", "context"))
+    )
+
+    def with_tasks(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [with_tasks(x) for x in value]
+        return _repeated(value, tasks) if isinstance(value, Tensor) and value.ndim else value
+
+    return {name: with_tasks(value) if name in names else value for name, value in bound.items()}
+
+
+def _repeated(x: Tensor, tasks: int) -> Tensor:
+    """A leaf with x's first tasks, of x's strides and alignment; more than x has are like its first, or ones."""
+    count = x.shape[0]
+    if count >= tasks:
+        made = x.detach()[:tasks]
+    else:
+        made = torch.ones((tasks, *x.shape[1:]), dtype=x.dtype, device=x.device)
+        if count:
+            made.copy_(x.detach()[:1].expand_as(made))
+    return made.requires_grad_(x.requires_grad)
 
 
 def _rehearse(function: Callable[..., Any], bound: dict[str, Any]) -> None:

@@ -1,9 +1,9 @@
 """`python -m benchmarks.gpu.aot`: compiles every Triton kernel in every configuration for GPUs that need not be here.
 
 The package's own calls are made on CPU tensors with launches observed instead of made, so that what is compiled is what
-a GPU would be asked to run. One table: registers, spills, shared memory, and the instructions that multiply. Triton's
-cache keeps what was compiled: a run that was stopped goes on where it was. The record is written after every case, and
-names those still missing.
+a GPU would be asked to run. One table: registers, spills, shared memory, the instructions that multiply, and what the
+code does against `invariants`. Triton's cache keeps what was compiled: a run that was stopped goes on where it was. The
+record is written after every case, which replaces what it had of that case, and names those still missing.
 """
 
 import json
@@ -26,17 +26,21 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from benchmarks.gpu.aot_cases import HOT, cases
-from benchmarks.measure.sources import ROOT, git_revision
+from benchmarks.gpu.invariants import broken
+from benchmarks.measure.sources import ROOT, of_kernels
 from benchmarks.reports.record import write_json
 from memformer_kernels.backends.triton.launch import compiling_for, interpreted, observed
 
-SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 """Bytes of shared memory a block may use, by architecture (CUDA C++ Programming Guide, compute capabilities)."""
 
 ARCHITECTURES = tuple(SHARED_LIMIT)
 
+RECORDED = (80, 90, 100)
+"""What the committed record must have the hot cases for; of the others it has what was compiled."""
+
 RECORD = ROOT / "benchmarks" / "results" / "triton-aot.json"
-FORMAT = 1
+FORMAT = 2
 
 _TYPES = {
     torch.float64: "fp64",
@@ -59,7 +63,8 @@ class Launch(NamedTuple):
 class Compiled:
     """What became of one launch on one architecture. spills: instructions that move registers to local memory or back.
 
-    tensor_core, fma: multiplying instructions in the code, not executed ones.
+    tensor_core, fma: multiplying instructions in the code, not executed ones. broken: what it does against
+    `invariants`. triton: which release made it. sources: the digest of the backend's sources that it was made from.
     """
 
     case: str
@@ -70,6 +75,9 @@ class Compiled:
     shared: int
     tensor_core: int
     fma: int
+    broken: tuple[str, ...] = ()
+    triton: str = ""
+    sources: str = ""
 
     @property
     def fits(self) -> bool:
@@ -105,7 +113,8 @@ class _Signature:
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
         if value is None or (isinstance(value, int) and value == 1 and specialized):
             return self.constant(place, value)
-        if isinstance(value, Tensor) or (value % 16 == 0 and specialized):
+        number = value.data_ptr() if isinstance(value, Tensor) else value
+        if number % 16 == 0 and specialized:
             self.assumed[place] = [["tt.divisibility", 16]]
         if isinstance(value, Tensor):
             return f"*{_TYPES[value.dtype]}"
@@ -150,6 +159,9 @@ def compile_launch(case: str, launch: Launch, architecture: int) -> Compiled:
         shared=made.metadata.shared,
         tensor_core=len(re.findall(r"\b(?:HMMA|DMMA|HGMMA|QGMMA|UTCHMMA|UTCQMMA|UTCMMA)\b", assembly)),
         fma=len(re.findall(r"\b(?:FFMA2?|DFMA)\b", assembly)),
+        broken=tuple(broken(made.asm["ttgir"], made.asm["ptx"])),
+        triton=triton.__version__,
+        sources=of_kernels("triton"),
     )
 
 
@@ -177,23 +189,37 @@ def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[str,
                 yield compile_launch(name, launch, architecture)
 
 
-ALLOWED = {("loss, tile D=128", 80): 2}
-"""Instructions that put one register aside and take it back, by hot case and architecture."""
+ALLOWED = {("loss, tile D=128", 80): 2, ("loss, W_full", 100): 16}
+"""Instructions that put registers aside and take them back, by hot case and architecture."""
+
+SPILLING = {
+    "attend_kernel": 208,
+    "columns_backward_kernel": 35,
+    "columns_kernel": 10,
+    "network_backward_kernel": 1026,
+    "network_kernel": 18,
+    "solve_backward_kernel": 170,
+    "solve_kernel": 6,
+    "update_backward_kernel": 2,
+}
+"""Kernels that are known to spill in cases that are not hot, and how much at most in any of them: to come down."""
 
 
 def is_green(made: Compiled) -> bool:
-    """Whether a kernel fits, and if a headline workload runs it does not spill either, but as `ALLOWED`."""
-    return made.fits and not (made.case in HOT and made.spills > ALLOWED.get((made.case, made.architecture), 0))
+    """Whether a kernel fits, is compiled by the rules, and spills no more than it is known to: mostly not at all."""
+    hot = ALLOWED.get((made.case, made.architecture), 0)
+    allowed = hot if made.case in HOT else SPILLING.get(made.kernel, 0)
+    return made.fits and not made.broken and made.spills <= allowed
 
 
 def as_table(kernels: list[Compiled]) -> Table:
     """A line for each kernel and case, with the figures of its architectures beside each other."""
     table = Table("case", "kernel", "sm", "registers", "spills", "shared", "tensor core", "FMA", box=box.SIMPLE_HEAD)
     lines: dict[tuple[str, str, int], list[Compiled]] = {}
-    order: dict[int, int] = {}
+    order: dict[tuple[str, int], int] = {}
     for made in kernels:
         # A case may launch a kernel in two configurations: the n-th of one architecture is the n-th of the others.
-        place = order[made.architecture] = order.get(made.architecture, -1) + 1
+        place = order[made.case, made.architecture] = order.get((made.case, made.architecture), -1) + 1
         lines.setdefault((made.case, made.kernel, place), []).append(made)
     for (case, kernel, _), found in lines.items():
         figures = zip(
@@ -203,40 +229,79 @@ def as_table(kernels: list[Compiled]) -> Table:
     return table
 
 
-def read_record(path: Path) -> list[Compiled]:
-    """The kernels of a record."""
-    return [Compiled(**made) for made in json.loads(path.read_text(encoding="utf-8"))["kernels"]]
+class Record(NamedTuple):
+    """A record's kernels, and by architecture the cases in it: one that launches nothing new has no kernel."""
+
+    kernels: list[Compiled]
+    done: dict[int, list[str]]
+
+    def replaced(self, case: str, architectures: tuple[int, ...], kernels: list[Compiled]) -> "Record":
+        """The record with a case compiled again for some architectures."""
+        kept = [made for made in self.kernels if made.case != case or made.architecture not in architectures]
+        names = {number: {*self.done.get(number, ())} for number in ARCHITECTURES}
+        for number in architectures:
+            names[number].add(case)
+        order = {name: place for place, name in enumerate(cases())}
+        return Record(
+            sorted((made for made in [*kept, *kernels] if made.case in order), key=lambda made: order[made.case]),
+            {number: sorted(found & order.keys(), key=order.__getitem__) for number, found in names.items()},
+        )
+
+    @property
+    def missing(self) -> dict[int, list[str]]:
+        """Cases that an architecture lacks."""
+        return {number: [name for name in cases() if name not in self.done.get(number, ())] for number in ARCHITECTURES}
+
+    def write(self, path: Path) -> None:
+        found = {"missing": self.missing, "done": self.done, "kernels": [asdict(made) for made in self.kernels]}
+        write_json(path, {"format": FORMAT, **found})
+
+
+def read_record(path: Path) -> Record:
+    """A record; one that is not there yet, or of another format, has nothing in it."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if content.get("format") != FORMAT:
+        return Record([], {})
+    kernels = [Compiled(**{**made, "broken": tuple(made["broken"])}) for made in content["kernels"]]
+    return Record(kernels, {int(number): names for number, names in content["done"].items()})
 
 
 def main(
     only: Annotated[list[str] | None, typer.Argument(help="cases whose name contains any of these; none: all")] = None,
-    architecture: Annotated[list[int] | None, typer.Option(help="80, 90 or 100; none: all")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help=f"where to write a record, {RECORD.name} for the committed one")
-    ] = None,
+    architecture: Annotated[list[int] | None, typer.Option(help="80, 86, 89, 90, 100 or 120; none: all")] = None,
+    out: Annotated[Path | None, typer.Option(help=f"a record to write to, {RECORD.name} for the committed one")] = None,
     show: Annotated[bool, typer.Option("--show", help="print the committed record and compile nothing")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="leave out what the record has")] = False,
 ) -> None:
-    """Print the table; exit status 1 where a kernel does not fit or a hot one spills more than it may."""
+    """Print the table; exit status 1 where a kernel does not fit, breaks a rule or spills more than it may."""
     console = Console(width=140)
     if show:
-        console.print(as_table(read_record(RECORD)))
+        console.print(as_table(read_record(RECORD).kernels))
         return
     if interpreted():
         raise typer.BadParameter("nothing is compiled with TRITON_INTERPRET=1: unset it")
     names = [name for name in cases() if not only or any(word in name for word in only)]
     if not names:
         raise typer.BadParameter(f"no case's name contains {' or '.join(map(repr, only or []))}")
+    record = Record([], {}) if out is None else read_record(out)
     kernels: list[Compiled] = []
     seen = set[tuple[str, ...]]()
-    for place, name in enumerate(names):
-        for made in compile_case(name, tuple(architecture or ARCHITECTURES), seen):
-            kernels.append(made)
+    for name in names:
+        chosen = tuple(architecture or ARCHITECTURES)
+        if missing:
+            chosen = tuple(number for number in chosen if name in record.missing[number])
+        made_now = []
+        for made in compile_case(name, chosen, seen):
+            made_now.append(made)
             console.print(f"{made.case}, {made.kernel}, sm_{made.architecture}", style="dim")
+        kernels += made_now
+        record = record.replaced(name, chosen, made_now)
         if out is not None:
-            versions = {"revision": git_revision(), "torch": torch.__version__, "triton": triton.__version__}
-            found = {"missing": names[place + 1 :], "kernels": [asdict(made) for made in kernels]}
-            write_json(out, {"format": FORMAT, **versions, **found})
+            record.write(out)
     console.print(as_table(kernels))
+    for made in kernels:
+        if not is_green(made):
+            console.print(f"not green: {made}", markup=False, soft_wrap=True)
     if not all(map(is_green, kernels)):
         raise typer.Exit(1)
 

@@ -1,5 +1,6 @@
 """The calls whose launches `aot` compiles: every kernel, in every configuration that a rule can choose."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import product
@@ -10,7 +11,7 @@ from torch import Tensor
 from memformer_kernels.backends.triton import attention, gram, networks, register_update
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
-from memformer_kernels.calls.arguments import Layer, Network, Quadratics, form_named
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, form_named
 from memformer_kernels.calls.limits import WIDEST_MATRICES
 from memformer_kernels.calls.problem import check_network
 
@@ -22,25 +23,39 @@ Case = Callable[[], Callable[[], object]]
 """Makes a call's arguments; what it returns makes the call."""
 
 
-def _draw(*shape: int, dtype: torch.dtype = SINGLE) -> Tensor:
-    return torch.zeros(shape, dtype=dtype, device="cpu")
+def _draw(*shape: int, dtype: torch.dtype = SINGLE, aligned: bool = True) -> Tensor:
+    """Zeros; not aligned: they begin one number behind what every allocation is a multiple of."""
+    if aligned:
+        return torch.zeros(shape, dtype=dtype, device="cpu")
+    return torch.zeros(math.prod(shape) + 1, dtype=dtype, device="cpu")[1:].view(shape)
 
 
 def _network(
-    width: int, tokens: int, structure: str, space: str, dtype: torch.dtype, rule: str = "lfom", tasks: int = 2048
+    width: int,
+    tokens: int,
+    structure: str,
+    space: str,
+    dtype: torch.dtype,
+    rule: str = "lfom",
+    tasks: int = 2048,
+    heads: int = 1,
+    ragged: bool = False,
+    aligned: bool = True,
 ) -> Network:
-    """rule: "lfom", "full" for LFOM with a token axis, or "recursive"."""
+    """rule: "lfom", "full" for LFOM with a token axis, or "recursive". ragged: every task has a context of its own."""
     side = width if structure == "dense" else width - 1
-    parameter = DOUBLE if dtype == DOUBLE else SINGLE
-    q = _draw(4, 1, side, side, dtype=parameter)
+    draw = partial(_draw, dtype=DOUBLE if dtype == DOUBLE else SINGLE, aligned=aligned)
+    q = draw(4, heads, side, side)
     p = None if structure == "response-only" else q
     if rule == "recursive":
-        gamma, beta = _draw(4, 1, 1, 1, dtype=parameter), _draw(4, 1, 1, width, dtype=parameter)
+        gamma, beta = draw(4, heads, 1, 1), draw(4, heads, 1, width)
     else:
-        gamma, beta = _draw(4, 4, 1, tokens if rule == "full" else 1, width, dtype=parameter), None
-    z = _draw(tasks, tokens, width, dtype=dtype)
-    form = form_named(check_network(z, q, p, gamma, beta, None, tokens - 1).form(space))
-    return Network(z, q, p, gamma, beta, None, tokens - 1, form)
+        gamma, beta = draw(4, 4, heads, tokens if rule == "full" else 1, width), None
+    z = _draw(tasks, tokens, width, dtype=dtype, aligned=aligned)
+    lengths = torch.ones(tasks, dtype=torch.int64, device="cpu") if ragged else None
+    context = tokens - 1 if lengths is None else lengths
+    form = form_named(check_network(z, q, p, gamma, beta, None, context).form(space))
+    return Network(z, q, p, gamma, beta, lengths, tokens - 1 if lengths is None else tokens, form)
 
 
 def _calls(network: Network) -> networks.ResponseCalls | networks.ColumnCalls | networks.NetworkCalls:
@@ -52,9 +67,17 @@ def _calls(network: Network) -> networks.ResponseCalls | networks.ColumnCalls | 
 
 
 def _loss(
-    width: int, tokens: int, structure: str, space: str, dtype: torch.dtype = SINGLE, rule: str = "lfom"
+    width: int,
+    tokens: int,
+    structure: str,
+    space: str,
+    dtype: torch.dtype = SINGLE,
+    rule: str = "lfom",
+    heads: int = 1,
+    ragged: bool = False,
+    aligned: bool = True,
 ) -> Callable[[], object]:
-    network = _network(width, tokens, structure, space, dtype, rule)
+    network = _network(width, tokens, structure, space, dtype, rule, heads=heads, ragged=ragged, aligned=aligned)
     target = _draw(network.z.shape[0], 1)
     return lambda: _calls(network).loss(target, 1, need_z=False)
 
@@ -145,7 +168,7 @@ def cases() -> dict[str, Case]:
         made[f"few tasks, response-only, D={width}"] = partial(_few_tasks, width, "response-only")
     for rule, space in (("lfom", "gram"), ("recursive", "gram"), ("full", "token")):
         made[f"large tasks, {rule}, D=256"] = partial(_large, 256, rule, space)
-    return made | _blocks() | _moving_features()
+    return made | _blocks() | _other_calls() | _moving_features()
 
 
 def _blocks() -> dict[str, Case]:
@@ -163,18 +186,50 @@ def _blocks() -> dict[str, Case]:
     return made
 
 
-def _attention(width: int, form: str, dtype: torch.dtype, weighted: bool, packed: bool = False) -> Callable[[], object]:
-    tokens = _draw(2, 4096, 4, width, dtype=dtype)
+def _attention(
+    width: int, form: str, dtype: torch.dtype, weighted: bool, packed: bool = False, aligned: bool = True
+) -> Callable[[], object]:
+    tokens = _draw(2, 4096, 4, width, dtype=dtype, aligned=aligned)
     weights = _draw(2, 4096, dtype=DOUBLE if dtype == DOUBLE else SINGLE)
     bounds = torch.tensor([0, 1000, 4096], device="cpu", dtype=torch.int64) if packed else None
     keys = weights if weighted else None
-    return lambda: attention.attend(tokens, tokens, tokens, weights, keys, bounds, form)
+    return lambda: attention.attend(Attention(tokens, tokens, tokens, weights, keys, bounds, form))
 
 
 def _update(registers: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Callable[[], object]:
     z, gamma = _draw(*shape, dtype=dtype), _draw(registers, shape[1])
     past = [z] * registers
     return lambda: (register_update.update(z, past, gamma), register_update.update_backward(z, past, gamma))
+
+
+def _other_calls() -> dict[str, Case]:
+    """What compiles other code of the same kernels: contexts of several lengths, heads, tasks of one or two numbers a
+    token, half precision with memory, and memory that does not begin at a multiple of 16 bytes.
+    """
+    made: dict[str, Case] = {}
+    for structure, space in (
+        ("response-only", "gram"),
+        ("response-only", "token"),
+        ("block", "gram"),
+        ("block", "token"),
+    ):
+        rule = "full" if space == "token" else "lfom"
+        kind = f"{structure}, {space}"
+        made[f"ragged, {kind}, D=6"] = partial(_loss, 6, 21, structure, space, SINGLE, rule, ragged=True)
+        made[f"heads, {kind}, D=6"] = partial(_loss, 6, 21, structure, space, SINGLE, rule, heads=2)
+        made[f"two numbers a token, {kind}"] = partial(_loss, 2, 21, structure, space, SINGLE, rule)
+        made[f"half with memory, {kind}, D=6"] = partial(_loss, 6, 21, structure, space, HALF, "recursive")
+        made[f"unaligned, {kind}, D=6"] = partial(_loss, 6, 21, structure, space, SINGLE, rule, aligned=False)
+    for width in (33, 64):
+        made[f"ragged, response-only, D={width}"] = partial(_loss, width, 40, "response-only", "gram", ragged=True)
+        made[f"heads, response-only, D={width}"] = partial(_loss, width, 40, "response-only", "gram", heads=2)
+        made[f"unaligned, response-only, D={width}"] = partial(_loss, width, 40, "response-only", "gram", aligned=False)
+    made["one number a token"] = partial(_loss, 1, 21, "dense", "token")
+    made["Gram matrix, D=1"] = partial(_gram, 1, SINGLE)
+    made["layer backward, D=6 bf16"] = partial(_layer, 6, 100, backward=True, dtype=HALF)
+    made["attention, causal, E=256 fp64"] = partial(_attention, 256, "causal", DOUBLE, weighted=False)
+    made["attention, unaligned, E=64 fp32"] = partial(_attention, 64, "causal", SINGLE, weighted=True, aligned=False)
+    return made
 
 
 def _moving_features() -> dict[str, Case]:

@@ -40,14 +40,21 @@ MOST_WORKERS = 12
 CUDA_BATCH = 4_000_000
 """Tasks of W: 2 GB of tokens, far beyond any cache."""
 
+CONTRACT = tuple(
+    path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "tests" / "memformer_kernels").glob("test_*.py"))
+)
+"""Tests of the package that are of no folder of it: of what its functions mean, on every backend that is there."""
+
 TESTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "tests_cuda": ("-m", "gpu and cuda", "tests/gpu"),
         "tests_triton": ("-m", "gpu and triton", "tests/gpu"),
         "tests_torch": ("tests/gpu/test_torch_backend.py",),
+        "tests_contract": ("-m", "not slow", *CONTRACT),
         "tests_package": (
             "-m",
             "not slow",
+            *(f"--ignore={path}" for path in CONTRACT),
             "tests/memformer_kernels",
             "tests/benchmarks/peers/test_jax_formulations.py",
         ),
@@ -235,7 +242,8 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         "tile_128": Part(75.0, partial(time_tile, TILE_128)),
         "tests_torch": Part(120.0, partial(run_tests, TESTS["tests_torch"])),
         "sanitizer": Part(240.0, watched),
-        "tests_package": Part(460.0, partial(run_tests, TESTS["tests_package"])),
+        "tests_contract": Part(230.0, partial(run_tests, TESTS["tests_contract"])),
+        "tests_package": Part(230.0, partial(run_tests, TESTS["tests_package"])),
         **dict(map(_timed, TIMED)),
     }
 )

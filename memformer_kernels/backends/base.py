@@ -67,10 +67,11 @@ class Backend(Protocol):
         """The gradients of (*registers, gamma) that are needed."""
         ...
 
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
+    def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Builds, loads or compiles what the calls that `rehearsal` makes to this backend would wait for.
 
-        A backend that compiles or loads each kernel by itself calls it, with no kernel run; others never do.
+        A backend that compiles or loads each kernel by itself calls it, with no kernel run; others never do. It makes
+        the calls with so many tasks, or for None with their own.
         """
         ...
 

@@ -152,7 +152,7 @@ class NativeBackend:
         )
         return _made(grads)
 
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
+    def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Loads the library, and the kernels that the rehearsal would launch onto the GPU of its tensors."""
         found = library.operators(self._name)
         if self._name == "cpu":
@@ -160,7 +160,7 @@ class NativeBackend:
         found.rehearse_on_cuda.default(True)
         try:
             with torch.no_grad():
-                rehearsal()
+                rehearsal(None)
         finally:
             found.rehearse_on_cuda.default(False)
 

@@ -91,14 +91,16 @@ def linear_attention(*arguments: Any) -> tuple[Attention, Plan]:
     """Of `linear_attention`, with its tokens and their weights."""
     *given, backend = arguments
     checked = check_attention(*given)
-    return checked, plan.plan_attention(checked.q.shape[3], checked.v.shape[3], checked.q.device.type, backend)
+    device, number = checked.q.device.type, checked.q.device.index or 0
+    return checked, plan.plan_attention(checked.q.shape[3], checked.v.shape[3], device, backend, number)
 
 
 def register_update(*arguments: Any) -> tuple[Update, Plan]:
     """Of `register_update`, with its tokens and coefficients in the axes that kernels know."""
     *given, backend = arguments
     checked = check_update(*given)
-    return checked, plan.plan_update(checked.z.dtype, checked.z.device.type, backend)
+    device, number = checked.z.device.type, checked.z.device.index or 0
+    return checked, plan.plan_update(checked.z.dtype, device, backend, number)
 
 
 def _of_network(checked: problem.Problem, queries: int, chosen: Plan) -> Call:

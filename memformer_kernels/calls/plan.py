@@ -76,11 +76,12 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
-def plan_attention(key_width: int, value_width: int, device: str, backend: str) -> Plan:
+def plan_attention(key_width: int, value_width: int, device: str, backend: str, number: int = 0) -> Plan:
     """The plan of linear attention with factored heads."""
     chosen, where = _one_pass(
         backend,
         device,
+        number,
         on_triton="fused Triton kernels read and write each token once",
         on_cpu="native kernels keep a chunk of tokens and a head's sum in a core's caches",
     )
@@ -89,34 +90,41 @@ def plan_attention(key_width: int, value_width: int, device: str, backend: str) 
     return Plan(chosen, "gram", "factored heads", f"keys are summed to one matrix a head; {where}")
 
 
-def plan_update(dtype: torch.dtype, device: str, backend: str) -> Plan:
+def plan_update(dtype: torch.dtype, device: str, backend: str, number: int = 0) -> Plan:
     """The plan of a register update."""
     chosen, where = _one_pass(
-        backend, device, on_triton="one fused Triton kernel", on_cpu="one native loop on all threads"
+        backend, device, number, on_triton="one fused Triton kernel", on_cpu="one native loop on all threads"
     )
     if chosen == "cpu" and dtype in HALF:
         chosen, where = "torch", "the native loop reads float32 and float64 alone"
     return Plan(chosen, "token", "one pass", f"every register is read once; {where}")
 
 
-def _one_pass(requested: str, device: str, on_triton: str, on_cpu: str) -> tuple[str, str]:
+def _one_pass(requested: str, device: str, index: int, on_triton: str, on_cpu: str) -> tuple[str, str]:
     """The backend of an operation that reads its tokens once, whatever their number, and why."""
     check_choice("backend", requested, BACKENDS)
     if requested == "cuda":
-        availability.require(requested, device)
+        availability.require(requested, device, index)
         return "torch", "the CUDA library has kernels for networks, layers and quadratics alone"
     if requested != "auto":
-        availability.require(requested, device)
+        availability.require(requested, device, index)
         return requested, _ASKED
-    if device == "cuda" and not availability.INTERPRETS and availability.available("triton"):
+    if device == "cuda" and _triton_serves(index):
         return "triton", on_triton
     if device == "cpu" and availability.available("cpu"):
         return "cpu", on_cpu
-    return "torch", _nothing_else(device)
+    return "torch", _nothing_else(device, index)
 
 
-def _nothing_else(device: str) -> str:
+def _triton_serves(index: int) -> bool:
+    """Whether the Triton kernels can run on a GPU, compiled."""
+    return not availability.INTERPRETS and availability.available("triton") and availability.triton_fault(index) is None
+
+
+def _nothing_else(device: str, index: int) -> str:
     fault = availability.fault("cpu") if device == "cpu" else None
+    if device == "cuda" and not availability.INTERPRETS:
+        fault = availability.fault("triton") or availability.triton_fault(index)
     why = "" if fault is None else f" ({fault})"
     return f"torch is the only backend here for tensors on {device}{why}, see build_info()"
 
@@ -166,14 +174,14 @@ def _backend(requested: str, device: str, index: int, regime: str, on_triton: st
         return "cuda", "tiny problems run one task per thread, or a few threads, reading tokens once"
     if device == "cuda" and on_triton is None:
         return "torch", "torch's batched matrix products serve what is too wide for one program"
-    if device == "cuda" and on_triton is not None and not availability.INTERPRETS and availability.available("triton"):
+    if device == "cuda" and on_triton is not None and _triton_serves(index):
         return "triton", on_triton
     if device != "cpu":
-        return "torch", _nothing_else(device)
+        return "torch", _nothing_else(device, index)
     if not (tiny or wide):
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not availability.available("cpu"):
-        return "torch", _nothing_else(device)
+        return "torch", _nothing_else(device, index)
     return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "memformer_kernels"
 # A module imports from floors below its own, or from its own folder. New modules get a floor here.
 FLOORS = [
-    {"version", "reference", "torch_internals", "library"},
+    {"version", "reference", "torch_internals", "library", "triton_support"},
     {"availability"},
     {"calls"},
     {"backends"},

@@ -22,7 +22,10 @@ pytestmark = [pytest.mark.compiled, pytest.mark.slow, pytest.mark.timeout(3600)]
 WIDTHS = tuple(sorted({2**power + more for power in range(8) for more in (-1, 0, 1)} - {0}))
 """Rules go by the next power of 2, of all features or of all but the response; one is wider than any tile."""
 
-TILES = ("TASKS", "BLOCK", "ROWS", "COLUMNS", "CHUNK", "TILE", "ACC", "num_warps", "num_stages", "maxnreg")
+TILES = (
+    *("TASKS", "BLOCK", "PARTS", "PART", "ROWS", "COLUMNS", "CHUNK", "TILE", "ACC"),
+    *("num_warps", "num_stages", "maxnreg"),
+)
 """Constants that rules choose by the width, the dtype and the GPU."""
 
 
@@ -75,7 +78,7 @@ def _compiled(sized: Sized, width: int, dtype: torch.dtype) -> set[object]:
     """The kernels that a call launches and their tiles, launching nothing."""
     found: set[object] = set()
 
-    def note(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    def note(kernel: Any, _: int, arguments: dict[str, Any]) -> None:
         constants = {**arguments, **(arguments["C"]._asdict() if "C" in arguments else {})}
         found.add((kernel.__name__, *((name, str(constants[name])) for name in TILES if name in constants)))
 

@@ -274,7 +274,7 @@ def test_every_kernel_is_among_them() -> None:
     """What the calls above launch, launching nothing."""
     launched: set[str] = set()
 
-    def note(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    def note(kernel: Any, _: int, arguments: dict[str, Any]) -> None:
         launched.add(f"{Path(inspect.getfile(kernel.fn)).stem}.{kernel.__name__}")
 
     with clean_gpu(90), launch.observed(note):

@@ -171,7 +171,7 @@ class TorchBackend:
         heads = layer.form.kept(q.shape[0])
         return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths), heads)
 
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
+    def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Nothing to build."""
 
 

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends.base import Needs, needed_gradients
-from memformer_kernels.backends.pytorch import attention as pytorch_attention
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
 from memformer_kernels.calls.limits import WIDEST
@@ -116,10 +115,12 @@ class TritonBackend:
         from memformer_kernels.backends.triton import attention, launch
 
         launch.check_device(call.q)
-        return attention.attend(*call).contiguous()
+        return attention.attend(call)
 
     def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
-        return [self.attend(part) for part in pytorch_attention.gradients(grad, call, needs)]
+        from memformer_kernels.backends.triton import attention
+
+        return attention.attend_backward(grad, call, needs)
 
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         from memformer_kernels.backends.triton import launch, register_update
@@ -134,13 +135,19 @@ class TritonBackend:
 
         return needed_gradients(register_update.update_backward(grad, registers, gamma), [*registers, gamma], needs)
 
-    def warmup(self, rehearsal: Callable[[], object]) -> None:
-        """Compiles the kernels that the rehearsal would launch, for the GPU of its tensors; an interpreter has none."""
-        from memformer_kernels.backends.triton import launch
+    def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
+        """Compiles the kernels that the rehearsal of any number of tasks would launch, for the GPU of its tensors.
 
-        if not launch.interpreted():
-            with torch.no_grad(), launch.compile_only():
-                rehearsal()
+        A task alone has other strides than several, and of several a few are spread over a GPU that many fill. An
+        interpreter compiles nothing.
+        """
+        from memformer_kernels.backends.triton import batches, launch
+
+        if launch.interpreted():
+            return
+        for tasks, number in ((1, 1), (2, 2), (2, batches.MANY)):
+            with torch.no_grad(), launch.compile_only(), batches.planning_for(number):
+                rehearsal(tasks)
 
     def _is_wide(self, tokens: Tensor) -> bool:
         _check_device(tokens)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memformer_kernels.availability import triton_on_host
 from memformer_kernels.backends.triton import rules
+from memformer_kernels.triton_support import GENERATIONS, Generation
 
 Observer = Callable[[Any, int, dict[str, Any]], object]
 """Takes a kernel, how many programs run it, and its arguments by name, Triton's options among them."""
@@ -30,10 +31,15 @@ def launch(kernel: Any, programs: int, **arguments: Any) -> None:
     arguments: the kernel's own, tensors and numbers in NamedTuples as it names them, and Triton's options. `C`, where a
     kernel has one, is the NamedTuple of what is compiled in.
     """
-    if "C" in arguments and not interpreted():
-        arguments["C"] = _compiled_in(arguments["C"].__class__, arguments["C"])
+    first = next(tensors(arguments.values()))
+    if not interpreted():
+        if "C" in arguments:
+            arguments["C"] = _compiled_in(arguments["C"].__class__, arguments["C"])
+        form = _generation(first.device).compiled_as
+        if form is not None:
+            arguments["arch"] = f"sm{form}"
     observer = _OBSERVER.get()
-    with on_device(next(tensors(arguments.values()))):
+    with on_device(first):
         if observer is None:
             kernel[(programs,)](**arguments)
         else:
@@ -80,15 +86,32 @@ def _load(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
 
 
 def architecture(device: torch.device) -> int:
-    """Ten times a GPU's compute capability; for CPU tensors what `compiling_for` says, or the host's driver, or 90."""
+    """Ten times the compute capability whose instructions kernels for a device are compiled to.
+
+    That is a GPU's own but where `triton_support` has another; for CPU tensors of what `compiling_for` says, or of the
+    host's driver, or of an H200.
+    """
+    return _generation(device).compiled_as or _capability(device)
+
+
+def has_wgmma(device: torch.device) -> bool:
+    """Whether products read their right operand from shared memory and keep no part of it in registers."""
+    return _generation(device).products == "wgmma"
+
+
+def _generation(device: torch.device) -> Generation:
+    return GENERATIONS[_capability(device) // 10]
+
+
+def _capability(device: torch.device) -> int:
     if device.type == "cuda":
-        return _architecture(device.index)
+        return _capability_of(device.index)
     driver = None if interpreted() else triton_on_host()
     return _ARCHITECTURE.get() or (90 if driver is None else driver.get_current_target().arch)
 
 
 @cache
-def _architecture(index: int) -> int:
+def _capability_of(index: int) -> int:
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
@@ -117,9 +140,9 @@ def tasks_a_sum(like: Tensor, batch: int, at_once: int, warps: int, tiles: int =
 
 
 @contextmanager
-def compiling_for(architecture: int) -> Iterator[None]:
-    """Makes calls on CPU tensors choose what they would choose on a GPU of this architecture."""
-    token = _ARCHITECTURE.set(architecture)
+def compiling_for(capability: int) -> Iterator[None]:
+    """Makes calls on CPU tensors choose what they would choose on a GPU of ten times this compute capability."""
+    token = _ARCHITECTURE.set(capability)
     try:
         yield
     finally:

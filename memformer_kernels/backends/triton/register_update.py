@@ -107,9 +107,10 @@ def _plan(z: Tensor, registers: Sequence[Tensor]) -> _Plan:
     before, middle, after = z.shape
     follows = after == 1
     rows, columns = (before, middle) if follows else (before * middle, after)
-    widest = 64 if follows else _ENTRIES if rows < 4 else 1024
-    tile_columns = min(int(triton.next_power_of_2(max(columns, 1))), widest)
-    tile_rows = min(int(triton.next_power_of_2(max(rows, 1))), _ENTRIES // tile_columns)
+    # A scalar's rows are one. Neither side of another tile goes by the number of rows, which is that of tokens.
+    widest = 64 if follows else 1024
+    tile_columns = _ENTRIES if rows == 1 and not follows else min(int(triton.next_power_of_2(max(columns, 1))), widest)
+    tile_rows = _ENTRIES // tile_columns
     column_blocks = triton.cdiv(columns, tile_columns)
     constants = Constants(len(registers), follows, tile_rows, tile_columns, triton_type(compute_dtype(z)))
     return _Plan(triton.cdiv(rows, tile_rows) * column_blocks, Sizes(rows, columns, middle, column_blocks), constants)

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 import triton
 
+from memformer_kernels.backends.triton.batches import planned
+
 DOT_MINIMUM = 16
 """The smallest side `tl.dot` takes. Narrower tasks are packed, several to a program, and multiplied elementwise."""
 
@@ -214,7 +216,7 @@ def gram_splits(batch: int, longest: int) -> int:
 
     It depends on the batch: few tasks are split further. So do then the last bits of a context's sums.
     """
-    needed = max(1, -(-longest // TOKENS_A_SPLIT))
+    batch, needed = planned(batch), max(1, -(-longest // TOKENS_A_SPLIT))
     if batch < SPLIT_BELOW:
         useful = -(-longest // (8 * TOKENS_AT_ONCE))
         needed = max(needed, min(useful, SPLIT_BELOW // max(batch, 1)))

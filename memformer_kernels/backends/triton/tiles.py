@@ -4,8 +4,8 @@ A tile is (TASKS, ROWS, COLUMNS). From width 16 on a program holds one task and 
 holds several and a product is an elementwise one summed along an axis, so that no lane works on padding up to 16.
 
 Operands come from memory: inputs, or a program's own scratch, which the caches hold. A transposed operand is read with
-its strides exchanged. No product ever transposes a tile that an earlier product left in registers: compiled for Hopper
-by Triton 3.4 to 3.7.0, `tl.dot(tl.trans(acc), ...)` gives wrong numbers.
+its strides exchanged. No product ever transposes a tile that an earlier product left in registers, and none begins
+with a sum that a loop carries: both have given wrong numbers, see docs/triton.md, and compiled code is held to it.
 """
 
 import triton

@@ -4,14 +4,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.gpu import build as gpu_build
 from benchmarks.measure.sources import ROOT
 
-SETUP = "import os, pathlib, sys\npathlib.Path('wanted').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
+CAPTURED: dict[str, Any] = {"capture_output": True, "text": True, "check": False}
+STUB = "import os, pathlib, sys\npathlib.Path('wanted').write_text(os.environ.get('TORCH_CUDA_ARCH_LIST', ''))\n"
 
 
 @pytest.fixture
@@ -21,9 +25,10 @@ def tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     libraries.mkdir(parents=True)
     for name in ("memformer_cpu", "memformer_cuda"):
         (libraries / f"{name}.so").write_text("of other sources")
-    (tmp_path / "setup.py").write_text(SETUP)
+    (tmp_path / "stub.py").write_text(STUB)
     monkeypatch.setattr(gpu_build, "ROOT", tmp_path)
     monkeypatch.setattr(gpu_build, "LIBRARIES", libraries)
+    monkeypatch.setattr(gpu_build, "COMMAND", (sys.executable, "stub.py"))
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0")
     monkeypatch.setenv("PATH", str(tmp_path))
     return tmp_path
@@ -42,13 +47,13 @@ def test_the_library_is_built_for_the_gpus_that_are_here(tree: Path) -> None:
 
 
 def test_a_build_that_fails_leaves_no_library_of_other_sources(tree: Path) -> None:
-    (tree / "setup.py").write_text(SETUP + "sys.exit(1)\n")
+    (tree / "stub.py").write_text(STUB + "sys.exit(1)\n")
     with pytest.raises(SystemExit) as ended:
         gpu_build.main()
     assert ended.value.code == 1
     assert list(gpu_build.LIBRARIES.glob("*.so")) == []
     records = [json.loads(path.read_text()) for path in gpu_build.LIBRARIES.glob("*.json")]
-    assert [record["reason"] for record in records] == ["`setup.py -q build_native --inplace` failed here"] * 2
+    assert [record["reason"] for record in records] == ["the build of the native libraries failed here"] * 2
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
@@ -57,6 +62,32 @@ def test_the_command_builds_and_measures_and_nothing_else() -> None:
     command = ["make", "--dry-run", "gpu", "GPU_PYTHON=python"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == [
-        "python -m benchmarks.gpu.build",
-        "PYTHONPATH=python python -m benchmarks.gpu",
+        "end=$(($(date +%s) + 450)); python -m benchmarks.gpu.build --until $end; \\",
+        "PYTHONPATH=python python -m benchmarks.gpu --until $end --records benchmarks/results ",
     ]
+
+
+def test_a_build_whose_time_is_over_is_ended_and_leaves_its_reason(tree: Path) -> None:
+    (tree / "stub.py").write_text(STUB + "import time\ntime.sleep(60)\n")
+    begun = time.monotonic()
+    with pytest.raises(SystemExit):
+        gpu_build.main(until=time.time() + 2)
+    assert time.monotonic() - begun < 30
+    assert (tree / "wanted").exists()
+    assert list(gpu_build.LIBRARIES.glob("*.so")) == []
+    assert all("the next run goes on" in path.read_text() for path in gpu_build.LIBRARIES.glob("*.json"))
+
+
+def test_packages_that_were_copied_come_after_the_interpreters_own(tmp_path: Path) -> None:
+    """A tree with a pytest of its own, which nobody is to import, and a module that only it has."""
+    for name in ("benchmarks/__init__.py", "benchmarks/gpu/__init__.py"):
+        copied = tmp_path / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copied)
+    packages = tmp_path / ".gpu-packages"
+    packages.mkdir()
+    (packages / "pytest.py").write_text("raise AssertionError\n")
+    (packages / "only_copied.py").write_text("")
+    code = "import benchmarks.gpu, pytest, only_copied; print(only_copied.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": ""}, **CAPTURED)
+    assert done.stdout.strip() == str(packages / "only_copied.py"), done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class _Bench:
     def run(self, *names: str, failed: bool = False, **options: Any) -> None:
         status = 0
         try:
-            gpu.main(list(names), **options)
+            gpu.main(list(names), **{"records": self.records, **options})
         except typer.Exit as ended:
             status = ended.exit_code
         assert status == failed
@@ -114,7 +115,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(bench: _Bench) -> None:
     bench.run("second")
     bench.fault = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        gpu.main(minutes=35.0)
+        gpu.main(minutes=35.0, records=bench.records)
     assert bench.record()["second"]["figure"] == 1
     bench.fault = None
     bench.run()
@@ -142,6 +143,43 @@ def test_nothing_is_kept_from_other_sources_or_another_driver(
         monkeypatch.setattr(gpu, "measure_machine", lambda device: replace(_machine(), driver="601"))
     bench.run(afresh=changed == "afresh")
     assert bench.ran == ["first", "first", "second"]
+
+
+def test_a_part_begins_where_it_can_end_and_the_first_of_a_run_anyhow(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of 60 s: 16 left for a first part that may take 20, then 19 for the second, which is left to the next run."""
+    now = iter([0.0, 44.0, 44.0, 41.0, 41.0])
+    clock = SimpleNamespace(monotonic=lambda: next(now), time=lambda: 1000.0)
+    monkeypatch.setattr(gpu, "time", clock)
+    bench.run(until=1060.0)
+    assert bench.ran == ["first"]
+    now = iter([0.0] * 8)
+    bench.run(until=1010.0)
+    assert bench.ran == ["first"]
+    now = iter([0.0] * 8)
+    bench.run(until=1020.0)
+    assert bench.ran == ["first", "second"]
+
+
+def test_the_record_lies_where_it_is_wanted_and_is_gone_on_with_there(bench: _Bench, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    bench.run("first", records=out)
+    bench.run(records=out)
+    assert bench.ran == ["first", "second"]
+    assert list(bench.records.iterdir()) == []
+    assert len(list(out.iterdir())) == 1
+
+
+def test_what_the_interpreter_lacks_is_told(
+    bench: _Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.run("first")
+    assert "Not here" not in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "NEEDED", ("torch", "no_such_module"))
+    bench.run("second")
+    assert "Not here: no_such_module; `make gpu-packages`" in capsys.readouterr().out
 
 
 def test_parts_by_name_make_a_record_together(bench: _Bench, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +266,17 @@ def test_what_is_worth_most_comes_first_and_in_time() -> None:
     assert longest["tests_cuda"] + longest["tests_triton"] <= 4 * 60
     assert sum(longest[name] for name in hot) <= 6 * 60
     assert sum(longest.values()) < 35 * 60
+    window = int(re.findall(r"^GPU_SECONDS \?= (\d+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0])
+    assert window < 8 * 60
+    assert max(longest.values()) <= window - 60
+
+
+def test_what_one_part_of_the_packages_tests_runs_the_other_leaves_out() -> None:
+    contract, package = gpu_parts.TESTS["tests_contract"], gpu_parts.TESTS["tests_package"]
+    files = [path for path in contract if path.startswith("tests/")]
+    assert len(files) > 10
+    assert {f"--ignore={path}" for path in files} == {word for word in package if word.startswith("--ignore=")}
+    assert "tests/memformer_kernels" in package
 
 
 def test_the_last_provider_may_take_what_it_is_admitted_with() -> None:

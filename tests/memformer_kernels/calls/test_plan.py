@@ -23,6 +23,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(availability, "_faults", dict.fromkeys(("torch", "cpu", "cuda", "triton")))
     monkeypatch.setattr(availability, "INTERPRETS", False)
     monkeypatch.setattr(availability, "cuda_fault", lambda index: None)
+    monkeypatch.setattr(availability, "triton_fault", lambda index: None)
 
 
 @pytest.mark.usefixtures("built")

@@ -89,7 +89,7 @@ def compiled(call: Callable[[], object], device: Device) -> list[str]:
     """Compiles what a call launches; what is wrong with the kernels, a line each."""
     faults: list[str] = []
 
-    def compile_one(kernel: Any, programs: int, arguments: dict[str, Any]) -> None:
+    def compile_one(kernel: Any, _: int, arguments: dict[str, Any]) -> None:
         made = kernel.warmup(grid=(1,), **arguments)
         if ".entry" not in made.asm["ptx"]:
             faults.append(f"{kernel.__name__}: no PTX")

@@ -1,0 +1,26 @@
+"""The number of tasks that rules go by: a call's, or in a rehearsal that of calls to come."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+MANY = 2**30
+"""Tasks that fill any GPU."""
+
+_PLANNED: ContextVar[int | None] = ContextVar("planned", default=None)
+
+
+def planned(batch: int) -> int:
+    """The number of tasks to choose kernels by, where a call has `batch`."""
+    chosen = _PLANNED.get()
+    return batch if chosen is None or batch == 0 else chosen
+
+
+@contextmanager
+def planning_for(batch: int) -> Iterator[None]:
+    """Makes calls choose the kernels that they would choose for so many tasks."""
+    token = _PLANNED.set(batch)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(token)
