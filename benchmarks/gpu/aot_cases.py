@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.triton import attention, gram, networks, register_update
+from memformer_kernels.backends.triton import attention, gram, networks, register_update, rules
 from memformer_kernels.backends.triton.spread import SpreadCalls
 from memformer_kernels.backends.triton.wide import WideBackend
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, form_named
@@ -58,9 +58,14 @@ def _network(
     return Network(z, q, p, gamma, beta, lengths, tokens - 1 if lengths is None else tokens, form)
 
 
-def _calls(network: Network) -> networks.ResponseCalls | networks.ColumnCalls | networks.NetworkCalls:
+Calls = networks.ResponseCalls | networks.ColumnCalls | networks.NetworkCalls | SpreadCalls
+
+
+def _calls(network: Network, need_z: bool = False) -> Calls:
     if network.p is not None:
         return networks.NetworkCalls(network)
+    if network.form.space == "gram" and need_z and rules.gram_apart(network.z.shape[2]):
+        return SpreadCalls(network, response_only=True)
     if network.form.space == "gram":
         return networks.ResponseCalls(network)
     return networks.ColumnCalls(network)
@@ -85,7 +90,7 @@ def _loss(
 def _results(width: int, structure: str, space: str) -> Callable[[], object]:
     """Predictions after every layer, tokens, and the gradient of z."""
     network = _network(width, 40, structure, space, SINGLE)
-    calls = _calls(network)
+    calls = _calls(network, need_z=True)
     return lambda: (calls.predict(1, layers=True), calls.stack(), calls.stack_backward(network.z, need_z=True))
 
 
@@ -148,6 +153,8 @@ def cases() -> dict[str, Case]:
     What takes longest to compile, the backward of networks that move features, comes last.
     """
     made = dict(HOT)
+    for features, tokens in ((64, 512), (128, 2048)):
+        made[f"loss, tile d={features}"] = partial(_loss, features + 1, tokens + 1, "response-only", "gram")
     for width in WIDTHS:
         for dtype in _dtypes(width):
             kind = f"D={width} {NAMES[dtype]}"

@@ -4,6 +4,7 @@ multiprocessor with whole thread blocks."""
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -60,6 +61,24 @@ def loss(workload: Workload, backend: str) -> Callable[[], object]:
         return torch.autograd.grad(memformer_loss(z, target, **options), list(parameters))
 
     return call
+
+
+def of_many(workload: Workload) -> Callable[[], object]:
+    """The same by the Triton kernels of a batch that fills a GPU, of whose tasks no context is split."""
+    from memformer_kernels.backends.triton import rules
+
+    call = loss(workload, "triton")
+
+    def with_whole_contexts() -> object:
+        with mock.patch.object(rules, "SPLIT_BELOW", 0):
+            return call()
+
+    return with_whole_contexts
+
+
+def _tile(name: str, workload: Workload, batch: int) -> Case:
+    of_batch = workload.with_batch(batch)
+    return Case(name, "triton", "task", batch, workload.bytes_per_task, lambda: of_many(of_batch))
 
 
 def _draw(*shape: int, scale: float = 1.0) -> Tensor:
@@ -120,7 +139,7 @@ def _layer_bytes(workload: Workload) -> int:
 def cases() -> tuple[Case, ...]:
     """All of them. d = 5, n = 20, four layers where nothing else is said, float32."""
     block, block_full = replace(W, structure="block"), replace(W_FULL, structure="block")
-    small, wide = W.with_batch(8448), TILE_64.with_batch(4)
+    small, wide = W.with_batch(8448), replace(TILE_64, d=63, n=511, batch=4)
     gram = NUMBER * (W.n * W.width + W.width**2)
     statistics = GaussianStatistics(W.d, W.n, 3072, query="integrated")
     drawn = GaussianTokens(W.d, W.n, 1536)
@@ -137,7 +156,7 @@ def cases() -> tuple[Case, ...]:
         Case("trainer, tokens", "cuda", "task", drawn.batch, 0, lambda: _train(drawn)),
         _network("W", "triton", W, 1024),
         _network("W_full", "triton", W_FULL, 512),
-        _network("tile, D = 64", "triton", TILE_64, 256),
+        _tile("tile, d = 64", TILE_64, 512),
         Case("layer, D = 64", "triton", "task", wide.batch, _layer_bytes(wide), lambda: _layer(wide, "triton")),
         Case("register_update", "triton", "row", 512, (REGISTERS + 2) * NUMBER * UPDATED, lambda: _update(512)),
         Case("linear_attention", "triton", "token", 1024, attention, lambda: _attention(1024, False)),

@@ -168,8 +168,8 @@ W = Workload(name="W", d=5, n=20, layers=4, heads=1, batch=100_000)
 W_FULL = replace(W, name="W_full", granularity="full")
 
 # The tiles of the Triton kernels, at the sizes their figures are set for.
-TILE_64 = Workload(name="tile_64", d=63, n=511, layers=4, heads=1, batch=8192)
-TILE_128 = Workload(name="tile_128", d=127, n=2047, layers=4, heads=1, batch=1024)
+TILE_64 = Workload(name="tile_64", d=64, n=512, layers=4, heads=1, batch=8192)
+TILE_128 = Workload(name="tile_128", d=128, n=2048, layers=4, heads=1, batch=1024)
 
 WORKLOADS: Mapping[str, Workload] = MappingProxyType({w.name: w for w in (W, W_FULL)})
 BATCHES = (1000, 100_000, 1_000_000)

@@ -23,7 +23,8 @@ TINY_CONTEXT = 1024
 would keep it busy while few tasks leave the rest of the GPU idle. The tile regime spreads a context over programs."""
 
 TILE_WIDTH = 128
-"""Largest D of the tile regime: a D-by-D tile fits in shared memory."""
+"""Largest side of a tile, which fits in shared memory: most features where they stay or are summed, largest D elsewhere
+in the tile regime."""
 
 LAYER_REGISTERS = 32
 """Most earlier registers of a layer in a GPU's tiny token regime, whose kernel gets their addresses as arguments."""
@@ -35,8 +36,9 @@ so far."""
 HEAD_WIDTH = 256
 """Widest head of the attention kernels: chunks fit in a GPU's shared memory, sums in a core's caches."""
 
-WIDEST = 128
-"""Largest D of the kernels for Gram matrices and for the vectors of response-only networks and quadratics."""
+WIDEST = TILE_WIDTH + 1
+"""Largest D of the kernels for Gram matrices and for response-only networks in Gram space: the features are a tile, the
+response is a vector."""
 
 WIDEST_MATRICES = 64
 """Largest D of the kernels that run all layers on D-by-D matrices: above it those outgrow what a program keeps on chip,

@@ -61,7 +61,7 @@ def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 
     device = availability.place(device)
     # A matrix of one number is as tiny; only a network needs a feature too.
     regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
-    backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= TILE_WIDTH else None)
+    backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= WIDEST else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
 
@@ -212,7 +212,7 @@ def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
 def _gram_regime(width: int, features_stay: bool = True) -> str:
     if 1 < width <= TINY_WIDTH + features_stay:
         return "tiny Gram"
-    return "tile" if width <= TILE_WIDTH else "large"
+    return "tile" if width <= TILE_WIDTH + features_stay else "large"
 
 
 def fuses(width: int, tokens: int, algorithm: str, response_only: bool) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
-from memformer_kernels.calls.limits import WIDEST
+from memformer_kernels.calls.limits import TILE_WIDTH, WIDEST
 from memformer_kernels.calls.plan import fuses
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TritonBackend:
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.stack_backward(grad, network, needs)
-        return needed_gradients([*_calls(network).stack_backward(grad, needs[0]), None], network[:6], needs)
+        return needed_gradients([*_calls(network, needs[0]).stack_backward(grad, needs[0]), None], network[:6], needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         if self._is_large(network):
@@ -67,7 +67,7 @@ class TritonBackend:
     ) -> list[Tensor]:
         if self._is_large(network):
             return self._wide.predict_backward(grad, network, queries, layers, needs)
-        return needed_gradients([*_calls(network).predict_backward(grad, needs[0]), None], network[:6], needs)
+        return needed_gradients([*_calls(network, needs[0]).predict_backward(grad, needs[0]), None], network[:6], needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         if self._is_large(network):
@@ -75,7 +75,7 @@ class TritonBackend:
         if not any(needs):
             error = self.predict(network, queries, layers=False)[0] - target
             return [error.square().sum() / target.numel()]
-        squares, error, (z, *parameters) = _calls(network).loss(target, queries, needs[0])
+        squares, error, (z, *parameters) = _calls(network, needs[0]).loss(target, queries, needs[0])
         arguments = [network.z, target, *network[1:6]]
         grads = [z, -error if needs[1] else None, *parameters, None]
         return [squares / target.numel(), *needed_gradients(grads, arguments, needs, squares.dtype)]
@@ -98,14 +98,14 @@ class TritonBackend:
         return needed_gradients([z, q, p, *registers, gamma, beta, None], arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
-        if self._is_wide(quadratics.h):
+        if self._is_wide(quadratics.h, TILE_WIDTH):
             return self._wide.lfom_solve(quadratics, layers)
         from memformer_kernels.backends.triton.networks import QuadraticCalls
 
         return QuadraticCalls(quadratics).solve(layers)
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
-        if self._is_wide(quadratics.h):
+        if self._is_wide(quadratics.h, TILE_WIDTH):
             return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
         from memformer_kernels.backends.triton.networks import QuadraticCalls
 
@@ -149,9 +149,9 @@ class TritonBackend:
             with torch.no_grad(), launch.compile_only(), batches.planning_for(number):
                 rehearsal(tasks)
 
-    def _is_wide(self, tokens: Tensor) -> bool:
+    def _is_wide(self, tokens: Tensor, widest: int = WIDEST) -> bool:
         _check_device(tokens)
-        return tokens.shape[2] > WIDEST
+        return tokens.shape[2] > widest
 
     def _is_large(self, network: Network) -> bool:
         _check_device(network.z)
@@ -171,14 +171,17 @@ def _check_device(tokens: Tensor) -> None:
     check_device(tokens)
 
 
-def _calls(network: Network) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
-    from memformer_kernels.backends.triton import networks, spread
+def _calls(network: Network, need_z: bool = False) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":
+    from memformer_kernels.backends.triton import networks, rules, spread
 
-    batch, tokens, _ = network.z.shape
-    if network.form.space == "gram" and spread.spreads(batch, tokens):
-        return spread.SpreadCalls(network, network.form.response_only)
-    if network.form.space == "gram" and network.form.response_only:
-        return networks.ResponseCalls(network)
+    batch, tokens, width = network.z.shape
+    response_only = network.form.response_only
+    if network.form.space == "gram":
+        # Where one kernel makes the Gram matrices, others make the gradient of what they were made of.
+        if spread.spreads(batch, tokens) or (response_only and need_z and rules.gram_apart(width)):
+            return spread.SpreadCalls(network, response_only)
+        if response_only:
+            return networks.ResponseCalls(network)
     if network.form.response_only:
         return networks.ColumnCalls(network)
     return networks.NetworkCalls(network)

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
+from memformer_kernels.backends.triton.feature_gram import feature_gram
 from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
 from memformer_kernels.backends.triton.tiles import load_counts, product, wide
 from memformer_kernels.calls.arguments import compute_dtype
@@ -171,10 +172,19 @@ def _constants(config: rules.Config, dtype: torch.dtype, inner: int, columns: in
     )
 
 
+def tiles_of(columns: int) -> list[slice]:
+    """As many columns at a time as a tile has."""
+    return [slice(first, first + TILE_WIDTH) for first in range(0, columns, TILE_WIDTH)]
+
+
 def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-    """sum_{i<n} left_i right_i^T, (B, D, K), of left (B, N, D), D up to 128, and right (B, N, K), K up to D's block."""
+    """sum_{i<n} left_i right_i^T, (B, D, K), of left (B, N, D) and right (B, N, K)."""
     batch, tokens, width = left.shape
     columns, dtype = right.shape[2], compute_dtype(left)
+    if max(width, columns) > TILE_WIDTH:
+        rows = (left[..., part] for part in tiles_of(width))
+        made = [[across(row, right[..., part], lengths, context) for part in tiles_of(columns)] for row in rows]
+        return torch.cat([torch.cat(row, 2) for row in made], 1)
     config = _config(max(width, columns), left, tokens)
     blocks = triton.cdiv(batch, config.tasks)
     splits = rules.gram_splits(blocks, context)
@@ -191,14 +201,30 @@ def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) ->
             C=_constants(config, dtype, width, columns)._replace(ROWS=0),
             **config.options,
         )
+    return _pairwise(parts)
+
+
+def gram(z: Tensor, lengths: Tensor | None, context: int, mean: bool = False) -> Tensor:
+    """The context Gram matrices of z (B, N, D), (B, D, D), for D up to 129; mean: divided by the context's tokens."""
+    batch, _, width = z.shape
+    if not rules.gram_apart(width):
+        total = across(z, z, lengths, context)
+        return total / _counts(lengths, context) if mean else total
+    splits = rules.gram_splits(batch, context)
+    parts = feature_gram(z, lengths, context, splits, mean and splits == 1)
+    total = _pairwise(parts)
+    return total / _counts(lengths, context) if mean and splits > 1 else total
+
+
+def _counts(lengths: Tensor | None, context: int) -> int | Tensor:
+    return context if lengths is None else lengths[:, None, None]
+
+
+def _pairwise(parts: Tensor) -> Tensor:
+    """The sum along the second axis, whose length is a power of 2."""
     while parts.shape[1] > 1:
         parts = parts[:, ::2] + parts[:, 1::2]
     return parts[:, 0]
-
-
-def gram(z: Tensor, lengths: Tensor | None, context: int) -> Tensor:
-    """The context Gram matrices of z (B, N, D), (B, D, D), for D up to 128."""
-    return across(z, z, lengths, context)
 
 
 def times(
@@ -209,16 +235,21 @@ def times(
     context: int | None = None,
     other: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """out (B, N, K), of any strides: left (B, N, I) times matrix (B, I, K), K up to 128.
+    """out (B, N, K), of any strides: left (B, N, I) times matrix (B, I, K).
 
     Rows past the context, if one is given, are exactly zero. other, (B, N, J) and (B, J, K), is a second product, which
     is added to every row.
     """
     batch, tokens, inner = left.shape
     columns, dtype = matrix.shape[2], compute_dtype(left)
+    second, second_matrix = other or (None, None)
+    if columns > TILE_WIDTH:
+        for part in tiles_of(columns):
+            added = None if second is None or second_matrix is None else (second, second_matrix[..., part])
+            times(left, matrix[..., part], out[..., part], lengths, context, added)
+        return out
     config = _config(min(max(inner, columns), TILE_WIDTH), left, tokens)
     row_blocks = triton.cdiv(tokens, config.rows)
-    second, second_matrix = other or (None, None)
     none = (0, 0, 0)
     if out.numel():
         launch(

@@ -112,7 +112,8 @@ class ResponseCalls(_Response):
 
     def __init__(self, call: Network, matrix: Tensor | None = None) -> None:
         super().__init__(call)
-        weights = _weights(call, call.z.shape[2], column=True)
+        features = call.q.shape[-1]
+        weights = _weights(call, features + solve.sums_tokens(call.z, matrix), column=True)
         self.recurrence = solve.Recurrence(
             _blocks(call), *weights, z=call.z, lengths=call.lengths, context=call.context, matrix=matrix
         )

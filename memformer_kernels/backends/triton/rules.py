@@ -117,6 +117,48 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     return Config(1, block, rows, chunk, lanes, warps, 1 if single else 2, registers)
 
 
+def vectors_config(width: int, tokens: int, dtype: torch.dtype, architecture: int, gradients: bool) -> Config:
+    """The configuration of the recurrence of vectors, `width` long, on matrices of tasks.
+
+    gradients: those of the tasks' matrices are summed next to the matrices.
+    """
+    chosen = config(width, tokens, dtype, architecture)
+    if chosen.block < 64:
+        return chosen
+    # A thread takes 64 numbers at a time of a matrix, or of two. Three programs of 128 threads hide on a multiprocessor
+    # what each waits for.
+    plain = dtype == torch.float32 and not gradients
+    if chosen.block > 64:
+        return chosen
+    return chosen._replace(tasks=2 if plain else 1, warps=4, registers=168 if plain else None)
+
+
+class GramConfig(NamedTuple):
+    """block: features, rounded up. chunk: tokens of a product. parts: of a chunk, whose tokens different warps hold."""
+
+    block: int
+    chunk: int
+    warps: int
+
+    @property
+    def parts(self) -> int:
+        """A thread of a warp has a feature: as many warps as there are more of have other tokens."""
+        return max(1, 32 * self.warps // self.block)
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's options of a launch. Loads run ahead by the kernel's own order."""
+        return {"num_warps": self.warps, "num_stages": 1}
+
+
+def feature_gram_config(width: int, dtype: torch.dtype) -> GramConfig:
+    """The configuration of Gram matrices whose response is a vector apart."""
+    block = triton.next_power_of_2(max(width - 1, DOT_MINIMUM))
+    # A thread has 64 numbers of the sum and 64 of a chunk's; groups of four warps multiply together on Hopper.
+    warps = 8 if block > 64 else 4
+    return GramConfig(block, DOT_MINIMUM if dtype == torch.float64 else TOKENS_AT_ONCE, warps)
+
+
 def columns_config(width: int, tokens: int) -> Config:
     """The configuration of response-only tasks on tokens.
 
@@ -139,7 +181,7 @@ def keeps_features(tokens: int, rows: int, architecture: int) -> bool:
 
 def line(tokens: int) -> int:
     """Rows at a time where only columns of numbers are read, not features."""
-    return min(triton.next_power_of_2(max(tokens, 1)), LONGEST_LINE)
+    return min(int(triton.next_power_of_2(max(tokens, 1))), LONGEST_LINE)
 
 
 def _warps(numbers: int) -> int:
@@ -197,18 +239,20 @@ def tasks_a_sum(batch: int, at_once: int, warps: int, tiles: int = 1, multiproce
 def gram_apart(width: int) -> bool:
     """Whether a kernel of its own makes the Gram matrices of response-only tasks before their layers run.
 
-    From 64 features on a matrix is a quarter of a program's registers; one that also runs the layers has none left to
-    keep tokens in flight. It writes and reads D^2 numbers a task for the n D that it streams.
+    From 32 features on matrices are large enough for tensor cores and for registers alike: a program that also ran the
+    layers would have none left to keep tokens in flight. It writes and reads D^2 numbers a task for the n D that it
+    streams.
     """
-    return width > 64
+    return width > 32
 
 
-def rereads(width: int, architecture: int) -> bool:
-    """Whether the fused loss reads a given matrix again before the layers' backward.
+def holds_matrices(block: int) -> bool:
+    """Whether programs keep given matrices in registers for all layers.
 
-    Compiled for Ampere, a matrix of more than 64 features kept from the forward on spills. Caches hold what was read.
+    Without wide ones a program has registers for a shared matrix, and leaves room for other programs, which hide what
+    it waits for. Caches of the first level hold those of all of them.
     """
-    return width > 64 and architecture < 90
+    return block < 64
 
 
 def gram_splits(batch: int, longest: int) -> int:

@@ -2,10 +2,11 @@
 
     g_l = b + H s_l;   r_{l,h} = A_{l,h} g_l + beta * r_{l-1,h};   s_{l+1} = s_l + sum_h sum_{j<=l} gamma * r_{j,h}
 
-A network's vectors are D = d + 1 long and end in the constant 1, so that b is the last column of the Gram matrix and a
-prediction is -z . (s, 1). A program owns TASKS tasks at a time and keeps their matrices in registers for all layers;
-the vectors of a layer go to its scratch, which the first-level cache holds. Per task it reads the context once (or the
-matrix) and the queries; n D^2 / 2 + L (D^2 + R D^2 + L R D) multiply-adds.
+A prediction is -z . (s, 1). Where a program sums the Gram matrix of a network itself, vectors are D = d + 1 long and
+end in the constant 1, so that b is the last column; of a matrix that it is given the last row is b, and vectors are d
+long, which is often a power of 2. A program owns TASKS tasks at a time and keeps their matrices in registers for all
+layers; the vectors of a layer go to its scratch, which the first-level cache holds. Per task it reads the context once
+(or the matrix) and the queries; n D^2 / 2 + L (D^2 + R D^2 + L R D) multiply-adds.
 """
 
 from typing import Any, NamedTuple
@@ -18,18 +19,17 @@ from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import Coefficient
 from memformer_kernels.backends.triton.gram import gram
 from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
-from memformer_kernels.backends.triton.tiles import inner, load_counts, product, wide
+from memformer_kernels.backends.triton.matrices import laid, task_matrix, times_own, times_shared
+from memformer_kernels.backends.triton.tiles import inner, load_counts, wide
 
 QUERIES_AT_ONCE = 8
-
-WHOLE_MATRIX: tl.constexpr = tl.constexpr(32)
-"""Widest block whose shared matrices are read whole, next to a task's own."""
 
 
 class Tensors(NamedTuple):
     """z (B, N, D) of a network, or h in its place; matrix (B, D, D) or None, offset and start (B, d) or None.
 
-    a (L, R, d, d); gamma, beta in full or None. For a quadratic, which has no tokens, h stands in for their pointer.
+    a (L, R, d, d) and turned, its transposes, both `laid`; gamma, beta in full or None. For a quadratic, which has no
+    tokens, h stands in for their pointer.
     """
 
     z: Tensor
@@ -38,6 +38,7 @@ class Tensors(NamedTuple):
     start: Tensor | None
     lengths: Tensor | None
     a: Tensor
+    turned: Tensor
     gamma: Tensor | None
     beta: Tensor | None
 
@@ -59,16 +60,20 @@ class Results(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """NETWORK: not a quadratic. TOKENS: matrices come from tokens. TASKS: at a time. LANES: whose vectors are kept.
+    """WIDTH: of vectors. SIDE: of a given matrix. NETWORK: not a quadratic. TOKENS: matrices come from tokens.
 
-    Of the backward alone: LOSS: the error comes from targets. REREAD: a given matrix is read again. ROWS: tokens at a
-    time. TILE: a side of a product over LANE_CHUNK tasks at a time.
+    HELD: matrices of tasks stay in registers. TASKS: at a time. LANES: whose vectors are kept.
+
+    Of the backward alone: LOSS: the error comes from targets. ROWS: tokens at a
+    time. TILE: a side of a product over LANES tasks.
     """
 
     WIDTH: int
     FEATURES: int
+    SIDE: int
     NETWORK: bool
     TOKENS: bool
+    HELD: bool
     RULE: int
     TASKS: int
     LANES: int
@@ -78,10 +83,8 @@ class Constants(NamedTuple):
     ACC: tl.dtype
     PRECISION: str
     LOSS: bool = False
-    REREAD: bool = False
     ROWS: int = 0
     TILE: int = 0
-    LANE_CHUNK: int = 0
 
 
 class Slots(NamedTuple):
@@ -116,10 +119,12 @@ def gradients_of(first, layers, kept, slot):
 class Tasks(NamedTuple):
     """A program's tasks (TASKS, 1): which, their places in scratch, which exist, and their context lengths.
 
-    memory: of the program. vectors: a task's part of the first one. slot: numbers of one for all tasks.
+    last: of all tasks. memory: of the program. vectors: a task's part of the first one. slot: numbers of one for all
+    tasks.
     """
 
     i_task: Any
+    last: Any
     i_lane: Any
     m_task: Any
     count: Any
@@ -134,35 +139,7 @@ def own_tasks(t, i_task, i_lane, memory, sizes, C: tl.constexpr):
     m_task = i_task < sizes.batch
     count = load_counts(t.lengths, i_task, sizes.context, m_task)[:, :, None]
     vectors = memory + i_lane * C.WIDTH + tl.arange(0, C.BLOCK)[None, :]
-    return Tasks(i_task, i_lane, m_task, count, memory, vectors, tl.cast(C.LANES * C.WIDTH, tl.int64))
-
-
-@triton.jit
-def task_matrix(t, strides, own, context, C: tl.constexpr):
-    """The mean context Gram matrix from tokens, or a given matrix, (TASKS, BLOCK, BLOCK)."""
-    i = tl.arange(0, C.BLOCK)[None, :, None]
-    k = tl.arange(0, C.BLOCK)[None, None, :]
-    i_task = own.i_task[:, :, None]
-    m_task = own.m_task[:, :, None]
-    if C.TOKENS:
-        z_task, z_row, z_column = strides
-        tokens = t.z + i_task * z_task
-        bounds = (m_task, C.WIDTH, own.count, C.WIDTH, context)
-        total = product((tokens, z_column, z_row), (tokens, z_row, z_column), bounds, C.BLOCK, C.BLOCK, C)
-        tile = total / own.count.to(C.ACC)
-    else:
-        p_entry = t.matrix + i_task * C.WIDTH * C.WIDTH + i * C.WIDTH + k
-        tile = tl.load(p_entry, mask=m_task & (i < C.FEATURES) & (k < C.WIDTH), other=0.0)
-    return tile
-
-
-@triton.jit
-def load_shared(a, index, C: tl.constexpr):
-    """One head's matrix (1, BLOCK, BLOCK)."""
-    row = tl.arange(0, C.BLOCK)[None, :, None]
-    column = tl.arange(0, C.BLOCK)[None, None, :]
-    square = a + tl.cast(index, tl.int64) * C.FEATURES * C.FEATURES
-    return tl.load(square + row * C.FEATURES + column, mask=(row < C.FEATURES) & (column < C.FEATURES), other=0.0)
+    return Tasks(i_task, sizes.batch - 1, i_lane, m_task, count, memory, vectors, tl.cast(C.LANES * C.WIDTH, tl.int64))
 
 
 @triton.jit
@@ -173,34 +150,11 @@ def load_weight(coefficient, index, mask, C: tl.constexpr):
 
 
 @triton.jit
-def times_vector(a, index, row_stride, column_stride, vectors, own, C: tl.constexpr):
-    """One head's matrix, or its transpose, times stored vectors, a part of its columns at a time, (TASKS, BLOCK).
-
-    The task's own matrix stays in registers meanwhile, and a second one of that size would not fit next to it.
-    """
-    PART: tl.constexpr = 16
-    square = a + tl.cast(index, tl.int64) * C.FEATURES * C.FEATURES
-    row = tl.arange(0, C.BLOCK)[None, :, None]
-    total = tl.zeros((1, C.BLOCK), C.ACC)
-    for first in range(0, C.FEATURES, PART):
-        column = first + tl.arange(0, PART)
-        part = tl.load(
-            square + row * row_stride + column[None, None, :] * column_stride,
-            mask=(row < C.FEATURES) & (column < C.FEATURES)[None, None, :],
-            other=0.0,
-        )
-        m_vector = own.m_task & (column < C.FEATURES)[None, :]
-        vector = tl.load(vectors + own.i_lane * C.WIDTH + column[None, :], mask=m_vector, other=0.0)
-        total += inner(part, vector[:, None, :], 2)
-    return total
-
-
-@triton.jit
 def first_state(t, own, C: tl.constexpr):
-    """(0, 1) for a network, minus the first weights for a quadratic."""
+    """0 for a network, (0, 1) if its matrix comes from tokens; minus the first weights for a quadratic."""
     i = tl.arange(0, C.BLOCK)[None, :]
     state = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
-    if C.NETWORK:
+    if C.TOKENS:
         state += tl.where(i == C.FEATURES, 1.0, 0.0).to(C.ACC)
     if t.start is not None:
         state -= tl.load(t.start + own.i_task * C.WIDTH + i, mask=own.m_task & (i < C.WIDTH), other=0.0)
@@ -218,20 +172,18 @@ def run_layers(t, tile, own, layers, kept, KEEP: tl.constexpr, C: tl.constexpr):
     offset = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     if t.offset is not None:
         offset += tl.load(t.offset + own.i_task * C.WIDTH + i, mask=m_vector, other=0.0)
+    if C.SIDE > C.WIDTH:
+        p_last = t.matrix + (own.i_task * C.SIDE + C.FEATURES) * C.SIDE + i
+        offset += tl.load(p_last, mask=m_vector, other=0.0)
     state = first_state(t, own, C)
     for layer in range(layers):
-        residual = tl.where(m_feature, offset + inner(tile, state[:, None, :], 2), 0.0)
-        own_residual = own.memory + (slots.residuals + layer) * slot
-        if KEEP or C.BLOCK > WHOLE_MATRIX:
-            tl.store(own_residual + own.i_lane * C.WIDTH + i, residual, mask=m_vector)
-            tl.debug_barrier()
+        residual = tl.where(m_feature, offset + times_own(t, tile, state, own, C), 0.0)
+        if KEEP:
+            tl.store(own.vectors + (slots.residuals + layer) * slot, residual, mask=m_vector)
             tl.store(own.vectors + (slots.states + layer) * slot, state, mask=m_vector)
         for head in range(kept):
             index = layer * kept + head
-            if C.BLOCK <= WHOLE_MATRIX:
-                register = inner(load_shared(t.a, index, C), residual[:, None, :], 2)
-            else:
-                register = times_vector(t.a, index, C.FEATURES, 1, own_residual, own, C)
+            register = times_shared(t.turned, index, residual, C)
             if t.beta is not None:
                 decay = load_weight(t.beta, index, i < C.WIDTH, C)
                 before = tl.load(own.vectors + (index - kept) * slot, mask=m_vector & (layer > 0), other=0.0)
@@ -259,7 +211,12 @@ def predictions(rows, state, strides, i_query, queries, own, C: tl.constexpr):
     i = tl.arange(0, C.BLOCK)[None, None, :]
     m_token = own.m_task[:, :, None] & (i_query < queries)[None, :, None] & (i < C.WIDTH)
     tokens = tl.load(rows + i_query[None, :, None] * z_row + i * z_column, mask=m_token, other=0.0).to(C.ACC)
-    return -inner(tokens, state[:, None, :], 2)
+    values = -inner(tokens, state[:, None, :], 2)
+    if not C.TOKENS:
+        p_response = rows + i_query[None, :, None] * z_row + C.FEATURES * z_column
+        m_query = own.m_task[:, :, None] & (i_query < queries)[None, :, None]
+        values -= tl.sum(tl.load(p_response, mask=m_query, other=0.0).to(C.ACC), 2)
+    return values
 
 
 @triton.jit(do_not_specialize=["sizes", "kept", "results"])
@@ -277,7 +234,7 @@ def solve_kernel(t, out, scratch, strides, sizes, kept, results, scratch_size, C
         i_task = tl.cast(block, tl.int64) * C.TASKS + i_lane
         own = own_tasks(t, i_task, i_lane, memory, sizes, C)
         m_vector = own.m_task & (i < C.WIDTH)
-        tile = task_matrix(t, z_strides, own, sizes.context, C)
+        tile = task_matrix(t, z_strides, own, sizes.context, C) if C.HELD else None
         run_layers(t, tile, own, sizes.layers, kept, True, C)
         tl.debug_barrier()
         states = own.vectors + slots_of(sizes.layers, kept).states * own.slot
@@ -295,6 +252,11 @@ def solve_kernel(t, out, scratch, strides, sizes, kept, results, scratch_size, C
             else:
                 tl.store(out + o_output * C.WIDTH + i, -state, mask=m_vector)
         tl.debug_barrier()
+
+
+def sums_tokens(z: Tensor | None, matrix: Tensor | None) -> bool:
+    """Whether programs sum the Gram matrices of their tasks themselves. Vectors are as wide as tokens then."""
+    return z is not None and matrix is None and not rules.gram_apart(z.shape[2])
 
 
 class Recurrence(NamedTuple):
@@ -323,36 +285,42 @@ class Recurrence(NamedTuple):
         return first
 
     @property
-    def config(self) -> rules.Config:
-        _, tokens, width = self.tasks.shape
-        return rules.config(width, tokens, self.a.dtype, architecture(self.a.device))
+    def width(self) -> int:
+        """Of vectors."""
+        return self.tasks.shape[2] if sums_tokens(self.z, self.matrix) else self.a.shape[3]
+
+    def config(self, gradients: bool = False) -> rules.Config:
+        """gradients: those of the tasks' matrices are wanted."""
+        tokens, dtype = self.tasks.shape[1], self.a.dtype
+        return rules.vectors_config(self.width, tokens, dtype, architecture(self.a.device), gradients)
 
     def task_matrix(self) -> Tensor | None:
         """The matrices that kernels are given: h, or Gram matrices that are given or that another kernel computes."""
         if self.z is None:
             return self.h
-        if self.matrix is None and rules.gram_apart(self.z.shape[2]):
-            total = gram(self.z, self.lengths, self.context)
-            return total.div_(self.context if self.lengths is None else self.lengths[:, None, None])
-        return self.matrix
+        if self.matrix is not None or sums_tokens(self.z, None):
+            return self.matrix
+        return gram(self.z, self.lengths, self.context, mean=True).contiguous()
 
-    def arguments(self, queries: int, outputs: int) -> dict[str, Any]:
+    def arguments(self, queries: int, outputs: int, config: rules.Config) -> dict[str, Any]:
         """What both kernels are told."""
-        batch, tokens, width = self.tasks.shape
+        batch, tokens, side = self.tasks.shape
         layers, kept, features, _ = self.a.shape
-        config, matrix = self.config, self.task_matrix()
+        matrix, a, turned = self.task_matrix(), laid(self.a, config.block), laid(self.a.mT, config.block)
         gamma, beta = self.gamma.values, self.beta.values
         return {
-            "t": Tensors(self.tasks, matrix, self.b, self.start, self.lengths, self.a, gamma, beta),
+            "t": Tensors(self.tasks, matrix, self.b, self.start, self.lengths, a, turned, gamma, beta),
             "strides": (0, 0, 0) if self.z is None else self.z.stride(),
             "sizes": Sizes(batch, tokens, self.context, layers),
             "kept": kept,
             "results": Results(queries, outputs),
             "C": Constants(
-                WIDTH=width,
+                WIDTH=self.width,
                 FEATURES=features,
+                SIDE=side,
                 NETWORK=self.z is not None,
                 TOKENS=matrix is None,
+                HELD=matrix is None or rules.holds_matrices(config.block),
                 RULE=self.rule,
                 TASKS=config.tasks,
                 LANES=config.tasks,
@@ -368,7 +336,7 @@ class Recurrence(NamedTuple):
 
 def solve(recurrence: Recurrence, queries: int, outputs: int) -> Tensor:
     """Predictions (outputs, B, queries) of a network, or weights (outputs, B, d) of a quadratic."""
-    arguments = recurrence.arguments(queries, outputs)
+    arguments = recurrence.arguments(queries, outputs, recurrence.config())
     a, constants, batch = recurrence.a, arguments["C"], recurrence.tasks.shape[0]
     out = a.new_empty((outputs, batch, constants.WIDTH if recurrence.z is None else queries))
     size = slots_of.fn(*a.shape[:2]).register_grads * constants.LANES * constants.WIDTH

@@ -17,20 +17,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, tasks_a_sum
+from memformer_kernels.backends.triton.launch import launch, scratch_of, tasks_a_sum
+from memformer_kernels.backends.triton.matrices import (
+    outer_product,
+    store_matrices,
+    task_matrix,
+    times_own_back,
+    times_shared,
+    zero_matrices,
+)
 from memformer_kernels.backends.triton.solve import (
-    WHOLE_MATRIX,
     Recurrence,
     gradients_of,
-    load_shared,
     load_weight,
     own_tasks,
     predictions,
     run_layers,
     slots_of,
-    task_matrix,
-    times_vector,
+    sums_tokens,
 )
 from memformer_kernels.backends.triton.sums import Partials
 from memformer_kernels.backends.triton.tiles import add_to, chunked_product, inner, product, put, wide
@@ -95,7 +99,7 @@ def register_gradient(t, grad, layer, has_later, head, own, layers, kept, C: tl.
 
 @triton.jit
 def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MATRIX: tl.constexpr, C: tl.constexpr):
-    """Gradients of H (TASKS, BLOCK, BLOCK), b and s_0 (TASKS, BLOCK); those of the vectors go to scratch."""
+    """Gradients of H, as `task_matrix` has it, b and s_0 (TASKS, BLOCK); those of the vectors go to scratch."""
     layers = sizes.layers
     i = tl.arange(0, C.BLOCK)[None, :]
     m_vector = own.m_task & (i < C.WIDTH)
@@ -104,7 +108,7 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MA
     register_grads, update_grads = gradients_of(own.vectors, layers, kept, own.slot)
     grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
     offset_grad = tl.zeros((C.TASKS, C.BLOCK), C.ACC)
-    matrix_grad = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
+    matrix_grad = zero_matrices(C)
     for step in range(layers):
         layer = layers - 1 - step
         if step < results.outputs:
@@ -116,17 +120,12 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MA
             index = layer * kept + head
             register_grad = register_gradient(t, grad, layer, step > 0, head, own, layers, kept, C)
             tl.store(register_grads + index * own.slot, register_grad, mask=m_vector)
-            if C.BLOCK <= WHOLE_MATRIX:
-                residual_grad += inner(load_shared(t.a, index, C), register_grad[:, :, None], 1)
-            else:
-                tl.debug_barrier()
-                vectors = own.memory + (slots.register_grads + index) * own.slot
-                residual_grad += times_vector(t.a, index, 1, C.FEATURES, vectors, own, C)
+            residual_grad += times_shared(t.a, index, register_grad, C)
         if MATRIX:
             state = tl.load(states + layer * own.slot, mask=m_vector, other=0.0)
-            matrix_grad += residual_grad[:, :, None] * state[:, None, :]
+            matrix_grad += outer_product(residual_grad, state, C)
             offset_grad += residual_grad
-        grad += tl.where(i < C.FEATURES, inner(tile, residual_grad[:, :, None], 1), 0.0)
+        grad += tl.where(i < C.FEATURES, times_own_back(t, tile, residual_grad, own, C), 0.0)
         tl.debug_barrier()
     return matrix_grad, offset_grad, grad
 
@@ -180,13 +179,18 @@ def store_token_gradients(t, z_grad, matrix_grad, error, square, strides, own, s
 def summed_products(left, right, lanes_live, C: tl.constexpr):
     """The sum over a chunk's tasks of two stored vectors, entry by entry, (1, BLOCK)."""
     i = tl.arange(0, C.BLOCK)[None, :]
-    lane = tl.arange(0, C.LANE_CHUNK)[:, None]
     total = tl.zeros((1, C.BLOCK), C.ACC)
-    for start in range(0, lanes_live, C.LANE_CHUNK):
-        mask = (start + lane < lanes_live) & (i < C.FEATURES)
-        o_entry = (start + lane) * C.WIDTH + i
-        first = tl.load(left + o_entry, mask=mask, other=0.0)
-        total += inner(first, tl.load(right + o_entry, mask=mask, other=0.0), 0, keep_dims=True)
+    if C.BLOCK >= 64:
+        # A few wide vectors: all threads add up all of them, and wait for none of the others.
+        for lane in tl.static_range(C.LANES):
+            mask = (lane < lanes_live) & (i < C.FEATURES)
+            first = tl.load(left + lane * C.WIDTH + i, mask=mask, other=0.0)
+            total += first * tl.load(right + lane * C.WIDTH + i, mask=mask, other=0.0)
+    else:
+        lane = tl.arange(0, C.LANES)[:, None]
+        mask = (lane < lanes_live) & (i < C.FEATURES)
+        first = tl.load(left + lane * C.WIDTH + i, mask=mask, other=0.0)
+        total += inner(first, tl.load(right + lane * C.WIDTH + i, mask=mask, other=0.0), 0, keep_dims=True)
     return total
 
 
@@ -208,7 +212,7 @@ def add_lane_gradients(partial, memory, lanes_live, layers, kept, BETA: tl.const
             1,
             C.TILE,
             C.TILE,
-            C.LANE_CHUNK,
+            C.LANES,
             C.ACC,
             C.PRECISION,
         )
@@ -257,12 +261,16 @@ def put_error(squares, error, target, state, rows, strides, predicted, own, resu
 def store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C: tl.constexpr):
     """Gradients of what a task is given: of its matrix, its offset and its first weights."""
     i = tl.arange(0, C.BLOCK)[None, :]
-    row = tl.arange(0, C.BLOCK)[None, :, None]
-    column = tl.arange(0, C.BLOCK)[None, None, :]
     m_vector = own.m_task & (i < C.FEATURES)
     if grads.matrix is not None:
-        p_entry = grads.matrix + own.i_task[:, :, None] * C.WIDTH * C.WIDTH + row * C.WIDTH + column
-        tl.store(p_entry, matrix_grad, mask=own.m_task[:, :, None] & (row < C.WIDTH) & (column < C.WIDTH))
+        store_matrices(grads.matrix, matrix_grad, own, C)
+        first = grads.matrix + own.i_task * C.SIDE * C.SIDE
+        if C.SIDE > C.WIDTH:
+            # Of the column that the last row also is; b is read from the row.
+            tl.store(first + i * C.SIDE + C.FEATURES, tl.zeros_like(offset_grad), mask=m_vector)
+            last = tl.where(i < C.FEATURES, offset_grad, 0.0)
+            tl.store(first + C.FEATURES * C.SIDE + i, last, mask=m_vector)
+            tl.store(first + C.SIDE * C.SIDE - 1, tl.zeros((C.TASKS, 1), C.ACC), mask=own.m_task)
     if grads.offset is not None:
         tl.store(grads.offset + own.i_task * C.WIDTH + i, offset_grad, mask=m_vector)
     if grads.start is not None:
@@ -291,9 +299,7 @@ def solve_backward_kernel(
     """Gradients from those of the outputs, `error`; or, for the loss, the squared errors too, from the targets.
 
     A chunk's partial sum, zero at first, receives the gradients of a, gamma and beta and, for the loss, the sum of
-    squares of its chunk_tasks tasks. For the loss
-    `error` (1, B, queries) receives 2 (prediction - target) / predicted. With REREAD a given matrix is read once more
-    for the way back.
+    squares of its chunk_tasks tasks. For the loss `error` (1, B, queries) receives 2 (prediction - target) / predicted.
     """
     z_strides = wide(strides)
     layers = sizes.layers
@@ -310,7 +316,7 @@ def solve_backward_kernel(
             for step in range(tl.cdiv(lanes_live, C.TASKS)):
                 i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
                 own = own_tasks(t, first_task + first + i_lane, i_lane, memory, sizes, C)
-                tile = task_matrix(t, z_strides, own, sizes.context, C)
+                tile = task_matrix(t, z_strides, own, sizes.context, C) if C.HELD else None
                 state = run_layers(t, tile, own, layers, kept, True, C)
                 rows = t.z
                 if C.NETWORK:
@@ -319,8 +325,6 @@ def solve_backward_kernel(
                 if C.LOSS:
                     squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
                 tl.debug_barrier()
-                if C.REREAD and not C.TOKENS:
-                    tile = task_matrix(t, z_strides, own, sizes.context, C)
                 matrix_grad, offset_grad, grad = run_layers_back(
                     t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
                 )
@@ -361,31 +365,33 @@ def solve_backward(
 ) -> tuple[Gradients, Tensor]:
     """Gradients from those of the results, `error`; or of the mean squared error to `target`, with its sum of squares.
 
-    Returns the gradient of the predictions too, which for a loss is computed here.
+    Returns the gradient of the predictions too, which for a loss is computed here. That of z is made by the programs
+    that sum tokens themselves, and by no others.
     """
-    a, z, gamma, beta, config = recurrence.a, recurrence.z, recurrence.gamma, recurrence.beta, recurrence.config
-    batch, _, width = recurrence.tasks.shape
+    assert not needs_tasks or sums_tokens(recurrence.z, recurrence.matrix) or recurrence.z is None
+    a, z, gamma, beta = recurrence.a, recurrence.z, recurrence.gamma, recurrence.beta
+    batch, _, side = recurrence.tasks.shape
+    width = recurrence.width
     if error is None:
         error = a.new_empty((1, batch, queries))
     grads = TaskGradients(
         z=z.new_empty(z.shape, dtype=z_dtype) if needs_tasks and z is not None else None,
-        matrix=a.new_empty((batch, width, width)) if z is None or recurrence.matrix is not None else None,
-        offset=a.new_empty((batch, width)) if z is None else None,
-        start=a.new_empty((batch, width)) if z is None else None,
+        matrix=a.new_empty((batch, side, side)) if z is None or recurrence.matrix is not None else None,
+        offset=a.new_empty((batch, side)) if z is None else None,
+        start=a.new_empty((batch, side)) if z is None else None,
     )
+    config = recurrence.config(gradients=grads.z is not None or grads.matrix is not None)
     chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps)
     partials = Partials(a, batch, chunk_tasks, [a.numel(), gamma.numbers, beta.numbers, 1])
     size = slots_of.fn(*a.shape[:2]).end * config.lanes * width
     size += config.tasks * width * width if grads.z is not None else 0
     programs, scratch = scratch_of(a, partials.chunks, size, config.warps)
-    arguments = recurrence.arguments(queries, outputs)
+    arguments = recurrence.arguments(queries, outputs, config)
     arguments["C"] = arguments["C"]._replace(
         LANES=config.lanes,
         LOSS=target is not None,
-        REREAD=rules.rereads(width, architecture(a.device)),
         ROWS=config.rows,
         TILE=config.tile,
-        LANE_CHUNK=config.lanes,
     )
     if batch:
         launch(

@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.gram import across, gram, gram_backward, times
+from memformer_kernels.backends.triton.gram import across, gram, gram_backward, tiles_of, times
 from memformer_kernels.backends.triton.networks import NetworkCalls, NetworkGradients, ResponseCalls
 from memformer_kernels.calls.arguments import Network, compute_dtype
-from memformer_kernels.calls.limits import TILE_WIDTH
 
 
 def spreads(tasks: int, tokens: int) -> bool:
@@ -31,7 +30,7 @@ class SpreadCalls:
         self.dtype = compute_dtype(z)
         lengths = network.lengths
         self.count: int | Tensor = network.context if lengths is None else lengths[:, None, None]
-        matrix = (gram(z, lengths, network.context) / self.count).contiguous()
+        matrix = gram(z, lengths, network.context, mean=True).contiguous()
         self.width = z.shape[2]
         units = torch.eye(self.width, dtype=self.dtype, device=z.device).expand(z.shape[0], -1, -1)
         inner = network._replace(z=units, lengths=None, context=self.width)
@@ -40,7 +39,7 @@ class SpreadCalls:
     def predict(self, queries: int, layers: bool) -> Tensor:
         columns = self.calls.predict(self.width, layers)
         out = columns.new_empty((columns.shape[0], columns.shape[1], queries))
-        for part in _parts(columns.shape[0]):
+        for part in tiles_of(columns.shape[0]):
             times(self._queries(queries), columns[part].permute(1, 2, 0), out[part].permute(1, 2, 0))
         return out
 
@@ -81,7 +80,7 @@ class SpreadCalls:
     def _predict_backward(self, grad: Tensor, need_z: bool, z_dtype: torch.dtype) -> NetworkGradients:
         outputs, _, queries = grad.shape
         query, by_query = self._queries(queries), grad.permute(1, 2, 0)
-        sums = [across(query, by_query[..., part], None, queries) for part in _parts(outputs)]
+        sums = [across(query, by_query[..., part], None, queries) for part in tiles_of(outputs)]
         column_grads = torch.cat(sums, 2).permute(2, 0, 1).contiguous()
         matrix, *parameters = self.calls.predict_backward(column_grads, need_z=False)
         z_grad: Tensor | None = None
@@ -106,8 +105,3 @@ class SpreadCalls:
 
     def _queries(self, queries: int) -> Tensor:
         return self.network.z[:, self.network.z.shape[1] - queries :]
-
-
-def _parts(outputs: int) -> list[slice]:
-    """The layers' predictions, as many at a time as a tile has columns."""
-    return [slice(first, first + TILE_WIDTH) for first in range(0, outputs, TILE_WIDTH)]

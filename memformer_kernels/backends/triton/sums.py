@@ -1,6 +1,7 @@
 """Sums over tasks in a fixed order: partial sums of blocks of 1024 tasks in the working dtype, then float64 across.
 
-A program adds the partial sums of one block, `COUNT` of them, for BLOCK entries: read once, one addition each.
+A program adds the partial sums of one block, `COUNT` of them, for BLOCK entries: read once, one addition each. There
+are as many programs as such pieces, so that a few blocks of large gradients fill a GPU too.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,11 @@ TASKS_A_BLOCK = rules.TASKS_A_BLOCK
 _BLOCKS_AT_ONCE = 64
 """Blocks whose sums are added in float64 by one call of torch."""
 
-_NUMBERS = 4096
-"""Numbers a program adds at a time: 32 registers of 128 threads."""
+_THREADS = 128
+"""Of a program, each with an entry of every row or, of many rows, of every fourth."""
+
+TOGETHER: tl.constexpr = tl.constexpr(8)
+"""Rows of a thread that are on their way at a time."""
 
 STEPS_A_SUM: tl.constexpr = tl.constexpr(32)
 """What a program adds one by one before the sum joins its chunk's, so that errors do not grow with a chunk's tasks."""
@@ -39,16 +43,21 @@ def move_sum(running, total, size):
 
 
 @triton.jit(do_not_specialize=["count", "size"])
-def sum_kernel(partials, totals, count, size, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """totals (blocks, size) from partials (count, size), COUNT consecutive ones each."""
-    block = tl.cast(tl.program_id(0), tl.int64)
-    which = tl.arange(0, COUNT)[:, None]
-    for first in range(0, size, BLOCK):
-        entry = first + tl.arange(0, BLOCK)[None, :]
-        at = partials + (block * COUNT + which) * size + entry
-        mask = (block * COUNT + which < count) & (entry < size)
-        total = tl.sum(tl.load(at, mask=mask, other=0.0), 0, keep_dims=True)
-        tl.store(totals + block * size + entry, total, mask=entry < size)
+def sum_kernel(partials, totals, count, size, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """totals (blocks, size) from partials (count, size), COUNT consecutive ones each, ROWS of them at a time."""
+    pieces = tl.cdiv(size, BLOCK)
+    block = tl.cast(tl.program_id(0) // pieces, tl.int64)
+    left = tl.minimum(count - block * COUNT, COUNT).to(tl.int32)
+    which = tl.arange(0, ROWS)[:, None]
+    entry = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
+    own = partials + block * COUNT * size + entry + tl.cast(size, tl.int64) * which
+    total = tl.zeros((ROWS, BLOCK), partials.dtype.element_ty)
+    for first in range(0, left, ROWS * TOGETHER):
+        for step in tl.static_range(TOGETHER):
+            row = first + step * ROWS
+            mask = (row + which < left) & (entry < size)
+            total += tl.load(own + tl.cast(size, tl.int64) * row, mask=mask, other=0.0)
+    tl.store(totals + block * size + entry, tl.sum(total, 0, keep_dims=True), mask=entry < size)
 
 
 def over_tasks(partials: Tensor, lanes: int) -> Tensor:
@@ -56,19 +65,23 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     count, size = partials.shape
     together = TASKS_A_BLOCK // lanes
     blocks = triton.cdiv(count, together)
+    rows = 4 if together > 32 else 1
+    columns = _THREADS // rows
     totals = partials if together == 1 else partials.new_empty(blocks, size)
     if together > 1 and blocks and size:
         launch(
             sum_kernel,
-            blocks,
+            blocks * triton.cdiv(size, columns),
             partials=partials,
             totals=totals,
             count=count,
             size=size,
             COUNT=together,
-            BLOCK=max(1, _NUMBERS // together),
+            ROWS=rows,
+            BLOCK=columns,
         )
     # torch copies what it is to sum in float64: some blocks at a time, so that there is never much of it.
+    total: Tensor
     total, *others = (part.sum(0, dtype=torch.float64) for part in totals.split(_BLOCKS_AT_ONCE))
     for other in others:
         total += other

@@ -34,20 +34,25 @@ def add_to(pointers, value, mask):
 
 
 @triton.jit
-def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False):
+def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False, FUSED: tl.constexpr = False):
     """The sum of left * right along an axis, of the same bits in every lane that holds it.
 
     Lanes sum by giving each other their parts, and each keeps the result. Where a part is a product, a compiler would
     fuse a lane's own into the addition of another's rounded one, and the last bits would tell the lanes apart: which of
     them then writes is open. What is fused with 0 already is fused with nothing else. Whether a lane holds several
-    products, whose sum nothing would be fused with, is decided by the strides that a matrix is loaded by.
+    products, whose sum nothing would be fused with, is decided by the strides that a matrix is loaded by. FUSED: each
+    does, however they are loaded.
     """
-    return tl.sum(tl.fma(left, right, 0.0), axis, keep_dims=keep_dims)
+    products = left * right if FUSED else tl.fma(left, right, 0.0)
+    return tl.sum(products, axis, keep_dims=keep_dims)
 
 
 @triton.jit
-def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
-    """(TASKS, ROWS, COLUMNS) from (TASKS, ROWS, INNER) and (TASKS, INNER, COLUMNS), accumulated in ACC."""
+def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr, total=None):
+    """(TASKS, ROWS, COLUMNS) from (TASKS, ROWS, INNER) and (TASKS, INNER, COLUMNS), accumulated in ACC.
+
+    total: of one task, what the product is added to where products are summed.
+    """
     if left.dtype != right.dtype:
         left = left.to(ACC)
         right = right.to(ACC)
@@ -57,7 +62,9 @@ def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
         COLUMNS: tl.constexpr = right.shape[2]
         rows = tl.reshape(left, (ROWS, INNER))
         columns = tl.reshape(right, (INNER, COLUMNS))
-        flat = tl.dot(rows, columns, input_precision=PRECISION, out_dtype=ACC)
+        if total is not None:
+            total = tl.reshape(total, (ROWS, COLUMNS))
+        flat = tl.dot(rows, columns, total, input_precision=PRECISION, out_dtype=ACC)
         made = tl.reshape(flat, (1, ROWS, COLUMNS))
     else:
         made = inner(left.to(ACC)[:, :, :, None], right.to(ACC)[:, None, :, :], 2)

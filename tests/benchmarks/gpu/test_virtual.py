@@ -129,7 +129,7 @@ def test_the_command_shows_a_record_and_says_that_nothing_was_confirmed() -> Non
     assert done.exit_code == 0, done.output
     assert "no hardware has confirmed one" in done.output
     assert "…" not in done.output
-    for part in ("ResponseGram", "solve_backward_kernel", "triton, tile, D = 64", "a task on an H200"):
+    for part in ("ResponseGram", "solve_backward_kernel", "triton, tile, d = 64", "a task on an H200"):
         assert part in done.output
 
 

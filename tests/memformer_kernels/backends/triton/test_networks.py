@@ -61,6 +61,16 @@ HOT: dict[str, tuple[str, dict[str, Any]]] = {
         {"structure": "response-only", "heads": 1, "layers": 2, "tokens": 11, "width": 6, "granularity": "full"},
     ),
     "response-only tile": ("gram", {"structure": "response-only", "heads": 1, "tokens": 40, "width": 17, "layers": 2}),
+    "Gram matrix apart": (
+        "gram",
+        {"structure": "response-only", "heads": 1, "tokens": 40, "width": 33, "layers": 2, "tasks": 2},
+    ),
+    "Gram matrix apart, padding": (
+        "gram",
+        {"structure": "response-only", "tokens": 40, "context": 33, "queries": 3, "width": 35, "rule": "recursive"},
+    ),
+    "64 features": ("gram", {"structure": "response-only", "heads": 1, "tokens": 37, "width": 65, "layers": 2}),
+    "128 features": ("gram", {"structure": "response-only", "tokens": 9, "width": 129, "layers": 2, "tasks": 1}),
     "block tile": ("gram", {"heads": 1, "tokens": 5, "width": 17, "layers": 2, "tasks": 1}),
     "dense tile on tokens": (
         "token",
@@ -97,6 +107,7 @@ HOT: dict[str, tuple[str, dict[str, Any]]] = {
 # The virtual GPU runs compiled kernels sooner than Triton's interpreter: here are ways that no other quick test goes.
 QUICK = (
     "workload W, full gamma",
+    "Gram matrix apart",
     "block tile",
     "gated heads",
     "response column, gated heads, padding",
@@ -202,7 +213,13 @@ def test_strided_tokens(algorithm: str) -> None:
 
 @pytest.mark.parametrize(
     ("structure", "algorithm", "width"),
-    [("response-only", "gram", 4), ("response-only", "gram", 17), ("block", "gram", 3), ("response-only", "token", 4)],
+    [
+        ("response-only", "gram", 4),
+        ("response-only", "gram", 17),
+        ("response-only", "gram", 33),
+        ("block", "gram", 3),
+        ("response-only", "token", 4),
+    ],
 )
 def test_a_spoilt_task_spoils_itself_alone(structure: str, algorithm: str, width: int) -> None:
     case = make_case(structure=structure, tasks=3, context=5, width=width, layers=2, heads=1).to(torch.float64)

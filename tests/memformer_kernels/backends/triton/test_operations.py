@@ -76,9 +76,10 @@ def test_layers_of_awkward_sizes(tokens: int, width: int) -> None:
     agree(run_layer("triton", "all", tokens, width, False), run_layer("torch", "all", tokens, width, False))
 
 
-@pytest.mark.parametrize(
-    ("tasks", "tokens", "width"), [(3, 7, 4), (70, 5, 2), (2, 33, 17), (1, 20, 1), (2, 300, 5), (1, 15, 16), (0, 4, 3)]
-)
+GRAMS = [(3, 7, 4), (70, 5, 2), (2, 33, 17), (1, 20, 1), (2, 300, 5), (1, 15, 16), (0, 4, 3), (3, 37, 33), (1, 9, 129)]
+
+
+@pytest.mark.parametrize(("tasks", "tokens", "width"), slow_but(lambda tasks, tokens, width: width < 100, GRAMS))
 def test_context_gram(tasks: int, tokens: int, width: int) -> None:
     generator, backend = seeded(5), TritonBackend()
     z = normal(generator, tasks, tokens, width).transpose(1, 2).contiguous().transpose(1, 2)
@@ -88,6 +89,21 @@ def test_context_gram(tasks: int, tokens: int, width: int) -> None:
         made = backend.context_gram(z, labelled.lengths, labelled.count)
         made_grad = backend.context_gram_backward(grad, z, labelled.lengths, labelled.count)
         agree([made, made_grad], [gram(z, labelled), gram_backward(grad, z, labelled)])
+
+
+@pytest.mark.parametrize("width", [33, 35, 65])
+def test_context_gram_of_float32_in_two_products(width: int) -> None:
+    """Tokens one after another, and with room between them; numbers of all sizes."""
+    generator, backend = seeded(9), TritonBackend()
+    z = (normal(generator, 2, 70, width) * normal(generator, 2, 70, 1, scale=3.0).exp()).float()
+    labelled = z[:, :66]
+    exact = labelled.double().mT @ labelled.double()
+    budget = 2 * relative_error(labelled.mT @ labelled, exact)
+    spaced = torch.zeros(2, 70, width + 3)[..., :width].copy_(z)
+    for tokens in (z, spaced):
+        made = backend.context_gram(tokens, None, 66)
+        assert relative_error(made, exact) <= budget
+        assert torch.equal(made, made.mT)
 
 
 @pytest.mark.parametrize("width", [1, 3, 17])
@@ -129,3 +145,20 @@ def test_sums_over_tasks_run_in_blocks_of_1024() -> None:
     many = torch.ones(200, 3)
     many[::7] = 2.0**24
     assert torch.equal(sums.over_tasks(many, 1024), many.double().sum(0).float())
+
+
+def test_sums_of_a_block_of_tasks_are_spread_over_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are pieces of a gradient; a piece has the bits that it would have alone."""
+    from memformer_kernels.backends.triton import sums
+
+    grids, launch = [], sums.launch
+
+    def note(kernel: object, programs: int, **arguments: object) -> None:
+        grids.append(programs)
+        launch(kernel, programs, **arguments)
+
+    monkeypatch.setattr(sums, "launch", note)
+    partials = normal(seeded(8), 130, 1000).float()
+    total = sums.over_tasks(partials, 8)
+    assert grids == [2 * 32]
+    assert torch.equal(total[320:352], sums.over_tasks(partials[:, 320:352].contiguous(), 8))

@@ -1,6 +1,7 @@
 """What must hold of every kernel's text, since no machine without a GPU could see it go wrong."""
 
 import ast
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -23,11 +24,14 @@ def _calls(path: Path, name: str) -> list[ast.Call]:
     return [x for x in ast.walk(tree) if isinstance(x, ast.Call) and ast.unparse(x.func) == name]
 
 
-def _device_words(source: str) -> list[str]:
+TURNED = {"by_feature", "by_token", "with_mirrored", "along_rows", "times_own", "times_quads"}
+"""Functions that turn tiles around: the first two what was loaded, the others what no product of tiles is made of."""
+
+
+def _device_words(source: str, without: Iterable[str] = ()) -> list[str]:
     """Every name and attribute that functions compiled by Triton use, by whatever it is reached."""
-    nodes = [
-        node for function in _compiled_functions(source) for statement in function.body for node in ast.walk(statement)
-    ]
+    functions = [function for function in _compiled_functions(source) if function.name not in without]
+    nodes = [node for function in functions for statement in function.body for node in ast.walk(statement)]
     names = [node.id for node in nodes if isinstance(node, ast.Name)]
     return names + [node.attr for node in nodes if isinstance(node, ast.Attribute)]
 
@@ -125,8 +129,51 @@ def test_every_product_says_its_precision(path: Path) -> None:
 def test_no_tile_is_transposed(path: Path) -> None:
     """`tl.dot(tl.trans(acc), ...)` of a computed accumulator is miscompiled for Hopper by Triton 3.4 to 3.7.0."""
     source = path.read_text(encoding="utf-8")
-    assert TRANSPOSES.isdisjoint(_device_words(source))
+    assert TRANSPOSES.isdisjoint(_device_words(source, without=TURNED))
     assert _aliases(source) == []
+    assert _turned_products(source) == []
+
+
+def _turned_products(source: str) -> list[str]:
+    """Where a tile that a product made is turned around and then multiplied, by names and calls of a function."""
+    found = []
+    for function in _compiled_functions(source):
+        nodes = list(ast.walk(function))
+        assigned = [(name.id, x) for x in nodes for name in _targets(x)]
+        products = {name for name, x in assigned if _calls_of(x, {"multiply", "product", "chunked_product"})}
+        mirrored = {name for name, x in assigned if _calls_of(x, {"with_mirrored"})}
+        for call in _calls_of(function, {"by_feature", "by_token"}):
+            found += [ast.unparse(call) for x in call.args if products & _names(x) or _calls_of(x, {"multiply"})]
+        for call in _calls_of(function, {"multiply"}):
+            found += [ast.unparse(call) for x in call.args if mirrored & _names(x) or _calls_of(x, {"with_mirrored"})]
+    return found
+
+
+def _targets(node: ast.AST) -> list[ast.Name]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+    return [x for target in targets for x in ast.walk(target) if isinstance(x, ast.Name)]
+
+
+def _calls_of(node: ast.AST, names: set[str]) -> list[ast.Call]:
+    return [x for x in ast.walk(node) if isinstance(x, ast.Call) and ast.unparse(x.func) in names]
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {x.id for x in ast.walk(node) if isinstance(x, ast.Name)}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "y = multiply(x, x)\n    z = multiply(by_feature(y, C), x)",
+        "y += multiply(x, x)\n    z = by_token(y + x, C)",
+        "z = by_feature(multiply(x, x), C)",
+        "y = with_mirrored(x)\n    z = multiply(x, y * 2)",
+    ],
+)
+def test_a_turned_product_would_be_found(body: str) -> None:
+    assert _turned_products(f"@triton.jit\ndef kernel(x, C):\n    {body}\n") != []
+    assert _turned_products("@triton.jit\ndef f(x, C):\n    y = multiply(by_feature(x, C), x)\n    z = g(y)\n") == []
 
 
 @pytest.mark.parametrize(
@@ -173,13 +220,16 @@ def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
             assert ast.unparse(call.args[0]) == "0"
 
 
+FLOATS = (torch.float32, torch.float64)
+
+
 def test_configurations_follow_rules() -> None:
     from memformer_kernels.backends.triton import rules
     from memformer_kernels.backends.triton.sums import TASKS_A_BLOCK
     from memformer_kernels.calls.limits import TILE_WIDTH
 
     for width in range(1, TILE_WIDTH + 1):
-        for dtype, matrices, architecture in product((torch.float32, torch.float64), (False, True), (80, 90, 100)):
+        for dtype, matrices, architecture in product(FLOATS, (False, True), (80, 90, 100)):
             chosen = rules.config(width, 21, dtype, architecture, matrices)
             # The order of sums over tasks is the same on every GPU.
             other = rules.config(width, 21, dtype, 90, matrices)
@@ -190,6 +240,9 @@ def test_configurations_follow_rules() -> None:
                 assert min(chosen.block, chosen.rows, chosen.chunk) >= rules.DOT_MINIMUM
             else:
                 assert chosen.tasks * chosen.rows * chosen.block * chosen.chunk <= 2**14
+        vectors = [rules.vectors_config(width, 21, *kind) for kind in product(FLOATS, (80, 90, 100), (False, True))]
+        assert all(chosen.lanes % chosen.tasks == 0 for chosen in vectors)
+        assert {chosen.lanes for chosen in vectors} == {rules.config(width, 21, torch.float32, 90).lanes}
     assert rules.gram_splits(1, 100_000) >= 100_000 / rules.TOKENS_A_SPLIT
     assert rules.gram_splits(10_000, 21) == 1
 
