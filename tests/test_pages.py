@@ -107,13 +107,14 @@ def test_sizes_of_backends_are_the_limits() -> None:
     )
     assert f"N up to {tokens} on tokens, up to {limits.TINY_CONTEXT} in Gram space" in table["cuda"][1]
     assert (
-        f"D up to {limits.WIDEST_MATRICES} ({limits.WIDEST} where features stay) and N up to {limits.LONGEST} on tokens"
+        f"D up to {limits.WIDEST_MATRICES} (d up to {limits.TILE_WIDTH} where features stay) "
+        f"and N up to {limits.LONGEST} on tokens"
         in (table["triton"][1])
     )
     short = rows(section("README.md", "## Backends"))
     assert f"D up to {tiny}, to {limits.WIDE_WIDTH} where features stay" in short["cpu"][0]
     assert short["cuda"][0].endswith(f"D up to {tiny}")
-    assert f"D up to {limits.WIDEST_MATRICES} ({limits.WIDEST} where features stay)" in short["triton"][1]
+    assert f"D up to {limits.WIDEST_MATRICES} (d up to {limits.TILE_WIDTH} where features stay)" in short["triton"][1]
     assert f"heads up to {limits.HEAD_WIDTH}" in table["triton"][1]
     layer = section("docs/layer.md", "## What it costs")
     assert layer.count(f"heads up to {limits.HEAD_WIDTH} wide") == 2

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from benchmarks.gpu import floors
+from benchmarks.gpu import floors, goals
 from benchmarks.gpu.virtual_record import GPUS, as_table, read, write
 from benchmarks.measure.sources import ROOT
 from benchmarks.reports.record import write_json
@@ -81,4 +81,5 @@ def floors_of_a_gpu(
     write_json(json, floors.HEAD, {"cases": rows})
     console = Console()
     floors.print_sheet(rows, console)
+    goals.print_goals(rows, console)
     console.print(f"record: {json}", soft_wrap=True)

@@ -14,8 +14,7 @@ _PRODUCTS = frozenset({"tt.dot", "ttng.warp_group_dot"})
 def broken(ttgir: str, ptx: str) -> list[str]:
     """What a kernel, as Triton's GPU dialect and PTX have it, does against the rules; empty where nothing."""
     found = []
-    if re.search(r"\btt\.trans\b", ttgir):
-        found.append("a tile in registers is transposed")
+    found += [f"{product} multiplies {turned}, a product turned in registers" for product, turned in _turned(ttgir)]
     if "tc_gen5_mma" in ttgir or "tcgen05" in ptx:
         found.append("a product is made by tcgen05")
     if "efficient_layout" in ttgir:
@@ -27,6 +26,61 @@ def broken(ttgir: str, ptx: str) -> list[str]:
 def products(ttgir: str) -> int:
     """Products of tiles in a kernel's code."""
     return sum(operation in _PRODUCTS for _, operation, _ in _operations(ttgir))
+
+
+def _turned(ttgir: str) -> Iterator[tuple[str, str]]:
+    """Products of what was turned in registers after another product had made it, and the name of that."""
+    sources, turned, made_by = _sources(ttgir)
+    for product, operands in made_by.items():
+        waiting, seen = [(name, False) for name in operands[:2]], set[tuple[str, bool]]()
+        while waiting:
+            name, is_turned = waiting.pop()
+            if (name, is_turned) in seen:
+                continue
+            seen.add((name, is_turned))
+            if is_turned and name.split("#")[0] in made_by:
+                yield product, name
+                break
+            is_turned = is_turned or name in turned
+            waiting += [(source, is_turned) for source in sources.get(name, sources.get(name.split("#")[0], []))]
+
+
+def _sources(ttgir: str) -> tuple[dict[str, list[str]], set[str], dict[str, list[str]]]:
+    """What every name is made of, also around loops; the names of turned tiles; products and their operands."""
+    sources: dict[str, list[str]] = {}
+    turned: set[str] = set()
+    made_by: dict[str, list[str]] = {}
+    open_blocks: list[tuple[str, list[str]]] = []
+    for line in ttgir.splitlines():
+        parts = _LINE.match(line)
+        names = _NAME.findall((parts["rest"] if parts else line).split(" loc(")[0].split(" : ")[0])
+        operation = parts["operation"].strip('"') if parts else ""
+        if operation in ("scf.for", "scf.while", "scf.if"):
+            made = parts["made"] if parts else ""
+            _, _, arguments = line.partition("iter_args(")
+            begins = re.findall(r"(%[\w.]+) = (%[\w.]+(?:#\d+)?)", arguments)
+            for carried, first in begins:
+                sources[carried] = [first]
+            # A branch yields once more, in its else.
+            open_blocks += [(made, [carried for carried, _ in begins])] * (2 if operation == "scf.if" else 1)
+        elif line.strip().startswith("scf.yield"):
+            made, carried_names = open_blocks.pop() if open_blocks else ("", [])
+            for place, name in enumerate(names):
+                for target in (f"{made}#{place}", *carried_names[place : place + 1]):
+                    sources.setdefault(target, []).append(name)
+                if len(names) == 1:
+                    sources.setdefault(made, []).append(name)
+        elif parts is not None:
+            made = parts["made"]
+            if operation == "ttng.warp_group_dot_wait":
+                sources |= {f"{made}#{place}": [name] for place, name in enumerate(names)}
+            # A sum along an axis is no tile any more.
+            sources[made] = [] if operation in ("tt.load", "tt.reduce") else names
+            if operation == "tt.trans":
+                turned.add(made)
+            if operation in _PRODUCTS:
+                made_by[made] = names
+    return sources, turned, made_by
 
 
 def _carried(ttgir: str) -> Iterator[tuple[str, str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure.data import make_batch, make_parameters
-from benchmarks.measure.workloads import TILE_64, W_FULL, W, Workload
+from benchmarks.measure.workloads import TILE_64, TILE_128, W_FULL, W, Workload
 from memformer_kernels import (
     Adam,
     GaussianStatistics,
@@ -157,6 +157,7 @@ def cases() -> tuple[Case, ...]:
         _network("W", "triton", W, 1024),
         _network("W_full", "triton", W_FULL, 512),
         _tile("tile, d = 64", TILE_64, 512),
+        _tile("tile, d = 128", TILE_128, 64),
         Case("layer, D = 64", "triton", "task", wide.batch, _layer_bytes(wide), lambda: _layer(wide, "triton")),
         Case("register_update", "triton", "row", 512, (REGISTERS + 2) * NUMBER * UPDATED, lambda: _update(512)),
         Case("linear_attention", "triton", "token", 1024, attention, lambda: _attention(1024, False)),

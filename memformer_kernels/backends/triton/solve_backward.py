@@ -36,7 +36,7 @@ from memformer_kernels.backends.triton.solve import (
     slots_of,
     sums_tokens,
 )
-from memformer_kernels.backends.triton.sums import Partials
+from memformer_kernels.backends.triton.sums import TOGETHER, Partials
 from memformer_kernels.backends.triton.tiles import add_to, chunked_product, inner, product, put, wide
 
 
@@ -181,11 +181,13 @@ def summed_products(left, right, lanes_live, C: tl.constexpr):
     i = tl.arange(0, C.BLOCK)[None, :]
     total = tl.zeros((1, C.BLOCK), C.ACC)
     if C.BLOCK >= 64:
-        # A few wide vectors: all threads add up all of them, and wait for none of the others.
-        for lane in tl.static_range(C.LANES):
-            mask = (lane < lanes_live) & (i < C.FEATURES)
-            first = tl.load(left + lane * C.WIDTH + i, mask=mask, other=0.0)
-            total += first * tl.load(right + lane * C.WIDTH + i, mask=mask, other=0.0)
+        # A few wide vectors: all threads add up all of them, eight on their way at a time, and wait for no others.
+        for start in range(0, C.LANES, TOGETHER):
+            for step in tl.static_range(TOGETHER):
+                mask = (start + step < lanes_live) & (i < C.FEATURES)
+                o_entry = (start + step) * C.WIDTH + i
+                first = tl.load(left + o_entry, mask=mask, other=0.0)
+                total += first * tl.load(right + o_entry, mask=mask, other=0.0)
     else:
         lane = tl.arange(0, C.LANES)[:, None]
         mask = (lane < lanes_live) & (i < C.FEATURES)
@@ -310,9 +312,9 @@ def solve_backward_kernel(
         first_task = tl.cast(chunk, tl.int64) * chunk_tasks
         in_chunk = tl.minimum(sizes.batch - first_task, chunk_tasks).to(tl.int32)
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
-        squares = tl.zeros((C.TASKS, 1), C.ACC)
         for first in range(0, in_chunk, C.LANES):
             lanes_live = tl.minimum(in_chunk - first, C.LANES)
+            squares = tl.zeros((C.TASKS, 1), C.ACC)
             for step in range(tl.cdiv(lanes_live, C.TASKS)):
                 i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
                 own = own_tasks(t, first_task + first + i_lane, i_lane, memory, sizes, C)
@@ -335,9 +337,9 @@ def solve_backward_kernel(
                 store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C)
             tl.debug_barrier()
             add_lane_gradients(partial, memory, lanes_live, layers, kept, t.beta is not None, C)
+            if C.LOSS:
+                add_to(partial + partial_size - 1 + tl.arange(0, 1), tl.sum(squares, 0), True)
             tl.debug_barrier()
-        if C.LOSS:
-            tl.store(partial + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
 
 
 class Gradients(NamedTuple):

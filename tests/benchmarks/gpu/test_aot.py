@@ -44,7 +44,7 @@ def test_what_is_not_green() -> None:
     assert aot.is_green(replace(fine, spills=2, case="loss, tile D=128", architecture=80))
     assert not aot.is_green(replace(fine, spills=2, case="loss, tile D=128"))
     assert not aot.is_green(replace(fine, spills=1, architecture=80))
-    assert not aot.is_green(replace(fine, broken=("a tile in registers is transposed",)))
+    assert not aot.is_green(replace(fine, broken=("a product turned in registers",)))
     assert not aot.is_green(replace(fine, shared=200_000, architecture=80))
     assert not aot.is_green(replace(fine, shared=102_000, architecture=120))
     assert aot.is_green(replace(fine, shared=200_000))

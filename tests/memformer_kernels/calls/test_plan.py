@@ -40,7 +40,7 @@ def test_the_rest_takes_triton_and_what_does_not_fit_a_program_torch() -> None:
     wide = W._replace(width=18)
     assert plan.plan_network(wide, "auto", "auto")[:3] == ("triton", "gram", "tile")
     assert "one fused Triton kernel runs all layers of a task" in plan.plan_network(wide, "auto", "auto").reason
-    assert plan.plan_network(wide._replace(width=129, tokens=200), "auto", "auto")[:3] == ("torch", "gram", "large")
+    assert plan.plan_network(wide._replace(width=130, tokens=200), "auto", "auto")[:3] == ("torch", "gram", "large")
     assert plan.plan_layer(W._replace(tokens=200), 0, "auto").backend == "triton"
     assert plan.plan_layer(W, 33, "auto")[:3] == ("triton", "token", "tile")
     assert plan.plan_layer(W._replace(device="cpu"), 33, "auto")[:3] == ("cpu", "token", "tiny token")

@@ -33,6 +33,7 @@ from virtual_gpu.triton import driver_of
 
 SIZES = {
     "batch",
+    "chunk_tasks",
     "count",
     "counts",
     "depths",
@@ -78,7 +79,7 @@ def fused_exchanges(ptx: str) -> list[str]:
             received.add(registers[0].split("|")[0])
         elif re.search(r"\bmov\.\w+", line) and received.intersection(registers[1:]):
             received.add(registers[0])
-        elif "fma.rn" in line and registers[-1] in received:
+        elif "fma.rn" in line and line.rstrip(" ;").split(", ")[-1] in received:
             found.append(line.strip())
         else:
             received.difference_update(registers[:1])

@@ -96,10 +96,12 @@ def test_other_operations_fill_the_multiprocessors(width: int) -> None:
 def test_a_few_long_contexts_are_spread_and_each_task_has_its_programs(width: int) -> None:
     with _programs() as launched:
         _network(8, 20_000, width, "gram", "response-only")()
-    # The first of them is the context's Gram matrices; another is over one query a task.
-    assert launched["across_kernel"][0] >= rules.MULTIPROCESSORS
-    tasks = rules.config(width, 20_000, torch.float32, 90).tasks
-    assert min(launched["solve_kernel"]) == min(launched["solve_backward_kernel"]) == 8 // tasks
+    apart = rules.gram_apart(width)
+    # The first is the context's Gram matrices; another `across_kernel` is over one query a task.
+    assert launched["feature_gram_kernel" if apart else "across_kernel"][0] >= rules.MULTIPROCESSORS
+    for kernel, gradients in (("solve_kernel", False), ("solve_backward_kernel", True)):
+        tasks = rules.vectors_config(width - apart, 20_000, torch.float32, 90, gradients).tasks
+        assert min(launched[kernel]) == 8 // tasks
 
 
 H200 = rules.Machine(multiprocessors=rules.MULTIPROCESSORS, memory=141 * 10**9)
