@@ -108,8 +108,7 @@ def test_sizes_of_backends_are_the_limits() -> None:
     assert f"N up to {tokens} on tokens, up to {limits.TINY_CONTEXT} in Gram space" in table["cuda"][1]
     assert (
         f"D up to {limits.WIDEST_MATRICES} (d up to {limits.TILE_WIDTH} where features stay) "
-        f"and N up to {limits.LONGEST} on tokens"
-        in (table["triton"][1])
+        f"and N up to {limits.LONGEST} on tokens" in (table["triton"][1])
     )
     short = rows(section("README.md", "## Backends"))
     assert f"D up to {tiny}, to {limits.WIDE_WIDTH} where features stay" in short["cpu"][0]

@@ -70,7 +70,7 @@ def _configuration(network: Network, architecture: int) -> object | None:
     if network.structure == "response-only" and network.algorithm == "gram":
         # Rows of tokens are read by kernels that these networks launch for many tokens and few tasks alone.
         apart = rules.gram_apart(width)
-        gram = rules.feature_gram_config(width, torch.float32) if apart else None
+        gram = rules.feature_gram_config(width, torch.float32, architecture) if apart else None
         vectors = rules.vectors_config(width - apart, tokens, torch.float32, architecture, gradients=False)
         return vectors._replace(rows=0), gram
     if not fuses(width, tokens, network.algorithm, response_only=False):

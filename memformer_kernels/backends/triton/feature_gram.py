@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.launch import launch, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
 from memformer_kernels.backends.triton.tiles import inner, load_counts, multiply, wide
 from memformer_kernels.calls.arguments import compute_dtype
 
@@ -193,7 +193,7 @@ def feature_gram(z: Tensor, lengths: Tensor | None, context: int, splits: int, m
     """
     batch, _, width = z.shape
     dtype = compute_dtype(z)
-    config = rules.feature_gram_config(width, dtype)
+    config = rules.feature_gram_config(width, dtype, architecture(z.device))
     split_tokens = triton.cdiv(triton.cdiv(context, splits), config.chunk) * config.chunk
     out = z.new_empty((batch, splits, width, width), dtype=dtype)
     precision = rules.precision(dtype)

@@ -12,6 +12,7 @@ import torch
 import triton
 
 from memformer_kernels.backends.triton.batches import planned
+from memformer_kernels.triton_support import GENERATIONS
 
 DOT_MINIMUM = 16
 """The smallest side `tl.dot` takes. Narrower tasks are packed, several to a program, and multiplied elementwise."""
@@ -57,6 +58,11 @@ LANES = 32
 
 MOST_REGISTERS = 255
 """What a thread of a GPU can have."""
+
+
+def wgmma(architecture: int) -> bool:
+    """Whether products of tiles read an operand from shared memory; else both are in registers."""
+    return GENERATIONS[architecture // 10].products == "wgmma"
 
 
 class Config(NamedTuple):
@@ -110,7 +116,7 @@ def config(width: int, tokens: int, dtype: torch.dtype, architecture: int, matri
     chunk = DOT_MINIMUM if matrices or block >= 64 else min(block, TOKENS_AT_ONCE)
     # Tiles of float64 are twice as large: one buffer each, so that shared memory holds them. So on Ampere are the tiles
     # of a matrix recurrence's addresses, which would spill.
-    single = dtype == torch.float64 or (matrices and block == 64 and architecture < 90)
+    single = dtype == torch.float64 or (matrices and block == 64 and not wgmma(architecture))
     # Not told that it may have more, the assembler settles for 128 registers at 64 features, for two programs a
     # multiprocessor, and for 168 where a program is one warp, and spills what they do not hold.
     registers = MOST_REGISTERS if block == 64 else None
@@ -130,7 +136,8 @@ def vectors_config(width: int, tokens: int, dtype: torch.dtype, architecture: in
     plain = dtype == torch.float32 and not gradients
     if chosen.block > 64:
         return chosen
-    return chosen._replace(tasks=2 if plain else 1, warps=4, registers=168 if plain else None)
+    # Where products keep both operands in registers, those of three programs are too few.
+    return chosen._replace(tasks=2 if plain else 1, warps=4, registers=168 if plain and wgmma(architecture) else None)
 
 
 class GramConfig(NamedTuple):
@@ -151,12 +158,13 @@ class GramConfig(NamedTuple):
         return {"num_warps": self.warps, "num_stages": 1}
 
 
-def feature_gram_config(width: int, dtype: torch.dtype) -> GramConfig:
+def feature_gram_config(width: int, dtype: torch.dtype, architecture: int) -> GramConfig:
     """The configuration of Gram matrices whose response is a vector apart."""
     block = triton.next_power_of_2(max(width - 1, DOT_MINIMUM))
     # A thread has 64 numbers of the sum and 64 of a chunk's; groups of four warps multiply together on Hopper.
     warps = 8 if block > 64 else 4
-    return GramConfig(block, DOT_MINIMUM if dtype == torch.float64 else TOKENS_AT_ONCE, warps)
+    crowded = dtype == torch.float64 or (block > 64 and not wgmma(architecture))
+    return GramConfig(block, DOT_MINIMUM if crowded else TOKENS_AT_ONCE, warps)
 
 
 def columns_config(width: int, tokens: int) -> Config:
