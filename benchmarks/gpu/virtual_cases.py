@@ -139,7 +139,7 @@ def _layer_bytes(workload: Workload) -> int:
 def cases() -> tuple[Case, ...]:
     """All of them. d = 5, n = 20, four layers where nothing else is said, float32."""
     block, block_full = replace(W, structure="block"), replace(W_FULL, structure="block")
-    small, wide = W.with_batch(2112), replace(TILE_64, d=63, n=511, batch=4)
+    small, wide = W.with_batch(8448), replace(TILE_64, d=63, n=511, batch=4)
     gram = NUMBER * (W.n * W.width + W.width**2)
     statistics = GaussianStatistics(W.d, W.n, 3072, query="integrated")
     drawn = GaussianTokens(W.d, W.n, 1536)
@@ -148,7 +148,7 @@ def cases() -> tuple[Case, ...]:
         _network("W", "cuda", W, 8448),
         _network("W_full", "cuda", W_FULL, 67584),
         _network("W, features move", "cuda", block, 4224),
-        _network("W_full, features move", "cuda", block_full, 1056),
+        _network("W_full, features move", "cuda", block_full, 8448),
         Case("layer, D = 6", "cuda", "task", small.batch, _layer_bytes(small), lambda: _layer(small, "cuda")),
         Case("context_gram", "cuda", "task", 8192, gram, lambda: _gram(8192)),
         Case("lfom_solve", "cuda", "task", 8192, NUMBER * (W.d**2 + 2 * W.d), lambda: _solve(8192)),
