@@ -19,7 +19,7 @@ Launches = dict[str, list[int]]
 
 BATCHES = (1000, 1100, 3000)
 WIDTHS = (2, 3, 5, 6, 9, 12, 16, 17, 24, 33, 48, 64, 65, 100, 128)
-QUICK = (6, 17, 64, 128)
+QUICK = (6, 17, 64)
 TOKENS = (8, 100, 1024, 4096)
 MOST_NUMBERS = 2**21
 """Of the tokens of a call that makes tokens, for which there is memory."""
