@@ -148,7 +148,7 @@ def cases() -> tuple[Case, ...]:
         _network("W", "cuda", W, 8448),
         _network("W_full", "cuda", W_FULL, 67584),
         _network("W, features move", "cuda", block, 4224),
-        _network("W_full, features move", "cuda", block_full, 8448),
+        _network("W_full, features move", "cuda", block_full, 1056),
         Case("layer, D = 6", "cuda", "task", small.batch, _layer_bytes(small), lambda: _layer(small, "cuda")),
         Case("context_gram", "cuda", "task", 8192, gram, lambda: _gram(8192)),
         Case("lfom_solve", "cuda", "task", 8192, NUMBER * (W.d**2 + 2 * W.d), lambda: _solve(8192)),
