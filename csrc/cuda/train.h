@@ -45,8 +45,8 @@ struct Train {
   int64_t resample_every = 1;
 };
 
-// How steps are run. `automatic` takes what is predicted to be quicker, by the number of tasks and by how many blocks the
-// device holds (train/train_run.cuh).
+// How steps are run. `automatic` takes what is predicted to be quicker, by the number of tasks and by how many blocks
+// the device holds (train/train_run.cuh).
 enum class TrainMode : int {
   automatic,
   persistent,  // one launch for all steps; a few blocks a model, which wait for each other once a step
