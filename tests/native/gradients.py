@@ -50,6 +50,27 @@ def loss_and_gradients(function: "ctypes._NamedFuncPointer", case: Case, z: Tens
     return [call.loss, call.grad_target, *(grad for name, grad in call.grads.items() if name != "z")]
 
 
+def check_ragged(function: "ctypes._NamedFuncPointer", case: Case) -> None:
+    """What lies behind a context may be NaN: of a case with one query and a context for each task."""
+    check_gradients(function, case)
+    z = case.z.detach().float()
+    behind = torch.arange(z.shape[1]) >= torch.as_tensor(case.context)[:, None]
+    behind[:, -1] = False
+    found = [loss_and_gradients(function, case, given) for given in (z, z.masked_fill(behind[..., None], torch.nan))]
+    assert all(map(torch.equal, *found))
+
+
+def check_spoilt_task(function: "ctypes._NamedFuncPointer", case: Case) -> None:
+    """A task of NaN spoils no other: gradients with respect to targets are a task's own."""
+    z = case.z.detach().float()
+    others = torch.arange(z.shape[0]) != 5
+    plain, spoilt = (
+        loss_and_gradients(function, case, given)[1] for given in (z, z.index_fill(0, torch.tensor([5]), torch.nan))
+    )
+    assert spoilt[5].isnan().all()
+    assert torch.equal(plain[others], spoilt[others])
+
+
 def serves(function: "ctypes._NamedFuncPointer", case: Case, which: int, wants_z: bool, stack: bool) -> bool:
     """Whether a kernel says that it serves a call in float32."""
     numbers = NetworkCall(case.to(torch.float32), stack=stack).numbers(which, wants_z=wants_z)

@@ -9,7 +9,7 @@ import torch
 from memformer_kernels.testing import Case
 from tests.memformer_kernels.cases import make_case, seeded
 from tests.native.block_calls import BACKWARD, COMPILER, FORWARD, LOSS_BACKWARD, compile_blocks
-from tests.native.gradients import check_gradients, loss_and_gradients, serves
+from tests.native.gradients import check_gradients, check_ragged, check_spoilt_task, loss_and_gradients, serves
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,30 +57,12 @@ def test_many_units(library: ctypes.CDLL) -> None:
 
 
 def test_ragged_contexts(library: ctypes.CDLL) -> None:
-    """What lies behind a context may be NaN."""
     lengths = torch.randint(1, 21, (21,), generator=seeded(3))
-    case = row_case(context=lengths)
-    check_gradients(library.token_rows, case)
-    z = case.z.detach().float()
-    behind = torch.arange(21) >= lengths[:, None]
-    behind[:, -1] = False
-    found = [
-        loss_and_gradients(library.token_rows, case, given)
-        for given in (z, z.masked_fill(behind[..., None], torch.nan))
-    ]
-    assert all(map(torch.equal, *found))
+    check_ragged(library.token_rows, row_case(context=lengths))
 
 
 def test_a_task_of_nan_spoils_no_other(library: ctypes.CDLL) -> None:
-    """Gradients with respect to targets are a task's own."""
-    case, others = row_case(), torch.arange(21) != 5
-    z = case.z.detach().float()
-    plain, spoilt = (
-        loss_and_gradients(library.token_rows, case, given)[1]
-        for given in (z, z.index_fill(0, torch.tensor([5]), torch.nan))
-    )
-    assert spoilt[5].isnan().all()
-    assert torch.equal(plain[others], spoilt[others])
+    check_spoilt_task(library.token_rows, row_case())
 
 
 def test_half_precision_and_strides(library: ctypes.CDLL) -> None:

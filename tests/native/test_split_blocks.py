@@ -8,7 +8,7 @@ import torch
 from memformer_kernels.testing import Case
 from tests.memformer_kernels.cases import make_case, seeded
 from tests.native.block_calls import BACKWARD, COMPILER, FORWARD, LOSS_BACKWARD, compile_blocks
-from tests.native.gradients import check_gradients, loss_and_gradients, serves
+from tests.native.gradients import check_gradients, check_ragged, check_spoilt_task, loss_and_gradients, serves
 
 pytestmark = [
     pytest.mark.slow,
@@ -44,30 +44,12 @@ def test_many_units_and_several_queries(library: ctypes.CDLL) -> None:
 
 
 def test_ragged_contexts(library: ctypes.CDLL) -> None:
-    """What lies behind a context may be NaN."""
     lengths = torch.randint(1, 9, (21,), generator=seeded(3))
-    case = split_case(context=lengths)
-    check_gradients(library.split_gram, case)
-    z = case.z.detach().float()
-    behind = torch.arange(9) >= lengths[:, None]
-    behind[:, -1] = False
-    found = [
-        loss_and_gradients(library.split_gram, case, given)
-        for given in (z, z.masked_fill(behind[..., None], torch.nan))
-    ]
-    assert all(map(torch.equal, *found))
+    check_ragged(library.split_gram, split_case(context=lengths))
 
 
 def test_a_task_of_nan_spoils_no_other(library: ctypes.CDLL) -> None:
-    """Gradients with respect to targets are a task's own."""
-    case, others = split_case(), torch.arange(21) != 5
-    z = case.z.detach().float()
-    plain, spoilt = (
-        loss_and_gradients(library.split_gram, case, given)[1]
-        for given in (z, z.index_fill(0, torch.tensor([5]), torch.nan))
-    )
-    assert spoilt[5].isnan().all()
-    assert torch.equal(plain[others], spoilt[others])
+    check_spoilt_task(library.split_gram, split_case())
 
 
 def test_bits_do_not_depend_on_the_order_of_threads(library: ctypes.CDLL) -> None:
