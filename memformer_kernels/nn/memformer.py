@@ -17,6 +17,7 @@ from memformer_kernels.nn.parameters import (
     start_projections,
     tokens_of,
 )
+from memformer_kernels.torch_internals import copy_all
 from memformer_kernels.torch_ops.sharding import fill, on_every_process
 
 RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
@@ -197,8 +198,8 @@ class Memformer(nn.Module):
         if self.rule in _RESIDUAL and not torch.equal(residual_gamma(arguments["gamma"]), arguments["gamma"]):
             reject("arguments['gamma']", "another weight of a layer's new register", "1, which the rule fixes")
         with torch.no_grad():
-            for name, value in arguments.items():
-                own[name].copy_(value)
+            # One call of torch, which no signal handler cuts in two.
+            copy_all([own[name] for name in arguments], list(arguments.values()))
 
     def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
         """Z_L (B, N, d + 1)."""

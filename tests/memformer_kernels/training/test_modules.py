@@ -87,8 +87,10 @@ def test_layers_that_padded_a_model_are_left_out(rule: str) -> None:
 
 def test_what_was_learned_comes_into_a_module_of_another_dtype() -> None:
     state, module = TrainState.of([_module()]), _module(dtype=torch.float32)
+    version = module.q._version
     state.into(0, module)
     torch.testing.assert_close(module.q.detach(), state.parameters["q"][0].float())
+    assert module.q._version > version
 
 
 def _state() -> TrainState:
