@@ -16,6 +16,7 @@ from torch.func import functional_call, grad, jvp, vjp, vmap
 from torch.utils.checkpoint import checkpoint
 
 from tests.compatibility.subjects import Subject, outcome, results, scalar
+from tests.dropped import heard_again
 
 Inputs = tuple[Tensor, ...]
 
@@ -193,35 +194,30 @@ class Interrupted(BaseException):
     """What the signal raises here, in place of KeyboardInterrupt, which a test runner takes for its own."""
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frame and those that called it."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
-
-
 @contextmanager
 def interrupted_after(seconds: float) -> Iterator[None]:
     """Sends this process a signal, whose handler raises Interrupted, and demands that it is raised within 2 s."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        # Python drops what is raised in the callback of a weak reference: the signal comes again then.
-        if any(at.f_code.co_filename.endswith("weak.py") for at in _frames(frame)):
-            threading.Timer(0.001, os.kill, (os.getpid(), number)).start()
-            return
         raise Interrupted
 
+    def send(later: float) -> None:
+        timers.append(threading.Timer(later, os.kill, (os.getpid(), signal.SIGUSR1)))
+        timers[-1].start()
+
+    timers: list[threading.Timer] = []
     before = signal.signal(signal.SIGUSR1, interrupt)
-    timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGUSR1))
     start = time.monotonic()
-    timer.start()
     try:
-        yield
+        with heard_again(Interrupted, send):
+            send(seconds)
+            yield
         raise AssertionError("the work ended before it was interrupted")
     except Interrupted:
         assert time.monotonic() - start < seconds + 2
     finally:
-        timer.join()
+        for timer in timers:
+            timer.join()
         signal.signal(signal.SIGUSR1, before)
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import dis
-import gc
 import itertools
 import os
 import random
@@ -35,6 +34,7 @@ from memformer_kernels import (
 )
 from memformer_kernels.training import native, steps
 from memformer_kernels.training.samplers import Sampler
+from tests.dropped import heard_again
 from tests.marks import slow_but
 from tests.memformer_kernels.native import PATIENCE
 from tests.memformer_kernels.training.runs import D, N, model, tensors
@@ -60,11 +60,8 @@ def _alarm() -> Iterator[None]:
         raise Alarmed
 
     before = signal.signal(signal.SIGALRM, ring)
-    # Python drops what is raised in a callback of its garbage collector, and others' callbacks are there.
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+    with heard_again(Alarmed, lambda later: signal.setitimer(signal.ITIMER_REAL, later)):
+        yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
