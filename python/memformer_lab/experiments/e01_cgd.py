@@ -14,9 +14,10 @@ from memformer_lab.experiments.common import (
     gaussian_tasks,
     trained_grid,
 )
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
-from memformer_lab.reports.verdicts import Check, all_at_most
+from memformer_lab.reports.results import Panel, Results
+from memformer_lab.reports.verdicts import Check, all_below
 from memformer_lab.runs.fitting import Recipe
 from memformer_lab.solvers.judging import classical_estimates
 
@@ -53,9 +54,9 @@ def judge(results: Results) -> Sequence[Check]:
     plain_scalar, plain_free = panel["linear, scalar preconditioner"], panel["linear, free preconditioner"]
     cgd = panel["CGD"]
     last = DEPTHS[-1]
-    checks = all_at_most("free preconditioner is below CGD at depth {}", free, cgd, DEPTHS)
+    checks = all_below("free preconditioner is below CGD at depth {}", free, cgd, DEPTHS)
     name = "scalar preconditioner is no worse than CGD at depth {}"
-    checks += all_at_most(name, scalar, cgd, DEPTHS, 0.1, essential=False)
+    checks += all_below(name, scalar, cgd, DEPTHS, 0.1, essential=False)
     gains = {"scalar": plain_scalar.mean(last) - scalar.mean(last), "free": plain_free.mean(last) - free.mean(last)}
     spreads = {
         "scalar": scalar.spread(last) + plain_scalar.spread(last),

@@ -14,9 +14,10 @@ from memformer_lab.experiments.common import (
     gaussian_tasks,
     trained_grid,
 )
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Published, Setting
-from memformer_lab.reports.results import Panel, Results, series
-from memformer_lab.reports.verdicts import Check, all_at_most, at_most
+from memformer_lab.reports.results import Panel, Results
+from memformer_lab.reports.verdicts import Check, all_below, at_most
 from memformer_lab.runs.fitting import Recipe
 from memformer_lab.solvers.judging import classical_estimates
 
@@ -64,10 +65,10 @@ def judge(results: Results) -> Sequence[Check]:
         name = f"non-isotropic LFOM reaches its limit at depth {depth}, with every seed's whole interval"
         checks.append(at_most(name, value, limit, essential=False))
     panel, isotropic = results[NONISOTROPIC], results[ISOTROPIC]
-    checks += all_at_most("non-isotropic LFOM is below CGD at depth {}", panel["LFOM"], panel["CGD"], DEPTHS)
+    checks += all_below("non-isotropic LFOM is below CGD at depth {}", panel["LFOM"], panel["CGD"], DEPTHS)
     checks += cgd_checks(results)
     name = "isotropic LFOM is below CGD at depth {}"
-    return checks + all_at_most(name, isotropic["LFOM"], isotropic["CGD"], DEPTHS, essential=False)
+    return checks + all_below(name, isotropic["LFOM"], isotropic["CGD"], DEPTHS, essential=False)
 
 
 def find(results: Results) -> str:

@@ -8,9 +8,10 @@ import torch
 
 from memformer_kernels.nn import Memformer
 from memformer_lab.experiments.common import DEPTHS, GDPP, ISOTROPIC, LFOM_BLOCK_LIMITS, NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
-from memformer_lab.reports.verdicts import Check, all_at_most, at_least, at_most
+from memformer_lab.reports.results import Panel, Results
+from memformer_lab.reports.verdicts import Check, all_below, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.judging import classical_estimates, distributions, network_errors
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -94,7 +95,7 @@ def judge(results: Results) -> Sequence[Check]:
         for depth, limit in zip(DEPTHS, LFOM_BLOCK_LIMITS, strict=True)
     ]
     for label in (ALIKE, OWN):
-        checks += all_at_most(f"LFOM is below '{label}' at depth {{}}", lfom, panel[label], DEPTHS[1:])
+        checks += all_below(f"LFOM is below '{label}' at depth {{}}", lfom, panel[label], DEPTHS[1:])
     checks.append(
         at_least(
             f"rare tasks lift the mean of '{ALIKE}' by 3 or more above its median at depth {last}",
@@ -105,11 +106,11 @@ def judge(results: Results) -> Sequence[Check]:
     )
     for label in (ALIKE, OWN):
         name = f"LFOM's 99.9% quantile is below that of '{label}' at depth {{}}"
-        checks += all_at_most(name, tail[LFOM], tail[label], (last,), essential=False)
-    checks += all_at_most("LFOM with GD++ is below CGD at depth {}", lfom, panel["CGD"], DEPTHS)
+        checks += all_below(name, tail[LFOM], tail[label], (last,), essential=False)
+    checks += all_below("LFOM with GD++ is below CGD at depth {}", lfom, panel["CGD"], DEPTHS)
     isotropic = results[f"{ISOTROPIC}-log_mean"]
     name = "isotropic: LFOM with GD++ is below CGD at depth {}"
-    return checks + all_at_most(name, isotropic[LFOM], isotropic["CGD"], DEPTHS, essential=False)
+    return checks + all_below(name, isotropic[LFOM], isotropic["CGD"], DEPTHS, essential=False)
 
 
 def find(results: Results) -> str:

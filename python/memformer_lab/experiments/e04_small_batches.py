@@ -8,9 +8,10 @@ import torch
 
 from memformer_kernels import lfom_solve
 from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
-from memformer_lab.reports.verdicts import Check, all_at_most, at_most
+from memformer_lab.reports.results import Panel, Results
+from memformer_lab.reports.verdicts import Check, all_below, at_most
 from memformer_lab.runs.fitting import Recipe, fit_fixed, memformer
 from memformer_lab.solvers.estimates import log_of
 from memformer_lab.solvers.first_order import first_order_method
@@ -73,8 +74,8 @@ def judge(results: Results) -> Sequence[Check]:
     panel = results["batches"]
     training, fresh = panel["LFOM, training tasks"], panel["LFOM, fresh tasks"]
     cgd, fresh_cgd = (panel[f"CGD, {_LAYERS} steps, {kind}"] for kind in ("the same training tasks", "fresh tasks"))
-    checks = all_at_most("training loss is below CGD's on the same tasks, B = {}", training, cgd, _BATCHES[:2])
-    checks += all_at_most("fresh loss is below CGD's, B = {}", fresh, fresh_cgd, _BATCHES, essential=False)
+    checks = all_below("training loss is below CGD's on the same tasks, B = {}", training, cgd, _BATCHES[:2])
+    checks += all_below("fresh loss is below CGD's, B = {}", fresh, fresh_cgd, _BATCHES, essential=False)
     apart = next(iter(results.numbers.values()))
     checks.append(at_most("the learned coefficients run alone give the network's predictions", apart, 1e-3))
     return checks

@@ -11,8 +11,9 @@ from torch import Generator, Tensor
 
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.nn import Memformer
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.judging import quadratics_of, query_errors

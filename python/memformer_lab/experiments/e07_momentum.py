@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from memformer_lab.experiments.common import DEPTHS, NONISOTROPIC, gaussian_tasks, trained_grid
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe
 from memformer_lab.solvers.estimates import estimate

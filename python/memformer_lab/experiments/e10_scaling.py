@@ -10,9 +10,10 @@ import torch
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.profiling.rates import best_milliseconds
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
-from memformer_lab.reports.verdicts import Check, all_at_most, at_most
+from memformer_lab.reports.results import Panel, Results
+from memformer_lab.reports.verdicts import Check, all_below, at_most
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.first_order import first_order_method
@@ -139,7 +140,7 @@ def judge(results: Results) -> Sequence[Check]:
     ]
     cgd = results["context"]["CGD"]
     shortest, longest = context.x[0], context.x[-1]
-    return checks + all_at_most("LFOM is below CGD at n = {}", context, cgd, (shortest, longest), essential=False)
+    return checks + all_below("LFOM is below CGD at n = {}", context, cgd, (shortest, longest), essential=False)
 
 
 def find(results: Results) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit_memformer, fit_on_tasks, memformer
 from memformer_lab.solvers.first_order import Draw

@@ -21,8 +21,9 @@ from memformer_lab.experiments.prompts import (
     similarity,
 )
 from memformer_lab.experiments.sequence_models import CausalTransformer, RecurrentModel
+from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Matrix, Panel, Results, Series, series
+from memformer_lab.reports.results import Matrix, Panel, Results
 from memformer_lab.reports.verdicts import Check, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit, fit_on_lengths, fit_on_tasks, memformer, seeded
 from memformer_lab.solvers.estimates import estimate, log_of

@@ -9,8 +9,9 @@ import torch
 from torch import Generator
 
 from memformer_kernels.nn import Memformer
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
 from memformer_lab.solvers.first_order import Draw

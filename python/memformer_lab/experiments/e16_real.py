@@ -10,8 +10,9 @@ from torch import Tensor
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
 from memformer_lab.profiling.rates import best_milliseconds
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import LABELS, Panel, Results, series
+from memformer_lab.reports.results import LABELS, Panel, Results
 from memformer_lab.reports.verdicts import Check, at_least, at_most
 from memformer_lab.runs.fitting import Recipe, fit_memformer, memformer
 from memformer_lab.solvers.first_order import implied_weights

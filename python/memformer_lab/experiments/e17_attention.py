@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_lab.experiments.sequence_models import Attention, AttentionStack
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.runs.fitting import Recipe, fit, fit_on_tasks, memformer, seeded
 from memformer_lab.solvers.estimates import estimate

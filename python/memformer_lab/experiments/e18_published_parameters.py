@@ -8,8 +8,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
-from memformer_lab.reports.results import Panel, Results, series
+from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most
 from memformer_lab.solvers.published import PublishedRule, load_published
 from memformer_lab.tasks.gaussian import GaussianTasks

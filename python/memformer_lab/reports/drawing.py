@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from memformer_lab.reports.curves import Series
 from memformer_lab.reports.pictures import encode
-from memformer_lab.reports.results import LABELS, Matrix, Panel, Report, Series
+from memformer_lab.reports.results import LABELS, Matrix, Panel, Report
 
 if TYPE_CHECKING:
     # They import pandas and scikit-learn, for seconds.

@@ -7,14 +7,23 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from memformer_lab.reports.curves import LEVEL, Series
 from memformer_lab.reports.protocol import Outcome
-from memformer_lab.reports.results import LEVEL, Panel, Series
-from memformer_lab.reports.verdicts import Label
+from memformer_lab.reports.results import Panel
+from memformer_lab.reports.verdicts import RULES, Label
 
 Figures = Mapping[str, bytes]
 """PNG pictures by the name of their panel or matrix."""
 
-_CLASS: dict[Label, str] = {"reproduced": "yes", "reproduced with a caveat": "partly", "not reproduced": "no"}
+_CLASS: dict[Label, str] = {
+    "reproduced": "yes",
+    "reproduced in part": "partly",
+    "not reproduced": "no",
+    "not concluded": "open",
+    "inconclusive at this scale": "open",
+}
+
+_MARK = {True: ("passed", "✓"), False: ("failed", "✗"), None: ("undecided", "?")}
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c1c1c; --page: #fff; --faint: #666; --line: #ddd; --bad: #b3261e; }
@@ -29,11 +38,12 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.3rem; margin-top: 3rem; border-top: 
 table { border-collapse: collapse; font-size: .82rem; margin: .5rem 0 1rem; } .wide { overflow-x: auto; }
 th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } .wide td:first-child { white-space: normal; min-width: 8rem; }
-tr.reference td { color: var(--faint); font-style: italic; }
+tr.reference td, tr.end td { color: var(--faint); font-style: italic; } tr.end td:first-child { padding-left: 1.4rem; }
 table.summary { font-size: .92rem; } .summary td:first-child { white-space: normal; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: .3rem; margin: 1rem 0 .3rem; }
 .badge { border-radius: .7rem; padding: .1rem .7rem; font-size: .85rem; color: #fff; white-space: nowrap; }
 .yes { background: #1b7f5c; } .partly { background: #a56300; } .no { background: #b3261e; }
+.open { background: #5f6368; }
 .small { color: var(--faint); font-size: .85rem; } dt { font-weight: 600; } dd { margin: 0 0 .5rem 0; }
 li.failed { color: var(--bad); } ul.checks { list-style: none; padding-left: 0; font-size: .9rem; }
 @media (max-width: 40rem) {
@@ -64,11 +74,10 @@ def _introduction(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
     machines = sorted({outcome.machine for outcome, _ in outcomes})
     return (
         "<p>Claims about Transformers that run optimisers in context, each tested by a stated protocol. A verdict is "
-        "computed from the run's numbers by the rules listed with it: <em>not reproduced</em> if an essential rule "
-        "fails, <em>with a caveat</em> if another one fails or the run was short. Baselines read the whole context "
+        f"computed from the run's numbers by the rules listed with it. {RULES} Baselines read the whole context "
         "and have their best parameters unless a table says otherwise; errors are on fresh tasks unless a table says "
         "<em>training</em>. Unless said otherwise a number is the natural logarithm of a mean squared query error, as "
-        "mean ± standard deviation over seeds; its bootstrap interval shows when the pointer rests on it.</p>"
+        f"mean ± standard deviation over seeds; its {LEVEL:.0%} interval shows when the pointer rests on it.</p>"
         f'<p class="small">Scale: {escape(", ".join(scales))}. Made with {escape(", ".join(sorted(versions)))}, on '
         f"{escape('; '.join(machines))}.</p>"
     )
@@ -78,7 +87,7 @@ def _summary(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
     rows = []
     for outcome, _ in outcomes:
         experiment, checks = outcome.experiment, outcome.verdict.checks
-        held = f"{sum(check.passed for check in checks)} of {len(checks)}"
+        held = f"{sum(check.passed is True for check in checks)} of {len(checks)}"
         rows.append(
             f'<tr><td><a href="#{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)}</a></td>'
             f'<td>{_badge(outcome)}</td><td class="extra">{held}</td>'
@@ -96,12 +105,13 @@ def _badge(outcome: Outcome) -> str:
 def _section(outcome: Outcome, figures: Figures) -> str:
     experiment, results, verdict = outcome.experiment, outcome.results, outcome.verdict
     checks = "".join(
-        f'<li class="{"passed" if check.passed else "failed"}">{"✓" if check.passed else "✗"} {escape(check.text)}'
-        f"{'' if check.essential else ' <em>(secondary)</em>'}</li>"
+        f'<li class="{_MARK[check.passed][0]}">{_MARK[check.passed][1]} {escape(check.text)}'
+        f" <em>({escape(check.part) if check.essential else 'decides nothing'})</em></li>"
         for check in verdict.checks
     )
     parts = [
         f'<h2 id="{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)} {_badge(outcome)}</h2>',
+        f"<p><strong>{escape(experiment.find(results))}.</strong></p>",
         f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span "
         f"class='small'>({escape(experiment.source)})</span></dd>",
         *(
@@ -109,12 +119,9 @@ def _section(outcome: Outcome, figures: Figures) -> str:
             f"{', '.join(f'{value:g}' for value in one.values)}</dd>"
             for one in experiment.published
         ),
-        f"<dt>Protocol</dt><dd>{escape(experiment.protocol)}</dd>",
-        f"<dt>Found</dt><dd>{escape(experiment.find(results))}.</dd></dl>",
+        f"<dt>Protocol</dt><dd>{escape(experiment.protocol)}</dd></dl>",
         f'<ul class="checks">{checks}</ul>',
     ]
-    if verdict.remarks:
-        parts.append(f"<p>Caveat: {escape('; '.join(verdict.remarks))}.</p>")
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]
     for panel in results.panels:
         # A picture has its title in it.
@@ -148,16 +155,34 @@ def _table(panel: Panel) -> str:
         cells = "".join(f"<td{_hint(panel, series, x)}>{_cell(panel, series, x)}</td>" for x in places)
         label = escape(series.label)
         rows.append(f'<tr class="{"reference" if series.reference else "ours"}"><td>{label}</td>{cells}</tr>')
+        rows += _ends(panel, series)
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
+def _ends(panel: Panel, series: Series) -> list[str]:
+    """Rows below a trained one: its excess over the optimum where that is known, else what longer training gains."""
+    rows = []
+    for name, left in (("excess over the optimum", series.excess), ("gained by longer training", series.gain)):
+        found = {x: value for x in series.x if (value := left(x)) is not None}
+        cells = "".join(f"<td>{_left(series, x, found[x]) if x in found else ''}</td>" for x in panel.places)
+        rows += [f'<tr class="end"><td>{name}</td>{cells}</tr>'] if found else []
+    return rows
+
+
+def _left(series: Series, x: float, value: float) -> str:
+    text = f"{value:.3f}" if math.isfinite(value) else "diverged"
+    return (text if series.converged(x) else f"{text}, not converged").replace("-", "\N{MINUS SIGN}")
+
+
 def _hint(panel: Panel, series: Series, x: float) -> str:
-    """A tooltip with the bootstrap interval of the mean over seeds."""
-    if x not in series.x or len(series.values) == 1 or not math.isfinite(series.mean(x)):
+    """A tooltip with the interval of the mean."""
+    if x not in series.x or not math.isfinite(series.mean(x)):
         return ""
     low, high = series.interval(x)
     return (
-        f' title="{LEVEL:.0%} bootstrap interval over seeds: {low:.{panel.digits + 1}g} to {high:.{panel.digits + 1}g}"'
+        f' title="{LEVEL:.0%} interval: {low:.{panel.digits + 1}g} to {high:.{panel.digits + 1}g}"'
+        if low < high
+        else ""
     )
 
 
@@ -176,17 +201,16 @@ def _cell(panel: Panel, series: Series, x: float) -> str:
 def markdown_page(outcomes: Sequence[Outcome]) -> str:
     """The command, the machine, what was claimed and what was found; every figure is read from the outcomes."""
     rows = "\n".join(map(_markdown_row, outcomes))
-    notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.remarks)
+    notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.open)
     return (
         f"# Experiments\n\nWritten by the command, like every figure below:\n\n    {_command(outcomes)}\n\n"
         f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json`. Its figures, "
         "`<name>-<panel>.png`, and `report.html`, which shows all of it with protocols, rules and tables, are drawn "
         "from these files by the command with `--out` and this folder, which runs nothing again. A verdict is "
-        "computed from the numbers by the rules that the report lists: *not reproduced* if an essential rule fails, "
-        "*with a caveat* if another one fails. Errors are natural logarithms of mean squared errors on fresh tasks, "
-        f"means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
+        f"computed from the numbers by the rules that the report lists. {RULES} Errors are natural logarithms of mean "
+        f"squared errors on fresh tasks, means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
         "| experiment | claim | verdict | rules that hold | found |\n|---|---|---|---|---|\n"
-        f"{rows}\n\n## What qualifies the verdicts\n\n{notes}\n"
+        f"{rows}\n\n## Rules that do not hold or are open\n\n{notes}\n"
     )
 
 
@@ -196,15 +220,15 @@ def _markdown_row(outcome: Outcome) -> str:
         f"[{experiment.number}. {experiment.title}]({experiment.name}.json)",
         f"{experiment.claim} ({experiment.source})",
         outcome.verdict.label,
-        f"{sum(check.passed for check in checks)} of {len(checks)}",
+        f"{sum(check.passed is True for check in checks)} of {len(checks)}",
         experiment.find(outcome.results),
     )
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
 def _note(outcome: Outcome) -> str:
-    failed, remarks = outcome.verdict.failed, outcome.verdict.remarks
-    parts = [*([f"does not hold: {'; '.join(failed)}"] if failed else []), *remarks]
+    rules = (("does not hold", outcome.verdict.failed), ("open", outcome.verdict.open))
+    parts = [f"{what}: {'; '.join(texts)}" for what, texts in rules if texts]
     return f"- **{outcome.experiment.title}**: {'; '.join(parts)}."
 
 

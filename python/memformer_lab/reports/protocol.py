@@ -18,7 +18,7 @@ Scale = Literal["tiny", "quick", "full"]
 T = TypeVar("T")
 
 FORMAT = "memformer_lab.experiment"
-VERSION = 2
+VERSION = 3
 
 _SEEDS = {"tiny": 2, "quick": 5, "full": 5}
 
@@ -92,9 +92,8 @@ class Experiment:
     published: tuple[Published, ...] = ()
 
     def verdict(self, results: Results, scale: Scale) -> Verdict:
-        """The verdict; a scale below full is a caveat of its own."""
-        caveats = () if scale == "full" else (f"{scale} scale: models are trained briefly and judged on few tasks",)
-        return decide(self.judge(results), caveats)
+        """The verdict; scales below full are too short for a label."""
+        return decide(self.judge(results), conclusive=scale == "full")
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 import memformer_kernels
+from memformer_lab.reports.curves import Series
 from memformer_lab.solvers.estimates import Estimate
-from memformer_lab.tasks.seeds import seed_for
-
-RESAMPLES = 2000
-LEVEL = 0.95
 
 LABELS = {
     "gradient_descent": "gradient descent",
@@ -33,58 +29,6 @@ LABELS = {
     "context mean": "context mean",
 }
 """How methods are called in tables and figures."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """One curve.
-
-    Attributes:
-        label: what it is.
-        x: places, in increasing order.
-        values: (seeds, len(x)); one row where nothing is random from seed to seed.
-        reference: whether the values are known from elsewhere and not this run's.
-    """
-
-    label: str
-    x: tuple[float, ...]
-    values: tuple[tuple[float, ...], ...]
-    reference: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.values or any(len(row) != len(self.x) for row in self.values):
-            widths = sorted({len(row) for row in self.values})
-            raise ValueError(f"values of {self.label!r}: expected rows of {len(self.x)} numbers, got rows of {widths}")
-
-    def column(self, x: float) -> list[float]:
-        """The values of all seeds at one place.
-
-        Raises:
-            KeyError: if the curve has no such place.
-        """
-        if x not in self.x:
-            raise KeyError(f"{self.label} has places {self.x}, got {x}")
-        place = self.x.index(x)
-        return [row[place] for row in self.values]
-
-    def mean(self, x: float) -> float:
-        """Mean over seeds; infinite or NaN if a seed's value is."""
-        return float(np.mean(self.column(x)))
-
-    def spread(self, x: float) -> float:
-        """Standard deviation over seeds (n - 1 in the denominator); 0 for one seed, NaN if a value is not finite."""
-        values = self.column(x)
-        if not all(map(math.isfinite, values)):
-            return math.nan
-        return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-    def shown(self, digits: int = 2) -> str:
-        """The means at all places, in order, as text."""
-        return ", ".join(f"{self.mean(x):.{digits}f}" for x in self.x)
-
-    def interval(self, x: float) -> tuple[float, float]:
-        """Bootstrap interval of the mean over seeds."""
-        return bootstrap(self.column(x))
 
 
 @dataclass(frozen=True)
@@ -173,7 +117,15 @@ class Results:
         panels = []
         for panel in plain["panels"]:
             series = tuple(
-                Series(one["label"], _row(one["x"]), tuple(map(_row, one["values"])), one["reference"])
+                Series(
+                    one["label"],
+                    _row(one["x"]),
+                    tuple(map(_row, one["values"])),
+                    one["reference"],
+                    _row(one["sampling"]),
+                    _row(one["optimum"]),
+                    tuple(map(_row, one["longer"])),
+                )
                 for one in panel["series"]
             )
             panels.append(Panel(**{**panel, "series": series, "categories": tuple(panel["categories"])}))
@@ -251,15 +203,6 @@ class Report:
         )
 
 
-def series(
-    label: str, x: Sequence[float], rows: Sequence[Sequence[float]] | Sequence[float], *, reference: bool = False
-) -> Series:
-    """A `Series` from any sequences; one flat row of values stands for one seed."""
-    nested: Any = [rows] if rows and isinstance(rows[0], (int, float)) else rows
-    values = tuple(tuple(float(value) for value in row) for row in nested)
-    return Series(label, tuple(float(place) for place in x), values, reference)
-
-
 def versions() -> dict[str, str]:
     """Of the package and what it runs on, by name."""
     return {
@@ -267,17 +210,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean at level `LEVEL`; NaN where a value is not finite."""
-    array = np.asarray(values, dtype=np.float64)
-    if not np.isfinite(array).all():
-        return math.nan, math.nan
-    draws = np.random.default_rng(seed_for("bootstrap", seed)).integers(len(array), size=(RESAMPLES, len(array)))
-    tail = (1 - LEVEL) / 2
-    low, high = np.quantile(array[draws].mean(1), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _row(values: Sequence[Any]) -> tuple[float, ...]:

@@ -121,7 +121,7 @@ def verdict_table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(name)
     for outcome in outcomes:
         verdict = outcome.verdict
-        held = sum(check.passed for check in verdict.checks)
+        held = sum(check.passed is True for check in verdict.checks)
         table.add_row(outcome.experiment.name, verdict.label, f"{held} of {len(verdict.checks)}")
     return table
 

@@ -1,4 +1,4 @@
-"""Verdicts, computed from numbers by stated rules."""
+"""Verdicts, computed from numbers and their intervals by stated rules."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from memformer_lab.reports.results import Series
+from memformer_lab.reports.curves import Series
 
-_FAILS = "does not hold: "
+Label = Literal["reproduced", "reproduced in part", "not reproduced", "not concluded", "inconclusive at this scale"]
 
-Label = Literal["reproduced", "reproduced with a caveat", "not reproduced"]
+THE_CLAIM = "the claim"
+"""The one part of a claim that has no parts."""
+
+
+RULES = (
+    "Every part of a claim has essential rules, and holds if all of them do: reproduced if all parts hold, in part if "
+    "some do, not reproduced if none does and one falls, not concluded if all are open. A rule on two curves holds or "
+    "falls with the whole interval of their difference, and is open else, or where further training could turn it; "
+    "runs below full scale conclude nothing."
+)
+"""How verdicts follow from rules, for readers of a report."""
 
 
 @dataclass(frozen=True)
@@ -20,73 +30,142 @@ class Check:
 
     Attributes:
         text: the rule with the numbers in it.
-        passed: whether it holds.
-        essential: whether the claim stands or falls with it; other checks only add caveats.
+        passed: whether it holds; None where the numbers leave it open.
+        essential: whether a part of the claim stands or falls with it; other checks qualify and decide nothing.
+        part: which part of the claim, in a few words.
     """
 
     text: str
-    passed: bool
+    passed: bool | None
     essential: bool = True
+    part: str = THE_CLAIM
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The label, the checks it follows from, and what qualifies it."""
+    """The label, the checks it follows from, and whether each part of the claim holds, None where that is open."""
 
     label: Label
     checks: tuple[Check, ...]
-    caveats: tuple[str, ...]
+    parts: dict[str, bool | None]
 
     @property
     def failed(self) -> list[str]:
         """The rules that do not hold."""
-        return [check.text for check in self.checks if not check.passed]
+        return [check.text for check in self.checks if check.passed is False]
 
     @property
-    def remarks(self) -> list[str]:
-        """The caveats that are not rules that do not hold."""
-        return [caveat for caveat in self.caveats if not caveat.startswith(_FAILS)]
+    def open(self) -> list[str]:
+        """The rules that the numbers leave open."""
+        return [check.text for check in self.checks if check.passed is None]
 
 
-def decide(checks: Sequence[Check], caveats: Sequence[str] = ()) -> Verdict:
-    """Not reproduced if an essential check fails; with a caveat if another fails or a caveat is given; else reproduced.
+def decide(checks: Sequence[Check], *, conclusive: bool = True) -> Verdict:
+    """The verdict on a claim.
+
+    A part of the claim holds if all its essential checks hold, and falls if one of them fails; else it is open.
+    "reproduced": all parts hold. "reproduced in part": some do. "not reproduced": none does and one falls. "not
+    concluded": all are open. A run that is too short to conclude is "inconclusive at this scale".
+
+    Args:
+        checks: at least an essential one.
+        conclusive: whether the run was long enough for a label.
 
     Raises:
         ValueError: if no check is essential.
     """
-    if not any(check.essential for check in checks):
+    parts: dict[str, bool | None] = {}
+    for check in checks:
+        if check.essential:
+            before = parts.get(check.part, True)
+            parts[check.part] = False if False in (before, check.passed) else (before and check.passed)
+    if not parts:
         raise ValueError(f"checks: expected an essential one, got {len(checks)} checks without")
-    failed = [check for check in checks if not check.passed]
-    qualified = (*(f"{_FAILS}{check.text}" for check in failed if not check.essential), *caveats)
+    found = set(parts.values())
     label: Label
-    if any(check.essential for check in failed):
-        label = "not reproduced"
+    if not conclusive:
+        label = "inconclusive at this scale"
+    elif True in found:
+        label = "reproduced" if found == {True} else "reproduced in part"
     else:
-        label = "reproduced with a caveat" if qualified else "reproduced"
-    return Verdict(label, tuple(checks), qualified)
+        label = "not reproduced" if False in found else "not concluded"
+    return Verdict(label, tuple(checks), parts)
 
 
-def at_most(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
-    """value <= limit + slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} ≤ {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential)
+def at_most(
+    name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True, part: str = THE_CLAIM
+) -> Check:
+    """value <= limit + slack, for numbers that are sure. A NaN fails."""
+    return Check(f"{name}: {value:.4g} ≤ {limit:.4g}{_slack('+', slack)}", value <= limit + slack, essential, part)
 
 
-def all_at_most(
-    name: str, one: Series, other: Series, places: Iterable[float], slack: float = 0.0, *, essential: bool = True
-) -> list[Check]:
-    """`at_most` for the means of two curves at each place, which takes the place of "{}" in the name."""
-    return [at_most(name.format(f"{x:g}"), one.mean(x), other.mean(x), slack, essential=essential) for x in places]
+def at_least(
+    name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True, part: str = THE_CLAIM
+) -> Check:
+    """value >= limit - slack, for numbers that are sure. A NaN fails."""
+    return Check(f"{name}: {value:.4g} ≥ {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential, part)
 
 
-def at_least(name: str, value: float, limit: float, slack: float = 0.0, *, essential: bool = True) -> Check:
-    """value >= limit - slack. A NaN fails."""
-    return Check(f"{name}: {value:.4g} ≥ {limit:.4g}{_slack('-', slack)}", value >= limit - slack, essential)
-
-
-def close(name: str, value: float, target: float, tolerance: float, *, essential: bool = True) -> Check:
+def close(
+    name: str, value: float, target: float, tolerance: float, *, essential: bool = True, part: str = THE_CLAIM
+) -> Check:
     """|value - target| <= tolerance. A NaN fails."""
     holds = math.isfinite(value) and abs(value - target) <= tolerance
-    return Check(f"{name}: {value:.4g} = {target:.4g} ± {tolerance:.2g}", holds, essential)
+    return Check(f"{name}: {value:.4g} = {target:.4g} ± {tolerance:.2g}", holds, essential, part)
+
+
+def below(
+    name: str,
+    one: Series,
+    other: Series | float,
+    x: float,
+    slack: float = 0.0,
+    *,
+    essential: bool = True,
+    part: str = THE_CLAIM,
+) -> Check:
+    """Whether one curve's mean at a place is at most another's, or a limit, plus the slack.
+
+    It holds or fails if the whole interval of the difference does, and is open else. More training can only lower a
+    curve: where the other one has not converged it cannot hold, and where this one has not it cannot fail.
+    """
+    if isinstance(other, Series):
+        mean, low, high = one.difference(other, x)
+        settled, right = other.converged(x) is not False, other.mean(x)
+    else:
+        (low, high), mean = one.interval(x), one.mean(x) - other
+        low, high, settled, right = low - other, high - other, True, other
+    passed = _decided(mean, low, high, slack)
+    text = f"{name}: {one.mean(x):.4g} ≤ {right:.4g}{_slack('+', slack)}"
+    if math.isfinite(mean):
+        text += f", difference {mean:.3g} [{low:.3g}, {high:.3g}]"
+    if passed is True and not settled:
+        passed, text = None, f"{text}; the second is not trained to its end"
+    elif passed is False and one.converged(x) is False:
+        passed, text = None, f"{text}; the first is not trained to its end"
+    return Check(text, passed, essential, part)
+
+
+def all_below(
+    name: str,
+    one: Series,
+    other: Series,
+    places: Iterable[float],
+    slack: float = 0.0,
+    *,
+    essential: bool = True,
+    part: str = THE_CLAIM,
+) -> list[Check]:
+    """`below` at each place, which takes the place of "{}" in the name."""
+    return [below(name.format(f"{x:g}"), one, other, x, slack, essential=essential, part=part) for x in places]
+
+
+def _decided(mean: float, low: float, high: float, slack: float) -> bool | None:
+    if not math.isfinite(mean):
+        return mean < 0  # what diverged is above; a NaN fails
+    if high <= slack:
+        return True
+    return False if low > slack else None
 
 
 def _slack(sign: str, slack: float) -> str:

@@ -85,8 +85,7 @@ def test_the_report_is_one_well_formed_page_that_needs_no_network(folder: Path) 
         experiment = find(name)
         for text in (experiment.title, experiment.claim, experiment.source, experiment.protocol):
             assert text in page.text
-    assert "reproduced with a caveat" in page.text
-    assert "tiny scale" in page.text
+    assert "inconclusive at this scale" in page.text
 
 
 def test_the_page_in_markdown_has_a_row_for_each(folder: Path) -> None:
@@ -100,7 +99,7 @@ def test_the_page_in_markdown_has_a_row_for_each(folder: Path) -> None:
         assert len(rows) == 1
         for text in (outcome.experiment.claim, outcome.verdict.label, outcome.experiment.find(outcome.results)):
             assert text in rows[0]
-        for text in (*outcome.verdict.failed, *outcome.verdict.remarks):
+        for text in (*outcome.verdict.failed, *outcome.verdict.open):
             assert text in page
 
 
@@ -108,8 +107,8 @@ def test_the_json_holds_claim_verdict_and_rules(folder: Path) -> None:
     held = json.loads((folder / "learnability.json").read_text())
     assert held["format"] == FORMAT
     assert held["claim"] == find("learnability").claim
-    assert {"label", "checks", "caveats"} == held["verdict"].keys()
-    assert all({"text", "passed", "essential"} == check.keys() for check in held["verdict"]["checks"])
+    assert {"label", "checks", "parts"} == held["verdict"].keys()
+    assert all({"text", "passed", "essential", "part"} == check.keys() for check in held["verdict"]["checks"])
 
 
 def test_a_stopped_run_goes_on_where_it_was(folder: Path) -> None:

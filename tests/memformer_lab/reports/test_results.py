@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from memformer_lab.reports.results import Matrix, Panel, Results, bootstrap, series
+from memformer_lab.reports.curves import interval, series
+from memformer_lab.reports.results import Matrix, Panel, Results
 
 
 def _results() -> Results:
@@ -56,14 +57,27 @@ def test_unknown_keys_are_named() -> None:
 def test_ragged_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="rows of 2 numbers, got rows of \\[1, 2\\]"):
         series("a", (1, 2), [[1.0, 2.0], [3.0]])
-    with pytest.raises(ValueError, match="got rows of \\[\\]"):
+    with pytest.raises(ValueError, match="expected at least one row, got none"):
         series("a", (1, 2), [])
+    for wrong in ({"sampling": (0.1,)}, {"optimum": (0.1,)}, {"longer": ((0.1,),)}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} of 'a': expected rows of 2 numbers"):
+            series("a", (1, 2), (1.0, 2.0), **wrong)
 
 
-def test_the_bootstrap_covers_the_mean_and_shrinks() -> None:
-    low, high = bootstrap([0.0, 1.0, 2.0, 3.0, 4.0])
+def test_what_is_left_to_train() -> None:
+    nan = math.nan
+    known = series("a", (1, 2, 3), [[1.0, 2.0, 3.0]], optimum=(0.99, 1.5, nan), longer=[(nan, nan, 2.0)])
+    assert [known.excess(x) for x in (1, 2, 3)] == [pytest.approx(0.01), 0.5, None]
+    assert [known.gain(x) for x in (1, 2, 3)] == [None, None, 1.0]
+    assert [known.converged(x) for x in (1, 2, 3)] == [True, False, False]
+    assert series("a", (1,), [[1.0], [2.0]], optimum=(1.0,)).converged(1) is True  # within the interval over seeds
+    assert series("a", (1,), (1.0,)).converged(1) is None
+
+
+def test_the_interval_covers_the_mean_and_shrinks() -> None:
+    low, high = interval([0.0, 1.0, 2.0, 3.0, 4.0])
     assert 0 < low < 2 < high < 4
-    narrow = bootstrap([0.0, 1.0, 2.0, 3.0, 4.0] * 20)
+    narrow = interval([0.0, 1.0, 2.0, 3.0, 4.0] * 20)
     assert narrow[1] - narrow[0] < 0.4 * (high - low)
-    assert bootstrap([1.0, 2.0]) == bootstrap([1.0, 2.0])
-    assert math.isnan(bootstrap([1.0, math.inf])[0])
+    assert interval([1.0, 2.0]) == interval([1.0, 2.0])
+    assert math.isnan(interval([1.0, math.inf])[0])

@@ -4,28 +4,85 @@ import math
 
 import pytest
 
-from memformer_lab.reports.verdicts import Check, at_least, at_most, close, decide
+from memformer_lab.reports.curves import Series, series
+from memformer_lab.reports.verdicts import Check, at_least, at_most, below, close, decide
 
 
-def test_a_verdict_follows_from_its_checks() -> None:
-    good, bad = Check("good", True), Check("bad", False)
-    hint = Check("hint", False, essential=False)
-    assert decide([good]).label == "reproduced"
-    assert decide([good, Check("also", True, essential=False)]).label == "reproduced"
-    assert decide([good, hint]).label == "reproduced with a caveat"
-    assert decide([good], ["short"]).label == "reproduced with a caveat"
-    assert decide([good, bad]).label == "not reproduced"
-    assert decide([bad, hint], ["short"]).label == "not reproduced"
+def _part(name: str, passed: bool | None) -> Check:
+    return Check(name, passed, part=name)
 
 
-def test_caveats_say_what_does_not_hold() -> None:
-    verdict = decide([Check("good", True), Check("a rule", False, essential=False)], ["quick scale"])
-    assert verdict.caveats == ("does not hold: a rule", "quick scale")
+@pytest.mark.parametrize(
+    ("parts", "label"),
+    [
+        ([True], "reproduced"),
+        ([True, True], "reproduced"),
+        ([True, False], "reproduced in part"),
+        ([True, None], "reproduced in part"),
+        ([False], "not reproduced"),
+        ([False, None], "not reproduced"),
+        ([None], "not concluded"),
+    ],
+)
+def test_a_label_follows_from_the_parts_of_a_claim(parts: list[bool | None], label: str) -> None:
+    checks = [_part(f"part {index}", passed) for index, passed in enumerate(parts)]
+    assert decide(checks).label == label
+    # What is not essential decides nothing, and a short run labels nothing.
+    assert decide([*checks, Check("hint", False, essential=False)]).label == label
+    assert decide(checks, conclusive=False).label == "inconclusive at this scale"
+
+
+def test_a_part_holds_if_all_its_essential_rules_do() -> None:
+    good, bad, undecided = Check("good", True), Check("bad", False), Check("undecided", None)
+    assert decide([good, bad, undecided]).parts == {"the claim": False}
+    assert decide([undecided, good]).parts == {"the claim": None}
+    assert decide([good, good]).parts == {"the claim": True}
+    verdict = decide([good, bad, undecided])
+    assert (verdict.failed, verdict.open) == (["bad"], ["undecided"])
 
 
 def test_a_verdict_needs_an_essential_check() -> None:
     with pytest.raises(ValueError, match="expected an essential one, got 1 checks"):
         decide([Check("hint", True, essential=False)])
+
+
+def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], ...]) -> Series:
+    """One place, a value a seed."""
+    return series("curve", (1,), [[value] for value in values], **more)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "passed"),
+    [
+        (_curve(0.0, 0.1, -0.1), _curve(1.0, 1.1, 0.9), True),
+        (_curve(1.0, 1.1, 0.9), _curve(0.0, 0.1, -0.1), False),
+        (_curve(0.0, 0.1, -0.1), _curve(0.01, 0.0, 0.02), None),
+        # Seeds that share their tasks are compared in pairs.
+        (_curve(0.0, 5.0, 9.0), _curve(0.1, 5.1, 9.1), True),
+        (_curve(0.0), _curve(0.1), True),
+        (_curve(0.0, sampling=(0.2,)), _curve(0.1), None),
+        (_curve(math.inf), _curve(0.1), False),
+        (_curve(0.1), _curve(math.inf), True),
+        (_curve(math.nan), _curve(0.1), False),
+        # More training can only lower a curve.
+        (_curve(0.0), _curve(1.0, optimum=(0.5,)), None),
+        (_curve(0.0), _curve(1.0, optimum=(0.99,)), True),
+        (_curve(0.0), _curve(1.0, longer=((0.9,),)), None),
+        (_curve(0.0), _curve(1.0, longer=((1.1,), (0.99,))), True),
+        (_curve(1.0, optimum=(0.5,)), _curve(0.0), None),
+        (_curve(1.0, optimum=(1.0,)), _curve(0.0), False),
+        (_curve(0.1), _curve(math.inf, optimum=(0.0,)), None),
+        (_curve(0.0), 0.1, True),
+        (_curve(0.2), 0.1, False),
+        (_curve(0.2, sampling=(0.2,)), 0.1, None),
+    ],
+)
+def test_a_curve_is_below_another_where_the_interval_and_the_training_say_so(
+    one: Series, other: Series | float, passed: bool | None
+) -> None:
+    check = below("x", one, other, 1.0)
+    assert check.passed is passed, check.text
+    assert check.text.startswith("x: ")
 
 
 @pytest.mark.parametrize(
