@@ -21,19 +21,19 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_linear_attention_is_the_linear_transformer() -> None:
+@pytest.mark.parametrize("heads", [1, 3])
+def test_linear_attention_is_the_linear_transformer(heads: int) -> None:
     torch.manual_seed(0)
-    stack = AttentionStack(3, 2, "linear").double()
+    stack = AttentionStack(3, 2, "linear", heads=heads).double()
     batch = GaussianTasks.isotropic(3, 10, dtype=torch.float64).tokens(7, _generator(), queries=2)
-    q, p = stack.q[:, None], stack.p[:, None]
-    expected = memformer_predict(batch.z, q, p, context=10)
+    expected = memformer_predict(batch.z, stack.q, stack.p, context=10)
     torch.testing.assert_close(stack.predict(batch.z, 10), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["softmax", "relu"])
 def test_other_attention_reads_the_context_alone(attention: str) -> None:
     torch.manual_seed(0)
-    stack = AttentionStack(3, 2, attention, feed_forward=True)  # type: ignore[arg-type]
+    stack = AttentionStack(3, 2, attention, heads=2, feed_forward=True)  # type: ignore[arg-type]
     z = torch.randn(4, 12, 4, generator=_generator())
     changed = z.clone()
     changed[:, 11] += 1
@@ -43,6 +43,21 @@ def test_other_attention_reads_the_context_alone(attention: str) -> None:
     order = torch.randperm(10, generator=_generator())
     shuffled = torch.cat([z[:, order], z[:, 10:]], dim=1)
     torch.testing.assert_close(stack.predict(shuffled, 10), found)
+
+
+def test_two_softmax_heads_are_linear_attention_where_scores_are_small() -> None:
+    """softmax(s) - softmax(-s) is 2 (s - mean s) / n to second order: linear attention on centred scores."""
+    torch.manual_seed(0)
+    stack = AttentionStack(3, 1, "softmax", heads=2).double()
+    z = torch.randn(5, 12, 4, generator=_generator(), dtype=torch.float64)
+    scale, q, p = 1e-3, torch.randn(4, 4, generator=_generator(1)), torch.randn(4, 4, generator=_generator(2))
+    with torch.no_grad():
+        stack.q.copy_(torch.stack([scale * q, -scale * q])[None])
+        stack.p.copy_(torch.stack([p, -p])[None])
+        scores = z @ (scale * q.double()) @ z[:, :10].mT
+        moved = 2 / 10 * (scores - scores.mean(-1, keepdim=True)) @ (z[:, :10] @ p.double().T)
+        found = stack.predict(z, 10) + z[:, 10:, -1]
+    torch.testing.assert_close(found, -moved[:, 10:, -1], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("build", [lambda: CausalTransformer(3, 8, 2, 10), lambda: RecurrentModel(3, 8)])

@@ -88,7 +88,8 @@ def gated(a: dict[str, Tensor], z: Tensor) -> Tensor:
     for layer in range(L):
         moves = []
         for head, kept in enumerate(memories):
-            new = attention(*a["allparam"][layer, head], z)
+            p, q = a["allparam"][layer, head]
+            new = attention(p, q, z)
             moves.append(new + sum(memory * a["gamma"][k, head] for k, memory in enumerate(kept)))
             kept.append(new)
         z = z + torch.einsum("h,hbnd->bnd", a["gate"], torch.stack(moves))
