@@ -137,11 +137,11 @@ EXPERIMENT = Experiment(
     claim="Linear Transformers with GD++ converge in depth like a second-order method (iterative Newton) and not like "
     "gradient descent or conjugate gradients, on ill-conditioned data too.",
     source="Fu et al., arXiv 2310.17086, who claim it for softmax Transformers; Vladymyrov et al., arXiv 2402.14180",
-    protocol="Rules are such that conjugate gradients fail them, and with them every method whose step lies in a Krylov "
+    protocol="Rules are such that conjugate gradients fail them, and so every method whose iterates lie in a Krylov "
     "space. Depth: isotropic tasks, d = 10, n = 40, so that CGD is exact only after 10 steps; a network is trained for "
     "each depth, since within one network only the last layer is trained to predict. Two laws with two parameters "
-    "each are fitted to median errors, whose order that of one task shows (means follow the worst task): Newton's, CGD's "
-    "and GD's are fitted too, as controls. Similarity of errors is the cosine of two predictors' errors over prompt "
+    "each are fitted to median errors, which show the order of a task (means follow the worst): those of Newton, CGD "
+    "and GD are fitted too, as controls. Similarity of errors is the cosine of two predictors' errors over prompt "
     "lengths that the network is trained at, mean over tasks, and each algorithm is represented by its most similar "
     "iteration, GD up to 512; a first-order network is the control. Ill-conditioned data: eigenvalues spaced evenly in "
     "the logarithm and turned anew for every prompt, so that no fixed preconditioner helps; d = 5, n = 20. Softmax "
