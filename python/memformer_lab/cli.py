@@ -35,7 +35,7 @@ from memformer_lab.reports.terminal import (
     was_given,
 )
 from memformer_lab.runs import checkpoint as checkpoints
-from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.config import PRESETS, TrainingConfig
 from memformer_lab.runs.files import write_atomically
 from memformer_lab.runs.metrics import tensorboard_log
 from memformer_lab.runs.models import evaluate as judge
@@ -140,14 +140,26 @@ def train(
         typer.Option(help="Of memory: scalar, feature, token or full.", show_default="the rule's own"),
     ] = _RUN.granularity,
     structure: Annotated[str, typer.Option(help="response-only, block or dense.")] = _RUN.structure,
-    tasks: Annotated[str, typer.Option(help="nonisotropic, isotropic or standardised.")] = _RUN.tasks,
+    preconditioner: Annotated[str, typer.Option(help="free; scalar: A is a number a layer.")] = _RUN.preconditioner,
+    tied: Annotated[bool, typer.Option("--tied", help="All layers share their matrices.")] = _RUN.tied,
+    tasks: Annotated[str, typer.Option(help=f"{', '.join(PRESETS[:-1])} or {PRESETS[-1]}.")] = _RUN.tasks,
+    scales: Annotated[
+        str, typer.Option(help="Of tasks gaussian: d standard deviations, with commas.", show_default="all 1")
+    ] = "",
+    prior: Annotated[str, typer.Option(help="Of tasks gaussian: isotropic or inverse.")] = _RUN.prior,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the responses' noise.")] = _RUN.noise,
     rotation_seed: Annotated[int, typer.Option(help="Seed of the tasks' rotation.")] = _RUN.rotation_seed,
     queries: Annotated[int, typer.Option(help="Queries a task, where they are drawn.")] = _RUN.queries,
     batch: Annotated[int, typer.Option(help="Tasks a step.")] = _RUN.batch,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _RUN.steps,
     resample: Annotated[int, typer.Option(help="Steps that a batch is kept for.")] = _RUN.resample,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = _RUN.learning_rate,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = _RUN.optimizer,
+    learning_rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="At the schedule's peak.", show_default="0.1; 0.03 for block, 0.01 for dense structure"),
+    ] = None,
     betas: Annotated[tuple[float, float], typer.Option(help="Adam's decay rates.")] = _RUN.betas,
+    momentum: Annotated[float, typer.Option(help="SGD's.")] = _RUN.momentum,
     clip: Annotated[float, typer.Option(help="Largest gradient norm of a matrix; 0: any.")] = _RUN.clip or 0.0,
     schedule: Annotated[str, typer.Option(help="constant, step or cosine.")] = _RUN.schedule,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _RUN.warmup,
@@ -178,7 +190,7 @@ def train(
             if exists and not overwrite and writes:
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
             values = {name: context.params[name] for name in _FIELDS}
-            config = TrainingConfig(**{**values, "clip": clip or None})
+            config = TrainingConfig(**{**values, "clip": clip or None, "scales": _numbers("scales", scales)})
             if config.backend == "auto" and (reason := fault(config)) is not None:
                 config = dataclasses.replace(config, backend="torch")
                 console.print(f"Training step by step: {reason}.")
@@ -251,6 +263,13 @@ def run(
 
 
 app.command(help=PROFILE)(profile)
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise ValueError(f"{name} must be numbers with commas between them, got {text!r}") from None
 
 
 def _train(

@@ -51,19 +51,22 @@ def test_train_writes_a_checkpoint_and_metrics(folder: Path) -> None:
 def test_every_option_reaches_the_configuration(tmp_path: Path) -> None:
     options = {
         "d": 3, "n": 7, "layers": 2, "heads": 2, "rule": "gated_heads", "granularity": "scalar", "structure": "block",
-        "tasks": "isotropic", "rotation-seed": 4, "queries": 2, "batch": 5, "steps": 3, "resample": 2,
-        "learning-rate": 0.01, "schedule": "step", "warmup": 1, "decay": 0.9, "decay-every": 11, "seed": 6,
+        "preconditioner": "scalar", "tasks": "gaussian", "prior": "inverse", "noise": 0.1, "optimizer": "sgd",
+        "momentum": 0.5, "rotation-seed": 4, "queries": 2, "batch": 5, "steps": 3, "resample": 2,
+        "learning-rate": 1e-6, "schedule": "step", "warmup": 1, "decay": 0.9, "decay-every": 11, "seed": 6,
         "log-every": 2,
     }  # fmt: skip
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    result = _call("train", *flags, "--betas", 0.8, 0.95, "--clip", 0, "--output", tmp_path)
+    result = _call(
+        "train", *flags, "--betas", 0.8, 0.95, "--clip", 0, "--scales", "1, .5, 2", "--tied", "--output", tmp_path
+    )
     assert result.exit_code == 0, result.output
     config = checkpoints.load(tmp_path / CHECKPOINT).config
     assert config.to_dict() == {
         **{name.replace("-", "_"): value for name, value in options.items()}, "betas": [0.8, 0.95], "clip": None,
-        "backend": "torch",
+        "backend": "torch", "scales": [1.0, 0.5, 2.0], "tied": True,
     }  # fmt: skip
-    assert "Training step by step: rule 'gated_heads' trains gates" in result.output
+    assert "Training step by step: tied layers share their matrices" in result.output
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

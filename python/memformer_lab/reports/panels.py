@@ -140,8 +140,9 @@ def _draw_at_edge(axes: Axes, panel: Panel, series: Series, x: float, place: flo
         text,
         (place, 1.0 if above else 0.0),
         xycoords=("data", "axes fraction"),
-        xytext=(4, -10 - 9 * order if above else 5 + 9 * order),
+        xytext=(-5, -10 - 9 * order if above else 5 + 9 * order),
         textcoords="offset points",
+        ha="right",
         fontsize=7,
         color=color_of(panel, index),
     )
