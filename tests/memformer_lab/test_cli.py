@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import memformer_kernels
 from memformer_lab.cli import app
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
@@ -370,3 +371,22 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "absent" in done.stderr
+
+
+def test_the_version_and_the_help_are_a_letter_away() -> None:
+    assert _call("--version").stdout == f"memformer-lab {memformer_kernels.__version__}\n"
+    assert "--noise" in _call("train", "-h").stdout
+
+
+def test_figures_as_json(folder: Path) -> None:
+    found = json.loads(_call("evaluate", folder, "--tasks", 500, "--layers", "--json").stdout)
+    assert [one["tasks"] for one in found] == [500, 500]
+    assert found[1]["low"] <= found[1]["log_mean"] <= found[1]["high"]
+    held = json.loads(_call("info", folder, "--json").stdout)
+    assert (held["step"], held["config"]["layers"], held["model"]["q"]["shape"]) == (40, 2, [2, 1, 5, 5])
+    assert json.loads(_call("info", "--json").stdout)["build"]["version"] == memformer_kernels.__version__
+
+
+def test_a_backend_that_is_not_there_is_a_line() -> None:
+    for name in ("--backend", "--device"):
+        _assert_refused(_call("profile", name, "cuda"), "cuda")
