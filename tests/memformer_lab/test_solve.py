@@ -87,6 +87,13 @@ def test_other_bad_tables(tmp_path: Path) -> None:
     _assert_refused(CliRunner().invoke(app, ["solve", str(tmp_path / "none.csv"), "--target", "y"]), "none.csv")
 
 
+def test_an_earlier_figure_is_kept(tmp_path: Path) -> None:
+    assert "the earlier one" not in _solve(_frame(), tmp_path).stdout
+    before = (tmp_path / "plot.png").read_bytes()
+    assert f"the earlier one is {tmp_path / 'plot.1.png'}" in _solve(_frame(), tmp_path).stdout.replace("\n", "")
+    assert (tmp_path / "plot.1.png").read_bytes() == before
+
+
 def _solve_text(text: str | bytes, folder: Path, *options: str, target: str = "y", name: str = "data.csv") -> Result:
     path = folder / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

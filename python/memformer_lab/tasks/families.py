@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.tasks.gaussian import TaskBatch
+from memformer_lab.tasks.gaussian import TaskBatch, check_sizes
 
 _HIDDEN = 16
 
@@ -112,3 +113,30 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "logistic": _logistic,
     }
 )
+
+
+@dataclass(frozen=True)
+class FamilyTasks:
+    """The tasks of one family, as `family_tokens` draws them.
+
+    Attributes:
+        name: one of `FAMILIES`.
+        d: number of features.
+        n: number of labelled examples in a context.
+
+    Raises:
+        ValueError: for an unknown family or a size below 1.
+    """
+
+    name: str
+    d: int
+    n: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self.d, self.n, torch.float32)
+        if self.name not in FAMILIES:
+            raise ValueError(f"name must be one of {', '.join(FAMILIES)}, got {self.name!r}")
+
+    def tokens(self, batch: int, generator: Generator, queries: int = 1) -> TaskBatch:
+        """Draw every example and every query: z (batch, n + queries, d + 1)."""
+        return family_tokens(self.name, batch, generator, d=self.d, n=self.n, queries=queries)
