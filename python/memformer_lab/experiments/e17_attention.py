@@ -99,10 +99,10 @@ def judge(results: Results) -> Sequence[Check]:
     deepest = panel.series[0].x[-1]
     linear, softmax, two = (panel[kind.label] for kind in (LINEAR, SOFTMAX, TWO_HEADS))
     at = f"at {deepest:g} layers"
-    checks = [
-        below(f"linear attention is below {kind.attention} attention of one head {at}", linear, panel[kind.label], deepest, part=part)
-        for kind, part in ((SOFTMAX, "linear against softmax"), (RELU, "linear against ReLU"))
-    ]  # fmt: skip
+    checks = []
+    for kind, part in ((SOFTMAX, "linear against softmax"), (RELU, "linear against ReLU")):
+        name = f"linear attention is below {kind.attention} attention of one head {at}"
+        checks.append(below(name, linear, panel[kind.label], deepest, part=part))
     part = "several softmax heads do better than one"
     checks.append(below(f"two softmax heads are below one {at}, by 0.1", two, softmax, deepest, -0.1, part=part))
     wide, part = panel[LINEAR_WIDE.label], "a feed-forward block adds little"
@@ -120,9 +120,9 @@ def find(results: Results) -> str:
     deepest = panel.series[0].x[-1]
     value = {kind: panel[kind.label].mean(deepest) for kind in (LINEAR, SOFTMAX, RELU, TWO_HEADS, LINEAR_WIDE)}
     return (
-        f"At {deepest:g} layers one head of linear attention reaches {value[LINEAR]:.2f}, softmax {value[SOFTMAX]:.2f}, "
-        f"ReLU {value[RELU]:.2f}; two softmax heads reach {value[TWO_HEADS]:.2f}; a feed-forward block changes linear "
-        f"attention by {value[LINEAR_WIDE] - value[LINEAR]:+.2f}."
+        f"At {deepest:g} layers one head of linear attention reaches {value[LINEAR]:.2f}, softmax "
+        f"{value[SOFTMAX]:.2f}, ReLU {value[RELU]:.2f}; two softmax heads reach {value[TWO_HEADS]:.2f}; a feed-forward "
+        f"block changes linear attention by {value[LINEAR_WIDE] - value[LINEAR]:+.2f}."
     )
 
 
