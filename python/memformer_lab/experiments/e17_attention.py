@@ -127,26 +127,21 @@ def find(results: Results) -> str:
 
 
 def _cell(kind: Kind | None, depth: int, tasks: GaussianTasks, setting: Setting) -> _Cell:
-    """The rate is chosen by the first two seeds, on tasks that nothing is judged on; then all seeds train with it."""
+    """The rate is chosen by the first seed, on tasks that nothing is judged on; then all seeds train with it."""
     recipe = Recipe(
         setting.pick(tiny=2, quick=40, full=3_000),
         setting.pick(tiny=4, quick=32, full=64),
         clip=0.1,
         warmup=setting.pick(tiny=1, quick=5, full=50),
     )
-    models: dict[tuple[float, int], nn.Module] = {}
-    scores = {}
-    chosen_by = setting.seeds[: setting.pick(tiny=1, quick=1, full=2)]
-    for rate in _RATES:
-        for seed in chosen_by:
-            models[rate, seed] = _trained(kind, depth, tasks, replace(recipe, learning_rate=rate), seed)
-        tried = [models[rate, seed] for seed in chosen_by]
-        # Seeds from 1000 on are those of no judging.
-        scores[rate] = sum(_judged(one, tasks, setting, 1_000 + setting.seed).log_mean for one in tried)
+    first = setting.seeds[0]
+    tried = {rate: _trained(kind, depth, tasks, replace(recipe, learning_rate=rate), first) for rate in _RATES}
+    # Seeds from 1000 on are those of no judging.
+    scores = {rate: _judged(model, tasks, setting, 1_000 + setting.seed).log_mean for rate, model in tried.items()}
     best = min(_RATES, key=lambda rate: (math.isnan(scores[rate]), scores[rate]))
     final = replace(recipe, learning_rate=best)
-    found = [models.get((best, seed)) or _trained(kind, depth, tasks, final, seed) for seed in setting.seeds]
-    longer = [_trained(kind, depth, tasks, further, setting.seeds[0]) for further in final.further()]
+    found = [tried[best], *(_trained(kind, depth, tasks, final, seed) for seed in setting.seeds[1:])]
+    longer = [_trained(kind, depth, tasks, further, first) for further in final.further()]
     return _Cell(
         [_judged(model, tasks, setting, setting.seed) for model in found],
         [_judged(model, tasks, setting, setting.seed).log_mean for model in longer],
@@ -202,9 +197,9 @@ EXPERIMENT = Experiment(
     source="compared in von Oswald et al., arXiv 2212.07677; Ahn et al., arXiv 2310.01082; heads: Cui et al., arXiv "
     "2401.17426; Chen et al., arXiv 2408.04532",
     protocol="Plain-PyTorch models in the Memformer's layout, dense P and Q, tokens without an embedding, the same "
-    "steps and batches; every kind and depth has the best of three learning rates, chosen by two seeds on separate "
-    "tasks. Softmax heads start with scores of turning signs. Parameters are equal but for heads and the feed-forward "
-    "block; they are listed with the rates. The first seed is also trained for twice the steps, at that rate and at a "
+    "steps and batches; every kind and depth has the best of three learning rates, chosen by the first seed on "
+    "separate tasks. Softmax heads start with scores of turning signs. Parameters are equal but for heads and the "
+    "feed-forward block; they are listed with the rates. The first seed is also trained for twice the steps, at that rate and at a "
     "third of it.",
     run=run,
     judge=judge,

@@ -48,7 +48,7 @@ class AttentionStack(nn.Module):
         self.down = nn.Parameter(torch.zeros(layers, hidden, width, device="cpu", dtype=torch.float32))
 
     def _weights(self, scores: Tensor) -> Tensor:
-        """(B, N, n) of scores of the same shape."""
+        """(B, H, N, n) of scores of the same shape."""
         if self.attention == "softmax":
             return scores.softmax(-1)
         return (scores.relu() if self.attention == "relu" else scores) / scores.shape[-1]
@@ -56,9 +56,9 @@ class AttentionStack(nn.Module):
     def predict(self, z: Tensor, context: int) -> Tensor:
         """(B, N - context) predictions of the queries."""
         for layer in range(self.layers):
-            tokens, known = z, z[:, :context]
-            for q, p in zip(self.q[layer], self.p[layer], strict=True):
-                z = z + self._weights(tokens @ q @ known.mT) @ (known @ p.mT)
+            known = z[:, None, :context]
+            weights = self._weights(z[:, None] @ self.q[layer] @ known.mT)
+            z = z + (weights @ (known @ self.p[layer].mT)).sum(1)
             if self.up.shape[-1]:
                 z = z + (z @ self.up[layer]).relu() @ self.down[layer]
         return -z[:, context:, -1]
