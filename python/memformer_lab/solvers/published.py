@@ -31,10 +31,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memformer_kernels.nn import Memformer
+from memformer_kernels.nn.memformer import Rule
+from memformer_kernels.nn.parameters import Granularity
 
 PublishedRule = Literal["linear", "cgd", "sum", "residual"]
 
-RULES: Mapping[str, tuple[str, str]] = MappingProxyType(
+RULES: Mapping[str, tuple[Rule, Granularity]] = MappingProxyType(
     {
         "linear": ("linear", "scalar"),
         "cgd": ("cgd", "scalar"),
