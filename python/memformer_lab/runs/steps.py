@@ -21,6 +21,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.nn import Memformer
+from memformer_kernels.training.steps import Backend as TrainingBackend
 
 Sampler = GaussianStatistics | GaussianTokens | FixedTasks
 
@@ -70,7 +71,8 @@ class AutogradSteps:
         if isinstance(optimizer, SGD):
             self._optimizer, self._moments = torch.optim.SGD(parameters, momentum=optimizer.momentum, fused=True), _SGD
         else:
-            self._optimizer, self._moments = torch.optim.Adam(parameters, betas=optimizer.betas, fused=True), _ADAM
+            first, second = optimizer.betas
+            self._optimizer, self._moments = torch.optim.Adam(parameters, betas=(first, second), fused=True), _ADAM
 
     def take(self, steps: int) -> list[float]:
         """Take some steps and return their losses.
@@ -143,7 +145,7 @@ class FusedSteps:
         state: TrainState,
         optimizer: Adam | SGD,
         *,
-        backend: str = "auto",
+        backend: TrainingBackend = "auto",
         group: ProcessGroup | None = None,
     ) -> None:
         self.state = state

@@ -39,6 +39,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memformer_kernels.nn import Memformer
+from memformer_kernels.nn.memformer import Rule
 
 PublishedRule = Literal["linear", "cgd", "scaled_cgd", "recursive", "sum", "residual", "experts"]
 
@@ -57,7 +58,7 @@ class Layout:
         optional: names that may be left out.
     """
 
-    ours: str
+    ours: Rule
     arrays: Mapping[str, tuple[str, ...]]
     optional: tuple[str, ...] = ()
 
