@@ -50,7 +50,7 @@ def run(setting: Setting) -> Results:
         "ln training loss",
         sequence.learning,
     )
-    panels = (means, medians, fits, *similarity_panels(setting), *condition_panels(setting))
+    panels: tuple[Panel, ...] = (means, medians, fits, *similarity_panels(setting), *condition_panels(setting))
     panels += (lengths, learning, noise_panel(setting))
     return Results(panels, {"prompts that a sequence model is trained on": float(sequence.tasks)})
 
@@ -116,7 +116,7 @@ def find(results: Results) -> str:
         f"GD++ of {deepest:g} layers has error {depth[GDPP].mean(deepest):.2f}, {deepest:g} CGD steps "
         f"{depth['CGD'].mean(deepest):.2f}; at {last:g} layers its errors are most like iteration {iteration:.0f} of "
         f"{nearest} ({like[nearest]:.2f}); at condition 100 it has {turned[GDPP].mean(100):.2f}, CGD "
-        f"{turned[f'CGD, {TURNED_LAYERS}'].mean(100):.2f}."
+        f"{turned[f'CGD, {TURNED_LAYERS}'].mean(100):.2f}"
     )
 
 
@@ -148,6 +148,7 @@ EXPERIMENT = Experiment(
     "Transformers of the published size (12 layers, d = 20) are beyond this run: small ones and an LSTM are trained on "
     "prompts of every length and shown with their learning curves, the widest trained twice as long too; no rule is "
     "about them.",
+    asks="whether softmax Transformers of the published size, read out layer by layer, match Newton's iterations too",
     run=run,
     judge=judge,
     find=find,

@@ -129,7 +129,7 @@ def find(results: Results) -> str:
     return (
         f"Over {count} sets the Memformer's ln error is {' and '.join(shown)}; as a start it saves "
         f"{min(map(saved.mean, saved.x)):.1f} to {max(map(saved.mean, saved.x)):.1f} CG iterations and costs as much "
-        f"as {min(map(spent.mean, spent.x)):.0f} to {max(map(spent.mean, spent.x)):.0f}."
+        f"as {min(map(spent.mean, spent.x)):.0f} to {max(map(spent.mean, spent.x)):.0f}"
     )
 
 
@@ -263,12 +263,12 @@ EXPERIMENT = Experiment(
     "optimisers with as many steps, and is a useful start for them.",
     source="ours; the data ship with scikit-learn and statsmodels",
     protocol="One LFOM with Bm free for each number of features, never trained on measured rows; the first seed is "
-    "also trained for twice the steps, at the same rate and at a third of it. Features are scaled by the context alone. "
-    "Optimisers run as many steps as the model has layers, ridge has the penalty that is best on random tasks. Sets "
-    "are the sample: ln errors are means over seeds and contexts of a set, their differences are paired by set, and "
-    "the interval is Student's over sets; Wilcoxon's signed rank test is listed beside it. No worse means by at most "
-    "0.1. The start's cost is counted in multiplications, in units of one CG iteration, with the Gram matrix given. "
-    "Times depend on the machine and are never judged.",
+    "also trained for twice the steps, at the same rate and at a third of it. Features are scaled by the context "
+    "alone. Optimisers run as many steps as the model has layers, ridge has the penalty that is best on random tasks. "
+    "Sets are the sample: ln errors are means over seeds and contexts of a set, their differences are paired by set, "
+    "and the interval is Student's over sets; Wilcoxon's signed rank test is listed beside it. No worse means by at "
+    "most 0.1. The start's cost is counted in multiplications, in units of one CG iteration, with the Gram matrix "
+    "given. Times depend on the machine and are never judged.",
     run=run,
     judge=judge,
     find=find,

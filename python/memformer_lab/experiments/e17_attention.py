@@ -122,7 +122,7 @@ def find(results: Results) -> str:
     return (
         f"At {deepest:g} layers one head of linear attention reaches {value[LINEAR]:.2f}, softmax "
         f"{value[SOFTMAX]:.2f}, ReLU {value[RELU]:.2f}; two softmax heads reach {value[TWO_HEADS]:.2f}; a feed-forward "
-        f"block changes linear attention by {value[LINEAR_WIDE] - value[LINEAR]:+.2f}."
+        f"block changes linear attention by {value[LINEAR_WIDE] - value[LINEAR]:+.2f}"
     )
 
 
@@ -199,8 +199,9 @@ EXPERIMENT = Experiment(
     protocol="Plain-PyTorch models in the Memformer's layout, dense P and Q, tokens without an embedding, the same "
     "steps and batches; every kind and depth has the best of three learning rates, chosen by the first seed on "
     "separate tasks. Softmax heads start with scores of turning signs. Parameters are equal but for heads and the "
-    "feed-forward block; they are listed with the rates. The first seed is also trained for twice the steps, at that rate and at a "
-    "third of it.",
+    "feed-forward block; they are listed with the rates. The first seed is also trained for twice the steps, at that "
+    "rate and at a third of it.",
+    asks="wider embeddings, in which one softmax head may do what two do here",
     run=run,
     judge=judge,
     find=find,

@@ -120,7 +120,7 @@ def find(results: Results) -> str:
     worst = max(max(curve.column(x)) for x in curve.x)
     return (
         f"All {len(curve.x)} layouts load and agree with the published formulas to {worst:.0e}; alpha, beta and gamma "
-        f"read as another layout are off by at least {100 * results.numbers[_MISREAD]:.0f}%, and are refused."
+        f"read as another layout are off by at least {100 * results.numbers[_MISREAD]:.0f}%, and are refused"
     )
 
 
@@ -151,6 +151,7 @@ EXPERIMENT = Experiment(
     "The layouts are described in memformer_lab.solvers.published, and arrays that a rule does not read are refused. "
     "The project's tests write the formulas out once more, and load parameters and outputs that the published code "
     "made.",
+    asks="trained parameters from the authors, of which none are published",
     run=run,
     judge=judge,
     find=find,
