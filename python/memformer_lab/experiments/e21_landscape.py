@@ -130,8 +130,8 @@ def find(results: Results) -> str:
     last, noise = training.series[0].x[-1], results["noise"]["gradient noise"]
     correlation = results["smoothness"]["Adam"].mean(0.0)
     return (
-        f"After {last:g} steps Adam is at {training['Adam'].mean(last):.2f}, SGD at {training['SGD'].mean(last):.2f}, ln "
-        f"condition numbers {condition['Adam'].mean(last):.1f} and {condition['SGD'].mean(last):.1f}; noise has tail "
+        f"After {last:g} steps Adam is at {training['Adam'].mean(last):.2f}, SGD at {training['SGD'].mean(last):.2f}, "
+        f"ln condition numbers {condition['Adam'].mean(last):.1f} and {condition['SGD'].mean(last):.1f}; noise has tail "
         f"index {noise.mean(0.0):.1f} (sphere) to {noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by "
         f"{correlation:.2f}"
     )

@@ -108,9 +108,7 @@ _BEST = {
     "second-order": lambda p, s, x, v: _second_order(p, s, x),
     "families": lambda p, s, x, v: -9.0 if s.label.startswith("LFOM") else 0.0,
     "real": lambda p, s, x, v: -9.0 if s.label in ("Memformer less the method", "spent less saved") else -1.0,
-    "attention": lambda p, s, x, v: (
-        {"linear attention": -9.0, "linear attention + feed-forward": -8.0}.get(s.label, -5.0 if "heads" in s.label else 0.0)
-    ),
+    "attention": lambda p, s, x, v: _attention(s),
     "published": lambda p, s, x, v: 1e-15,
     "landscape": lambda p, s, x, v: _landscape(p, s, x),
 }  # fmt: skip
@@ -124,6 +122,11 @@ def _second_order(panel: Panel, one: Series, x: float) -> float:
         alike = {"GD++": "Newton", "LFOM": "CGD"}[one.label.split(",")[0]]
         return 0.9 if one.label.endswith(alike) else 0.1
     return -9.0 if one.label.startswith(("GD++", "LFOM, Bm free")) else 0.0
+
+
+def _attention(one: Series) -> float:
+    known = {"linear attention": -9.0, "linear attention + feed-forward": -8.0}
+    return known.get(one.label, -5.0 if "heads" in one.label else 0.0)
 
 
 def _landscape(panel: Panel, one: Series, x: float) -> float:
