@@ -128,12 +128,12 @@ def find(results: Results) -> str:
     """Both losses, both condition numbers, and the tail indices at the ends."""
     training, condition = results["training"], results["condition"]
     last, noise = training.series[0].x[-1], results["noise"]["gradient noise"]
+    losses, numbers = ((panel["Adam"].mean(last), panel["SGD"].mean(last)) for panel in (training, condition))
     correlation = results["smoothness"]["Adam"].mean(0.0)
     return (
-        f"After {last:g} steps Adam is at {training['Adam'].mean(last):.2f}, SGD at {training['SGD'].mean(last):.2f}, "
-        f"ln condition numbers {condition['Adam'].mean(last):.1f} and {condition['SGD'].mean(last):.1f}; noise has tail "
-        f"index {noise.mean(0.0):.1f} (sphere) to {noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by "
-        f"{correlation:.2f}"
+        f"After {last:g} steps Adam is at {losses[0]:.2f}, SGD at {losses[1]:.2f}, ln condition numbers "
+        f"{numbers[0]:.1f} and {numbers[1]:.1f}; noise has tail index {noise.mean(0.0):.1f} (sphere) to "
+        f"{noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by {correlation:.2f}"
     )
 
 
