@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.optimizers import OPTIMIZERS, ols
+from memformer_lab.solvers.optimizers import OPTIMIZERS, bfgs, ols, online_gradient_descent
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 Predictions = dict[str, Tensor]
 """By label: (lengths, B), the prediction of y_{t+1} from x_{t+1} and t examples, for each length t."""
+
+
+ITERATIVE: Mapping[str, Callable[[Tensor, Tensor, int], Tensor]] = MappingProxyType(
+    {**OPTIMIZERS, "l_bfgs": partial(bfgs, memory=2)}
+)
+"""Those of `OPTIMIZERS`, and L-BFGS with the last two pairs."""
+
+_ONLINE_STEP = 0.1
 
 
 def draw_prompts(tasks: GaussianTasks, batch: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -43,21 +53,24 @@ def algorithm_predictions(
         x: (B, T, d).
         y: (B, T).
         lengths: examples known, each below T.
-        iterations: for a name of `OPTIMIZERS` the iterations, in increasing order.
+        iterations: for a name of `ITERATIVE` the iterations, in increasing order.
 
     Returns:
-        By name (iterations, lengths, B); and under "ols" (1, lengths, B) those of the minimum-norm solution.
+        By name (iterations, lengths, B); and with 1 in the place of iterations those of the minimum-norm solution,
+        "ols", and of one pass of gradient descent over the examples, "online".
     """
     x, y = x.double(), y.double()
-    found: dict[str, list[Tensor]] = {name: [] for name in (*iterations, "ols")}
+    passed = online_gradient_descent(x, y, _ONLINE_STEP)
+    found: dict[str, list[Tensor]] = {name: [] for name in (*iterations, "ols", "online")}
     for length in lengths:
         known, responses, query = x[:, :length], y[:, :length], x[:, length]
         h = known.mT @ known / length
         b = (known * responses.unsqueeze(-1)).sum(1) / length
         for name, steps in iterations.items():
-            iterates = OPTIMIZERS[name](h, b, steps[-1])[[step - 1 for step in steps]]
+            iterates = ITERATIVE[name](h, b, steps[-1])[[step - 1 for step in steps]]
             found[name].append((iterates * query).sum(-1))
         found["ols"].append((ols(h, b) * query).sum(-1)[None])
+        found["online"].append((passed[length - 1] * query).sum(-1)[None])
     return {name: torch.stack(values, dim=1) for name, values in found.items()}
 
 

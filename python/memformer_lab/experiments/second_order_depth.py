@@ -24,6 +24,8 @@ GDPP, FIRST = "GD++", "LFOM, Bm = 0 (first order)"
 NAMES = {"gradient_descent": "GD", "conjugate_gradient": "CGD", "iterative_newton": "Newton"}
 """How algorithms are called here."""
 
+_MORE_NAMES = {"l_bfgs": "L-BFGS", "online": "online GD"}
+
 _KINDS = {GDPP: ("linear", "block"), FIRST: ("lfom", "response-only")}
 _D, _N = 10, 40
 _LENGTHS = (15, 20, 25, 30, 35, 40)
@@ -111,25 +113,29 @@ def similarity_panels(setting: Setting) -> tuple[Panel, Panel]:
         "gradient_descent": tuple(2**k for k in range(setting.pick(tiny=4, quick=8, full=10))),
         "conjugate_gradient": tuple(range(1, _D)),
         "iterative_newton": tuple(range(1, 15)),
+        "l_bfgs": tuple(range(1, _D)),
     }
     likeness: dict[str, list[list[float]]] = {}
     matches: dict[str, list[list[float]]] = {}
     for seed in setting.seeds:
         prompts = draw_prompts(tasks, setting.pick(tiny=20, quick=300, full=2_000), generator_for("evaluation", seed))
         iterates = algorithm_predictions(*prompts, _LENGTHS, iterations)
+        del iterates["ols"]
         truth = torch.stack([prompts[1][:, length] for length in _LENGTHS])
         for label, (rule, structure) in _KINDS.items():
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in iterations}
+            found: dict[str, list[tuple[float, float]]] = {name: [] for name in iterates}
             for depth in depths:
                 model = memformer(seed, _D, depth, rule=rule, structure=structure)
                 fit_on_lengths(model, lengths, order_recipe(setting, structure), seed)
                 predictions = memformer_predictions(model, *prompts, _LENGTHS)
-                for name in iterations:
-                    place, value = best_match(predictions, iterates[name], truth)
-                    found[name].append((float(iterations[name][place]), value))
+                for name, candidates in iterates.items():
+                    place, value = best_match(predictions, candidates, truth)
+                    found[name].append((float(iterations.get(name, (1,))[place]), value))
             for name, pairs in found.items():
-                matches.setdefault(f"{label}, {NAMES[name]}", []).append([step for step, _ in pairs])
-                likeness.setdefault(f"{label}, {NAMES[name]}", []).append([value for _, value in pairs])
+                key = f"{label}, {(NAMES | _MORE_NAMES)[name]}"
+                likeness.setdefault(key, []).append([value for _, value in pairs])
+                if name in iterations:
+                    matches.setdefault(key, []).append([step for step, _ in pairs])
     what = f"lengths {_LENGTHS[0]} to {_N}, networks trained at all of them, d = {_D}"
     return (
         Panel(

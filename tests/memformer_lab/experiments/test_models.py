@@ -105,12 +105,17 @@ def test_predictions_by_prompt_length() -> None:
     tasks = GaussianTasks.isotropic(3, 8)
     x, y = draw_prompts(tasks, 6, _generator())
     assert x.shape == (6, 9, 3)
-    found = algorithm_predictions(x, y, (2, 8), {"gradient_descent": (1, 4), "conjugate_gradient": (3,)})
+    found = algorithm_predictions(
+        x, y, (2, 8), {"gradient_descent": (1, 4), "conjugate_gradient": (3,), "l_bfgs": (3,)}
+    )
     assert found["gradient_descent"].shape == (2, 2, 6)
     exact = (x[:, 8].double() * ols(*_statistics(x[:, :8].double(), y[:, :8].double()))).sum(-1)
     torch.testing.assert_close(found["ols"][0, 1], exact)
     torch.testing.assert_close(exact, y[:, 8].double(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found["conjugate_gradient"][0], found["ols"][0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["l_bfgs"], found["conjugate_gradient"], rtol=1e-6, atol=1e-8)
+    online = online_gradient_descent(x.double(), y.double(), 0.1)[7]
+    torch.testing.assert_close(found["online"][0, 1], (online * x[:, 8].double()).sum(-1))
     descent = gradient_descent(*_statistics(x[:, :2].double(), y[:, :2].double()), 4)
     torch.testing.assert_close(found["gradient_descent"][1, 0], (descent[3] * x[:, 2].double()).sum(-1))
     model = network(0, 3, 2, rule="lfom")
