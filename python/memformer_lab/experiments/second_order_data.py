@@ -19,9 +19,10 @@ from memformer_lab.reports.results import Panel
 from memformer_lab.runs.fitting import Recipe, fit_memformer, fit_on_lengths, fit_on_tasks, memformer
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.first_order import Draw
-from memformer_lab.solvers.judging import Solver, memformer_estimates, network_errors, solver_errors, steps_of
+from memformer_lab.solvers.judging import Solver, memformer_estimates, network_errors, solver_errors, weight_errors
 from memformer_lab.solvers.optimizers import OPTIMIZERS, ols, ridge
 from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
+from memformer_lab.tasks.seeds import generator_for
 
 D, N = 5, 20
 """Features and examples of everything here."""
@@ -96,9 +97,12 @@ def _iteration_panel(setting: Setting) -> Panel:
         limit = setting.pick(tiny=5, quick=60, full=60) if name in ("conjugate_gradient", "iterative_newton") else most
         needed = []
         for condition in CONDITIONS:
+            # Means alone: an interval for each of thousands of iterations would take longer than they do.
             exact = replace(conditioned_tasks(condition, D, N), dtype=torch.float64)
-            found = estimate(solver_errors(exact, [steps_of(name, limit)]), count, setting.seed)
-            needed.append(float(next((k for k, one in enumerate(found, 1) if one.log_mean <= goal), limit)))
+            drawn = exact.quadratics(count, generator_for("evaluation", setting.seed))
+            weights = OPTIMIZERS[name](drawn.h.contiguous(), drawn.b.contiguous(), limit)
+            errors = weight_errors(weights, drawn, exact.factor).mean(1).log().tolist()
+            needed.append(float(next((k for k, one in enumerate(errors, 1) if one <= goal), limit)))
         curves.append(series(NAMES.get(name, name), CONDITIONS, needed))
     return Panel(
         "iterations",

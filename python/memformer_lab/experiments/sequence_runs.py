@@ -62,7 +62,7 @@ def train_sequence_models(setting: Setting, tasks: GaussianTasks, lengths: Seque
     }
     builders[f"LSTM, hidden size {widths[-1]}"] = partial(RecurrentModel, d, widths[-1])
     judged = draw_prompts(
-        tasks, setting.pick(tiny=20, quick=1_000, full=20_000), generator_for("evaluation", setting.seed)
+        tasks, setting.pick(tiny=20, quick=1_000, full=4_000), generator_for("evaluation", setting.seed)
     )
     places = [recipe.steps * (part + 1) / _POINTS for part in range(_POINTS)]
     by_length, learning = [], []
