@@ -70,6 +70,25 @@ def steps_of(name: str, steps: int) -> Solver:
     return lambda h, b: OPTIMIZERS[name](h, b, steps)
 
 
+def preconditioned_steps(name: str, preconditioner: Tensor, steps: int) -> Solver:
+    """A classical optimiser with a preconditioner A = C C^T: it runs in the coordinates v of w = C v.
+
+    Args:
+        name: of `OPTIMIZERS`.
+        preconditioner: A, (d, d); of what is not symmetric the symmetric part. Eigenvalues below a millionth of the
+            largest count as that.
+        steps: one row each.
+    """
+    values, vectors = torch.linalg.eigh(0.5 * (preconditioner + preconditioner.T).double())
+    root = vectors * values.clamp(min=1e-6 * float(values[-1].abs())).sqrt()
+
+    def solve(h: Tensor, b: Tensor) -> Tensor:
+        c = root.to(b)
+        return OPTIMIZERS[name](c.T @ h @ c, b @ c, steps) @ c.T
+
+    return solve
+
+
 def model_errors(models: Sequence[Memformer], tasks: Tasks, queries: int = 1, *, layers: bool = False) -> ErrorSampler:
     """Errors of several models on the same tasks, row after row, by the quickest way.
 

@@ -1,0 +1,223 @@
+"""The optimum of response-only networks on Gaussian tasks: the best that training could find for a preconditioner.
+
+With A_l = -a_l A every response-only network of L layers predicts by w = p(A H) A b, where p is a polynomial of degree
+L - 1 that is the same for all tasks. LFOM reaches every p, and so do the cgd rule (a three-term recurrence) and the
+linear rule wherever the zeros of q(x) = 1 - x p(x) are real: those are its steps' reciprocals. The mean squared error
+is quadratic in p's coefficients, so its least value is one linear solve.
+
+`exact_optimum` has it in closed form where whitening makes the features isotropic, with A = Sigma^-1: for w* ~ N(0,
+Sigma^-1), or Sigma a multiple of I. No direction is special there, so traceless changes of an A_l leave the error
+unchanged to first order; that no other A does better is not proved. `sampled_form` is for any other A.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from memformer_lab.solvers.estimates import CHUNK
+from memformer_lab.solvers.first_order import FirstOrderMethod
+from memformer_lab.solvers.wishart import jacobi_matrix, solve_exactly, spectral_moments
+from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.seeds import generator_for
+
+_STARTS = 4
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """A polynomial p(x) = sum_j weights_j prod_{i<j} (1 - x / nodes_i) of degree L - 1, and the method w = p(A H) A b.
+
+    Attributes:
+        error: the expected squared error of a random query: exact, or of the tasks that it was fitted to.
+        preconditioner: A, (d, d) float64, symmetric positive definite where it descends.
+        nodes: (L,) float64.
+        weights: (L,) float64.
+    """
+
+    error: float
+    preconditioner: Tensor
+    nodes: Tensor
+    weights: Tensor
+
+    @property
+    def log_error(self) -> float:
+        """Natural logarithm of the error."""
+        return math.log(self.error)
+
+    def method(self, dtype: torch.dtype = torch.float64) -> FirstOrderMethod:
+        """An LFOM of L layers that runs it: gradient steps 1 / nodes, and weights of all registers at the last layer.
+
+        Where the weights are those of the gradient steps, gamma is None and the method has no memory.
+        """
+        steps = 1 / self.nodes
+        a = -self.preconditioner * steps[:, None, None]
+        if torch.equal(self.weights, steps):
+            return FirstOrderMethod(a.to(dtype), None, None)
+        # A register is its step times prod (1 - x / nodes), and the iterate before the last layer their sum.
+        size = len(steps)
+        gamma = torch.eye(size, dtype=torch.float64, device="cpu")
+        gamma[-1] = self.weights / steps - (torch.arange(size, device="cpu", dtype=torch.int64) < size - 1).double()
+        return FirstOrderMethod(a.to(dtype), gamma[..., None].to(dtype), None)
+
+
+def exact_optimum(tasks: GaussianTasks, layers: int) -> Optimum:
+    """The best p for A = Sigma^-1, without sampling.
+
+    Let mu be the mean spectral measure of the whitened H at a random direction, and s = noise^2 / n over the variance
+    of the whitened weights. The best p has (x + s) p(x) = 1 - P(x) / P(-s), with P the orthogonal polynomial of degree
+    L of x dmu: gradient descent on the problem with penalty s, with steps 1 / (z + s) at the zeros z of P, which are
+    real. Without noise it needs no memory, and its error is the Christoffel function of mu at 0.
+
+    Raises:
+        ValueError: unless w* ~ N(0, Sigma^-1) or Sigma is a multiple of I, or if layers < 1.
+    """
+    if tasks.weights != "inverse" and len(set(tasks.scales)) > 1:
+        raise ValueError(f"isotropic weights need equal scales for an exact optimum, got scales {tasks.scales}")
+    variance = 1.0 if tasks.weights == "inverse" else tasks.scales[0] ** 2
+    moments = spectral_moments(tasks.d, tasks.n, 2 * layers)
+    nodes = torch.linalg.eigvalsh(jacobi_matrix(moments[1:], layers)).flip(0)
+    # Large and small steps in turn keep the iterates small on the way.
+    nodes = nodes[_spread_order(nodes)]
+    penalty = Fraction(tasks.noise) ** 2 / tasks.n / Fraction(variance)
+    shrunk = 1 + float(penalty) / nodes
+    weights = 1 / nodes if not penalty else 1 / (nodes * shrunk.cumprod(0))
+    gram = [[moments[j + k + 2] + penalty * moments[j + k + 1] for k in range(layers)] for j in range(layers)]
+    target = [moments[j + 1] for j in range(layers)]
+    solution = solve_exactly(gram, target)
+    left = 1 - sum((c * v for c, v in zip(solution, target, strict=True)), Fraction(0))
+    return Optimum(float(tasks.d * Fraction(variance) * left), torch.linalg.inv(tasks.covariance), nodes, weights)
+
+
+@dataclass(frozen=True)
+class QuadraticForm:
+    """The mean squared error of w = p(A H) A b over a sample of tasks, for any p of degree < L.
+
+    p = sum_j c_j prod_{i<j} (1 - x / nodes_i) has the error constant - 2 target . c + c^T gram c.
+
+    Attributes:
+        preconditioner: A, (d, d) float64.
+        nodes: (L,) float64, of the basis, which keeps `gram` well conditioned.
+        gram: (L, L) float64.
+        target: (L,) float64.
+        constant: the error of predicting 0.
+    """
+
+    preconditioner: Tensor
+    nodes: Tensor
+    gram: Tensor
+    target: Tensor
+    constant: float
+
+    def error(self, coefficients: Tensor) -> Tensor:
+        """The error of p, () float64, differentiable."""
+        return self.constant - 2 * self.target @ coefficients + coefficients @ self.gram @ coefficients
+
+    def best(self) -> Optimum:
+        """The best p: what LFOM with this preconditioner can reach."""
+        # One lost direction of a nearly singular Gram matrix costs nothing in a least-squares solution.
+        coefficients = torch.linalg.lstsq(self.gram, self.target[:, None], driver="gelsd").solution[:, 0]
+        return self._optimum(coefficients)
+
+    def best_descent(self, seed: int = 0) -> Optimum:
+        """The best known p whose q(x) = 1 - x p(x) has real zeros: gradient steps, each of its own size, no memory.
+
+        The least of L-BFGS from the nodes and from random steps about them; which is not proved to be the least of all.
+        """
+        size = len(self.nodes)
+        generator = generator_for("initialisation", seed)
+        starts = [1 / self.nodes]
+        for _ in range(_STARTS - 1):
+            noise = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+            starts.append(starts[0] * (0.5 * noise).exp())
+
+        def fall(flat: Sequence[float]) -> tuple[float, object]:
+            steps = torch.tensor(flat, dtype=torch.float64, device="cpu", requires_grad=True)
+            value = self.error(self._of_steps(steps))
+            (slope,) = torch.autograd.grad(value, steps)
+            return float(value.detach()), slope.numpy()
+
+        options = {"maxiter": 2000, "ftol": 1e-15, "gtol": 1e-12}
+        runs = [minimize(fall, start.numpy(), jac=True, method="L-BFGS-B", options=options) for start in starts]
+        steps = torch.tensor(min(runs, key=lambda one: float(one.fun)).x, dtype=torch.float64, device="cpu")
+        error = float(self.error(self._of_steps(steps)))
+        return Optimum(error, self.preconditioner, 1 / steps, steps)
+
+    def _of_steps(self, steps: Tensor) -> Tensor:
+        """Coefficients of p = sum_l steps_l prod_{i<l} (1 - steps_i x)."""
+        size = len(self.nodes)
+        residual = torch.eye(size, dtype=torch.float64, device="cpu")[0]
+        found = torch.zeros_like(residual)
+        for step in steps:
+            found = found + step * residual
+            # x times basis element j is nodes_j times (element j - element j + 1); the last never has another.
+            image = self.nodes * residual
+            residual = residual - step * (image - torch.cat([image.new_zeros(1), image[:-1]]))
+        return found
+
+    def _optimum(self, coefficients: Tensor) -> Optimum:
+        return Optimum(float(self.error(coefficients)), self.preconditioner, self.nodes, coefficients)
+
+
+def sampled_form(
+    tasks: GaussianTasks, preconditioner: Tensor, layers: int, count: int, seed: int, index: int = 0
+) -> QuadraticForm:
+    """The quadratic form of a preconditioner, by `count` tasks in float64 that no model is judged on.
+
+    Args:
+        tasks: the distribution, of any dtype.
+        preconditioner: A, (d, d).
+        layers: L.
+        count: tasks, at least 1.
+        seed: of the tasks.
+        index: which of several independent samples of a seed.
+    """
+    drawn = GaussianTasks(
+        tasks.d, tasks.n, tasks.scales, tasks.rotation_seed, tasks.weights, tasks.noise, torch.float64
+    )
+    a, factor = preconditioner.double(), tasks.factor
+    generator = generator_for("training", seed, 2 + index)
+    nodes = _chebyshev_nodes(drawn, a, layers, seed)
+    gram = torch.zeros(layers, layers, dtype=torch.float64, device="cpu")
+    target, constant, left = gram.new_zeros(layers), 0.0, count
+    while left:
+        batch = min(left, CHUNK)
+        quadratics = drawn.quadratics(batch, generator)
+        h, wanted = quadratics.h.contiguous(), quadratics.weights @ factor
+        column, basis = quadratics.b @ a.T, []
+        for node in nodes:
+            basis.append(column @ factor)
+            column = column - (h @ column[..., None])[..., 0] @ a.T / node
+        rows = torch.stack(basis).flatten(1)
+        gram += rows @ rows.T
+        target += rows @ wanted.flatten()
+        constant += float(wanted.square().sum())
+        left -= batch
+    return QuadraticForm(a, nodes, gram / count, target / count, constant / count)
+
+
+def _chebyshev_nodes(tasks: GaussianTasks, preconditioner: Tensor, layers: int, seed: int) -> Tensor:
+    """Chebyshev's points of the interval that holds the spectra of A H of most tasks, in a stable order."""
+    h = tasks.quadratics(1000, generator_for("training", seed, 1)).h
+    root = torch.linalg.cholesky(preconditioner)
+    values = torch.linalg.eigvalsh(root.T @ h @ root)
+    low, high = float(values[:, 0].median()), float(values[:, -1].median())
+    place = torch.arange(layers, dtype=torch.float64, device="cpu")
+    nodes = 0.5 * (low + high) + 0.5 * (high - low) * ((place + 0.5) * math.pi / layers).cos()
+    return nodes[_spread_order(nodes)]
+
+
+def _spread_order(points: Tensor) -> list[int]:
+    """Leja's order: each point is the one of the largest product of distances to those before it."""
+    values = points.tolist()
+    order = [max(range(len(values)), key=lambda i: abs(values[i]))]
+    while len(order) < len(values):
+        rest = (i for i in range(len(values)) if i not in order)
+        order.append(max(rest, key=lambda i: sum(math.log(abs(values[i] - values[j]) + 1e-300) for j in order)))
+    return order
