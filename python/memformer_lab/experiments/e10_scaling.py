@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -70,7 +71,7 @@ def judge(results: Results) -> Sequence[Check]:
     checks += all_below("d = {}: LFOM is below CGD", wide, features["CGD"], largest, part=_WIDE)
     name = "n = {}: LFOM's excess over the optimum"
     checks += [below(name.format(f"{n:g}"), excess(long), 0.0, n, _SLACK, part=_LONG) for n in long.x]
-    rows = [[after - before for before, after in zip(row[:-1], row[1:], strict=True)] for row in long.values]
+    rows = [[after - before for before, after in itertools.pairwise(row)] for row in long.values]
     fall = series("change from the length before", long.x[1:], rows)
     checks += [below(f"n = {n:g}: change of ln error from the length before", fall, 0.0, n, part=_LONG) for n in fall.x]
     shortest, longest = cost[_FROM_GRAM].x[0], cost[_FROM_GRAM].x[-1]
