@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+from memformer_kernels.nn import Memformer
+from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Setting
 from memformer_lab.reports.results import Results
 from memformer_lab.reports.verdicts import Check, close
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, seeded
 from memformer_lab.runs.variants import Preconditioner, Variant
 from memformer_lab.solvers.estimates import Estimate
-from memformer_lab.solvers.judging import memformer_estimates
+from memformer_lab.solvers.first_order import first_order_method
+from memformer_lab.solvers.judging import Solver, memformer_estimates
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 DEPTHS = (1, 2, 3, 4)
@@ -36,6 +41,16 @@ def gaussian_tasks(kind: str, seed: int, n: int = 20) -> GaussianTasks:
     return GaussianTasks.nonisotropic(n, rotation_seed=seed) if kind == NONISOTROPIC else GaussianTasks.isotropic(5, n)
 
 
+def trained_models(setting: Setting, tasks: GaussianTasks, recipe: Recipe, **arguments: Any) -> list[list[Variant]]:
+    """One trained model for each seed (rows) and each of `DEPTHS` (columns); arguments are those of `network`."""
+    rows = []
+    for seed in setting.seeds:
+        rows.append([network(seed, tasks.d, depth, **arguments) for depth in DEPTHS])
+        for model in rows[-1]:
+            fit_on_tasks(model, tasks, recipe, seed)
+    return rows
+
+
 def trained_grid(
     setting: Setting, tasks: GaussianTasks, recipe: Recipe, count: int, **arguments: Any
 ) -> list[list[Estimate]]:
@@ -48,13 +63,47 @@ def trained_grid(
         count: fresh tasks.
         **arguments: of `network`.
     """
-    models = []
-    for seed in setting.seeds:
-        for depth in DEPTHS:
-            models.append(network(seed, tasks.d, depth, **arguments))
-            fit_on_tasks(models[-1], tasks, recipe, seed)
+    models = [model for row in trained_models(setting, tasks, recipe, **arguments) for model in row]
     found = [one[0] for one in memformer_estimates(models, tasks, count, setting.seed)]
     return [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]
+
+
+def solver_of(model: Memformer) -> Solver:
+    """A response-only model as a solver with one row.
+
+    Raises:
+        ValueError: for a model that is no first-order method.
+    """
+    method = first_order_method(model)
+    if method is None:
+        raise ValueError(f"model: expected a response-only one of one head, got {model}")
+    return method.solver(layers=False)
+
+
+def judged(label: str, x: Sequence[float], rows: Sequence[Sequence[Estimate]], optimum: Sequence[Estimate]) -> Series:
+    """A curve of log means of a trained model, a row a seed, beside the optimum on the same tasks.
+
+    `sampling` is half of the widest seed's bootstrap interval over tasks, which all seeds share.
+    """
+    return series(
+        label,
+        x,
+        [[one.log_mean for one in row] for row in rows],
+        sampling=half_widths(rows),
+        optimum=[one.log_mean for one in optimum],
+    )
+
+
+def excess(curve: Series) -> Series:
+    """A trained curve less its optimum on the same tasks, seed by seed. 0 is the best."""
+    rows = [[value - best for value, best in zip(row, curve.optimum, strict=True)] for row in curve.values]
+    return series(f"{curve.label}, excess", curve.x, rows, optimum=[0.0] * len(curve.x))
+
+
+def half_widths(rows: Sequence[Sequence[Estimate]]) -> list[float]:
+    """Half of the widest bootstrap interval at each place; 0 where one is not finite."""
+    columns = [[0.5 * (one.high - one.low) for one in column] for column in zip(*rows, strict=True)]
+    return [max(column) if all(map(math.isfinite, column)) else 0.0 for column in columns]
 
 
 def cgd_checks(results: Results) -> list[Check]:
