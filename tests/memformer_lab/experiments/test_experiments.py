@@ -105,7 +105,15 @@ _BEST = {
     "real": lambda p, s, x, v: -9.0 if "Memformer" in s.label else 2.0 if s.label == "saved" else -1.0,
     "attention": lambda p, s, x, v: -9.0 if s.label.startswith(("linear attention", "LFOM")) else 0.0,
     "published": lambda p, s, x, v: 1e-15,
+    "shift": lambda p, s, x, v: _shift(p, s, x),
 }  # fmt: skip
+
+
+def _shift(panel: Panel, one: Series, x: float) -> float:
+    """One covariance breaks at the last three shifts, a rotation a prompt never."""
+    broken = panel.name in ("shift", "growth") and one.label == "LFOM, one covariance" and x >= 3
+    own = 5.0 if panel.name == "shift" and not one.label.startswith("LFOM") else 0.0
+    return 9.0 if broken else own
 
 
 def _reference(panel: Panel, x: float) -> float:
