@@ -64,19 +64,23 @@ def run(setting: Setting) -> Results:
         {n: (5, n) for n in lengths},
         {_FREE: lengths, _PLAIN: lengths},
     )
-    return Results((features, context, _times(sizes[:4], setting), _costs(lengths, setting), _bytes(sizes)))
+    panels = []
+    for panel, labels in ((features, (_SCALAR, _FREE)), (context, (_FREE, _PLAIN))):
+        panels += [panel, _excess(panel, labels)]
+    return Results((*panels, _times(sizes[:4], setting), _costs(lengths, setting), _bytes(sizes)))
 
 
 def judge(results: Results) -> Sequence[Check]:
     """Trained models against their optimum and against CGD, by d and by n; and the time by n."""
     features, context, cost = results["features"], results["context"], results["cost"]
     wide, long = features[_SCALAR], context[_FREE]
+    excess_wide, excess_long = results["features, excess"], results["context, excess"]
     name = "d = {}: LFOM's excess over the optimum"
-    checks = [below(name.format(f"{d:g}"), excess(wide), 0.0, d, _SLACK, part=_WIDE) for d in wide.x]
+    checks = [below(name.format(f"{d:g}"), excess_wide[_SCALAR], 0.0, d, _SLACK, part=_WIDE) for d in wide.x]
     largest = [d for d in wide.x if d >= 256] or wide.x[-1:]
     checks += all_below("d = {}: LFOM is below CGD", wide, features["CGD"], largest, part=_WIDE)
     name = "n = {}: LFOM's excess over the optimum"
-    checks += [below(name.format(f"{n:g}"), excess(long), 0.0, n, _SLACK, part=_LONG) for n in long.x]
+    checks += [below(name.format(f"{n:g}"), excess_long[_FREE], 0.0, n, _SLACK, part=_LONG) for n in long.x]
     rows = [[after - before for before, after in pairwise(row)] for row in long.values]
     fall = series("change from the length before", long.x[1:], rows)
     checks += [below(f"n = {n:g}: change of ln error from the length before", fall, 0.0, n, part=_LONG) for n in fall.x]
@@ -88,8 +92,10 @@ def judge(results: Results) -> Sequence[Check]:
     small = [d for d in wide.x if d < 256]
     checks += all_below("d = {}: LFOM is below CGD", wide, features["CGD"], small, essential=False)
     checks += all_below("n = {}: LFOM is below CGD", long, context["CGD"], long.x, essential=False)
-    free, name = features[_FREE], "d = {}: excess over the optimum of free A_l"
-    return checks + [below(name.format(f"{d:g}"), excess(free), 0.0, d, _SLACK, essential=False) for d in free.x]
+    free, name = excess_wide[_FREE], "d = {}: excess over the optimum of free A_l"
+    checks += [below(name.format(f"{d:g}"), free, 0.0, d, _SLACK, essential=False) for d in free.x]
+    plain, name = excess_long[_PLAIN], "n = {}: excess over the optimum without memory"
+    return checks + [below(name.format(f"{n:g}"), plain, 0.0, n, _SLACK, essential=False) for n in plain.x]
 
 
 def find(results: Results) -> str:
@@ -143,6 +149,18 @@ def _panel(
     exact = [optimum.log_error - math.log(places[x][0]) for x, optimum in optima.items()]
     curves.append(series(_EXACT, list(places), exact, reference=True))
     return Panel(name, title, x_label, "ln relative squared error", tuple(curves), log_x=True)
+
+
+def _excess(panel: Panel, labels: Sequence[str]) -> Panel:
+    return Panel(
+        f"{panel.name}, excess",
+        "Excess over the optimum on the same tasks",
+        panel.x_label,
+        "difference of ln squared error",
+        tuple(excess(panel[label]) for label in labels),
+        log_x=True,
+        digits=3,
+    )
 
 
 def _cgd(tasks: KrylovTasks, count: int, seed: int) -> Estimate:

@@ -48,9 +48,9 @@ def _changed(results: Results, value: Callable[[Panel, Series, float, float], fl
     return dataclasses.replace(results, panels=tuple(panels))
 
 
-def test_all_eighteen_are_there() -> None:
-    assert [one.number for one in EXPERIMENTS] == list(range(1, 19))
-    assert len(set(NAMES)) == 18
+def test_all_nineteen_are_there() -> None:
+    assert [one.number for one in EXPERIMENTS] == list(range(1, 20))
+    assert len(set(NAMES)) == 19
     assert find("2") is find("lfom")
     with pytest.raises(ValueError, match="no experiment is called 'magic'; there are 1 cgd"):
         find("magic")
