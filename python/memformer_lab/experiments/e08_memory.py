@@ -2,188 +2,239 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from memformer_lab.experiments.common import NONISOTROPIC, Variant, gaussian_tasks, network
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks, network
 from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
-from memformer_lab.reports.verdicts import Check
+from memformer_lab.reports.verdicts import Check, at_least, below
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.runs.variants import Variant
+from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.first_order import draws_statistics
-from memformer_lab.solvers.judging import distributions, memformer_estimates, network_errors
+from memformer_lab.solvers.judging import distributions, memformer_estimates, network_errors, solver_errors
+from memformer_lab.solvers.optimum import Optimum, exact_optimum, sampled_form
+from memformer_lab.solvers.spectral import best_network, sampled_spectrum
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 _LAYERS = 4
+NONE, SCALES, HEADS, LFOM = "none", "none, free scales", "none, 2 heads", "lfom"
 _RULES: dict[str, dict[str, Any]] = {
-    "none": {"rule": "linear"},
-    "none, wide: one weight a layer and feature": {"rule": "lfom", "registers": 1},
-    "none, wide: 2 heads": {"rule": "linear", "heads": 2},
+    NONE: {"rule": "linear"},
+    SCALES: {"rule": "lfom", "registers": 1},
+    HEADS: {"rule": "linear", "heads": 2},
     "cgd": {"rule": "cgd"},
     "recursive (per feature)": {"rule": "recursive", "granularity": "feature"},
-    "lfom": {"rule": "lfom"},
+    LFOM: {"rule": "lfom"},
     "shared": {"rule": "lfom_shared"},
     "residual": {"rule": "lfom_residual"},
 }
-_CONTROLS = ("none, wide: one weight a layer and feature", "none, wide: 2 heads")
+# With a scalar A the residual rule is lfom.
+_SCALAR_RULES = tuple(name for name in _RULES if name != "residual")
+_SHARED = "shared"
+BEST_NONE, BEST_LFOM = "none, best coefficients", "lfom, best coefficients"
+_BLOCK_RULES = (*_RULES, BEST_NONE, BEST_LFOM)
 _GRANULARITIES = ("scalar", "feature", "token", "full")
 _REGISTERS = (1, 2, 3, 4)
-_CASES = {"free": "A free and Bm = 0", "scalar": "A scalar and Bm = 0", "block": "A and Bm free"}
 _STARTS = ("gradient descent", "zeros", "all registers equal")
+_FREE, _SCALAR, _MOVING = "A free and Bm = 0", "A scalar and Bm = 0", "A and Bm free"
+_RESOLUTION = 0.02
+
+Builder = Callable[[int], Variant]
 
 
 def run(setting: Setting) -> Results:
     """Trains every variant with the same recipe, response-only; the rules with scalar A and with Bm free as well."""
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
-    scored = setting.pick(tiny=300, quick=20_000, full=200_000)
-    recipe = Recipe(setting.pick(tiny=3, quick=600, full=3000), batch=setting.pick(tiny=8, quick=128, full=512))
+    scored = setting.pick(tiny=300, quick=20_000, full=400_000)
+    recipe = Recipe(setting.pick(tiny=3, quick=600, full=6000), batch=setting.pick(tiny=8, quick=128, full=512))
     # A coefficient for every token is beyond the native trainer.
-    brief = Recipe(setting.pick(tiny=3, quick=60, full=800), batch=setting.pick(tiny=8, quick=128, full=128))
-    moving = Recipe(
-        setting.pick(tiny=3, quick=600, full=5000),
-        setting.pick(tiny=8, quick=128, full=256),
-        0.06,
-        0.01,
-        warmup=setting.pick(tiny=1, quick=20, full=200),
+    brief = Recipe(setting.pick(tiny=3, quick=60, full=800), batch=setting.pick(tiny=8, quick=64, full=128))
+    exact = exact_optimum(tasks, _LAYERS)
+    form = sampled_form(
+        tasks,
+        torch.eye(5, dtype=torch.float64, device="cpu"),
+        _LAYERS,
+        setting.pick(tiny=200, quick=20_000, full=200_000),
+        0,
     )
+    most, descent = form.best(), form.best_descent()
 
-    def train(builds: Sequence[Callable[[int], Variant]], recipe: Recipe) -> list[list[Variant]]:
-        trained = [[build(seed) for build in builds] for seed in setting.seeds]
-        for seed, models in zip(setting.seeds, trained, strict=True):
-            for model in models:
-                fit_on_tasks(model, tasks, recipe, seed)
-        return trained
+    def compare(name: str, title: str, places: dict[str, tuple[Builder, Optimum | None]], recipe: Recipe) -> Panel:
+        builds = [build for build, _ in places.values()]
+        rows = [
+            _scores([_fitted(build, tasks, recipe, seed) for build in builds], tasks, scored, setting.seed)
+            for seed in setting.seeds
+        ]
+        open_ended = [index for index, (_, best) in enumerate(places.values()) if best is None]
+        longer = []
+        for further in recipe.further() if open_ended else ():
+            models = [_fitted(builds[index], tasks, further, setting.seeds[0]) for index in open_ended]
+            found = dict(zip(open_ended, _scores(models, tasks, scored, setting.seed), strict=True))
+            longer.append([found.get(index, math.nan) for index in range(len(builds))])
+        known = [best for _, best in places.values() if best]
+        limits = iter(_limits(known, tasks, scored, setting.seed))
+        optimum = [next(limits) if best else math.nan for _, best in places.values()]
+        curve = series("LFOM", range(len(places)), rows, optimum=optimum, longer=longer)
+        return _panel(name, title, tuple(places), curve)
 
-    def compare(builds: Sequence[Callable[[int], Variant]], recipe: Recipe) -> list[list[float]]:
-        return [_scores(models, tasks, scored, setting.seed) for models in train(builds, recipe)]
+    def variant(**arguments: Any) -> Builder:
+        return lambda seed: network(seed, tasks.d, _LAYERS, **arguments)
 
-    rules = [_builder(tasks.d, **arguments) for arguments in _RULES.values()]
-    # With a scalar A the residual rule is lfom.
-    few = tuple(name for name in _RULES if name != "residual")
-    scalar = [_builder(tasks.d, **{**_RULES[name], "preconditioner": "scalar"}) for name in few]
-    block = [_builder(tasks.d, **{**arguments, "structure": "block"}) for arguments in _RULES.values()]
-    moved = setting.pick(tiny=200, quick=10_000, full=200_000)
-    spread = [
-        distributions(network_errors(models, tasks.compressed), moved, setting.seed) for models in train(block, moving)
-    ]
-    names = tuple(_RULES)
     panels = (
-        _panel(
-            "free", "Rules of memory, A free, Bm = 0", names, series("LFOM", range(len(names)), compare(rules, recipe))
+        compare(
+            "free",
+            f"Rules of memory, {_FREE}",
+            {name: (variant(**one), None if name == _SHARED else exact) for name, one in _RULES.items()},
+            recipe,
         ),
-        _panel(
+        compare(
             "scalar",
-            "Rules of memory, A a multiple of the identity, Bm = 0",
-            few,
-            series("LFOM", range(len(few)), compare(scalar, recipe)),
+            f"Rules of memory, {_SCALAR}",
+            {
+                name: (
+                    variant(**_RULES[name], preconditioner="scalar"),
+                    None if name == _SHARED else descent if name in (NONE, SCALES, HEADS) else most,
+                )
+                for name in _SCALAR_RULES
+            },
+            recipe,
         ),
-        _panel(
-            "block",
-            "Rules of memory, A and Bm free, median",
-            names,
-            series("LFOM", range(len(names)), [[one.log_median for one in row] for row in spread]),
-            "ln median squared error",
-        ),
-        _panel(
-            "block-mean",
-            "Rules of memory, A and Bm free, mean",
-            names,
-            series("LFOM", range(len(names)), [[one.log_mean for one in row] for row in spread]),
-        ),
-        _panel(
+        *_moving(setting, tasks),
+        compare(
             "registers",
             "Newest registers that have a weight in a layer (lfom, A scalar, Bm = 0)",
-            tuple(map(str, _REGISTERS)),
-            series(
-                "LFOM",
-                range(len(_REGISTERS)),
-                compare(
-                    [_builder(tasks.d, rule="lfom", registers=kept, preconditioner="scalar") for kept in _REGISTERS],
-                    recipe,
-                ),
-            ),
+            {
+                str(kept): (
+                    variant(rule="lfom", registers=kept, preconditioner="scalar"),
+                    {1: descent, _LAYERS: most}.get(kept),
+                )
+                for kept in _REGISTERS
+            },
+            recipe,
         ),
-        _panel(
+        compare(
             "granularity",
             "Granularity of Gamma (lfom, A free, Bm = 0)",
-            _GRANULARITIES,
-            series(
-                "LFOM",
-                range(len(_GRANULARITIES)),
-                compare(
-                    [_builder(tasks.d, rule="lfom", granularity=name, tokens=tasks.n + 1) for name in _GRANULARITIES],
-                    brief,
-                ),
-            ),
+            {
+                name: (
+                    variant(rule="lfom", granularity=name, tokens=tasks.n + 1),
+                    exact if name in ("scalar", "feature") else None,
+                )
+                for name in _GRANULARITIES
+            },
+            brief,
         ),
-        _panel(
+        compare(
             "start",
             "Start of Gamma (lfom, A free, Bm = 0)",
-            _STARTS,
-            series("LFOM", range(len(_STARTS)), compare([_starting(tasks.d, start) for start in _STARTS], recipe)),
+            {start: (_starting(tasks.d, start), exact) for start in _STARTS},
+            recipe,
         ),
     )
-    results = Results(panels)
-    return Results(panels, _gains(results))
+    return Results(panels, {"tasks judged on": float(scored)})
+
+
+def _moving(setting: Setting, tasks: GaussianTasks) -> list[Panel]:
+    """The rules with Bm free: median, trimmed mean and tail index. No optimum is known; see experiment 3."""
+    steps, batch = setting.pick(tiny=3, quick=600, full=16_000), setting.pick(tiny=8, quick=128, full=512)
+    recipe = Recipe(steps, batch, 0.03, 0.01, warmup=setting.pick(tiny=1, quick=20, full=200))
+    count, sample = setting.pick(tiny=200, quick=10_000, full=200_000), setting.pick(tiny=50, quick=500, full=5000)
+
+    def build(name: str) -> Builder:
+        return lambda seed: network(seed, tasks.d, _LAYERS, structure="block", **_RULES[name])
+
+    rows, further = [], []
+    plain = lfom = None
+    for seed in setting.seeds:
+        spectrum = sampled_spectrum(tasks.d, tasks.n, sample, seed)
+        plain = best_network(spectrum, _LAYERS, memory=False, starts=[plain] if plain else [], random=0)
+        lfom = best_network(spectrum, _LAYERS, memory=True, starts=[lfom or plain])
+        models = [_fitted(build(name), tasks, recipe, seed) for name in _RULES]
+        models += [one.network(tasks) for one in (plain, lfom)]
+        rows.append(distributions(network_errors(models, tasks.compressed), count, setting.seed))
+    for one in recipe.further():
+        models = [_fitted(build(name), tasks, one, setting.seeds[0]) for name in _RULES]
+        further.append(distributions(network_errors(models, tasks.compressed), count, setting.seed))
+    panels = []
+    for key, field, shown in (
+        ("block", "log_median", "ln median squared error"),
+        ("block-trimmed", "log_trimmed", "ln mean squared error without the largest 0.1%"),
+        ("block-tail", "tail_index", "tail index of the squared error"),
+    ):
+        values = [[getattr(one, field) for one in row] for row in rows]
+        best = dict(zip((BEST_NONE, BEST_LFOM), values[0][-2:], strict=True))
+        longer = [[getattr(one, field) for one in row] + [math.nan] * len(best) for row in further]
+        longer.append([best.get(_REACHES.get(name, ""), math.nan) for name in _BLOCK_RULES])
+        curve = series("LFOM", range(len(_BLOCK_RULES)), values, longer=longer if key != "block-tail" else [])
+        panels.append(_panel(key, f"Rules of memory, {_MOVING}", _BLOCK_RULES, curve, shown))
+    return panels
+
+
+# What best coefficients a rule can take on where Bm is free: with residual, A and Bm take on the weights that are 1.
+_REACHES = dict.fromkeys((NONE, SCALES, HEADS, "cgd", "recursive (per feature)"), BEST_NONE) | dict.fromkeys(
+    (LFOM, "residual"), BEST_LFOM
+)
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Memory must help beyond the seeds' spread where features move; the other cases and the controls qualify that."""
+    """By optima where features stay fixed, by best coefficients where they move; the trained networks qualify it."""
     checks = []
-    for name, shown in _CASES.items():
-        gain, spread = _gain(results, name, "none")
-        text = f"lfom gains over no memory, {shown}: {gain:.3f} > {spread:.3f}, two standard errors"
-        checks.append(Check(text, gain > spread, essential=name == "block"))
-        for control in _CONTROLS:
-            gain, spread = _gain(results, name, control)
-            text = f"lfom gains over '{control}', {shown}: {gain:.3f} > {spread:.3f}, two standard errors"
-            checks.append(Check(text, gain > spread, essential=False))
+    for name, shown in (("free", _FREE), ("scalar", _SCALAR)):
+        panel = results[name]
+        lfom, none = (_at(panel, rule) for rule in (LFOM, NONE))
+        gain = none.optimum[0] - lfom.optimum[0]
+        text = f"what memory adds to the optimum, {shown}"
+        checks.append(at_least(text, gain, _RESOLUTION, part=f"with {shown}"))
+    for key, shown in (("block", "median"), ("block-trimmed", "trimmed mean")):
+        best = [_at(results[key], rule) for rule in (BEST_LFOM, BEST_NONE)]
+        text = f"lfom's best coefficients are below those without memory, {_MOVING} ({shown})"
+        checks.append(below(text, best[0], best[1], 0, part=f"with {_MOVING}"))
+    for name, shown in (("free", _FREE), ("scalar", _SCALAR), ("block", _MOVING)):
+        for control in (NONE, SCALES, HEADS):
+            text = f"lfom as trained is below '{control}', {shown}"
+            panel = results[name]
+            checks.append(below(text, _at(panel, LFOM), _at(panel, control), 0, essential=False))
     return checks
 
 
 def find(results: Results) -> str:
-    """What lfom gains over no memory, and over the parameters of memory without it."""
-    parts = []
-    for name, shown in _CASES.items():
-        gain, spread = _gain(results, name, "none")
-        rest, rest_spread = _gain(results, name, _CONTROLS[0])
-        rest = round(rest, 2)
-        verb = "gains" if gain > spread else "loses" if gain < -spread else "changes nothing beyond the spread:"
-        parts.append(
-            f"with {shown} memory {verb} {gain:.2f} ± {spread:.2f} over the linear transformer and {rest + 0.0:.2f} ± "
-            f"{rest_spread:.2f} over as many layers with a weight for each feature and no memory"
-        )
+    """What memory adds in the three cases."""
+    fixed = [_at(results[name], NONE).optimum[0] - _at(results[name], LFOM).optimum[0] for name in ("free", "scalar")]
+    panel = results["block"]
+    moving = _at(panel, BEST_NONE).mean(0) - _at(panel, BEST_LFOM).mean(0)
+    trained = _at(panel, SCALES).mean(0) - _at(panel, LFOM).mean(0)
     return (
-        f"In natural logarithms of the squared error (mean; median where Bm is free) at {_LAYERS} layers, ± two "
-        f"standard errors: {'; '.join(parts)}"
+        f"Memory lowers ln of the optimum by {abs(fixed[0]):.3f} with A free and by {abs(fixed[1]):.3f} with A scalar; "
+        f"with Bm free, the median by {moving:.2f} at best coefficients, by {trained:.2f} as trained."
     )
 
 
-def _gain(results: Results, panel: str, other: str) -> tuple[float, float]:
-    """Log error of another rule less that of lfom, and twice the standard error of the difference."""
-    curve: Series = results[panel].series[0]
-    names = results[panel].categories
-    plain, lfom = names.index(other), names.index("lfom")
-    error = ((curve.spread(plain) ** 2 + curve.spread(lfom) ** 2) / len(curve.values)) ** 0.5
-    return curve.mean(plain) - curve.mean(lfom), 2 * error
+def _at(panel: Panel, category: str) -> Series:
+    """One place of a panel's only curve, as a curve with the place 0."""
+    curve = panel.series[0]
+    place = panel.categories.index(category)
+    return series(
+        category,
+        (0,),
+        [[row[place]] for row in curve.values],
+        optimum=[curve.optimum[place]] if curve.optimum else (),
+        longer=[[row[place]] for row in curve.longer],
+    )
 
 
-def _gains(results: Results) -> dict[str, float]:
-    return {
-        f"gain of lfom over '{other}', {shown}": _gain(results, name, other)[0]
-        for name, shown in _CASES.items()
-        for other in ("none", *_CONTROLS)
-    }
+def _fitted(build: Builder, tasks: GaussianTasks, recipe: Recipe, seed: int) -> Variant:
+    model = build(seed)
+    fit_on_tasks(model, tasks, recipe, seed)
+    return model
 
 
-def _builder(d: int, **arguments: Any) -> Callable[[int], Variant]:
-    return lambda seed: network(seed, d, _LAYERS, **arguments)
-
-
-def _starting(d: int, start: str) -> Callable[[int], Variant]:
+def _starting(d: int, start: str) -> Builder:
     def build(seed: int) -> Variant:
         model = network(seed, d, _LAYERS, rule="lfom")
         assert model.gamma is not None
@@ -205,6 +256,12 @@ def _scores(models: Sequence[Variant], tasks: GaussianTasks, count: int, seed: i
     return [found[id(model)] for model in models]
 
 
+def _limits(optima: Sequence[Optimum], tasks: GaussianTasks, count: int, seed: int) -> list[float]:
+    """Log means of optimal methods on the same tasks."""
+    solvers = [one.method(torch.float32).solver(layers=False) for one in optima]
+    return [one.log_mean for one in estimate(solver_errors(tasks, solvers), count, seed)]
+
+
 def _panel(
     name: str, title: str, categories: tuple[str, ...], curve: Series, y_label: str = "ln mean squared error"
 ) -> Panel:
@@ -220,9 +277,12 @@ EXPERIMENT = Experiment(
     claim="Memory registers let a Transformer learn better first-order methods.",
     source="Dutta & Sra, arXiv 2410.07263, secs. 3-4",
     protocol="Non-isotropic tasks, 4 layers, the same recipe for all variants. Two controls have parameters and no "
-    "memory: a weight for each layer and feature on the new register alone, and a second head. Where A is free, one "
-    "head and no memory is the linear transformer. Parameters differ by at most a few dozen scalars of Gamma or beta, "
-    "but for the second head, which doubles them.",
+    "memory: a weight for each layer and feature on the new register alone (free scales), and a second head. They are "
+    "the functions of 'none' in another parametrisation: free scales fold into A and Bm in all three cases, a second "
+    "head into A where Bm = 0. Where Bm = 0 the optima are known (closed form with A free, else the least error over "
+    "separate tasks; of gradient steps where there is no memory): with A free they are the same with memory and "
+    "without. Where Bm is free, best coefficients are those of experiment 3. Granularities are trained briefly, since "
+    "coefficients by token are beyond the native trainer; so are their longer trainings.",
     run=run,
     judge=judge,
     find=find,

@@ -190,7 +190,18 @@ def _spread(setting: Setting) -> tuple[Panel, ...]:
         _curve(_CGD, places, rows[_CGD]),
     )
     title = f"Trained with a rotation and a spectrum a prompt, d = {_D}, n = {_N}, {_LAYERS} layers or steps"
-    return (Panel("spread", title, "largest condition number", "ln mean relative squared error", curves, log_x=True),)
+    return (
+        Panel("spread", title, "largest condition number", "ln mean relative squared error", curves, log_x=True),
+        Panel(
+            "excess",
+            "Excess over the optimum on the same tasks",
+            "largest condition number",
+            "difference of ln mean squared error",
+            (excess(curves[0]),),
+            log_x=True,
+            digits=3,
+        ),
+    )
 
 
 def _curve(label: str, places: Sequence[float], rows: Sequence[Sequence[Estimate]]) -> Series:

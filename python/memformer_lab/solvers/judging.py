@@ -154,12 +154,25 @@ def classical_estimates(names: Sequence[str], tasks: GaussianTasks, steps: int, 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Squared errors over tasks: log of the mean, mean of the logs, log of the median and of the 99.9% quantile."""
+    """Squared errors over tasks.
+
+    Attributes:
+        log_mean: of the sample: where tail_index is at most 2 it is no estimate of the expectation.
+        log_trimmed: log of the mean without the largest `TAIL` of them.
+        log_median: log of the median.
+        log_tail: log of the quantile that leaves `TAIL` above it.
+        tail_index: Hill's estimate from the errors above that quantile: P(error > t) falls like t^-index there.
+    """
 
     log_mean: float
-    mean_log: float
+    log_trimmed: float
     log_median: float
     log_tail: float
+    tail_index: float
+
+
+TAIL = 0.001
+"""Share of the tasks that counts as the tail."""
 
 
 def distributions(sampler: ErrorSampler, count: int, seed: int) -> list[Distribution]:
@@ -169,10 +182,17 @@ def distributions(sampler: ErrorSampler, count: int, seed: int) -> list[Distribu
         for index, start in enumerate(range(0, count, CHUNK)):
             generator = generator_for("evaluation", seed, index)
             parts.append(sampler(min(CHUNK, count - start), generator).double())
-    errors = torch.cat(parts, dim=1)
-    ordered = errors.sort(1).values
-    tail = ordered[:, min(count - 1, math.ceil(0.999 * count) - 1)]
-    found = torch.stack(
-        [errors.mean(1).log(), errors.log().mean(1), ordered[:, (count - 1) // 2].log(), tail.log()], dim=1
-    )
-    return [Distribution(*row) for row in found.nan_to_num(nan=math.inf, posinf=math.inf).tolist()]
+    ordered = torch.cat(parts, dim=1).sort(1).values
+    ordered = ordered.nan_to_num(nan=math.inf, posinf=math.inf)
+    above = min(count - 1, max(1, math.ceil(TAIL * count)))
+    edge, largest = ordered[:, count - above - 1], ordered[:, count - above :]
+    columns = [
+        ordered.mean(1).log(),
+        ordered[:, : count - above].mean(1).log(),
+        ordered[:, (count - 1) // 2].log(),
+        edge.log(),
+        (largest / edge[:, None]).log().mean(1).reciprocal(),
+    ]
+    found = torch.stack(columns, dim=1).nan_to_num(nan=math.inf, posinf=math.inf)
+    found[~ordered.isfinite().all(1), -1] = math.nan
+    return [Distribution(*row) for row in found.tolist()]

@@ -293,7 +293,7 @@ def chi(freedom: int, batch: int, generator: Generator, dtype: torch.dtype) -> T
     return square.sqrt_()
 
 
-def chi_by_rejection(freedom: int, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+def chi_by_rejection(freedom: float, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
     """(batch,) exact draws of chi(freedom), freedom >= 2, by the method of Marsaglia and Tsang (2000).
 
     chi^2(k) is twice Gamma(k/2). For k of a hundred and more nearly every proposal is accepted, so a few rounds of

@@ -140,7 +140,9 @@ def test_distributions_tell_means_medians_and_tails_apart() -> None:
 
     one = distributions(sample, 50_000, 0)[0]
     assert one.log_mean == pytest.approx(math.log(2), abs=0.02)
-    assert one.mean_log == pytest.approx(0.5, abs=0.02)
+    # P(error > t) = t^-2; without the largest 0.1% the mean is 2 (1 - sqrt(0.001)) / 0.999.
+    assert one.log_trimmed == pytest.approx(math.log(2 * (1 - math.sqrt(0.001)) / 0.999), abs=0.01)
+    assert one.tail_index == pytest.approx(2, rel=0.4)
     assert one.log_median == pytest.approx(0.5 * math.log(2), abs=0.02)
     assert one.log_tail == pytest.approx(0.5 * math.log(1000), abs=0.1)
 
