@@ -17,14 +17,13 @@ from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer, seeded
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.judging import memformer_estimates, solver_errors
 from memformer_lab.solvers.optimum import exact_optimum
-from memformer_lab.tasks.gaussian import GaussianTasks
 
-_RANDOM, _CLIPPED, _OURS, _DEFAULT, _SPREAD = (
+_RANDOM, _CLIPPED, _OURS, _DEFAULT, _HARSH = (
     "random start, no clipping",
     "random start, clipped to 0.01",
     "gradient descent start, no clipping",
     "gradient descent start, clipped to 1, rate 0.1",
-    "start with the closed form's steps, no clipping",
+    "gradient descent start, clipped to 0.01, rate 0.1",
 )
 _BEST = "optimum in expectation, closed form"
 _RATE = 0.1
@@ -54,15 +53,6 @@ def stable_start(seed: int, d: int, layers: int) -> Memformer:
     return memformer(seed, d, layers, rule="lfom")
 
 
-def spread_start(seed: int, d: int, layers: int, n: int = 20) -> Memformer:
-    """The stable start with the steps of the exact optimum on isotropic tasks in place of 1/2 in every layer."""
-    model = stable_start(seed, d, layers)
-    nodes = exact_optimum(GaussianTasks.isotropic(d, n), layers).nodes
-    with torch.no_grad():
-        model.q.mul_((2 / nodes).to(model.q)[:, None, None, None])
-    return model
-
-
 Way = tuple[Callable[[int, int, int], Memformer], float, bool, float | None]
 """Start, learning rate, whether that is for two layers and falls with depth, and clipping."""
 
@@ -71,7 +61,7 @@ _WAYS: dict[str, Way] = {
     _CLIPPED: (random_start, _RATE, False, 0.01),
     _OURS: (stable_start, 2 * _RATE, True, None),
     _DEFAULT: (stable_start, _RATE, False, 1.0),
-    _SPREAD: (spread_start, 2 * _RATE, True, None),
+    _HARSH: (stable_start, _RATE, False, 0.01),
 }
 
 
@@ -133,14 +123,12 @@ def run(setting: Setting) -> Results:
             "The same by the median over tasks, which rare tasks do not move",
             "layers",
             "ln median squared error",
-            tuple(
-                series(
-                    way,
-                    depths,
-                    [[one.log_median for one in row] for row in rows],
-                    optimum=[one.log_median for one in best],
-                )
-                for way, rows in grouped.items()
+            (
+                *(
+                    series(way, depths, [[one.log_median for one in row] for row in rows])
+                    for way, rows in grouped.items()
+                ),
+                series(_BEST, depths, [one.log_median for one in best], reference=True),
             ),
             log_x=True,
         ),
@@ -179,21 +167,26 @@ def judge(results: Results) -> Sequence[Check]:
     checks += [below(name.format(depth), change, 0.0, depth, part=_EASY) for depth in change.x]
     left, name = results["excess"][_OURS], f"{_OURS}: excess over the optimum at {{:g}} layers"
     checks += [below(name.format(depth), left, 0.0, depth, _SLACK, part=_EASY) for depth in left.x]
-    for other in (_CLIPPED, _DEFAULT, _SPREAD):
+    for other in (_CLIPPED, _DEFAULT, _HARSH):
         name = f"{_OURS} is below {other} at {{}} layers"
         checks += all_below(name, ours, losses[other], [depth for depth in ours.x if depth > 4], essential=False)
+    medians = results["medians"]
+    name = f"{_HARSH}: at {{:g}} layers its median is below the optimum's, which minimises the mean"
+    checks += [below(name.format(depth), medians[_HARSH], medians[_BEST], depth, essential=False) for depth in ours.x]
     return checks
 
 
 def find(results: Results) -> str:
-    """The deepest models of our way, of the command line's, and the optimum."""
+    """Our way, the command line's and harsh clipping at 8 layers or the deepest, by mean and median."""
     losses, medians = results["depth"], results["medians"]
     ours, deepest = losses[_OURS], losses[_OURS].x[-1]
+    shown = 8.0 if 8.0 in ours.x else deepest
     unstable = 1 - results["stable"][_RANDOM].mean(deepest)
     return (
-        f"At {deepest:g} layers random starts without clipping fail in {unstable:.0%} of runs; the gradient descent "
-        f"start reaches {ours.mean(deepest):.1f} (median {medians[_OURS].mean(deepest):.1f}), with clipping at rate "
-        f"0.1 {losses[_DEFAULT].mean(deepest):.1f}, the optimum {losses[_BEST].mean(deepest):.1f}."
+        f"At {deepest:g} layers {unstable:.0%} of unclipped random starts fail; at {shown:g} ours reaches "
+        f"{ours.mean(shown):.2f}, clipped to 1 {losses[_DEFAULT].mean(shown):.2f}, to 0.01 "
+        f"{losses[_HARSH].mean(shown):.2f} (median {medians[_HARSH].mean(shown):.1f}), the optimum "
+        f"{losses[_BEST].mean(shown):.2f} (median {medians[_BEST].mean(shown):.1f})."
     )
 
 
@@ -208,8 +201,9 @@ EXPERIMENT = Experiment(
     protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers have weight 1) stands for "
     "starts that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer reads its own register, "
     "rate 0.2 / L, no clipping. Beside it: the same start as the command line's defaults train it (rate 0.1, clipped "
-    "to 1), and steps 1 / z in place of 1/2 with the zeros z of the closed form for isotropic tasks. The deeper, the "
-    "more of the mean is rare tasks; the medians show the others. --quick ends at 16 layers.",
+    "to 1), and clipped to 0.01 at that rate. The optimum is that of A_l a multiple of Sigma^-1. The deeper, the more "
+    "of the mean is rare tasks, whose gradients clipping cuts: it trains for typical tasks, which the medians show. "
+    "--quick ends at 16 layers.",
     run=run,
     judge=judge,
     find=find,
