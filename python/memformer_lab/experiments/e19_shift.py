@@ -40,6 +40,7 @@ _CGD, _OWN = f"CGD, {_LAYERS} steps", f"CGD with the A of {_ONE}, {_LAYERS} step
 _PLAIN, _BLOCK = "LFOM", "LFOM with Bm free"
 _DOUBLED = math.log(2)
 _ROBUST, _BROKEN = "robust to task and query shift", "not to a shift of the covariance"
+_USEFUL = "and there better than CGD with Bm free"
 _CURED = "robust to it where every prompt has a covariance of its own"
 
 
@@ -64,8 +65,8 @@ def judge(results: Results) -> Sequence[Check]:
                         _less(shift[_EACH], _MANY), _DOUBLED, _ROTATED, part=_CURED))  # fmt: skip
     name = f"{_EACH}: it is below LFOM that saw one covariance"
     checks.append(below(name, shift[_EACH], shift[_ONE], _MANY, part=_CURED))
-    for label in (_EACH, _EACH_BLOCK):
-        checks.append(below(f"{label}: it is below CGD", shift[label], shift[_CGD], _MANY, essential=False))
+    checks.append(below(f"{_EACH_BLOCK}: it is below CGD", shift[_EACH_BLOCK], shift[_CGD], _MANY, part=_USEFUL))
+    checks.append(below(f"{_EACH}: it is below CGD", shift[_EACH], shift[_CGD], _MANY, essential=False))
     name = f"{_EACH}, {SHIFTS[_SCALED]}: ln error grows by less than ln 2 from that of its own tasks"
     checks.append(below(name, _less(shift[_EACH], _MANY), _DOUBLED, _SCALED, essential=False))
     spread = results["spread"]
@@ -82,9 +83,9 @@ def find(results: Results) -> str:
     shift = results["shift"]
     one, each, cgd = (shift[label] for label in (_ONE, _EACH, _CGD))
     return (
-        f"LFOM trained on one covariance falls from {one.mean(_SAME):.2f} to {one.mean(_ROTATED):.1f} on another "
-        f"rotation of it (CGD {cgd.mean(_ROTATED):.2f}); with a rotation a prompt it reaches {each.mean(_ROTATED):.2f} "
-        f"there, and {shift[_EACH_BLOCK].mean(_ROTATED):.2f} with Bm free."
+        f"LFOM trained on one covariance goes from {one.mean(_SAME):.2f} to {one.mean(_ROTATED):.1f} on another "
+        f"rotation of it (CGD {cgd.mean(_ROTATED):.2f}); trained with a rotation a prompt to {each.mean(_ROTATED):.2f}, and to "
+        f"{shift[_EACH_BLOCK].mean(_ROTATED):.2f} with Bm free."
     )
 
 
@@ -261,7 +262,8 @@ EXPERIMENT = Experiment(
     name="shift",
     title="Prompts of other distributions",
     claim="A linear transformer trained on one covariance is robust to shifts of the task and of the query, but not "
-    "of the features' covariance; training with a covariance of its own in every prompt makes it robust to that.",
+    "of the features' covariance; training with a covariance of its own in every prompt makes it robust to that, and "
+    "with Bm free better than CGD there.",
     source="Zhang, Frei & Bartlett, arXiv 2306.09927, for one layer, which random covariances do not help; the last "
     "half is ours, for four layers",
     protocol="Trained on the non-isotropic tasks of one rotation, or with a Haar rotation of that spectrum in every "

@@ -158,6 +158,8 @@ def _shift(panel: Panel, one: Series, x: float) -> float:
     """One covariance breaks at the last three shifts, a rotation a prompt never."""
     if one.label == "LFOM, one covariance":
         return 9.0 if x >= 3 else -1.0
+    if one.label == "LFOM with Bm free, a rotation a prompt":
+        return -9.0
     return -3.0 if one.label == "LFOM, a rotation a prompt" and x == 4 else 0.0
 
 
