@@ -84,8 +84,8 @@ def find(results: Results) -> str:
     one, each, cgd = (shift[label] for label in (_ONE, _EACH, _CGD))
     return (
         f"LFOM trained on one covariance goes from {one.mean(_SAME):.2f} to {one.mean(_ROTATED):.1f} on another "
-        f"rotation of it (CGD {cgd.mean(_ROTATED):.2f}); trained with a rotation a prompt to {each.mean(_ROTATED):.2f}, and to "
-        f"{shift[_EACH_BLOCK].mean(_ROTATED):.2f} with Bm free."
+        f"rotation of it (CGD {cgd.mean(_ROTATED):.2f}); with a rotation a prompt to {each.mean(_ROTATED):.2f}, "
+        f"and to {shift[_EACH_BLOCK].mean(_ROTATED):.2f} with Bm free."
     )
 
 
