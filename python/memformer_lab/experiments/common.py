@@ -97,7 +97,7 @@ def judged(label: str, x: Sequence[float], rows: Sequence[Sequence[Estimate]], o
 def excess(curve: Series) -> Series:
     """A trained curve less its optimum on the same tasks, seed by seed. 0 is the best."""
     rows = [[value - best for value, best in zip(row, curve.optimum, strict=True)] for row in curve.values]
-    return series(f"{curve.label}, excess", curve.x, rows, optimum=[0.0] * len(curve.x))
+    return series(curve.label, curve.x, rows, optimum=[0.0] * len(curve.x))
 
 
 def half_widths(rows: Sequence[Sequence[Estimate]]) -> list[float]:

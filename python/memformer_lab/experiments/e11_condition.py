@@ -116,9 +116,10 @@ def judge(results: Results) -> Sequence[Check]:
 def find(results: Results) -> str:
     """Growth from condition 1 to 1000, and CGD with the network's preconditioner."""
     growth, panel, last = results["growth"], results["condition"], CONDITIONS[-1]
+    grown = round(growth[_PLAIN].mean(last), 2) + 0.0  # no minus before a zero
     cgd, own = (f"{label}, {_LAYERS} steps" for label in ("CGD", OWN))
     return (
-        f"From condition 1 to {last:g} LFOM's ln error grows by {growth[_PLAIN].mean(last):.2f} and CGD's by "
+        f"From condition 1 to {last:g} LFOM's ln error grows by {grown:.2f} and CGD's by "
         f"{growth[cgd].mean(last):.2f}; at {last:g} they reach {panel[_PLAIN].mean(last):.2f} and "
         f"{panel[cgd].mean(last):.2f}, and CGD with the network's preconditioner {panel[own].mean(last):.2f}."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +20,15 @@ from memformer_lab.tasks.seeds import generator_for
 
 Solver = Callable[[Tensor, Tensor], Tensor]
 """(h (B, d, d), b (B, d)) -> weights (rows, B, d)."""
+
+
+class QuadraticTasks(Protocol):
+    """Tasks that are drawn as quadratics, with the factor C of their one covariance C C^T."""
+
+    @property
+    def factor(self) -> Tensor: ...
+
+    def quadratics(self, batch: int, generator: Generator) -> Quadratics: ...
 
 
 def weight_errors(weights: Tensor, quadratics: Quadratics, factor: Tensor) -> Tensor:
@@ -53,7 +63,7 @@ def query_errors(weights: Tensor, z: Tensor, target: Tensor) -> Tensor:
     return ((x @ weights.unsqueeze(-1)).squeeze(-1) - target).square().mean(1)
 
 
-def solver_errors(tasks: GaussianTasks, solvers: Sequence[Solver]) -> ErrorSampler:
+def solver_errors(tasks: QuadraticTasks, solvers: Sequence[Solver]) -> ErrorSampler:
     """Errors of several solvers, row after row, on the same sampled sufficient statistics, the query integrated out."""
 
     def sample(batch: int, generator: torch.Generator) -> Tensor:
@@ -84,7 +94,8 @@ def preconditioned_steps(name: str, preconditioner: Tensor, steps: int) -> Solve
 
     def solve(h: Tensor, b: Tensor) -> Tensor:
         c = root.to(b)
-        return OPTIMIZERS[name](c.T @ h @ c, b @ c, steps) @ c.T
+        weights: Tensor = OPTIMIZERS[name](c.T @ h @ c, b @ c, steps) @ c.T
+        return weights
 
     return solve
 

@@ -13,18 +13,19 @@ unchanged to first order; that no other A does better is not proved. `sampled_fo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
 from scipy.optimize import minimize
-from torch import Tensor
+from torch import Generator, Tensor
 
 from memformer_lab.solvers.estimates import CHUNK
 from memformer_lab.solvers.first_order import FirstOrderMethod
 from memformer_lab.solvers.wishart import jacobi_matrix, solve_exactly, spectral_moments
-from memformer_lab.tasks.gaussian import GaussianTasks
+from memformer_lab.tasks.covariances import CovarianceTasks
+from memformer_lab.tasks.gaussian import GaussianTasks, Quadratics
 from memformer_lab.tasks.seeds import generator_for
 
 _STARTS = 4
@@ -165,35 +166,36 @@ class QuadraticForm:
         return Optimum(float(self.error(coefficients)), self.preconditioner, self.nodes, coefficients)
 
 
+Sample = Callable[[int, Generator], tuple[Quadratics, Tensor]]
+"""(batch, generator) -> tasks in float64, and C with Sigma = C C^T, (d, d) or one for each task."""
+
+
 def sampled_form(
-    tasks: GaussianTasks, preconditioner: Tensor, layers: int, count: int, seed: int, index: int = 0
+    tasks: GaussianTasks | CovarianceTasks, preconditioner: Tensor, layers: int, count: int, seed: int
 ) -> QuadraticForm:
     """The quadratic form of a preconditioner, by `count` tasks in float64 that no model is judged on.
 
     Args:
         tasks: the distribution, of any dtype.
-        preconditioner: A, (d, d).
+        preconditioner: A, (d, d) symmetric positive definite.
         layers: L.
         count: tasks, at least 1.
         seed: of the tasks.
-        index: which of several independent samples of a seed.
     """
-    drawn = GaussianTasks(
-        tasks.d, tasks.n, tasks.scales, tasks.rotation_seed, tasks.weights, tasks.noise, torch.float64
-    )
-    a, factor = preconditioner.double(), tasks.factor
-    generator = generator_for("training", seed, 2 + index)
-    nodes = _chebyshev_nodes(drawn, a, layers, seed)
+    a, sample = preconditioner.double(), _sample(replace(tasks, dtype=torch.float64))
+    generator = generator_for("training", seed, 2)
+    nodes = _chebyshev_nodes(sample, a, layers, seed)
     gram = torch.zeros(layers, layers, dtype=torch.float64, device="cpu")
     target, constant, left = gram.new_zeros(layers), 0.0, count
     while left:
         batch = min(left, CHUNK)
-        quadratics = drawn.quadratics(batch, generator)
-        h, wanted = quadratics.h.contiguous(), quadratics.weights @ factor
+        quadratics, factor = sample(batch, generator)
+        h = quadratics.h.contiguous()
+        wanted = _times(factor.mT, quadratics.weights)
         column, basis = quadratics.b @ a.T, []
         for node in nodes:
-            basis.append(column @ factor)
-            column = column - (h @ column[..., None])[..., 0] @ a.T / node
+            basis.append(_times(factor.mT, column))
+            column = column - _times(h, column) @ a.T / node
         rows = torch.stack(basis).flatten(1)
         gram += rows @ rows.T
         target += rows @ wanted.flatten()
@@ -202,15 +204,25 @@ def sampled_form(
     return QuadraticForm(a, nodes, gram / count, target / count, constant / count)
 
 
-def _chebyshev_nodes(tasks: GaussianTasks, preconditioner: Tensor, layers: int, seed: int) -> Tensor:
+def _sample(tasks: GaussianTasks | CovarianceTasks) -> Sample:
+    if isinstance(tasks, CovarianceTasks):
+        return tasks.quadratics
+    return lambda batch, generator: (tasks.quadratics(batch, generator), tasks.factor)
+
+
+def _chebyshev_nodes(sample: Sample, preconditioner: Tensor, layers: int, seed: int) -> Tensor:
     """Chebyshev's points of the interval that holds the spectra of A H of most tasks, in a stable order."""
-    h = tasks.quadratics(1000, generator_for("training", seed, 1)).h
+    h = sample(1000, generator_for("training", seed, 1))[0].h
     root = torch.linalg.cholesky(preconditioner)
     values = torch.linalg.eigvalsh(root.T @ h @ root)
     low, high = float(values[:, 0].median()), float(values[:, -1].median())
     place = torch.arange(layers, dtype=torch.float64, device="cpu")
     nodes = 0.5 * (low + high) + 0.5 * (high - low) * ((place + 0.5) * math.pi / layers).cos()
     return nodes[_spread_order(nodes)]
+
+
+def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
+    return (matrices @ vectors.unsqueeze(-1)).squeeze(-1)
 
 
 def _spread_order(points: Tensor) -> list[int]:

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import gamma
 
 from memformer_kernels import memformer_predict
-from memformer_lab.experiments.common import Variant, network
+from memformer_lab.experiments.common import Variant, excess, half_widths, judged, network, solver_of
 from memformer_lab.experiments.prompts import (
     algorithm_predictions,
     best_match,
@@ -20,6 +20,7 @@ from memformer_lab.experiments.prompts import (
 from memformer_lab.experiments.second_order_data import turned
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.solvers.optimizers import bfgs, conjugate_gradient, gradient_descent, ols, online_gradient_descent
 from memformer_lab.tasks.families import FAMILIES, family_tokens
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -227,3 +228,17 @@ def test_spheres_are_those_of_the_landscape_paper() -> None:
 def test_unknown_families_are_refused() -> None:
     with pytest.raises(ValueError, match="name must be one of linear, sphere"):
         family_tokens("cubic", 1, _generator(), d=2, n=3)
+
+
+def test_solvers_are_of_first_order_methods_alone() -> None:
+    with pytest.raises(ValueError, match="expected a response-only one of one head"):
+        solver_of(network(0, 3, 2, structure="block"))
+
+
+def test_a_curve_beside_its_optimum_has_the_widest_interval_over_tasks() -> None:
+    rows = [[Estimate(10, -1.0, -1.2, -0.9, -2.0)], [Estimate(10, -1.1, -1.2, -1.0, -2.0)]]
+    found = judged("LFOM", (4,), rows, [Estimate(10, -1.5, -1.6, -1.4, -2.0)])
+    assert found.column(4) == [-1.0, -1.1]
+    assert found.sampling == pytest.approx((0.15,))
+    assert excess(found).column(4) == pytest.approx([0.5, 0.4])
+    assert half_widths([[Estimate(10, math.inf, math.inf, math.inf, 0.0)]]) == [0.0]

@@ -15,7 +15,14 @@ from memformer_lab.runs.config import TrainingConfig
 from memformer_lab.runs.models import build_model, evaluate
 from memformer_lab.solvers.estimates import Chunks, Estimate, Tally, estimate, tally
 from memformer_lab.solvers.first_order import drawer, first_order_method
-from memformer_lab.solvers.judging import model_errors, network_errors, solver_errors, weight_errors
+from memformer_lab.solvers.judging import (
+    model_errors,
+    network_errors,
+    preconditioned_steps,
+    solver_errors,
+    steps_of,
+    weight_errors,
+)
 from memformer_lab.solvers.optimizers import conjugate_gradient
 from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.seeds import seed_for
@@ -206,3 +213,15 @@ def test_errors_of_zero() -> None:
 def test_bad_arguments(tasks: int, seed: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be at least"):
         evaluate(build_model(CONFIG), CONFIG, tasks=tasks, seed=seed)
+
+
+def test_a_preconditioned_optimiser_is_that_optimiser_on_whitened_tasks() -> None:
+    tasks = GaussianTasks(4, 12, (1.0, 0.5, 2.0, 0.1), 3, "inverse", dtype=torch.float64)
+    drawn = tasks.quadratics(20, torch.Generator().manual_seed(0))
+    factor, inverse = tasks.factor, torch.linalg.inv(tasks.covariance)
+    root = torch.linalg.inv(factor)
+    whitened = steps_of("conjugate_gradient", 3)(root @ drawn.h @ root.T, drawn.b @ root.T)
+    found = preconditioned_steps("conjugate_gradient", inverse, 3)(drawn.h, drawn.b)
+    torch.testing.assert_close(found, whitened @ root, rtol=1e-7, atol=1e-9)
+    plain = preconditioned_steps("conjugate_gradient", 3.0 * torch.eye(4, dtype=torch.float64), 3)(drawn.h, drawn.b)
+    torch.testing.assert_close(plain, steps_of("conjugate_gradient", 3)(drawn.h, drawn.b), rtol=1e-7, atol=1e-9)

@@ -165,6 +165,29 @@ def test_brute_force_comes_to_the_same_error(rule: str) -> None:
     assert float(loss().detach()) == pytest.approx(form.best().error, rel=1e-5)
 
 
+def test_free_preconditioners_find_nothing_lower() -> None:
+    """L-BFGS over all entries of A_l and Gamma ends where multiples of I do, but for the sample's chance."""
+    tasks, layers, count = _tasks(d=2, n=8), 2, 4000
+    drawn = tasks.quadratics(count, torch.Generator().manual_seed(5))
+    h, b = drawn.h.contiguous(), drawn.b.contiguous()
+    noise = torch.randn(layers, 2, 2, generator=torch.Generator().manual_seed(0), dtype=DOUBLE)
+    a = (0.5 * noise - 0.5 * torch.eye(2, dtype=DOUBLE)).requires_grad_()
+    gamma = torch.eye(layers, dtype=DOUBLE).requires_grad_()
+    search = torch.optim.LBFGS([a, gamma], max_iter=300, tolerance_change=1e-13, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        weights = lfom_solve(h, b, a, gamma[..., None])
+        value: Tensor = weight_errors(weights[None], drawn, tasks.factor).mean()
+        torch.autograd.backward(value)
+        return value
+
+    search.step(closure)
+    best = exact_optimum(tasks, layers).method().solver(layers=False)(h, b)
+    expected = float(weight_errors(best, drawn, tasks.factor).mean())
+    assert 0.98 * expected < float(closure().detach()) < 1.0001 * expected
+
+
 def test_what_has_no_closed_form_is_refused() -> None:
     with pytest.raises(ValueError, match="isotropic weights need equal scales"):
         exact_optimum(GaussianTasks(2, 5, (1.0, 2.0)), 2)
