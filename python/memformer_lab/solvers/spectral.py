@@ -82,8 +82,8 @@ def folded(model: Memformer) -> Memformer:
         raise ValueError("expected a network of one head with Bm free and weights of registers by feature")
     gamma = gamma[:, :, 0, 0].expand(-1, -1, model.d + 1)
     own = gamma.diagonal().mT
-    others = ~torch.eye(model.layers, dtype=torch.bool, device=gamma.device)
-    if bool((gamma[others] != 0).any()) or bool((own[:-1, -1] == 0).any()):
+    earlier = torch.ones(model.layers, model.layers, dtype=torch.bool, device=gamma.device).tril(-1)
+    if bool((gamma[earlier] != 0).any()) or bool((own[:-1, -1] == 0).any()):
         raise ValueError("expected layers that weight their own register alone, and its responses with no 0")
     plain = Memformer(
         model.d, model.layers, rule="linear", structure="block", device=model.q.device, dtype=model.q.dtype
