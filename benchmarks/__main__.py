@@ -31,6 +31,7 @@ from benchmarks.reports import attention, compare, tables
 from benchmarks.reports.record import read_report, read_reports, write_json, write_reports
 from benchmarks.reports.table import not_timed, print_report
 from memformer_kernels import build_info
+from memformer_kernels.calls import checks
 from memformer_lab.runs.files import write_atomically
 
 # Help is given in words and never left to docstrings, which `python -OO` takes away.
@@ -300,12 +301,13 @@ def best_backend() -> str:
     return "cpu" if build_info().backends["cpu"].available else "torch"
 
 
-def _backend(name: str) -> str:
+def _backend(name: str) -> checks.Backend:
     known = build_info().backends
     if name and (name not in known or not known[name].available):
         reason = known[name].reason if name in known else f"the backends are {', '.join(known)}"
         raise typer.BadParameter(f"{name!r}: {reason}", param_hint="--backend")
-    return name or best_backend()
+    found: checks.Backend = checks.check_choice("--backend", name or best_backend(), checks.BACKENDS)
+    return found
 
 
 def _selected(words: list[str] | None) -> tuple[Provider, ...]:

@@ -1,11 +1,12 @@
-"""What the examples share: a figure of loss curves, and the place of the docs' figures."""
+"""What the examples share: a figure of loss curves, and where figures go."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from memformer_lab.runs.files import write_atomically
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+RESULTS = Path("results")
+"""Where figures go unless told otherwise, below the current folder."""
 
 
 def draw(

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from examples.curves import DOCS, draw
+from examples.curves import RESULTS, draw
 from memformer_kernels.nn import Memformer
 
 INPUTS, FEATURES = 3, 6
@@ -107,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--examples", type=int, default=40, help="labelled examples of a task")
     parser.add_argument("--layers", type=int, default=4, help="layers of the Memformer: steps of its optimiser")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, default=DOCS / "in_context_regressor.png")
+    parser.add_argument("--figure", type=Path, default=RESULTS / "in_context_regressor.png")
     settings = parser.parse_args(arguments)
     curves = {}
     for name, encoded in (("Memformer on x itself", False), ("encoder, Memformer, head", True)):

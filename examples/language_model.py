@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from examples.curves import DOCS, draw
+from examples.curves import RESULTS, draw
 from memformer_kernels.nn import RegisterMemory
 
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, default=DOCS / "language_model.png")
+    parser.add_argument("--figure", type=Path, default=RESULTS / "language_model.png")
     settings = parser.parse_args(arguments)
     curves = {}
     for name, memory in (("standard blocks", "none"), ("with register memory", "lfom")):

@@ -30,6 +30,7 @@ from memformer_kernels.backends.pytorch.register_update import update
 from memformer_kernels.calls import call
 from memformer_kernels.calls.arguments import compute_dtype
 from memformer_kernels.calls.attention import check_history, check_step
+from memformer_kernels.calls.checks import Algorithm, Backend
 from memformer_kernels.torch_ops import gates, ops, sharding
 
 
@@ -42,8 +43,8 @@ def memformer_stack(
     gate: Tensor | None = None,
     *,
     context: int | Tensor | None = None,
-    backend: str = "auto",
-    algorithm: str = "auto",
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
 ) -> Tensor:
     """Tokens after all L layers of a Memformer, Z_L.
 
@@ -87,9 +88,9 @@ def memformer_stack(
         >>> memformer_stack(z, q).shape
         torch.Size([8, 21, 6])
     """
-    count, lengths, _, form, backend, _ = call.stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
+    count, lengths, _, form, runs_on, _ = call.stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
-    return ops.stack(z, q, p, gamma, beta, lengths, count, form, backend)
+    return ops.stack(z, q, p, gamma, beta, lengths, count, form, runs_on)
 
 
 def memformer_predict(
@@ -103,8 +104,8 @@ def memformer_predict(
     context: int | Tensor | None = None,
     queries: int | None = None,
     layers: bool = False,
-    backend: str = "auto",
-    algorithm: str = "auto",
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
 ) -> Tensor:
     """Predictions of a Memformer: minus the response slots of the last `queries` tokens of Z_L.
 
@@ -153,9 +154,9 @@ def memformer_predict(
         torch.Size([8, 1])
     """
     found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, backend, algorithm)
-    count, lengths, predicted, form, backend, _ = found
+    count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
-    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, backend)
+    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, runs_on)
     return after_layers if layers else after_layers.squeeze(0)  # an index's backward fills zeros and copies
 
 
@@ -170,8 +171,8 @@ def memformer_loss(
     *,
     context: int | Tensor | None = None,
     queries: int | None = None,
-    backend: str = "auto",
-    algorithm: str = "auto",
+    backend: Backend = "auto",
+    algorithm: Algorithm = "auto",
 ) -> Tensor:
     """Mean squared error of a Memformer's predictions, with its gradients worked out in the same pass.
 
@@ -217,12 +218,12 @@ def memformer_loss(
         >>> memformer_loss(z, target, q).backward()
     """
     found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, backend, algorithm)
-    count, lengths, predicted, form, backend, _ = found
+    count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, lengths)
     enabled = torch.is_grad_enabled()
     wanted = tuple([enabled and x is not None and x.requires_grad for x in tensors])
-    return ops.loss(*tensors, count, form, predicted, wanted, backend)[0]
+    return ops.loss(*tensors, count, form, predicted, wanted, runs_on)[0]
 
 
 def memformer_layer(
@@ -234,7 +235,7 @@ def memformer_layer(
     beta: Tensor | None = None,
     *,
     context: int | Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One layer of a Memformer, for use inside other models.
 
@@ -273,8 +274,8 @@ def memformer_layer(
         >>> z, register = memformer_layer(z, q)
         >>> z, register = memformer_layer(z, q, registers=[register], gamma=torch.ones(2, 1, 1, 1))
     """
-    count, lengths, _, form, backend, _ = call.layer(z, q, p, registers, gamma, beta, context, backend)
-    return ops.layer(z, q, p, list(registers), gamma, beta, lengths, count, form, backend)
+    count, lengths, _, form, runs_on, _ = call.layer(z, q, p, registers, gamma, beta, context, backend)
+    return ops.layer(z, q, p, list(registers), gamma, beta, lengths, count, form, runs_on)
 
 
 def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:
@@ -312,7 +313,7 @@ def lfom_solve(
     *,
     w0: Tensor | None = None,
     layers: bool = False,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w.
 
@@ -359,7 +360,7 @@ def linear_attention(
     context: int | Tensor | None = None,
     mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Attention without softmax, with Q and P factored into heads: out_t = q_t (sum_i k_i v_i^T) / n.
 
@@ -414,12 +415,13 @@ class AttentionState(NamedTuple):
     tokens: Tensor
 
 
-def attention_state(k: Tensor, v: Tensor) -> AttentionState:
+def attention_state(k: Tensor, v: Tensor, mask: Tensor | None = None) -> AttentionState:
     """The state of causal attention after some tokens.
 
     Args:
         k: keys (B, N, H, E), N >= 0; float32, float64, bfloat16 or float16.
         v: values (B, N, H, F), in k's dtype.
+        mask: (B, N) bool, true for tokens that exist; None: all. Padding is neither read nor counted.
 
     Returns:
         The sum over the tokens of k_i v_i^T, and their number.
@@ -434,10 +436,13 @@ def attention_state(k: Tensor, v: Tensor) -> AttentionState:
         >>> attention_state(torch.randn(2, 9, 4, 16), torch.randn(2, 9, 4, 16)).tokens
         tensor([9, 9])
     """
-    k, v = check_history(k, v)
+    k, v, mask = check_history(k, v, mask)
     dtype = compute_dtype(k)
-    total = k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2)
-    return AttentionState(total, torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device))
+    counts = torch.full((k.shape[0],), k.shape[1], dtype=torch.int64, device=k.device)
+    if mask is not None:
+        there, counts = mask[..., None, None], mask.sum(1)
+        k, v = torch.where(there, k, 0.0), torch.where(there, v, 0.0)
+    return AttentionState(k.to(dtype).permute(0, 2, 3, 1) @ v.to(dtype).transpose(1, 2), counts)
 
 
 def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tuple[Tensor, AttentionState]:
@@ -476,7 +481,7 @@ def attention_step(q: Tensor, k: Tensor, v: Tensor, state: AttentionState) -> tu
 _UPDATE = sharding.Rule(("z", "registers", "gamma"), frozenset({0, 1}))
 
 
-def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: str = "auto") -> Tensor:
+def register_update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor, *, backend: Backend = "auto") -> Tensor:
     """The memory's update by itself, z + sum_j gamma_j * R_j, in one pass; see `nn.RegisterMemory` for its use.
 
     Args:

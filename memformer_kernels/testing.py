@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import reference
+from memformer_kernels.calls.checks import Algorithm, Backend
 from memformer_kernels.functional import memformer_predict, memformer_stack
 
 OUTPUT_FACTOR = 2.0
@@ -72,7 +73,7 @@ Implementation = Callable[[Case], tuple[Tensor, Tensor]]
 """From a case to its tokens Z_L (B, N, D) and its predictions after every layer (L, B, queries)."""
 
 
-def public(backend: str = "auto", algorithm: str = "auto") -> Implementation:
+def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implementation:
     """The package's own functions."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:

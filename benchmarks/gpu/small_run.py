@@ -16,12 +16,14 @@ from memformer_kernels import (
     memformer_stack,
     train_steps,
 )
+from memformer_kernels.calls.checks import Backend
+from memformer_kernels.training.steps import Backend as TrainingBackend
 
 TASKS = 333
 """Not a multiple of any thread block, so that tails run too."""
 
 
-def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
+def run(device: torch.device, backend: Backend, tasks: int = TASKS) -> int:
     """Forward and backward of every operation, structure and space; returns how many gradients were made."""
     generator = torch.Generator().manual_seed(0)
 
@@ -55,7 +57,7 @@ def run(device: torch.device, backend: str, tasks: int = TASKS) -> int:
     return made
 
 
-def train(device: torch.device, backend: str) -> int:
+def train(device: torch.device, backend: TrainingBackend) -> int:
     """Two steps of two models with every kind of task, in one turn of thread blocks and in many; returns the steps."""
     generator = torch.Generator().manual_seed(0)
     z, target = (

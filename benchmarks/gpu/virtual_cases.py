@@ -23,6 +23,7 @@ from memformer_kernels import (
     memformer_loss,
     register_update,
 )
+from memformer_kernels.calls.checks import Backend
 from memformer_kernels.training import cuda
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ class Case(NamedTuple):
     make: Callable[[], Callable[[], object]]
 
 
-def loss(workload: Workload, backend: str) -> Callable[[], object]:
+def loss(workload: Workload, backend: Backend) -> Callable[[], object]:
     """A loss and its gradients in every parameter."""
     z, target = make_batch(workload, 1, CPU)
     parameters = make_parameters(workload, 0, CPU)
@@ -86,7 +87,7 @@ def _draw(*shape: int, scale: float = 1.0) -> Tensor:
     return torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32).mul_(scale)
 
 
-def _layer(workload: Workload, backend: str) -> Callable[[], object]:
+def _layer(workload: Workload, backend: Backend) -> Callable[[], object]:
     """One layer with one register before it; features stay nowhere, as inside another model."""
     batch, rows, width = workload.batch, workload.tokens, workload.width
     z, q, past = _draw(batch, rows, width), _draw(1, width, width, scale=0.1), _draw(batch, 1, rows, width)

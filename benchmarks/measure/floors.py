@@ -21,6 +21,7 @@ from benchmarks.measure.harness import buffer_count
 from benchmarks.measure.results import Machine, operations_floor_ms
 from benchmarks.measure.workloads import W_FULL, W, Workload
 from memformer_kernels import context_gram, memformer_loss
+from memformer_kernels.calls.checks import Backend
 
 FORMAT = 1
 ROUNDS = 40
@@ -51,7 +52,7 @@ class Profile:
     """
 
     workload: Workload
-    backend: str
+    backend: Backend
     read_ms: float
     operations_ms: float
     parts: tuple[Part, ...]
@@ -74,7 +75,7 @@ class Profile:
         }
 
 
-def profile(workload: Workload, backend: str, machine: Machine, rounds: int = ROUNDS) -> Profile:
+def profile(workload: Workload, backend: Backend, machine: Machine, rounds: int = ROUNDS) -> Profile:
     """Measure one workload on the CPU, every part in turn in every round.
 
     Raises:
@@ -116,7 +117,7 @@ def _reads() -> dict[str, Callable[[Batch], Tensor]]:
     }
 
 
-def _parts(workload: Workload, backend: str) -> dict[str, Callable[[Batch], object]]:
+def _parts(workload: Workload, backend: Backend) -> dict[str, Callable[[Batch], object]]:
     """The workload whole, and with parts left out; `context_gram` chooses its backend itself."""
 
     def loss(batch: Batch, parameters: Parameters, gradients: bool) -> object:

@@ -21,6 +21,7 @@ from benchmarks.peers import empty_ops
 from memformer_kernels import memformer_loss, memformer_predict
 from memformer_kernels.backends import BACKENDS
 from memformer_kernels.calls.arguments import Network, form_named
+from memformer_kernels.calls.checks import Backend
 from memformer_kernels.torch_ops import ops
 
 FORMAT = 1
@@ -62,7 +63,7 @@ class Comparison:
 class Overhead:
     """Every comparison on one backend."""
 
-    backend: str
+    backend: Backend
     rounds: int
     calls: int
     comparisons: tuple[Comparison, ...]
@@ -75,7 +76,7 @@ class Overhead:
         return {comparison.call: comparison.ratio for comparison in self.comparisons}
 
 
-def measure(backend: str, rounds: int = ROUNDS, calls: int = CALLS) -> Overhead:
+def measure(backend: Backend, rounds: int = ROUNDS, calls: int = CALLS) -> Overhead:
     """Time every way of calling; each round makes `calls` calls of each contender in turn."""
     comparisons = []
     for name, contenders in _ways(backend).items():
@@ -98,7 +99,7 @@ def _costs(contenders: Mapping[str, Callable[[], Any]], rounds: int, calls: int)
     return dict(zip(contenders, map(Cost, *np.quantile(found, [0.5, 0.1, 0.9], axis=1).tolist()), strict=True))
 
 
-def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:
+def _ways(backend: Backend) -> dict[str, dict[str, Callable[[], Any]]]:
     """Contenders by the way of calling. Gradients are enabled throughout, as they are by default."""
     cpu = torch.device("cpu")
     workload = W.with_batch(1)
@@ -120,7 +121,7 @@ def _ways(backend: str) -> dict[str, dict[str, Callable[[], Any]]]:
 _FORM = "gram, response-only, full"
 
 
-def _predictions(backend: str, z: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
+def _predictions(backend: Backend, z: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
     n = W.n
     network = (z, q, None, gamma, None, None)
     options = (n, _FORM, 1, False, backend)
@@ -134,7 +135,7 @@ def _predictions(backend: str, z: Tensor, q: Tensor, gamma: Tensor) -> dict[str,
     }
 
 
-def _losses(backend: str, z: Tensor, target: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
+def _losses(backend: Backend, z: Tensor, target: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
     n = W.n
     needs = [tensor is not None and tensor.requires_grad for tensor in (z, target, q, None, gamma, None, None)]
     network = (z, target, q, None, gamma, None, None)

@@ -34,6 +34,7 @@ from memformer_kernels import (
     memformer_loss,
     train_steps,
 )
+from memformer_kernels.training.steps import Backend as TrainingBackend
 
 FORMAT = 1
 BATCH = 1000
@@ -121,7 +122,8 @@ def measure(machine: Machine, *, batch: int = BATCH, rounds: int = 60, compiled:
 
 
 def _contenders(workload: Workload, sampled: bool, compiled: bool) -> Iterator[Contender]:
-    backends = [name for name in ("cpu", "torch") if build_info().backends[name].available]
+    all_backends: tuple[TrainingBackend, ...] = ("cpu", "torch")
+    backends = [name for name in all_backends if build_info().backends[name].available]
     tasks: dict[str, Sampler] = {}
     if sampled:
         tasks["statistics"] = GaussianStatistics(workload.d, workload.n, workload.batch, query="integrated")
@@ -143,7 +145,7 @@ def _contenders(workload: Workload, sampled: bool, compiled: bool) -> Iterator[C
             yield _peer(workload, f"{formulation.name}, compiled", loss, sampled)
 
 
-def _ours(workload: Workload, kind: str, sampler: Sampler, backend: str, models: int) -> Contender:
+def _ours(workload: Workload, kind: str, sampler: Sampler, backend: TrainingBackend, models: int) -> Contender:
     def state() -> TrainState:
         parameters = make_parameters(workload, 0, torch.device("cpu"))
         return TrainState.of([{"q": parameters.q, "gamma": parameters.gamma}] * models, seeds=1)

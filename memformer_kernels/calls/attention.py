@@ -35,7 +35,7 @@ def check_attention(
         reject("v", v, f"values (B, N, H, F) = {(*queries.shape[:3], 'F')} with F >= 1")
     keys, values = check_like("k", keys, queries), check_like("v", values, queries)
     ordered = check_flag("causal", causal)
-    padding = None if mask is None else _mask(mask, queries)
+    padding = None if mask is None else check_mask(mask, queries)
     if ordered and context is not None:
         reject("context", context, "None together with causal=True, where a token's context is what came before it")
     if cu_seqlens is not None:
@@ -51,14 +51,14 @@ def check_attention(
     return _with_context(queries, keys, values, context, padding)
 
 
-def check_history(k: object, v: object) -> tuple[Tensor, Tensor]:
+def check_history(k: object, v: object, mask: object) -> tuple[Tensor, Tensor, Tensor | None]:
     """The arguments of `attention_state`, in one dtype; there may be no token yet."""
     keys, values = check_floating("k", k), check_floating("v", v)
     if keys.ndim != 4 or keys.shape[2] < 1 or keys.shape[3] < 1:
         reject("k", k, "keys (B, N, H, E) with H, E >= 1")
     if values.ndim != 4 or values.shape[:3] != keys.shape[:3] or values.shape[3] < 1:
         reject("v", v, f"values (B, N, H, F) = {(*keys.shape[:3], 'F')} with F >= 1")
-    return keys, check_like("v", values, keys)
+    return keys, check_like("v", values, keys), None if mask is None else check_mask(mask, keys)
 
 
 def check_step(q: object, k: object, v: object, state: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,11 +158,12 @@ def _bounds(cu_seqlens: object, q: Tensor) -> Tensor:
     return cu_seqlens.to(torch.int64)
 
 
-def _mask(mask: object, q: Tensor) -> Tensor:
+def check_mask(mask: object, tokens: Tensor) -> Tensor:
+    """A mask of tokens (B, N, ...)."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or not dense(mask):
         reject_kind("mask", mask, "a bool tensor (B, N), true for tokens that exist")
-    if mask.shape != q.shape[:2] or mask.device != q.device:
-        reject("mask", mask, f"shape (B, N) = {tuple(q.shape[:2])} on {q.device}")
+    if mask.shape != tokens.shape[:2] or mask.device != tokens.device:
+        reject("mask", mask, f"shape (B, N) = {tuple(tokens.shape[:2])} on {tokens.device}")
     return mask
 
 

@@ -7,7 +7,7 @@ came and what was expected.
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Literal, NoReturn, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +22,13 @@ LARGEST_SIZE = 2**63 - 1
 LONGEST_VALUE = 200
 """Characters of a value in an error message."""
 
-BACKENDS = ("auto", "torch", "cpu", "cuda", "triton")
-ALGORITHMS = ("auto", "gram", "token")
+Word = TypeVar("Word", bound=str)
+
+Backend = Literal["auto", "torch", "cpu", "cuda", "triton"]
+Algorithm = Literal["auto", "gram", "token"]
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 
 def describe(value: object) -> str:
@@ -33,7 +38,11 @@ def describe(value: object) -> str:
             return f"a nested {value.dtype} tensor"
         layout = "" if value.layout == torch.strided else f"{value.layout} "
         return f"a {layout}{value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(shape := getattr(value, "shape", None), tuple) and hasattr(value, "dtype"):
+        return f"a {type(value).__module__}.{type(value).__qualname__} of {value.dtype} and shape {shape}"
     shown = repr(value)
+    if isinstance(value, list | tuple | dict | set) and len(shown) > LONGEST_VALUE:
+        return f"a {type(value).__name__} of length {len(value)}"
     return f"{shown if len(shown) <= LONGEST_VALUE else shown[:LONGEST_VALUE] + '...'} ({type(value).__name__})"
 
 
@@ -47,13 +56,14 @@ def reject_kind(name: str, came: object, expected: str) -> NoReturn:
     raise TypeError(f"{name}: expected {expected}, got {describe(came)}")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> str:
+def check_choice(name: str, value: object, choices: Sequence[Word]) -> Word:
     """A word out of a fixed few."""
     if not isinstance(value, str):
         reject_kind(name, value, f"one of {', '.join(choices)}")
-    if value not in choices:
-        reject(name, value, f"one of {', '.join(choices)}")
-    return value
+    for choice in choices:
+        if choice == value:
+            return choice
+    reject(name, value, f"one of {', '.join(choices)}")
 
 
 def check_size(name: str, value: object, least: int = 1) -> int:

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memformer_kernels.calls.attention import check_mask
 from memformer_kernels.calls.checks import (
     BACKENDS,
+    Backend,
     check_choice,
     check_dtype,
     check_flag,
@@ -17,10 +20,12 @@ from memformer_kernels.calls.checks import (
     reject,
 )
 from memformer_kernels.functional import AttentionState, attention_state, attention_step, linear_attention
-from memformer_kernels.nn.memory import LayerMemory
+from memformer_kernels.nn.memory import LayerMemory, MemoryGranularity
 from memformer_kernels.torch_ops.sharding import local_part
 
-FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+FeatureMap = Literal["identity", "elu", "relu"]
+
+FEATURE_MAPS: dict[FeatureMap, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "elu": lambda x: F.elu(x) + 1,
     "relu": F.relu,
@@ -30,8 +35,15 @@ positive scores (Katharopoulos et al., arXiv 2006.16236)."""
 
 
 def without_padding(z: Tensor, mask: Tensor | None) -> Tensor:
-    """Tokens with zeros where there is none."""
-    return z if mask is None else torch.where(mask[..., None], z, 0.0)
+    """Tokens (B, N, D) with zeros where there is none."""
+    return z if mask is None else torch.where(check_mask(mask, z)[..., None], z, 0.0)
+
+
+def of_width(z: Tensor, dim: int, axes: int) -> Tensor:
+    """Tokens of the layer's width, with so many axes."""
+    if isinstance(z, Tensor) and (z.dim() != axes or z.shape[-1] != dim):
+        reject("z", z, f"tokens ({'B, N' if axes == 3 else 'B'}, dim = {dim})")
+    return z
 
 
 def split_heads(projected: Tensor, head_dim: int) -> Tensor:
@@ -48,6 +60,7 @@ def split_heads(projected: Tensor, head_dim: int) -> Tensor:
 torch.fx.wrap("linear_attention")
 torch.fx.wrap("split_heads")
 torch.fx.wrap("without_padding")
+torch.fx.wrap("of_width")
 
 
 class MemformerAttention(nn.Module):
@@ -97,12 +110,12 @@ class MemformerAttention(nn.Module):
         memory: str = "none",
         *,
         registers: int = 0,
-        granularity: str = "feature",
-        feature_map: str = "identity",
+        granularity: MemoryGranularity = "feature",
+        feature_map: FeatureMap = "identity",
         norm: bool = False,
         prenorm: bool = False,
         bias: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -154,18 +167,23 @@ class MemformerAttention(nn.Module):
         Padding, where mask is false, is read by nobody and may hold anything; it gets z plus what the output's bias and
         its own registers give.
         """
-        q, k, v = self._projected(without_padding(z, mask))
+        q, k, v = self._projected(without_padding(of_width(z, self.dim, 3), mask))
         out = linear_attention(
             q, k, v, causal=self.causal, context=context, mask=mask, cu_seqlens=cu_seqlens, backend=self.backend
         )
         return self._remembered(z, out, registers)
 
-    def prefill(self, z: Tensor, registers: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor, AttentionState]:
-        """(z_next, register, state) of a prompt z (B, N, D), from which `step` goes on. Causal layers only."""
+    def prefill(
+        self, z: Tensor, registers: Sequence[Tensor] = (), *, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, AttentionState]:
+        """(z_next, register, state) of prompts z (B, N, D), from which `step` goes on. Causal layers only.
+
+        Prompts of unequal lengths are padded on either side, with a mask (B, N) that is true for tokens that exist.
+        """
         self._require_causal()
-        q, k, v = self._projected(z)
-        out = linear_attention(q, k, v, causal=True, backend=self.backend)
-        return *self._remembered(z, out, registers), attention_state(k, v)
+        q, k, v = self._projected(without_padding(of_width(z, self.dim, 3), mask))
+        out = linear_attention(q, k, v, causal=True, mask=mask, backend=self.backend)
+        return *self._remembered(z, out, registers), attention_state(k, v, mask)
 
     def step(
         self, z: Tensor, registers: Sequence[Tensor], state: AttentionState
@@ -175,7 +193,7 @@ class MemformerAttention(nn.Module):
         Equal to the last row of `forward` on all tokens so far, at a cost that does not grow with them.
         """
         self._require_causal()
-        q, k, v = self._projected(z)
+        q, k, v = self._projected(of_width(z, self.dim, 2))
         out, after = attention_step(q, k, v, state)
         return *self._remembered(z, out, registers), after
 

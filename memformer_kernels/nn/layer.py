@@ -5,12 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from memformer_kernels.calls.checks import BACKENDS, check_choice, check_dtype, check_flag, check_size
+from memformer_kernels.calls.checks import BACKENDS, Backend, check_choice, check_dtype, check_flag, check_size
 from memformer_kernels.functional import memformer_layer
 from memformer_kernels.nn.memory import counted, start_memory
 from memformer_kernels.nn.parameters import (
     GRANULARITIES,
     STRUCTURES,
+    Granularity,
+    Structure,
     coefficient_shape,
     empty_parameters,
     projection_shapes,
@@ -64,10 +66,10 @@ class MemformerLayer(nn.Module):
         heads: int = 1,
         registers: int = 0,
         momentum: bool = False,
-        granularity: str = "feature",
-        structure: str = "block",
+        granularity: Granularity = "feature",
+        structure: Structure = "block",
         tokens: int | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -1,16 +1,27 @@
 """A whole Memformer by the name of its rule."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Literal, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
 
-from memformer_kernels.calls.checks import ALGORITHMS, BACKENDS, check_choice, check_dtype, check_size, reject
+from memformer_kernels.calls.checks import (
+    ALGORITHMS,
+    BACKENDS,
+    Algorithm,
+    Backend,
+    check_choice,
+    check_dtype,
+    check_size,
+    reject,
+)
 from memformer_kernels.functional import memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.nn.parameters import (
     GRANULARITIES,
     STRUCTURES,
+    Granularity,
+    Structure,
     coefficient_shape,
     empty_parameters,
     projection_shapes,
@@ -20,7 +31,9 @@ from memformer_kernels.nn.parameters import (
 from memformer_kernels.torch_internals import copy_all
 from memformer_kernels.torch_ops.sharding import fill, on_every_process
 
-RULES = ("linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads")
+Rule = Literal["linear", "cgd", "recursive", "lfom", "lfom_shared", "lfom_residual", "gated_heads"]
+
+RULES: tuple[Rule, ...] = get_args(Rule)
 """The published models, by what memory does.
 
 linear: none (preconditioned gradient descent; GD++ with block structure). cgd: R_l = att + beta_l R_{l-1}, layer l adds
@@ -30,7 +43,7 @@ register, gamma_{l,j} for the past ones. gated_heads: a mixture of experts, lfom
 head.
 """
 
-_DEFAULT_GRANULARITY = {"cgd": "scalar", "recursive": "full"}
+_DEFAULT_GRANULARITY: dict[str, Granularity] = {"cgd": "scalar", "recursive": "full"}
 _RESIDUAL = ("lfom_residual", "gated_heads")
 
 
@@ -105,12 +118,12 @@ class Memformer(nn.Module):
         layers: int,
         *,
         heads: int = 1,
-        rule: str = "lfom",
-        granularity: str | None = None,
-        structure: str = "response-only",
+        rule: Rule = "lfom",
+        granularity: Granularity | None = None,
+        structure: Structure = "response-only",
         tokens: int | None = None,
-        backend: str = "auto",
-        algorithm: str = "auto",
+        backend: Backend = "auto",
+        algorithm: Algorithm = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

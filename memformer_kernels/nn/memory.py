@@ -1,12 +1,12 @@
 """Memory across depth for any stack of layers: each layer's output is a register, and later layers weight them all."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from memformer_kernels.calls.checks import BACKENDS, check_choice, check_dtype, check_room, check_size, reject
+from memformer_kernels.calls.checks import BACKENDS, Backend, check_choice, check_dtype, check_room, check_size, reject
 from memformer_kernels.functional import register_update
 from memformer_kernels.nn.parameters import empty_parameters
 from memformer_kernels.torch_ops.sharding import fill
@@ -18,7 +18,9 @@ none: z + att. cgd: R_l = att + beta * R_{l-1}, z + alpha * R_l (Dutta & Sra, ar
 sum_{j<=l} gamma_j * R_j with R_l = att (eqs. 19-20). lfom_residual: the same with gamma_l = 1.
 """
 
-MEMORY_GRANULARITIES = ("scalar", "feature")
+MemoryGranularity = Literal["scalar", "feature"]
+
+MEMORY_GRANULARITIES: tuple[MemoryGranularity, ...] = get_args(MemoryGranularity)
 
 MOST_LAYERS = 2**16
 """The most layers of a `RegisterMemory`, each a module in Python's memory: a number beyond is a slip of the hand."""
@@ -50,7 +52,7 @@ def remember(
     gamma: Tensor | None,
     beta: Tensor | None,
     memory: str,
-    backend: str,
+    backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """(z_next, register) of `LayerMemory` by its rule."""
     if beta is not None:
@@ -95,8 +97,8 @@ class LayerMemory(nn.Module):
         registers: int,
         *,
         memory: str = "lfom",
-        granularity: str = "feature",
-        backend: str = "auto",
+        granularity: MemoryGranularity = "feature",
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -168,8 +170,8 @@ class RegisterMemory(nn.Module):
         layers: int,
         *,
         memory: str = "lfom",
-        granularity: str = "feature",
-        backend: str = "auto",
+        granularity: MemoryGranularity = "feature",
+        backend: Backend = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:

@@ -1,6 +1,7 @@
 """Parameters of a network's modules: their shapes by the names of structure and granularity, and where they start."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 from memformer_kernels.calls.checks import check_room, reject
 from memformer_kernels.torch_ops.sharding import fill
 
-GRANULARITIES = ("scalar", "feature", "token", "full")
-STRUCTURES = ("response-only", "block", "dense")
+Granularity = Literal["scalar", "feature", "token", "full"]
+Structure = Literal["response-only", "block", "dense"]
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
 _PRECONDITIONER_START = -0.5
 _NOISE = 0.02

@@ -78,7 +78,8 @@ def rule(optimizer: Optimizer, models: int) -> tuple[str, Tensor, str]:
         name, numbers = "nesterov" if optimizer.nesterov else "sgd", (optimizer.momentum, 0.0, 0.0)
     else:
         assert isinstance(optimizer, Adam)
-        name, numbers = "adamw" if isinstance(optimizer, AdamW) else "adam", (*optimizer.betas, optimizer.eps)
+        first, second = optimizer.betas
+        name, numbers = "adamw" if isinstance(optimizer, AdamW) else "adam", (first, second, optimizer.eps)
     shared = (*numbers, optimizer.weight_decay, optimizer.clip or 0.0)
     hyper = [(rate, *shared) for rate in optimizer.rates(models)]
     clip = "none" if optimizer.clip is None else optimizer.clip_by

@@ -6,16 +6,20 @@ learning rate and Adam's bias corrections in float64 until they multiply a tenso
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from numbers import Real
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from memformer_kernels.calls.checks import check_choice, check_flag, reject, reject_kind
 from memformer_kernels.training.checks import check_number, keep_number, keep_size
 
-SCHEDULES = ("constant", "step", "cosine")
-CLIPS = ("matrix", "model")
+ScheduleKind = Literal["constant", "step", "cosine"]
+Clip = Literal["matrix", "model"]
+
+SCHEDULES: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
+CLIPS: tuple[Clip, ...] = get_args(Clip)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Schedule:
         ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
-    kind: str = "constant"
+    kind: ScheduleKind = "constant"
     warmup: int = 0
     decay: float = 0.5
     decay_every: int = 1000
@@ -61,12 +65,16 @@ class Schedule:
         return 1.0
 
 
+_DEFAULT_RATE = 1e-3
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """What all optimisers share.
 
     Attributes:
-        learning_rate: at the schedule's peak, or one for each model.
+        learning_rate: at the schedule's peak, or one for each model; 1e-3 unless given.
+        lr: another name for learning_rate, when one is made.
         weight_decay: as in `torch.optim`.
         clip: largest gradient norm, or None for any.
         clip_by: what a norm is taken of: "matrix", every (d, d) matrix of q and p, gamma as a whole and beta as a
@@ -77,13 +85,18 @@ class Optimizer:
         ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
-    learning_rate: float | Sequence[float]
+    learning_rate: float | Sequence[float] = None  # type: ignore[assignment]
+    lr: InitVar[float | Sequence[float] | None] = field(default=None, kw_only=True)
     weight_decay: float = field(default=0.0, kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
-    clip_by: str = field(default="matrix", kw_only=True)
+    clip_by: Clip = field(default="matrix", kw_only=True)
     schedule: Schedule = field(default_factory=lambda: Schedule(), kw_only=True)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, lr: float | Sequence[float] | None) -> None:
+        if lr is not None and self.learning_rate is not None:
+            reject("lr", lr, "either learning_rate or lr, two names of one thing")
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", _DEFAULT_RATE if lr is None else lr)
         rates = self.learning_rate
         if isinstance(rates, str | Tensor) or not isinstance(rates, Real | Sequence):
             reject_kind("learning_rate", rates, "a number, or a sequence of one number a model")
@@ -112,7 +125,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, `torch.optim.SGD`.
 
     Attributes:
-        learning_rate, weight_decay, clip, clip_by, schedule: see `Optimizer`.
+        learning_rate, lr, weight_decay, clip, clip_by, schedule: see `Optimizer`.
         momentum: decay of the momentum buffer, in [0, 1).
         nesterov: step along the gradient after the momentum.
     """
@@ -120,8 +133,8 @@ class SGD(Optimizer):
     momentum: float = field(default=0.0, kw_only=True)
     nesterov: bool = field(default=False, kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __post_init__(self, lr: float | Sequence[float] | None) -> None:
+        super().__post_init__(lr)
         keep_number(self, "momentum", 0.0, 1.0)
         if check_flag("nesterov", self.nesterov) and self.momentum == 0.0:
             reject("nesterov", self.nesterov, "False, since momentum is 0")
@@ -132,17 +145,17 @@ class Adam(Optimizer):
     """Adam, `torch.optim.Adam`: weight decay is added to the gradient.
 
     Attributes:
-        learning_rate, weight_decay, clip, clip_by, schedule: see `Optimizer`.
-        betas: decay rates of the first and second moment, in [0, 1).
+        learning_rate, lr, weight_decay, clip, clip_by, schedule: see `Optimizer`.
+        betas: decay rates of the first and second moment, in [0, 1): any pair.
         eps: added to the root of the second.
     """
 
-    betas: tuple[float, float] = field(default=(0.9, 0.999), kw_only=True)
+    betas: Sequence[float] = field(default=(0.9, 0.999), kw_only=True)
     eps: float = field(default=1e-8, kw_only=True)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.betas, tuple) or len(self.betas) != 2:
+    def __post_init__(self, lr: float | Sequence[float] | None) -> None:
+        super().__post_init__(lr)
+        if isinstance(self.betas, str) or not isinstance(self.betas, Sequence) or len(self.betas) != 2:
             reject_kind("betas", self.betas, "a pair of numbers")
         object.__setattr__(self, "betas", tuple(check_number("betas", beta, 0.0, 1.0) for beta in self.betas))
         keep_number(self, "eps", 0.0)
@@ -152,5 +165,7 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """AdamW, `torch.optim.AdamW`: weight decay shrinks the parameters directly (Loshchilov & Hutter, arXiv 1711.05101).
 
-    Attributes are those of `Adam`.
+    Attributes are those of `Adam`, but weight_decay is 0.01 unless given.
     """
+
+    weight_decay: float = field(default=0.01, kw_only=True)

@@ -5,6 +5,7 @@ the labelled examples alone: the target of a query is x . w*. Every sampler is c
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from memformer_kernels.calls.limits import LARGEST_TASK
 from memformer_kernels.calls.problem import check_target, check_tokens
 from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
 
-QUERIES = ("sampled", "integrated")
+Query = Literal["sampled", "integrated"]
+
+QUERIES: tuple[Query, ...] = get_args(Query)
 
 LARGEST_BATCH = 2**32
 """Most tasks of a batch: what the stream's counter of tasks holds."""
@@ -45,7 +48,7 @@ class GaussianSampler:
     n: int
     batch: int
     queries: int = 1
-    query: str = "sampled"
+    query: Query = "sampled"
     noise: float = 0.0
     factor: Tensor | None = None
     weights: Tensor | None = None

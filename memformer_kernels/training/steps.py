@@ -1,7 +1,7 @@
 """`train_steps`: whole optimiser steps, k of them in one call, for one model or many."""
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,9 @@ from memformer_kernels.training.ranks import Ranks, check_group
 from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
-BACKENDS = ("auto", "torch", "cpu", "cuda")
+Backend = Literal["auto", "torch", "cpu", "cuda"]
+
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 _REASONS = {
     "cpu": "tiny models train whole steps in the native library, one task per SIMD lane",
@@ -38,7 +40,7 @@ def train_steps(
     steps: int,
     *,
     optimizer: Optimizer,
-    backend: str = "auto",
+    backend: Backend = "auto",
     max_skipped: int | None = None,
     group: ProcessGroup | None = None,
 ) -> Tensor:
@@ -131,7 +133,7 @@ def _train_together(
 
 
 def explain_training(
-    state: TrainState, sampler: Sampler, *, optimizer: Optimizer, backend: str = "auto"
+    state: TrainState, sampler: Sampler, *, optimizer: Optimizer, backend: Backend = "auto"
 ) -> TrainingPlan:
     """The backend that `train_steps` would take with these arguments, and why.
 

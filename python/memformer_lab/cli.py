@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import torch
 import typer
 from rich.console import Console
 from torch.distributed import ProcessGroup
 
-from memformer_kernels import build_info
+from memformer_kernels import __version__, build_info
 from memformer_lab.experiments.command import HELP as REPRODUCE
 from memformer_lab.experiments.command import reproduce
 from memformer_lab.experiments.contests import Budget
@@ -23,6 +23,7 @@ from memformer_lab.profiling.command import HELP as PROFILE
 from memformer_lab.profiling.command import profile
 from memformer_lab.reports.drawing import draw_comparison
 from memformer_lab.reports.pictures import format_of
+from memformer_lab.reports.results import plain
 from memformer_lab.reports.tables import estimate_table, score_table
 from memformer_lab.reports.terminal import (
     MOST_WORKERS,
@@ -35,8 +36,8 @@ from memformer_lab.reports.terminal import (
     was_given,
 )
 from memformer_lab.runs import checkpoint as checkpoints
-from memformer_lab.runs.config import TrainingConfig
-from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.config import PRESETS, TrainingConfig
+from memformer_lab.runs.files import keep_earlier, write_atomically
 from memformer_lab.runs.metrics import tensorboard_log
 from memformer_lab.runs.models import evaluate as judge
 from memformer_lab.runs.models import load_model
@@ -52,8 +53,8 @@ TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's logs, below that of a run."""
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Train Memformers on random regression tasks, judge them, reproduce experiments, and solve tables of "
     "your own.",
@@ -71,7 +72,27 @@ def main() -> None:
         app()
 
 
-@app.command(help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.")
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"memformer-lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.\n\nWant it to "
+    "see what a learned optimiser makes of a table: there is nothing to fit or tune, and with 2 to 64 rows a column "
+    "and some noise it is about as good as ridge. OLS and ridge are better where columns outnumber half the rows, and "
+    "where responses have little noise; the output says so."
+)
 def solve(
     table: Annotated[Path, typer.Argument(help="A CSV file with a header line.")],
     target: Annotated[str, typer.Option(help="Column to predict.")],
@@ -95,7 +116,7 @@ def solve(
 ) -> None:
     with command(figure) as console:
         # Imported at use: pandas and scikit-learn take seconds.
-        from memformer_lab.solvers.comparison import compare
+        from memformer_lab.solvers.comparison import advice, compare
         from memformer_lab.tasks.table import read_table
 
         form = format_of(figure)
@@ -104,7 +125,9 @@ def solve(
         comparison = compare(problem, folds, seed)
         # In a line of its own: a table would fold it, and a column's name with it, to its own width.
         title = f"{target} from {len(problem.features)} columns, {len(problem.y)} rows, {folds}-fold cross-validation"
+        kept = None
         try:
+            kept = keep_earlier(figure)
             write_atomically(figure, draw_comparison(problem, comparison, form))
         finally:
             console.print(title, soft_wrap=True)
@@ -112,7 +135,9 @@ def solve(
             for name, score in comparison.items():
                 if score.failure:
                     console.print(f"{name} failed: {score.failure}", soft_wrap=True)
-        console.print(f"Wrote {figure}", soft_wrap=True)
+            for line in advice(problem, comparison, folds):
+                console.print(line, soft_wrap=True)
+        console.print(f"Wrote {figure}{f'; the earlier one is {kept}' if kept else ''}", soft_wrap=True)
 
 
 @app.command(
@@ -140,14 +165,26 @@ def train(
         typer.Option(help="Of memory: scalar, feature, token or full.", show_default="the rule's own"),
     ] = _RUN.granularity,
     structure: Annotated[str, typer.Option(help="response-only, block or dense.")] = _RUN.structure,
-    tasks: Annotated[str, typer.Option(help="nonisotropic, isotropic or standardised.")] = _RUN.tasks,
+    preconditioner: Annotated[str, typer.Option(help="free; scalar: A is a number a layer.")] = _RUN.preconditioner,
+    tied: Annotated[bool, typer.Option("--tied", help="All layers share their matrices.")] = _RUN.tied,
+    tasks: Annotated[str, typer.Option(help=f"{', '.join(PRESETS[:-1])} or {PRESETS[-1]}.")] = _RUN.tasks,
+    scales: Annotated[
+        str, typer.Option(help="Of tasks gaussian: d standard deviations, with commas.", show_default="all 1")
+    ] = "",
+    prior: Annotated[str, typer.Option(help="Of tasks gaussian: isotropic or inverse.")] = _RUN.prior,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the responses' noise.")] = _RUN.noise,
     rotation_seed: Annotated[int, typer.Option(help="Seed of the tasks' rotation.")] = _RUN.rotation_seed,
     queries: Annotated[int, typer.Option(help="Queries a task, where they are drawn.")] = _RUN.queries,
     batch: Annotated[int, typer.Option(help="Tasks a step.")] = _RUN.batch,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = _RUN.steps,
     resample: Annotated[int, typer.Option(help="Steps that a batch is kept for.")] = _RUN.resample,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = _RUN.learning_rate,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = _RUN.optimizer,
+    learning_rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="At the schedule's peak.", show_default="0.1; 0.03 for block, 0.01 for dense structure"),
+    ] = None,
     betas: Annotated[tuple[float, float], typer.Option(help="Adam's decay rates.")] = _RUN.betas,
+    momentum: Annotated[float, typer.Option(help="SGD's.")] = _RUN.momentum,
     clip: Annotated[float, typer.Option(help="Largest gradient norm of a matrix; 0: any.")] = _RUN.clip or 0.0,
     schedule: Annotated[str, typer.Option(help="constant, step or cosine.")] = _RUN.schedule,
     warmup: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = _RUN.warmup,
@@ -178,7 +215,7 @@ def train(
             if exists and not overwrite and writes:
                 raise ValueError(f"{output} holds a run: give --resume, --overwrite or another --output")
             values = {name: context.params[name] for name in _FIELDS}
-            config = TrainingConfig(**{**values, "clip": clip or None})
+            config = TrainingConfig(**{**values, "clip": clip or None, "scales": _numbers("scales", scales)})
             if config.backend == "auto" and (reason := fault(config)) is not None:
                 config = dataclasses.replace(config, backend="torch")
                 console.print(f"Training step by step: {reason}.")
@@ -197,12 +234,16 @@ def evaluate(
     tasks: Annotated[int, typer.Option(min=1, help="Fresh tasks to judge on.")] = 100_000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the fresh tasks.")] = 0,
     layers: Annotated[bool, typer.Option("--layers", help="Judge the prediction after each layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False,
 ) -> None:
     with command() as console:
         model, config = load_model(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
         with memory_for(tasks=tasks):
             estimates = judge(model, config, tasks=tasks, seed=seed, layers=layers)
         rows = range(1, config.layers + 1) if layers else [config.layers]
+        if as_json:
+            console.print(json.dumps(plain([dataclasses.asdict(one) for one in estimates])), soft_wrap=True)
+            return
         title = (
             f"{config.rule}, {config.structure}, {config.layers} layers on {config.tasks} tasks, d={config.d}, "
             f"n={config.n}"
@@ -216,8 +257,12 @@ def info(
         Optional[Path],  # noqa: UP045
         typer.Argument(help="A checkpoint file, or the folder of a run.", show_default="none"),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     with command() as console:
+        if as_json:
+            console.print(json.dumps(_about(checkpoint)), soft_wrap=True)
+            return
         if checkpoint is None:
             lines = [
                 str(build_info()),
@@ -251,6 +296,33 @@ def run(
 
 
 app.command(help=PROFILE)(profile)
+
+
+def _about(checkpoint: Path | None) -> dict[str, Any]:
+    """What `info` tells, as plain values."""
+    if checkpoint is None:
+        return {
+            "build": plain(dataclasses.asdict(build_info())),
+            "threads": torch.get_num_threads(),
+            "cores": cores(),
+            "results": str(RESULTS.resolve()),
+        }
+    held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
+    tensors = {name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in held.model.items()}
+    return {
+        "format": checkpoints.FORMAT,
+        "version": checkpoints.VERSION,
+        "step": held.step,
+        "config": held.config.to_dict(),
+        "model": tensors,
+    }
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise ValueError(f"{name} must be numbers with commas between them, got {text!r}") from None
 
 
 def _train(

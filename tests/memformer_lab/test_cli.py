@@ -12,6 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+import memformer_kernels
 from memformer_lab.cli import app
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.config import TrainingConfig
@@ -51,19 +52,22 @@ def test_train_writes_a_checkpoint_and_metrics(folder: Path) -> None:
 def test_every_option_reaches_the_configuration(tmp_path: Path) -> None:
     options = {
         "d": 3, "n": 7, "layers": 2, "heads": 2, "rule": "gated_heads", "granularity": "scalar", "structure": "block",
-        "tasks": "isotropic", "rotation-seed": 4, "queries": 2, "batch": 5, "steps": 3, "resample": 2,
-        "learning-rate": 0.01, "schedule": "step", "warmup": 1, "decay": 0.9, "decay-every": 11, "seed": 6,
+        "preconditioner": "scalar", "tasks": "gaussian", "prior": "inverse", "noise": 0.1, "optimizer": "sgd",
+        "momentum": 0.5, "rotation-seed": 4, "queries": 2, "batch": 5, "steps": 3, "resample": 2,
+        "learning-rate": 1e-6, "schedule": "step", "warmup": 1, "decay": 0.9, "decay-every": 11, "seed": 6,
         "log-every": 2,
     }  # fmt: skip
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
-    result = _call("train", *flags, "--betas", 0.8, 0.95, "--clip", 0, "--output", tmp_path)
+    result = _call(
+        "train", *flags, "--betas", 0.8, 0.95, "--clip", 0, "--scales", "1, .5, 2", "--tied", "--output", tmp_path
+    )
     assert result.exit_code == 0, result.output
     config = checkpoints.load(tmp_path / CHECKPOINT).config
     assert config.to_dict() == {
         **{name.replace("-", "_"): value for name, value in options.items()}, "betas": [0.8, 0.95], "clip": None,
-        "backend": "torch",
+        "backend": "torch", "scales": [1.0, 0.5, 2.0], "tied": True,
     }  # fmt: skip
-    assert "Training step by step: rule 'gated_heads' trains gates" in result.output
+    assert "Training step by step: tied layers share their matrices" in result.output
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
@@ -367,3 +371,22 @@ def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "absent" in done.stderr
+
+
+def test_the_version_and_the_help_are_a_letter_away() -> None:
+    assert _call("--version").stdout == f"memformer-lab {memformer_kernels.__version__}\n"
+    assert "--noise" in _call("train", "-h").stdout
+
+
+def test_figures_as_json(folder: Path) -> None:
+    found = json.loads(_call("evaluate", folder, "--tasks", 500, "--layers", "--json").stdout)
+    assert [one["tasks"] for one in found] == [500, 500]
+    assert found[1]["low"] <= found[1]["log_mean"] <= found[1]["high"]
+    held = json.loads(_call("info", folder, "--json").stdout)
+    assert (held["step"], held["config"]["layers"], held["model"]["q"]["shape"]) == (40, 2, [2, 1, 5, 5])
+    assert json.loads(_call("info", "--json").stdout)["build"]["version"] == memformer_kernels.__version__
+
+
+def test_a_backend_that_is_not_there_is_a_line() -> None:
+    for name in ("--backend", "--device"):
+        _assert_refused(_call("profile", name, "cuda"), "cuda")

@@ -40,6 +40,21 @@ def test_a_table_is_solved_beside_least_squares_and_ridge(tmp_path: Path) -> Non
     assert picture[..., :3].std() > 0.02
 
 
+def test_a_table_that_suits_another_method_is_said_to(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    wide = pd.DataFrame(random.normal(size=(60, 40)), columns=[f"x{index}" for index in range(40)])
+    wide["y"] = wide.sum(axis=1) + 0.1 * random.normal(size=60)
+    said = _solve(wide, tmp_path).stdout
+    assert "Take ridge for this table: its error is 0." in said
+    assert "with 48 rows it reads the 24 leading principal components of 40 columns" in said
+    assert "for this table" not in _solve(_frame(), tmp_path).stdout
+    clean = _frame(400)
+    clean["y"] = clean["a"] + clean["b"] - clean["c"]
+    said = _solve(clean, tmp_path).stdout
+    assert "Take OLS for this table" in said
+    assert "principal components" not in said
+
+
 def test_scores_are_on_held_out_rows(tmp_path: Path) -> None:
     frame = _frame(30)
     frame["y"] = np.random.default_rng(1).normal(size=30)
@@ -85,6 +100,13 @@ def test_other_bad_tables(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     _assert_refused(CliRunner().invoke(app, ["solve", str(tmp_path / "empty.csv"), "--target", "y"]), "not a CSV table")
     _assert_refused(CliRunner().invoke(app, ["solve", str(tmp_path / "none.csv"), "--target", "y"]), "none.csv")
+
+
+def test_an_earlier_figure_is_kept(tmp_path: Path) -> None:
+    assert "the earlier one" not in _solve(_frame(), tmp_path).stdout
+    before = (tmp_path / "plot.png").read_bytes()
+    assert f"the earlier one is {tmp_path / 'plot.1.png'}" in _solve(_frame(), tmp_path).stdout.replace("\n", "")
+    assert (tmp_path / "plot.1.png").read_bytes() == before
 
 
 def _solve_text(text: str | bytes, folder: Path, *options: str, target: str = "y", name: str = "data.csv") -> Result:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from memformer_kernels.nn import Memformer, StackArguments
+from memformer_kernels.nn import Memformer
 from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Setting
 from memformer_lab.reports.results import Results
 from memformer_lab.reports.verdicts import Check, close
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, seeded
+from memformer_lab.runs.variants import Preconditioner, Variant
 from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.solvers.first_order import first_order_method
 from memformer_lab.solvers.judging import Solver, memformer_estimates
 from memformer_lab.tasks.gaussian import GaussianTasks
-
-Preconditioner = Literal["free", "scalar"]
 
 DEPTHS = (1, 2, 3, 4)
 """Layers of Memformers, and steps of the optimisers that they are compared with."""
@@ -43,56 +39,6 @@ GDPP = (0.13, -2.2, -3.2)
 def gaussian_tasks(kind: str, seed: int, n: int = 20) -> GaussianTasks:
     """The tasks of a kind; `seed` draws the rotation."""
     return GaussianTasks.nonisotropic(n, rotation_seed=seed) if kind == NONISOTROPIC else GaussianTasks.isotropic(5, n)
-
-
-class Variant(Memformer):
-    """A `Memformer` with a constrained preconditioner or memory.
-
-    Args:
-        d: features.
-        layers: layers.
-        preconditioner: "free"; "scalar": A_l is a multiple of the identity. A_l = -I/2 then stays as it is, since the
-            weights of the registers, of which the linear rule gets one a layer, scale it.
-        registers: how many of the last registers an lfom layer weights, None for all. 1 keeps no memory.
-        **arguments: of `Memformer`.
-
-    Raises:
-        ValueError: for the residual rule with a scalar preconditioner, which would be lfom.
-    """
-
-    def __init__(
-        self,
-        d: int,
-        layers: int,
-        *,
-        preconditioner: Preconditioner = "free",
-        registers: int | None = None,
-        **arguments: Any,
-    ) -> None:
-        super().__init__(d, layers, **{"device": "cpu", "dtype": torch.float32, **arguments})
-        self.registers = registers
-        if preconditioner == "scalar":
-            if self.rule == "lfom_residual":
-                raise ValueError("rule must not be 'lfom_residual' where the preconditioner is scalar: that is 'lfom'")
-            identity = torch.eye(d, device=self.q.device, dtype=self.q.dtype)
-            start = (-0.5 / self.heads * identity).expand_as(self.q).clone()
-            self.q = nn.Parameter(start, requires_grad=False)
-            if self.gamma is None:
-                self.gamma = nn.Parameter(self.q.new_ones(layers, self.heads, 1, 1))
-
-    def stack_arguments(self) -> StackArguments:
-        """As `Memformer.stack_arguments`, with the constraints put in."""
-        arguments = super().stack_arguments()
-        if self.registers is not None and arguments["gamma"] is not None:
-            arguments["gamma"] = _newest(arguments["gamma"], self.registers)
-        return arguments
-
-    def trainable_entries(self) -> dict[str, Tensor]:
-        """As `Memformer.trainable_entries`, without the weights that are held at 0."""
-        entries = super().trainable_entries()
-        if self.registers is not None and "gamma" in entries:
-            entries["gamma"] &= _newest(torch.ones_like(entries["gamma"]), self.registers) != 0
-        return entries
 
 
 def trained_models(setting: Setting, tasks: GaussianTasks, recipe: Recipe, **arguments: Any) -> list[list[Variant]]:
@@ -148,6 +94,12 @@ def judged(label: str, x: Sequence[float], rows: Sequence[Sequence[Estimate]], o
     )
 
 
+def excess(curve: Series) -> Series:
+    """A trained curve less its optimum on the same tasks, seed by seed. 0 is the best."""
+    rows = [[value - best for value, best in zip(row, curve.optimum, strict=True)] for row in curve.values]
+    return series(f"{curve.label}, excess", curve.x, rows, optimum=[0.0] * len(curve.x))
+
+
 def half_widths(rows: Sequence[Sequence[Estimate]]) -> list[float]:
     """Half of the widest bootstrap interval at each place; 0 where one is not finite."""
     columns = [[0.5 * (one.high - one.low) for one in column] for column in zip(*rows, strict=True)]
@@ -176,10 +128,3 @@ def network(
     model = seeded(lambda: Variant(d, layers, preconditioner=preconditioner, registers=registers, **arguments), seed)
     assert isinstance(model, Variant)
     return model
-
-
-def _newest(gamma: Tensor, registers: int) -> Tensor:
-    """gamma with the weights of all but the newest `registers` registers set to 0."""
-    layer = torch.arange(gamma.shape[1], device=gamma.device, dtype=torch.int64)
-    kept = (layer[:, None] - layer[None, :]) < registers
-    return torch.where(kept[:, :, None, None, None], gamma, 0.0)

@@ -122,9 +122,9 @@ EXPERIMENT = Experiment(
     source="Dutta & Sra, arXiv 2410.07263v1, eqs. 17-18 and Fig. 1",
     protocol="Response-only models of the cgd rule and of the linear transformer, each with A_l a multiple of the "
     "identity and with A_l free. The scalar models have far fewer parameters than the free ones. CGD computes its "
-    "coefficients for every task; a Memformer has one set for all tasks. Optima are closed forms (free A, and isotropic "
-    "tasks), where memory changes nothing: the best polynomial has real zeros, which gradient steps reach. For scalar A "
-    "on non-isotropic tasks they are the least error over a sample of other tasks.",
+    "coefficients for every task; a Memformer has one set for all tasks. Optima are closed forms for free A, "
+    "and on isotropic tasks. There memory changes nothing: the best polynomial has real zeros, which gradient steps "
+    "reach. For scalar A on non-isotropic tasks they are the least error over a sample of other tasks.",
     run=run,
     judge=judge,
     find=find,

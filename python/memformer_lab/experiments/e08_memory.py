@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from memformer_lab.experiments.common import NONISOTROPIC, Variant, gaussian_tasks, network
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks, network
 from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_least, below
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.runs.variants import Variant
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.first_order import draws_statistics
 from memformer_lab.solvers.judging import distributions, memformer_estimates, network_errors, solver_errors

@@ -1,22 +1,18 @@
-"""Predictions at every prompt length, of algorithms and of networks, and how similar their errors are."""
+"""Predictions at several prompt lengths, of algorithms and of networks, and how similar their errors are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.optimizers import OPTIMIZERS, bfgs, ols, online_gradient_descent
+from memformer_lab.solvers.optimizers import OPTIMIZERS, ols
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 Predictions = dict[str, Tensor]
 """By label: (lengths, B), the prediction of y_{t+1} from x_{t+1} and t examples, for each length t."""
-
-_ITERATIONS = (1, 2, 4, 8)
-_NEWTON = (1, 2, 4, 8)
-_ONLINE_STEP = 0.1
 
 
 def draw_prompts(tasks: GaussianTasks, batch: int, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -27,43 +23,42 @@ def draw_prompts(tasks: GaussianTasks, batch: int, generator: Generator) -> tupl
     return drawn.z[..., :-1], y
 
 
-def memformer_predictions(model: Memformer, x: Tensor, y: Tensor, lengths: Sequence[int]) -> list[Tensor]:
-    """For each layer (lengths, B)."""
+def memformer_predictions(model: Memformer, x: Tensor, y: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(lengths, B), of the last layer."""
     found = []
     for length in lengths:
         z = torch.cat([x[:, : length + 1], y[:, : length + 1, None]], dim=-1)
         z[:, length, -1] = 0
         with torch.no_grad():
-            found.append(model.predict(z, context=length, layers=True)[..., 0])
-    return list(torch.stack(found, dim=1))
+            found.append(model.predict(z, context=length)[:, 0])
+    return torch.stack(found)
 
 
-def algorithm_predictions(x: Tensor, y: Tensor, lengths: Sequence[int]) -> Predictions:
-    """Of GD, online GD, CGD, BFGS, L-BFGS and Newton after some iterations, and of minimum-norm OLS; in float64."""
+def algorithm_predictions(
+    x: Tensor, y: Tensor, lengths: Sequence[int], iterations: Mapping[str, Sequence[int]]
+) -> dict[str, Tensor]:
+    """Predictions of optimisers after some iterations, in float64.
+
+    Args:
+        x: (B, T, d).
+        y: (B, T).
+        lengths: examples known, each below T.
+        iterations: for a name of `OPTIMIZERS` the iterations, in increasing order.
+
+    Returns:
+        By name (iterations, lengths, B); and under "ols" (1, lengths, B) those of the minimum-norm solution.
+    """
     x, y = x.double(), y.double()
-    online = online_gradient_descent(x, y, _ONLINE_STEP)
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*iterations, "ols")}
     for length in lengths:
         known, responses, query = x[:, :length], y[:, :length], x[:, length]
         h = known.mT @ known / length
         b = (known * responses.unsqueeze(-1)).sum(1) / length
-        weights: dict[str, Tensor] = {}
-        for label, name in (("GD", "gradient_descent"), ("CGD", "conjugate_gradient")):
-            iterates = OPTIMIZERS[name](h, b, _ITERATIONS[-1])
-            weights |= {_after(label, k): iterates[k - 1] for k in _ITERATIONS}
-        weights["BFGS, 4 steps"] = bfgs(h, b, 4)[-1]
-        weights["L-BFGS, 4 steps"] = bfgs(h, b, 4, memory=2)[-1]
-        iterates = OPTIMIZERS["iterative_newton"](h, b, _NEWTON[-1])
-        weights |= {_after("Newton", k): iterates[k - 1] for k in _NEWTON}
-        weights["online GD"] = online[length - 1]
-        weights["OLS"] = ols(h, b)
-        for label, w in weights.items():
-            found.setdefault(label, []).append((query * w).sum(-1))
-    return {label: torch.stack(values) for label, values in found.items()}
-
-
-def _after(label: str, steps: int) -> str:
-    return f"{label}, {steps} step{'s' if steps > 1 else ''}"
+        for name, steps in iterations.items():
+            iterates = OPTIMIZERS[name](h, b, steps[-1])[[step - 1 for step in steps]]
+            found[name].append((iterates * query).sum(-1))
+        found["ols"].append((ols(h, b) * query).sum(-1)[None])
+    return {name: torch.stack(values, dim=1) for name, values in found.items()}
 
 
 def similarity(one: Tensor, other: Tensor, truth: Tensor) -> float:
@@ -76,3 +71,16 @@ def similarity(one: Tensor, other: Tensor, truth: Tensor) -> float:
     cosine = (first * second).sum(0) / norms
     usable = cosine.isfinite() & (norms > 0)
     return float(cosine[usable].mean()) if bool(usable.any()) else float("nan")
+
+
+def best_match(predictions: Tensor, iterates: Tensor, truth: Tensor) -> tuple[int, float]:
+    """The place of the iterate whose errors are most similar to those of some predictions, and that similarity.
+
+    Args:
+        predictions: (lengths, B).
+        iterates: (iterations, lengths, B).
+        truth: (lengths, B).
+    """
+    found = [similarity(predictions, one, truth) for one in iterates]
+    place = max(range(len(found)), key=lambda k: (found[k] == found[k], found[k]))
+    return place, found[place]

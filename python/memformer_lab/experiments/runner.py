@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from memformer_lab.reports.drawing import draw_matrix, draw_panel
 from memformer_lab.reports.pages import Figures, html_page, markdown_page
+from memformer_lab.reports.panels import draw_matrix, draw_panel
 from memformer_lab.reports.protocol import Experiment, Outcome, Setting, read_outcome, write_outcome
 from memformer_lab.reports.results import versions
 from memformer_lab.reports.terminal import cores

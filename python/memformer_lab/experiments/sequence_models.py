@@ -12,43 +12,53 @@ Attention = Literal["linear", "softmax", "relu"]
 
 
 class AttentionStack(nn.Module):
-    """One-head attention layers on tokens z (B, N, D), every token attending to the context alone.
+    """Attention layers on tokens z (B, N, D), every token attending to the context alone.
 
-    linear: Z += (Z Q Z_c^T / n) Z_c P^T, the linear transformer with dense Q and P. relu: max(., 0) of the scores.
-    softmax: the softmax of the scores over the context in place of scores / n. With a feed-forward block each layer
-    further adds W2 max(W1 z, 0), 4 D wide, starting from 0. The prediction is -Z_L[query, D-1].
+    linear: Z += sum over heads of (Z Q Z_c^T / n) Z_c P^T, the linear transformer with dense Q and P. relu: max(., 0)
+    of the scores. softmax: the softmax of the scores over the context in place of scores / n. With a feed-forward
+    block each layer further adds W2 max(W1 z, 0), 4 D wide, starting from 0. The prediction is -Z_L[query, D-1].
+
+    Heads start with scores and outputs of turning signs: two softmax heads of opposite scores, subtracted, are linear
+    attention to first order in the scores, which one head with its positive weights cannot be.
 
     Args:
         d: features.
         layers: layers.
         attention: kind.
+        heads: heads.
         feed_forward: whether layers have the block.
     """
 
-    def __init__(self, d: int, layers: int, attention: Attention, *, feed_forward: bool = False) -> None:
+    def __init__(
+        self, d: int, layers: int, attention: Attention, *, heads: int = 1, feed_forward: bool = False
+    ) -> None:
         super().__init__()
         width = d + 1
-        self.layers, self.attention = layers, attention
+        self.layers, self.attention, self.heads = layers, attention, heads
         start = 0.5 * torch.eye(width, device="cpu", dtype=torch.float32)
         start[-1, -1] = 0.0
         corner = torch.zeros(width, width, device="cpu", dtype=torch.float32)
         corner[-1, -1] = -1.0
-        self.q = nn.Parameter(start + 0.02 * torch.randn(layers, width, width, device="cpu", dtype=torch.float32))
-        self.p = nn.Parameter(corner + 0.02 * torch.randn(layers, width, width, device="cpu", dtype=torch.float32))
+        signs = torch.tensor([1.0, -1.0], device="cpu", dtype=torch.float32).repeat(heads)[:heads, None, None]
+        shape = (layers, heads, width, width)
+        self.q = nn.Parameter(signs * start + 0.02 * torch.randn(shape, device="cpu", dtype=torch.float32))
+        self.p = nn.Parameter(signs / heads * corner + 0.02 * torch.randn(shape, device="cpu", dtype=torch.float32))
         hidden = 4 * width if feed_forward else 0
         self.up = nn.Parameter(torch.randn(layers, width, hidden, device="cpu", dtype=torch.float32) / math.sqrt(width))
         self.down = nn.Parameter(torch.zeros(layers, hidden, width, device="cpu", dtype=torch.float32))
 
+    def _weights(self, scores: Tensor) -> Tensor:
+        """(B, H, N, n) of scores of the same shape."""
+        if self.attention == "softmax":
+            return scores.softmax(-1)
+        return (scores.relu() if self.attention == "relu" else scores) / scores.shape[-1]
+
     def predict(self, z: Tensor, context: int) -> Tensor:
         """(B, N - context) predictions of the queries."""
         for layer in range(self.layers):
-            known = z[:, :context]
-            scores = z @ self.q[layer] @ known.mT
-            if self.attention == "softmax":
-                weights = scores.softmax(-1)
-            else:
-                weights = (scores.relu() if self.attention == "relu" else scores) / context
-            z = z + weights @ (known @ self.p[layer].mT)
+            known = z[:, None, :context]
+            weights = self._weights(z[:, None] @ self.q[layer] @ known.mT)
+            z = z + (weights @ (known @ self.p[layer].mT)).sum(1)
             if self.up.shape[-1]:
                 z = z + (z @ self.up[layer]).relu() @ self.down[layer]
         return -z[:, context:, -1]

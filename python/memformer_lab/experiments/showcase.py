@@ -28,7 +28,7 @@ from memformer_lab.reports.drawing import draw_report
 from memformer_lab.reports.results import MethodResult, Report, versions
 from memformer_lab.reports.tables import print_report
 from memformer_lab.reports.terminal import task_progress
-from memformer_lab.runs.files import write_atomically
+from memformer_lab.runs.files import keep_earlier, write_atomically
 from memformer_lab.runs.parallel import Job, Workers
 from memformer_lab.tasks import real
 
@@ -46,7 +46,7 @@ def run_showcase(
     What is found depends on `seed` and `budget` alone, not on the number of workers.
 
     Args:
-        output: folder; what an earlier run left there is replaced.
+        output: folder. An earlier report and figure there are kept beside the new ones; runs are replaced.
         seed: of parameters, tasks, their rotation and all that is judged on; >= 0.
         budget: how much to do; None is the full job.
         workers: processes to share the work, of one thread each.
@@ -94,6 +94,7 @@ def run_showcase(
         seconds=clock.laps,
         versions=versions(),
     )
+    kept = [aside for name in ("report.json", "figure.png") if (aside := keep_earlier(folder / name))]
     try:
         write_atomically(folder / "report.json", report.to_json().encode())
         write_atomically(folder / "figure.png", draw_report(report))
@@ -102,6 +103,8 @@ def run_showcase(
     # As a Text, in which no part of a folder's name is read as markup.
     wrote = f"{clock.total():.0f} s in all. Wrote report.json, figure.png and runs/ in {folder}"
     console.print(Text(wrote), soft_wrap=True)
+    if kept:
+        console.print(Text(f"The earlier ones are {' and '.join(map(str, kept))}"), soft_wrap=True)
     return report
 
 

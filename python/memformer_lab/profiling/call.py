@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from memformer_lab.runs.files import write_atomically
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DIRECTIONS = ("training", "forward")
+WORDS = ("rule", "granularity", "structure", "backend", "algorithm")
 SIZES = ("d", "n", "queries", "batch", "layers", "heads")
 
 RANGE = "memformer"
@@ -165,16 +167,14 @@ def make_arguments(call: Call, device: torch.device) -> tuple[Memformer, Tensor,
     dtype = DTYPES[call.dtype]
     generator = torch.Generator().manual_seed(0)
     tokens = call.n + call.queries
+    # Words of the command line, which the module checks.
+    words: dict[str, Any] = {name: getattr(call, name) for name in WORDS}
     model = Memformer(
         call.d,
         call.layers,
         heads=call.heads,
-        rule=call.rule,
-        granularity=call.granularity,
-        structure=call.structure,
         tokens=tokens,
-        backend=call.backend,
-        algorithm=call.algorithm,
+        **words,
         device=device,
         dtype=torch.float64 if dtype == torch.float64 else torch.float32,
     )

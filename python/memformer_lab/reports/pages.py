@@ -10,7 +10,7 @@ from html import escape
 from memformer_lab.reports.curves import LEVEL, Series
 from memformer_lab.reports.protocol import Outcome
 from memformer_lab.reports.results import Panel
-from memformer_lab.reports.verdicts import RULES, Label
+from memformer_lab.reports.verdicts import RULES, Label, Verdict
 
 Figures = Mapping[str, bytes]
 """PNG pictures by the name of their panel or matrix."""
@@ -23,6 +23,7 @@ _CLASS: dict[Label, str] = {
     "inconclusive at this scale": "open",
 }
 
+_SAID = {True: "holds", False: "falls", None: "open"}
 _MARK = {True: ("passed", "✓"), False: ("failed", "✗"), None: ("undecided", "?")}
 
 _STYLE = """
@@ -112,6 +113,7 @@ def _section(outcome: Outcome, figures: Figures) -> str:
     parts = [
         f'<h2 id="{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)} {_badge(outcome)}</h2>',
         f"<p><strong>{escape(experiment.find(results))}.</strong></p>",
+        *([_parts(verdict)] if len(verdict.parts) > 1 else []),
         f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span "
         f"class='small'>({escape(experiment.source)})</span></dd>",
         *(
@@ -120,6 +122,7 @@ def _section(outcome: Outcome, figures: Figures) -> str:
             for one in experiment.published
         ),
         f"<dt>Protocol</dt><dd>{escape(experiment.protocol)}</dd></dl>",
+        *([f"<p>A referee would still ask: {escape(experiment.asks)}</p>"] if experiment.asks else []),
         f'<ul class="checks">{checks}</ul>',
     ]
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]
@@ -140,6 +143,14 @@ def _section(outcome: Outcome, figures: Figures) -> str:
         f"{outcome.seconds:.0f} s, of which {outcome.cpu_seconds:.0f} s of processor time.</p>"
     )
     return "\n".join(parts)
+
+
+def _parts(verdict: Verdict) -> str:
+    """What became of each part of the claim."""
+    items = "".join(
+        f'<li class="{_MARK[holds][0]}">{_MARK[holds][1]} {escape(part)}</li>' for part, holds in verdict.parts.items()
+    )
+    return f'<ul class="checks">{items}</ul>'
 
 
 def _image(picture: bytes, title: str) -> str:
@@ -209,19 +220,20 @@ def markdown_page(outcomes: Sequence[Outcome]) -> str:
         "from these files by the command with `--out` and this folder, which runs nothing again. A verdict is "
         f"computed from the numbers by the rules that the report lists. {RULES} Errors are natural logarithms of mean "
         f"squared errors on fresh tasks, means over {len(outcomes[0].setting.seeds)} seeds, unless said otherwise.\n\n"
-        "| experiment | claim | verdict | rules that hold | found |\n|---|---|---|---|---|\n"
+        "| experiment | claim | verdict | found | a referee would still ask |\n|---|---|---|---|---|\n"
         f"{rows}\n\n## Rules that do not hold or are open\n\n{notes}\n"
     )
 
 
 def _markdown_row(outcome: Outcome) -> str:
-    experiment, checks = outcome.experiment, outcome.verdict.checks
+    experiment, parts = outcome.experiment, outcome.verdict.parts
+    each = "; ".join(f"{part}: {_SAID[holds]}" for part, holds in parts.items())
     cells = (
         f"[{experiment.number}. {experiment.title}]({experiment.name}.json)",
         f"{experiment.claim} ({experiment.source})",
-        outcome.verdict.label,
-        f"{sum(check.passed is True for check in checks)} of {len(checks)}",
+        f"{outcome.verdict.label} ({each})" if len(parts) > 1 else outcome.verdict.label,
         experiment.find(outcome.results),
+        experiment.asks,
     )
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 

@@ -78,6 +78,7 @@ class Experiment:
         judge: results -> checks; reads nothing but the results.
         find: results -> the main figures in a sentence; reads nothing but the results.
         published: published figures.
+        asks: what a referee would still ask.
     """
 
     number: int
@@ -90,6 +91,7 @@ class Experiment:
     judge: Callable[[Results], Sequence[Check]]
     find: Callable[[Results], str]
     published: tuple[Published, ...] = ()
+    asks: str = ""
 
     def verdict(self, results: Results, scale: Scale) -> Verdict:
         """The verdict; scales below full are too short for a label."""

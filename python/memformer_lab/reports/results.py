@@ -13,6 +13,7 @@ import torch
 
 import memformer_kernels
 from memformer_lab.reports.curves import Series
+from memformer_lab.reports.networks import Network
 from memformer_lab.solvers.estimates import Estimate
 
 LABELS = {
@@ -89,12 +90,14 @@ class Results:
         numbers: further numbers by name, which verdicts read and the report lists.
         matrices: heat maps.
         notes: sentences computed from the numbers.
+        networks: trained networks behind some of the values.
     """
 
     panels: tuple[Panel, ...]
     numbers: Mapping[str, float] = field(default_factory=dict)
     matrices: tuple[Matrix, ...] = ()
     notes: tuple[str, ...] = ()
+    networks: tuple[Network, ...] = ()
 
     def __getitem__(self, name: str) -> Panel:
         for panel in self.panels:
@@ -136,7 +139,8 @@ class Results:
             for one in plain["matrices"]
         )
         numbers = {name: float(value) for name, value in plain["numbers"].items()}
-        return cls(tuple(panels), numbers, matrices, tuple(plain["notes"]))
+        networks = tuple(Network(**one) for one in plain["networks"])
+        return cls(tuple(panels), numbers, matrices, tuple(plain["notes"]), networks)
 
 
 @dataclass(frozen=True)

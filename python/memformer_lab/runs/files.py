@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import itertools
 import os
 import secrets
 import stat
@@ -54,6 +55,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             _replace(Path(os.path.realpath(path)), data, held)
         else:
             _write_through(path, data, _own_output(held))
+
+
+def keep_earlier(path: str | os.PathLike[str]) -> Path | None:
+    """A copy of the file at `path` beside it, before another takes its place: "a.png" becomes "a.1.png", or ".2", ...
+
+    Returns:
+        Where the copy is; None where there is no regular file.
+
+    Raises:
+        OSError: if it cannot be read or copied.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return None
+    aside = next(
+        aside for number in itertools.count(1) if not (aside := path.with_suffix(f".{number}{path.suffix}")).exists()
+    )
+    write_atomically(aside, path.read_bytes())
+    return aside
 
 
 def remove_temporaries(path: str | os.PathLike[str]) -> None:

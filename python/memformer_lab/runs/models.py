@@ -10,6 +10,7 @@ from memformer_kernels.nn import Memformer
 from memformer_lab.runs import checkpoint as checkpoints
 from memformer_lab.runs.checkpoint import Checkpoint
 from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.variants import Variant
 from memformer_lab.solvers.estimates import Estimate, estimate
 from memformer_lab.solvers.judging import model_errors
 from memformer_lab.tasks.seeds import seed_for
@@ -23,16 +24,16 @@ def build_model(config: TrainingConfig, device: torch.device | str = "cpu") -> M
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("initialisation", config.seed))
-        model = Memformer(
+        model = Variant(
             config.d,
             config.layers,
+            preconditioner=config.preconditioner,
+            tied=config.tied,
             heads=config.heads,
             rule=config.rule,
             granularity=config.granularity,
             structure=config.structure,
             tokens=config.n + config.queries,
-            device="cpu",
-            dtype=torch.float32,
         )
     return model.to(device)
 

@@ -11,6 +11,7 @@ from torch.distributed import ProcessGroup
 from torch.nn import Parameter
 
 from memformer_kernels import (
+    SGD,
     Adam,
     FixedTasks,
     GaussianStatistics,
@@ -20,11 +21,14 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.nn import Memformer
+from memformer_kernels.training.steps import Backend as TrainingBackend
 
 Sampler = GaussianStatistics | GaussianTokens | FixedTasks
 
 GROUPS = ("model", "first", "second")
-"""Kinds of tensors that a run carries: parameters, and Adam's first and second moments."""
+"""Kinds of tensors that a run carries: parameters, and the optimiser's first and second moments (SGD: first alone)."""
+
+_ADAM, _SGD = {"first": "exp_avg", "second": "exp_avg_sq"}, {"first": "momentum_buffer"}
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """By group, then by parameter name."""
@@ -43,26 +47,32 @@ class TrainingDiverged(ArithmeticError):
 
 
 class AutogradSteps:
-    """One step after another by autograd and torch's Adam: any module, any loss.
+    """One step after another by autograd and an optimiser of torch: any module, any loss.
 
     Args:
         model: what is trained, in place; parameters that require no gradient stay.
         loss: gives the loss of a step from its number, counted from 0.
-        optimizer: Adam's settings with the schedule; `clip_gradients` clips.
+        optimizer: settings with the schedule; `clip_gradients` clips.
 
     Attributes:
         step: steps taken.
         gradient_norm: of the last step, before clipping; NaN before the first.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], optimizer: Adam) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[int], Tensor], optimizer: Adam | SGD) -> None:
         self.model = model
         self.step = 0
         self.gradient_norm = math.nan
         self._loss = loss
         self._settings = optimizer
         self._parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self._adam = torch.optim.Adam(self._parameters.values(), betas=optimizer.betas, fused=True)
+        parameters = self._parameters.values()
+        self._optimizer: torch.optim.Optimizer
+        if isinstance(optimizer, SGD):
+            self._optimizer, self._moments = torch.optim.SGD(parameters, momentum=optimizer.momentum, fused=True), _SGD
+        else:
+            first, second = optimizer.betas
+            self._optimizer, self._moments = torch.optim.Adam(parameters, betas=(first, second), fused=True), _ADAM
 
     def take(self, steps: int) -> list[float]:
         """Take some steps and return their losses.
@@ -73,8 +83,8 @@ class AutogradSteps:
         losses: list[float] = []
         for _ in range(steps):
             (rate,) = self._settings.rates(1)
-            self._adam.param_groups[0]["lr"] = rate * self._settings.schedule.factor(self.step)
-            self._adam.zero_grad()
+            self._optimizer.param_groups[0]["lr"] = rate * self._settings.schedule.factor(self.step)
+            self._optimizer.zero_grad()
             loss = self._loss(self.step)
             torch.autograd.backward(loss)
             norm = clip_gradients(self._parameters, self._settings.clip)
@@ -82,20 +92,21 @@ class AutogradSteps:
             if not math.isfinite(value) or not math.isfinite(self.gradient_norm):
                 message = f"loss {value} and gradient norm {self.gradient_norm} at step {self.step + 1}"
                 raise TrainingDiverged(message, losses)
-            self._adam.step()
+            self._optimizer.step()
             losses.append(value)
             self.step += 1
         return losses
 
     def tensors(self) -> Tensors:
         """Copies of the parameters, and of the moments, of which there are none before the first step."""
-        named = dict(self.model.named_parameters())
-        states = {name: self._adam.state[value] for name, value in named.items() if value in self._adam.state}
-        return {
-            "model": {name: value.detach().clone() for name, value in named.items()},
-            "first": {name: state["exp_avg"].clone() for name, state in states.items()},
-            "second": {name: state["exp_avg_sq"].clone() for name, state in states.items()},
-        }
+        found: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
+        found["model"] = {name: value.detach().clone() for name, value in self.model.named_parameters()}
+        for name, value in self._parameters.items():
+            state = self._optimizer.state.get(value, {})
+            for group, key in self._moments.items():
+                if (moment := state.get(key)) is not None:
+                    found[group][name] = moment.clone()
+        return found
 
     def restore(self, tensors: Tensors, step: int) -> None:
         """Go on from what `tensors` gave after so many steps.
@@ -107,14 +118,14 @@ class AutogradSteps:
         self.model.load_state_dict(dict(tensors["model"]))
         state = {}
         for index, (name, parameter) in enumerate(self._parameters.items()):
-            moments = [tensors[group].get(name) for group in ("first", "second")]
-            for moment in moments:
-                if moment is not None:
-                    _check("first", name, moment, parameter)
-            if moments[0] is not None and moments[1] is not None:
+            moments = {key: tensors[group].get(name) for group, key in self._moments.items()}
+            for group, key in self._moments.items():
+                if moments[key] is not None:
+                    _check(group, name, moments[key], parameter)
+            if None not in moments.values():
                 count = torch.tensor(float(step), device="cpu", dtype=torch.float32)
-                state[index] = {"step": count, "exp_avg": moments[0], "exp_avg_sq": moments[1]}
-        self._adam.load_state_dict({**self._adam.state_dict(), "state": state})
+                state[index] = {**({"step": count} if self._moments is _ADAM else {}), **moments}
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
 
 class FusedSteps:
@@ -123,7 +134,7 @@ class FusedSteps:
     Args:
         model: what is trained; `learned` puts what was learned into it.
         state: what `state_of` makes of it.
-        optimizer: Adam's settings.
+        optimizer: its settings.
         backend: as `train_steps` takes it.
         group: ranks that share every batch; each holds the same state. None: this process alone.
     """
@@ -132,9 +143,9 @@ class FusedSteps:
         self,
         model: Memformer,
         state: TrainState,
-        optimizer: Adam,
+        optimizer: Adam | SGD,
         *,
-        backend: str = "auto",
+        backend: TrainingBackend = "auto",
         group: ProcessGroup | None = None,
     ) -> None:
         self.state = state

@@ -8,7 +8,7 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels.nn import Memformer
 from memformer_lab.runs.checkpoint import Checkpoint
-from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.runs.config import GAUSSIAN, TrainingConfig
 from memformer_lab.runs.models import build_model, model_of
 from memformer_lab.runs.steps import AutogradSteps, FusedSteps, TrainingDiverged, state_of
 from memformer_lab.solvers.first_order import drawer, draws_statistics
@@ -118,8 +118,10 @@ class Trainer:
 
 def fault(config: TrainingConfig) -> str | None:
     """Why `train_steps` does not train such a run, or None."""
-    if config.tasks == "standardised":
-        return "tasks 'standardised' are no Gaussian tasks with one covariance"
+    if config.tasks not in GAUSSIAN:
+        return f"tasks {config.tasks!r} are no Gaussian tasks with one covariance"
+    if config.tied:
+        return "tied layers share their matrices"
     if config.rule == "gated_heads":
         return "rule 'gated_heads' trains gates"
     return None
@@ -130,7 +132,7 @@ class _DrawnSteps(AutogradSteps):
 
     def __init__(self, config: TrainingConfig, device: torch.device | str) -> None:
         model = build_model(config, device)
-        super().__init__(model, self._loss_at, config.optimizer())
+        super().__init__(model, self._loss_at, config.settings())
         self._memformer = model
         self._draw = drawer([model], config.sampler(), config.queries)
         self._batch_size, self._resample = config.batch, config.resample
@@ -175,7 +177,7 @@ class _SampledSteps(FusedSteps):
         state = state_of(model, seed_for("training", config.seed) >> 1)
         assert state is not None
         assert isinstance(tasks, GaussianTasks)
-        super().__init__(model, state, config.optimizer(), backend=config.backend, group=group)
+        super().__init__(model, state, config.settings(), backend=config.backend, group=group)
         self._sampler = step_sampler(
             tasks,
             config.batch,

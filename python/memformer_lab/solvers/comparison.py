@@ -11,9 +11,10 @@ from sklearn.model_selection import KFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from memformer_lab.solvers.regressor import MemformerRegressor
+from memformer_lab.solvers.regressor import ROWS_A_FEATURE, MemformerRegressor, readable_components
 from memformer_lab.tasks.table import Array, Problem
 
+_WORSE = 1.25  # times an error from which on it is said
 _PENALTIES = np.logspace(-4, 4, 33)
 
 
@@ -49,6 +50,24 @@ def compare(problem: Problem, folds: int, seed: int) -> dict[str, Score]:
         for rest, held in split.split(problem.x):
             means[held] = problem.y[rest].mean()
         return found | {"mean": _score(problem.y, means)}
+
+
+def advice(problem: Problem, comparison: dict[str, Score], folds: int) -> list[str]:
+    """Where another method does better than the Memformer, which one, and why where that is known."""
+    own = comparison["Memformer"].mean_squared_error
+    peers = {name: comparison[name].mean_squared_error for name in ("OLS", "ridge") if not comparison[name].failure}
+    best = min(peers, key=peers.__getitem__, default=None)
+    if best is None or not peers[best] < own / _WORSE:
+        return []
+    said = [f"Take {best} for this table: its error is {peers[best] / own:.2f} of the Memformer's."]
+    rows, columns = len(problem.y) * (folds - 1) // folds, len(problem.features)
+    if columns > readable_components(rows):
+        said.append(
+            f"The Memformer needs {ROWS_A_FEATURE} rows a column: with {rows} rows it reads the "
+            f"{readable_components(rows)} leading principal components of {columns} columns, and what the others hold "
+            "is lost to it."
+        )
+    return said
 
 
 def _score(y: Array, predictions: Array) -> Score:

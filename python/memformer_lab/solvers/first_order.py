@@ -10,10 +10,11 @@ from torch import Generator, Tensor
 
 from memformer_kernels import lfom_solve
 from memformer_kernels.nn import Memformer
+from memformer_lab.tasks.families import FamilyTasks
 from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch
 from memformer_lab.tasks.standardised import StandardisedTasks
 
-Tasks = GaussianTasks | StandardisedTasks
+Tasks = GaussianTasks | StandardisedTasks | FamilyTasks
 
 Draw = Callable[[int, Generator], TaskBatch]
 """(batch, generator) -> tasks."""

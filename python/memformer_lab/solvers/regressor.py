@@ -59,6 +59,15 @@ class Moments:
         return deviation, gram
 
 
+ROWS_A_FEATURE = 2
+"""What a network needs about."""
+
+
+def readable_components(rows: int) -> int:
+    """How many features, or else leading principal components, networks read of so many rows."""
+    return max(1, rows // ROWS_A_FEATURE)
+
+
 class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Linear regression by a trained Memformer that reads the training rows as its context.
 
@@ -158,7 +167,7 @@ def _weights(moments: Moments, *, rescale: bool) -> Array:
         return weights
     h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
     found = np.zeros(len(h))
-    for basis in _bases(h, max(1, moments.count // 2)):
+    for basis in _bases(h, readable_components(moments.count)):
         found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, moments.count)
     if rescale:
         curvature = float(found @ h @ found)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch import Generator, Tensor
 
-from memformer_lab.tasks.gaussian import TaskBatch
+from memformer_lab.tasks.gaussian import TaskBatch, check_sizes, chi_by_rejection
 
 _HIDDEN = 16
+_SHAPE = 0.1
 
 
 def family_tokens(name: str, batch: int, generator: Generator, *, d: int, n: int, queries: int = 1) -> TaskBatch:
     """Tasks of a family as tokens; `weights` are zeros where no linear weights are the truth.
 
-    sphere: x uniform on the sphere of radius sqrt(d). gamma-scaled: x ~ N(0, I) times one Gamma(2, 1/2) factor a
-    token. relu: y = max(w.x, 0) * sqrt(2). two-layer network: 16 relu units with random weights, scaled to variance
-    d. sinusoid: y = sqrt(2 d) sin(w.x / sqrt(d) + phase). logistic: labels -1 and 1 with P(1) = sigmoid(2 w.x /
-    sqrt(d)).
-    Each has E[y^2] about d, but logistic, where it is 1. Queries carry the responses as they are, labels included.
+    linear: x ~ N(0, I), y = w.x. sphere: the same with x uniform on the unit sphere. gamma-scaled: x is sqrt(g) times a
+    point of the unit sphere, with one g ~ Gamma of shape 0.1 and scale 10 a token, whose mean is 1: most tokens are
+    near 0 and few are long (Ahn et al., arXiv 2310.01082). relu: y = max(w.x, 0) * sqrt(2). two-layer network: 16 relu
+    units with random weights, scaled to variance d. sinusoid: y = sqrt(2 d) sin(w.x / sqrt(d) + phase). logistic:
+    labels -1 and 1 with P(1) = sigmoid(2 w.x / sqrt(d)).
+    E[y^2] is d, but 1 on the sphere, gamma-scaled or not, and of labels. Queries carry the responses as they are,
+    labels included.
 
     Args:
         name: one of `FAMILIES`.
@@ -62,15 +66,17 @@ def _linear(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tens
 
 def _sphere(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
     x, _, w = _linear(batch, tokens, d, generator)
-    x = x * (math.sqrt(d) / x.norm(dim=-1, keepdim=True))
+    x = x / x.norm(dim=-1, keepdim=True)
     return x, _project(x, w), w
 
 
 def _gamma_scaled(batch: int, tokens: int, d: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-    x, _, w = _linear(batch, tokens, d, generator)
-    # Gamma(2, 1/2) is half the sum of two exponentials.
-    uniforms = 1 - torch.rand((batch, tokens, 2), generator=generator, device=generator.device, dtype=torch.float32)
-    x = x * (-0.5 * uniforms.log().sum(-1, keepdim=True))
+    x, _, w = _sphere(batch, tokens, d, generator)
+    # Gamma(a) is Gamma(a + 1) times the a-th root of a uniform; chi^2(k) is twice Gamma(k / 2).
+    larger = 0.5 * chi_by_rejection(2 * (_SHAPE + 1), batch * tokens, generator, torch.float32).square()
+    uniform = torch.rand(batch * tokens, generator=generator, device=generator.device, dtype=torch.float32)
+    scale = (larger * uniform ** (1 / _SHAPE) / _SHAPE).sqrt()
+    x = x * scale.view(batch, tokens, 1)
     return x, _project(x, w), w
 
 
@@ -112,3 +118,30 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "logistic": _logistic,
     }
 )
+
+
+@dataclass(frozen=True)
+class FamilyTasks:
+    """The tasks of one family, as `family_tokens` draws them.
+
+    Attributes:
+        name: one of `FAMILIES`.
+        d: number of features.
+        n: number of labelled examples in a context.
+
+    Raises:
+        ValueError: for an unknown family or a size below 1.
+    """
+
+    name: str
+    d: int
+    n: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self.d, self.n, torch.float32)
+        if self.name not in FAMILIES:
+            raise ValueError(f"name must be one of {', '.join(FAMILIES)}, got {self.name!r}")
+
+    def tokens(self, batch: int, generator: Generator, queries: int = 1) -> TaskBatch:
+        """Draw every example and every query: z (batch, n + queries, d + 1)."""
+        return family_tokens(self.name, batch, generator, d=self.d, n=self.n, queries=queries)

@@ -231,22 +231,8 @@ class GaussianTasks:
         for i in range(d):
             if i:
                 k[i, :i] = self._normal(generator, i, batch)
-            k[i, i] = self._chi(n - i, batch, generator)
+            k[i, i] = chi(n - i, batch, generator, self.dtype)
         return k
-
-    def _chi(self, freedom: int, batch: int, generator: Generator) -> Tensor:
-        """chi(freedom), exactly: chi^2(2m) is -2 times the sum of the logs of m uniforms; one squared normal if odd."""
-        if freedom > _MOST_UNIFORMS:
-            return chi_by_rejection(freedom, batch, generator, self.dtype)
-        uniforms = torch.rand(freedom // 2, batch, generator=generator, dtype=self.dtype, device=generator.device)
-        uniforms = 1 - uniforms  # (0, 1]: a zero has no logarithm
-        square = torch.zeros(batch, dtype=self.dtype, device=generator.device)
-        for group in torch.split(uniforms, _UNIFORMS_PER_LOG):
-            square -= group.prod(dim=0).log_()
-        square *= 2
-        if freedom % 2:
-            square += self._normal(generator, batch).square_()
-        return square.sqrt_()
 
 
 def step_sampler(
@@ -289,7 +275,25 @@ def product(matrices: Tensor, vectors: Tensor) -> Tensor:
     return result
 
 
-def chi_by_rejection(freedom: int, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+def chi(freedom: int, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
+    """(batch,) exact draws of chi(freedom), freedom >= 1.
+
+    chi^2(2m) is -2 times the sum of the logs of m uniforms; one squared normal more if odd.
+    """
+    if freedom > _MOST_UNIFORMS:
+        return chi_by_rejection(freedom, batch, generator, dtype)
+    uniforms = torch.rand(freedom // 2, batch, generator=generator, dtype=dtype, device=generator.device)
+    uniforms = 1 - uniforms  # (0, 1]: a zero has no logarithm
+    square = torch.zeros(batch, dtype=dtype, device=generator.device)
+    for group in torch.split(uniforms, _UNIFORMS_PER_LOG):
+        square -= group.prod(dim=0).log_()
+    square *= 2
+    if freedom % 2:
+        square += torch.randn((batch,), generator=generator, dtype=dtype, device=generator.device).square_()
+    return square.sqrt_()
+
+
+def chi_by_rejection(freedom: float, batch: int, generator: Generator, dtype: torch.dtype) -> Tensor:
     """(batch,) exact draws of chi(freedom), freedom >= 2, by the method of Marsaglia and Tsang (2000).
 
     chi^2(k) is twice Gamma(k/2). For k of a hundred and more nearly every proposal is accepted, so a few rounds of

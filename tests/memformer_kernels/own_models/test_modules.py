@@ -1,5 +1,6 @@
 """The modules mean what they say: a layer is its formulas, memory starts as none, steps equal the whole."""
 
+import math
 from typing import Any
 
 import pytest
@@ -143,6 +144,25 @@ def test_steps_equal_the_whole(memory: str) -> None:
     assert state.tokens.tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("feature_map", ["identity", "elu"])
+def test_prompts_of_unequal_lengths_go_on_as_each_alone(side: str, feature_map: Any) -> None:
+    torch.manual_seed(0)
+    layer, lengths = MemformerAttention(16, 2, causal=True, feature_map=feature_map).double(), (7, 3, 1)
+    prompts, after = [torch.randn(1, n, 16).double() for n in lengths], torch.randn(3, 16).double()
+    padded, mask = torch.full((3, 7, 16), math.nan).double(), torch.zeros(3, 7, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        there = slice(prompt.shape[1]) if side == "right" else slice(7 - prompt.shape[1], 7)
+        padded[row, there], mask[row, there] = prompt[0], True
+    z, _, state = layer.prefill(padded, mask=mask)
+    assert state.tokens.tolist() == [*lengths]
+    following, _, _ = layer.step(after, [], state)
+    for row, prompt in enumerate(prompts):
+        alone, _, own = layer.prefill(prompt)
+        torch.testing.assert_close(z[row][mask[row]], alone[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(following[row], layer.step(after[row : row + 1], [], own)[0][0])
+
+
 def test_wide_models_stay_of_order_one() -> None:
     """Forward and gradients at width 256, 8 layers, with the normalisations."""
     torch.manual_seed(0)
@@ -158,6 +178,9 @@ def test_wide_models_stay_of_order_one() -> None:
     assert 0.5 < float(out.detach().std()) < 5
     out.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for layer in layers for p in layer.parameters())
+
+
+CAUSAL = MemformerAttention(16, 2, causal=True)
 
 
 @pytest.mark.parametrize(
@@ -183,6 +206,24 @@ def test_wide_models_stay_of_order_one() -> None:
         (lambda: RegisterMemory(16, 1)(tokens(), tokens(), [tokens()]), ValueError, "registers: expected fewer"),
         (lambda: MemformerAttention(16, 2)(tokens(), [tokens()]), ValueError, "registers: expected 0 of them"),
         (lambda: MemformerAttention(16, 2).prefill(tokens()), ValueError, "causal: expected a layer made with"),
+        (lambda: MemformerAttention(16, 2)(torch.ones(2, 5, 8)), ValueError, "z: expected tokens .*dim = 16"),
+        (lambda: MemformerAttention(16, 2)(torch.ones(5, 16)), ValueError, "z: expected tokens .B, N, dim = 16"),
+        (
+            lambda: CAUSAL.step(torch.ones(2, 1, 16), [], CAUSAL.initial_state(2)),
+            ValueError,
+            "z: expected tokens .B, d",
+        ),
+        (lambda: CAUSAL.prefill(torch.ones(2, 5, 8)), ValueError, "z: expected tokens .B, N, dim = 16"),
+        (
+            lambda: CAUSAL.prefill(torch.ones(2, 5, 16), mask=torch.ones(5, 2).bool()),
+            ValueError,
+            r"mask: expected shape \(B, N\) = \(2, 5\)",
+        ),
+        (
+            lambda: MemformerAttention(16, 2)(torch.ones(2, 5, 16), mask=torch.ones(2, 5)),
+            TypeError,
+            "mask: expected a bool tensor",
+        ),
     ],
 )
 def test_errors_name_the_argument(make: Any, kind: type[Exception], message: str) -> None:

@@ -1,5 +1,6 @@
 """Optimisers are those of torch.optim, schedules and clipping are as defined, bad settings are refused."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -33,6 +34,10 @@ PAIRS = [
         {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
         id="adam",
     ),
+    pytest.param(Adam(lr=0.02, betas=[0.8, 0.99]), torch.optim.Adam, {"lr": 0.02, "betas": (0.8, 0.99)}, id="by lr"),
+    pytest.param(AdamW(), torch.optim.AdamW, {}, id="adamw, defaults"),
+    pytest.param(Adam(), torch.optim.Adam, {}, id="adam, defaults"),
+    pytest.param(SGD(), torch.optim.SGD, {}, id="sgd, defaults"),
     pytest.param(AdamW(0.02, weight_decay=0.1), torch.optim.AdamW, {"lr": 0.02, "weight_decay": 0.1}, id="adamw"),
 ]
 
@@ -55,6 +60,12 @@ def test_as_in_torch(own: Optimizer, theirs: type[torch.optim.Optimizer], option
     torch.testing.assert_close(losses[:, 0], torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=0)
     for name, value in held.model(0).items():
         torch.testing.assert_close(value, leaves[name].detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_a_rate_has_two_names() -> None:
+    assert Adam(lr=0.1) == Adam(0.1) == Adam(learning_rate=0.1)
+    assert SGD(lr=[0.1, 0.2]).rates(2) == [0.1, 0.2]
+    assert dataclasses.replace(AdamW(0.1), clip=1.0) == AdamW(0.1, clip=1.0)
 
 
 def test_schedules() -> None:
@@ -109,7 +120,11 @@ BAD = [
     (lambda: SGD(0.1, weight_decay=math.inf), ValueError, "weight_decay"),
     (lambda: SGD(0.1, schedule="cosine"), TypeError, "schedule"),  # type: ignore[arg-type]
     (lambda: Adam(0.1, betas=(0.9, 1.0)), ValueError, "betas"),
-    (lambda: Adam(0.1, betas=[0.9, 0.99]), TypeError, "betas"),  # type: ignore[arg-type]
+    (lambda: Adam(0.1, betas=[0.9, 0.99, 0.999]), TypeError, "betas"),
+    (lambda: Adam(0.1, betas=0.9), TypeError, "betas"),  # type: ignore[arg-type]
+    (lambda: Adam(0.1, betas="09"), TypeError, "betas"),  # type: ignore[arg-type]
+    (lambda: Adam(0.1, lr=0.2), ValueError, "lr"),
+    (lambda: Adam(lr=-0.2), ValueError, "learning_rate"),
     (lambda: Adam(0.1, eps=-1.0), ValueError, "eps"),
     (lambda: Schedule("linear"), ValueError, "kind"),
     (lambda: Schedule("cosine"), ValueError, "steps"),

@@ -6,13 +6,21 @@ import math
 
 import pytest
 import torch
+from scipy.stats import gamma
 
 from memformer_kernels import memformer_predict
 from memformer_lab.experiments.common import Variant, network
-from memformer_lab.experiments.prompts import algorithm_predictions, draw_prompts, memformer_predictions, similarity
+from memformer_lab.experiments.prompts import (
+    algorithm_predictions,
+    best_match,
+    draw_prompts,
+    memformer_predictions,
+    similarity,
+)
+from memformer_lab.experiments.second_order_data import turned
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks
-from memformer_lab.solvers.optimizers import bfgs, conjugate_gradient, ols, online_gradient_descent
+from memformer_lab.solvers.optimizers import bfgs, conjugate_gradient, gradient_descent, ols, online_gradient_descent
 from memformer_lab.tasks.families import FAMILIES, family_tokens
 from memformer_lab.tasks.gaussian import GaussianTasks
 
@@ -21,19 +29,19 @@ def _generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_linear_attention_is_the_linear_transformer() -> None:
+@pytest.mark.parametrize("heads", [1, 3])
+def test_linear_attention_is_the_linear_transformer(heads: int) -> None:
     torch.manual_seed(0)
-    stack = AttentionStack(3, 2, "linear").double()
+    stack = AttentionStack(3, 2, "linear", heads=heads).double()
     batch = GaussianTasks.isotropic(3, 10, dtype=torch.float64).tokens(7, _generator(), queries=2)
-    q, p = stack.q[:, None], stack.p[:, None]
-    expected = memformer_predict(batch.z, q, p, context=10)
+    expected = memformer_predict(batch.z, stack.q, stack.p, context=10)
     torch.testing.assert_close(stack.predict(batch.z, 10), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["softmax", "relu"])
 def test_other_attention_reads_the_context_alone(attention: str) -> None:
     torch.manual_seed(0)
-    stack = AttentionStack(3, 2, attention, feed_forward=True)  # type: ignore[arg-type]
+    stack = AttentionStack(3, 2, attention, heads=2, feed_forward=True)  # type: ignore[arg-type]
     z = torch.randn(4, 12, 4, generator=_generator())
     changed = z.clone()
     changed[:, 11] += 1
@@ -43,6 +51,21 @@ def test_other_attention_reads_the_context_alone(attention: str) -> None:
     order = torch.randperm(10, generator=_generator())
     shuffled = torch.cat([z[:, order], z[:, 10:]], dim=1)
     torch.testing.assert_close(stack.predict(shuffled, 10), found)
+
+
+def test_two_softmax_heads_are_linear_attention_where_scores_are_small() -> None:
+    """softmax(s) - softmax(-s) is 2 (s - mean s) / n to second order: linear attention on centred scores."""
+    torch.manual_seed(0)
+    stack = AttentionStack(3, 1, "softmax", heads=2).double()
+    z = torch.randn(5, 12, 4, generator=_generator(), dtype=torch.float64)
+    scale, q, p = 1e-3, torch.randn(4, 4, generator=_generator(1)), torch.randn(4, 4, generator=_generator(2))
+    with torch.no_grad():
+        stack.q.copy_(torch.stack([scale * q, -scale * q])[None])
+        stack.p.copy_(torch.stack([p, -p])[None])
+        scores = z @ (scale * q.double()) @ z[:, :10].mT
+        moved = 2 / 10 * (scores - scores.mean(-1, keepdim=True)) @ (z[:, :10] @ p.double().T)
+        found = stack.predict(z, 10) + z[:, 10:, -1]
+    torch.testing.assert_close(found, -moved[:, 10:, -1], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("build", [lambda: CausalTransformer(3, 8, 2, 10), lambda: RecurrentModel(3, 8)])
@@ -82,16 +105,20 @@ def test_predictions_by_prompt_length() -> None:
     tasks = GaussianTasks.isotropic(3, 8)
     x, y = draw_prompts(tasks, 6, _generator())
     assert x.shape == (6, 9, 3)
-    found = algorithm_predictions(x, y, (2, 8))
+    found = algorithm_predictions(x, y, (2, 8), {"gradient_descent": (1, 4), "conjugate_gradient": (3,)})
+    assert found["gradient_descent"].shape == (2, 2, 6)
     exact = (x[:, 8].double() * ols(*_statistics(x[:, :8].double(), y[:, :8].double()))).sum(-1)
-    torch.testing.assert_close(found["OLS"][1], exact)
+    torch.testing.assert_close(found["ols"][0, 1], exact)
     torch.testing.assert_close(exact, y[:, 8].double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found["conjugate_gradient"][0], found["ols"][0], rtol=1e-4, atol=1e-4)
+    descent = gradient_descent(*_statistics(x[:, :2].double(), y[:, :2].double()), 4)
+    torch.testing.assert_close(found["gradient_descent"][1, 0], (descent[3] * x[:, 2].double()).sum(-1))
     model = network(0, 3, 2, rule="lfom")
-    layers = memformer_predictions(model, x, y, (2, 8))
+    predicted = memformer_predictions(model, x, y, (2, 8))
     z = torch.cat([x, y.unsqueeze(-1)], dim=-1)
     z[:, 8, -1] = 0
     with torch.no_grad():
-        torch.testing.assert_close(layers[-1][1], model.predict(z, context=8)[:, 0])
+        torch.testing.assert_close(predicted[1], model.predict(z, context=8)[:, 0])
 
 
 def _statistics(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -105,6 +132,29 @@ def test_similarity_is_a_cosine_of_errors() -> None:
     assert similarity(truth + errors, truth + 3 * errors, truth) == pytest.approx(1.0)
     assert similarity(truth + errors, truth - errors, truth) == pytest.approx(-1.0)
     assert math.isnan(similarity(truth, truth + errors, truth))
+
+
+def test_the_best_match_is_the_iterate_itself() -> None:
+    truth = torch.randn(4, 50, generator=_generator(), dtype=torch.float64)
+    iterates = truth + torch.randn(6, 4, 50, generator=_generator(1), dtype=torch.float64)
+    place, value = best_match(truth + 2 * (iterates[3] - truth), iterates, truth)
+    assert (place, value) == (3, pytest.approx(1.0))
+    lost = iterates.clone()
+    lost[0] = math.nan
+    assert best_match(iterates[3], lost, truth)[0] == 3
+
+
+def test_turned_covariances_keep_their_spectrum_and_have_no_direction() -> None:
+    drawn = turned(100.0, 3, 400)(200, _generator())
+    x = drawn.z[:, :400, :-1].double()
+    covariances = x.mT @ x / 400
+    spectrum = torch.linalg.eigvalsh(covariances).mean(0)
+    torch.testing.assert_close(spectrum, torch.tensor([0.01, 0.1, 1.0], dtype=torch.float64), rtol=0.1, atol=0)
+    mean = covariances.mean(0)
+    torch.testing.assert_close(mean, 0.37 * torch.eye(3, dtype=torch.float64), rtol=0.25, atol=0.06)
+    responses = (drawn.z[:, :400, :-1] @ drawn.weights.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(responses, drawn.z[:, :400, -1], rtol=1e-3, atol=1e-4)
+    assert float(drawn.target.square().mean()) == pytest.approx(3.0, rel=0.25)
 
 
 def test_a_scalar_preconditioner_stays_one() -> None:
@@ -150,10 +200,23 @@ def test_families_have_their_scale_and_hide_the_answer(name: str) -> None:
     batch = family_tokens(name, 4000, _generator(), d=5, n=20, queries=2)
     assert batch.z.shape == (4000, 22, 6)
     assert (batch.z[:, 20:, -1] == 0).all()
-    expected = {"logistic": 1.0, "gamma-scaled": 7.5}.get(name, 5.0)
+    expected = dict.fromkeys(("logistic", "sphere", "gamma-scaled"), 1.0).get(name, 5.0)
     assert float(batch.target.square().mean()) == pytest.approx(expected, rel=0.15)
     again = family_tokens(name, 4000, _generator(), d=5, n=20, queries=2)
     assert torch.equal(again.z, batch.z)
+
+
+def test_spheres_are_those_of_the_landscape_paper() -> None:
+    """Unit vectors, and unit vectors times the root of Gamma(0.1, 10): by its mean, variance and share near 0."""
+    plain = family_tokens("sphere", 500, _generator(), d=5, n=20).z[..., :-1]
+    torch.testing.assert_close(plain.norm(dim=-1), torch.ones(500, 21))
+    scaled = family_tokens("gamma-scaled", 20_000, _generator(), d=5, n=20).z[..., :-1]
+    square = scaled.double().square().sum(-1)
+    assert float(square.mean()) == pytest.approx(1.0, rel=0.03)
+    assert float(square.var()) == pytest.approx(10.0, rel=0.1)
+    assert float((square < 1e-3).double().mean()) == pytest.approx(gamma.cdf(1e-3, 0.1, scale=10), abs=0.01)
+    directions = scaled[square > 0.1] / square[square > 0.1].sqrt().unsqueeze(-1)
+    assert float(directions.mean(0).abs().max()) < 0.01
 
 
 def test_unknown_families_are_refused() -> None:

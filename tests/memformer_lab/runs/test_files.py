@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memformer_lab.runs.files import naming, remove_temporaries, write_atomically
+from memformer_lab.runs.files import keep_earlier, naming, remove_temporaries, write_atomically
 
 posix = pytest.mark.skipif(os.name == "nt", reason="needs the files of a POSIX system")
 
@@ -142,3 +142,14 @@ def test_an_error_of_the_system_keeps_its_kind_and_gets_a_name() -> None:
     with pytest.raises(PermissionError, match="the file") as raised, naming("the file"):
         raise OSError(errno.EACCES, "no")
     assert raised.value.filename == "the file"
+
+
+def test_what_was_there_is_kept_beside(tmp_path: Path) -> None:
+    path = tmp_path / "plot.v2.png"
+    assert keep_earlier(path) is None
+    for number in (1, 2):
+        path.write_bytes(bytes([number]))
+        assert keep_earlier(path) == tmp_path / f"plot.v2.{number}.png"
+        assert path.exists()
+    assert (tmp_path / "plot.v2.1.png").read_bytes() == b"\x01"
+    assert keep_earlier("/dev/null") is None

@@ -44,7 +44,7 @@ def test_fused_steps_are_those_of_the_reference_path(changes: dict[str, Any]) ->
     state = state_of(model, seed_for("training", config.seed) >> 1)
     statistics = draws_statistics(model, tasks)
     sampler = step_sampler(tasks, config.batch, statistics=statistics, queries=config.queries, resample=config.resample)
-    expected = FusedSteps(model, state, config.optimizer(), backend="torch").take_on(sampler, 6)
+    expected = FusedSteps(model, state, config.settings(), backend="torch").take_on(sampler, 6)
     trainer = Trainer(config)
     assert [trainer.advance()["loss"] for _ in range(6)] == pytest.approx(expected, rel=1e-4)
 
@@ -62,6 +62,8 @@ def test_a_trained_model_is_as_good_as_theory_says(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"tasks": "standardised"}, "backend must be 'torch', got 'auto': tasks 'standardised'"),
+        ({"tasks": "relu"}, "backend must be 'torch', got 'auto': tasks 'relu'"),
+        ({"tied": True}, "backend must be 'torch', got 'auto': tied layers"),
         ({"rule": "gated_heads", "heads": 2}, "backend must be 'torch', got 'auto': rule 'gated_heads'"),
         ({"rule": "recursive", "backend": "cpu"}, "token axis|backend='cpu' is not available"),
     ],

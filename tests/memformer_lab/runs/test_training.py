@@ -18,6 +18,8 @@ from memformer_lab.runs.steps import TrainingDiverged, clip_gradients
 from memformer_lab.runs.trainer import Record, Trainer
 from memformer_lab.runs.training import CHECKPOINT, METRICS, continue_training, train
 from memformer_lab.solvers.first_order import draws_statistics
+from memformer_lab.tasks.families import FamilyTasks
+from memformer_lab.tasks.gaussian import GaussianTasks
 
 SMALL = TrainingConfig(d=3, n=6, layers=2, tasks="isotropic", batch=16, steps=100, learning_rate=0.02, log_every=7)
 FUSED = dataclasses.replace(SMALL, backend="auto")
@@ -46,7 +48,7 @@ def _assert_same_state(first: Path, second: Path) -> None:
     for group in ("model", "first", "second"):
         mine, theirs = getattr(one, group), getattr(other, group)
         assert mine.keys() == theirs.keys()
-        assert mine
+        assert mine or (one.config.optimizer == "sgd" and group != "model")
         for name, value in mine.items():
             assert torch.equal(value, theirs[name]), (group, name)
 
@@ -65,12 +67,22 @@ CASES = {
     "a batch kept for 7 steps": dataclasses.replace(SMALL, resample=7),
     "dense, on tokens": dataclasses.replace(SMALL, structure="dense", queries=2),
     "per token": dataclasses.replace(SMALL, rule="recursive"),
+    "by SGD": dataclasses.replace(SMALL, optimizer="sgd"),
+    "by SGD with momentum": dataclasses.replace(SMALL, optimizer="sgd", momentum=0.9),
+    "tied": dataclasses.replace(SMALL, structure="block", tied=True, clip=0.05),
+    "scalar": dataclasses.replace(SMALL, preconditioner="scalar"),
+    "a family": dataclasses.replace(SMALL, tasks="relu"),
     "standardised": dataclasses.replace(SMALL, tasks="standardised", schedule="step", decay_every=30, warmup=5),
     "fused, response-only": FUSED,
     "fused, block, a batch kept": dataclasses.replace(FUSED, structure="block", clip=0.05, resample=7),
     "fused, dense, on tokens": dataclasses.replace(FUSED, structure="dense", queries=2),
     "fused, per token": dataclasses.replace(FUSED, rule="recursive", steps=70),
     "fused, residual": dataclasses.replace(FUSED, rule="lfom_residual", schedule="step", decay_every=30, warmup=5),
+    "fused, by SGD with momentum": dataclasses.replace(FUSED, optimizer="sgd", momentum=0.9),
+    "fused, scalar": dataclasses.replace(FUSED, preconditioner="scalar"),
+    "fused, noise, spectrum and prior": dataclasses.replace(
+        FUSED, tasks="gaussian", scales=(1.0, 0.5, 0.25), prior="inverse", noise=0.1, rotation_seed=3
+    ),
     "fused, non-isotropic": dataclasses.replace(FUSED, tasks="nonisotropic", d=5),
 }
 
@@ -307,6 +319,19 @@ def test_schedules() -> None:
         ({"resample": 0}, ValueError, "resample"),
         ({"schedule": "linear"}, ValueError, "schedule must be one of constant, step, cosine; got 'linear'"),
         ({"tasks": "real"}, ValueError, "tasks must be one of"),
+        ({"tasks": "linear"}, ValueError, "tasks must be one of"),
+        ({"tasks": "gaussian", "scales": (1.0, 2.0)}, ValueError, "scales must be d=5 numbers with tasks 'gaussian'"),
+        ({"scales": (1.0,) * 5}, ValueError, "scales must be d=5 numbers with tasks 'gaussian', or empty"),
+        ({"tasks": "gaussian", "scales": (1.0,) * 4 + (0.0,)}, ValueError, "scales must be a finite number"),
+        ({"scales": 1.0}, TypeError, "scales must be a tuple of numbers"),
+        ({"prior": "inverse"}, ValueError, "prior must be 'isotropic' with tasks 'nonisotropic', got 'inverse'"),
+        ({"prior": "flat"}, ValueError, "prior must be one of isotropic, inverse"),
+        ({"tasks": "relu", "noise": 0.1}, ValueError, "noise must be 0 with tasks 'relu', got 0.1"),
+        ({"noise": -0.1}, ValueError, "noise must be a finite number"),
+        ({"optimizer": "lion"}, ValueError, "optimizer must be one of adam, sgd"),
+        ({"momentum": 0.9}, ValueError, "momentum must be 0 with optimizer 'adam', got 0.9"),
+        ({"preconditioner": "diagonal"}, ValueError, "preconditioner must be one of free, scalar"),
+        ({"tied": 1}, TypeError, "tied must be True or False, got 1"),
         ({"tasks": 3}, TypeError, "tasks must be a string"),
         ({"granularity": 3}, TypeError, "granularity"),
         ({"d": 4}, ValueError, "d must be 5 with tasks 'nonisotropic', got 4"),
@@ -327,6 +352,31 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
+@pytest.mark.parametrize("tasks", ["nonisotropic", "isotropic"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_at_defaults_does_not_diverge(structure: str, tasks: str, seed: int, tmp_path: Path) -> None:
+    config = TrainingConfig(structure=structure, tasks=tasks, seed=seed, steps=500, backend="auto")
+    train(config, tmp_path)
+    assert read_metrics(tmp_path / METRICS)[-1]["loss"] < 0.3
+
+
+def test_tied_layers_share_their_matrices(tmp_path: Path) -> None:
+    model = train(dataclasses.replace(SMALL, structure="block", layers=3, tied=True, clip=0.05), tmp_path).model
+    arguments = model.stack_arguments()
+    for name in ("q", "p"):
+        assert arguments[name].shape[0] == 3  # type: ignore[literal-required]
+        assert (arguments[name] == arguments[name][:1]).all()  # type: ignore[literal-required]
+    assert model.q.shape[0] == 1
+
+
+def test_noise_spectrum_and_prior_reach_the_tasks() -> None:
+    config = TrainingConfig(d=2, tasks="gaussian", scales=(1.0, 0.5), prior="inverse", noise=0.1, rotation_seed=4)
+    assert config.sampler() == GaussianTasks(2, 20, (1.0, 0.5), 4, "inverse", 0.1)
+    assert TrainingConfig(noise=0.2).sampler() == dataclasses.replace(GaussianTasks.nonisotropic(), noise=0.2)
+    assert TrainingConfig(tasks="sphere").sampler() == FamilyTasks("sphere", 5, 20)
+
+
 def test_bad_checkpoint_interval(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         train(SMALL, tmp_path / "run", checkpoint_every=0)
@@ -336,7 +386,12 @@ def test_bad_checkpoint_interval(tmp_path: Path) -> None:
 def test_a_configuration_survives_json() -> None:
     config = TrainingConfig(betas=(0.8, 0.95), clip=None, granularity="scalar", seed=3)
     assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    other = TrainingConfig(d=2, tasks="gaussian", scales=(1.0, 0.5), tied=True, optimizer="sgd", momentum=0.5)
+    assert TrainingConfig.from_dict(json.loads(json.dumps(other.to_dict()))) == other
     values = config.to_dict()
+    # A file from before there were such keys.
+    early = {name: value for name, value in values.items() if name not in ("noise", "scales", "optimizer", "tied")}
+    assert TrainingConfig.from_dict(early) == config
     del values["steps"]
     with pytest.raises(ValueError, match=r"missing \['steps'\], unknown \['stops'\]"):
         TrainingConfig.from_dict({**values, "stops": 3})
