@@ -71,7 +71,7 @@ class SpectralNetwork:
 def folded(model: Memformer) -> Memformer:
     """GD++ without memory that is the same function as an lfom network whose layers weight their own register alone.
 
-    A' = gamma_y A and Bm' = Bm diag(gamma_x) / gamma_y, so scales of a layer's step are no more than another
+    A' = gamma_y A and Bm' = diag(gamma_x) Bm / gamma_y, so scales of a layer's step are no more than another
     parametrisation of its matrices.
 
     Raises:
@@ -92,8 +92,8 @@ def folded(model: Memformer) -> Memformer:
     with torch.no_grad():
         plain.q.copy_(own[:, -1, None, None, None] * model.q)
         # The last layer's features are never read.
-        scale = own[:, None, None, :-1] / torch.where(own[:, -1] == 0, 1.0, own[:, -1])[:, None, None, None]
-        plain.p.copy_(model.p * scale)
+        scale = own[:, :-1] / torch.where(own[:, -1:] == 0, 1.0, own[:, -1:])
+        plain.p.copy_(scale[:, None, :, None] * model.p)
     return plain
 
 
