@@ -19,8 +19,9 @@ from tests.virtual_triton.operations import with_gradients
 
 pytestmark = [pytest.mark.compiled, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-WIDTHS = tuple(sorted({2**power + more for power in range(8) for more in (-1, 0, 1)} - {0}))
-"""Rules go by the next power of 2, of all features or of all but the response; one is wider than any tile."""
+_STEPS = (*(2**power for power in range(8)), 192)
+WIDTHS = tuple(sorted({step + more for step in _STEPS for more in (-1, 0, 1)} - {0}))
+"""Rules go by the next power of 2, of all features or of all but the response, or by parts of 64."""
 
 TILES = (
     *("TASKS", "BLOCK", "PARTS", "PART", "ROWS", "COLUMNS", "CHUNK", "TILE", "ACC"),
