@@ -110,8 +110,8 @@ def test_best_weights_are_stationary_and_memory_never_loses() -> None:
 
 
 def test_what_is_best_for_a_sample_is_decided_by_spectra_beyond_it() -> None:
-    """At three layers: the same weights have an error e^4 times larger in expectation than over 20,000 tasks."""
-    few, many = (sampled_spectrum(5, 20, 20_000, seed) for seed in (0, 1))
+    """At three layers: the same weights have an error e^4 times larger in expectation than over 5,000 tasks."""
+    few, many = (sampled_spectrum(5, 20, 5_000, seed) for seed in (0, 1))
     best = best_network(few, 3, memory=False, random=0)
     assert math.log(best.error(many)) < -7.1
     assert math.log(best.error(exact_spectrum(5, 20, 3))) > -3.5
