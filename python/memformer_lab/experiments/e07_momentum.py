@@ -141,7 +141,8 @@ def _tuned(
 
     def error(pair: Sequence[float], share: int = 1) -> float:
         few = slice(0, max(1, count // share))
-        solver = _at(descend(*pair, steps, look_ahead=look_ahead, preconditioner=preconditioner))
+        step, inertia = pair
+        solver = _at(descend(step, inertia, steps, look_ahead=look_ahead, preconditioner=preconditioner))
         left = (solver(h[few], b[few])[0] - weights[few]) @ factor
         value = float(left.square().sum(-1).double().mean())
         return value if math.isfinite(value) else math.inf

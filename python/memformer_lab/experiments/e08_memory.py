@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from memformer_kernels.nn import Memformer
 from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks, network
 from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Experiment, Setting
@@ -160,12 +161,12 @@ def _moving(setting: Setting, tasks: GaussianTasks) -> list[Panel]:
         spectrum = sampled_spectrum(tasks.d, tasks.n, sample, seed)
         plain = best_network(spectrum, _LAYERS, memory=False, starts=[plain] if plain else [], random=0)
         lfom = best_network(spectrum, _LAYERS, memory=True, starts=[lfom or plain])
-        models = [_fitted(build(name), tasks, recipe, seed) for name in _RULES]
+        models: list[Memformer] = [_fitted(build(name), tasks, recipe, seed) for name in _RULES]
         models += [one.network(tasks) for one in (plain, lfom)]
         rows.append(distributions(network_errors(models, tasks.compressed), count, setting.seed))
     for one in recipe.further():
-        models = [_fitted(build(name), tasks, one, setting.seeds[0]) for name in _RULES]
-        further.append(distributions(network_errors(models, tasks.compressed), count, setting.seed))
+        longer_trained = [_fitted(build(name), tasks, one, setting.seeds[0]) for name in _RULES]
+        further.append(distributions(network_errors(longer_trained, tasks.compressed), count, setting.seed))
     panels = []
     for key, field, shown in (
         ("block", "log_median", "ln median squared error"),

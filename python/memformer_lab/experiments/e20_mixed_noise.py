@@ -111,7 +111,8 @@ def _ridge(statistics: tuple[Tensor, Tensor, Tensor], constant: float, share: fl
 def _solve(statistics: tuple[Tensor, Tensor, Tensor], penalty: Tensor) -> Tensor:
     h, b, _ = statistics
     identity = torch.eye(_D, dtype=torch.float64, device=h.device)
-    return torch.linalg.solve(h + penalty.double()[:, None, None] * identity, b)
+    solution: Tensor = torch.linalg.solve(h + penalty.double()[:, None, None] * identity, b)
+    return solution
 
 
 def _tuned(tasks: MixedNoiseTasks, count: int, seed: int) -> tuple[float, tuple[float, float]]:
