@@ -9,6 +9,7 @@ from typing import Any
 from memformer_kernels.nn import Memformer
 from memformer_lab.experiments.common import DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks, network
 from memformer_lab.reports.curves import series
+from memformer_lab.reports.networks import Network
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, all_below
@@ -54,10 +55,15 @@ def run(setting: Setting) -> Results:
     """Trains the models at every depth on both kinds of tasks, and fits their best coefficients."""
     count = setting.pick(tiny=300, quick=10_000, full=200_000)
     best = _best_coefficients(setting)
-    panels = []
+    panels, networks = [], []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
         models, further = _models(setting, tasks, best)
+        if kind == NONISOTROPIC:
+            networks = [
+                Network.of(models[label][0][-1], tasks, f"{kind}-log_median", label, DEPTHS[-1], "median")
+                for label in (LFOM, GDPP, *_FITTED)
+            ]
         found, later = (_judged(grid, tasks, count, setting.seed) for grid in (models, further))
         cgd = distributions(solver_errors(tasks, [steps_of("conjugate_gradient", len(DEPTHS))]), count, setting.seed)
         for name, shown in _SHOWN.items():
@@ -74,7 +80,7 @@ def run(setting: Setting) -> Results:
             ]
             curves.append(series(_CGD, DEPTHS, [getattr(one, name) for one in cgd]))
             panels.append(Panel(f"{kind}-{name}", f"Bm free on {kind} tasks: {shown}", "depth", shown, tuple(curves)))
-    return Results((*panels, _exact(setting, best[0])), {"tasks judged on": float(count)})
+    return Results((*panels, _exact(setting, best[0])), {"tasks judged on": float(count)}, networks=tuple(networks))
 
 
 def _best_coefficients(setting: Setting) -> list[dict[str, list[SpectralNetwork]]]:

@@ -294,14 +294,14 @@ EXPERIMENT = Experiment(
     "trained on.",
     source="Dutta & Sra, arXiv 2410.07263, Sec. 4 (mixture of experts)",
     protocol="Three response-only experts of 3 layers, trained on variances 1, 2, 3 with w* ~ N(0, I), become three "
-    "heads. Gates are fitted on labelled tasks of the new distribution and scored on other tasks of it; the best single "
-    "expert is chosen on the same adaptation tasks. The control has no mixture: each expert alone with one scalar gate "
-    "fitted likewise, the best of three by the adaptation tasks. Oracle gates are fitted on part of the scored tasks "
-    "and only bound what gates can do. The mixture has three times the parameters of an expert. Beside it the published "
-    "mixture: Bm free, a weight for every token and feature shared by layers, every expert trained for 500 steps on "
-    "1000 fixed tasks of its own rotation, tested on the last one's. As published its gates are scored on the tasks "
-    "that they were fitted to; here on fresh ones too. Departures: a rate that falls to 0, gates that start at the best "
-    "expert and not at 0.",
+    "heads. Gates are fitted on labelled tasks of the new distribution and scored on other tasks of it; the best "
+    "single expert is chosen on the same adaptation tasks. The control has no mixture: each expert alone with one "
+    "scalar gate fitted likewise, the best of three by the adaptation tasks. Oracle gates are fitted on part of the "
+    "scored tasks and only bound what gates can do. The mixture has three times the parameters of an expert. Beside it "
+    "the published mixture: Bm free, a weight for every token and feature shared by layers, every expert trained for "
+    "500 steps on 1000 fixed tasks of its own rotation, tested on the last one's. As published its gates are scored on "
+    "the tasks that they were fitted to; here on fresh ones too. Departures: a rate that falls to 0, gates that start "
+    "at the best expert and not at 0.",
     run=run,
     judge=judge,
     find=find,

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 from memformer_kernels import context_gram
 from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.estimates import CHUNK, ErrorSampler, Estimate, estimate
+from memformer_lab.solvers.estimates import CHUNK, ErrorSampler, Estimate, estimate, log_of
 from memformer_lab.solvers.first_order import Draw, Tasks, drawer, first_order_method
 from memformer_lab.solvers.optimizers import OPTIMIZERS
+from memformer_lab.solvers.tails import tail_index, trimmed_mean
 from memformer_lab.tasks.gaussian import GaussianTasks, Quadratics
 from memformer_lab.tasks.seeds import generator_for
 
@@ -193,17 +194,11 @@ def distributions(sampler: ErrorSampler, count: int, seed: int) -> list[Distribu
         for index, start in enumerate(range(0, count, CHUNK)):
             generator = generator_for("evaluation", seed, index)
             parts.append(sampler(min(CHUNK, count - start), generator).double())
-    ordered = torch.cat(parts, dim=1).sort(1).values
-    ordered = ordered.nan_to_num(nan=math.inf, posinf=math.inf)
-    above = min(count - 1, max(1, math.ceil(TAIL * count)))
-    edge, largest = ordered[:, count - above - 1], ordered[:, count - above :]
-    columns = [
-        ordered.mean(1).log(),
-        ordered[:, : count - above].mean(1).log(),
-        ordered[:, (count - 1) // 2].log(),
-        edge.log(),
-        (largest / edge[:, None]).log().mean(1).reciprocal(),
-    ]
-    found = torch.stack(columns, dim=1).nan_to_num(nan=math.inf, posinf=math.inf)
-    found[~ordered.isfinite().all(1), -1] = math.nan
-    return [Distribution(*row) for row in found.tolist()]
+    found = []
+    for errors in torch.cat(parts, dim=1).nan_to_num(nan=math.inf, posinf=math.inf):
+        ordered = errors.sort().values
+        kept = [errors.mean(), ordered[(count - 1) // 2], ordered[max(0, count - 1 - math.ceil(TAIL * count))]]
+        mean, median, edge = (log_of(float(value)) for value in kept)
+        trimmed = log_of(trimmed_mean(errors, TAIL))
+        found.append(Distribution(mean, trimmed, median, edge, tail_index(errors, TAIL)))
+    return found

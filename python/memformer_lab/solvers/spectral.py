@@ -25,6 +25,9 @@ from memformer_lab.tasks.seeds import generator_for, seed_for
 
 _GROWTHS = (1.0, 1.5, 2.0, 3.0, 4.0)
 
+_HUGE = 1e100
+"""Beyond this a residual is as good as infinite; its square is finite still."""
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -71,7 +74,7 @@ class SpectralNetwork:
 def folded(model: Memformer) -> Memformer:
     """GD++ without memory that is the same function as an lfom network whose layers weight their own register alone.
 
-    A' = gamma_y A and Bm' = Bm diag(gamma_x) / gamma_y, so scales of a layer's step are no more than another
+    A' = gamma_y A and Bm' = diag(gamma_x) Bm / gamma_y, so scales of a layer's step are no more than another
     parametrisation of its matrices.
 
     Raises:
@@ -82,8 +85,8 @@ def folded(model: Memformer) -> Memformer:
         raise ValueError("expected a network of one head with Bm free and weights of registers by feature")
     gamma = gamma[:, :, 0, 0].expand(-1, -1, model.d + 1)
     own = gamma.diagonal().mT
-    others = ~torch.eye(model.layers, dtype=torch.bool, device=gamma.device)
-    if bool((gamma[others] != 0).any()) or bool((own[:-1, -1] == 0).any()):
+    earlier = torch.ones(model.layers, model.layers, dtype=torch.bool, device=gamma.device).tril(-1)
+    if bool((gamma[earlier] != 0).any()) or bool((own[:-1, -1] == 0).any()):
         raise ValueError("expected layers that weight their own register alone, and its responses with no 0")
     plain = Memformer(
         model.d, model.layers, rule="linear", structure="block", device=model.q.device, dtype=model.q.dtype
@@ -92,8 +95,8 @@ def folded(model: Memformer) -> Memformer:
     with torch.no_grad():
         plain.q.copy_(own[:, -1, None, None, None] * model.q)
         # The last layer's features are never read.
-        scale = own[:, None, None, :-1] / torch.where(own[:, -1] == 0, 1.0, own[:, -1])[:, None, None, None]
-        plain.p.copy_(model.p * scale)
+        scale = own[:, :-1] / torch.where(own[:, -1:] == 0, 1.0, own[:, -1:])
+        plain.p.copy_(scale[:, None, :, None] * model.p)
     return plain
 
 
@@ -134,15 +137,13 @@ def best_network(
             filled[place] = value
         return filled
 
-    def residuals(flat: np.ndarray) -> np.ndarray:
+    def run(flat: np.ndarray, order: int) -> np.ndarray:
+        """Weighted residuals, or with order 1 their derivatives; what overflows is huge."""
+        features, responses = parts(flat)
         with np.errstate(over="ignore", invalid="ignore"):
-            found = scale * _run(*parts(flat), spectrum.values, [])[0]
-        return np.nan_to_num(np.clip(found, -_HUGE, _HUGE), nan=_HUGE)
-
-    def slopes(flat: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore", invalid="ignore"):
-            found = scale * _run(*parts(flat), spectrum.values, places)[1]
-        return np.nan_to_num(np.clip(found, -_HUGE, _HUGE), nan=_HUGE).T
+            found = scale * _run(features, responses, spectrum.values, places if order else [])[order]
+        finite: np.ndarray = np.nan_to_num(np.clip(found, -_HUGE, _HUGE), nan=_HUGE).T
+        return finite
 
     begin = [np.array([(one.features, one.responses)[kind][i, j] for kind, i, j in places]) for one in starts]
     if not starts:
@@ -152,14 +153,19 @@ def best_network(
         begin += [start * np.exp(0.4 * generator.standard_normal(len(start))) for start in near]
     tolerances = {"ftol": 1e-12, "xtol": 1e-12, "gtol": 1e-14}
     fits = [
-        least_squares(residuals, start, jac=slopes, method="lm", x_scale="jac", max_nfev=400, **tolerances)
+        least_squares(
+            lambda flat: run(flat, 0),
+            start,
+            jac=lambda flat: run(flat, 1),
+            method="lm",
+            x_scale="jac",
+            max_nfev=400,
+            **tolerances,
+        )
         for start in begin
     ]
-    return SpectralNetwork(*parts(min(fits, key=lambda one: float(one.cost)).x))
-
-
-_HUGE = 1e100
-"""Beyond this a residual is as good as infinite; its square is finite still."""
+    features, responses = parts(min(fits, key=lambda one: float(one.cost)).x)
+    return SpectralNetwork(features, responses)
 
 
 def _run(
