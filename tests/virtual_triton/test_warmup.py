@@ -28,7 +28,7 @@ def _key(kernel: Any, arguments: dict[str, Any]) -> tuple[str, str]:
 
 
 def _keys(call: Callable[[], object]) -> set[tuple[str, str]]:
-    found = set()
+    found: set[tuple[str, str]] = set()
     with launch.observed(lambda kernel, _, arguments: found.add(_key(kernel, arguments))):
         call()
     return found
@@ -99,5 +99,5 @@ def test_any_number_of_tasks(make: Callable[[int], Call], monkeypatch: pytest.Mo
     with clean_gpu(90):
         warmup(**make(5)[1], backend="triton")
         for tasks in TASKS:
-            missing = _keys(lambda tasks=tasks: _forward_and_backward(make(tasks))) - compiled  # type: ignore[misc]
+            missing = _keys(lambda tasks=tasks: _forward_and_backward(make(tasks))) - compiled
             assert missing == set(), tasks
