@@ -45,7 +45,8 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     Backward, for the arguments that require a gradient, as well as forward; the arguments of a prediction stand for a
     stack too. What is compiled serves every number of tasks, whatever that of the arguments, and other numbers of
     tokens mostly too: sizes that are 1, or multiples of 16, have code of their own. The same goes for alignment: memory
-    that does not begin at a multiple of 16 bytes has code of its own.
+    that does not begin at a multiple of 16 bytes has code of its own. Of tasks of more than 2^22 numbers, two stand for
+    every number but one.
 
     Args:
         arguments: the call's, by place, as in `explain`.
@@ -59,7 +60,12 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     """
     function, bound = _bind(arguments, options)
     chosen = _plan(function, bound)
-    BACKENDS[chosen.backend].warmup(lambda tasks: _rehearse(function, _with_tasks(function, bound, tasks)))
+
+    def rehearsal(tasks: int | None) -> None:
+        if tasks is None or tasks <= _FEW or _numbers(function, bound) <= _LARGE:
+            _rehearse(function, _with_tasks(function, bound, tasks))
+
+    BACKENDS[chosen.backend].warmup(rehearsal)
     return chosen
 
 
@@ -117,17 +123,34 @@ _OF_TASKS = {
 }
 """Arguments whose first axis is that of tasks, where they are others than a network's."""
 
+_LARGE = 2**22
+"""Numbers of a task above which no more than `_FEW` are made for a rehearsal: it has memory of its own for them."""
+
+_FEW = 2
+
+
+def _of_tasks(function: Callable[..., Any], bound: dict[str, Any]) -> tuple[str, ...]:
+    """The names of arguments whose first axis is that of tasks: packed sequences are one sample."""
+    if bound.get("cu_seqlens") is not None:
+        return ()
+    return _OF_TASKS.get(function, ("z", "target", "registers", "context"))
+
+
+def _numbers(function: Callable[..., Any], bound: dict[str, Any]) -> int:
+    """Of a task, in the largest of its arguments."""
+    values = (bound[name] for name in _of_tasks(function, bound) if name in bound)
+    given = (x for value in values for x in (value if isinstance(value, list | tuple) else [value]))
+    return max((x[:1].numel() for x in given if isinstance(x, Tensor) and x.ndim), default=0)
+
 
 def _with_tasks(function: Callable[..., Any], bound: dict[str, Any], tasks: int | None) -> dict[str, Any]:
     """The arguments with so many tasks, the first of those that there are: results of all would take their memory.
 
-    A register update's tokens, and packed sequences, which are one sample, stay as they are.
+    A register update's tokens and packed sequences stay as they are.
     """
     if tasks is None:
         return bound
-    names = (
-        () if bound.get("cu_seqlens") is not None else _OF_TASKS.get(function, ("z", "target", "registers", "context"))
-    )
+    names = _of_tasks(function, bound)
 
     def with_tasks(value: Any) -> Any:
         if isinstance(value, list | tuple):

@@ -26,7 +26,7 @@ from memformer_kernels.backends.triton.attention_kernels import (
     state_kernel,
 )
 from memformer_kernels.backends.triton.batches import planned
-from memformer_kernels.backends.triton.launch import has_wgmma, launch, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
 from memformer_kernels.calls.arguments import Attention, compute_dtype
 from memformer_kernels.calls.checks import HALF
 
@@ -162,7 +162,7 @@ def _constants(q: Tensor, value_width: int, form: str) -> tuple[Constants, dict[
     where no product reads from shared memory, both its operands are in registers.
     """
     width, stored, dtype = q.shape[3], q.dtype, compute_dtype(q)
-    halves, double, wgmma = stored in HALF, stored == torch.float64, has_wgmma(q.device)
+    halves, double, wgmma = stored in HALF, stored == torch.float64, rules.wgmma(architecture(q.device))
     part = min(64, max(rules.DOT_MINIMUM, int(triton.next_power_of_2(width))))
     parts = triton.cdiv(width, part)
     crowded = parts > 1 or (part == 64 and not halves)

@@ -8,6 +8,7 @@ Kernels are imported with the first call, so that the package imports without Tr
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -145,7 +146,7 @@ class TritonBackend:
 
         if launch.interpreted():
             return
-        for tasks, number in ((1, 1), (2, 2), (2, batches.MANY)):
+        for tasks, number in ((1, 1), *product(batches.SEVERAL, batches.FEW_TO_MANY)):
             with torch.no_grad(), launch.compile_only(), batches.planning_for(number):
                 rehearsal(tasks)
 

@@ -7,6 +7,17 @@ from contextvars import ContextVar
 MANY = 2**30
 """Tasks that fill any GPU."""
 
+SEVERAL = (2, 3, 4, 8, 16)
+"""Numbers of tasks that stand for all but one: of every power of 2 up to 16 a multiple that is none of the next.
+
+Triton compiles a kernel anew for numbers that are multiples of 16, even in a tuple that it is told not to look at, and
+a batch is a factor of some.
+"""
+
+FEW_TO_MANY = (2, 32, MANY)
+"""Numbers of tasks that rules choose every kernel for: few, whose contexts are cut into many parts or a few, and many.
+"""
+
 _PLANNED: ContextVar[int | None] = ContextVar("planned", default=None)
 
 

@@ -94,11 +94,6 @@ def architecture(device: torch.device) -> int:
     return _generation(device).compiled_as or _capability(device)
 
 
-def has_wgmma(device: torch.device) -> bool:
-    """Whether products read their right operand from shared memory and keep no part of it in registers."""
-    return _generation(device).products == "wgmma"
-
-
 def _generation(device: torch.device) -> Generation:
     return GENERATIONS[_capability(device) // 10]
 

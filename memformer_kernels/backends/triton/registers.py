@@ -72,11 +72,10 @@ class PartialSizes(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Registers R a layer, kept registers or updates, and tasks of a partial sum."""
+    """Registers R a layer, and kept registers or updates."""
 
     heads: int
     others: int
-    lanes: int
 
 
 class Constants(NamedTuple):
@@ -150,11 +149,12 @@ def add_gradient(into, index, left, right, rows, width, entries, TOKENS: tl.cons
     add_to_coefficient(into, index, total, rows, width, entries, TOKENS)
 
 
-@triton.jit(do_not_specialize=["batch", "rows", "counts"])
-def update_backward_kernel(t, slot, batch, rows, width, counts, partial_sizes, C: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "rows", "counts", "lanes"])
+def update_backward_kernel(t, slot, batch, rows, width, counts, lanes, partial_sizes, C: tl.constexpr):
     """grad (B, R, M, D) of a register from updates (later, B, M, D), the next register's and what reaches it directly.
 
-    Partial sums: of a block of tasks where the coefficient has a token axis, else of a block of tasks and one of rows.
+    A program has `lanes` tasks. Partial sums: of a block of tasks where the coefficient has a token axis, else of a
+    block of tasks and one of rows.
     """
     tile = owned_tile(rows, width, C)
     entries = tile.entries
@@ -165,8 +165,8 @@ def update_backward_kernel(t, slot, batch, rows, width, counts, partial_sizes, C
         p_gamma = t.gamma_partials + (tile.i_block if C.GAMMA_TOKENS else i_cell) * partial_sizes.gamma
     if t.carried is not None:
         p_beta = t.beta_partials + (tile.i_block if C.BETA_TOKENS else i_cell) * partial_sizes.beta
-    for lane in range(tl.minimum(batch - tile.i_block * counts.lanes, counts.lanes)):
-        i_task = tile.i_block * counts.lanes + lane
+    for lane in range(tl.minimum(batch - tile.i_block * lanes, lanes)):
+        i_task = tile.i_block * lanes + lane
         for head in range(counts.heads):
             o_entry = ((i_task * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
             register = tl.load(t.register + o_entry, mask=tile.m_entry, other=0.0)
@@ -232,7 +232,7 @@ def update(
             ),
             rows=rows,
             width=width,
-            counts=Counts(heads, 0 if kept is None else kept.shape[0], lanes=1),
+            counts=Counts(heads, 0 if kept is None else kept.shape[0]),
             C=constants,
         )
     return moved
@@ -289,7 +289,8 @@ def update_backward(
             batch=batch,
             rows=rows,
             width=width,
-            counts=Counts(heads, updates.shape[0], lanes),
+            counts=Counts(heads, updates.shape[0]),
+            lanes=lanes,
             partial_sizes=PartialSizes(*(0 if x is None else x.numel() for x in (gamma, beta))),
             C=constants,
         )

@@ -1,7 +1,8 @@
 """Sums over tasks in a fixed order: partial sums of blocks of 1024 tasks in the working dtype, then float64 across.
 
-A program adds the partial sums of one block, `COUNT` of them, for BLOCK entries: read once, one addition each. There
-are as many programs as such pieces, so that a few blocks of large gradients fill a GPU too.
+A program adds the partial sums of one block for BLOCK entries: read once, one addition each. There are as many programs
+as such pieces, so that a few blocks of large gradients fill a GPU too. How many partial sums a block has depends on the
+batch, and is not compiled in.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,11 @@ TASKS_A_BLOCK = rules.TASKS_A_BLOCK
 _BLOCKS_AT_ONCE = 64
 """Blocks whose sums are added in float64 by one call of torch."""
 
-_THREADS = 128
-"""Of a program, each with an entry of every row or, of many rows, of every fourth."""
+ROWS: tl.constexpr = tl.constexpr(4)
+"""Partial sums that a program reads side by side."""
+
+BLOCK: tl.constexpr = tl.constexpr(32)
+"""Entries of a program: a thread has one of every fourth partial sum."""
 
 TOGETHER: tl.constexpr = tl.constexpr(8)
 """Rows of a thread that are on their way at a time."""
@@ -42,15 +46,15 @@ def move_sum(running, total, size):
         put(running + entry, tl.zeros_like(value), mask)
 
 
-@triton.jit(do_not_specialize=["count", "size"])
-def sum_kernel(partials, totals, count, size, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """totals (blocks, size) from partials (count, size), COUNT consecutive ones each, ROWS of them at a time."""
+@triton.jit(do_not_specialize=["count", "size", "together"])
+def sum_kernel(partials, totals, count, size, together):
+    """totals (blocks, size) from partials (count, size), `together` consecutive ones each."""
     pieces = tl.cdiv(size, BLOCK)
     block = tl.cast(tl.program_id(0) // pieces, tl.int64)
-    left = tl.minimum(count - block * COUNT, COUNT).to(tl.int32)
+    left = tl.minimum(count - block * together, together).to(tl.int32)
     which = tl.arange(0, ROWS)[:, None]
     entry = tl.program_id(0) % pieces * BLOCK + tl.arange(0, BLOCK)[None, :]
-    own = partials + block * COUNT * size + entry + tl.cast(size, tl.int64) * which
+    own = partials + block * together * size + entry + tl.cast(size, tl.int64) * which
     total = tl.zeros((ROWS, BLOCK), partials.dtype.element_ty)
     for first in range(0, left, ROWS * TOGETHER):
         for step in tl.static_range(TOGETHER):
@@ -65,20 +69,16 @@ def over_tasks(partials: Tensor, lanes: int) -> Tensor:
     count, size = partials.shape
     together = TASKS_A_BLOCK // lanes
     blocks = triton.cdiv(count, together)
-    rows = 4 if together > 32 else 1
-    columns = _THREADS // rows
     totals = partials if together == 1 else partials.new_empty(blocks, size)
     if together > 1 and blocks and size:
         launch(
             sum_kernel,
-            blocks * triton.cdiv(size, columns),
+            blocks * triton.cdiv(size, BLOCK.value),
             partials=partials,
             totals=totals,
             count=count,
             size=size,
-            COUNT=together,
-            ROWS=rows,
-            BLOCK=columns,
+            together=together,
         )
     # torch copies what it is to sum in float64: some blocks at a time, so that there is never much of it.
     total: Tensor

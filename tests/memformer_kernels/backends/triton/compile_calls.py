@@ -39,6 +39,7 @@ SIZES = {
     "depths",
     "ends",
     "kept",
+    "lanes",
     "partial_size",
     "partial_sizes",
     "predicted",
@@ -47,6 +48,7 @@ SIZES = {
     "scratch_size",
     "size",
     "sizes",
+    "together",
     "width",
 }
 """Numbers that kernels are given, alone or in tuples, and that are no strides: all others are used in 64 bits alone."""

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from memformer_kernels.backends.triton import launch
+from memformer_kernels.backends.triton import launch, rules
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def _options(capability: int) -> dict[str, Any]:
 def test_kernels_are_compiled_to_a_gpus_own_instructions(capability: int) -> None:
     with launch.compiling_for(capability):
         assert launch.architecture(torch.device("cpu")) == capability
-        assert launch.has_wgmma(torch.device("cpu")) == (capability == 90)
+        assert rules.wgmma(launch.architecture(torch.device("cpu"))) == (capability == 90)
     assert "arch" not in _options(capability)
 
 
@@ -34,5 +34,5 @@ def test_kernels_are_compiled_to_a_gpus_own_instructions(capability: int) -> Non
 def test_where_products_of_a_gpus_own_have_been_wrong_kernels_are_compiled_to_others(capability: int) -> None:
     with launch.compiling_for(capability):
         assert launch.architecture(torch.device("cpu")) == 80
-        assert not launch.has_wgmma(torch.device("cpu"))
+        assert not rules.wgmma(launch.architecture(torch.device("cpu")))
     assert _options(capability)["arch"] == "sm80"
