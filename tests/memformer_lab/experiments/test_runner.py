@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from memformer_lab.cli import app
 from memformer_lab.experiments import runner
-from memformer_lab.experiments.runner import find
+from memformer_lab.experiments.runner import EXPERIMENTS, find
 from memformer_lab.reports.protocol import FORMAT, Setting, read_outcome
 
 CHOSEN = ["published", "learnability"]
@@ -147,7 +147,7 @@ def test_settings_are_checked() -> None:
 def test_the_command_lists_runs_and_refuses(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["reproduce", "--list"])
     assert listed.exit_code == 0
-    assert [line.split()[0] for line in listed.output.splitlines()] == [str(number) for number in range(1, 19)]
+    assert [line.split()[0] for line in listed.output.splitlines()] == [str(one.number) for one in EXPERIMENTS]
     done = CliRunner().invoke(app, ["reproduce", "18", "--tiny", "--out", str(tmp_path), "--workers", "1"])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "report.html").exists()
