@@ -125,6 +125,7 @@ EXPERIMENT = Experiment(
     "coefficients for every task; a Memformer has one set for all tasks. Optima are closed forms for free A, "
     "and on isotropic tasks. There memory changes nothing: the best polynomial has real zeros, which gradient steps "
     "reach. For scalar A on non-isotropic tasks they are the least error over a sample of other tasks.",
+    asks="the learned coefficients beside the average ones of CGD, and depths at which scalar ones could tell",
     run=run,
     judge=judge,
     find=find,

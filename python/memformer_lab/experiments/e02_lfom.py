@@ -117,6 +117,7 @@ EXPERIMENT = Experiment(
     "runs on the full context with exact line searches, without a preconditioner as in the publication, and with the "
     "first A of the first seed's deepest network: the network was trained on this one covariance, plain CGD knows "
     "nothing of it. The optimum is that of A_l a multiple of Sigma^-1, in closed form.",
+    asks="CGD that is given an estimate of the covariance from as many tasks as the network was trained on",
     run=run,
     judge=judge,
     find=find,

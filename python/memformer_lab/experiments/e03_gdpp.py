@@ -226,6 +226,7 @@ EXPERIMENT = Experiment(
     "rules read medians and means without the largest 0.1%. The last panel has expectations without sampling, by "
     "Gauss's quadrature: coefficients that are best for a sample of tasks have an expected error that rare spectra "
     "beyond any sample decide. Where Sigma is learned, CGD without a preconditioner is a weak rival: experiment 2.",
+    asks="an optimum, or a bound, for networks with Bm free, and expectations for free matrices too",
     run=run,
     judge=judge,
     find=find,

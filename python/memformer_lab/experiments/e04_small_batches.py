@@ -142,6 +142,7 @@ EXPERIMENT = Experiment(
     "the loss on fresh tasks is shown next to it, never mixed with it, beside the optimum of any training. CGD runs on "
     "the same tasks. Far is a factor e. Published runs show the loss on the batch trained on alone. The coefficients "
     "of the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
+    asks="the loss between B = 1000 and fresh tasks in every step, and early stopping on the fixed batch",
     run=run,
     judge=judge,
     find=find,

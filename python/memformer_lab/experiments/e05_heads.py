@@ -156,6 +156,7 @@ EXPERIMENT = Experiment(
     "training as well, as undertrained published runs are. Errors have heavy tails, so rules read medians and means "
     "without the largest 0.1%. In response-only models whose Gamma is shared by heads, the sum of the heads' A is one "
     "head: checked in float64.",
+    asks="heads in networks with dense P and Q, and with tokens wider than the features",
     run=run,
     judge=judge,
     find=find,

@@ -302,6 +302,7 @@ EXPERIMENT = Experiment(
     "500 steps on 1000 fixed tasks of its own rotation, tested on the last one's. As published its gates are scored on "
     "the tasks that they were fitted to; here on fresh ones too. Departures: a rate that falls to 0, gates that start "
     "at the best expert and not at 0.",
+    asks="the mixture with experts of different covariances, at the publication's scale and schedule",
     run=run,
     judge=judge,
     find=find,

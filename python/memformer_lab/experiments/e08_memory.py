@@ -286,6 +286,7 @@ EXPERIMENT = Experiment(
     "separate tasks; of gradient steps where there is no memory): with A free they are the same with memory and "
     "without. Where Bm is free, best coefficients are those of experiment 3. Granularities are trained briefly, since "
     "coefficients by token are beyond the native trainer; so are their longer trainings.",
+    asks="memory where the number of parameters, not of layers, is held the same",
     run=run,
     judge=judge,
     find=find,

@@ -204,6 +204,7 @@ EXPERIMENT = Experiment(
     "to 1), and clipped to 0.01 at that rate. The optimum is that of A_l a multiple of Sigma^-1. The deeper, the more "
     "of the mean is rare tasks, whose gradients clipping cuts: it trains for typical tasks, which the medians show. "
     "--quick ends at 16 layers.",
+    asks="the publication's ten-layer runs themselves, with their batches and their parametrisation of Bm",
     run=run,
     judge=judge,
     find=find,

@@ -291,6 +291,7 @@ EXPERIMENT = Experiment(
     "tasks are drawn in the 5 dimensions of their Krylov space, which is exact for LFOM and CGD at any d; free A_l "
     "train on all features. CGD has each task's own coefficients. Cost is judged by the ratio of times at the longest "
     "and the shortest context; times themselves are this machine's.",
+    asks="non-isotropic features at large d, where free A_l must be learned from few tasks",
     run=run,
     judge=judge,
     find=find,

@@ -155,6 +155,7 @@ EXPERIMENT = Experiment(
     "condition number, which has therefore seen the covariance in training, as classical methods have not. It starts "
     "at the inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps "
     "to entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
+    asks="spectra with a few large eigenvalues in place of evenly spaced ones, and estimated preconditioners for CGD",
     run=run,
     judge=judge,
     find=find,

@@ -142,6 +142,7 @@ EXPERIMENT = Experiment(
     "the gap: it is the chance of the m tasks drawn, far larger than the gap where m is. The slope has an interval "
     "over seeds. An upper bound with a free constant cannot be reproduced, only contradicted: by a gap that falls more "
     "slowly than 1/sqrt(m).",
+    asks="the theorem's own constant, and networks with Bm free, whose losses are heavy-tailed",
     run=run,
     judge=judge,
     find=find,

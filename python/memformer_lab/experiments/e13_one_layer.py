@@ -215,6 +215,7 @@ EXPERIMENT = Experiment(
     "over (n+1+d)/n + noise^2/n for w* ~ N(0, Sigma^-1). For nonlinear responses the best step size comes from moments "
     "over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), for one layer in a random rotation at "
     "full scale. A model with dense P and Q is compared by its predictions; P and Q themselves are not unique.",
+    asks="training from random starts at full scale, and the landscape away from the optimum",
     run=run,
     judge=judge,
     find=find,

@@ -269,6 +269,7 @@ EXPERIMENT = Experiment(
     "and the interval is Student's over sets; Wilcoxon's signed rank test is listed beside it. No worse means by at "
     "most 0.1. The start's cost is counted in multiplications, in units of one CG iteration, with the Gram matrix "
     "given. Times depend on the machine and are never judged.",
+    asks="sets that no package ships, and peers that are given the network's budget for tuning",
     run=run,
     judge=judge,
     find=find,

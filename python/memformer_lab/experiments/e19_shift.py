@@ -272,6 +272,7 @@ EXPERIMENT = Experiment(
     "the responses there. Then trained with spectra log-uniform up to a condition number. Query shift is exact, "
     "without sampling of queries. The optimum has A a multiple of I, best by symmetry among known ones. CGD knows no "
     "distribution; the A of the first seed's network preconditions it in the last row.",
+    asks="mixtures of covariances in training at larger d, and shifts of the noise",
     run=run,
     judge=judge,
     find=find,

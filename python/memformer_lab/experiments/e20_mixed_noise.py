@@ -172,6 +172,7 @@ EXPERIMENT = Experiment(
     "which tells the noise. Constant ridge has the best penalty over all tasks; adaptive ridge the penalty (c + s v) / "
     "n with v the unbiased estimate of the variance from least squares, c and s the best over all tasks; both are "
     "tuned on separate tasks. Ridge of the known noise is the optimum of all. No optimum is known for the networks.",
+    asks="noise drawn from a distribution with heavier tails, and networks with memory",
     run=run,
     judge=judge,
     find=find,

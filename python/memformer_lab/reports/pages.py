@@ -122,7 +122,7 @@ def _section(outcome: Outcome, figures: Figures) -> str:
             for one in experiment.published
         ),
         f"<dt>Protocol</dt><dd>{escape(experiment.protocol)}</dd></dl>",
-        *([f"<p>A referee would still ask: {escape(experiment.asks)}</p>"] if experiment.asks else []),
+        f"<p>A referee would still ask: {escape(experiment.asks)}.</p>",
         f'<ul class="checks">{checks}</ul>',
     ]
     parts += [f"<p>{escape(note)}</p>" for note in results.notes]

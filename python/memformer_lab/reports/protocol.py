@@ -77,8 +77,8 @@ class Experiment:
         run: setting -> results.
         judge: results -> checks; reads nothing but the results.
         find: results -> the main figures in a sentence; reads nothing but the results.
+        asks: what a referee would still ask, as the rest of that sentence.
         published: published figures.
-        asks: what a referee would still ask.
     """
 
     number: int
@@ -90,8 +90,8 @@ class Experiment:
     run: Callable[[Setting], Results]
     judge: Callable[[Results], Sequence[Check]]
     find: Callable[[Results], str]
+    asks: str
     published: tuple[Published, ...] = ()
-    asks: str = ""
 
     def verdict(self, results: Results, scale: Scale) -> Verdict:
         """The verdict; scales below full are too short for a label."""

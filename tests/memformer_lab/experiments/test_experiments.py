@@ -62,6 +62,13 @@ def test_all_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_it_says_what_a_referee_would_still_ask(name: str) -> None:
+    asks = find(name).asks
+    assert asks
+    assert not asks.endswith(".")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_runs_and_is_judged(name: str, tiny: dict[str, Results]) -> None:
     results = _tiny(name, tiny)
     assert results.panels
