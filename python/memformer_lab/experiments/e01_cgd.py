@@ -20,6 +20,7 @@ from memformer_lab.experiments.common import (
     trained_models,
 )
 from memformer_lab.reports.curves import series
+from memformer_lab.reports.networks import Network
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, all_below
@@ -46,13 +47,14 @@ def run(setting: Setting) -> Results:
     recipe = Recipe(setting.pick(tiny=3, quick=800, full=8000), batch=setting.pick(tiny=8, quick=256, full=512))
     count = setting.pick(tiny=500, quick=100_000, full=1_000_000)
     sample = setting.pick(tiny=2000, quick=100_000, full=2_000_000)
-    panels = []
+    panels, networks = [], []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
         best = _optima(tasks, sample, setting.seed)
         solvers = [steps_of("conjugate_gradient", _WIDTH)]
         for label, arguments in _MODELS.items():
             rows = trained_models(setting, tasks, recipe, **arguments)
+            networks.append(Network.of(rows[0][-1], tasks, kind, label, DEPTHS[-1]))
             solvers += [solver_of(model) for row in rows for model in row]
             solvers += [one.method(torch.float32).solver(layers=False) for one in best[label]]
         found = estimate(solver_errors(tasks, solvers), count, setting.seed)
@@ -65,7 +67,7 @@ def run(setting: Setting) -> Results:
         curves.append(series("CGD, reference", DEPTHS, CGD[kind], reference=True))
         title = f"cgd-like Memformers on {kind} tasks, d = 5, n = 20, fresh tasks"
         panels.append(Panel(kind, title, "depth", "ln mean squared error", tuple(curves), digits=3))
-    return Results(tuple(panels))
+    return Results(tuple(panels), networks=tuple(networks))
 
 
 def judge(results: Results) -> Sequence[Check]:

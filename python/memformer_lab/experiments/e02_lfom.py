@@ -20,6 +20,7 @@ from memformer_lab.experiments.common import (
     trained_models,
 )
 from memformer_lab.reports.curves import series
+from memformer_lab.reports.networks import Network
 from memformer_lab.reports.protocol import Experiment, Published, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, all_below, at_most
@@ -37,10 +38,11 @@ def run(setting: Setting) -> Results:
     """Trains every depth on both kinds of data; judges all seeds, the optimum and CGD on the same fresh tasks."""
     recipe = Recipe(setting.pick(tiny=3, quick=1500, full=8000), batch=setting.pick(tiny=8, quick=256, full=1024))
     count = setting.pick(tiny=500, quick=100_000, full=4_000_000)
-    panels, notes = [], []
+    panels, notes, networks = [], [], []
     for kind in (NONISOTROPIC, ISOTROPIC):
         tasks = gaussian_tasks(kind, setting.seed)
         models = trained_models(setting, tasks, recipe, rule="lfom")
+        networks.append(Network.of(models[0][-1], tasks, kind, "LFOM", DEPTHS[-1]))
         solvers = [solver_of(model) for row in models for model in row]
         solvers += [exact_optimum(tasks, depth).method(torch.float32).solver(layers=False) for depth in DEPTHS]
         # The network's first preconditioner, of the first seed's deepest model; its scale is nothing to CGD.
@@ -76,7 +78,7 @@ def run(setting: Setting) -> Results:
             f"First seed on {kind} tasks, depths 1 to {_WIDTH}, with the 95% bootstrap interval over {count:,} fresh "
             f"tasks: {', '.join(shown)}. The optimum's error in expectation: {exact}."
         )
-    return Results(tuple(panels), {"tasks judged on": float(count)}, notes=tuple(notes))
+    return Results(tuple(panels), {"tasks judged on": float(count)}, notes=tuple(notes), networks=tuple(networks))
 
 
 def judge(results: Results) -> Sequence[Check]:

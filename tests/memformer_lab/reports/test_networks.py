@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from memformer_kernels.nn import Memformer
+from memformer_lab.experiments.runner import find
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.networks import Network, Statistic
+from memformer_lab.reports.protocol import Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.judging import classical_estimates, distributions, network_errors
@@ -53,6 +55,16 @@ def test_the_script_comes_to_the_figures_of_what_is_shipped(name: str, statistic
         # An error of a tenth is seen.
         assert not one._replace(recorded=one.recorded + 0.1).agrees
         assert not one._replace(recorded=one.recorded - 0.1).agrees
+
+
+def test_ten_figures_of_the_experiments_are_recomputed(tmp_path: Path) -> None:
+    """Of brief runs here; `python tests/recomputed.py` does the same for the committed records."""
+    setting = Setting("tiny")
+    for name in ("cgd", "lfom", "gdpp"):
+        record = {"name": name, "results": find(name).run(setting).to_plain()}
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    found = {one.name for one in recomputed.figures(tmp_path, 200)}
+    assert len(found) >= 10
 
 
 def test_what_is_shipped_comes_back_from_json() -> None:
