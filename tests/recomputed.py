@@ -38,17 +38,19 @@ class Tasks(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """A value of a record and what it is here, with its interval over tasks."""
+    """A value of a record and half the width of its interval over tasks; what it is here, and the interval of that."""
 
     name: str
     recorded: float
+    width: float
     found: float
     low: float
     high: float
 
     @property
     def agrees(self) -> bool:
-        return self.low - ROUNDING <= self.recorded <= self.high + ROUNDING
+        below, above = (math.hypot(self.width, x) for x in (self.found - self.low, self.high - self.found))
+        return self.found - below - ROUNDING <= self.recorded <= self.found + above + ROUNDING
 
 
 def draw(rng: np.random.Generator, count: int, n: int, factor: Array, prior: Array, noise: float) -> Tasks:
@@ -126,7 +128,12 @@ def conjugate_gradients(tasks: Tasks, steps: int) -> Array:
 
 
 def judged(
-    name: str, recorded: float, one: dict[str, Any], predict: Callable[[Tasks], Array], tasks: int, seed: int
+    name: str,
+    recorded: tuple[float, float],
+    one: dict[str, Any],
+    predict: Callable[[Tasks], Array],
+    tasks: int,
+    seed: int,
 ) -> Figure:
     """A recorded logarithm of a mean or median squared error beside the same of fresh tasks."""
     rng = np.random.default_rng(seed)
@@ -145,7 +152,7 @@ def judged(
         found = float(squares.mean())
         blocks = squares[: len(squares) // 100 * 100].reshape(100, -1).mean(1)
         low, high = np.quantile(rng.choice(blocks, (20 * RESAMPLES, 100)).mean(1), LEVELS).tolist()
-    return Figure(name, recorded, math.log(found), math.log(max(low, 1e-300)), math.log(high))
+    return Figure(name, *recorded, math.log(found), math.log(max(low, 1e-300)), math.log(high))
 
 
 def figures(folder: Path, tasks: int = TASKS) -> Iterator[Figure]:
@@ -154,11 +161,11 @@ def figures(folder: Path, tasks: int = TASKS) -> Iterator[Figure]:
         record = json.loads(path.read_text(encoding="utf-8"))
         for order, one in enumerate(record["results"].get("networks", ())):
             curves = next(panel["series"] for panel in record["results"]["panels"] if panel["name"] == one["panel"])
-            values = {curve["label"]: dict(zip(curve["x"], curve["values"][0], strict=True)) for curve in curves}
+            values = {curve["label"]: _of_first_seed(curve) for curve in curves}
             place = f"{record['name']}, {one['panel']} at {one['x']:g}"
             yield judged(
                 f"{place}: {one['label']}",
-                float(values[one["label"]][one["x"]]),
+                values[one["label"]][one["x"]],
                 one,
                 lambda drawn, given=one["arguments"]: forward(drawn, given),
                 tasks,
@@ -168,12 +175,18 @@ def figures(folder: Path, tasks: int = TASKS) -> Iterator[Figure]:
             if one["statistic"] == "mean" and one["x"] == layers and layers in values.get("CGD", {}):
                 yield judged(
                     f"{place}: CGD",
-                    float(values["CGD"][layers]),
+                    values["CGD"][layers],
                     one,
                     lambda drawn, steps=layers: conjugate_gradients(drawn, steps),
                     tasks,
                     order,
                 )
+
+
+def _of_first_seed(curve: dict[str, Any]) -> dict[float, tuple[float, float]]:
+    """By place a curve's value, and half the width of its interval over tasks."""
+    widths = curve["sampling"] or [0.0] * len(curve["x"])
+    return {x: (float(v), float(w)) for x, v, w in zip(curve["x"], curve["values"][0], widths, strict=True)}
 
 
 def main() -> int:

@@ -127,7 +127,8 @@ def below(
     """Whether one curve's mean at a place is at most another's, or a limit, plus the slack.
 
     It holds or fails if the whole interval of the difference does, and is open else. More training can only lower a
-    curve: where the other one has not converged it cannot hold, and where this one has not it cannot fail.
+    curve: where the other one has not converged it cannot hold, and where this one has not it cannot fail, unless it
+    diverged.
     """
     if isinstance(other, Series):
         mean, low, high = one.difference(other, x)
@@ -141,7 +142,7 @@ def below(
         text += f", difference {mean:.3g} [{low:.3g}, {high:.3g}]"
     if passed is True and not settled:
         passed, text = None, f"{text}; the second is not trained to its end"
-    elif passed is False and one.converged(x) is False:
+    elif passed is False and one.converged(x) is False and math.isfinite(one.mean(x)):
         passed, text = None, f"{text}; the first is not trained to its end"
     return Check(text, passed, essential, part)
 
