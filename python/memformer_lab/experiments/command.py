@@ -19,8 +19,8 @@ def reproduce(
         Optional[list[str]],  # noqa: UP045, typer before 0.13 cannot read the other spelling
         typer.Argument(help="Experiments by name or number.", show_default="all"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Two minutes in all (the default).")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Tens of minutes in all: the real thing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes in all (the default).")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Hours in all: the real thing.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Seconds in all, to see that everything runs.")] = False,
     list_only: Annotated[bool, typer.Option("--list", help="List the experiments and end.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path(
