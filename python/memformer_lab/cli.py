@@ -88,10 +88,11 @@ def _options(
 
 
 @app.command(
-    help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.\n\nWant it to "
+    help="Predict one column from the others: Memformer compared with OLS and ridge on held-out rows.",
+    epilog="Want it to "
     "see what a learned optimiser makes of a table: there is nothing to fit or tune, and with 2 to 64 rows a column "
     "and some noise it is about as good as ridge. OLS and ridge are better where columns outnumber half the rows, and "
-    "where responses have little noise; the output says so."
+    "where responses have little noise; the output says so.",
 )
 def solve(
     table: Annotated[Path, typer.Argument(help="A CSV file with a header line.")],

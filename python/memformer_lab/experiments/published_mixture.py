@@ -49,8 +49,10 @@ class PublishedExpert(nn.Module):
 
     def __init__(self, layers: int) -> None:
         super().__init__()
-        self.q, self.p = (nn.Parameter(_START * torch.randn(layers, 1, _D, _D, device="cpu")) for _ in range(2))
-        self.weights = nn.Parameter(torch.ones(layers, _N + 1, _D + 1, device="cpu"))
+        self.q, self.p = (
+            nn.Parameter(_START * torch.randn(layers, 1, _D, _D, device="cpu", dtype=torch.float32)) for _ in range(2)
+        )
+        self.weights = nn.Parameter(torch.ones(layers, _N + 1, _D + 1, device="cpu", dtype=torch.float32))
 
     def gamma(self) -> Tensor:
         """(L, L, 1, N, D): 1 for a layer's own register."""

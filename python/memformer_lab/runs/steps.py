@@ -21,7 +21,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.nn import Memformer
-from memformer_kernels.training.steps import Backend as TrainingBackend
+from memformer_lab.runs.config import Backend
 
 Sampler = GaussianStatistics | GaussianTokens | FixedTasks
 
@@ -145,7 +145,7 @@ class FusedSteps:
         state: TrainState,
         optimizer: Adam | SGD,
         *,
-        backend: TrainingBackend = "auto",
+        backend: Backend = "auto",
         group: ProcessGroup | None = None,
     ) -> None:
         self.state = state

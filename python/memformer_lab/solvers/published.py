@@ -39,7 +39,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memformer_kernels.nn import Memformer
-from memformer_kernels.nn.memformer import Rule
 
 PublishedRule = Literal["linear", "cgd", "scaled_cgd", "recursive", "sum", "residual", "experts"]
 
@@ -58,7 +57,7 @@ class Layout:
         optional: names that may be left out.
     """
 
-    ours: Rule
+    ours: Literal["linear", "cgd", "recursive", "lfom_shared", "lfom_residual", "gated_heads"]
     arrays: Mapping[str, tuple[str, ...]]
     optional: tuple[str, ...] = ()
 
