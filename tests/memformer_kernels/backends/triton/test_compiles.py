@@ -23,8 +23,8 @@ def _compile(architecture: int, first: int, calls: int, widths: str) -> None:
     assert finished.stdout.splitlines() == [f"{calls} of {calls} calls compile for sm_{architecture}"]
 
 
-def test_a_dozen_calls() -> None:
-    _compile(90, 25, 12, "narrow")
+def test_half_a_dozen_calls() -> None:
+    _compile(90, 25, 6, "narrow")
 
 
 def test_a_narrow_stride_would_be_found() -> None:
