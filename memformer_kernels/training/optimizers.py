@@ -85,6 +85,7 @@ class Optimizer:
         ValueError, TypeError: an attribute out of range, or of another kind.
     """
 
+    # Never None once made: it stands for "not given", which no number could, so that giving `lr` as well is an error.
     learning_rate: float | Sequence[float] = None  # type: ignore[assignment]
     lr: InitVar[float | Sequence[float] | None] = field(default=None, kw_only=True)
     weight_decay: float = field(default=0.0, kw_only=True)

@@ -15,7 +15,7 @@ from memformer_lab.runs.fitting import Recipe, fit_on_tasks, seeded
 from memformer_lab.runs.variants import Preconditioner, Variant
 from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.solvers.first_order import first_order_method
-from memformer_lab.solvers.judging import Solver, memformer_estimates
+from memformer_lab.solvers.judging import Solver
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 DEPTHS = (1, 2, 3, 4)
@@ -49,23 +49,6 @@ def trained_models(setting: Setting, tasks: GaussianTasks, recipe: Recipe, **arg
         for model in rows[-1]:
             fit_on_tasks(model, tasks, recipe, seed)
     return rows
-
-
-def trained_grid(
-    setting: Setting, tasks: GaussianTasks, recipe: Recipe, count: int, **arguments: Any
-) -> list[list[Estimate]]:
-    """Estimates of one trained model for each seed (rows) and each of `DEPTHS` (columns), all on the same fresh tasks.
-
-    Args:
-        setting: gives the seeds.
-        tasks: what models are trained and judged on.
-        recipe: the optimiser's settings.
-        count: fresh tasks.
-        **arguments: of `network`.
-    """
-    models = [model for row in trained_models(setting, tasks, recipe, **arguments) for model in row]
-    found = [one[0] for one in memformer_estimates(models, tasks, count, setting.seed)]
-    return [found[start : start + len(DEPTHS)] for start in range(0, len(found), len(DEPTHS))]
 
 
 def solver_of(model: Memformer) -> Solver:

@@ -88,7 +88,8 @@ def _best_coefficients(setting: Setting) -> list[dict[str, list[SpectralNetwork]
     count = setting.pick(tiny=50, quick=500, full=5000)
     found: list[dict[str, list[SpectralNetwork]]] = []
     for seed in setting.seeds:
-        spectrum, one = sampled_spectrum(5, 20, count, seed), {label: [] for label in _FITTED}  # type: ignore[var-annotated]
+        spectrum = sampled_spectrum(5, 20, count, seed)
+        one: dict[str, list[SpectralNetwork]] = {label: [] for label in _FITTED}
         for index, depth in enumerate(DEPTHS):
             start = [found[0][BEST_GDPP][index]] if found else []
             one[BEST_GDPP].append(best_network(spectrum, depth, memory=False, starts=start, random=0))

@@ -180,7 +180,7 @@ def judge(results: Results) -> Sequence[Check]:
 
 def find(results: Results) -> str:
     """What gates gain over the best expert, and what one scalar gains."""
-    gains = {name: [] for name in (GATES, SCALAR)}  # type: ignore[var-annotated]
+    gains: dict[str, list[float]] = {name: [] for name in (GATES, SCALAR)}
     for group in ("variances", "mixtures"):
         panel = results[group]
         for name, found in gains.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -234,7 +235,7 @@ def _costs(lengths: Sequence[int], setting: Setting) -> Panel:
     clocks = dict.fromkeys(kept, math.inf)
     for _ in range(setting.pick(tiny=2, quick=10, full=30)):
         for n, (h, b, count) in statistics.items():
-            clocks[n] = min(clocks[n], _quickest(lambda h=h, b=b: learned(h, b), count))  # type: ignore[misc]
+            clocks[n] = min(clocks[n], _quickest(partial(learned, h, b), count))
     grams = [_gram_time(GaussianTasks.isotropic(5, n), setting, max(1, 20_000 // n)) for n in kept]
     curves = (series(_FROM_GRAM, kept, list(clocks.values())), series(_GRAM, kept, grams))
     title = "Microseconds a task on this machine by context length, d = 5, one thread"

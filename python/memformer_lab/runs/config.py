@@ -209,8 +209,8 @@ class TrainingConfig:
         missing, unknown = sorted(names - values.keys() - _LATER), sorted(values.keys() - names)
         if missing or unknown:
             raise ValueError(f"a configuration has other keys: missing {missing}, unknown {unknown}")
-        pairs = {name: values.get(name, ()) for name in ("betas", "scales") if name in values}
-        return cls(**{**values, **{name: tuple(v) if isinstance(v, list) else v for name, v in pairs.items()}})
+        given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**given)
 
 
 def _integer(name: str, value: Any, low: int) -> int:
