@@ -22,7 +22,7 @@ def reproduce(
     quick: Annotated[bool, typer.Option("--quick", help="Minutes in all (the default).")] = False,
     full: Annotated[bool, typer.Option("--full", help="Hours in all: the real thing.")] = False,
     tiny: Annotated[bool, typer.Option("--tiny", help="Seconds in all, to see that everything runs.")] = False,
-    list_only: Annotated[bool, typer.Option("--list", help="List the experiments and end.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List them, with processor minutes of --full.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for results, figures and the report.")] = Path(
         "results", "experiments"
     ),
@@ -40,7 +40,7 @@ def reproduce(
 
         if list_only:
             for one in EXPERIMENTS:
-                console.print(f"{one.number:>2} {one.name:<14} {one.title}", soft_wrap=True)
+                console.print(f"{one.number:>2} {one.name:<14} {one.minutes:>3} min  {one.title}", soft_wrap=True)
             return
         chosen: list[Scale] = [scale for scale, given in (("tiny", tiny), ("quick", quick), ("full", full)) if given]  # type: ignore[misc]
         if len(chosen) > 1:

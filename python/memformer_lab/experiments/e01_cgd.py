@@ -128,6 +128,7 @@ EXPERIMENT = Experiment(
     "and on isotropic tasks. There memory changes nothing: the best polynomial has real zeros, which gradient steps "
     "reach. For scalar A on non-isotropic tasks they are the least error over a sample of other tasks.",
     asks="the learned coefficients beside the average ones of CGD, and depths at which scalar ones could tell",
+    minutes=2,
     run=run,
     judge=judge,
     find=find,

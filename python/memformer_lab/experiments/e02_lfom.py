@@ -120,6 +120,7 @@ EXPERIMENT = Experiment(
     "first A of the first seed's deepest network: the network was trained on this one covariance, plain CGD knows "
     "nothing of it. The optimum is that of A_l a multiple of Sigma^-1, in closed form.",
     asks="CGD that is given an estimate of the covariance from as many tasks as the network was trained on",
+    minutes=2,
     run=run,
     judge=judge,
     find=find,

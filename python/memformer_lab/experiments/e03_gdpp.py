@@ -228,6 +228,7 @@ EXPERIMENT = Experiment(
     "Gauss's quadrature: coefficients that are best for a sample of tasks have an expected error that rare spectra "
     "beyond any sample decide. Where Sigma is learned, CGD without a preconditioner is a weak rival: experiment 2.",
     asks="an optimum, or a bound, for networks with Bm free, and expectations for free matrices too",
+    minutes=10,
     run=run,
     judge=judge,
     find=find,

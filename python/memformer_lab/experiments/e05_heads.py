@@ -157,6 +157,7 @@ EXPERIMENT = Experiment(
     "without the largest 0.1%. In response-only models whose Gamma is shared by heads, the sum of the heads' A is one "
     "head: checked in float64.",
     asks="heads in networks with dense P and Q, and with tokens wider than the features",
+    minutes=4,
     run=run,
     judge=judge,
     find=find,

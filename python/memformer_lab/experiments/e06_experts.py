@@ -303,6 +303,7 @@ EXPERIMENT = Experiment(
     "the tasks that they were fitted to; here on fresh ones too. Departures: a rate that falls to 0, gates that start "
     "at the best expert and not at 0.",
     asks="the mixture with experts of different covariances, at the publication's scale and schedule",
+    minutes=13,
     run=run,
     judge=judge,
     find=find,

@@ -247,6 +247,7 @@ EXPERIMENT = Experiment(
     "a model scored on the 1000 tasks that it was tuned on for 1000 steps; gradients clipped to 1e-7 in runs of 9 "
     "layers.",
     asks="constants that are tuned for each covariance by the publication's own search, and more than four steps",
+    minutes=4,
     run=run,
     judge=judge,
     find=find,

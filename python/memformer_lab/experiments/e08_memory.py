@@ -287,6 +287,7 @@ EXPERIMENT = Experiment(
     "without. Where Bm is free, best coefficients are those of experiment 3. Granularities are trained briefly, since "
     "coefficients by token are beyond the native trainer; so are their longer trainings.",
     asks="memory where the number of parameters, not of layers, is held the same",
+    minutes=10,
     run=run,
     judge=judge,
     find=find,

@@ -205,6 +205,7 @@ EXPERIMENT = Experiment(
     "of the mean is rare tasks, whose gradients clipping cuts: it trains for typical tasks, which the medians show. "
     "--quick ends at 16 layers.",
     asks="the publication's ten-layer runs themselves, with their batches and their parametrisation of Bm",
+    minutes=6,
     run=run,
     judge=judge,
     find=find,

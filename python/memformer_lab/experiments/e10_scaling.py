@@ -293,6 +293,7 @@ EXPERIMENT = Experiment(
     "train on all features. CGD has each task's own coefficients. Cost is judged by the ratio of times at the longest "
     "and the shortest context; times themselves are this machine's.",
     asks="non-isotropic features at large d, where free A_l must be learned from few tasks",
+    minutes=7,
     run=run,
     judge=judge,
     find=find,

@@ -156,6 +156,7 @@ EXPERIMENT = Experiment(
     "at the inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps "
     "to entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
     asks="spectra with a few large eigenvalues in place of evenly spaced ones, and estimated preconditioners for CGD",
+    minutes=1,
     run=run,
     judge=judge,
     find=find,

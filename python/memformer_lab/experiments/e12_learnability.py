@@ -143,6 +143,7 @@ EXPERIMENT = Experiment(
     "over seeds. An upper bound with a free constant cannot be reproduced, only contradicted: by a gap that falls more "
     "slowly than 1/sqrt(m).",
     asks="the theorem's own constant, and networks with Bm free, whose losses are heavy-tailed",
+    minutes=2,
     run=run,
     judge=judge,
     find=find,

@@ -146,9 +146,9 @@ EXPERIMENT = Experiment(
     "iteration, GD up to 512; a first-order network is the control. Ill-conditioned data: eigenvalues spaced evenly in "
     "the logarithm and turned anew for every prompt, so that no fixed preconditioner helps; d = 5, n = 20. Softmax "
     "Transformers of the published size (12 layers, d = 20) are beyond this run: small ones and an LSTM are trained on "
-    "prompts of every length and shown with their learning curves, the widest trained twice as long too; no rule is "
-    "about them.",
+    "prompts of every length and shown with their learning curves, trained twice as long too; no rule is about them.",
     asks="whether softmax Transformers of the published size, read out layer by layer, match Newton's iterations too",
+    minutes=65,
     run=run,
     judge=judge,
     find=find,

@@ -182,6 +182,7 @@ EXPERIMENT = Experiment(
     "times the root of Gamma(0.1, 10). Means of heavy tails stand beside trimmed means, medians and Hill's tail index. "
     "OLS is exact on noiseless linear responses; errors below 1e-5 are shown as 1e-5.",
     asks="what a network that is not linear in the query, with a feed-forward block, gains on nonlinear responses",
+    minutes=7,
     run=run,
     judge=judge,
     find=find,

@@ -270,6 +270,7 @@ EXPERIMENT = Experiment(
     "most 0.1. The start's cost is counted in multiplications, in units of one CG iteration, with the Gram matrix "
     "given. Times depend on the machine and are never judged.",
     asks="sets that no package ships, and peers that are given the network's budget for tuning",
+    minutes=4,
     run=run,
     judge=judge,
     find=find,

@@ -202,6 +202,7 @@ EXPERIMENT = Experiment(
     "feed-forward block; they are listed with the rates. The first seed is also trained for twice the steps, at that "
     "rate and at a third of it.",
     asks="wider embeddings, in which one softmax head may do what two do here",
+    minutes=25,
     run=run,
     judge=judge,
     find=find,

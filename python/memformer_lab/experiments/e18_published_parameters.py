@@ -152,6 +152,7 @@ EXPERIMENT = Experiment(
     "The project's tests write the formulas out once more, and load parameters and outputs that the published code "
     "made.",
     asks="trained parameters from the authors, of which none are published",
+    minutes=1,
     run=run,
     judge=judge,
     find=find,

@@ -273,6 +273,7 @@ EXPERIMENT = Experiment(
     "without sampling of queries. The optimum has A a multiple of I, best by symmetry among known ones. CGD knows no "
     "distribution; the A of the first seed's network preconditions it in the last row.",
     asks="mixtures of covariances in training at larger d, and shifts of the noise",
+    minutes=6,
     run=run,
     judge=judge,
     find=find,

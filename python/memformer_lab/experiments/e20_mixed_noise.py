@@ -173,6 +173,7 @@ EXPERIMENT = Experiment(
     "n with v the unbiased estimate of the variance from least squares, c and s the best over all tasks; both are "
     "tuned on separate tasks. Ridge of the known noise is the optimum of all. No optimum is known for the networks.",
     asks="noise drawn from a distribution with heavier tails, and networks with memory",
+    minutes=3,
     run=run,
     judge=judge,
     find=find,

@@ -178,6 +178,7 @@ EXPERIMENT = Experiment(
     "magnitude on the second derivative's diagonal, smoothness is the curvature along the step taken; both on one set "
     "of 1000 tasks in float64. Gradient noise is compared with Gaussian noise of its own covariance.",
     asks="the same with learning rates scheduled, and the noise along the path, not at the start alone",
+    minutes=7,
     run=run,
     judge=judge,
     find=find,

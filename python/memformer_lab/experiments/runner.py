@@ -49,8 +49,8 @@ def run_experiments(
 ) -> list[Outcome]:
     """Run experiments and write "<name>.json", "<name>-<panel>.png", "report.html" and "README.md" into `folder`.
 
-    An experiment whose file is there already, from the same setting, is not run again. What is found does not depend
-    on the number of workers.
+    An experiment whose file is there already, from the same setting and the same code, is not run again. What is found
+    does not depend on the number of workers. Those that take longest begin first.
 
     Args:
         names: experiments by name or number, in the order of the report.
@@ -67,7 +67,8 @@ def run_experiments(
     experiments = [find(name) for name in names]
     folder.mkdir(parents=True, exist_ok=True)
     found = {one.name: None if again else read_outcome(folder, one, setting) for one in experiments}
-    missing = [one.name for one in experiments if found[one.name] is None]
+    missing = [one for one in experiments if found[one.name] is None]
+    missing.sort(key=lambda one: -one.minutes)
     for one in experiments:
         if found[one.name] is not None:
             say(f"{one.name}: found in {folder}")
@@ -76,7 +77,7 @@ def run_experiments(
         say(note)
 
     with Workers(min(workers, max(1, len(missing)))) as pool:
-        pool.run([Job(_run_one, (name, setting, folder)) for name in missing], report)
+        pool.run([Job(_run_one, (one.name, setting, folder)) for one in missing], report)
     outcomes = []
     for one in experiments:
         outcome = found[one.name] or read_outcome(folder, one, setting)

@@ -29,8 +29,7 @@ class SequenceRuns:
     """What trained sequence models came to.
 
     Attributes:
-        lengths: ln mean squared error by examples known, a curve a model; the widest of each kind is also trained for
-            twice the steps.
+        lengths: ln mean squared error by examples known, a curve a model; each is also trained for twice the steps.
         learning: ln training loss by steps taken, means of 20 equal parts of the run and of all lengths.
         tasks: prompts that a model was trained on.
     """
@@ -72,11 +71,9 @@ def train_sequence_models(setting: Setting, tasks: GaussianTasks, lengths: Seque
             row, fitted = _trained(build, recipe, seed, tasks, judged, lengths)
             rows.append(row)
             curves.append(_parts(fitted, recipe.steps))
-        longer = []
-        if label != f"Transformer, hidden size {widths[0]}" or len(widths) == 1:
-            twice = replace(recipe, steps=2 * recipe.steps)
-            longer.append(_trained(build, twice, setting.seeds[0], tasks, judged, lengths)[0])
-        by_length.append(series(label, lengths, rows, longer=longer))
+        twice = replace(recipe, steps=2 * recipe.steps)
+        longer = _trained(build, twice, setting.seeds[0], tasks, judged, lengths)[0]
+        by_length.append(series(label, lengths, rows, longer=[longer]))
         learning.append(series(label, places, curves))
     return SequenceRuns(tuple(by_length), tuple(learning), recipe.steps * recipe.batch)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from memformer_lab.reports.results import Results
+from memformer_lab.reports.results import Results, versions
 from memformer_lab.reports.verdicts import Check, Verdict, decide
 from memformer_lab.runs.files import write_atomically
 
@@ -78,6 +78,7 @@ class Experiment:
         judge: results -> checks; reads nothing but the results.
         find: results -> the main figures in a sentence; reads nothing but the results.
         asks: what a referee would still ask, as the rest of that sentence.
+        minutes: of processor time that it takes at full scale, in whole numbers.
         published: published figures.
     """
 
@@ -91,6 +92,7 @@ class Experiment:
     judge: Callable[[Results], Sequence[Check]]
     find: Callable[[Results], str]
     asks: str
+    minutes: int
     published: tuple[Published, ...] = ()
 
     def verdict(self, results: Results, scale: Scale) -> Verdict:
@@ -154,11 +156,16 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
 
 
 def read_outcome(folder: Path, experiment: Experiment, setting: Setting) -> Outcome | None:
-    """The outcome of an earlier run with the same setting, or None where there is no such whole file."""
+    """The outcome of an earlier run of the same code with the same setting, or None where there is no such whole file.
+
+    The same code: equal `results.versions`, a digest of the sources included.
+    """
     try:
         plain: dict[str, Any] = json.loads((folder / f"{experiment.name}.json").read_text())
         same = (FORMAT, VERSION, experiment.name, setting.scale, setting.seed)
         if tuple(plain[key] for key in ("format", "version", "name", "scale", "seed")) != same:
+            return None
+        if plain["versions"] != versions():
             return None
         results = Results.from_plain(plain["results"])
         seconds, cpu_seconds = (float(plain[name]) for name in ("seconds", "cpu_seconds"))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -208,12 +211,23 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Of the package and what it runs on, by name."""
+    """Of the package and what it runs on, by name; "sources" is a digest of the Python files of both packages."""
     return {
         "memformer_kernels": memformer_kernels.__version__,
+        "sources": _digest(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+@cache
+def _digest() -> str:
+    folders = [Path(memformer_kernels.__file__).parent, Path(__file__).parents[1]]
+    found = hashlib.sha256()
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
 
 def _row(values: Sequence[Any]) -> tuple[float, ...]:

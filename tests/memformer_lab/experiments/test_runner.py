@@ -136,6 +136,25 @@ def test_another_setting_or_a_broken_file_is_run_again(folder: Path, tmp_path: P
         assert read_outcome(tmp_path, experiment, Setting("tiny")) is None
 
 
+def test_results_of_other_code_are_run_again(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "published.json").read_text()
+    sources = json.loads(whole)["versions"]["sources"]
+    assert re.fullmatch("[0-9a-f]{12}", sources)
+    (tmp_path / "published.json").write_text(whole.replace(sources, "0" * 12))
+    assert read_outcome(tmp_path, find("published"), Setting("tiny")) is None
+    (tmp_path / "published.json").write_text(whole)
+    assert read_outcome(tmp_path, find("published"), Setting("tiny")) is not None
+
+
+def test_experiments_that_take_longest_begin_first(tmp_path: Path) -> None:
+    said: list[str] = []
+    names = sorted(CHOSEN, key=lambda name: find(name).minutes)
+    runner.run_experiments(names, Setting("tiny"), tmp_path, say=said.append)
+    begun = [line.split(":")[0] for line in said if line.endswith("running")]
+    assert [find(name).minutes for name in begun] == sorted((find(name).minutes for name in CHOSEN), reverse=True)
+    assert find(begun[0]).minutes > find(begun[-1]).minutes
+
+
 def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="scale must be one of tiny, quick, full, got 'huge'"):
         Setting("huge")  # type: ignore[arg-type]
