@@ -145,8 +145,9 @@ EXPERIMENT = Experiment(
     source="Dutta & Sra, arXiv 2410.07263, Fig. 4",
     protocol="B tasks with one query each are drawn once and used in every step. Their loss is called training loss; "
     "the loss on fresh tasks is shown next to it, never mixed with it, beside the optimum of any training. CGD runs on "
-    "the same tasks. Losses below float32's rounding, ln of which is -31.9, are given as that. Far is a factor e. Published runs show the loss on the batch trained on alone. The coefficients "
-    "of the model with the largest B are run by lfom_solve on tokens of fresh tasks, in float64.",
+    "the same tasks. Losses below float32's rounding, ln of which is -31.9, are given as that. Far is a factor e. "
+    "Published runs show the loss on the batch trained on alone. The coefficients of the model with the largest B are "
+    "run by lfom_solve on tokens of fresh tasks, in float64.",
     asks="the loss between B = 1000 and fresh tasks in every step, and early stopping on the fixed batch",
     minutes=1,
     run=run,
