@@ -37,7 +37,7 @@ _MODELS: dict[str, dict[str, Any]] = {
     "linear, free preconditioner": {"rule": "linear", "preconditioner": "free"},
 }
 _WIDTH = len(DEPTHS)
-_LIKE = "steps like those of CGD: no worse than CGD with a scalar preconditioner"
+_LIKE = "with a scalar preconditioner no worse than CGD"
 _BETTER = "better than CGD with free preconditioners, {} tasks"
 _SLACK = 0.1
 
@@ -119,14 +119,14 @@ EXPERIMENT = Experiment(
     number=1,
     name="cgd",
     title="cgd-like Memformers against exact CGD",
-    claim="A Memformer with one scalar memory weight a layer learns steps like those of the conjugate gradient "
-    "method, and with free preconditioners it does better than CGD.",
+    claim="A Memformer with one scalar memory weight a layer learns steps like those of the conjugate gradient method, "
+    "and with free preconditioners it does better than CGD.",
     source="Dutta & Sra, arXiv 2410.07263v1, eqs. 17-18 and Fig. 1",
     protocol="Response-only models of the cgd rule and of the linear transformer, each with A_l a multiple of the "
-    "identity and with A_l free. The scalar models have far fewer parameters than the free ones. CGD computes its "
-    "coefficients for every task; a Memformer has one set for all tasks. Optima are closed forms for free A, "
-    "and on isotropic tasks. There memory changes nothing: the best polynomial has real zeros, which gradient steps "
-    "reach. For scalar A on non-isotropic tasks they are the least error over a sample of other tasks.",
+    "identity and with A_l free. Errors are compared, not steps. The scalar models have far fewer parameters than the "
+    "free ones. CGD computes its coefficients for every task; a Memformer has one set for all tasks. Optima are closed "
+    "forms for free A, and on isotropic tasks. There memory changes nothing: the best polynomial has real zeros, which "
+    "gradient steps reach. For scalar A on non-isotropic tasks they are the least error over a sample of other tasks.",
     asks="the learned coefficients beside the average ones of CGD, and depths at which scalar ones could tell",
     minutes=2,
     run=run,

@@ -207,7 +207,7 @@ def find(results: Results) -> str:
     lfom, plain, one, other, cgd = (panel[name].mean(last) for name in (BEST_LFOM, BEST_GDPP, LFOM, GDPP, _CGD))
     return (
         f"At depth {last} the best coefficients found give a median of {lfom:.2f} with memory and {plain:.2f} without, "
-        f"so memory adds {plain - lfom:.2f}; training stops short, at {one:.2f} and {other:.2f}; CGD: {cgd:.2f}."
+        f"so memory adds {plain - lfom:.2f}; trained, they reach {one:.2f} and {other:.2f}; CGD: {cgd:.2f}."
     )
 
 
@@ -218,15 +218,16 @@ EXPERIMENT = Experiment(
     claim="With Bm free (GD++), Memformers with memory do far better than CGD and than GD++ without memory.",
     source="Dutta & Sra, arXiv 2410.07263, Fig. 3; GD++: von Oswald et al., arXiv 2212.07677",
     protocol="All models have the same steps, batches, rates and clipping. GD++ without memory is trained twice: as "
-    "published, and with a free scale of each layer's response and features, which is the same class of functions "
-    "(the scales are folded into A and Bm afterwards) and trains far better. The rows of best coefficients hold every "
-    "A at a multiple of Sigma^-1 and every Bm at a multiple of I; their few numbers are fitted by Levenberg and "
-    "Marquardt's method to the spectra of separate tasks. Longer training of a row: twice the steps, at its rate and "
-    "at a third of it, and from the best coefficients with all matrices free. No optimum is known. Squared errors have "
-    "heavy tails from depth 2 on: where the tail index is at most 2 a mean over a sample estimates nothing, so the "
-    "rules read medians and means without the largest 0.1%. The last panel has expectations without sampling, by "
-    "Gauss's quadrature: coefficients that are best for a sample of tasks have an expected error that rare spectra "
-    "beyond any sample decide. Where Sigma is learned, CGD without a preconditioner is a weak rival: experiment 2.",
+    "published, and with a free scale of each layer's response and features, which is the same class of functions (the "
+    "scales are folded into A and Bm afterwards) and trains far better. The rows of best coefficients hold every A at "
+    "a multiple of Sigma^-1 and every Bm at a multiple of I; their few numbers are fitted by Levenberg and Marquardt's "
+    "method to the mean error over the spectra of separate tasks, while the rules read medians. Longer training of a "
+    "row: twice the steps, at its rate and at a third of it, and from the best coefficients with all matrices free. No "
+    "optimum is known. Squared errors have heavy tails from depth 2 on: where the tail index is at most 2 a mean over "
+    "a sample estimates nothing, so the rules read medians and means without the largest 0.1%. The last panel has "
+    "expectations without sampling, by Gauss's quadrature: coefficients that are best for a sample of tasks have an "
+    "expected error that rare spectra beyond any sample decide. Where Sigma is learned, CGD without a preconditioner "
+    "is a weak rival: experiment 2.",
     asks="an optimum, or a bound, for networks with Bm free, and expectations for free matrices too",
     minutes=10,
     run=run,

@@ -27,7 +27,6 @@ _BATCHES = (1, 10, 50, 100, 1000)
 
 
 _FAR = 1.0
-_PARTS = ("fits its training tasks far better than CGD", "its coefficients are an optimiser of their own")
 TRAINING, FRESH = "LFOM, training tasks", "LFOM, fresh tasks"
 _CGD, _FRESH_CGD = f"CGD, {_LAYERS} steps, the same training tasks", f"CGD, {_LAYERS} steps, fresh tasks"
 _OPTIMUM = "the optimum, fresh tasks"
@@ -89,14 +88,14 @@ def _fixed(tasks: GaussianTasks, batch: int, seed: int, index: int) -> TaskBatch
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Better than CGD on its training tasks for small B by a factor e; the method stands alone. Fresh tasks qualify."""
+    """Better than CGD on its training tasks for small B by a factor e. That the method stands alone is no finding."""
     panel = results["batches"]
     text = "training loss is far below CGD's on the same tasks, B = {}"
-    checks = all_below(text, panel[TRAINING], panel[_CGD], _BATCHES[:2], -_FAR, part=_PARTS[0])
+    checks = all_below(text, panel[TRAINING], panel[_CGD], _BATCHES[:2], -_FAR)
     checks += all_below("fresh loss is below CGD's, B = {}", panel[FRESH], panel[_FRESH_CGD], _BATCHES, essential=False)
     apart = next(iter(results.numbers.values()))
     text = "the learned coefficients run alone give the network's predictions"
-    checks.append(at_most(text, apart, 1e-3, part=_PARTS[1]))
+    checks.append(at_most(text, apart, 1e-3, essential=False))
     return checks
 
 
@@ -106,8 +105,8 @@ def find(results: Results) -> str:
     training, fresh, cgd, fresh_cgd, optimum = (panel[name] for name in (TRAINING, FRESH, _CGD, _FRESH_CGD, _OPTIMUM))
     few, many = _BATCHES[1], _BATCHES[-1]
     return (
-        f"On {few} tasks LFOM is trained to {training.mean(few):.1f} (CGD {cgd.mean(few):.1f}) and fails on fresh ones "
-        f"({fresh.mean(few):.1f}); with {many} it reaches {fresh.mean(many):.2f} on fresh tasks, against CGD's "
+        f"On {few} tasks LFOM is trained to {training.mean(few):.1f} (CGD {cgd.mean(few):.1f}), on fresh ones it is at "
+        f"{fresh.mean(few):.1f}; with {many} it reaches {fresh.mean(many):.2f} on fresh tasks, against CGD's "
         f"{fresh_cgd.mean(many):.2f} and the optimum's {optimum.mean(many):.2f}."
     )
 
@@ -147,7 +146,8 @@ EXPERIMENT = Experiment(
     "the loss on fresh tasks is shown next to it, never mixed with it, beside the optimum of any training. CGD runs on "
     "the same tasks. Losses below float32's rounding, ln of which is -31.9, are given as that. Far is a factor e. "
     "Published runs show the loss on the batch trained on alone. The coefficients of the model with the largest B are "
-    "run by lfom_solve on tokens of fresh tasks, in float64.",
+    "run by lfom_solve on tokens of fresh tasks, in float64: that they are an optimiser of their own holds by "
+    "construction, so the second half of the claim is checked and decides nothing.",
     asks="the loss between B = 1000 and fresh tasks in every step, and early stopping on the fixed batch",
     minutes=1,
     run=run,

@@ -189,11 +189,13 @@ _REACHES = dict.fromkeys((NONE, SCALES, HEADS, "cgd", "recursive (per feature)")
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """By optima where features stay fixed, by best coefficients where they move; the trained networks qualify it."""
+    """By training where A is free, by optima where it is scalar, by best coefficients where features move."""
     checks = []
-    for shown in (_FREE, _SCALAR):
-        name = f"{_GAIN}, {shown}"
-        checks.append(at_least(name, results.numbers[name], _RESOLUTION, part=f"with {shown}"))
+    # With A free both optima are one polynomial, so that networks as trained decide.
+    text, panel = f"lfom is below no memory by {_RESOLUTION}, {_FREE}", results["free"]
+    checks.append(below(text, _at(panel, LFOM), _at(panel, NONE), 0, -_RESOLUTION, part=f"with {_FREE}"))
+    name = f"{_GAIN}, {_SCALAR}"
+    checks.append(at_least(name, results.numbers[name], _RESOLUTION, part=f"with {_SCALAR}"))
     for key, shown in (("block", "median"), ("block-trimmed", "trimmed mean")):
         best = [_at(results[key], rule) for rule in (BEST_LFOM, BEST_NONE)]
         text = f"lfom's best coefficients are below those without memory, {_MOVING} ({shown})"
@@ -213,9 +215,14 @@ def find(results: Results) -> str:
     moving = _at(panel, BEST_NONE).mean(0) - _at(panel, BEST_LFOM).mean(0)
     trained = _at(panel, SCALES).mean(0) - _at(panel, LFOM).mean(0)
     return (
-        f"Memory lowers ln of the optimum by {abs(fixed[0]):.3f} with A free and by {abs(fixed[1]):.3f} with A scalar; "
-        f"with Bm free, the median by {moving:.2f} at best coefficients, by {trained:.2f} as trained."
+        f"Memory changes ln of the optimum by {_change(fixed[0])} with A free, by {_change(fixed[1])} with A scalar; "
+        f"with Bm free, ln of the median by {_change(moving)} at best coefficients, by {_change(trained)} as trained."
     )
+
+
+def _change(gain: float) -> str:
+    """What a gain changes, with its sign; no sign before a zero."""
+    return f"{round(-gain, 3) + 0.0:.3g}"
 
 
 def _at(panel: Panel, category: str) -> Series:

@@ -28,8 +28,6 @@ _RANDOM, _CLIPPED, _OURS, _DEFAULT, _HARSH = (
 _BEST = "optimum in expectation, closed form"
 _RATE = 0.1
 _SLACK = 0.5
-_HARD = "random starts fail without clipping"
-_EASY = "the gradient descent start trains every depth without clipping"
 
 
 def random_start(seed: int, d: int, layers: int) -> Memformer:
@@ -152,21 +150,21 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Random starts without clipping end in ruin; ours is stable at every depth, and depth brings it to the optimum."""
+    """Ours is stable at every depth, and depth brings it to the optimum; that random starts explode is how they are."""
     stable, losses = results["stable"], results["depth"]
     ours, deepest = losses[_OURS], losses[_OURS].x[-1]
     name = f"{_RANDOM}: share of stable runs at {deepest:g} layers"
-    checks = [at_most(name, stable[_RANDOM].mean(deepest), 0.5, part=_HARD)]
+    checks = [at_most(name, stable[_RANDOM].mean(deepest), 0.5, essential=False)]
     checks += [
-        at_least(f"{_OURS}: share of stable runs at {depth:g} layers", stable[_OURS].mean(depth), 1.0, part=_EASY)
+        at_least(f"{_OURS}: share of stable runs at {depth:g} layers", stable[_OURS].mean(depth), 1.0)
         for depth in ours.x
     ]
     rows = [[deep - shallow for shallow, deep in pairwise(row)] for row in ours.values]
     change = series("change from the depth before", ours.x[1:], rows)
     name = f"{_OURS}: change of ln error from the depth before at {{:g}} layers"
-    checks += [below(name.format(depth), change, 0.0, depth, part=_EASY) for depth in change.x]
+    checks += [below(name.format(depth), change, 0.0, depth) for depth in change.x]
     left, name = results["excess"][_OURS], f"{_OURS}: excess over the optimum at {{:g}} layers"
-    checks += [below(name.format(depth), left, 0.0, depth, _SLACK, part=_EASY) for depth in left.x]
+    checks += [below(name.format(depth), left, 0.0, depth, _SLACK) for depth in left.x]
     for other in (_CLIPPED, _DEFAULT, _HARSH):
         name = f"{_OURS} is below {other} at {{}} layers"
         checks += all_below(name, ours, losses[other], [depth for depth in ours.x if depth > 4], essential=False)
@@ -199,11 +197,11 @@ EXPERIMENT = Experiment(
     "clipping.",
     source="the trouble: notebooks of Dutta & Sra, arXiv 2410.07263; the fix: ours",
     protocol="Response-only LFOM. The random start (entries of A ~ N(0, 1/4), all registers have weight 1) stands for "
-    "starts that know nothing of optimisation. Ours: A_l = -I/2 plus small noise, each layer reads its own register, "
-    "rate 0.2 / L, no clipping. Beside it: the same start as the command line's defaults train it (rate 0.1, clipped "
-    "to 1), and clipped to 0.01 at that rate. The optimum is that of A_l a multiple of Sigma^-1. The deeper, the more "
-    "of the mean is rare tasks, whose gradients clipping cuts: it trains for typical tasks, which the medians show. "
-    "--quick ends at 16 layers.",
+    "starts that know nothing of optimisation; that it explodes is no finding and decides nothing. Ours: A_l = -I/2 "
+    "plus small noise, each layer reads its own register, rate 0.2 / L, no clipping. Beside it: the same start as the "
+    "command line's defaults train it (rate 0.1, clipped to 1), and clipped to 0.01 at that rate. The optimum is that "
+    "of A_l a multiple of Sigma^-1. The deeper, the more of the mean is rare tasks, whose gradients clipping cuts: it "
+    "trains for typical tasks, which the medians show. --quick ends at 16 layers.",
     asks="the publication's ten-layer runs themselves, with their batches and their parametrisation of Bm",
     minutes=6,
     run=run,

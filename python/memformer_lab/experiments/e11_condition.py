@@ -92,7 +92,7 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """The trained preconditioner takes up the covariance; methods without one degrade."""
+    """The trained preconditioner takes up the covariance; that methods without one degrade is known beforehand."""
     panel, growth = results["condition"], results["growth"]
     worse = CONDITIONS[1:]
     name = "LFOM's error at condition {} is that at condition 1, from a start that knows nothing of the covariance"
@@ -102,7 +102,7 @@ def judge(results: Results) -> Sequence[Check]:
     for label in ("gradient descent", "CGD"):
         name = f"{label} has lost more than 1 at condition {{}}"
         curve = growth[f"{label}, {_LAYERS} steps"]
-        checks += all_below(name, growth[_LIMIT], curve, worse, part="GD and CGD degrade")
+        checks += all_below(name, growth[_LIMIT], curve, worse, essential=False)
     name = "the informed start: LFOM's error at condition {:g} is that at condition 1"
     checks += [below(name.format(x), growth[_INFORMED], 0.0, x, _SLACK, essential=False) for x in worse]
     name = "LFOM is below CGD at condition {}"
@@ -151,10 +151,12 @@ EXPERIMENT = Experiment(
     claim="A Memformer trained on one covariance learns to precondition for it: its error does not grow with the "
     "condition number, where GD and CGD degrade.",
     source="follows from Ahn et al., arXiv 2306.00297; compared in Fu et al., arXiv 2310.17086",
-    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a "
-    "condition number, which has therefore seen the covariance in training, as classical methods have not. It starts "
-    "at the inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps "
-    "to entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task.",
+    protocol="x ~ N(0, Sigma), w* ~ N(0, Sigma^-1), eigenvalues of Sigma from 1 to 1/kappa. One LFOM model a condition "
+    "number, which has therefore seen the covariance in training, as classical methods have not. It starts at the "
+    "inverse of the mean H of 1000 training tasks, or plainly at -I/2, from where Adam needs very many steps to "
+    "entries of the order of kappa. GD and Newton's iteration use the extreme eigenvalues of each task. Sigma is "
+    "diagonal: a rotation changes no method but Adam, which then needs more steps. That GD and CGD degrade is known "
+    "beforehand and decides nothing.",
     asks="spectra with a few large eigenvalues in place of evenly spaced ones, and estimated preconditioners for CGD",
     minutes=1,
     run=run,

@@ -95,8 +95,8 @@ def find(results: Results) -> str:
     linear = ", ".join(f"{name} {ours.mean(places[name]):.2f} ({cgd.mean(places[name]):.2f})" for name in _LINEAR)
     apart = max(ours.mean(x) - best.mean(x) for name, x in places.items() if name not in _LINEAR)
     return (
-        f"LFOM with Bm free (CGD, as many steps): {linear}; on nonlinear responses it is at most {apart:.2f} above the "
-        "best ridge, which is all that a linear prediction can do"
+        f"LFOM with Bm free (CGD, as many steps): {linear}; on nonlinear responses it is at most {apart:.2f} above "
+        "ridge with the best penalty"
     )
 
 

@@ -119,8 +119,8 @@ def find(results: Results) -> str:
     curve = results["layouts"].series[0]
     worst = max(max(curve.column(x)) for x in curve.x)
     return (
-        f"All {len(curve.x)} layouts load and agree with the published formulas to {worst:.0e}; alpha, beta and gamma "
-        f"read as another layout are off by at least {100 * results.numbers[_MISREAD]:.0f}%, and are refused"
+        f"The {len(curve.x)} layouts load and are within {worst:.0e} of the published formulas; alpha, beta and gamma "
+        f"read as another layout would be off by at least {100 * results.numbers[_MISREAD]:.0f}%"
     )
 
 

@@ -40,8 +40,7 @@ _CGD, _OWN = f"CGD, {_LAYERS} steps", f"CGD with the A of {_ONE}, {_LAYERS} step
 _PLAIN, _BLOCK = "LFOM", "LFOM with Bm free"
 _DOUBLED = math.log(2)
 _ROBUST, _BROKEN = "robust to task and query shift", "not to a shift of the covariance"
-_USEFUL = "and there better than CGD with Bm free"
-_CURED = "robust to it where every prompt has a covariance of its own"
+_USEFUL = "with Bm free and a covariance a prompt better than CGD"
 
 
 def run(setting: Setting) -> Results:
@@ -61,10 +60,10 @@ def judge(results: Results) -> Sequence[Check]:
         _above(f"{_ONE}, {SHIFTS[place]}: ln error grows by more than ln 2", one, _DOUBLED, place, _BROKEN)
         for place in (_SCALED, _ROTATED, _MANY)
     ]
-    checks.append(below(f"{_EACH}, {SHIFTS[_ROTATED]}: ln error grows by less than ln 2 from that of its own tasks",
-                        _less(shift[_EACH], _MANY), _DOUBLED, _ROTATED, part=_CURED))  # fmt: skip
+    name = f"{_EACH}, {SHIFTS[_ROTATED]}: ln error grows by less than ln 2 from that of its own tasks"
+    checks.append(below(name, _less(shift[_EACH], _MANY), _DOUBLED, _ROTATED, essential=False))
     name = f"{_EACH}: it is below LFOM that saw one covariance"
-    checks.append(below(name, shift[_EACH], shift[_ONE], _MANY, part=_CURED))
+    checks.append(below(name, shift[_EACH], shift[_ONE], _MANY, essential=False))
     checks.append(below(f"{_EACH_BLOCK}: it is below CGD", shift[_EACH_BLOCK], shift[_CGD], _MANY, part=_USEFUL))
     checks.append(below(f"{_EACH}: it is below CGD", shift[_EACH], shift[_CGD], _MANY, essential=False))
     name = f"{_EACH}, {SHIFTS[_SCALED]}: ln error grows by less than ln 2 from that of its own tasks"
@@ -261,17 +260,18 @@ EXPERIMENT = Experiment(
     number=19,
     name="shift",
     title="Prompts of other distributions",
-    claim="A linear transformer trained on one covariance is robust to shifts of the task and of the query, but not "
-    "of the features' covariance; training with a covariance of its own in every prompt makes it robust to that, and "
-    "with Bm free better than CGD there.",
+    claim="A linear transformer trained on one covariance is robust to shifts of the task and of the query, but not of "
+    "the features' covariance; trained with a covariance of its own in every prompt and Bm free it is better than CGD "
+    "there.",
     source="Zhang, Frei & Bartlett, arXiv 2306.09927, for one layer, which random covariances do not help; the last "
     "half is ours, for four layers",
     protocol="Trained on the non-isotropic tasks of one rotation, or with a Haar rotation of that spectrum in every "
     "prompt, then judged on: the same prompts; the same with queries from N(0, I); w* ~ N(0, I) in place of N(0, "
     "Sigma^-1); features twice as large; another rotation; a rotation a prompt. Errors are relative to the variance of "
     "the responses there. Then trained with spectra log-uniform up to a condition number. Query shift is exact, "
-    "without sampling of queries. The optimum has A a multiple of I, best by symmetry among known ones. CGD knows no "
-    "distribution; the A of the first seed's network preconditions it in the last row.",
+    "without sampling of queries. A network that was trained on all rotations has the same error on any one by "
+    "symmetry, which decides nothing. The optimum has A a multiple of I, best by symmetry among known ones. CGD knows "
+    "no distribution; the A of the first seed's network preconditions it in the last row.",
     asks="mixtures of covariances in training at larger d, and shifts of the noise",
     minutes=6,
     run=run,

@@ -171,7 +171,8 @@ EXPERIMENT = Experiment(
     "Networks have no memory: with Bm free a prediction depends on H and b alone, with P and Q dense on y^T y too, "
     "which tells the noise. Constant ridge has the best penalty over all tasks; adaptive ridge the penalty (c + s v) / "
     "n with v the unbiased estimate of the variance from least squares, c and s the best over all tasks; both are "
-    "tuned on separate tasks. Ridge of the known noise is the optimum of all. No optimum is known for the networks.",
+    "tuned on separate tasks. Ridge of the known noise is the optimum of all. Networks are judged on one random query "
+    "a task, ridge in expectation over it. No optimum is known for the networks.",
     asks="noise drawn from a distribution with heavier tails, and networks with memory",
     minutes=3,
     run=run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -103,7 +104,10 @@ def judge(results: Results) -> Sequence[Check]:
     checks = []
     for step in (steps[len(steps) // 2], steps[-1]):
         name = f"after {step:g} steps Adam's loss is below SGD's, by 0.1"
-        checks.append(below(name, training["Adam"], training["SGD"], step, -0.1, part=_FASTER))
+        found = below(name, training["Adam"], training["SGD"], step, -0.1, part=_FASTER)
+        if results.numbers["rate chosen for SGD"] == max(_RATES) and found.passed is True:
+            found = replace(found, passed=None, text=f"{found.text}; SGD might gain by a larger rate than was tried")
+        checks.append(found)
     ours, gaussian = noise["gradient noise"], noise["Gaussian, same covariance"]
     place = {name: float(index) for index, name in enumerate(noise.categories)}
     normal, sphere, heavy = (place[f"{family}, 3 layers"] for family in ("linear", "sphere", "gamma-scaled"))
@@ -173,10 +177,11 @@ EXPERIMENT = Experiment(
     source="Ahn et al., arXiv 2310.01082",
     protocol=f"Linear Transformers of {_LAYERS} layers with free blocks of P and Q, d = {D}, n = {N}, started at "
     "N(0, 0.05^2), batches of 1000 fresh tasks, the gradient clipped to norm 1, SGD with momentum 0.9 and Adam with "
-    "decay rates 0.9 and 0.9, as in the authors' code; each has the best of three constant rates by its final loss. "
-    "Speed is the claim, so nothing is trained to its end. The robust condition number is the largest over the median "
-    "magnitude on the second derivative's diagonal, smoothness is the curvature along the step taken; both on one set "
-    "of 1000 tasks in float64. Gradient noise is compared with Gaussian noise of its own covariance.",
+    "decay rates 0.9 and 0.9, as in the authors' code; each has the best of three constant rates by its final loss on "
+    "the tasks judged on; where SGD's is the largest tried, the comparison stays open. Speed is the claim, so nothing "
+    "is trained to its end. The robust condition number is the largest over the median magnitude on the second "
+    "derivative's diagonal, smoothness is the curvature along the step taken; both on one set of 1000 tasks in "
+    "float64. Gradient noise is compared with Gaussian noise of its own covariance.",
     asks="the same with learning rates scheduled, and the noise along the path, not at the start alone",
     minutes=7,
     run=run,

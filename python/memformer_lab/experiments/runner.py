@@ -84,12 +84,33 @@ def run_experiments(
         if outcome is None:
             raise OSError(f"{folder / one.name}.json: expected the results just written, found none that can be read")
         outcomes.append(outcome)
-    drawn = [(outcome, _figures(outcome)) for outcome in outcomes]
-    for outcome, figures in drawn:
-        for panel, picture in figures.items():
-            write_atomically(folder / f"{outcome.experiment.name}-{panel}.png", picture)
-    write_atomically(folder / REPORT, html_page(drawn).encode())
-    write_atomically(folder / SUMMARY, markdown_page(outcomes).encode())
+    _draw(outcomes, folder)
+    return outcomes
+
+
+def judge_again(names: Sequence[str], setting: Setting, folder: Path) -> list[Outcome]:
+    """Apply the rules of this code to results that are in `folder`, whatever code found them, and run nothing.
+
+    Verdicts in "<name>.json", pictures and pages are written again; numbers, times and versions stay those of the run.
+
+    Args:
+        names: experiments by name or number, in the order of the report.
+        setting: scale and seed.
+        folder: where the results are.
+
+    Raises:
+        ValueError: for an unknown name, and for an experiment without results that the rules can read.
+        OSError: if the folder cannot be written.
+    """
+    outcomes = []
+    for one in map(find, names):
+        outcome = read_outcome(folder, one, setting, any_code=True)
+        if outcome is None:
+            raise ValueError(f"{folder / one.name}.json: expected {setting.scale} results of seed {setting.seed}")
+        outcomes.append(outcome)
+    for outcome in outcomes:
+        write_outcome(folder, outcome)
+    _draw(outcomes, folder)
     return outcomes
 
 
@@ -103,6 +124,16 @@ def _run_one(name: str, setting: Setting, folder: Path, report: Report) -> None:
     outcome = Outcome(experiment, setting, results, seconds, cpu_seconds, _machine(), versions())
     write_outcome(folder, outcome)
     report(1, f"{name}: {outcome.verdict.label}, {outcome.seconds:.0f} s")
+
+
+def _draw(outcomes: Sequence[Outcome], folder: Path) -> None:
+    """The pictures and both pages."""
+    drawn = [(outcome, _figures(outcome)) for outcome in outcomes]
+    for outcome, figures in drawn:
+        for panel, picture in figures.items():
+            write_atomically(folder / f"{outcome.experiment.name}-{panel}.png", picture)
+    write_atomically(folder / REPORT, html_page(drawn).encode())
+    write_atomically(folder / SUMMARY, markdown_page(outcomes).encode())
 
 
 def _machine() -> str:

@@ -16,6 +16,9 @@ LEVEL = 0.95
 RESOLUTION = 0.02
 """A trained row whose excess over its optimum, or whose gain by longer training, is at most this has converged."""
 
+COARSEST = 0.1
+"""Where the interval is wider than `RESOLUTION` it takes its place, up to this: noise does not settle a training."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -28,10 +31,11 @@ class Series:
         reference: whether the values are known from elsewhere and not this run's.
         sampling: (len(x),) half the width of the interval that the tasks judged on leave, or empty where the seeds'
             spread has it in it.
-        optimum: (len(x),) the least value that any parameters of this kind of model have, on the same tasks; NaN at
+        optimum: (len(x),) the least value known of any parameters of this kind of model, on the same tasks; NaN at
             places where it is not known. Empty where it is known nowhere.
-        longer: (runs, len(x)) values after longer training, or after training at other rates, a row each. NaN at
-            places that were not trained so. Empty for what is not trained, and where the optimum is known.
+        longer: (runs, len(x)) values of the first seed after longer training or after training at other rates, or of
+            parameters found otherwise, a row each. NaN at places that have none. Empty for what is not trained, and
+            where the optimum is known.
     """
 
     label: str
@@ -84,12 +88,13 @@ class Series:
     def difference(self, other: Series, x: float) -> tuple[float, float, float]:
         """Mean of this curve less another's at one place, and its interval.
 
-        Seeds are paired where both curves have as many: such seeds share tasks and starts.
+        Seeds are paired where both curves have as many: such seeds share tasks and starts. `sampling` of both widens
+        the interval all the same; it is too wide then, as far as the errors on the same tasks are alike.
         """
         one, two = self.column(x), other.column(x)
         if len(one) == len(two) > 1:
             pairs = [a - b for a, b in zip(one, two, strict=True)]
-            return (float(np.mean(pairs)), *interval(pairs, 0.0))
+            return (float(np.mean(pairs)), *interval(pairs, math.hypot(self._sampling(x), other._sampling(x))))
         mean = self.mean(x) - other.mean(x)
         half = math.hypot(
             *(0.5 * (high - low) for low, high in (interval(values, width) for values, width in self._widths(other, x)))
@@ -101,13 +106,18 @@ class Series:
         return None if not self.optimum or math.isnan(self.optimum[self._place(x)]) else self.mean(x) - self._best(x)
 
     def gain(self, x: float) -> float | None:
-        """How far the lowest of the longer trainings is below the mean at one place; None where there was none."""
+        """How far the lowest of `longer` is below the first seed, or below the mean where that is more, at one place.
+
+        None where there is none.
+        """
         found = [row[self._place(x)] for row in self.longer]
         found = [value for value in found if not math.isnan(value)]
-        return self.mean(x) - min(found) if found else None
+        return max(self.mean(x), self.column(x)[0]) - min(found) if found else None
 
     def converged(self, x: float) -> bool | None:
-        """Whether training came to its end at one place, to `RESOLUTION` or within the interval; None: not trained.
+        """Whether training came to its end at one place; None: not trained.
+
+        What is left is at most `RESOLUTION`, or half the interval where that is more, up to `COARSEST`.
 
         A trained row without an optimum or a longer training counts as not trained: give it one of them.
         """
@@ -116,7 +126,7 @@ class Series:
         if left is None:
             return None
         low, high = self.interval(x)
-        return bool(left <= max(RESOLUTION, 0.5 * (high - low)))
+        return bool(left <= max(RESOLUTION, min(0.5 * (high - low), COARSEST)))
 
     def _place(self, x: float) -> int:
         if x not in self.x:

@@ -155,17 +155,21 @@ def write_outcome(folder: Path, outcome: Outcome) -> None:
     write_atomically(folder / f"{experiment.name}.json", (json.dumps(plain, indent=1) + "\n").encode())
 
 
-def read_outcome(folder: Path, experiment: Experiment, setting: Setting) -> Outcome | None:
+def read_outcome(folder: Path, experiment: Experiment, setting: Setting, *, any_code: bool = False) -> Outcome | None:
     """The outcome of an earlier run of the same code with the same setting, or None where there is no such whole file.
 
-    The same code: equal `results.versions`, a digest of the sources included.
+    Args:
+        folder: where its file is.
+        experiment: which.
+        setting: scale and seed.
+        any_code: take a file of other code too; the same code has equal `results.versions`, with a digest of sources.
     """
     try:
         plain: dict[str, Any] = json.loads((folder / f"{experiment.name}.json").read_text())
         same = (FORMAT, VERSION, experiment.name, setting.scale, setting.seed)
         if tuple(plain[key] for key in ("format", "version", "name", "scale", "seed")) != same:
             return None
-        if plain["versions"] != versions():
+        if not any_code and plain["versions"] != versions():
             return None
         results = Results.from_plain(plain["results"])
         seconds, cpu_seconds = (float(plain[name]) for name in ("seconds", "cpu_seconds"))

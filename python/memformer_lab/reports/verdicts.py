@@ -18,8 +18,8 @@ THE_CLAIM = "the claim"
 RULES = (
     "Every part of a claim has essential rules, and holds if all of them do: reproduced if all parts hold, in part if "
     "some do, not reproduced if none does and one falls, not concluded if all are open. A rule on two curves holds or "
-    "falls with the whole interval of their difference, and is open else, or where further training could turn it; "
-    "runs below full scale conclude nothing."
+    "falls with the whole interval of their difference, and is open else, or where further training could turn it. A "
+    "rule with a limit is one on what training finds. Runs below full scale conclude nothing."
 )
 """How verdicts follow from rules, for readers of a report."""
 
@@ -126,23 +126,26 @@ def below(
 ) -> Check:
     """Whether one curve's mean at a place is at most another's, or a limit, plus the slack.
 
-    It holds or fails if the whole interval of the difference does, and is open else. More training can only lower a
-    curve: where the other one has not converged it cannot hold, and where this one has not it cannot fail, unless it
-    diverged.
+    It holds or fails if the whole interval of the difference does, and is open else. Two curves are compared as kinds
+    of models: more training can only lower a curve, so where the other one has not converged the rule cannot hold, and
+    where this one has not it cannot fail. A limit is one on what training finds: there a curve fails unless longer
+    training is known to lower it further. What diverged at all seeds is above what did so at none; at some, the rule
+    on two curves is open and that of a limit fails.
     """
     if isinstance(other, Series):
         mean, low, high = one.difference(other, x)
-        settled, right = other.converged(x) is not False, other.mean(x)
+        right, more = other.mean(x), one.converged(x) is False
+        passed = _compared(one.column(x), other.column(x), mean, low, high, slack)
     else:
         (low, high), mean = one.interval(x), one.mean(x) - other
-        low, high, settled, right = low - other, high - other, True, other
-    passed = _decided(mean, low, high, slack)
+        low, high, right, more = low - other, high - other, other, bool(one.longer) and one.converged(x) is False
+        passed = False if _diverged(one.column(x)) else _decided(mean, low, high, slack)
     text = f"{name}: {one.mean(x):.4g} ≤ {right:.4g}{_slack('+', slack)}"
     if math.isfinite(mean):
         text += f", difference {mean:.3g} [{low:.3g}, {high:.3g}]"
-    if passed is True and not settled:
+    if passed is True and isinstance(other, Series) and other.converged(x) is False:
         passed, text = None, f"{text}; the second is not trained to its end"
-    elif passed is False and one.converged(x) is False and math.isfinite(one.mean(x)):
+    elif passed is False and more and not _diverged(one.column(x)):
         passed, text = None, f"{text}; the first is not trained to its end"
     return Check(text, passed, essential, part)
 
@@ -161,9 +164,24 @@ def all_below(
     return [below(name.format(f"{x:g}"), one, other, x, slack, essential=essential, part=part) for x in places]
 
 
+def _compared(
+    one: Sequence[float], other: Sequence[float], mean: float, low: float, high: float, slack: float
+) -> bool | None:
+    """Whether one column of values by seed is below another; open where seeds disagree on whether they diverged."""
+    shares = [_diverged(values) / len(values) for values in (one, other)]
+    if shares == [0, 0]:
+        return _decided(mean, low, high, slack)
+    return {(1, 0): False, (0, 1): True}.get((shares[0], shares[1]))
+
+
+def _diverged(values: Sequence[float]) -> int:
+    """How many are no numbers or endless; -inf is the logarithm of no error at all."""
+    return sum(math.isnan(value) or value == math.inf for value in values)
+
+
 def _decided(mean: float, low: float, high: float, slack: float) -> bool | None:
-    if not math.isfinite(mean):
-        return mean < 0  # what diverged is above; a NaN fails
+    if math.isinf(mean):
+        return mean < 0
     if high <= slack:
         return True
     return False if low > slack else None
