@@ -146,6 +146,25 @@ def test_results_of_other_code_are_run_again(folder: Path, tmp_path: Path) -> No
     assert read_outcome(tmp_path, find("published"), Setting("tiny")) is not None
 
 
+def test_results_of_other_code_are_judged_again_without_a_run(folder: Path, tmp_path: Path) -> None:
+    plain = json.loads((folder / "published.json").read_text())
+    plain["versions"]["sources"] = "0" * 12
+    plain["verdict"]["label"] = "reproduced"
+    (tmp_path / "published.json").write_text(json.dumps(plain))
+    (outcome,) = runner.judge_again(["18"], Setting("tiny"), tmp_path)
+    found = json.loads((tmp_path / "published.json").read_text())
+    assert found["verdict"]["label"] == outcome.verdict.label == "inconclusive at this scale"
+    assert {key: found[key] for key in ("versions", "results", "seconds")} == {
+        key: plain[key] for key in ("versions", "results", "seconds")
+    }
+    assert (tmp_path / "report.html").exists()
+    arguments = ["reproduce", "18", "12", "--tiny", "--judge", "--out", str(tmp_path)]
+    refused = CliRunner().invoke(app, arguments)
+    assert refused.exit_code == 2
+    assert "learnability.json: expected tiny results of seed 0" in " ".join(refused.stderr.split())
+    assert CliRunner().invoke(app, [*arguments[:2], *arguments[3:]]).exit_code == 0
+
+
 def test_experiments_that_take_longest_begin_first(tmp_path: Path) -> None:
     said: list[str] = []
     names = sorted(CHOSEN, key=lambda name: find(name).minutes)
@@ -175,6 +194,7 @@ def test_the_command_lists_runs_and_refuses(tmp_path: Path) -> None:
     for arguments, words in (
         (["magic"], "no experiment is called 'magic'"),
         (["--quick", "--full"], "cannot go together"),
+        (["--judge", "--anew"], "expected one of them"),
     ):
         refused = CliRunner().invoke(app, ["reproduce", *arguments, "--out", str(tmp_path / "no")])
         assert refused.exit_code == 2

@@ -64,6 +64,13 @@ def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], 
         (_curve(math.inf), _curve(0.1), False),
         (_curve(0.1), _curve(math.inf), True),
         (_curve(math.nan), _curve(0.1), False),
+        (_curve(0.1), _curve(math.nan), True),
+        (_curve(-math.inf), _curve(0.1), True),
+        (_curve(math.inf), _curve(math.inf), None),
+        # Where some seeds diverged nothing is known.
+        (_curve(1.5, 1.5), _curve(1.0, math.inf), None),
+        (_curve(1.0, math.inf), _curve(1.5, 1.5), None),
+        (_curve(0.0, 0.1, sampling=(0.2,)), _curve(0.1, 0.2), None),
         # More training can only lower a curve.
         (_curve(0.0), _curve(1.0, optimum=(0.5,)), None),
         (_curve(0.0), _curve(1.0, optimum=(0.99,)), True),
@@ -77,6 +84,12 @@ def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], 
         (_curve(0.0), 0.1, True),
         (_curve(0.2), 0.1, False),
         (_curve(0.2, sampling=(0.2,)), 0.1, None),
+        # A limit is one on what training finds.
+        (_curve(0.2, optimum=(0.0,)), 0.1, False),
+        (_curve(0.2, longer=((0.05,),)), 0.1, None),
+        (_curve(0.2, longer=((0.2,),)), 0.1, False),
+        (_curve(0.0, math.inf), 0.1, False),
+        (_curve(math.nan), 0.1, False),
     ],
 )
 def test_a_curve_is_below_another_where_the_interval_and_the_training_say_so(
