@@ -168,10 +168,13 @@ def _compared(
     one: Sequence[float], other: Sequence[float], mean: float, low: float, high: float, slack: float
 ) -> bool | None:
     """Whether one column of values by seed is below another; open where seeds disagree on whether they diverged."""
-    shares = [_diverged(values) / len(values) for values in (one, other)]
-    if shares == [0, 0]:
+    ours, theirs = _diverged(one), _diverged(other)
+    if not ours and not theirs:
         return _decided(mean, low, high, slack)
-    return {(1, 0): False, (0, 1): True}.get((shares[0], shares[1]))
+    if not theirs:
+        return False if ours == len(one) else None
+    # What is no number need not be large.
+    return True if not ours and all(value == math.inf for value in other) else None
 
 
 def _diverged(values: Sequence[float]) -> int:

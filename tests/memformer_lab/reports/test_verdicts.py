@@ -64,7 +64,7 @@ def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], 
         (_curve(math.inf), _curve(0.1), False),
         (_curve(0.1), _curve(math.inf), True),
         (_curve(math.nan), _curve(0.1), False),
-        (_curve(0.1), _curve(math.nan), True),
+        (_curve(0.1), _curve(math.nan), None),
         (_curve(-math.inf), _curve(0.1), True),
         (_curve(math.inf), _curve(math.inf), None),
         # Where some seeds diverged nothing is known.
