@@ -165,7 +165,7 @@ EXPERIMENT = Experiment(
     "are trained on prompts of every length and shown with their learning curves, trained twice as long too; no rule "
     "is about them.",
     asks="whether softmax Transformers of the published size, read out layer by layer, match Newton's iterations too",
-    minutes=65,
+    minutes=55,
     run=run,
     judge=judge,
     find=find,

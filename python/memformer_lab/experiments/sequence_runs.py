@@ -42,12 +42,12 @@ class SequenceRuns:
 def sequence_recipe(setting: Setting) -> Recipe:
     """Adam's settings for sequence models."""
     return Recipe(
-        setting.pick(tiny=20, quick=60, full=8_000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=10
+        setting.pick(tiny=20, quick=60, full=4_000), setting.pick(tiny=4, quick=32, full=64), 0.003, 1.0, warmup=10
     )
 
 
 def train_sequence_models(setting: Setting, tasks: GaussianTasks, lengths: Sequence[int]) -> SequenceRuns:
-    """Train two widths of Transformer and an LSTM, three seeds each, and judge them on fresh prompts.
+    """Train a Transformer and an LSTM, three seeds each, and judge them on fresh prompts.
 
     Args:
         setting: scale and seeds.
@@ -55,11 +55,11 @@ def train_sequence_models(setting: Setting, tasks: GaussianTasks, lengths: Seque
         lengths: examples known where they are judged, at most n.
     """
     d, longest, recipe = tasks.d, tasks.n + 1, sequence_recipe(setting)
-    widths = setting.pick(tiny=(8,), quick=(16,), full=(16, 32))
+    width = setting.pick(tiny=8, quick=16, full=32)
     builders: dict[str, Callable[[], nn.Module]] = {
-        f"Transformer, hidden size {width}": partial(CausalTransformer, d, width, _LAYERS, longest) for width in widths
+        f"Transformer, hidden size {width}": partial(CausalTransformer, d, width, _LAYERS, longest),
+        f"LSTM, hidden size {width}": partial(RecurrentModel, d, width),
     }
-    builders[f"LSTM, hidden size {widths[-1]}"] = partial(RecurrentModel, d, widths[-1])
     judged = draw_prompts(
         tasks, setting.pick(tiny=20, quick=1_000, full=4_000), generator_for("evaluation", setting.seed)
     )
