@@ -68,11 +68,15 @@ def run(setting: Setting) -> Results:
         one = next(found)
         curves.append(series(label, depths, [one.log_mean] * len(depths), sampling=half_widths([[one] * len(depths)])))
     judged = {
-        (kind, label): [[next(found).log_mean for _ in row] for row in rows]
+        (kind, label): [[next(found) for _ in row] for row in rows]
         for kind, grids in (("models", models), ("further", further))
         for label, rows in grids.items()
     }
-    curves += [series(label, depths, judged["models", label], longer=judged["further", label]) for label in _STRUCTURES]
+    for label in _STRUCTURES:
+        values, longer = (
+            [[one.log_mean for one in row] for row in judged[kind, label]] for kind in ("models", "further")
+        )
+        curves.append(series(label, depths, values, sampling=half_widths(judged["models", label]), longer=longer))
     title = f"Noise of each task uniform up to {_LARGEST:g}, d = {_D}, n = {_N}, fresh tasks"
     panel = Panel("noise", title, "layers", "ln mean squared error", tuple(curves), digits=3)
     numbers = {

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from memformer_kernels.nn import Memformer
+from memformer_lab.experiments.common import half_widths
 from memformer_lab.experiments.e11_condition import CONDITIONS, conditioned_tasks
 from memformer_lab.experiments.rows import rows_and_longer
 from memformer_lab.experiments.second_order_depth import GDPP, NAMES, mean_and_median, order_recipe
@@ -76,12 +77,13 @@ def condition_panels(setting: Setting) -> tuple[Panel, Panel]:
     ]
     far = setting.pick(tiny=8, quick=FAR, full=FAR)
     for name, steps in (("conjugate_gradient", TURNED_LAYERS), ("iterative_newton", 12), ("gradient_descent", far)):
-        found = []
+        estimates = []
         for condition in CONDITIONS:
             exact = replace(conditioned_tasks(condition, D, N), dtype=torch.float64)
-            found.append(mean_and_median(estimate(solver_errors(exact, [_last(name, steps)]), count, setting.seed)[0]))
-        shown = FAR if name == "gradient_descent" else steps
-        curves.append(series(f"{NAMES[name]}, {shown}", CONDITIONS, [mean for mean, _ in found]))
+            estimates += estimate(solver_errors(exact, [_last(name, steps)]), count, setting.seed)
+        found = list(map(mean_and_median, estimates))
+        shown, sampling = FAR if name == "gradient_descent" else steps, half_widths([estimates])
+        curves.append(series(f"{NAMES[name]}, {shown}", CONDITIONS, [mean for mean, _ in found], sampling=sampling))
         if name == "conjugate_gradient":
             curves.append(series(f"{NAMES[name]}, {shown}, median", CONDITIONS, [median for _, median in found]))
     title = f"Covariances turned from prompt to prompt, d = {D}, n = {N}, {TURNED_LAYERS} layers, by condition number"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from memformer_lab.experiments.common import half_widths
 from memformer_lab.experiments.prompts import algorithm_predictions, best_match, draw_prompts, memformer_predictions
 from memformer_lab.experiments.rows import rows_and_longer
 from memformer_lab.reports.curves import series
@@ -70,11 +71,9 @@ def depth_panels(setting: Setting) -> tuple[Panel, Panel, Panel]:
     exact = GaussianTasks(_D, _N, tasks.scales, dtype=torch.float64)
     steps = range(1, _STEPS + 1)
     for name, label in NAMES.items():
-        found = [
-            mean_and_median(one)
-            for one in estimate(solver_errors(exact, [steps_of(name, _STEPS)]), count, setting.seed)
-        ]
-        means.append(series(label, steps, [one for one, _ in found]))
+        estimates = estimate(solver_errors(exact, [steps_of(name, _STEPS)]), count, setting.seed)
+        found = list(map(mean_and_median, estimates))
+        means.append(series(label, steps, [one for one, _ in found], sampling=half_widths([estimates])))
         medians.append(series(label, steps, [one for _, one in found]))
         curves[label] = [[one for _, one in found][: len(depths)]]
     what = f"isotropic, d = {_D}, n = {_N}; networks trained for each depth"
