@@ -27,6 +27,7 @@ from memformer_lab.solvers.residual import (
     ritz_values,
     shared_preconditioner,
 )
+from memformer_lab.tasks.families import FamilyTasks
 from memformer_lab.tasks.seeds import generator_for
 
 NETWORK, ONE, CGD = "the network", "the network, one polynomial", "CGD"
@@ -166,8 +167,8 @@ def _method(model: Memformer) -> FirstOrderMethod:
 
 
 def _drawn(model: Memformer, tasks: Tasks, count: int, generator: torch.Generator) -> _Sample:
-    if any(field.name == "dtype" for field in dataclasses.fields(tasks)):
-        tasks = dataclasses.replace(tasks, dtype=torch.float64)  # type: ignore[call-arg]
+    if not isinstance(tasks, FamilyTasks):  # which draws float32 alone
+        tasks = dataclasses.replace(tasks, dtype=torch.float64)
     batch = drawer([model], tasks)(count, generator)
     z = batch.z.double()
     h, b = quadratics_of(z, batch.context)

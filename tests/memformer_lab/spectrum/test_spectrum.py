@@ -20,6 +20,7 @@ from memformer_lab.experiments.common import network
 from memformer_lab.solvers.first_order import first_order_method
 from memformer_lab.solvers.optimum import exact_optimum
 from memformer_lab.spectrum.explanation import BEST, CGD, CHEBYSHEV, DESCENT, HEAVY_BALL, NETWORK, ONE
+from memformer_lab.tasks.families import FamilyTasks
 
 TASKS = GaussianTasks.nonisotropic()
 
@@ -158,6 +159,11 @@ def test_other_bad_input_is_refused() -> None:
 def test_tasks_of_other_kinds_are_explained() -> None:
     found = spectrum.explain(network(0, 3, 2), StandardisedTasks(3, 9), count=60)
     assert all(np.isfinite(one.log_mean) for one in found.errors.values())
+    family = spectrum.explain(network(0, 3, 2), FamilyTasks("relu", 3, 9), count=60)
+    assert np.isfinite(family.errors[NETWORK].log_mean)
+    one = spectrum.explain(network(0, 1, 1), GaussianTasks.isotropic(1, 4), count=60)
+    assert one.learned.zeros().shape == (1,)
+    assert len(spectrum.draw(one, "svg")) > 1000
     few = spectrum.explain(network(0, 6, 2), GaussianTasks.isotropic(6, 4), count=60)
     assert few.eigenvalues[:, 0] == pytest.approx(0.0, abs=1e-12)
 
