@@ -137,8 +137,8 @@ EXPERIMENT = Experiment(
     "feed-forward block: one layer for M_0 = alpha S, one for each iteration, one for the prediction, one head each, "
     f"on tokens (x, u, y) that carry 2^-k M_k x in u; d = {_D}, n = {_N}, alpha = {_ALPHA}, float64, on isotropic "
     "tasks and on the non-isotropic ones of Dutta & Sra. M_k is read from unit queries before the last layer and "
-    "compared with the iteration itself, and predictions with x^T M_k b. The published proofs take more: two layers of "
-    "linear attention a step (Giannou et al.), feed-forward blocks (Fu et al.).",
+    "compared with the iteration itself, and predictions with x^T M_k b. Giannou et al. take two layers of linear "
+    "attention a step.",
     asks="whether training finds these weights, and how a network chooses alpha for each task, which the theorem "
     "leaves open",
     minutes=1,

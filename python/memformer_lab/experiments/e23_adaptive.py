@@ -158,8 +158,8 @@ EXPERIMENT = Experiment(
     number=23,
     name="adaptive",
     title="Coefficients of the task",
-    claim="Memformers implement conjugate gradient descent.",
-    source="Dutta & Sra, arXiv 2410.07263, eqs. 17-18; their notebooks have gamma by Fletcher and Reeves",
+    claim="Memory-augmented Transformers can implement conjugate gradient descent.",
+    source="Dutta & Sra, arXiv 2410.07263, eqs. 17-18",
     protocol=f"Decided by construction, d = {_D}, n = {_N}, float64. The layers of the cgd rule run on tokens with "
     "A = I, beta by Fletcher and Reeves and gamma by exact line search, for each task by itself; both are ratios of "
     "means over the examples of products of response slots, so the network holds all that they need. Its predictions "
