@@ -20,7 +20,7 @@ from memformer_lab.tasks.seeds import generator_for
 
 _D, _N, _ALPHA, _QUERIES = 5, 20, 0.02, 4
 _ITERATIONS = (0, 1, 2, 4, 8, 12, 16)
-_EXACT, _SIZE, _DOUBLES = "k iterations, exactly", "by O(k) layers of size O(d)", "digits double with every layer"
+_EXACT, _SIZE, _DOUBLES = "k iterations, exactly", "by k + O(1) layers of size O(d)", "digits double with every layer"
 _EXTRA, _WIDTH, _HEADS = "layers less iterations", "numbers in a token, over d", "heads"
 _UNSCALED = "the values without their powers of two: least relative difference"
 
@@ -130,9 +130,9 @@ EXPERIMENT = Experiment(
     number=22,
     name="newton",
     title="Newton's iteration by construction",
-    claim="There are weights, fixed for all tasks, by which a Transformer of O(k) layers and hidden size O(d) runs k "
-    "iterations of Newton's method for the inverse, and so converges in depth like a second-order method.",
-    source="Fu et al., arXiv 2310.17086; Giannou et al., arXiv 2403.03183",
+    claim="There are weights, fixed for all tasks, by which a Transformer of k + O(1) layers and hidden size O(d) runs "
+    "k iterations of Newton's method for the inverse, and so converges in depth like a second-order method.",
+    source="Fu et al., arXiv 2310.17086, theorem 5.1; Giannou et al., arXiv 2403.03183",
     protocol="The weights are written down and nothing is trained. Linear attention alone, without memory or a "
     "feed-forward block: one layer for M_0 = alpha S, one for each iteration, one for the prediction, one head each, "
     f"on tokens (x, u, y) that carry 2^-k M_k x in u; d = {_D}, n = {_N}, alpha = {_ALPHA}, float64, on isotropic "

@@ -1,12 +1,12 @@
 """Newton's iteration for the inverse as a linear Transformer whose weights are written down and not trained.
 
-Fu et al. (arXiv 2310.17086) show that a Transformer of O(k) layers and hidden size O(d) can run k iterations of
+A Transformer of k + O(1) layers and hidden size O(d) can run k iterations of
 
     M_{k+1} = 2 M_k - M_k S M_k,    M_0 = alpha S,    S = X^T X / n
 
-and predict x^T M_k X^T y / n; Giannou et al. (arXiv 2403.03183) take two layers of linear attention for a step of it.
-Here it takes k + 2 layers of linear attention, each of one head and without memory or feed-forward block, on tokens of
-2 d + 1 numbers (x, u, y) that begin with u = 0:
+and predict x^T M_k X^T y / n (Fu et al., arXiv 2310.17086, theorem 5.1); Giannou et al. (arXiv 2403.03183) take two
+layers of linear attention for a step of it. Here it takes k + 2 layers of linear attention, each of one head and
+without memory or feed-forward block, on tokens of 2 d + 1 numbers (x, u, y) that begin with u = 0:
 
     first     u_i = alpha S x_i                              query x_i, keys x_j, values alpha x_j
     step j    u_i = u_i - 2^(j-1) mean_m u_m (x_m . u_i)     query u_i, keys x_m, values -2^(j-1) u_m;  j = 0..k-1
