@@ -162,7 +162,7 @@ def test_folders_of_the_page_are_those_of_the_tree() -> None:
     assert native_code == {folder for folder in rows(page) if folder.startswith("csrc/")}
     for folder, named in (
         ("benchmarks", "peers, measure, reports, gpu;"),
-        ("python/memformer_lab", "tasks, solvers, runs, reports, experiments, profiling;"),
+        ("python/memformer_lab", "tasks, solvers, runs, reports, profiling, spectrum, experiments;"),
     ):
         rooms = {path.name for path in (ROOT / folder).iterdir() if (path / "__init__.py").is_file()}
         assert named in one_line(page)

@@ -7,6 +7,7 @@ Rooms, each of which imports from those above it alone:
     runs         training in memory and on the disk, states of `train_steps` in files, worker processes
     reports      results, verdicts, pictures, tables, pages, the terminal
     profiling    what a call costs
+    spectrum     what a trained network learned: its residual polynomial, as a figure and as a function of NumPy
     experiments  the literature's claims, and the main job
     cli          the commands
 

@@ -1,4 +1,4 @@
-"""The `memformer-lab` command: train, evaluate, info, run, profile, reproduce and solve."""
+"""The `memformer-lab` command: train, evaluate, explain, info, run, profile, reproduce and solve."""
 
 from __future__ import annotations
 
@@ -45,6 +45,8 @@ from memformer_lab.runs.parallel import is_writer, process_group
 from memformer_lab.runs.trainer import Record, fault
 from memformer_lab.runs.training import CHECKPOINT, METRICS, TrainingResult, continue_training
 from memformer_lab.runs.training import train as train_run
+from memformer_lab.spectrum.command import HELP as EXPLAIN
+from memformer_lab.spectrum.command import explain
 
 RESULTS = Path("results")
 """Where commands write unless told otherwise, below the current folder."""
@@ -250,6 +252,9 @@ def evaluate(
             f"n={config.n}"
         )
         console.print(estimate_table(title, dict(zip(map(str, rows), estimates, strict=True))))
+
+
+app.command(help=EXPLAIN)(explain)
 
 
 @app.command(help="Print versions, backends and where results go; or what a checkpoint holds.")

@@ -340,7 +340,7 @@ def test_help_does_not_live_in_docstrings() -> None:
     words += "print(json.dumps({n: c.help for n, c in commands.items()}))"
     done = subprocess.run([sys.executable, "-OO", "-c", words], capture_output=True, text=True, check=True)
     helps = json.loads(done.stdout)
-    assert helps.keys() == {"train", "evaluate", "info", "run", "profile", "reproduce", "solve"}
+    assert helps.keys() == {"train", "evaluate", "explain", "info", "run", "profile", "reproduce", "solve"}
     shown = " ".join(_call("--help").output.replace("│", " ").split())
     for text in helps.values():
         assert text

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from memformer_lab import spectrum
 from memformer_lab.experiments.common import network
 from memformer_lab.experiments.e06_experts import Mixture
 from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
@@ -13,6 +14,9 @@ from memformer_lab.runs.config import Backend, TrainingConfig
 from memformer_lab.runs.fitting import memformer
 from memformer_lab.runs.models import build_model
 from memformer_lab.runs.training import train
+from memformer_lab.solvers.adaptive import adaptive_predict, adaptive_solve
+from memformer_lab.solvers.judging import quadratics_of
+from memformer_lab.solvers.newton import newton_network
 from memformer_lab.solvers.regressor import MemformerRegressor
 from memformer_lab.tasks.families import FAMILIES, family_tokens
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -67,11 +71,31 @@ def test_models(default: str) -> None:
             build_model(TrainingConfig()),
             memformer(0, 3, 2),
             network(0, 3, 2, preconditioner="scalar", registers=1),
+            newton_network(2, 2, 0.1),
             AttentionStack(3, 2, "softmax", feed_forward=True),
             CausalTransformer(3, 8, 1, 4),
             RecurrentModel(3, 8),
         ]
         return [parameter for model in models for parameter in model.parameters()]
+
+    assert_same_under(default, run)
+
+
+@under_other_defaults
+def test_coefficients_of_the_task(default: str) -> None:
+    def run() -> list[torch.Tensor]:
+        batch = GaussianTasks.isotropic(3, 6).tokens(4, generator_for("training", 0))
+        a = network(0, 3, 2).q.detach()
+        return [*adaptive_predict(batch.z, a, context=6), *adaptive_solve(*quadratics_of(batch.z, 6), a[:, 0])]
+
+    assert_same_under(default, run)
+
+
+@under_other_defaults
+def test_what_a_network_learned(default: str) -> None:
+    def run() -> list[torch.Tensor]:
+        found = spectrum.explain(network(0, 5, 2), GaussianTasks.nonisotropic(), count=20)
+        return [found.preconditioner, *map(torch.from_numpy, (found.measured, found.cgd_zeros, found.learned.weights))]
 
     assert_same_under(default, run)
 

@@ -8,7 +8,7 @@ from tests.imports import assert_no_cycle, imported, modules, own_imports
 
 LAB = Path(__file__).parents[2] / "python" / "memformer_lab"
 # A module imports from floors below its own, or from its own room. A new room gets a floor here.
-FLOORS = ["tasks", "solvers", "runs", "reports", "profiling", "experiments", "cli", "__main__", "__init__"]
+FLOORS = ["tasks", "solvers", "runs", "reports", "profiling", "spectrum", "experiments", "cli", "__main__", "__init__"]
 MODULES = modules(LAB)
 
 

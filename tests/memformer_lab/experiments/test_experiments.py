@@ -54,8 +54,8 @@ def _changed(results: Results, value: Callable[[Panel, Series, float, float], fl
 
 
 def test_all_are_there() -> None:
-    assert [one.number for one in EXPERIMENTS] == [*range(1, 22)]
-    assert len(set(NAMES)) == 21
+    assert [one.number for one in EXPERIMENTS] == [*range(1, 25)]
+    assert len(set(NAMES)) == 24
     assert find("2") is find("lfom")
     with pytest.raises(ValueError, match="no experiment is called 'magic'; there are 1 cgd"):
         find("magic")
@@ -117,6 +117,9 @@ _BEST = {
     "mixed-noise": lambda p, s, x, v: -9.0 if "dense" in s.label else -8.99 if "adaptive" in s.label else 0.0,
     "published": lambda p, s, x, v: 1e-15,
     "landscape": lambda p, s, x, v: _landscape(p, s, x),
+    "newton": lambda p, s, x, v: -(2.0**x) if p.name == "residual" else 1e-15,
+    "adaptive": lambda p, s, x, v: 1e-15,
+    "descent-ascent": lambda p, s, x, v: -40.0,
     "shift": lambda p, s, x, v: _shift(p, s, x),
 }  # fmt: skip
 
@@ -183,6 +186,8 @@ def _numbers(name: str, results: Results, good: bool) -> Results:
         numbers = dict.fromkeys(numbers, -1.0 if good else 0.0)
     if name in ("heads", "small-batches"):
         numbers = dict.fromkeys(numbers, 1e-15 if good else 1.0)
+    if name == "newton":
+        numbers = dict.fromkeys(numbers, 1.0 if good else 99.0)
     return dataclasses.replace(results, numbers=numbers)
 
 
@@ -199,7 +204,7 @@ def test_rules_refuse_the_opposite(name: str, tiny: dict[str, Results]) -> None:
         best = _BEST[name](panel, one, x, value)
         if name == "learnability":
             return x if one.label == "fresh tasks" else 0.0
-        return 1.0 if name in ("one-layer", "published") else -best
+        return 1.0 if name in ("one-layer", "published", "newton", "adaptive") else -best
 
     bad = _numbers(name, _changed(_tiny(name, tiny), opposite), good=False)
     assert find(name).verdict(bad, "full").label == "not reproduced"
@@ -325,6 +330,14 @@ def test_one_scalar_that_does_as_well_refutes_the_mixture(tiny: dict[str, Result
     assert verdict.parts == {
         "gates adapt to what no head was trained on": True,
         "it takes several experts": False,
+    }
+
+
+def test_what_is_decided_by_construction_is_decided_at_any_scale(tiny: dict[str, Results]) -> None:
+    assert find("newton").verdict(_tiny("newton", tiny), "full").label == "reproduced"
+    assert find("adaptive").verdict(_tiny("adaptive", tiny), "full").parts == {
+        "with coefficients that follow the task": True,
+        "with fixed coefficients": False,
     }
 
 
