@@ -59,7 +59,7 @@ def solver_of(model: Memformer) -> Solver:
     """
     method = first_order_method(model)
     if method is None:
-        raise ValueError(f"model: expected a response-only one of one head, got {model}")
+        raise ValueError(f"model: expected a response-only one whose heads share their coefficients, got {model}")
     return method.solver(layers=False)
 
 

@@ -41,13 +41,16 @@ class FirstOrderMethod(NamedTuple):
 def first_order_method(model: Memformer) -> FirstOrderMethod | None:
     """The method that a model runs on g = b - H w, or None where it is not one.
 
-    A response-only model of one head whose gamma and beta have no token axis moves the response column alone, so only
-    the last feature of gamma and beta counts (Dutta & Sra, arXiv 2410.07263). Gates fold into gamma.
+    A response-only model whose gamma and beta have no token axis moves the response column alone, so only the last
+    feature of gamma and beta counts (Dutta & Sra, arXiv 2410.07263). Heads that share gamma and beta are one head, with
+    the sum of their matrices. Of one head, gates fold into gamma.
     """
-    if model.structure != "response-only" or model.heads > 1 or not reads_statistics_alone(model):
+    if model.structure != "response-only" or not reads_statistics_alone(model):
         return None
     arguments, layers = model.stack_arguments(), model.layers
     q, gamma, beta, gate = arguments["q"], arguments["gamma"], arguments["beta"], arguments["gate"]
+    if model.heads > 1 and (gate is not None or any(one is not None and one.shape[-3] > 1 for one in (gamma, beta))):
+        return None
     if gamma is not None and gamma.ndim == 4:
         gamma = torch.diag_embed(gamma[:, 0, 0, -1].expand(layers))[..., None]
     elif gamma is not None:
@@ -55,7 +58,7 @@ def first_order_method(model: Memformer) -> FirstOrderMethod | None:
     if gate is not None:
         gates = gate.reshape(-1, 1, 1)
         gamma = torch.eye(layers, dtype=q.dtype, device=q.device)[..., None] * gates if gamma is None else gamma * gates
-    return FirstOrderMethod(q[:, 0], gamma, None if beta is None else beta[:, 0, 0, -1:])
+    return FirstOrderMethod(q.sum(1), gamma, None if beta is None else beta[:, 0, 0, -1:])
 
 
 def reads_statistics_alone(model: Memformer) -> bool:

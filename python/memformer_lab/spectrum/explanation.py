@@ -108,7 +108,7 @@ def explain(model: Memformer, tasks: Tasks, *, count: int = 4000, seed: int = 0)
     """The residual polynomial of a trained response-only network, and the classical methods' on the same tasks.
 
     Args:
-        model: response-only, of one head, gamma and beta without token axis.
+        model: response-only, heads of shared coefficients, gamma and beta without token axis.
         tasks: what it was trained on.
         count: tasks that methods are judged on; as many more choose the constants of the classical ones.
         seed: of both.
@@ -159,7 +159,7 @@ def _method(model: Memformer) -> FirstOrderMethod:
         if model.structure != "response-only":
             reason = f"structure 'response-only', where features stay as they are, got {model.structure!r}"
         elif model.heads > 1:
-            reason = f"one head, got {model.heads}"
+            reason = f"heads that share their coefficients, got {model.heads} of rule {model.rule!r}"
         else:
             reason = f"coefficients that are the same for all tokens, got granularity {model.granularity!r}"
         raise ValueError(f"model: only a network with a residual polynomial can be explained: expected {reason}")

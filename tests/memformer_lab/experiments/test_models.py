@@ -231,7 +231,7 @@ def test_unknown_families_are_refused() -> None:
 
 
 def test_solvers_are_of_first_order_methods_alone() -> None:
-    with pytest.raises(ValueError, match="expected a response-only one of one head"):
+    with pytest.raises(ValueError, match="expected a response-only one whose heads share their coefficients"):
         solver_of(network(0, 3, 2, structure="block"))
 
 

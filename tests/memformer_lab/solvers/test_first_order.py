@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memformer_kernels.nn import Memformer
-from memformer_lab.solvers.first_order import implied_weights
+from memformer_kernels.nn import RULES, Memformer
+from memformer_lab.solvers.first_order import first_order_method, implied_weights
+from memformer_lab.solvers.judging import quadratics_of
 from memformer_lab.tasks.gaussian import GaussianTasks
 
 
@@ -19,3 +20,26 @@ def test_weights_give_the_predictions_of_the_network(structure: str) -> None:
         expected = model.predict(batch.z, context=15)
     found = (batch.z[:, 15:, :-1] @ weights.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_response_only_model_is_its_first_order_method(rule: str, heads: int) -> None:
+    torch.manual_seed(0)
+    model = Memformer(4, 3, heads=heads, rule=rule, granularity="feature", dtype=torch.float64)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for name, entries in model.trainable_entries().items():
+            parameter = model.get_parameter(name)
+            parameter += 0.1 * torch.randn_like(parameter) * entries
+    method = first_order_method(model)
+    if heads > 1 and rule == "gated_heads":
+        assert method is None, "each head has its own registers"
+        return
+    assert method is not None
+    batch = GaussianTasks.isotropic(4, 15, dtype=torch.float64).tokens(20, torch.Generator().manual_seed(0), queries=3)
+    h, b = (one.contiguous() for one in quadratics_of(batch.z, 15))
+    with torch.no_grad():
+        expected = model.predict(batch.z, context=15, layers=True)
+        weights = method.solver(layers=True)(h, b)
+    found = (batch.z[:, 15:, :-1] @ weights.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)

@@ -137,13 +137,16 @@ def test_rivals_are_at_their_best_constants() -> None:
     [
         ({"structure": "block"}, "expected structure 'response-only', where features stay as they are, got 'block'"),
         ({"structure": "dense"}, "got 'dense'"),
-        ({"heads": 2}, "expected one head, got 2"),
+        (
+            {"heads": 2, "rule": "gated_heads"},
+            "expected heads that share their coefficients, got 2 of rule 'gated_heads'",
+        ),
         ({"granularity": "token", "tokens": 21}, "the same for all tokens, got granularity 'token'"),
     ],
 )
 def test_what_has_no_polynomial_is_refused(model: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        spectrum.explain(network(0, 5, 2, rule="lfom", **model), TASKS, count=10)
+        spectrum.explain(network(0, 5, 2, **{"rule": "lfom", **model}), TASKS, count=10)
 
 
 def test_other_bad_input_is_refused() -> None:
