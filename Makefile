@@ -5,6 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+# The torch of .venv where it is not the pinned one, such as ==2.10.* or >=2.10; it chooses when .venv is made.
+TORCH ?=
+# What `make test-wheels` gives to tests/wheels.py.
+WHEEL_TESTS ?=
+WHEEL = $(BIN)/python -m pip wheel --no-deps --no-build-isolation
+CONSTRAINTS := $(if $(TORCH),$(VENV)/constraints.txt,constraints.txt)
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 # CUDA code for one architecture, which the tests look into; a package that is installed without this file has all.
 export TORCH_CUDA_ARCH_LIST ?= 9.0+PTX
@@ -18,7 +24,7 @@ GPU_PARTS ?=
 GPU_RECORDS ?= benchmarks/results
 GPU_PACKAGES ?= pytest pytest-xdist pytest-timeout hypothesis rich typer ninja
 
-.PHONY: help run test test-all lint bench bench-compare gpu gpu-packages install native clean
+.PHONY: help run test tests test-all lint docs notebooks wheels test-wheels bench bench-compare gpu gpu-packages install native clean
 
 run: install  ## trains Memformers and judges them: a table, a figure, measured data
 	$(BIN)/memformer-lab run
@@ -27,7 +33,9 @@ help:  ## prints this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 # Two test processes of one thread each: threads that wait for each other at every small operation cost more than they give.
-test: install lint  ## checks style and types, runs the tests
+test: lint tests  ## checks style and types, runs the tests
+
+tests: install  ## runs the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu"
 
 test-all: install lint  ## runs the slow tests too, for hours
@@ -38,6 +46,27 @@ lint: install  ## checks style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+docs: $(VENV)/.with-docs  ## makes the site, build/site/index.html; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+notebooks: install  ## runs the notebooks of docs and keeps what they show
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.notebooks
+
+# The wheels are made of the archive, as on another machine, and their CUDA code is for all that nvcc knows. torch's libraries are not
+# copied into the first: they are those of the torch that it is installed with.
+wheels: export TORCH_CUDA_ARCH_LIST :=
+wheels: $(VENV)/.with-release  ## makes the archive of the source, a manylinux wheel and a pure one, all in dist
+	rm -rf dist build/wheels
+	$(BIN)/python -m build --sdist --no-isolation --outdir dist .
+	MEMFORMER_FORCE_NATIVE=1 $(WHEEL) --wheel-dir build/wheels dist/*.tar.gz
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist build/wheels/*.whl
+	MEMFORMER_SKIP_NATIVE=1 $(WHEEL) --wheel-dir dist dist/*.tar.gz
+	$(BIN)/twine check --strict dist/*
+
+# Each wheel gets new environments of its own, one for each interpreter and version of torch that WHEEL_TESTS names.
+test-wheels:  ## installs what is in dist into new environments and runs the tests there
+	$(PYTHON) -m tests.wheels $(WHEEL_TESTS)
 
 # One table: workload W on every provider, with this machine's copy bandwidth and FMA rate measured in the same run.
 bench: install  ## times workload W on every provider
@@ -67,8 +96,17 @@ native: $(INSTALLED)  ## builds the native libraries again where sources changed
 # torch and the build tools come first, so that the package itself is built against the torch it will run with.
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools wheel ninja torch numpy
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[lab,test,triton]'
+ifneq ($(TORCH),)
+	sed '/^torch==/d; /^triton==/d' constraints.txt > $(CONSTRAINTS)
+	echo 'torch$(TORCH)' >> $(CONSTRAINTS)
+endif
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) setuptools wheel ninja torch numpy
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[lab,test,triton]'
+	touch $@
+
+# What one more extra brings.
+$(VENV)/.with-%: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[$*]'
 	touch $@
 
 clean:  ## removes what was built or installed; results stay

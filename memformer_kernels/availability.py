@@ -12,6 +12,7 @@ import importlib.util
 import os
 import platform
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,7 @@ VIRTUAL = False
 GPU's."""
 
 _faults: dict[str, str | None] = {"torch": None}
+_told: set[str] = set()
 
 
 @torch_internals.constant_under_compilers
@@ -79,6 +81,19 @@ def fault(backend: str) -> str | None:
 def available(backend: str) -> bool:
     """Whether a backend can run in this process on tensors of a device that it serves."""
     return fault(backend) is None
+
+
+@torch_internals.constant_under_compilers
+def tell_of_fallback(backend: str) -> None:
+    """Warns, once a process, that calls which a backend would serve go to plain PyTorch, why, and how to fix it."""
+    why_not = fault(backend)
+    if why_not is not None and backend not in _told:
+        _told.add(backend)
+        message = (
+            f"memformer_kernels: backend {backend!r} is not available, so that its calls run in plain PyTorch, slower: "
+            f"{why_not}. This is said once; build_info() has it too."
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
 
 
 def known() -> tuple[object, ...]:

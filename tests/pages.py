@@ -41,8 +41,11 @@ def examples(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text_of(page), re.DOTALL)
 
 
-def run(code: str) -> str:
-    """What a new interpreter prints that runs pasted code. Raises AssertionError with its errors where it fails."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def run(code: str, folder: Path | None = None) -> str:
+    """What a new interpreter prints that runs pasted code in a folder, by default this one.
+
+    Raises AssertionError with its errors where it fails.
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout

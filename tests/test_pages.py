@@ -21,7 +21,7 @@ NUMBERS = {7: "seven", 18: "eighteen"}
 SET_BY_OTHERS = {"PYTHONPATH", "RANK", "WORLD_SIZE"}
 """Variables of Python and torchrun that tests read."""
 
-RUN_ELSEWHERE = ("README.md", "docs/layer.md", "docs/virtual-gpu.md")
+RUN_ELSEWHERE = ("README.md", "docs/frameworks.md", "docs/layer.md", "docs/virtual-gpu.md")
 """Pages whose code other tests run."""
 
 
@@ -209,8 +209,7 @@ def test_hooks_before_a_commit_run_what_make_lint_does_by_pinned_tools() -> None
 
 
 def test_the_manifest_names_files_that_are_there() -> None:
-    patterns = [
-        name for line in re.findall(r"^include (.*)$", text_of("MANIFEST.in"), re.MULTILINE) for name in line.split()
-    ]
-    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "docs/*.md"} <= set(patterns)
+    lines = re.findall(r"^(?:include|graft) (.*)$", text_of("MANIFEST.in"), re.MULTILINE)
+    patterns = [name for line in lines for name in line.split()]
+    assert {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "docs", "tests"} <= set(patterns)
     assert [pattern for pattern in patterns if not any(ROOT.glob(pattern))] == []

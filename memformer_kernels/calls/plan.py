@@ -122,8 +122,11 @@ def _triton_serves(index: int) -> bool:
 
 
 def _nothing_else(device: str, index: int) -> str:
-    fault = availability.fault("cpu") if device == "cpu" else None
-    if device == "cuda" and not availability.INTERPRETS:
+    fault = None
+    if device == "cpu":
+        fault = availability.fault("cpu")
+        availability.tell_of_fallback("cpu")
+    elif device == "cuda" and not availability.INTERPRETS:
         fault = availability.fault("triton") or availability.triton_fault(index)
     why = "" if fault is None else f" ({fault})"
     return f"torch is the only backend here for tensors on {device}{why}, see build_info()"

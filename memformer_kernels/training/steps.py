@@ -174,6 +174,8 @@ def explain_training(
     if backend == "torch":
         return TrainingPlan("torch", "the backend was asked for")
     if fault is not None:
+        if own == kind:
+            availability.tell_of_fallback(own)
         return TrainingPlan("torch", fault)
     return TrainingPlan(own, _REASONS[own])
 

@@ -106,10 +106,10 @@ def continue_training(
         As `train` does.
 
     Raises:
-        Whatever `train` raises, and
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint or the metrics cannot be continued, naming the file, or for fewer steps than are
             done.
+        BlockingIOError, RankLost, TrainingDiverged: as `train` does.
     """
     _check_interval(checkpoint_every)
     folder = Path(output)

@@ -1,15 +1,17 @@
 """The rules for tensors on GPUs, from descriptions of problems: no GPU is asked."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from memformer_kernels import availability, explain, library
+from memformer_kernels import Adam, GaussianStatistics, TrainState, availability, explain, explain_training, library
 from memformer_kernels.calls import plan
 from memformer_kernels.calls.problem import Problem, QuadraticProblem
+from memformer_kernels.nn import Memformer
 from native_build import cuda
 
 W = Problem(21, 6, 4, 1, "response-only", "full", False, 20, None, "cuda")
@@ -222,3 +224,26 @@ def test_a_compiler_takes_the_answer_as_a_constant() -> None:
         lambda x: x + (1 if availability.cuda_fault() is None else 2), fullgraph=True, backend="eager"
     )
     assert compiled(torch.zeros(())) == (1 if availability.cuda_fault() is None else 2)
+
+
+def test_what_a_fallback_loses_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not on import, and not where plain PyTorch was asked for."""
+    monkeypatch.setitem(availability._faults, "cpu", "not today")
+    monkeypatch.setattr(availability, "_told", set())
+    on_cpu, adam = W._replace(device="cpu"), Adam(0.1)
+    state, tasks = TrainState.of([Memformer(2, 1)]), GaussianStatistics(2, 4, 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        plan.plan_network(on_cpu, "torch", "auto")
+        explain_training(state, tasks, optimizer=adam, backend="torch")
+        assert told == []
+        assert plan.plan_network(on_cpu, "auto", "auto").backend == "torch"
+        assert plan.plan_update(torch.float32, "cpu", "auto").backend == "torch"
+        assert explain_training(state, tasks, optimizer=adam).backend == "torch"
+    (warning,) = told
+    assert warning.category is RuntimeWarning
+    assert "backend 'cpu' is not available" in str(warning.message)
+    assert "plain PyTorch, slower: not today." in str(warning.message)
+    availability._told.clear()
+    with pytest.warns(RuntimeWarning, match="not today"):
+        explain_training(state, tasks, optimizer=adam)
