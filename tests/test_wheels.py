@@ -29,7 +29,7 @@ def test_the_workflow_runs_what_ci_runs_and_other_targets_of_make() -> None:
     assert _commands(jobs["ci"]) == ["bash .ci/run"]
     commands = [command for name, job in jobs.items() if name != "ci" for command in _commands(job)]
     targets = {re.match(r"make ([\w-]+)", command)[1] for command in commands}
-    assert targets == {"lint", "tests", "wheels", "test-wheels"}
+    assert targets == {"docs", "lint", "tests", "wheels", "test-wheels"}
     for target in targets | set(re.findall(r"^make ([\w-]+)$", text_of(".ci/run"), re.MULTILINE)):
         assert re.search(rf"^{target}:", MAKEFILE, re.MULTILINE), target
 
