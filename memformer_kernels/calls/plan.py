@@ -61,7 +61,7 @@ def plan_prefixes(problem: Problem, backend: str) -> Plan:
             chosen, where = "cpu", _TINY
         else:
             where = _nothing_else(device, problem.number)
-    return Plan(chosen, "gram", regime, f"the Gram matrix grows by a token at a time, and all layers run on it; {where}")
+    return Plan(chosen, "gram", regime, f"all layers run on a Gram matrix that grows by a token at a time; {where}")
 
 
 def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
@@ -177,7 +177,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _TINY = "tiny problems run one task per SIMD lane"
-_PREFIXES_ON_TORCH = "every prefix has native kernels on a CPU, for tiny response-only networks, and is torch's elsewhere"
+_PREFIXES_ON_TORCH = "every prefix has native kernels for tiny response-only networks on a CPU, and is torch's elsewhere"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"

@@ -5,6 +5,7 @@ kept between the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -107,8 +108,7 @@ class TorchBackend:
     def prefix_predict_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         parts = []
         for piece, tasks in _in_parts_of_prefixes(network):
-            own = grad[:, tasks]
-            parts += _prefix_form(piece).gradients(lambda places, _, own=own: own[:, :, places], len(grad), needs[0])
+            parts += _prefix_form(piece).gradients(_Given(grad[:, tasks]), grad.shape[0], needs[0])
         return needed_gradients(_merged(parts)[:5], network[:5], needs)
 
     def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
@@ -120,16 +120,10 @@ class TorchBackend:
             if not any(needs):
                 total = total + (form.predictions(layers=False) - wanted).square().sum((1, 2))
                 continue
-            errors: list[Tensor] = []
-
-            def pull(places: slice, predictions: Tensor, wanted: Tensor = wanted, errors: list[Tensor] = errors) -> Tensor:
-                errors.append(predictions - wanted[:, places])
-                return errors[-1] * (2 / max(target.numel(), 1))
-
+            pull = _Errors(wanted, 2 / max(target.numel(), 1))
             parts += form.gradients(pull, 1, needs[0])
-            error = torch.cat(errors[::-1], 2)
-            total = total + error.square().sum((1, 2))
-            target_grads.append(error[0] * (-2 / max(target.numel(), 1)))
+            total = total + pull.squares
+            target_grads.append(torch.cat(pull.target_grads[::-1], 1))
         value = (total / total.new_full((1,), target.numel())).squeeze(0)
         if not any(needs):
             return [value]
@@ -274,6 +268,35 @@ def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, s
         lengths = None if network.lengths is None else network.lengths[tasks]
         pieces.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
     return pieces
+
+
+@dataclass
+class _Given:
+    """The gradient of a block's predictions, where that of all (depth, B, N - first) is given."""
+
+    grad: Tensor
+
+    def __call__(self, places: slice, _: Tensor) -> Tensor:
+        return self.grad[:, :, places]
+
+
+class _Errors:
+    """The same for squared errors that are added up, times `scale` / 2; blocks come from the last to the first.
+
+    squares: their sum, (1,). target_grads: of each block, in the order of blocks.
+    """
+
+    def __init__(self, target: Tensor, scale: float) -> None:
+        self._target, self._scale = target, scale
+        self.squares = target.new_zeros(1)
+        self.target_grads: list[Tensor] = []
+
+    def __call__(self, places: slice, predictions: Tensor) -> Tensor:
+        error = predictions - self._target[:, places]
+        self.squares = self.squares + error.square().sum((1, 2))
+        grad = error * self._scale
+        self.target_grads.append(-grad[0])
+        return grad
 
 
 def _in_parts_of_prefixes(network: Network) -> list[tuple[Network, slice]]:
