@@ -63,17 +63,17 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
   });
 }
 
-// Every prefix of response-only networks: `first` tokens has the shortest.
-NetworkArguments prefixes_of(const Tensor& z, const Tensor& q, const MaybeTensor& gamma, const MaybeTensor& beta,
-                             int64_t first) {
-  static const MaybeTensor none;
-  return {z, q, none, gamma, beta, none, first, true, z.size(1) - first};
+// Every prefix of a network: `first` tokens has the shortest.
+NetworkArguments prefixes_of(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                             const MaybeTensor& beta, int64_t first) {
+  static const MaybeTensor no_lengths;
+  return {z, q, p, gamma, beta, no_lengths, first, true, z.size(1) - first};
 }
 
-void prefix_predict(const Tensor& z, const Tensor& q, const MaybeTensor& gamma, const MaybeTensor& beta, int64_t first,
-                    const Tensor& result) {
+void prefix_predict(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, int64_t first, const Tensor& result) {
   with_compute_type(z, [&](auto type) {
-    NetworkCall<decltype(type)> call(prefixes_of(z, q, gamma, beta, first));
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
     call.network.pass = Pass::forward;
     call.network.result = made_array(result);
     call.network.result_layers = narrow(result.size(0), "result");
@@ -81,29 +81,28 @@ void prefix_predict(const Tensor& z, const Tensor& q, const MaybeTensor& gamma, 
   });
 }
 
-void prefix_predict_backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& gamma,
-                             const MaybeTensor& beta, int64_t first, const MaybeTensor& grad_z,
-                             const MaybeTensor& grad_q, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+void prefix_predict_backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p,
+                             const MaybeTensor& gamma, const MaybeTensor& beta, int64_t first,
+                             const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                             const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
   with_compute_type(z, [&](auto type) {
-    NetworkCall<decltype(type)> call(prefixes_of(z, q, gamma, beta, first));
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
     call.network.pass = Pass::backward;
     call.network.result = array_of(grad);
     call.network.result_layers = narrow(grad.size(0), "grad");
     call.network.grad_z = made_array(grad_z);
     call.run_prefixes();
-    const MaybeTensor none;
-    call.write({grad_q, none, grad_gamma, grad_beta});
+    call.write({grad_q, grad_p, grad_gamma, grad_beta});
   });
 }
 
-void prefix_loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTensor& gamma,
+void prefix_loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
                  const MaybeTensor& beta, int64_t first, const Tensor& value, const MaybeTensor& grad_z,
-                 const MaybeTensor& grad_target, const MaybeTensor& grad_q, const MaybeTensor& grad_gamma,
-                 const MaybeTensor& grad_beta) {
+                 const MaybeTensor& grad_target, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                 const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
   with_compute_type(z, [&](auto type) {
-    NetworkCall<decltype(type)> call(prefixes_of(z, q, gamma, beta, first));
-    const MaybeTensor none;
-    const ParameterGrads grads{grad_q, none, grad_gamma, grad_beta};
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
+    const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
     call.network.pass = grads.any() || grad_z || grad_target ? Pass::loss_backward : Pass::loss;
     call.network.target = array_of(target);
     call.network.grad_z = made_array(grad_z);
@@ -355,7 +354,7 @@ void use_instruction_set(const std::string& name) {
 
 #define MEMFORMER_NETWORK \
   "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, bool gram_space, int queries, "
-#define MEMFORMER_PREFIXES "Tensor z, Tensor q, Tensor? gamma, Tensor? beta, int first, "
+#define MEMFORMER_PREFIXES "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, int first, "
 #define MEMFORMER_LAYER \
   "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
@@ -379,13 +378,11 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
         ") -> ()");
   m.def("loss(Tensor z, Tensor target, " MEMFORMER_NETWORK
         "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
-  m.def("prefix_predict(" MEMFORMER_PREFIXES "Tensor(a!) result) -> ()");
-  m.def("prefix_predict_backward(Tensor grad, " MEMFORMER_PREFIXES
-        "Tensor(a!)? grad_z, Tensor(b!)? grad_q, Tensor(c!)? grad_gamma, Tensor(d!)? grad_beta) -> ()");
-  m.def(
-      "prefix_loss(Tensor z, Tensor target, Tensor q, Tensor? gamma, Tensor? beta, int first, Tensor(a!) value, "
-      "Tensor(b!)? grad_z, Tensor(c!)? grad_target, Tensor(d!)? grad_q, Tensor(e!)? grad_gamma, Tensor(f!)? "
-      "grad_beta) -> ()");
+  m.def("prefix_predict(Tensor z, " MEMFORMER_PREFIXES "Tensor(a!) result) -> ()");
+  m.def("prefix_predict_backward(Tensor grad, Tensor z, " MEMFORMER_PREFIXES
+        "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("prefix_loss(Tensor z, Tensor target, " MEMFORMER_PREFIXES
+        "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
   m.def("context_gram(Tensor z, Tensor? lengths, int context, Tensor(a!) matrix) -> ()");
   m.def("context_gram_backward(Tensor grad, Tensor z, Tensor? lengths, int context, Tensor(a!) grad_z) -> ()");
   m.def("lfom_solve(" MEMFORMER_QUADRATICS "Tensor(a!) result) -> ()");

@@ -52,7 +52,10 @@ class NetworkCall {
   void run() { run(kernel()); }
 
   // Runs the one of every prefix.
-  void run_prefixes() { run(cpu::kernels<T>().prefix_response); }
+  void run_prefixes() {
+    const auto& kernels = cpu::kernels<T>();
+    run(network.p ? kernels.prefix_general : kernels.prefix_response);
+  }
 
   // After a run that made a loss.
   double squared_error() const { return totals_.back(); }

@@ -91,7 +91,7 @@ class PrefixBackend(Protocol):
         ...
 
     def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
-        """Their mean squared error, then the gradients of (z, target, q, p, gamma, beta), as `Backend.loss` has them."""
+        """Their mean squared error, then gradients of (z, target, q, p, gamma, beta), as `Backend.loss` has them."""
         ...
 
 

@@ -106,32 +106,27 @@ class NativeBackend:
         return [value, *[grad for grad in grads if grad is not None]]
 
     def prefix_predict(self, network: Network, layers: bool) -> Tensor:
-        z, q, depth = network.z, network.q, network.q.shape[0] if layers else 1
+        z, depth = network.z, network.q.shape[0] if layers else 1
         result = z.new_empty((depth, z.shape[0], z.shape[1] - network.context), dtype=compute_dtype(z))
-        self._operators.prefix_predict(z, q, network.gamma, network.beta, network.context, result)
+        self._operators.prefix_predict(*network[:5], network.context, result)
         return result
 
     def prefix_predict_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
-        z, q, _, gamma, beta, _, first, _ = network
         grads = _gradients(network[:5], needs)
-        own_z, own_q, _, own_gamma, own_beta = grads
-        self._operators.prefix_predict_backward(grad, z, q, gamma, beta, first, own_z, own_q, own_gamma, own_beta)
+        self._operators.prefix_predict_backward(grad, *network[:5], network.context, *grads)
         return _made(grads)
 
     def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
-        z, q, p, gamma, beta, _, first, _ = network
-        dtype = compute_dtype(z)
-        value = z.new_empty((), dtype=dtype)
+        dtype = compute_dtype(network.z)
+        value = network.z.new_empty((), dtype=dtype)
+        tensors = (network.z, target, *network[1:5])
         grads = [
             torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
             if needed and x is not None
             else None
-            for x, needed in zip((z, target, q, p, gamma, beta), needs, strict=True)
+            for x, needed in zip(tensors, needs, strict=True)
         ]
-        own_z, own_target, own_q, _, own_gamma, own_beta = grads
-        self._operators.prefix_loss(
-            z, target, q, gamma, beta, first, value, own_z, own_target, own_q, own_gamma, own_beta
-        )
+        self._operators.prefix_loss(*tensors, network.context, value, *grads)
         return [value, *_made(grads)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:

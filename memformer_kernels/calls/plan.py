@@ -48,15 +48,14 @@ def plan_prefixes(problem: Problem, backend: str) -> Plan:
     """The plan of a prediction of every token, or its loss, which always works in Gram space."""
     check_choice("backend", backend, BACKENDS)
     device = availability.place(problem.device)
-    stays = problem.structure == "response-only"
     counted = _counted(problem.tokens, problem.width, ragged=False)
-    regime = _gram_regime(problem.width, stays) if counted else "large"
+    regime = _gram_regime(problem.width, problem.structure == "response-only") if counted else "large"
     if backend != "auto":
         availability.require(backend, device, problem.number)
     chosen, where = "torch", _PREFIXES_ON_TORCH
     if backend == "torch":
         where = _ASKED
-    elif backend in ("auto", "cpu") and device == "cpu" and stays and regime == "tiny Gram":
+    elif backend in ("auto", "cpu") and device == "cpu" and regime == "tiny Gram":
         if availability.available("cpu"):
             chosen, where = "cpu", _TINY
         else:
@@ -177,7 +176,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _TINY = "tiny problems run one task per SIMD lane"
-_PREFIXES_ON_TORCH = "every prefix has native kernels for tiny response-only networks on a CPU, and is torch's elsewhere"
+_PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"

@@ -24,28 +24,21 @@ from memformer_kernels.calls.arguments import form_name
 from memformer_kernels.testing import GRADIENT_FACTOR, OUTPUT_FACTOR, Case, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.allocations import peak_bytes
-from tests.memformer_kernels.cases import NAMED_STRUCTURES, RULES, draw_projections, leaves, make_case, normal, seeded
+from tests.memformer_kernels.cases import NAMED_STRUCTURES, RULES, STRUCTURES, leaves, make_case, normal, seeded
 from tests.memformer_kernels.test_parity import fixed
 
 BACKENDS = [name for name in ("torch", "cpu") if build_info().backends[name].available]
 OPS = torch.ops.memformer_kernels
 NETWORKS = slow_but(
     lambda rule, structure, backend: backend == "cpu" or rule in ("linear", "recursive", "gated_heads"),
-    [
-        (rule, structure, backend)
-        for backend in BACKENDS
-        for rule in RULES
-        for structure in NAMED_STRUCTURES
-        if backend == "torch" or structure == "response-only"
-    ],
+    [(rule, structure, backend) for backend in BACKENDS for rule in RULES for structure in STRUCTURES],
 )
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def _case(backend: str = "torch", **sizes: Any) -> Case:
-    """A network that the backend has; every argument that may requires a gradient."""
-    structure = "response-only" if backend == "cpu" else "block"
-    case = make_case(**{"structure": structure, "tokens": 9, **sizes})
+def _case(**sizes: Any) -> Case:
+    """A network, with nine tokens a task where nothing is said; every argument that may requires a gradient."""
+    case = make_case(**{"tokens": 9, **sizes})
     for leaf in leaves(case).values():
         leaf.requires_grad_()
     return case
@@ -98,23 +91,27 @@ def test_the_references_agree(structure: str) -> None:
 
 
 @on_every_backend
+@pytest.mark.parametrize("structure", ["response-only", "block"])
 @pytest.mark.parametrize(("tokens", "first"), [(2, 1), (33, 1), (70, 3), (70, 40), (70, 64), (97, 96)])
-def test_many_tokens(tokens: int, first: int, backend: str) -> None:
+def test_many_tokens(tokens: int, first: int, structure: str, backend: str) -> None:
     """Blocks that end before the first prediction, at it, and with it; a sum of three blocks."""
-    case = _case(backend, tokens=tokens, width=6, layers=2, tasks=2)
+    case = _case(structure=structure, tokens=tokens, width=6, layers=2, tasks=2)
     inputs = list(leaves(case).values())
     ours = _with_gradients(_ours(case, first, backend), *inputs)
-    _assert_equal(ours, _with_gradients(reference.prefix_predict(case.z, case.q, *case.parameters, first=first), *inputs))
+    _assert_equal(
+        ours, _with_gradients(reference.prefix_predict(case.z, case.q, *case.parameters, first=first), *inputs)
+    )
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> tuple[Case, int]:
-    """Response-only networks of every size that a lane holds, and the first token that is predicted."""
-    width, tokens = draw(st.integers(2, 17)), draw(st.integers(2, 70))
+    """Networks of every size that a lane holds, and the first token that is predicted."""
+    structure = draw(st.sampled_from(sorted(STRUCTURES)))
+    width, tokens = draw(st.integers(2, 17 if structure == "response-only" else 16)), draw(st.integers(2, 70))
     rule, heads, layers = draw(st.sampled_from(RULES)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     granularity = draw(st.sampled_from(["scalar", "feature"]))
     case = _case(
-        structure="response-only",
+        structure=structure,
         rule=rule,
         granularity=granularity,
         tasks=draw(st.integers(1, 20)),
@@ -141,7 +138,7 @@ def test_networks_of_every_size(backend: str, drawn: tuple[Case, int]) -> None:
 
 @on_every_backend
 def test_a_loss_is_the_mean_over_tasks_and_tokens(backend: str) -> None:
-    case = _case(backend, rule="gated_heads", tokens=40, width=6)
+    case = _case(rule="gated_heads", tokens=40, width=6)
     target = normal(seeded(1), 3, 37).requires_grad_()
     inputs = [target, *leaves(case).values()]
     for wanted in (inputs, inputs[2:]):  # in one order of blocks, and in the other
@@ -162,7 +159,7 @@ def test_a_loss_is_the_mean_over_tasks_and_tokens(backend: str) -> None:
 @on_every_backend
 def test_responses_are_a_target_without_a_copy(backend: str) -> None:
     """The tokens' own responses: strided, and their gradient joins that of the tokens."""
-    case = _case(backend)
+    case = _case()
     loss = memformer_prefix_loss(case.z, case.z[:, 2:, -1], case.q, *case.parameters, first=2, backend=backend)
     expected = (_one_by_one(case, 2)[-1] - case.z[:, 2:, -1]).square().mean()
     _assert_equal(list(torch.autograd.grad(loss, case.z)), list(torch.autograd.grad(expected, case.z)))
@@ -170,25 +167,32 @@ def test_responses_are_a_target_without_a_copy(backend: str) -> None:
 
 @on_every_backend
 def test_derivatives(backend: str) -> None:
-    case = _case(backend, tasks=2, tokens=5, width=3, layers=2)
+    case = _case(tasks=1, tokens=3, width=3, layers=2, heads=1)
     values = leaves(case)
-    target = normal(seeded(1), 2, 3).requires_grad_()
 
-    def run(target: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        own = replace(case, **dict(zip(values, tensors, strict=True)))
-        loss = memformer_prefix_loss(own.z, target, own.q, *own.parameters, first=2, backend=backend)
-        return _ours(own, 2, backend), loss
+    def run(*tensors: Tensor) -> Tensor:
+        return _ours(replace(case, **dict(zip(values, tensors, strict=True))), 1, backend)
 
-    inputs = (target, *values.values())
-    assert gradcheck(run, inputs, check_forward_ad=True)
-    assert gradgradcheck(run, inputs, check_fwd_over_rev=True, fast_mode=True)
+    assert gradcheck(run, tuple(values.values()), check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(run, tuple(values.values()), check_fwd_over_rev=True, fast_mode=True)
+
+
+@on_every_backend
+def test_derivatives_of_the_loss(backend: str) -> None:
+    case = _case(rule="linear", tasks=1, tokens=3, width=3, layers=2, heads=1)
+    target = normal(seeded(1), 1, 2).requires_grad_()
+
+    def loss(z: Tensor, target: Tensor, q: Tensor) -> Tensor:
+        return memformer_prefix_loss(z, target, q, case.p, backend=backend)
+
+    assert gradcheck(loss, (case.z, target, case.q), check_forward_ad=True, fast_mode=True)
+    assert gradgradcheck(loss, (case.z, target, case.q), fast_mode=True)
 
 
 @on_every_backend
 def test_operations(backend: str) -> None:
-    structure = "response-only" if backend == "cpu" else "block"
-    case = _case(backend, rule="recursive", tokens=6, layers=2)
-    form = form_name("gram", structure, "diagonal", per_head=True)
+    case = _case(rule="recursive", tokens=6, layers=2)
+    form = form_name("gram", "block", "diagonal", per_head=True)
     tensors, target = [case.z, case.q, case.p, case.gamma, case.beta], normal(seeded(1), 3, 4).requires_grad_()
     needs = [tensor is not None for tensor in tensors]
     torch.library.opcheck(OPS.prefix_predict.default, (*tensors, 2, form, True, backend))
@@ -200,8 +204,8 @@ def test_operations(backend: str) -> None:
 
 @on_every_backend
 def test_only_needed_gradients_are_made(backend: str) -> None:
-    case = _case(backend, rule="recursive", tokens=40, layers=2)
-    form = form_name("gram", "response-only" if backend == "cpu" else "block", "diagonal", per_head=True)
+    case = _case(rule="recursive", tokens=40, layers=2)
+    form = form_name("gram", "block", "diagonal", per_head=True)
     tensors = [None if x is None else x.detach() for x in (case.z, case.q, case.p, case.gamma, case.beta)]
     grad = normal(seeded(2), 1, 3, 38)
     present = [place for place, tensor in enumerate(tensors) if tensor is not None]
@@ -214,7 +218,7 @@ def test_only_needed_gradients_are_made(backend: str) -> None:
 
 @on_every_backend
 def test_no_prediction_reads_its_own_response_or_a_later_token(backend: str) -> None:
-    case = _case(backend, tokens=40)
+    case = _case(tokens=40)
     ours = _ours(case, 1, backend)
     for token in (5, 39):
         changed = case.z.detach().clone()
@@ -227,7 +231,7 @@ def test_no_prediction_reads_its_own_response_or_a_later_token(backend: str) -> 
 @on_every_backend
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_the_last_response_is_not_read(backend: str, value: float) -> None:
-    case = _case(backend, tokens=40)
+    case = _case(tokens=40)
     z = case.z.detach().clone()
     z[:, -1, -1] = value
     z.requires_grad_()
@@ -241,7 +245,7 @@ def test_the_last_response_is_not_read(backend: str, value: float) -> None:
 
 @on_every_backend
 def test_a_task_that_is_not_finite_is_alone(backend: str) -> None:
-    case = _case(backend, tasks=20)
+    case = _case(tasks=20)
     z = case.z.detach().clone()
     z[3, 2] = torch.nan
     z.requires_grad_()
@@ -259,7 +263,7 @@ def test_a_task_that_is_not_finite_is_alone(backend: str) -> None:
 @on_every_backend
 @pytest.mark.parametrize("tasks", [0, 1, 17])
 def test_numbers_of_tasks(backend: str, tasks: int) -> None:
-    case = _case(backend, tasks=tasks)
+    case = _case(tasks=tasks)
     target = torch.zeros(tasks, 8, dtype=torch.float64)
     loss = memformer_prefix_loss(case.z, target, case.q, *case.parameters, backend=backend)
     grads = torch.autograd.grad(loss, [case.z, case.q])
@@ -275,7 +279,7 @@ def test_numbers_of_tasks(backend: str, tasks: int) -> None:
 @on_every_backend
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_tokens_in_half_precision(backend: str, dtype: torch.dtype) -> None:
-    case = _case(backend).to(torch.float32)
+    case = _case().to(torch.float32)
     rounded = case.z.detach().to(dtype)
     target = torch.zeros(3, 8)
     ours = memformer_prefix_loss(rounded, target, case.q, *case.parameters, backend=backend)
@@ -297,7 +301,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @on_every_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(backend: str, layout: str) -> None:
-    case = _case(backend, tasks=20)
+    case = _case(tasks=20)
     laid = LAYOUTS[layout](case.z.detach())
     grad = normal(seeded(3), 3, 20, 7)
     made = []
@@ -310,9 +314,12 @@ def test_layouts(backend: str, layout: str) -> None:
 
 
 @on_every_backend
-def test_errors_in_float32_are_those_of_plain_pytorch(backend: str) -> None:
+@pytest.mark.parametrize(
+    "structure", slow_but(lambda structure: structure == "response-only", ["response-only", "block"])
+)
+def test_errors_in_float32_are_those_of_plain_pytorch(structure: str, backend: str) -> None:
     """At most twice, for gradients three times, the worst of the literal, re-associated and Gram forms."""
-    case = _case("cpu", tasks=1000, tokens=21, width=6, layers=4)
+    case = _case(structure=structure, tasks=1000, tokens=21, width=6, layers=4)
     single = case.to(torch.float32)
     for leaf in leaves(single).values():
         leaf.requires_grad_()
@@ -336,7 +343,9 @@ def test_errors_in_float32_are_those_of_plain_pytorch(backend: str) -> None:
 @on_every_backend
 def test_no_matrix_of_every_prefix_is_kept(backend: str) -> None:
     """The result, the gradients and a block's matrices: far less than one matrix for each prefix."""
-    case = _case(backend, rule="linear", tasks=128, tokens=1025, width=16, layers=1, heads=1).to(torch.float32)
+    case = _case(structure="response-only", rule="linear", tasks=128, tokens=1025, width=16, layers=1, heads=1).to(
+        torch.float32
+    )
     z, q = case.z.detach().requires_grad_(), case.q.detach().requires_grad_()
 
     def call() -> Tensor:
@@ -362,9 +371,9 @@ def test_explain_says_who_has_every_prefix() -> None:
         plan = explain(*arguments, first=1)
         assert (plan.backend, plan.algorithm, plan.regime) == ("cpu", "gram", "tiny Gram")
         assert "grows by a token" in plan.reason
-    plan = explain(z, q, q, first=2)
-    assert plan.backend == "torch"
-    assert "native kernels for tiny response-only networks" in plan.reason
+    assert explain(z, q, q, first=2).backend == "cpu"
     assert explain(z, q, first=2, backend="torch").reason.endswith("the backend was asked for")
-    wide = explain(torch.zeros(2, 7, 18), torch.zeros(1, 1, 17, 17), first=2)
-    assert wide.backend == "torch"
+    for width, p in ((18, None), (17, torch.zeros(1, 1, 16, 16))):
+        wide = explain(torch.zeros(2, 7, width), torch.zeros(1, 1, width - 1, width - 1), p, first=2)
+        assert wide.backend == "torch"
+        assert "native kernels for tiny networks on a CPU" in wide.reason

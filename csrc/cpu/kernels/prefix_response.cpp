@@ -1,9 +1,9 @@
-// Response-only networks on every prefix of their tasks on the CPU: one task per lane, tokens read once (twice for their
-// own gradient).
+// Response-only networks on every prefix of their tasks on the CPU: one task per lane, tokens read once (twice for
+// their own gradient).
 //
 // A group is one vector of tasks and belongs to one thread. Bytes per task: its tokens, and whatever result, target or
-// token gradient is asked for. Operations per task (d features, N tokens, the shortest prefix of n): N d (d + 3) / 2 for
-// the running H and b, then N - n times those of core/response_gram.h.
+// token gradient is asked for. Operations per task (d features, N tokens, the shortest prefix of n): N d (d + 3) / 2
+// for the running H and b, then N - n times those of core/response_gram.h.
 
 #include "core/response_gram.h"
 #include "cpu/kernels.h"

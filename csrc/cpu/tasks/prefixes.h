@@ -1,15 +1,15 @@
-// A network on every prefix of a group's tasks: a token's prediction from the Gram matrix of the tokens before it, which
-// grows by one token's product, and back.
+// A network on every prefix of a group's tasks: a token's prediction from the Gram matrix of the tokens before it,
+// which grows by one token's product, and back.
 //
-// Tokens come in blocks of at most 32. A block's first Gram matrix is the pairwise sum of those of the blocks before it;
-// within a block the tokens' products are added one after the other. A backward that wants the tokens' own gradient
+// Tokens come in blocks of at most 32. A block's first Gram matrix is the pairwise sum of those of the blocks before
+// it; within a block the tokens' products are added one after the other. A backward that wants the tokens' own gradient
 // walks from the last block to the first: it keeps the first matrix of each block, and carries the gradient of the
 // matrices of later prefixes, to which every earlier token belongs. Nothing is ever subtracted.
 //
 // Layers are the networks' own: a functor (gram, 1 / n, row, read, sums, grad, direct, scratch). It calls
 // e = read(l, response slot of the row) for each of the `result_layers` last layers; where `sums` is not null, e is the
-// gradient of that slot, the parameters' gradients are added to `sums`, `direct` (d) gets that of the row's features and
-// `grad`, where not null, is set to dG + dG^T (packed) of the sum whose mean was read.
+// gradient of that slot, the parameters' gradients are added to `sums`, `direct` (d) gets that of the row's features
+// and `grad`, where not null, is set to dG + dG^T (packed) of the sum whose mean was read.
 
 #pragma once
 

@@ -286,7 +286,9 @@ def test_kinds(argument: str, call: Call, came: str) -> None:
     _assert_names(str(caught.value), argument, came)
 
 
-@pytest.mark.parametrize("call", [_stack, _predict, _loss, _prefixes, _prefix_loss, _layer, _solve], ids=lambda f: f.__name__[1:])
+@pytest.mark.parametrize(
+    "call", [_stack, _predict, _loss, _prefixes, _prefix_loss, _layer, _solve], ids=lambda f: f.__name__[1:]
+)
 @pytest.mark.parametrize("backend", [n for n, i in memformer_kernels.build_info().backends.items() if not i.available])
 def test_a_missing_backend_names_the_mend(call: Callable[..., Call], backend: str) -> None:
     reason = memformer_kernels.build_info().backends[backend].reason
