@@ -33,7 +33,8 @@ class Prefixes {
         blocks_((network.tokens + core::gram_block - 1) / core::gram_block),
         loss_(network.pass == Pass::loss || network.pass == Pass::loss_backward),
         backward_(network.pass == Pass::backward || network.pass == Pass::loss_backward),
-        wants_z_(backward_ && network.grad_z.data) {
+        wants_z_(backward_ && network.grad_z.data),
+        own_target_(loss_ && is_own_response(network)) {
     const double entries = static_cast<double>(network.tasks) * network.queries;
     scale_ = static_cast<T>(loss_ && entries > 0 ? 2.0 / entries : 0.0);
   }
@@ -156,12 +157,22 @@ class Prefixes {
     return answers(one);
   }
 
+  // Whether the target is the tokens' own responses, in the memory of the tokens: they come to lanes with those.
+  static bool is_own_response(const Network<T>& network) {
+    const Array &z = network.z, &target = network.target;
+    const int64_t offset = network.context * z.stride[1] + (network.width - 1) * z.stride[2];
+    return target.storage == z.storage && target.stride[0] == z.stride[0] && target.stride[1] == z.stride[1] &&
+           target.data == static_cast<char*>(z.data) + offset * bytes_of_number(z.storage);
+  }
+
   // All prefixes that end in the block, forward and, where gradients are wanted, backward.
   void predict(Tasks tasks, int first, int count, const Scratch& at) {
     const int width = width_;
     const int begin = first < network_.context ? network_.context - first : 0;
     const int query = first + begin - network_.context, number = count - begin;
-    if (loss_) {
+    if (own_target_) {
+      for (int k = 0; k < number; ++k) at.slots[k] = at.rows[(begin + k) * width + width - 1];
+    } else if (loss_) {
       load_rows(answers(network_.target), tasks, query, number, 1, at.slots);
     } else if (backward_) {
       for (int l = 0; l < network_.result_layers; ++l)
@@ -215,7 +226,7 @@ class Prefixes {
   Layers layers_;
   Width width_;
   int entries_, blocks_;
-  bool loss_, backward_, wants_z_;
+  bool loss_, backward_, wants_z_, own_target_;
   T scale_;
 };
 
