@@ -98,7 +98,7 @@ class PrefixForm:
             means_grad, own = run.backward([*[None] * (len(run.columns) - depth), *outer])
             parts.append(own)
             if need_z:
-                sums_grad = means_grad.unflatten(0, features.shape[:2]) / self._counts(block)
+                sums_grad = means_grad.reshape(*features.shape[:2], *means_grad.shape[1:]) / self._counts(block)
                 direct = self._direct(grad, columns)
                 rows.append(direct + self._through_later(block, sums_grad, carry))
                 total = sums_grad.sum(1)
@@ -149,7 +149,7 @@ class PrefixForm:
     def _direct(self, grad: Tensor, columns: Sequence[Tensor]) -> Tensor:
         """Gradient of the tokens (B, K, D) as queries: of their features alone."""
         terms = [
-            layer_grad[..., None] * column.unflatten(0, layer_grad.shape)
+            layer_grad[..., None] * column.reshape(*layer_grad.shape, column.shape[1])
             for layer_grad, column in zip(grad, columns, strict=True)
         ]
         return pad(-sum(terms[1:], terms[0]), (0, 1))
