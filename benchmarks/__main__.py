@@ -3,7 +3,7 @@
 `virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they need of an H200 by that;
 `compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider,
 `roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `attention` at attention
-and the register update; `readme` writes the README's figures.
+and the register update, `prefixes` at every prefix in one pass; `readme` writes the README's figures.
 """
 
 import math
@@ -18,7 +18,7 @@ from rich.console import Console
 
 from benchmarks import readme
 from benchmarks.gpu import commands
-from benchmarks.measure import dispatch, floors, growth, overhead, roofline, trainer
+from benchmarks.measure import dispatch, floors, growth, overhead, prefixes, roofline, trainer
 from benchmarks.measure.harness import Policy
 from benchmarks.measure.machine import measure_machine
 from benchmarks.measure.provider import Provider
@@ -119,6 +119,22 @@ def train(quick: Quick = False, json: Record = RESULTS / "trainer-cpu.json") -> 
     write_json(json, {"format": trainer.FORMAT, **targets}, found)
     console = Console()
     tables.print_trainer(found, console)
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command(
+    "prefixes", help="The loss of every prefix and its gradients, compared with a Gram matrix for each in PyTorch."
+)
+def time_prefixes(quick: Quick = False, json: Record = RESULTS / "prefixes-cpu.json") -> None:
+    console = Console()
+    with console.status("starting") as status:
+        machine = measure_machine(CPU, quick=quick)
+        timings = prefixes.measure(quick, status.update)
+    write_json(
+        json,
+        {"format": prefixes.FORMAT, "target_ratio": prefixes.TARGET_RATIO, "machine": machine, "timings": timings},
+    )
+    tables.print_prefixes(timings, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 

@@ -20,6 +20,8 @@ from memformer_kernels.functional import (
     memformer_layer,
     memformer_loss,
     memformer_predict,
+    memformer_prefix_loss,
+    memformer_prefix_predict,
     memformer_stack,
     register_update,
 )
@@ -64,6 +66,8 @@ __all__ = [
     "memformer_layer",
     "memformer_loss",
     "memformer_predict",
+    "memformer_prefix_loss",
+    "memformer_prefix_predict",
     "memformer_stack",
     "nn",
     "predict_split_context",

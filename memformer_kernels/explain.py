@@ -18,9 +18,9 @@ def explain(*arguments: Any, **options: Any) -> Plan:
     """Backend, algorithm, regime and the reason for them, for a call of one of the functions below. No kernel runs.
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
-    `explain(z, target, q)` a loss, `explain(z, q, registers=...)` with one layer's q (H, ., .) a layer, `explain(h, b,
-    a)` a first-order method, `explain(q, k, v)` with four axes linear attention, `explain(z, [r, ...], gamma)` a
-    register update and `explain(z)` a Gram matrix.
+    `explain(z, target, q)` a loss, either with `first=...` of every prefix, `explain(z, q, registers=...)` with one
+    layer's q (H, ., .) a layer, `explain(h, b, a)` a first-order method, `explain(q, k, v)` with four axes linear
+    attention, `explain(z, [r, ...], gamma)` a register update and `explain(z)` a Gram matrix.
 
     Args:
         arguments: the call's, by place.
@@ -95,7 +95,10 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
         return functional.register_update
     if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
         return functional.linear_attention
-    if "target" in options or _axes(arguments, options, 1, "target") == 2:
+    loss = "target" in options or _axes(arguments, options, 1, "target") == 2
+    if "first" in options:
+        return functional.memformer_prefix_loss if loss else functional.memformer_prefix_predict
+    if loss:
         return functional.memformer_loss
     q_axes = _axes(arguments, options, 1, "q")
     if q_axes == 3 or "registers" in options:

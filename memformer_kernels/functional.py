@@ -226,6 +226,130 @@ def memformer_loss(
     return ops.loss(*tensors, count, form, predicted, wanted, runs_on)[0]
 
 
+def memformer_prefix_predict(
+    z: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    first: int = 1,
+    layers: bool = False,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Predictions of tokens first, ..., N - 1, each from all tokens before it, in one pass.
+
+    What `memformer_predict` says of token i as the query, its own response slot 0, with tokens 0, ..., i - 1 as its
+    context, whose mean is over i: in-context learning at every prompt length. The running Gram matrix grows by one
+    token's product, and all layers run on it:
+
+        G_i      = (1/i) sum_{k<i} z_k z_k^T                                       tokens counted from 0
+        att_h(Z) = Z Q_h G_i(Z) P_h^T
+        R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+        Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+
+    A task that ends early is padded behind its tokens, with finite numbers: no prediction reads a later token.
+
+    Args:
+        z: tasks (B, N, D): N >= 2 tokens of D - 1 features and a response each; float32, float64, bfloat16 or float16.
+            The response of the last token is not read.
+        q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
+            dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (L, H, D, D), dense.
+        gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
+            (L, H, 1, D): layer l weights its own register. Five axes, broadcastable to (L, L, H, 1, D): [l, j] weights
+            register j in layer l's update; entries j > l are ignored, and a first axis of 1 is shared by layers.
+        beta: momentum, broadcastable to (L, H, 1, D); None: 0.
+        gate: (H,) or (L, H); None: 1.
+        first: the first token that is predicted, an int from 1 to N - 1; so many tokens has the shortest prefix.
+        layers: predictions after each layer, not the last alone.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+
+    Returns:
+        (B, N - first), or (L, B, N - first) with `layers`; float64 for float64 tokens, else float32.
+
+    Raises:
+        ValueError: a shape or value that does not fit; a token axis in gamma or beta.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: of the order of B N L H D^3 multiply-adds, or of B N L H D^2 for a response-only network. Matrices of few
+    tokens at a time are kept; gradients work them out again.
+
+    Example:
+        >>> z, q = torch.randn(8, 21, 6), torch.randn(4, 1, 5, 5)
+        >>> memformer_prefix_predict(z, q).shape
+        torch.Size([8, 20])
+    """
+    found = call.prefix_predict(z, q, p, gamma, beta, gate, first, layers, backend)
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    after_layers = ops.prefix_predict(z, q, p, gamma, beta, found.context, found.form, layers, found.backend)
+    return after_layers if layers else after_layers.squeeze(0)
+
+
+def memformer_prefix_loss(
+    z: Tensor,
+    target: Tensor,
+    q: Tensor,
+    p: Tensor | None = None,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    gate: Tensor | None = None,
+    *,
+    first: int = 1,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Mean squared error of `memformer_prefix_predict`, with its gradients worked out in the same pass.
+
+        G_i      = (1/i) sum_{k<i} z_k z_k^T                                       tokens counted from 0
+        att_h(Z) = Z Q_h G_i(Z) P_h^T
+        R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
+        Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+        loss     = mean over tasks and tokens i >= first of (prediction of token i - target_i)^2
+
+    All prefixes count alike. Tokens' own responses, `z[:, first:, -1]`, are the target of in-context learning.
+
+    Args:
+        z: tasks (B, N, D): N >= 2 tokens of D - 1 features and a response each; float32, float64, bfloat16 or float16.
+            The response of the last token is not read.
+        target: (B, N - first), in z's dtype or float32.
+        q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
+            dtype, or float32 where tokens are in half precision.
+        p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
+            (L, H, D, D), dense.
+        gamma: None: each layer adds its own register (the linear Transformer). Four axes, broadcastable to
+            (L, H, 1, D): layer l weights its own register. Five axes, broadcastable to (L, L, H, 1, D): [l, j] weights
+            register j in layer l's update; entries j > l are ignored, and a first axis of 1 is shared by layers.
+        beta: momentum, broadcastable to (L, H, 1, D); None: 0.
+        gate: (H,) or (L, H); None: 1.
+        first: the first token that is predicted, an int from 1 to N - 1; so many tokens has the shortest prefix.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+
+    Returns:
+        A scalar; float64 for float64 tokens, else float32. The loss of no tasks is NaN, with zero gradients.
+
+    Raises:
+        ValueError: a shape or value that does not fit; a token axis in gamma or beta.
+        TypeError: an argument of the wrong kind or dtype.
+        RuntimeError: a backend that is not available, with the reason.
+
+    Cost: of the order of B N L H D^3 multiply-adds, or of B N L H D^2 for a response-only network, for the value;
+    gradients take about twice that again. Matrices of few tokens at a time are kept.
+
+    Example:
+        >>> z, q = torch.randn(8, 21, 6), torch.zeros(4, 1, 5, 5, requires_grad=True)
+        >>> memformer_prefix_loss(z, z[:, 5:, -1], q, first=5).backward()
+    """
+    found = call.prefix_loss(z, target, q, p, gamma, beta, gate, first, backend)
+    q, gamma = gates.fold(gate, q, gamma, beta)
+    tensors = (z, target, q, p, gamma, beta)
+    enabled = torch.is_grad_enabled()
+    wanted = tuple([enabled and x is not None and x.requires_grad for x in tensors])
+    return ops.prefix_loss(*tensors, found.context, found.form, wanted, found.backend)[0]
+
+
 def memformer_layer(
     z: Tensor,
     q: Tensor,

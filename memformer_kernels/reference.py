@@ -200,6 +200,26 @@ def predict(
 _FORMS = {"literal": literal_states, "reassociated": reassociated_states, "gram": gram_states}
 
 
+def prefix_predict(
+    z: Tensor,
+    q: Tensor,
+    *parameters: Tensor | None,
+    first: int = 1,
+    form: str = "literal",
+) -> Tensor:
+    """Predictions of tokens first, ..., N - 1, each from all tokens before it: (L, B, N - first) after each layer.
+
+    Token i is a query of its own, its response slot 0; its context are tokens 0, ..., i - 1, whose mean is over i.
+    `parameters` are p, gamma, beta, gate, without a token axis.
+    """
+    predictions = []
+    for token in range(first, z.shape[1]):
+        query = torch.cat([z[:, token, None, :-1], z.new_zeros(z.shape[0], 1, 1)], -1)
+        prefix = torch.cat([z[:, :token], query], 1)
+        predictions.append(predict(prefix, q, *parameters, context=token, queries=1, form=form))
+    return torch.cat(predictions, -1)
+
+
 def layer(
     z: Tensor,
     q: Tensor,

@@ -11,6 +11,7 @@ from benchmarks.measure.dispatch import Choice
 from benchmarks.measure.floors import GRADIENTS, ONE_THREAD, Profile
 from benchmarks.measure.growth import AXES, median, points
 from benchmarks.measure.overhead import TARGET_RATIO, Overhead
+from benchmarks.measure.prefixes import PrefixTiming
 from benchmarks.measure.results import Machine, Report
 from benchmarks.measure.roofline import Point
 from benchmarks.measure.trainer import MODELS, TARGET_MODELS, TARGET_MS, Step, TrainerReport
@@ -120,6 +121,21 @@ def print_overhead(overhead: Overhead, console: Console) -> None:
         f"ratio: public over empty, to be at most {TARGET_RATIO:g}. The last three are the public call's parts:"
     )
     console.print("checks and plan before the operation; dispatch and autograd around the backend; the backend itself.")
+
+
+def print_prefixes(timings: Sequence[PrefixTiming], console: Console) -> None:
+    """A line a provider and batch, and the rates that ours stand at."""
+    table = new_table(["provider"], ["tasks", "ms", "times ours", "peak MB", "GFLOP/s", "GB/s"])
+    best: dict[int, float] = {}
+    for timing in timings:
+        if timing.provider.startswith("memformer_kernels"):
+            best[timing.case.batch] = min(timing.ms, best.get(timing.case.batch, timing.ms))
+    for t in timings:
+        tasks = t.case.batch
+        rates = (2e-6 * tasks * t.case.multiply_adds / t.ms, 1e-6 * tasks * t.case.bytes_moved / t.ms)
+        peak = "" if t.peak_mb is None else figure(t.peak_mb)
+        table.add_row(t.provider, f"{tasks:,}", figure(t.ms), figure(t.ms / best[tasks]), peak, *map(figure, rates))
+    console.print(table)
 
 
 def print_roofline(machine: Machine, points: Sequence[Point], console: Console) -> None:

@@ -63,6 +63,57 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
   });
 }
 
+// Every prefix of a network: `first` tokens has the shortest.
+NetworkArguments prefixes_of(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                             const MaybeTensor& beta, int64_t first) {
+  static const MaybeTensor no_lengths;
+  return {z, q, p, gamma, beta, no_lengths, first, true, z.size(1) - first};
+}
+
+void prefix_predict(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, int64_t first, const Tensor& result) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
+    call.network.pass = Pass::forward;
+    call.network.result = made_array(result);
+    call.network.result_layers = narrow(result.size(0), "result");
+    call.run_prefixes();
+  });
+}
+
+void prefix_predict_backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p,
+                             const MaybeTensor& gamma, const MaybeTensor& beta, int64_t first,
+                             const MaybeTensor& grad_z, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                             const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
+    call.network.pass = Pass::backward;
+    call.network.result = array_of(grad);
+    call.network.result_layers = narrow(grad.size(0), "grad");
+    call.network.grad_z = made_array(grad_z);
+    call.run_prefixes();
+    call.write({grad_q, grad_p, grad_gamma, grad_beta});
+  });
+}
+
+void prefix_loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                 const MaybeTensor& beta, int64_t first, const Tensor& value, const MaybeTensor& grad_z,
+                 const MaybeTensor& grad_target, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                 const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call(prefixes_of(z, q, p, gamma, beta, first));
+    const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
+    call.network.pass = grads.any() || grad_z || grad_target ? Pass::loss_backward : Pass::loss;
+    call.network.target = array_of(target);
+    call.network.grad_z = made_array(grad_z);
+    call.network.grad_target = array_of(grad_target);
+    call.run_prefixes();
+    call.write(grads);
+    const double mean = call.squared_error() / static_cast<double>(target.numel());
+    Entries(value).write(0, 1, &mean);
+  });
+}
+
 void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
   with_compute_type(z, [&](auto type) {
     expect_large_pages(matrix);
@@ -303,6 +354,7 @@ void use_instruction_set(const std::string& name) {
 
 #define MEMFORMER_NETWORK \
   "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, bool gram_space, int queries, "
+#define MEMFORMER_PREFIXES "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, int first, "
 #define MEMFORMER_LAYER \
   "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
@@ -325,6 +377,11 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("backward(Tensor grad, Tensor z, " MEMFORMER_NETWORK "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS
         ") -> ()");
   m.def("loss(Tensor z, Tensor target, " MEMFORMER_NETWORK
+        "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("prefix_predict(Tensor z, " MEMFORMER_PREFIXES "Tensor(a!) result) -> ()");
+  m.def("prefix_predict_backward(Tensor grad, Tensor z, " MEMFORMER_PREFIXES
+        "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("prefix_loss(Tensor z, Tensor target, " MEMFORMER_PREFIXES
         "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
   m.def("context_gram(Tensor z, Tensor? lengths, int context, Tensor(a!) matrix) -> ()");
   m.def("context_gram_backward(Tensor grad, Tensor z, Tensor? lengths, int context, Tensor(a!) grad_z) -> ()");
@@ -361,6 +418,9 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("forward", MEMFORMER_BOX(forward));
   m.impl("backward", MEMFORMER_BOX(backward));
   m.impl("loss", MEMFORMER_BOX(loss));
+  m.impl("prefix_predict", MEMFORMER_BOX(prefix_predict));
+  m.impl("prefix_predict_backward", MEMFORMER_BOX(prefix_predict_backward));
+  m.impl("prefix_loss", MEMFORMER_BOX(prefix_loss));
   m.impl("context_gram", MEMFORMER_BOX(context_gram));
   m.impl("context_gram_backward", MEMFORMER_BOX(context_gram_backward));
   m.impl("lfom_solve", MEMFORMER_BOX(lfom_solve));

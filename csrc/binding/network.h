@@ -49,10 +49,12 @@ class NetworkCall {
   }
 
   // Runs the kernel of this structure and space.
-  void run() {
-    totals_.resize(q_.size() + p_.size() + gamma_.size() + beta_.size() + 1);
-    network.totals = totals_.data();
-    kernel()(network, parallel_for);
+  void run() { run(kernel()); }
+
+  // Runs the one of every prefix.
+  void run_prefixes() {
+    const auto& kernels = cpu::kernels<T>();
+    run(network.p ? kernels.prefix_general : kernels.prefix_response);
   }
 
   // After a run that made a loss.
@@ -72,6 +74,12 @@ class NetworkCall {
   Network<T> network{};
 
  private:
+  void run(void (*chosen)(const Network<T>&, cpu::ParallelFor)) {
+    totals_.resize(q_.size() + p_.size() + gamma_.size() + beta_.size() + 1);
+    network.totals = totals_.data();
+    chosen(network, parallel_for);
+  }
+
   // The dense form's numbers, and a task's states, updates and registers after every layer, are found by an int each.
   // (Where vectors run along the tokens of one task, they are not.)
   void check_counts(int heads, int matrix, bool response) const {

@@ -17,6 +17,8 @@
   KERNEL(void, wide_tokens, const Network<T>&, ParallelFor)                        \
   KERNEL(void, general_gram, const Network<T>&, ParallelFor)                       \
   KERNEL(void, general_tokens, const Network<T>&, ParallelFor)                     \
+  KERNEL(void, prefix_response, const Network<T>&, ParallelFor)                    \
+  KERNEL(void, prefix_general, const Network<T>&, ParallelFor)                     \
   KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
   KERNEL(void, quadratics, const Quadratics<T>&, ParallelFor)                      \
   KERNEL(void, wide_quadratics, const Quadratics<T>&, ParallelFor)                 \

@@ -1,13 +1,18 @@
 """The backends by name, behind one interface, `base.Backend`."""
 
-from memformer_kernels.backends.base import Backend
+from memformer_kernels.backends.base import Backend, PrefixBackend
 from memformer_kernels.backends.native import NativeBackend
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.backends.triton.backend import TritonBackend
 
+_TORCH, _CPU = TorchBackend(), NativeBackend("cpu")
+
 BACKENDS: dict[str, Backend] = {
-    "torch": TorchBackend(),
-    "cpu": NativeBackend("cpu"),
+    "torch": _TORCH,
+    "cpu": _CPU,
     "cuda": NativeBackend("cuda"),
     "triton": TritonBackend(),
 }
+
+PREFIX_BACKENDS: dict[str, PrefixBackend] = {"torch": _TORCH, "cpu": _CPU}
+"""Those that have every prefix in one pass."""

@@ -76,6 +76,25 @@ class Backend(Protocol):
         ...
 
 
+class PrefixBackend(Protocol):
+    """Predictions of tokens `network.context`, ..., N - 1, each from the tokens before it; no contexts are ragged.
+
+    The backends that plans give such calls to.
+    """
+
+    def prefix_predict(self, network: Network, layers: bool) -> Tensor:
+        """(L or 1, B, N - context)."""
+        ...
+
+    def prefix_predict_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        """The gradients of (z, q, p, gamma, beta) that are needed; `grad` is of all layers or of the last."""
+        ...
+
+    def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
+        """Their mean squared error, then gradients of (z, target, q, p, gamma, beta), as `Backend.loss` has them."""
+        ...
+
+
 def needed_gradients(
     grads: Sequence[Tensor | None],
     arguments: Sequence[Tensor | None],

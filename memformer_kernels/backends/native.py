@@ -29,13 +29,21 @@ _OPERATORS = (
     "lfom_solve",
     "lfom_solve_backward",
 )
-_CPU_OPERATORS = ("attention", "attention_backward", "register_update", "register_update_backward")
+_CPU_OPERATORS = (
+    "prefix_predict",
+    "prefix_predict_backward",
+    "prefix_loss",
+    "attention",
+    "attention_backward",
+    "register_update",
+    "register_update_backward",
+)
 
 
 class NativeBackend:
     """The operations on tensors of one library's device, "cpu" or "cuda"; `calls.plan` says which problems it serves.
 
-    The CUDA library has no kernels for attention and the register update: their calls go elsewhere.
+    The CUDA library has no kernels for every prefix, attention and the register update: their calls go elsewhere.
     """
 
     def __init__(self, name: str) -> None:
@@ -96,6 +104,30 @@ class NativeBackend:
         gram_space = form.space == "gram"
         self._operators.loss(z, target, q, p, gamma, beta, lengths, context, gram_space, queries, value, *grads)
         return [value, *[grad for grad in grads if grad is not None]]
+
+    def prefix_predict(self, network: Network, layers: bool) -> Tensor:
+        z, depth = network.z, network.q.shape[0] if layers else 1
+        result = z.new_empty((depth, z.shape[0], z.shape[1] - network.context), dtype=compute_dtype(z))
+        self._operators.prefix_predict(*network[:5], network.context, result)
+        return result
+
+    def prefix_predict_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        grads = _gradients(network[:5], needs)
+        self._operators.prefix_predict_backward(grad, *network[:5], network.context, *grads)
+        return _made(grads)
+
+    def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
+        dtype = compute_dtype(network.z)
+        value = network.z.new_empty((), dtype=dtype)
+        tensors = (network.z, target, *network[1:5])
+        grads = [
+            torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+            if needed and x is not None
+            else None
+            for x, needed in zip(tensors, needs, strict=True)
+        ]
+        self._operators.prefix_loss(*tensors, network.context, value, *grads)
+        return [value, *_made(grads)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         batch, tokens, width = layer.z.shape

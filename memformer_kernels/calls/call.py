@@ -45,6 +45,25 @@ def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
 
 
+@remembered
+def prefix_predict(*arguments: Any) -> Call:
+    """Of `memformer_prefix_predict`."""
+    *network, layers, backend = arguments
+    checked = problem.check_prefixes(*network)
+    check_flag("layers", layers)
+    return _of_network(checked, checked.tokens - checked.context, plan.plan_prefixes(checked, backend))
+
+
+@remembered
+def prefix_loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
+    """Of `memformer_prefix_loss`."""
+    *network, backend = arguments
+    checked = problem.check_prefixes(z, *network)
+    predicted = checked.tokens - checked.context
+    problem.check_target(target, z, predicted)
+    return _of_network(checked, predicted, plan.plan_prefixes(checked, backend))
+
+
 def layer(
     z: Tensor,
     q: Tensor,

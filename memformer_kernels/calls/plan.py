@@ -44,6 +44,25 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
+def plan_prefixes(problem: Problem, backend: str) -> Plan:
+    """The plan of a prediction of every token, or its loss, which always works in Gram space."""
+    check_choice("backend", backend, BACKENDS)
+    device = availability.place(problem.device)
+    counted = _counted(problem.tokens, problem.width, ragged=False)
+    regime = _gram_regime(problem.width, problem.structure == "response-only") if counted else "large"
+    if backend != "auto":
+        availability.require(backend, device, problem.number)
+    chosen, where = "torch", _PREFIXES_ON_TORCH
+    if backend == "torch":
+        where = _ASKED
+    elif backend in ("auto", "cpu") and device == "cpu" and regime == "tiny Gram":
+        if availability.available("cpu"):
+            chosen, where = "cpu", _TINY
+        else:
+            where = _nothing_else(device, problem.number)
+    return Plan(chosen, "gram", regime, f"all layers run on a Gram matrix that grows by a token at a time; {where}")
+
+
 def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
     problem = problem._replace(device=availability.place(problem.device))
@@ -159,6 +178,8 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_TINY = "tiny problems run one task per SIMD lane"
+_PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"
@@ -185,7 +206,7 @@ def _backend(requested: str, device: str, index: int, regime: str, on_triton: st
         return "torch", "torch's batched matrix products serve what is not tiny"
     if not availability.available("cpu"):
         return "torch", _nothing_else(device, index)
-    return "cpu", "tiny problems run one task per SIMD lane" if tiny else _ALONG_A_TASK
+    return "cpu", _TINY if tiny else _ALONG_A_TASK
 
 
 def _counted(tokens: int, width: int, ragged: bool) -> bool:

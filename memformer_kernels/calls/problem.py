@@ -98,6 +98,28 @@ def check_queries(queries: object, z: Tensor, context: int, lengths: Tensor | No
     return count
 
 
+def check_first(first: object, z: Tensor) -> int:
+    """The first token that is predicted, of those that have a token before them."""
+    total, token = z.shape[1], check_integer("first", first)
+    if total < 2:
+        reject("z", z, "N >= 2 tokens a task: one to predict, and one before it")
+    if not 1 <= token < total:
+        reject("first", first, f"an int from 1 to N - 1 = {total - 1}, since a prediction needs a token before it")
+    return token
+
+
+def check_prefixes(
+    z: object, q: object, p: object, gamma: object, beta: object, gate: object, first: object
+) -> Problem:
+    """The network of `memformer_prefix_predict` and `memformer_prefix_loss`; its context is the shortest prefix."""
+    token = check_first(first, check_tokens(z))
+    problem = check_network(z, q, p, gamma, beta, gate, token)
+    for name, coefficient in {"gamma": gamma, "beta": beta}.items():
+        if isinstance(coefficient, Tensor) and coefficient.ndim >= 2 and coefficient.shape[-2] != 1:
+            reject(name, coefficient, "a token axis of 1, since a token stands in prefixes of every length")
+    return problem
+
+
 def check_lengths(lengths: Tensor, tokens: int, queries: int) -> None:
     """The range of ragged contexts, where reading them does not wait for a device."""
     if lengths.device.type != "cpu" or lengths.numel() == 0:

@@ -1,5 +1,5 @@
-"""The operations that PyTorch knows: context_gram, stack, predict, loss, layer, lfom_solve, linear_attention and
-register_update.
+"""The operations that PyTorch knows: context_gram, stack, predict, loss, prefix_predict, prefix_loss, layer,
+lfom_solve, linear_attention and register_update.
 
 Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
 backend it was told; each fake says the shapes of the results.
@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends import BACKENDS
+from memformer_kernels.backends import BACKENDS, PREFIX_BACKENDS
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, form_named
 from memformer_kernels.calls.attention import check_bounds
 from memformer_kernels.calls.problem import check_lengths
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
 
 _NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_UNRAGGED = _NETWORK.removesuffix(", Tensor? lengths")
 _LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
 _QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
 
@@ -110,6 +111,30 @@ def _loss_fake(*arguments: Any) -> list[Tensor]:
         if needed and tensor is not None
     ]
     return [z.new_empty((), dtype=compute_dtype(z)), *grads]
+
+
+def _prefixes(tensors: Sequence[Any], first: int, form: str) -> Network:
+    return Network._make((*tensors, None, first, form_named(form)))
+
+
+def _prefix_predict(*arguments: Any) -> Tensor:
+    *tensors, first, form, layers, backend = arguments
+    return PREFIX_BACKENDS[backend].prefix_predict(_prefixes(tensors, first, form), layers)
+
+
+def _prefix_predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *tensors, first, form, _, backend, needs = arguments
+    return PREFIX_BACKENDS[backend].prefix_predict_backward(grad, _prefixes(tensors, first, form), needs)
+
+
+def _prefix_predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
+    first, _, layers, _ = arguments[-4:]
+    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], z.shape[1] - first), dtype=compute_dtype(z))
+
+
+def _prefix_loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
+    *tensors, first, form, needs, backend = arguments
+    return PREFIX_BACKENDS[backend].prefix_loss(_prefixes((z, *tensors), first, form), target, needs)
 
 
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -221,6 +246,26 @@ loss: Callable[..., list[Tensor]] = define_with_gradients(
     _loss,
     _loss_fake,
     task_arguments=frozenset({0, 1, 6}),
+)
+prefix_predict: Callable[..., Tensor] = define(
+    Operation(
+        "prefix_predict",
+        _UNRAGGED,
+        "SymInt first, str form, bool layers, str backend",
+        _prefix_predict,
+        _prefix_predict_backward,
+        _prefix_predict_fake,
+        task_arguments=frozenset({0}),
+        task_axis=1,
+    )
+)
+prefix_loss: Callable[..., list[Tensor]] = define_with_gradients(
+    "prefix_loss",
+    _UNRAGGED.replace("Tensor z,", "Tensor z, Tensor target,"),
+    "SymInt first, str form, bool[] needs, str backend",
+    _prefix_loss,
+    _loss_fake,
+    task_arguments=frozenset({0, 1}),
 )
 layer: Callable[..., tuple[Tensor, Tensor]] = define(
     Operation(

@@ -14,6 +14,8 @@ from memformer_kernels import (
     memformer_layer,
     memformer_loss,
     memformer_predict,
+    memformer_prefix_loss,
+    memformer_prefix_predict,
     memformer_stack,
     register_update,
 )
@@ -29,6 +31,8 @@ torch.fx.wrap("linear_attention")
 torch.fx.wrap("memformer_layer")
 torch.fx.wrap("memformer_loss")
 torch.fx.wrap("memformer_predict")
+torch.fx.wrap("memformer_prefix_loss")
+torch.fx.wrap("memformer_prefix_predict")
 torch.fx.wrap("memformer_stack")
 torch.fx.wrap("register_update")
 
@@ -124,6 +128,12 @@ SUBJECTS: dict[str, Subject] = {
     "memformer_stack": Subject(lambda: Call(lambda *x: memformer_stack(*x), _Q, _Q, _GAMMA), (_Z,)),
     "memformer_predict": Subject(lambda: Call(lambda *x: memformer_predict(*x), _Q, _Q, _GAMMA), (_Z,)),
     "memformer_loss": Subject(lambda: Call(lambda *x: memformer_loss(*x), _Q, _Q, _GAMMA), (_Z, (1,)), mean=True),
+    "memformer_prefix_predict": Subject(lambda: Call(lambda *x: memformer_prefix_predict(*x), _Q, _Q, _GAMMA), (_Z,)),
+    "memformer_prefix_loss": Subject(
+        lambda: Call(lambda z, target, q, gamma: memformer_prefix_loss(z, target, q, None, gamma), _Q, _GAMMA),
+        (_Z, (TOKENS - 1,)),
+        mean=True,
+    ),
     "memformer_layer": Subject(
         lambda: Call(lambda z, r, q, p, gamma: memformer_layer(z, q, p, [r], gamma), _Q[1:], _Q[1:], (2, 1, 1, WIDTH)),
         (_Z, (1, *_Z)),

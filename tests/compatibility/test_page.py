@@ -23,7 +23,9 @@ def test_the_page_is_what_the_cells_say() -> None:
 
 def test_every_operation_and_module_has_a_row_and_every_concern_a_column() -> None:
     made_by_ops = {"context_gram", "lfom_solve", "linear_attention", "register_update"}
-    operations = {f"memformer_{name}" for name in ("stack", "predict", "loss", "layer")} | made_by_ops
+    operations = {
+        f"memformer_{name}" for name in ("stack", "predict", "loss", "prefix_predict", "prefix_loss", "layer")
+    } | made_by_ops
     assert operations <= set(memformer_kernels.__all__)
     classes = {name for name in nn.__all__ if inspect.isclass(getattr(nn, name))}
     modules = {f"nn.{name}" for name in classes if hasattr(getattr(nn, name), "forward")}

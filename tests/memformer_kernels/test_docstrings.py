@@ -40,7 +40,7 @@ def _described(section: str) -> list[str]:
 
 
 def test_all_kinds_are_there() -> None:
-    assert len(OPERATIONS) == 10
+    assert len(OPERATIONS) == 12
     assert {"train_steps", "explain", "Memformer", "RegisterMemory"} < CALLED.keys()
     assert {"TrainState", "Adam", "FixedTasks"} < KEPT.keys()
 

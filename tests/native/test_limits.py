@@ -19,6 +19,8 @@ EXTENTS = {
     "cpu/tasks/run_network.h": {limits.TINY_WIDTH},
     "cpu/kernels/quadratics.cpp": {limits.TINY_WIDTH},
     "cpu/kernels/layer.cpp": {limits.TINY_WIDTH},
+    "cpu/kernels/prefix_response.cpp": {limits.TINY_WIDTH},
+    "cpu/kernels/prefix_general.cpp": {limits.TINY_WIDTH},
     "cpu/kernels/context_gram.cpp": {limits.TINY_WIDTH + 1},
     "cuda/team/response_tokens.cuh": {8, limits.TINY_WIDTH},
     "cuda/thread/quadratics.cuh": {limits.TINY_WIDTH},

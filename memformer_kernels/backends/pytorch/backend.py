@@ -5,6 +5,7 @@ kept between the two.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,9 +15,16 @@ from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import attention, register_update, response
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward, restore_padding, without_padding
-from memformer_kernels.backends.pytorch.forms import GeneralForm, Gradients, ResponseForm
+from memformer_kernels.backends.pytorch.forms import (
+    GeneralForm,
+    GeneralParameters,
+    Gradients,
+    ResponseForm,
+    ResponseParameters,
+)
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.backends.pytorch.prefixes import PrefixForm, block_length
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
 _PART_ELEMENTS = 2**21
@@ -93,6 +101,35 @@ class TorchBackend:
         arguments = [network.z, target, *network[1:6]]
         grads = [z_grad, torch.cat(target_grads), *parameter_grads]
         return [value, *needed_gradients(grads, arguments, needs, total.dtype)]
+
+    def prefix_predict(self, network: Network, layers: bool) -> Tensor:
+        return torch.cat([_prefix_form(piece).predictions(layers) for piece, _ in _in_parts_of_prefixes(network)], 1)
+
+    def prefix_predict_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
+        parts = []
+        for piece, tasks in _in_parts_of_prefixes(network):
+            parts += _prefix_form(piece).gradients(_Given(grad[:, tasks]), grad.shape[0], needs[0])
+        return needed_gradients(_merged(parts)[:5], network[:5], needs)
+
+    def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
+        total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
+        parts: list[Gradients] = []
+        target_grads: list[Tensor] = []
+        for piece, tasks in _in_parts_of_prefixes(network):
+            form, wanted = _prefix_form(piece), target[tasks].to(total.dtype)
+            if not any(needs):
+                total = total + (form.predictions(layers=False) - wanted).square().sum((1, 2))
+                continue
+            pull = _Errors(wanted, 2 / max(target.numel(), 1))
+            parts += form.gradients(pull, 1, needs[0])
+            total = total + pull.squares
+            target_grads.append(torch.cat(pull.target_grads[::-1], 1))
+        value = (total / total.new_full((1,), target.numel())).squeeze(0)
+        if not any(needs):
+            return [value]
+        z_grad, *parameter_grads = _merged(parts)[:5]
+        grads = [z_grad, torch.cat(target_grads), *parameter_grads]
+        return [value, *needed_gradients(grads, [network.z, target, *network[1:5]], needs, total.dtype)]
 
     def layer(self, layer: Layer) -> tuple[Tensor, Tensor]:
         form = self._layer_form(layer)
@@ -231,6 +268,59 @@ def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, s
         lengths = None if network.lengths is None else network.lengths[tasks]
         pieces.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
     return pieces
+
+
+@dataclass
+class _Given:
+    """The gradient of a block's predictions, where that of all (depth, B, N - first) is given."""
+
+    grad: Tensor
+
+    def __call__(self, places: slice, _: Tensor) -> Tensor:
+        return self.grad[:, :, places]
+
+
+class _Errors:
+    """The same for squared errors that are added up, times `scale` / 2; blocks come from the last to the first.
+
+    squares: their sum, (1,). target_grads: of each block, in the order of blocks.
+    """
+
+    def __init__(self, target: Tensor, scale: float) -> None:
+        self._target, self._scale = target, scale
+        self.squares = target.new_zeros(1)
+        self.target_grads: list[Tensor] = []
+
+    def __call__(self, places: slice, predictions: Tensor) -> Tensor:
+        error = predictions - self._target[:, places]
+        self.squares = self.squares + error.square().sum((1, 2))
+        grad = error * self._scale
+        self.target_grads.append(-grad[0])
+        return grad
+
+
+def _in_parts_of_prefixes(network: Network) -> list[tuple[Network, slice]]:
+    """The tasks in pieces, few enough that the matrices of a block of their prefixes stay in the cache."""
+    batch, tokens, width = network.z.shape
+    most = _PART_ELEMENTS if network.z.device.type == "cpu" else _DEVICE_ELEMENTS
+    size = max(1, most // (max(block_length(tokens - network.context), 1) * width * width))
+    pieces = []
+    for start in range(0, max(batch, 1), size):
+        tasks = slice(start, min(start + size, batch))
+        pieces.append((network._replace(z=network.z[tasks]), tasks))
+    return pieces
+
+
+def _prefix_form(network: Network) -> PrefixForm:
+    z, q, p, gamma, beta, _, first, form = network
+    dtype = compute_dtype(z)
+    q, gamma, beta = q.to(dtype), _cast(dtype, gamma), _cast(dtype, beta)
+    own: GeneralParameters | ResponseParameters
+    if form.response_only:
+        own = ResponseParameters(q, gamma, beta, form)
+    else:
+        own = GeneralParameters(q, _cast(dtype, p), gamma, beta, z.shape[2], form)
+    return PrefixForm(z.to(dtype), first, own)
 
 
 def _reads_tokens_once(network: Network) -> bool:

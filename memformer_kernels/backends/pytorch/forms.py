@@ -35,6 +35,70 @@ def _four_axes(beta: Tensor | None) -> Tensor | None:
     return None if beta is None else beta.reshape((1,) * (4 - beta.ndim) + tuple(beta.shape))
 
 
+class GeneralParameters:
+    """Parameters of any P and Q, as the recurrence takes them, and their gradients as they were given.
+
+    q, p: dense (L, H, D, D). memory: gamma and beta. heads: the registers that a layer keeps.
+    """
+
+    def __init__(
+        self,
+        q: Tensor,
+        p: Tensor | None,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        width: int,
+        form: Form,
+        memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
+    ) -> None:
+        self._block = q.shape[-1], None if p is None else p.shape[-1]
+        self._beta = beta
+        self.q, self.p = projections(q, p, width)
+        self.memory = memory(gamma, _four_axes(beta), form.rule in DIAGONAL)
+        self.heads = form.kept(q.shape[1])
+
+    def gradients(self, grads: attention.AttentionGrads, z_grad: Tensor | None) -> Gradients:
+        """Those of a call, from its run's."""
+        q_width, p_width = self._block
+        return Gradients(
+            z=z_grad,
+            q=grads.q[..., :q_width, :q_width],
+            p=None if p_width is None else grads.p[..., :p_width, :p_width],
+            gamma=grads.gamma,
+            beta=None if grads.beta is None or self._beta is None else grads.beta.reshape(self._beta.shape),
+        )
+
+
+class ResponseParameters:
+    """Parameters of a response-only network, as its recurrence takes them, and their gradients as they were given.
+
+    a: preconditioners (L, R, d, d). memory: gamma and beta of the response column.
+    """
+
+    def __init__(self, q: Tensor, gamma: Tensor | None, beta: Tensor | None, form: Form) -> None:
+        self._heads, self._gamma, self._beta = q.shape[1], gamma, beta
+        self.a = q if form.kept(q.shape[1]) == q.shape[1] else q.sum(1, keepdim=True)
+        full_beta = _four_axes(beta)
+        self.memory = Memory(
+            None if gamma is None else gamma[..., -1],
+            None if full_beta is None else full_beta[..., -1],
+            diagonal=form.rule in DIAGONAL,
+        )
+
+    def gradients(self, grads: response.ResponseGrads, z_grad: Tensor | None) -> Gradients:
+        """Those of a call, from its run's."""
+        q_grad = grads.a
+        if q_grad.shape[1] != self._heads:
+            q_grad = q_grad.expand(-1, self._heads, -1, -1)
+        return Gradients(
+            z=z_grad,
+            q=q_grad,
+            p=None,
+            gamma=_last_column(grads.gamma, self._gamma),
+            beta=_last_column(grads.beta, self._beta),
+        )
+
+
 class GeneralForm:
     """Any P and Q: the state is a matrix, the tokens Z_l or the transform T_l with Z_l = Z_0 T_l."""
 
@@ -50,11 +114,8 @@ class GeneralForm:
         memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
-        self.block = q.shape[-1], None if p is None else p.shape[-1]
         width = z.shape[-1]
-        self.q, self.p = projections(q, p, width)
-        self.beta = beta
-        self.memory = memory(gamma, _four_axes(beta), form.rule in DIAGONAL)
+        self.parameters = own = GeneralParameters(q, p, gamma, beta, width, form, memory)
         self.metric: attention.TokenMetric | attention.GramMetric
         state = z
         if self.gram_space:
@@ -62,8 +123,7 @@ class GeneralForm:
             state = torch.eye(width, dtype=z.dtype, device=z.device).expand(z.shape[0], width, width)
         else:
             self.metric = attention.TokenMetric(labelled)
-        heads = form.kept(q.shape[1])
-        self.trace = attention.run(state, self.metric, self.q, self.p, self.memory, heads)
+        self.trace = attention.run(state, self.metric, own.q, own.p, own.memory, own.heads)
 
     def tokens(self) -> Tensor:
         """Z_L (B, N, D)."""
@@ -72,7 +132,7 @@ class GeneralForm:
 
     def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from that of Z_L."""
-        outer: list[Tensor | None] = [None] * self.q.shape[0]
+        outer: list[Tensor | None] = [None] * self.parameters.q.shape[0]
         if not self.gram_space:
             outer[-1] = grad
             return self._finish(outer, None, need_z)
@@ -90,7 +150,7 @@ class GeneralForm:
 
     def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from those of the predictions (L or 1, B, queries)."""
-        depth = self.q.shape[0]
+        depth = self.parameters.q.shape[0]
         outer: list[Tensor | None] = [None] * depth
         _, total, width = self.z.shape
         first = total - grad.shape[2]
@@ -107,7 +167,8 @@ class GeneralForm:
         return self._finish(outer, None if direct is None else pad(direct, (0, 0, first, 0)), need_z)
 
     def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None, need_z: bool) -> Gradients:
-        grads = attention.run_backward(outer, self.trace, self.metric, self.q, self.p, self.memory)
+        own = self.parameters
+        grads = attention.run_backward(outer, self.trace, self.metric, own.q, own.p, own.memory)
         z_grad: Tensor | None = None
         if need_z and isinstance(self.metric, attention.GramMetric):
             assert self.metric.grad is not None
@@ -115,14 +176,7 @@ class GeneralForm:
             z_grad = direct + gram_backward(self.labelled.mean(self.metric.grad), self.z, self.labelled)
         elif need_z:
             z_grad = grads.state
-        q_width, p_width = self.block
-        return Gradients(
-            z=z_grad,
-            q=grads.q[..., :q_width, :q_width],
-            p=None if p_width is None else grads.p[..., :p_width, :p_width],
-            gamma=grads.gamma,
-            beta=None if grads.beta is None or self.beta is None else grads.beta.reshape(self.beta.shape),
-        )
+        return own.gradients(grads, z_grad)
 
 
 class ResponseForm:
@@ -138,15 +192,8 @@ class ResponseForm:
         form: Form,
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
-        self.heads, self.gamma, self.beta = q.shape[1], gamma, beta
         self.features, responses = z[..., :-1], z[..., -1]
-        self.a = q if form.kept(q.shape[1]) == q.shape[1] else q.sum(1, keepdim=True)
-        full_beta = _four_axes(beta)
-        self.memory = Memory(
-            None if gamma is None else gamma[..., -1],
-            None if full_beta is None else full_beta[..., -1],
-            diagonal=form.rule in DIAGONAL,
-        )
+        self.parameters = own = ResponseParameters(q, gamma, beta, form)
         self.residual: response.Residual
         if self.gram_space:
             matrix = labelled.mean(gram(z, labelled))
@@ -157,7 +204,7 @@ class ResponseForm:
             columns = self.features.transpose(-1, -2).contiguous()
             self.residual = response.TokenResidual(self.features, columns, labelled)
             state = responses
-        self.trace = response.run(state, self.residual, self.a, self.memory)
+        self.trace = response.run(state, self.residual, own.a, own.memory)
 
     def _responses(self, state: Tensor, first: int) -> Tensor:
         """The response column of tokens `first`, first + 1, ..., at a state."""
@@ -171,7 +218,7 @@ class ResponseForm:
 
     def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from that of Z_L."""
-        outer: list[Tensor | None] = [None] * self.a.shape[0]
+        outer: list[Tensor | None] = [None] * self.parameters.a.shape[0]
         last = self.trace.states[-1]
         outer[-1] = self._state_grad(grad[..., -1], 0)
         direct = self._direct_grad(grad[..., -1], last, 0) + pad(grad[..., :-1], (0, 1)) if need_z else None
@@ -185,7 +232,7 @@ class ResponseForm:
 
     def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from those of the predictions (L or 1, B, queries)."""
-        depth = self.a.shape[0]
+        depth = self.parameters.a.shape[0]
         outer: list[Tensor | None] = [None] * depth
         first = self.z.shape[1] - grad.shape[2]
         direct = torch.zeros_like(self.z) if need_z else None
@@ -209,20 +256,9 @@ class ResponseForm:
 
     def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None) -> Gradients:
         """All gradients; that of z is made where its direct part was asked for."""
-        grads = response.run_backward(outer, self.trace, self.residual, self.a, self.memory)
-        z_grad: Tensor | None = None
-        if direct is not None:
-            z_grad = direct + self._z_grad(grads)
-        q_grad = grads.a
-        if q_grad.shape[1] != self.heads:
-            q_grad = q_grad.expand(-1, self.heads, -1, -1)
-        return Gradients(
-            z=z_grad,
-            q=q_grad,
-            p=None,
-            gamma=_last_column(grads.gamma, self.gamma),
-            beta=_last_column(grads.beta, self.beta),
-        )
+        own = self.parameters
+        grads = response.run_backward(outer, self.trace, self.residual, own.a, own.memory)
+        return own.gradients(grads, None if direct is None else direct + self._z_grad(grads))
 
     def _z_grad(self, grads: response.ResponseGrads) -> Tensor:
         """The gradient that reaches z through the recurrence."""
@@ -232,7 +268,7 @@ class ResponseForm:
             return gram_backward(self.labelled.mean(pad(matrix, (0, 0, 0, 1))), self.z, self.labelled)
         rows = self.labelled.select(states.transpose(-1, -2)) @ grads.residual.transpose(-1, -2)
         features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
-        for residual, a, register_grad in zip(self.trace.residuals, self.a, grads.register, strict=True):
+        for residual, a, register_grad in zip(self.trace.residuals, self.parameters.a, grads.register, strict=True):
             features = features + register_grad.transpose(-1, -2) @ response.precondition(residual, a)
         return torch.cat([features, grads.state[..., None]], -1)
 

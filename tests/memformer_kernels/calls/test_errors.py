@@ -18,6 +18,8 @@ from memformer_kernels import (
     memformer_layer,
     memformer_loss,
     memformer_predict,
+    memformer_prefix_loss,
+    memformer_prefix_predict,
     memformer_stack,
 )
 
@@ -42,6 +44,8 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every error comes before any work."""
     for name in list(backends.BACKENDS):
         monkeypatch.setitem(backends.BACKENDS, name, _Untouched())
+    for name in list(backends.PREFIX_BACKENDS):
+        monkeypatch.setitem(backends.PREFIX_BACKENDS, name, _Untouched())
 
 
 def _stack(**changed: Any) -> Call:
@@ -54,6 +58,14 @@ def _predict(**changed: Any) -> Call:
 
 def _loss(**changed: Any) -> Call:
     return lambda: memformer_loss(**{"z": z, "target": target, "q": q, **changed})
+
+
+def _prefixes(**changed: Any) -> Call:
+    return lambda: memformer_prefix_predict(**{"z": z, "q": q, **changed})
+
+
+def _prefix_loss(**changed: Any) -> Call:
+    return lambda: memformer_prefix_loss(**{"z": z, "target": z[:, 1:, -1], "q": q, **changed})
 
 
 def _layer(**changed: Any) -> Call:
@@ -78,6 +90,17 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("z", _stack(z=_zeros(B, 0, D)), "(2, 0, 4)"),
     ("z", _stack(z=_zeros(B, N, 0)), "(2, 7, 0)"),
     ("z", _gram(z=_zeros(B, N, D, 1)), "(2, 7, 4, 1)"),
+    ("z", _prefixes(z=_zeros(N, D)), "(7, 4)"),
+    ("z", _prefixes(z=_zeros(B, 1, D)), "(2, 1, 4)"),
+    ("first", _prefixes(first=0), "0 (int)"),
+    ("first", _prefixes(first=N), "7 (int)"),
+    ("first", _prefix_loss(first=-1), "-1 (int)"),
+    ("q", _prefixes(q=_zeros(L, H, d, D)), "(3, 2, 3, 4)"),
+    ("gamma", _prefixes(gamma=_zeros(L, L, 1, N, 1)), "(3, 3, 1, 7, 1)"),
+    ("gamma", _prefix_loss(gamma=_zeros(L, 1, N, D)), "(3, 1, 7, 4)"),
+    ("beta", _prefixes(beta=_zeros(N, 1)), "(7, 1)"),
+    ("target", _prefix_loss(target=_zeros(B, N)), "(2, 7)"),
+    ("target", _prefix_loss(first=3), "(2, 6)"),
     ("q", _stack(q=_zeros(H, d, d)), "(2, 3, 3)"),
     ("q", _stack(q=_zeros(L, H, d, D)), "(3, 2, 3, 4)"),
     ("q", _stack(q=_zeros(L, H, d - 1, d - 1)), "(3, 2, 2, 2)"),
@@ -137,6 +160,7 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("backend", _stack(backend="jax"), "'jax'"),
     ("backend", _predict(backend=""), "''"),
     ("backend", _layer(backend="gpu"), "'gpu'"),
+    ("backend", _prefixes(backend="gpu"), "'gpu'"),
     ("backend", _solve(backend="gpu"), "'gpu'"),
     ("q", _layer(q=q), "(3, 2, 3, 3)"),
     ("q", _layer(q=_zeros(H, d, D)), "(2, 3, 4)"),
@@ -217,6 +241,11 @@ TYPE_ERRORS: list[tuple[str, Call, str]] = [
     ("target", _loss(target=None), "NoneType"),
     ("target", _loss(target=target.long()), "int64"),
     ("target", _loss(target=[[0.0], [0.0]]), "(list)"),
+    ("first", _prefixes(first="1"), "'1' (str)"),
+    ("first", _prefix_loss(first=2.0), "2.0 (float)"),
+    ("first", _prefixes(first=True), "True (bool)"),
+    ("layers", _prefixes(layers=1), "1 (int)"),
+    ("target", _prefix_loss(target=None), "NoneType"),
     ("algorithm", _stack(algorithm=None), "None (NoneType)"),
     ("backend", _stack(backend=torch), "(module)"),
     ("backend", _layer(backend=0), "0 (int)"),
@@ -257,7 +286,9 @@ def test_kinds(argument: str, call: Call, came: str) -> None:
     _assert_names(str(caught.value), argument, came)
 
 
-@pytest.mark.parametrize("call", [_stack, _predict, _loss, _layer, _solve], ids=lambda f: f.__name__[1:])
+@pytest.mark.parametrize(
+    "call", [_stack, _predict, _loss, _prefixes, _prefix_loss, _layer, _solve], ids=lambda f: f.__name__[1:]
+)
 @pytest.mark.parametrize("backend", [n for n, i in memformer_kernels.build_info().backends.items() if not i.available])
 def test_a_missing_backend_names_the_mend(call: Callable[..., Call], backend: str) -> None:
     reason = memformer_kernels.build_info().backends[backend].reason

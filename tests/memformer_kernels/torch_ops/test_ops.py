@@ -16,8 +16,11 @@ from tests.memformer_kernels.cases import form_of, leaves, make_case, normal, se
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
 OPS = torch.ops.memformer_kernels
-NAMES = ("context_gram", "stack", "predict", "loss", "layer", "lfom_solve", "linear_attention", "register_update")
-BACKWARDS = tuple(f"{name}_backward" for name in NAMES if name != "loss")
+NAMES = (
+    *("context_gram", "stack", "predict", "loss", "prefix_predict", "prefix_loss", "layer", "lfom_solve"),
+    *("linear_attention", "register_update"),
+)
+BACKWARDS = tuple(f"{name}_backward" for name in NAMES if not name.endswith("loss"))
 RAGGED = torch.tensor([1, 3, 2])
 NETWORKS: dict[str, dict[str, Any]] = {
     "response-only": {"structure": "response-only", "context": 4},
@@ -214,6 +217,7 @@ def test_fakes_tell_shapes_and_dtypes(dtype: torch.dtype) -> None:
             "stack": (OPS.stack(*network, form, backend), (5, 7, 4), dtype),
             "predict": (OPS.predict(*network, form, 2, False, backend), (1, 5, 2), wide),
             "all layers": (OPS.predict(*network, form, 2, True, backend), (3, 5, 2), wide),
+            "prefixes": (OPS.prefix_predict(*network[:5], 2, form, True, "torch"), (3, 5, 5), wide),
             "gram": (OPS.context_gram(z, None, 6, backend), (5, 4, 4), wide),
             "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, form, backend)[1], (5, 1, 7, 4), dtype),
         }
