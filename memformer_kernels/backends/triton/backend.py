@@ -115,7 +115,7 @@ class TritonBackend:
     def attend(self, call: Attention) -> Tensor:
         from memformer_kernels.backends.triton import attention, launch
 
-        launch.check_device(call.q)
+        launch.check_tensor(call.q)
         return attention.attend(call)
 
     def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
@@ -126,7 +126,7 @@ class TritonBackend:
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         from memformer_kernels.backends.triton import launch, register_update
 
-        launch.check_device(z)
+        launch.check_tensor(z)
         return register_update.update(z, registers, gamma)
 
     def register_update_backward(
@@ -151,25 +151,25 @@ class TritonBackend:
                 rehearsal(tasks)
 
     def _is_wide(self, tokens: Tensor, widest: int = WIDEST) -> bool:
-        _check_device(tokens)
+        _check_tensor(tokens)
         return tokens.shape[2] > widest
 
     def _is_large(self, network: Network) -> bool:
-        _check_device(network.z)
+        _check_tensor(network.z)
         _, tokens, width = network.z.shape
         return not fuses(width, tokens, network.form.space, network.form.response_only)
 
     def _is_large_layer(self, layer: Layer) -> bool:
-        _check_device(layer.z)
+        _check_tensor(layer.z)
         _, tokens, width = layer.z.shape
         return not fuses(width, tokens, "token", response_only=False)
 
 
-def _check_device(tokens: Tensor) -> None:
-    """Raises RuntimeError for a CPU tensor where kernels are compiled."""
-    from memformer_kernels.backends.triton.launch import check_device
+def _check_tensor(tokens: Tensor) -> None:
+    """Raises RuntimeError for what kernels cannot run on."""
+    from memformer_kernels.backends.triton.launch import check_tensor
 
-    check_device(tokens)
+    check_tensor(tokens)
 
 
 def _calls(network: Network, need_z: bool = False) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":

@@ -149,13 +149,23 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def check_device(tensor: Tensor) -> None:
-    """Whether kernels can run on a tensor.
+def check_tensor(tensor: Tensor) -> None:
+    """Whether kernels can run on a tensor, one of those that set a call's device and its tokens' dtype.
+
+    The interpreter computes with NumPy, which has no bfloat16: it multiplies the bits of such numbers as integers, and
+    cuts off what it should round.
 
     Raises:
-        RuntimeError: a CPU tensor, and kernels are compiled for a GPU.
+        RuntimeError: a CPU tensor, and kernels are compiled for a GPU; or bfloat16, and kernels are interpreted.
     """
-    if not tensor.is_cuda and not interpreted() and triton_on_host() is None:
+    if interpreted():
+        if tensor.dtype == torch.bfloat16:
+            raise RuntimeError(
+                'backend="triton" got bfloat16 tensors, and products of such are wrong in the interpreter of Triton: '
+                "give it float16 or float32, choose another backend, or unset TRITON_INTERPRET to run compiled kernels "
+                "on a GPU"
+            )
+    elif not tensor.is_cuda and triton_on_host() is None:
         raise RuntimeError(
             f'backend="triton" got tensors on {tensor.device}, and its kernels run on CUDA GPUs: move the tensors to '
             "one, choose another backend, or set TRITON_INTERPRET=1 before triton is first imported to run the "

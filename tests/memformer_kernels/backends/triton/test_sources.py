@@ -263,10 +263,10 @@ def test_plain_tf32_only_when_torch_allows_it() -> None:
 def test_tensors_on_the_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     from memformer_kernels.backends.triton import launch
 
-    launch.check_device(torch.zeros(1))
+    launch.check_tensor(torch.zeros(1))
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        launch.check_device(torch.zeros(1))
+        launch.check_tensor(torch.zeros(1))
 
 
 def test_equal_constants_of_two_kernels_stay_apart() -> None:

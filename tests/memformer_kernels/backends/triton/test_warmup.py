@@ -39,7 +39,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
 
     monkeypatch.setattr(launch, "compile_only", compile_only)
     monkeypatch.setattr(launch, "interpreted", lambda: False)
-    monkeypatch.setattr(launch, "check_device", lambda tensor: None)
+    monkeypatch.setattr(launch, "check_tensor", lambda tensor: None)
     return found
 
 
