@@ -108,7 +108,7 @@ def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE)
 def _quadratics(width: int) -> Callable[[], object]:
     h, b, a = _draw(512, width, width), _draw(512, width), _draw(4, width, width)
     calls = networks.QuadraticCalls(Quadratics(h, b, a, None, None, None))
-    return lambda: (calls.solve(layers=False), calls.backward(b[None]))
+    return lambda: (calls.solve(layers=False), calls.backward(b[None], [True, True, True, False, False, False]))
 
 
 def _gram(width: int, dtype: torch.dtype) -> Callable[[], object]:

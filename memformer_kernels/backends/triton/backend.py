@@ -8,7 +8,6 @@ Kernels are imported with the first call, so that the package imports without Tr
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -110,7 +109,7 @@ class TritonBackend:
             return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
         from memformer_kernels.backends.triton.networks import QuadraticCalls
 
-        return needed_gradients(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
+        return needed_gradients(QuadraticCalls(quadratics).backward(grad, needs), quadratics, needs)
 
     def attend(self, call: Attention) -> Tensor:
         from memformer_kernels.backends.triton import attention, launch
@@ -139,14 +138,13 @@ class TritonBackend:
     def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Compiles the kernels that the rehearsal of any number of tasks would launch, for the GPU of its tensors.
 
-        A task alone has other strides than several, and of several a few are spread over a GPU that many fill. An
-        interpreter compiles nothing.
+        An interpreter compiles nothing.
         """
         from memformer_kernels.backends.triton import batches, launch
 
         if launch.interpreted():
             return
-        for tasks, number in ((1, 1), *product(batches.SEVERAL, batches.FEW_TO_MANY)):
+        for tasks, number in batches.REHEARSED:
             with torch.no_grad(), launch.compile_only(), batches.planning_for(number):
                 rehearsal(tasks)
 
