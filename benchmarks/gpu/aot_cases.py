@@ -101,7 +101,7 @@ def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE)
     call = Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1, form)
     calls = networks.NetworkCalls.of_layer(call)
     if backward:
-        return lambda: calls.layer_backward(z, past, need_z=True)
+        return lambda: calls.layer_backward(z, past, need_z=True, need_past=True)
     return calls.layer
 
 

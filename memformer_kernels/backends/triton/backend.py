@@ -93,7 +93,8 @@ class TritonBackend:
         from memformer_kernels.backends.triton.networks import NetworkCalls
 
         calls = NetworkCalls.of_layer(layer)
-        (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0])
+        need_past = any(needs[3 : 3 + len(layer.registers)])
+        (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0], need_past)
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
         return needed_gradients([z, q, p, *registers, gamma, beta, None], arguments, needs)
 

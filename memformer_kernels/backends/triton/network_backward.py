@@ -70,11 +70,11 @@ class Space(NamedTuple):
 
 
 class TaskGradients(NamedTuple):
-    """Gradients of z (B, N, D) or None, of G_0 (B, D, D) where that is given, and of past registers or z for none."""
+    """Gradients of z (B, N, D), of G_0 (B, D, D) where that is given, and of past registers; None where not needed."""
 
     z: Tensor | None
     matrix: Tensor | None
-    past: Tensor
+    past: Tensor | None
 
 
 @triton.jit
@@ -97,7 +97,7 @@ def run_layers_back(t, given, grads, partial, strides, memory, own, n, C: tl.con
     """All layers back: gradients of the states stay in scratch, those of parameters join `partial`."""
     shared = tl.zeros((C.TASKS, 1, 1), tl.int32)
     NEED_INITIAL: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
-    past_grad = grads.past + own.i_task * n.kept * n.rows * n.width
+    past_grad = grads.past + own.i_task * n.kept * n.rows * n.width if grads.past is not None else None
     for back in range(n.layers):
         layer = n.layers - 1 - back
         state = memory.states + layer * memory.slot
@@ -218,9 +218,12 @@ class Gradients(NamedTuple):
     squares: Tensor
 
 
-def tokens_backward(recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool) -> Gradients:
+def tokens_backward(
+    recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool, need_past: bool = False
+) -> Gradients:
     """Gradients from that of Z_L, and for a single layer from that of its register; that of z has z's dtype."""
-    return _backward(recurrence, 0, 1, need_z, recurrence.z.dtype, out_grads=(grad, register_grad))[0]
+    out_grads = grad, register_grad
+    return _backward(recurrence, 0, 1, need_z, recurrence.z.dtype, out_grads=out_grads, need_past=need_past)[0]
 
 
 def predictions_backward(recurrence: Recurrence, error: Tensor, need_z: bool) -> Gradients:
@@ -243,6 +246,7 @@ def _backward(
     error: Tensor | None = None,
     target: Tensor | None = None,
     out_grads: tuple[Tensor, Tensor | None] | None = None,
+    need_past: bool = False,
 ) -> tuple[Gradients, Tensor]:
     z, q, past, gamma, beta = recurrence.z, recurrence.q, recurrence.past, recurrence.gamma, recurrence.beta
     batch, layers, config = z.shape[0], q.shape[0], recurrence.config
@@ -250,7 +254,7 @@ def _backward(
         error = q.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z and recurrence.matrix is None else None
     matrix_grad = torch.empty_like(recurrence.matrix) if need_z and recurrence.matrix is not None else None
-    past_grad = None if past is None else torch.empty_like(past)
+    past_grad = torch.empty_like(past) if need_past and past is not None else None
     p_numbers = q.numel() if recurrence.p_grad else 0
     sizes = [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1]
     chunk_tasks = tasks_a_sum(q, batch, config.tasks, config.warps, numbers=sum(sizes))
@@ -266,7 +270,7 @@ def _backward(
             network_backward_kernel,
             programs,
             given=Given(error, target, *(out_grads or (z, None))),
-            grads=TaskGradients(z_grad, matrix_grad, z if past_grad is None else past_grad),
+            grads=TaskGradients(z_grad, matrix_grad, past_grad),
             space=Space(partials.values, scratch),
             scratch_size=size,
             partial_size=partials.size,

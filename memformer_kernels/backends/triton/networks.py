@@ -208,13 +208,16 @@ class NetworkCalls:
         return tokens, register
 
     def layer_backward(
-        self, grad: Tensor, register_grad: Tensor, need_z: bool
-    ) -> tuple[NetworkGradients, list[Tensor]]:
+        self, grad: Tensor, register_grad: Tensor, need_z: bool, need_past: bool
+    ) -> tuple[NetworkGradients, list[Tensor | None]]:
         """Gradients of the arguments, and of the registers from before."""
-        grads = network_backward.tokens_backward(self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z)
+        past = self.recurrence.past
+        grads = network_backward.tokens_backward(
+            self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z, need_past
+        )
         z, q, p, gamma, beta = self._gradients(grads)
         layer = z, q[0], None if p is None else p[0], None if gamma is None else gamma[0], beta
-        return layer, [] if grads.past is None else list(grads.past)
+        return layer, [None] * (0 if past is None else past.shape[0]) if grads.past is None else list(grads.past)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
         return network.predictions(self.recurrence, queries, self.recurrence.q.shape[0] if layers else 1)

@@ -275,3 +275,27 @@ def test_gradients_of_gram_matrices_are_made_where_those_of_tokens_are_needed(st
     (grads,) = (x for x in given if x is not None)
     assert grads.z is None
     assert (grads.matrix is not None) == need_z
+
+
+@pytest.mark.parametrize("need_past", [False, True])
+def test_gradients_of_registers_from_before_are_made_where_they_are_needed(need_past: bool) -> None:
+    generator = seeded(17)
+    z, q = normal(generator, 2, 5, 3), normal(generator, 1, 3, 3, scale=0.3).requires_grad_()
+    past = [normal(generator, 2, 1, 5, 3).requires_grad_(need_past) for _ in range(2)]
+    gamma, beta = normal(generator, 3, 1, 1, 3).requires_grad_(), normal(generator, 1, 1, 3).requires_grad_()
+    leaves = [q, gamma, beta, *(past if need_past else [])]
+    results: dict[str, list[Tensor]] = {}
+    given: list[Any] = []
+    for backend in ("triton", "torch"):
+        made, register = memformer_layer(z, q, None, past, gamma, beta, backend=backend)
+        total = made.sin().sum() + register.cos().sum()
+        if backend == "triton":
+            with (
+                torch.autograd.set_multithreading_enabled(False),
+                launch.observed(lambda kernel, _, arguments: given.append(arguments.get("grads"))),
+            ):
+                torch.autograd.grad(total, leaves, retain_graph=True)
+        results[backend] = list(torch.autograd.grad(total, leaves))
+    (grads,) = (x for x in given if x is not None)
+    assert (grads.past is not None) == need_past
+    agree(results["triton"], results["torch"])
