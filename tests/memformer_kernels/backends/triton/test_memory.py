@@ -91,7 +91,7 @@ def test_sums_of_large_parameters_are_bounded(
     made, plain = (_loss_bytes(batch, tokens, width, "token", structure, wise) for wise in (True, False))
     rules.tasks_a_sum.cache_clear()
     assert bound // 40 < gamma < bound
-    # Blocks of 1024 tasks have a sum each. Beside these: gamma in full and its gradients, float64 sums among them.
+    # Blocks of 1024 tasks have a sum each. Then there are gamma in full and its gradients, float64 sums among them.
     blocks = -(-batch // rules.TASKS_A_BLOCK)
     assert made - plain <= 2 * bound + blocks * gamma + 8 * gamma + 4 * blocks * gamma
 
