@@ -116,7 +116,7 @@ def build_info() -> BuildInfo:
     """
     machine = (platform.machine(), *torch.cuda.get_arch_list()) if torch.cuda.is_available() else (platform.machine(),)
     generations = tuple(f"sm_{major}x" for major in triton_support.GENERATIONS)
-    kernels = "Triton's interpreter, slow and exact, on CPU tensors (TRITON_INTERPRET=1)"
+    kernels = "Triton's interpreter, slow, on CPU tensors but bfloat16 (TRITON_INTERPRET=1)"
     can = {
         "torch": (machine, "plain PyTorch, every device torch supports"),
         "cpu": (library.status("cpu").instruction_sets, library.status("cpu").reason),

@@ -45,8 +45,7 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     Backward, for the arguments that require a gradient, as well as forward; the arguments of a prediction stand for a
     stack too. What is compiled serves every number of tasks, whatever that of the arguments, and other numbers of
     tokens mostly too: sizes that are 1, or multiples of 16, have code of their own. The same goes for alignment: memory
-    that does not begin at a multiple of 16 bytes has code of its own. Of tasks of more than 2^22 numbers, two stand for
-    every number but one.
+    that does not begin at a multiple of 16 bytes has code of its own.
 
     Args:
         arguments: the call's, by place, as in `explain`.
@@ -62,8 +61,7 @@ def warmup(*arguments: Any, **options: Any) -> Plan:
     chosen = _plan(function, bound)
 
     def rehearsal(tasks: int | None) -> None:
-        if tasks is None or tasks <= _FEW or _numbers(function, bound) <= _LARGE:
-            _rehearse(function, _with_tasks(function, bound, tasks))
+        _rehearse(function, _with_tasks(function, bound, tasks))
 
     BACKENDS[chosen.backend].warmup(rehearsal)
     return chosen
@@ -126,24 +124,12 @@ _OF_TASKS = {
 }
 """Arguments whose first axis is that of tasks, where they are others than a network's."""
 
-_LARGE = 2**22
-"""Numbers of a task above which no more than `_FEW` are made for a rehearsal: it has memory of its own for them."""
-
-_FEW = 2
-
 
 def _of_tasks(function: Callable[..., Any], bound: dict[str, Any]) -> tuple[str, ...]:
     """The names of arguments whose first axis is that of tasks: packed sequences are one sample."""
     if bound.get("cu_seqlens") is not None:
         return ()
     return _OF_TASKS.get(function, ("z", "target", "registers", "context"))
-
-
-def _numbers(function: Callable[..., Any], bound: dict[str, Any]) -> int:
-    """Of a task, in the largest of its arguments."""
-    values = (bound[name] for name in _of_tasks(function, bound) if name in bound)
-    given = (x for value in values for x in (value if isinstance(value, list | tuple) else [value]))
-    return max((x[:1].numel() for x in given if isinstance(x, Tensor) and x.ndim), default=0)
 
 
 def _with_tasks(function: Callable[..., Any], bound: dict[str, Any], tasks: int | None) -> dict[str, Any]:

@@ -15,15 +15,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import torch
 import triton
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from benchmarks.gpu.aot_cases import HOT, cases
 from benchmarks.gpu.invariants import broken
@@ -41,15 +40,6 @@ RECORDED = (80, 90, 100)
 
 RECORD = ROOT / "benchmarks" / "results" / "triton-aot.json"
 FORMAT = 2
-
-_TYPES = {
-    torch.float64: "fp64",
-    torch.float32: "fp32",
-    torch.float16: "fp16",
-    torch.bfloat16: "bf16",
-    torch.int64: "i64",
-    torch.int32: "i32",
-}
 
 
 class Launch(NamedTuple):
@@ -96,59 +86,33 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
     return launches
 
 
-class _Signature:
-    """What Triton's just-in-time path makes of arguments: their types, the constants among them, and what it assumes.
+class _Source(NamedTuple):
+    """A kernel with the types, constants and assumptions that it is compiled for, and Triton's options."""
 
-    A place in a signature is a tuple of indices, one for each tuple that an argument lies in.
-    """
-
-    def __init__(self) -> None:
-        self.constants: dict[tuple[int, ...], Any] = {}
-        self.assumed: dict[tuple[int, ...], list[list[Any]]] = {}
-
-    def type_of(self, place: tuple[int, ...], value: Any, specialized: bool) -> Any:
-        """The type of an argument, or of the parts of a tuple; constants and assumptions are noted."""
-        if isinstance(value, tuple):
-            parts = [self.type_of((*place, index), part, specialized) for index, part in enumerate(value)]
-            return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if value is None or (isinstance(value, int) and value == 1 and specialized):
-            return self.constant(place, value)
-        number = value.data_ptr() if isinstance(value, Tensor) else value
-        if number % 16 == 0 and specialized:
-            self.assumed[place] = [["tt.divisibility", 16]]
-        if isinstance(value, Tensor):
-            return f"*{_TYPES[value.dtype]}"
-        return "i64" if abs(value) >= 2**31 else "i32"
-
-    def constant(self, place: tuple[int, ...], value: Any) -> str:
-        """The type of what is compiled in."""
-        self.constants[place] = value
-        return "constexpr"
+    source: ASTSource
+    options: Any
 
 
-def _source(launch: Launch) -> tuple[ASTSource, dict[str, Any]]:
-    signature = _Signature()
-    types: dict[str, Any] = {}
-    arguments = dict(launch.arguments)
-    for place, parameter in enumerate(launch.kernel.params):
-        value = arguments.pop(parameter.name)
-        if parameter.is_constexpr:
-            types[parameter.name] = signature.constant((place,), value)
-        else:
-            types[parameter.name] = signature.type_of((place,), value, not parameter.do_not_specialize)
-    return ASTSource(launch.kernel, types, signature.constants, signature.assumed), arguments
+def _source(launch: Launch, architecture: int) -> _Source:
+    """What a launch on such a GPU would compile: by Triton's own binder, which looks at the arguments there too."""
+    kernel, target = launch.kernel, GPUTarget("cuda", architecture, 32)
+    backend = make_backend(target)
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    bound, found, options = binder(**launch.arguments)
+    options, *made = kernel._pack_args(backend, launch.arguments, bound, found, options)
+    return _Source(ASTSource(kernel, *made), options)
 
 
-def identity(launch: Launch) -> str:
+def identity(launch: Launch, architecture: int) -> tuple[str, str]:
     """Equal for launches that the same machine code serves."""
-    source, options = _source(launch)
-    return f"{source.hash()} {sorted(options.items())}"
+    made = _source(launch, architecture)
+    return made.source.hash(), made.options.hash()
 
 
 def compile_launch(case: str, launch: Launch, architecture: int) -> Compiled:
     """Compiles for an architecture, with the assembler that comes with Triton."""
-    source, options = _source(launch)
-    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    source, options = _source(launch, architecture)
+    made = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options.__dict__)
     assembly = _disassemble(made.asm["cubin"])
     return Compiled(
         case=case,
@@ -174,7 +138,7 @@ def _disassemble(cubin: bytes) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[str, ...]]) -> Iterator[Compiled]:
+def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[object, ...]]) -> Iterator[Compiled]:
     """Every kernel that a case launches and that is not among `seen`, as each architecture would be asked to run it."""
     call = cases()[name]()
     launches: list[list[Launch]] = []
@@ -182,7 +146,7 @@ def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[str,
         with compiling_for(architecture):
             launches.append(launches_of(call))
     for chosen in zip(*launches, strict=True):
-        same = tuple(map(identity, chosen))
+        same = tuple(map(identity, chosen, architectures))
         if same not in seen:
             seen.add(same)
             for architecture, launch in zip(architectures, chosen, strict=True):
@@ -285,7 +249,7 @@ def main(
         raise typer.BadParameter(f"no case's name contains {' or '.join(map(repr, only or []))}")
     record = Record([], {}) if out is None else read_record(out)
     kernels: list[Compiled] = []
-    seen = set[tuple[str, ...]]()
+    seen = set[tuple[object, ...]]()
     for name in names:
         chosen = tuple(architecture or ARCHITECTURES)
         if missing:

@@ -101,14 +101,14 @@ def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE)
     call = Layer(z, q, q, [past], _draw(2, 1, 1, width), None, None, tokens - 1, form)
     calls = networks.NetworkCalls.of_layer(call)
     if backward:
-        return lambda: calls.layer_backward(z, past, need_z=True)
+        return lambda: calls.layer_backward(z, past, need_z=True, need_past=True)
     return calls.layer
 
 
 def _quadratics(width: int) -> Callable[[], object]:
     h, b, a = _draw(512, width, width), _draw(512, width), _draw(4, width, width)
     calls = networks.QuadraticCalls(Quadratics(h, b, a, None, None, None))
-    return lambda: (calls.solve(layers=False), calls.backward(b[None]))
+    return lambda: (calls.solve(layers=False), calls.backward(b[None], [True, True, True, False, False, False]))
 
 
 def _gram(width: int, dtype: torch.dtype) -> Callable[[], object]:

@@ -141,18 +141,19 @@ class SplitGram {
       return value + block.shuffle_xor(value, 2);
     }
 
-    // A row of this lane's task: all of its features, those that this lane owns, and its response; zero behind d.
+    // A row of this lane's task: all of its features, those that this lane owns, and its response; zero behind d, and
+    // where there is no such task, of which nothing is read.
     struct Row {
       T x[most], own[E], y;
     };
-    MEMFORMER_DEVICE Row row(int index) const {
+    MEMFORMER_DEVICE Row row(int index, bool real) const {
       Row made;
       const char* const from = tile.cells + own_task() * call.layout.task_bytes + index * call.layout.row_bytes;
       MEMFORMER_UNROLL
-      for (int c = 0; c < most; ++c) made.x[c] = c < call.d ? number(from, c) : T(0);
+      for (int c = 0; c < most; ++c) made.x[c] = real && c < call.d ? number(from, c) : T(0);
       MEMFORMER_UNROLL
-      for (int e = 0; e < E; ++e) made.own[e] = first() + e < call.d ? number(from, first() + e) : T(0);
-      made.y = number(from, call.d);
+      for (int e = 0; e < E; ++e) made.own[e] = real && first() + e < call.d ? number(from, first() + e) : T(0);
+      made.y = real ? number(from, call.d) : T(0);
       return made;
     }
     MEMFORMER_DEVICE T number(const char* row, int c) const { return read_number<T>(row, call.z.storage, c); }
@@ -172,7 +173,7 @@ class SplitGram {
       }
 #pragma unroll 1
       for (int i = 0; real && i < context; ++i) {
-        const Row read = row(i);
+        const Row read = row(i, true);
         MEMFORMER_UNROLL
         for (int e = 0; e < E; ++e) {
           b[e] += read.own[e] * read.y;
@@ -247,7 +248,8 @@ class SplitGram {
       const Array &target = call.target, &result = call.result, &to = call.grad_target;
 #pragma unroll 1
       for (int k = 0; k < call.queries; ++k) {
-        const Row read = row(call.tokens - call.queries + k);
+        // A lane without a task takes part in the team's sum.
+        const Row read = row(call.tokens - call.queries + k, real);
         T part = T(0);
         MEMFORMER_UNROLL
         for (int e = 0; e < E; ++e) part += read.own[e] * s[e];
@@ -262,7 +264,7 @@ class SplitGram {
           e = -read_number<T>(result, task * result.stride[1] + k * result.stride[2]);
         }
         MEMFORMER_UNROLL
-        for (int c = 0; c < E; ++c) outer[c] += real ? e * read.own[c] : T(0);
+        for (int c = 0; c < E; ++c) outer[c] += e * read.own[c];
       }
     }
 

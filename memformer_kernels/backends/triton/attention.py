@@ -19,14 +19,13 @@ from memformer_kernels.backends.triton.attention_kernels import (
     Attend,
     AttendStrides,
     Constants,
-    Sizes,
     States,
     StatesStrides,
     attend_kernel,
     state_kernel,
 )
 from memformer_kernels.backends.triton.batches import planned
-from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, strides_of, triton_type
 from memformer_kernels.calls.arguments import Attention, compute_dtype
 from memformer_kernels.calls.checks import HALF
 
@@ -68,9 +67,13 @@ def attend(call: Attention, before: Before | None = None) -> Tensor:
         batch * heads * before.splits * blocks,
         t=Attend(q, k, v, rows, keys, bounds, before.sums, out),
         strides=AttendStrides(
-            q.stride(), k.stride(), v.stride(), _strides(rows), _strides(keys), _of_sums(before.sums)
+            strides_of(q), strides_of(k), strides_of(v), _strides(rows), _strides(keys), _of_sums(before.sums)
         ),
-        sizes=Sizes(heads, tokens, before.splits, before.split_tokens, blocks),
+        heads=heads,
+        tokens=tokens,
+        splits=before.splits,
+        split_tokens=before.split_tokens,
+        blocks=blocks,
         C=constants,
         **options,
     )
@@ -115,8 +118,12 @@ def _states(k: Tensor, v: Tensor, keys: Tensor | None) -> Tensor:
         state_kernel,
         batch * heads * splits * blocks * constants.PARTS,
         t=States(k, v, keys, states),
-        strides=StatesStrides(k.stride(), v.stride(), _strides(keys)),
-        sizes=Sizes(heads, tokens, splits, split_tokens, blocks),
+        strides=StatesStrides(strides_of(k), strides_of(v), _strides(keys)),
+        heads=heads,
+        tokens=tokens,
+        splits=splits,
+        split_tokens=split_tokens,
+        blocks=blocks,
         C=constants,
         **options,
     )
@@ -134,14 +141,12 @@ def _before(states: Tensor, form: str) -> Tensor:
 
 
 def _strides(weights: Tensor | None) -> tuple[int, ...]:
-    return (0, 0) if weights is None else weights.stride()
+    return (0, 0) if weights is None else strides_of(weights)
 
 
 def _of_sums(sums: Tensor | None) -> tuple[int, ...]:
-    """From one head, split, entry of k and entry of v to the next; all splits of a head see a single sum."""
-    if sums is None:
-        return 0, 0, 0, 0
-    return sums.stride(1), sums.stride(2) if sums.shape[2] > 1 else 0, sums.stride(3), sums.stride(4)
+    """From one entry of k and one of v to the next, of sums that lie one after another."""
+    return (0, 0) if sums is None else (sums.stride(3), sums.stride(4))
 
 
 def _splits(tokens: int, programs: int, width: int) -> tuple[int, int]:

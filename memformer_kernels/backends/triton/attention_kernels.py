@@ -50,7 +50,7 @@ class Attend(NamedTuple):
 
 
 class AttendStrides(NamedTuple):
-    """The same; of the sums before splits, of a head, a split, an entry of k and one of v."""
+    """The same; of the sums before splits, of an entry of k and one of v: a head's and a split's follow one another."""
 
     q: tuple[int, ...]
     k: tuple[int, ...]
@@ -63,11 +63,11 @@ class AttendStrides(NamedTuple):
 class Sizes(NamedTuple):
     """Heads, tokens, splits of a sequence and their tokens, and the blocks of columns of v."""
 
-    heads: int
-    tokens: int
-    splits: int
-    split_tokens: int
-    blocks: int
+    heads: Any
+    tokens: Any
+    splits: Any
+    split_tokens: Any
+    blocks: Any
 
 
 class Constants(NamedTuple):
@@ -155,9 +155,10 @@ def sum_keys(key, value, weights, strides, place, part, C: tl.constexpr):
     return total
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def state_kernel(t, strides, sizes, C: tl.constexpr):
+@triton.jit(do_not_specialize=["heads", "tokens", "splits", "split_tokens", "blocks"])
+def state_kernel(t, strides, heads, tokens, splits, split_tokens, blocks, C: tl.constexpr):
     """states (B, H, splits, E, F): the sum over the keys of every split."""
+    sizes = Sizes(heads, tokens, splits, split_tokens, blocks)
     k_batch, _, k_head, _ = wide(strides.k)
     v_batch, _, v_head, _ = wide(strides.v)
     i_program = tl.cast(tl.program_id(0), tl.int64)
@@ -174,7 +175,7 @@ def state_kernel(t, strides, sizes, C: tl.constexpr):
     )
     e = part * C.PART + tl.arange(0, C.PART)[None, :, None]
     f = place.first_column + tl.arange(0, C.COLUMNS)[None, None, :]
-    i_place = i_program // C.PARTS // sizes.blocks
+    i_place = i_program // C.PARTS // blocks
     p_state = t.states + i_place * C.WIDTH * C.VALUE_WIDTH + e * C.VALUE_WIDTH + f
     tl.store(p_state, total, mask=(e < C.WIDTH) & (f < C.VALUE_WIDTH))
 
@@ -191,14 +192,15 @@ def first_states(t, strides, sizes, key, value, place, C: tl.constexpr):
 
     A tuple, which a loop can carry: a tile of all parts would have to be cut where it is multiplied.
     """
-    state_head, state_split, state_entry, state_column = wide(strides.states)
+    state_entry, state_column = wide(strides.states)
     f = place.first_column + tl.arange(0, C.COLUMNS)[None, None, :]
     made = ()
     for part in tl.static_range(C.PARTS):
         e = part * C.PART + tl.arange(0, C.PART)[None, :, None]
         if t.states is not None:
             i_head = place.i_batch * sizes.heads + place.i_head
-            p_state = t.states + i_head * state_head + place.i_split * state_split
+            i_state = i_head if C.FORM == "full" else i_head * sizes.splits + place.i_split
+            p_state = t.states + i_state * (C.WIDTH * C.VALUE_WIDTH)
             state = tl.load(
                 p_state + e * state_entry + f * state_column, mask=(e < C.WIDTH) & (f < C.VALUE_WIDTH), other=0.0
             )
@@ -211,9 +213,10 @@ def first_states(t, strides, sizes, key, value, place, C: tl.constexpr):
     return made
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def attend_kernel(t, strides, sizes, C: tl.constexpr):
+@triton.jit(do_not_specialize=["heads", "tokens", "splits", "split_tokens", "blocks"])
+def attend_kernel(t, strides, heads, tokens, splits, split_tokens, blocks, C: tl.constexpr):
     """out (B, N, H, F). states: the sum over the keys before each split, or None for none."""
+    sizes = Sizes(heads, tokens, splits, split_tokens, blocks)
     q_batch, q_token, q_head, q_entry = wide(strides.q)
     k_batch, k_token, k_head, k_entry = wide(strides.k)
     v_batch, v_token, v_head, v_entry = wide(strides.v)
@@ -275,5 +278,5 @@ def attend_kernel(t, strides, sizes, C: tl.constexpr):
                 turned = tl.load(p_key + i_entry_down * k_entry, mask=m_key, other=0.0)
                 moved = with_tile(moved, states[part] + multiply(turned, added, C.ACC, C.PRECISION))
             states = moved
-        p_out = t.out + ((i_batch * sizes.tokens + i_token) * sizes.heads + place.i_head) * C.VALUE_WIDTH + f
+        p_out = t.out + ((i_batch * tokens + i_token) * heads + place.i_head) * C.VALUE_WIDTH + f
         tl.store(p_out, result * row, mask=m_token & (f < C.VALUE_WIDTH))

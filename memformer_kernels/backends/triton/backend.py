@@ -8,7 +8,6 @@ Kernels are imported with the first call, so that the package imports without Tr
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,7 +93,8 @@ class TritonBackend:
         from memformer_kernels.backends.triton.networks import NetworkCalls
 
         calls = NetworkCalls.of_layer(layer)
-        (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0])
+        need_past = any(needs[3 : 3 + len(layer.registers)])
+        (z, q, p, gamma, beta), registers = calls.layer_backward(grad, register_grad, needs[0], need_past)
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
         return needed_gradients([z, q, p, *registers, gamma, beta, None], arguments, needs)
 
@@ -110,12 +110,12 @@ class TritonBackend:
             return self._wide.lfom_solve_backward(grad, quadratics, layers, needs)
         from memformer_kernels.backends.triton.networks import QuadraticCalls
 
-        return needed_gradients(QuadraticCalls(quadratics).backward(grad), quadratics, needs)
+        return needed_gradients(QuadraticCalls(quadratics).backward(grad, needs), quadratics, needs)
 
     def attend(self, call: Attention) -> Tensor:
         from memformer_kernels.backends.triton import attention, launch
 
-        launch.check_device(call.q)
+        launch.check_tensor(call.q)
         return attention.attend(call)
 
     def attend_backward(self, grad: Tensor, call: Attention, needs: Needs) -> list[Tensor]:
@@ -126,7 +126,7 @@ class TritonBackend:
     def register_update(self, z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
         from memformer_kernels.backends.triton import launch, register_update
 
-        launch.check_device(z)
+        launch.check_tensor(z)
         return register_update.update(z, registers, gamma)
 
     def register_update_backward(
@@ -139,37 +139,36 @@ class TritonBackend:
     def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Compiles the kernels that the rehearsal of any number of tasks would launch, for the GPU of its tensors.
 
-        A task alone has other strides than several, and of several a few are spread over a GPU that many fill. An
-        interpreter compiles nothing.
+        An interpreter compiles nothing.
         """
         from memformer_kernels.backends.triton import batches, launch
 
         if launch.interpreted():
             return
-        for tasks, number in ((1, 1), *product(batches.SEVERAL, batches.FEW_TO_MANY)):
+        for tasks, number in batches.REHEARSED:
             with torch.no_grad(), launch.compile_only(), batches.planning_for(number):
                 rehearsal(tasks)
 
     def _is_wide(self, tokens: Tensor, widest: int = WIDEST) -> bool:
-        _check_device(tokens)
+        _check_tensor(tokens)
         return tokens.shape[2] > widest
 
     def _is_large(self, network: Network) -> bool:
-        _check_device(network.z)
+        _check_tensor(network.z)
         _, tokens, width = network.z.shape
         return not fuses(width, tokens, network.form.space, network.form.response_only)
 
     def _is_large_layer(self, layer: Layer) -> bool:
-        _check_device(layer.z)
+        _check_tensor(layer.z)
         _, tokens, width = layer.z.shape
         return not fuses(width, tokens, "token", response_only=False)
 
 
-def _check_device(tokens: Tensor) -> None:
-    """Raises RuntimeError for a CPU tensor where kernels are compiled."""
-    from memformer_kernels.backends.triton.launch import check_device
+def _check_tensor(tokens: Tensor) -> None:
+    """Raises RuntimeError for what kernels cannot run on."""
+    from memformer_kernels.backends.triton.launch import check_tensor
 
-    check_device(tokens)
+    check_tensor(tokens)
 
 
 def _calls(network: Network, need_z: bool = False) -> "ColumnCalls | NetworkCalls | ResponseCalls | SpreadCalls":

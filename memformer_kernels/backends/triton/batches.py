@@ -7,15 +7,11 @@ from contextvars import ContextVar
 MANY = 2**30
 """Tasks that fill any GPU."""
 
-SEVERAL = (2, 3, 4, 8, 16)
-"""Numbers of tasks that stand for all but one: of every power of 2 up to 16 a multiple that is none of the next.
+REHEARSED = ((1, 1), (2, 2), (2, MANY))
+"""Numbers of tasks of a rehearsal, and those that rules go by in it: one, a few whose contexts are divided, many.
 
-Triton compiles a kernel anew for numbers that are multiples of 16, even in a tuple that it is told not to look at, and
-a batch is a factor of some.
-"""
-
-FEW_TO_MANY = (2, 32, MANY)
-"""Numbers of tasks that rules choose every kernel for: few, whose contexts are cut into many parts or a few, and many.
+Kernels are not compiled for a number of tasks, nor for one that it is a factor of. One task is apart because torch may
+leave any stride where there is one.
 """
 
 _PLANNED: ContextVar[int | None] = ContextVar("planned", default=None)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import Coefficient
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, strides_of, triton_type
 from memformer_kernels.backends.triton.tiles import inner, load_counts, wide
 
 
@@ -32,14 +32,14 @@ class Tensors(NamedTuple):
 class Sizes(NamedTuple):
     """Tasks, tokens, longest context, layers, registers a layer, queries, layers that predict, first query."""
 
-    batch: int
-    tokens: int
-    context: int
-    layers: int
-    kept: int
-    queries: int
-    outputs: int
-    valid_from: int
+    batch: Any
+    tokens: Any
+    context: Any
+    layers: Any
+    kept: Any
+    queries: Any
+    outputs: Any
+    valid_from: Any
 
 
 class Constants(NamedTuple):
@@ -251,9 +251,30 @@ def run_layers(t, whole, strides, own, sizes, slots, C: tl.constexpr):
         tl.debug_barrier()
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def columns_kernel(t, out, scratch, strides, sizes, scratch_size, C: tl.constexpr):
+@triton.jit
+def sizes_of(batch, tokens, context, layers, kept, queries, outputs):
+    """All sizes of a call; they come to a kernel one by one, since Triton compiles for what it finds in tuples."""
+    return Sizes(batch, tokens, context, layers, kept, queries, outputs, tokens - queries)
+
+
+@triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "kept", "queries", "outputs"])
+def columns_kernel(
+    t,
+    out,
+    scratch,
+    strides,
+    batch,
+    tokens,
+    context,
+    layers,
+    kept,
+    queries,
+    outputs,
+    scratch_size,
+    C: tl.constexpr,
+):
     """Minus the responses (outputs, B, queries) of the last tokens, after every layer where `outputs` is L."""
+    sizes = sizes_of(batch, tokens, context, layers, kept, queries, outputs)
     z_strides = wide(strides)
     lane = tl.arange(0, C.TASKS)[:, None]
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
@@ -299,8 +320,14 @@ class Recurrence(NamedTuple):
         config = self.config
         return {
             "t": Tensors(self.z, self.lengths, self.a, self.gamma.values, self.beta.values),
-            "strides": self.z.stride(),
-            "sizes": Sizes(batch, tokens, self.context, layers, kept, queries, outputs, tokens - queries),
+            "strides": strides_of(self.z),
+            "batch": batch,
+            "tokens": tokens,
+            "context": self.context,
+            "layers": layers,
+            "kept": kept,
+            "queries": queries,
+            "outputs": outputs,
             "C": Constants(
                 FEATURES=features,
                 LOSS=loss,

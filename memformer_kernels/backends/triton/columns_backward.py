@@ -24,11 +24,12 @@ from memformer_kernels.backends.triton.columns import (
     rows_from,
     run_layers,
     shared_matrix,
+    sizes_of,
     slots_of,
     whole_features,
 )
 from memformer_kernels.backends.triton.launch import launch, scratch_of, tasks_a_sum
-from memformer_kernels.backends.triton.sums import STEPS_A_SUM, Partials, move_sum
+from memformer_kernels.backends.triton.sums import STEPS_A_SUM, Partials, move_sum, own_row, running_numbers, sums_apart
 from memformer_kernels.backends.triton.tiles import add_to, inner, wide
 
 
@@ -206,7 +207,19 @@ def put_error(squares, error, target, predicted, own, sizes, C: tl.constexpr):
     return squares
 
 
-@triton.jit(do_not_specialize=["sizes", "chunk_tasks", "predicted"])
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "tokens",
+        "context",
+        "layers",
+        "kept",
+        "queries",
+        "outputs",
+        "chunk_tasks",
+        "predicted",
+    ]
+)
 def columns_backward_kernel(
     t,
     error,
@@ -215,7 +228,13 @@ def columns_backward_kernel(
     partials,
     scratch,
     strides,
-    sizes,
+    batch,
+    tokens,
+    context,
+    layers,
+    kept,
+    queries,
+    outputs,
     scratch_size,
     partial_size,
     chunk_tasks,
@@ -228,16 +247,18 @@ def columns_backward_kernel(
     of its chunk_tasks tasks; `error` (1, B, queries) then receives 2 (prediction - target) / predicted. z_grad
     (B, N, D) is written where it is given.
     """
+    sizes = sizes_of(batch, tokens, context, layers, kept, queries, outputs)
     z_strides = wide(strides)
     lane = tl.arange(0, C.TASKS)[:, None]
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
-    slots = slots_of(sizes.layers, sizes.kept, True)
-    chunks = tl.cdiv(sizes.batch, chunk_tasks)
-    running = partials + (chunks + tl.program_id(0)).to(tl.int64) * partial_size
+    slots = slots_of(layers, kept, True)
+    chunks = tl.cdiv(batch, chunk_tasks)
+    apart = sums_apart(chunk_tasks, C.TASKS)
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
+        running = partials + own_row(chunk, chunks, apart) * partial_size
         first_task = tl.cast(chunk, tl.int64) * chunk_tasks
-        in_chunk = tl.minimum(sizes.batch - first_task, chunk_tasks).to(tl.int32)
+        in_chunk = tl.minimum(batch - first_task, chunk_tasks).to(tl.int32)
         for begin in range(0, in_chunk, C.TASKS * STEPS_A_SUM):
             squares = tl.zeros((C.TASKS, 1), C.ACC)
             for step in range(begin, tl.minimum(in_chunk, begin + C.TASKS * STEPS_A_SUM), C.TASKS):
@@ -253,7 +274,8 @@ def columns_backward_kernel(
                 tl.debug_barrier()
             if C.LOSS:
                 tl.store(running + partial_size - 1, tl.sum(tl.sum(squares, 1), 0))
-            move_sum(running, partial, partial_size)
+            if apart:
+                move_sum(running, partial, partial_size)
 
 
 class Gradients(NamedTuple):
@@ -285,10 +307,12 @@ def predictions_backward(
         error = a.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
     config = recurrence.config
-    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps)
+    sizes = [a.numel(), gamma.numbers, beta.numbers, 1]
+    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps, numbers=sum(sizes))
     size = recurrence.scratch_size(backward=True)
-    programs, scratch = scratch_of(a, triton.cdiv(batch, chunk_tasks), size, config.warps)
-    partials = Partials(a, batch, chunk_tasks, [a.numel(), gamma.numbers, beta.numbers, 1], programs)
+    running = running_numbers(sizes, chunk_tasks, config.tasks)
+    programs, scratch = scratch_of(a, triton.cdiv(batch, chunk_tasks), size, config.warps, running)
+    partials = Partials(a, batch, chunk_tasks, sizes, programs if running else 0)
     if batch:
         launch(
             columns_backward_kernel,

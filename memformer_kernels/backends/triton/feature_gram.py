@@ -7,7 +7,8 @@ an order in which a thread holds several tokens of one feature, as products want
 often a power of 2 and 1: the response would double the tile's side.
 
 Float32 is multiplied in two TF32 products in place of three. With x = big + small, where big has TF32's bits,
-X^T X = (M + M^T) / 2, M = big^T big + 2 big^T small, but for small^T small, which is below float32's rounding.
+X^T X = (M + M^T) / 2, M = big^T big + 2 big^T small, but for small^T small: at most 2^-22 of |X|^T |X|, and on the
+diagonal, where it does not cancel, about 2^-24.5 of it for numbers of all sizes. A rounding is at most 2^-24 of it.
 Tensor cores truncate where they add: M is summed by them over a chunk of at most 32 tokens, and chunks as float32.
 """
 
@@ -19,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
-from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, strides_of, triton_type
 from memformer_kernels.backends.triton.tiles import inner, load_counts, multiply, wide
 from memformer_kernels.calls.arguments import compute_dtype
 
@@ -30,14 +31,6 @@ class Tensors(NamedTuple):
     z: Tensor
     lengths: Tensor | None
     out: Tensor
-
-
-class Sizes(NamedTuple):
-    """Longest context, and the runs that a context is divided into."""
-
-    context: int
-    splits: int
-    split_tokens: int
 
 
 class Constants(NamedTuple):
@@ -137,19 +130,19 @@ def add_chunk(total, column, corner, features, responses, each, C: tl.constexpr)
     return total, column, corner
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def feature_gram_kernel(t, strides, sizes, C: tl.constexpr):
-    """out, the sums over one split each of z_i z_i^T."""
+@triton.jit(do_not_specialize=["context", "splits", "split_tokens"])
+def feature_gram_kernel(t, strides, context, splits, split_tokens, C: tl.constexpr):
+    """out, the sums over one split each of z_i z_i^T: the longest context is `splits` runs of `split_tokens`."""
     z_task, z_row, z_column = wide(strides)
     if C.ROW > 0:
         z_row = C.ROW
         z_column = 1
-    i_split = tl.program_id(0) % sizes.splits
-    i_task = tl.cast(tl.program_id(0) // sizes.splits, tl.int64)
-    count = load_counts(t.lengths, i_task, sizes.context, True)
-    first = i_split * sizes.split_tokens
+    i_split = tl.program_id(0) % splits
+    i_task = tl.cast(tl.program_id(0) // splits, tl.int64)
+    count = load_counts(t.lengths, i_task, context, True)
+    first = i_split * split_tokens
     # Negative where the task ends before this split begins: no loop runs then, and no load.
-    inside = tl.minimum(count - first, sizes.split_tokens).to(tl.int32)
+    inside = tl.minimum(count - first, split_tokens).to(tl.int32)
     whole = inside // C.CHUNK * C.CHUNK
     tokens = t.z + i_task * z_task + tl.cast(first, tl.int64) * z_row
     total = tl.zeros((1, C.BLOCK, C.BLOCK), C.ACC)
@@ -176,7 +169,7 @@ def feature_gram_kernel(t, strides, sizes, C: tl.constexpr):
         column = column / count.to(C.ACC)
         corner = corner / count.to(C.ACC)
     WIDTH: tl.constexpr = C.FEATURES + 1
-    out = t.out + (i_task * sizes.splits + i_split) * WIDTH * WIDTH
+    out = t.out + (i_task * splits + i_split) * WIDTH * WIDTH
     i = tl.arange(0, C.BLOCK)[None, :, None]
     j = tl.arange(0, C.BLOCK)[None, None, :]
     f = tl.arange(0, C.BLOCK)
@@ -204,8 +197,10 @@ def feature_gram(z: Tensor, lengths: Tensor | None, context: int, splits: int, m
             feature_gram_kernel,
             batch * splits,
             t=Tensors(z, lengths, out),
-            strides=z.stride(),
-            sizes=Sizes(context, splits, split_tokens),
+            strides=strides_of(z),
+            context=context,
+            splits=splits,
+            split_tokens=split_tokens,
             C=Constants(
                 FEATURES=width - 1,
                 BLOCK=config.block,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.feature_gram import feature_gram
-from memformer_kernels.backends.triton.launch import architecture, launch, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, strides_of, triton_type
 from memformer_kernels.backends.triton.tiles import load_counts, product, wide
 from memformer_kernels.calls.arguments import compute_dtype
 from memformer_kernels.calls.limits import TILE_WIDTH
@@ -40,15 +40,6 @@ class AcrossStrides(NamedTuple):
     right: Strides
 
 
-class AcrossSizes(NamedTuple):
-    """Tasks, longest context, and the runs that a context is divided into."""
-
-    batch: int
-    context: int
-    splits: int
-    split_tokens: int
-
-
 class Rows(NamedTuple):
     """left (B, N, inner), matrix (B, inner, columns), a second pair or None, and out (B, N, columns)."""
 
@@ -70,15 +61,6 @@ class RowsStrides(NamedTuple):
     out: Strides
 
 
-class RowsSizes(NamedTuple):
-    """Tasks, their tokens, longest context, and the blocks of rows of a task."""
-
-    batch: int
-    tokens: int
-    context: int
-    row_blocks: int
-
-
 class Constants(NamedTuple):
     """INNER, OTHER_INNER: widths of what is multiplied from the left. WIDTH: of the result."""
 
@@ -93,43 +75,49 @@ class Constants(NamedTuple):
     PRECISION: str
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def across_kernel(t, strides, sizes, C: tl.constexpr):
-    """out, the sums over one split each of left_i right_i^T."""
+@triton.jit(do_not_specialize=["batch", "context", "splits", "split_tokens"])
+def across_kernel(t, strides, batch, context, splits, split_tokens, C: tl.constexpr):
+    """out, the sums over one split each of left_i right_i^T.
+
+    Of `batch` tasks, whose longest context is divided into `splits` runs of `split_tokens`.
+    """
     left_task, left_row, left_column = wide(strides.left)
     right_task, right_row, right_column = wide(strides.right)
-    i_split = tl.program_id(0) % sizes.splits
-    i_task = tl.cast(tl.program_id(0) // sizes.splits, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
-    m_task = i_task < sizes.batch
-    count = load_counts(t.lengths, i_task, sizes.context, m_task)
-    first = i_split * sizes.split_tokens
-    inside = tl.minimum(count - first, sizes.split_tokens)
+    i_split = tl.program_id(0) % splits
+    i_task = tl.cast(tl.program_id(0) // splits, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
+    m_task = i_task < batch
+    count = load_counts(t.lengths, i_task, context, m_task)
+    first = i_split * split_tokens
+    inside = tl.minimum(count - first, split_tokens)
     total = product(
         (t.left + i_task * left_task + first * left_row, left_column, left_row),
         (t.right + i_task * right_task + first * right_row, right_row, right_column),
-        (m_task, C.INNER, inside, C.WIDTH, tl.minimum(sizes.split_tokens, sizes.context - first)),
+        (m_task, C.INNER, inside, C.WIDTH, tl.minimum(split_tokens, context - first)),
         C.BLOCK,
         C.BLOCK,
         C,
     )
     i = tl.arange(0, C.BLOCK)[None, :, None]
     j = tl.arange(0, C.BLOCK)[None, None, :]
-    p_out = t.out + (i_task * sizes.splits + i_split) * C.INNER * C.WIDTH + i * C.WIDTH + j
+    p_out = t.out + (i_task * splits + i_split) * C.INNER * C.WIDTH + i * C.WIDTH + j
     tl.store(p_out, total, mask=m_task & (i < C.INNER) & (j < C.WIDTH))
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def rows_kernel(t, strides, sizes, C: tl.constexpr):
-    """out: left times matrix, exactly zero past the context; to every row, `other` times `other_matrix` is added."""
+@triton.jit(do_not_specialize=["batch", "tokens", "context", "row_blocks"])
+def rows_kernel(t, strides, batch, tokens, context, row_blocks, C: tl.constexpr):
+    """out: left times matrix, exactly zero past the context; to every row, `other` times `other_matrix` is added.
+
+    Of `batch` tasks of so many tokens, in `row_blocks` blocks a task.
+    """
     left_task, left_row, left_column = wide(strides.left)
     matrix_task, matrix_row, matrix_column = wide(strides.matrix)
     other_task, other_row, other_column = wide(strides.other)
     other_matrix_task, other_matrix_row, other_matrix_column = wide(strides.other_matrix)
     out_task, out_row, out_column = wide(strides.out)
-    first = tl.program_id(0) % sizes.row_blocks * C.ROWS
-    i_task = tl.cast(tl.program_id(0) // sizes.row_blocks, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
-    m_task = i_task < sizes.batch
-    count = load_counts(t.lengths, i_task, sizes.context, m_task)
+    first = tl.program_id(0) % row_blocks * C.ROWS
+    i_task = tl.cast(tl.program_id(0) // row_blocks, tl.int64) * C.TASKS + tl.arange(0, C.TASKS)[:, None, None]
+    m_task = i_task < batch
+    count = load_counts(t.lengths, i_task, context, m_task)
     i_row = tl.arange(0, C.ROWS)[None, :, None]
     j = tl.arange(0, C.BLOCK)[None, None, :]
     total = product(
@@ -145,13 +133,13 @@ def rows_kernel(t, strides, sizes, C: tl.constexpr):
         total += product(
             (t.other + i_task * other_task + first * other_row, other_row, other_column),
             (t.other_matrix + i_task * other_matrix_task, other_matrix_row, other_matrix_column),
-            (m_task, sizes.tokens - first, C.OTHER_INNER, C.WIDTH, C.OTHER_INNER),
+            (m_task, tokens - first, C.OTHER_INNER, C.WIDTH, C.OTHER_INNER),
             C.ROWS,
             C.BLOCK,
             C,
         )
     p_out = t.out + i_task * out_task + (first + i_row) * out_row + j * out_column
-    tl.store(p_out, total, mask=m_task & (first + i_row < sizes.tokens) & (j < C.WIDTH))
+    tl.store(p_out, total, mask=m_task & (first + i_row < tokens) & (j < C.WIDTH))
 
 
 def _config(width: int, z: Tensor, tokens: int) -> rules.Config:
@@ -196,8 +184,11 @@ def across(left: Tensor, right: Tensor, lengths: Tensor | None, context: int) ->
             across_kernel,
             blocks * splits,
             t=Across(left, right, lengths, parts),
-            strides=AcrossStrides(left.stride(), right.stride()),
-            sizes=AcrossSizes(batch, context, splits, split_tokens),
+            strides=AcrossStrides(strides_of(left), strides_of(right)),
+            batch=batch,
+            context=context,
+            splits=splits,
+            split_tokens=split_tokens,
             C=_constants(config, dtype, width, columns)._replace(ROWS=0),
             **config.options,
         )
@@ -257,13 +248,16 @@ def times(
             triton.cdiv(batch, config.tasks) * row_blocks,
             t=Rows(left, matrix, second, second_matrix, lengths, out),
             strides=RowsStrides(
-                left.stride(),
-                matrix.stride(),
-                none if second is None else second.stride(),
-                none if second_matrix is None else second_matrix.stride(),
-                out.stride(),
+                strides_of(left),
+                strides_of(matrix),
+                none if second is None else strides_of(second),
+                none if second_matrix is None else strides_of(second_matrix),
+                strides_of(out),
             ),
-            sizes=RowsSizes(batch, tokens, tokens if context is None else context, row_blocks),
+            batch=batch,
+            tokens=tokens,
+            context=tokens if context is None else context,
+            row_blocks=row_blocks,
             C=_constants(config, dtype, inner, columns, 0 if second is None else second.shape[2]),
             **config.options,
         )

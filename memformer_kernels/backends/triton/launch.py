@@ -125,13 +125,15 @@ def _on_host() -> rules.Machine:
     return rules.Machine(driver.utils.get_device_properties(0)["multiprocessor_count"], _MEMORY)
 
 
-def tasks_a_sum(like: Tensor, batch: int, at_once: int, warps: int, tiles: int = 1) -> int:
+def tasks_a_sum(like: Tensor, batch: int, at_once: int, warps: int, tiles: int = 1, *, numbers: int) -> int:
     """`rules.tasks_a_sum`, the same on every GPU; for CPU tensors by the multiprocessors of what stands for one.
 
     A virtual GPU has few: each then sums over as many tasks as one of a whole GPU's with its share of a batch.
+
+    numbers: of a partial sum, of the dtype of `like`.
     """
     multiprocessors = rules.MULTIPROCESSORS if like.is_cuda else _on_host().multiprocessors
-    return rules.tasks_a_sum(batch, at_once, warps, tiles, multiprocessors)
+    return rules.tasks_a_sum(batch, at_once, warps, tiles, numbers * like.itemsize, multiprocessors)
 
 
 @contextmanager
@@ -149,13 +151,23 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def check_device(tensor: Tensor) -> None:
-    """Whether kernels can run on a tensor.
+def check_tensor(tensor: Tensor) -> None:
+    """Whether kernels can run on a tensor, one of those that set a call's device and its tokens' dtype.
+
+    The interpreter computes with NumPy, which has no bfloat16: it multiplies the bits of such numbers as integers, and
+    cuts off what it should round.
 
     Raises:
-        RuntimeError: a CPU tensor, and kernels are compiled for a GPU.
+        RuntimeError: a CPU tensor, and kernels are compiled for a GPU; or bfloat16, and kernels are interpreted.
     """
-    if not tensor.is_cuda and not interpreted() and triton_on_host() is None:
+    if interpreted():
+        if tensor.dtype == torch.bfloat16:
+            raise RuntimeError(
+                'backend="triton" got bfloat16 tensors, and products of such are wrong in the interpreter of Triton: '
+                "give it float16 or float32, choose another backend, or unset TRITON_INTERPRET to run compiled kernels "
+                "on a GPU"
+            )
+    elif not tensor.is_cuda and triton_on_host() is None:
         raise RuntimeError(
             f'backend="triton" got tensors on {tensor.device}, and its kernels run on CUDA GPUs: move the tensors to '
             "one, choose another backend, or set TRITON_INTERPRET=1 before triton is first imported to run the "
@@ -168,14 +180,31 @@ def on_device(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
-def scratch_of(like: Tensor, pieces: int, size: int, warps: int) -> tuple[int, Tensor]:
+def scratch_of(like: Tensor, pieces: int, size: int, warps: int, running: int = 0) -> tuple[int, Tensor]:
     """How many programs of so many warps share so many pieces of work, and memory of `size` numbers for each of them.
 
     For CPU tensors, which no GPU has, as on an H200.
+
+    running: numbers of a sum that each program has elsewhere.
     """
     machine = _machine(like.device.index) if like.is_cuda else _on_host()
-    programs = rules.programs(pieces, size * like.itemsize, warps, machine)
+    programs = rules.programs(pieces, size * like.itemsize, warps, machine, running * like.itemsize)
     return programs, like.new_empty(programs * size)
+
+
+def strides_of(tensor: Tensor) -> tuple[int, ...]:
+    """A tensor's strides as kernels are told them: of an axis of one entry, but for tasks, what it is where tensors are
+    contiguous.
+
+    Nothing is read by it, and torch may leave any number there, a multiple of a batch for one. Kernels are compiled for
+    strides.
+    """
+    made, inner = list(tensor.stride()), 1
+    for axis in range(tensor.ndim - 1, 0, -1):
+        if tensor.shape[axis] == 1:
+            made[axis] = inner
+        inner *= tensor.shape[axis]
+    return tuple(made)
 
 
 def triton_type(dtype: torch.dtype) -> triton.language.dtype:

@@ -84,7 +84,7 @@ def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memo
 
 @triton.jit
 def store_past_gradients(t, past_grad, gammas, betas, update, grad, register, tile, own, n, C: tl.constexpr):
-    """Gradients of the registers from before, of one head, and what these bring to gamma and beta."""
+    """Gradients of the registers from before, of one head, where needed, and what these bring to gamma and beta."""
     for earlier in range(n.depth):
         before = load_past(earlier, register, tile.o_entry, tile.m_entry, own, n, C.ACC)
         before_grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
@@ -97,8 +97,9 @@ def store_past_gradients(t, past_grad, gammas, betas, update, grad, register, ti
             before_grad += tl.where(earlier == n.depth - 1, grad * decay, 0.0)
             last = tl.where(earlier == n.depth - 1, before, 0.0)
             add_gradient(betas, register, last, grad, tile, n, C.BETA_TOKENS)
-        p_grad = past_grad + earlier * own.past_slot + register * n.rows * n.width
-        tl.store(p_grad + tile.o_entry, before_grad, mask=tile.m_entry)
+        if past_grad is not None:
+            p_grad = past_grad + earlier * own.past_slot + register * n.rows * n.width
+            tl.store(p_grad + tile.o_entry, before_grad, mask=tile.m_entry)
 
 
 @triton.jit

@@ -47,43 +47,12 @@ class Tensors(NamedTuple):
     beta: Tensor | None
 
 
-class Strides(NamedTuple):
-    """Of z, and from one past register to the next."""
-
-    task: int
-    row: int
-    column: int
-    past: int
-
-
-class Sizes(NamedTuple):
-    """Tasks, tokens, longest context, and rows M of a state."""
-
-    batch: int
-    tokens: int
-    context: int
-    rows: int
-
-
-class Depths(NamedTuple):
-    """Layers, heads and registers a layer."""
-
-    layers: int
-    heads: int
-    kept: int
-
-
-class Ends(NamedTuple):
-    """Registers from before the first layer, queries, layers that predict, and the first row that is not padding."""
-
-    depth: int
-    queries: int
-    outputs: int
-    valid_from: int
-
-
 class Shape(NamedTuple):
-    """All sizes of a call, as device functions read them."""
+    """All sizes of a call, as device functions read them.
+
+    Tasks, tokens, longest context, rows M of a state, width; layers, heads, registers a layer, registers from before
+    the first layer; queries, layers that predict, and the first row that is not padding.
+    """
 
     batch: Any
     tokens: Any
@@ -159,7 +128,10 @@ class Memory(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """A program's tasks (TASKS, 1, 1): which, which exist, their context lengths, and their past registers."""
+    """A program's tasks (TASKS, 1, 1): which, which exist, their context lengths, and their past registers.
+
+    past_slot: from one past register to the next.
+    """
 
     i_task: Any
     m_task: Any
@@ -179,30 +151,20 @@ class RowTile(NamedTuple):
 
 
 @triton.jit
-def shape_of(sizes, width, depths, ends):
-    """All sizes of a call; they come to a kernel in several tuples, since it is compiled for some of them alone."""
-    return Shape(
-        sizes.batch,
-        sizes.tokens,
-        sizes.context,
-        sizes.rows,
-        width,
-        depths.layers,
-        depths.heads,
-        depths.kept,
-        ends.depth,
-        ends.queries,
-        ends.outputs,
-        ends.valid_from,
-    )
+def shape_of(batch, tokens, context, width, layers, heads, kept, depth, queries, outputs, C: tl.constexpr):
+    """All sizes of a call; they come to a kernel one by one, since it is compiled for some of them alone."""
+    rows = width if C.SPACE == "gram" else tokens
+    valid_from = 0 if C.STACK else tokens - queries
+    return Shape(batch, tokens, context, rows, width, layers, heads, kept, depth, queries, outputs, valid_from)
 
 
 @triton.jit
-def own_tasks(t, i_task, past_slot, n):
+def own_tasks(t, i_task, n):
     """The tasks i_task."""
     m_task = i_task < n.batch
     count = load_counts(t.lengths, i_task, n.context, m_task)
-    return Tasks(i_task, m_task, count, t.past + i_task * n.kept * n.rows * n.width, tl.cast(past_slot, tl.int64))
+    past_slot = tl.cast(n.batch, tl.int64) * n.kept * n.rows * n.width
+    return Tasks(i_task, m_task, count, t.past + i_task * n.kept * n.rows * n.width, past_slot)
 
 
 @triton.jit

@@ -9,16 +9,12 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import FULL, Coefficient
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, strides_of, triton_type
 from memformer_kernels.backends.triton.layers import (
     INITIAL,
     MIXED,
     Constants,
-    Depths,
-    Ends,
     Memory,
-    Sizes,
-    Strides,
     Tensors,
     own_tasks,
     put_context_gram,
@@ -103,15 +99,33 @@ def store_tokens(t, out, register_out, strides, memory, own, n, C: tl.constexpr)
 
 
 # One layer, one head and one register are compiled for themselves: their loops, and what these keep in registers, go.
-@triton.jit(do_not_specialize=["sizes", "ends"])
-def network_kernel(t, out, register_out, scratch, strides, sizes, width, depths, ends, scratch_size, C: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "tokens", "context", "depth", "queries", "outputs"])
+def network_kernel(
+    t,
+    out,
+    register_out,
+    scratch,
+    strides,
+    batch,
+    tokens,
+    context,
+    width,
+    layers,
+    heads,
+    kept,
+    depth,
+    queries,
+    outputs,
+    scratch_size,
+    C: tl.constexpr,
+):
     """Z_L (B, N, D), with the last layer's register where it is asked for, or predictions (outputs, B, queries).
 
     Scratch: states (L + 1 with KEEP, else one, which each layer moves on), registers (L, R) where later layers read
     them, else (R), D-by-D slots.
     """
-    z_strides = wide((strides.task, strides.row, strides.column))
-    n = shape_of(sizes, width, depths, ends)
+    z_strides = wide(strides)
+    n = shape_of(batch, tokens, context, width, layers, heads, kept, depth, queries, outputs, C)
     lane = tl.arange(0, C.TASKS)[:, None, None]
     slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
     square = tl.cast(C.TASKS * width * width, tl.int64)
@@ -125,7 +139,7 @@ def network_kernel(t, out, register_out, scratch, strides, sizes, width, depths,
     memory = Memory(states, None, registers, squares, slot, square, state_slot, register_slot)
     for block in range(tl.program_id(0), tl.cdiv(n.batch, C.TASKS), tl.num_programs(0)):
         i_task = tl.cast(block, tl.int64) * C.TASKS + lane
-        own = own_tasks(t, i_task, strides.past, n)
+        own = own_tasks(t, i_task, n)
         put_first_state(t, z_strides, memory, own, n, C)
         run_layers(t, memory, own, n, C)
         if C.STACK:
@@ -188,11 +202,17 @@ class Recurrence(NamedTuple):
         depth = 0 if past is None else past.shape[0]
         return {
             "t": Tensors(z, self.matrix, self.lengths, z if past is None else past, self.q, self.p, gamma, beta),
-            "strides": Strides(z.stride(0), z.stride(1), z.stride(2), 0 if past is None else past.stride(0)),
-            "sizes": Sizes(batch, tokens, self.context, self.rows),
+            "strides": strides_of(z),
+            "batch": batch,
+            "tokens": tokens,
+            "context": self.context,
             "width": width,
-            "depths": Depths(layers, heads, self.kept),
-            "ends": Ends(depth, queries, outputs, 0 if stack else tokens - queries),
+            "layers": layers,
+            "heads": heads,
+            "kept": self.kept,
+            "depth": depth,
+            "queries": queries,
+            "outputs": outputs,
             "C": Constants(
                 SPACE=self.space,
                 STACK=stack,

@@ -40,77 +40,112 @@ from memformer_kernels.backends.triton.state_gradients import (
     store_matrix_gradient,
     store_token_gradient,
 )
-from memformer_kernels.backends.triton.sums import STEPS_A_SUM, Partials, move_sum
+from memformer_kernels.backends.triton.sums import (
+    STEPS_A_SUM,
+    Partials,
+    move_sum,
+    own_row,
+    running_numbers,
+    sums_apart,
+)
 from memformer_kernels.backends.triton.tiles import inner, put, wide
 
 
-class OutGradients(NamedTuple):
-    """Gradients of Z_L (B, N, D), in whose place z stands for predictions, and of the last register or None."""
+class Given(NamedTuple):
+    """Gradients of predictions, `error`, or the targets that it is made of; of Z_L (B, N, D), in whose place z stands
+    for predictions, and of the last register or None.
+    """
 
+    error: Tensor
+    target: Tensor | None
     tokens: Tensor
     register: Tensor | None
 
 
+class Space(NamedTuple):
+    """Where programs work: partial sums of parameter gradients, and scratch."""
+
+    partials: Tensor
+    scratch: Tensor
+
+
 class TaskGradients(NamedTuple):
-    """Gradients of z (B, N, D) or None, of G_0 (B, D, D) where that is given, and of past registers or z for none."""
+    """Gradients of z (B, N, D), of G_0 (B, D, D) where that is given, and of past registers; None where not needed."""
 
     z: Tensor | None
     matrix: Tensor | None
-    past: Tensor
+    past: Tensor | None
 
 
 @triton.jit
-def put_error(squared, t, error, target, strides, predicted, memory, own, n, C: tl.constexpr):
+def put_error(squared, t, given, strides, predicted, memory, own, n, C: tl.constexpr):
     """Stores the gradient of the mean squared error of the last state's predictions; squared plus their squares."""
     for first in range(0, n.queries, C.QUERIES):
         i_query = first + tl.arange(0, C.QUERIES)
         m_query = own.m_task & (i_query < n.queries)[None, None, :]
         values = read_queries(t, memory.states + n.layers * memory.slot, i_query, strides, own, n, C)
         o_query = own.i_task * n.queries + i_query[None, None, :]
-        wanted = tl.load(target + o_query, mask=m_query, other=0.0).to(C.ACC)
+        wanted = tl.load(given.target + o_query, mask=m_query, other=0.0).to(C.ACC)
         difference = tl.where(m_query, values[:, None, :] - wanted, 0.0)
         squared += inner(difference, difference, 2)
-        put(error + o_query, 2 * difference / tl.cast(predicted, C.ACC), m_query)
+        put(given.error + o_query, 2 * difference / tl.cast(predicted, C.ACC), m_query)
     return squared
 
 
 @triton.jit
-def run_layers_back(t, error, register_out_grad, grads, partial, strides, memory, own, n, C: tl.constexpr):
+def run_layers_back(t, given, grads, partial, strides, memory, own, n, C: tl.constexpr):
     """All layers back: gradients of the states stay in scratch, those of parameters join `partial`."""
     shared = tl.zeros((C.TASKS, 1, 1), tl.int32)
     NEED_INITIAL: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
-    past_grad = grads.past + own.i_task * n.kept * n.rows * n.width
+    past_grad = grads.past + own.i_task * n.kept * n.rows * n.width if grads.past is not None else None
     for back in range(n.layers):
         layer = n.layers - 1 - back
         state = memory.states + layer * memory.slot
         grad = memory.grads + (layer + 1) * memory.slot
         if not C.STACK and back < n.outputs:
-            add_prediction_gradient(t, error, grad, n.outputs - 1 - back, strides, own, n, C)
+            add_prediction_gradient(t, given.error, grad, n.outputs - 1 - back, strides, own, n, C)
         put_gram(state, memory, own, n, C)
         matrices = tl.cast(layer * n.heads, tl.int64) * n.width * n.width
         q = t.q + shared + matrices
         p = t.p + shared + matrices
         # W^T from (P, Q), since what the state's gradient is multiplied by is W transposed.
         put_mixed(p, q, memory, own, n, C)
-        put_register_gradients(t, register_out_grad, past_grad, partial, layer, memory, own, n, C)
+        put_register_gradients(t, given.register, past_grad, partial, layer, memory, own, n, C)
         add_matrix_gradients(partial, layer, state, q, p, NEED_INITIAL, memory, own, n, C)
         put_state_gradient(layer, state, memory, own, n, C)
 
 
-@triton.jit(do_not_specialize=["sizes", "depths", "ends", "chunk_tasks", "predicted"])
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "tokens",
+        "context",
+        "layers",
+        "heads",
+        "kept",
+        "depth",
+        "queries",
+        "outputs",
+        "chunk_tasks",
+        "predicted",
+    ]
+)
 def network_backward_kernel(
     t,
-    error,
-    target,
-    out_grads,
+    given,
     grads,
-    partials,
-    scratch,
+    space,
     strides,
-    sizes,
+    batch,
+    tokens,
+    context,
     width,
-    depths,
-    ends,
+    layers,
+    heads,
+    kept,
+    depth,
+    queries,
+    outputs,
     scratch_size,
     partial_size,
     chunk_tasks,
@@ -124,12 +159,12 @@ def network_backward_kernel(
     2 (prediction - target) / predicted. Scratch: states (L + 1), in Gram space their gradients (L + 1), registers
     (L, R), D-by-D slots.
     """
-    z_strides = wide((strides.task, strides.row, strides.column))
-    n = shape_of(sizes, width, depths, ends)
+    z_strides = wide(strides)
+    n = shape_of(batch, tokens, context, width, layers, heads, kept, depth, queries, outputs, C)
     lane = tl.arange(0, C.TASKS)[:, None, None]
     slot = tl.cast(C.TASKS * n.rows * width, tl.int64)
     square = tl.cast(C.TASKS * width * width, tl.int64)
-    program = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
+    program = space.scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     slots = slots_of(n.layers + 1, n.layers + 1 if C.SPACE == "gram" else 0, n.layers * n.kept)
     states = program + lane * n.rows * width
     squares = program + slots.end * slot + lane * width * width
@@ -138,33 +173,36 @@ def network_backward_kernel(
     memory = Memory(states, grads_of_states, registers, squares, slot, square, slot, n.kept * slot)
     i = tl.arange(0, C.BLOCK)[None, :, None]
     column = tl.arange(0, C.BLOCK)[None, None, :]
-    chunks = tl.cdiv(n.batch, chunk_tasks)
-    running = partials + (chunks + tl.program_id(0)).to(tl.int64) * partial_size
+    chunks = tl.cdiv(batch, chunk_tasks)
+    apart = sums_apart(chunk_tasks, C.TASKS)
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+        partial = space.partials + tl.cast(chunk, tl.int64) * partial_size
+        running = space.partials + own_row(chunk, chunks, apart) * partial_size
         first_task = tl.cast(chunk, tl.int64) * chunk_tasks
-        in_chunk = tl.minimum(n.batch - first_task, chunk_tasks).to(tl.int32)
+        in_chunk = tl.minimum(batch - first_task, chunk_tasks).to(tl.int32)
         for begin in range(0, in_chunk, C.TASKS * STEPS_A_SUM):
             squared = tl.zeros((C.TASKS, 1), C.ACC)
             for step in range(begin, tl.minimum(in_chunk, begin + C.TASKS * STEPS_A_SUM), C.TASKS):
-                own = own_tasks(t, first_task + step + lane, strides.past, n)
+                own = own_tasks(t, first_task + step + lane, n)
                 put_first_state(t, z_strides, memory, own, n, C)
                 run_layers(t, memory, own, n, C)
                 if C.LOSS:
-                    squared = put_error(squared, t, error, target, z_strides, predicted, memory, own, n, C)
-                put_last_gradient(t, out_grads.tokens, memory.grads + n.layers * slot, z_strides, own, n, C)
+                    squared = put_error(squared, t, given, z_strides, predicted, memory, own, n, C)
+                put_last_gradient(t, given.tokens, memory.grads + n.layers * slot, z_strides, own, n, C)
                 if C.SPACE == "gram":
                     empty = tl.zeros((C.TASKS, C.BLOCK, C.BLOCK), C.ACC)
                     p_initial = squares + INITIAL_GRAD * square + i * width + column
                     put(p_initial, empty, own.m_task & (i < width) & (column < width))
-                run_layers_back(t, error, out_grads.register, grads, running, z_strides, memory, own, n, C)
+                run_layers_back(t, given, grads, running, z_strides, memory, own, n, C)
                 if grads.z is not None:
-                    store_token_gradient(t, grads.z, out_grads.tokens, error, z_strides, memory, own, n, C)
+                    store_token_gradient(t, grads.z, given.tokens, given.error, z_strides, memory, own, n, C)
                 if grads.matrix is not None:
                     store_matrix_gradient(grads.matrix, memory, own, n, C)
                 tl.debug_barrier()
             if C.LOSS:
                 tl.store(running + partial_size - 1, tl.sum(tl.sum(squared, 1), 0))
-            move_sum(running, partials + tl.cast(chunk, tl.int64) * partial_size, partial_size)
+            if apart:
+                move_sum(running, partial, partial_size)
 
 
 class Gradients(NamedTuple):
@@ -180,9 +218,12 @@ class Gradients(NamedTuple):
     squares: Tensor
 
 
-def tokens_backward(recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool) -> Gradients:
+def tokens_backward(
+    recurrence: Recurrence, grad: Tensor, register_grad: Tensor | None, need_z: bool, need_past: bool = False
+) -> Gradients:
     """Gradients from that of Z_L, and for a single layer from that of its register; that of z has z's dtype."""
-    return _backward(recurrence, 0, 1, need_z, recurrence.z.dtype, out_grads=(grad, register_grad))[0]
+    out_grads = grad, register_grad
+    return _backward(recurrence, 0, 1, need_z, recurrence.z.dtype, out_grads=out_grads, need_past=need_past)[0]
 
 
 def predictions_backward(recurrence: Recurrence, error: Tensor, need_z: bool) -> Gradients:
@@ -205,32 +246,32 @@ def _backward(
     error: Tensor | None = None,
     target: Tensor | None = None,
     out_grads: tuple[Tensor, Tensor | None] | None = None,
+    need_past: bool = False,
 ) -> tuple[Gradients, Tensor]:
     z, q, past, gamma, beta = recurrence.z, recurrence.q, recurrence.past, recurrence.gamma, recurrence.beta
     batch, layers, config = z.shape[0], q.shape[0], recurrence.config
     if error is None:
         error = q.new_empty((1, batch, queries))
-    z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z else None
-    matrix_grad = None if recurrence.matrix is None else torch.empty_like(recurrence.matrix)
-    past_grad = None if past is None else torch.empty_like(past)
+    z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z and recurrence.matrix is None else None
+    matrix_grad = torch.empty_like(recurrence.matrix) if need_z and recurrence.matrix is not None else None
+    past_grad = torch.empty_like(past) if need_past and past is not None else None
     p_numbers = q.numel() if recurrence.p_grad else 0
-    chunk_tasks = tasks_a_sum(q, batch, config.tasks, config.warps)
+    sizes = [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1]
+    chunk_tasks = tasks_a_sum(q, batch, config.tasks, config.warps, numbers=sum(sizes))
     apart = layers + 1 if recurrence.space == "gram" else 0
     size = recurrence.scratch_size(layers + 1, apart, layers * recurrence.kept)
-    programs, scratch = scratch_of(q, triton.cdiv(batch, chunk_tasks), size, config.warps)
-    partials = Partials(q, batch, chunk_tasks, [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1], programs)
+    running = running_numbers(sizes, chunk_tasks, config.tasks)
+    programs, scratch = scratch_of(q, triton.cdiv(batch, chunk_tasks), size, config.warps, running)
+    partials = Partials(q, batch, chunk_tasks, sizes, programs if running else 0)
     arguments = recurrence.arguments(queries, outputs, stack=out_grads is not None)
     arguments["C"] = arguments["C"]._replace(LOSS=target is not None, P_GRAD=recurrence.p_grad)
     if batch:
         launch(
             network_backward_kernel,
             programs,
-            error=error,
-            target=target,
-            out_grads=OutGradients(*(out_grads or (z, None))),
-            grads=TaskGradients(z_grad, matrix_grad, z if past_grad is None else past_grad),
-            partials=partials.values,
-            scratch=scratch,
+            given=Given(error, target, *(out_grads or (z, None))),
+            grads=TaskGradients(z_grad, matrix_grad, past_grad),
+            space=Space(partials.values, scratch),
             scratch_size=size,
             partial_size=partials.size,
             chunk_tasks=chunk_tasks,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from memformer_kernels.backends.base import Needs
 from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.triton import (
     columns,
@@ -107,7 +108,7 @@ class _Response(ABC):
 class ResponseCalls(_Response):
     """A response-only network in Gram space: coefficients are read in the response column alone.
 
-    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's.
+    Where `matrix` gives the mean context Gram matrices, gradients name theirs in place of z's, where z's is needed.
     """
 
     def __init__(self, call: Network, matrix: Tensor | None = None) -> None:
@@ -130,7 +131,8 @@ class ResponseCalls(_Response):
         need_z: bool,
         z_dtype: torch.dtype,
     ) -> tuple[NetworkGradients, Tensor, Tensor]:
-        grads, error = solve_backward.solve_backward(self.recurrence, error, target, queries, outputs, need_z, z_dtype)
+        needs = solve_backward.TaskNeeds(need_z)
+        grads, error = solve_backward.solve_backward(self.recurrence, error, target, queries, outputs, needs, z_dtype)
         tasks = grads.z if self.recurrence.matrix is None else grads.matrix
         return (tasks, grads.a.expand(self.call.q.shape), None, grads.gamma, grads.beta), error, grads.squares
 
@@ -166,7 +168,7 @@ class NetworkCalls:
     """A network of any structure, on tokens or in Gram space, or a single layer.
 
     past: registers (J, B, R, N, D) from before the first layer. Where `matrix` gives the mean context Gram matrices,
-    gradients name theirs in place of z's.
+    gradients name theirs in place of z's, where z's is needed.
     """
 
     def __init__(self, call: Network, past: Tensor | None = None, matrix: Tensor | None = None) -> None:
@@ -206,13 +208,16 @@ class NetworkCalls:
         return tokens, register
 
     def layer_backward(
-        self, grad: Tensor, register_grad: Tensor, need_z: bool
-    ) -> tuple[NetworkGradients, list[Tensor]]:
+        self, grad: Tensor, register_grad: Tensor, need_z: bool, need_past: bool
+    ) -> tuple[NetworkGradients, list[Tensor | None]]:
         """Gradients of the arguments, and of the registers from before."""
-        grads = network_backward.tokens_backward(self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z)
+        past = self.recurrence.past
+        grads = network_backward.tokens_backward(
+            self.recurrence, grad.contiguous(), register_grad.contiguous(), need_z, need_past
+        )
         z, q, p, gamma, beta = self._gradients(grads)
         layer = z, q[0], None if p is None else p[0], None if gamma is None else gamma[0], beta
-        return layer, [] if grads.past is None else list(grads.past)
+        return layer, [None] * (0 if past is None else past.shape[0]) if grads.past is None else list(grads.past)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
         return network.predictions(self.recurrence, queries, self.recurrence.q.shape[0] if layers else 1)
@@ -265,9 +270,10 @@ class QuadraticCalls:
         """The weights after the last layer (1, B, d), or after every one (L, B, d)."""
         return solve.solve(self.recurrence, 0, self.quadratics.a.shape[0] if layers else 1)
 
-    def backward(self, grad: Tensor) -> list[Tensor | None]:
-        """Gradients of (h, b, a, gamma, beta, w0)."""
+    def backward(self, grad: Tensor, needs: Needs) -> list[Tensor | None]:
+        """Gradients of (h, b, a, gamma, beta, w0), of h, b and w0 where they are needed."""
+        wanted = solve_backward.TaskNeeds(needs[0], needs[1], needs[5])
         grads, _ = solve_backward.solve_backward(
-            self.recurrence, grad.contiguous(), None, 0, grad.shape[0], needs_tasks=True, z_dtype=grad.dtype
+            self.recurrence, grad.contiguous(), None, 0, grad.shape[0], wanted, z_dtype=grad.dtype
         )
         return [grads.h, grads.b, grads.a[:, 0], grads.gamma, grads.beta, grads.start]

@@ -25,10 +25,10 @@ _ENTRIES = 4096
 class Sizes(NamedTuple):
     """Of the matrix (rows, columns), whose rows repeat gamma's `middle` entries, and its tiles from left to right."""
 
-    rows: int
-    columns: int
-    middle: int
-    column_blocks: int
+    rows: Any
+    columns: Any
+    middle: Any
+    column_blocks: Any
 
 
 class Constants(NamedTuple):
@@ -61,9 +61,11 @@ def owned_tile(sizes, C: tl.constexpr):
     return Tile(o_entry, (i_row < sizes.rows) & (i_column < sizes.columns), o_weight, m_weight)
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def update_kernel(z, registers, gamma, out, sizes, C: tl.constexpr):
+# Loads of a row are as wide as its length lets them be: `columns` are compiled for.
+@triton.jit(do_not_specialize=["rows", "middle", "column_blocks"])
+def update_kernel(z, registers, gamma, out, rows, columns, middle, column_blocks, C: tl.constexpr):
     """out = z + sum_j gamma_j * R_j."""
+    sizes = Sizes(rows, columns, middle, column_blocks)
     tile = owned_tile(sizes, C)
     total = tl.load(z + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
     for j in tl.static_range(C.COUNT):
@@ -73,9 +75,12 @@ def update_kernel(z, registers, gamma, out, sizes, C: tl.constexpr):
     tl.store(out + tile.o_entry, total, mask=tile.m_entry)
 
 
-@triton.jit(do_not_specialize=["sizes"])
-def update_backward_kernel(grad, registers, gamma, outs, partials, sizes, C: tl.constexpr):
+@triton.jit(do_not_specialize=["rows", "middle", "column_blocks"])
+def update_backward_kernel(
+    grad, registers, gamma, outs, partials, rows, columns, middle, column_blocks, C: tl.constexpr
+):
     """outs: gradients of the registers. partials: (row blocks, J, columns) or (column blocks, J, rows)."""
+    sizes = Sizes(rows, columns, middle, column_blocks)
     tile = owned_tile(sizes, C)
     own = tl.load(grad + tile.o_entry, mask=tile.m_entry, other=0.0).to(C.ACC)
     for j in tl.static_range(C.COUNT):
@@ -128,7 +133,7 @@ def update(z: Tensor, registers: Sequence[Tensor], gamma: Tensor) -> Tensor:
             registers=tuple(register.contiguous() for register in registers),
             gamma=gamma.contiguous(),
             out=out,
-            sizes=sizes,
+            **sizes._asdict(),
             C=constants,
         )
     return out
@@ -151,7 +156,7 @@ def update_backward(grad: Tensor, registers: Sequence[Tensor], gamma: Tensor) ->
         gamma=gamma.contiguous(),
         outs=outs,
         partials=partials,
-        sizes=sizes,
+        **sizes._asdict(),
         C=constants,
     )
     total = partials.view(across, constants.COUNT, -1, sizes.middle).sum((0, 2), dtype=torch.float64)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import sums
 from memformer_kernels.backends.triton.coefficients import Entries, add_to_coefficient, load_coefficient
-from memformer_kernels.backends.triton.launch import launch, tasks_a_sum
+from memformer_kernels.backends.triton.launch import launch, strides_of, tasks_a_sum
 from memformer_kernels.backends.triton.tiles import inner, wide
 
 TILE_NUMBERS = 2048
@@ -55,29 +55,6 @@ class Backward(NamedTuple):
     beta_partials: Tensor | None
 
 
-class UpdateStrides(NamedTuple):
-    """Of the state (B, M, D), and from one kept register to the next."""
-
-    task: int
-    row: int
-    column: int
-    slot: int
-
-
-class PartialSizes(NamedTuple):
-    """From one partial sum of gamma or beta to the next."""
-
-    gamma: int
-    beta: int
-
-
-class Counts(NamedTuple):
-    """Registers R a layer, and kept registers or updates."""
-
-    heads: int
-    others: int
-
-
 class Constants(NamedTuple):
     """ROWS, BLOCK: of a tile."""
 
@@ -113,16 +90,20 @@ def owned_tile(rows, width, C: tl.constexpr):
     return Tile(i_block, i_row_block, i_row, i_column, m_entry, entries)
 
 
-@triton.jit(do_not_specialize=["rows", "counts"])
-def update_kernel(t, strides, rows, width, counts, C: tl.constexpr):
-    """register (B, R, M, D) and moved (B, M, D) from fresh (B, R, M, D), the register before and the ones kept."""
+@triton.jit(do_not_specialize=["room", "rows", "heads", "others"])
+def update_kernel(t, strides, room, rows, width, heads, others, C: tl.constexpr):
+    """register (B, R, M, D) and moved (B, M, D) from fresh (B, R, M, D), the register before and the `others` kept.
+
+    room: tasks from one kept register to the next.
+    """
     tile = owned_tile(rows, width, C)
     entries = tile.entries
-    s_task, s_row, s_column = wide((strides.task, strides.row, strides.column))
+    s_task, s_row, s_column = wide(strides)
+    slot = tl.cast(room, tl.int64) * heads * rows * width
     own = t.state + tile.i_block * s_task + tile.i_row * s_row + tile.i_column * s_column
     total = tl.load(own, mask=tile.m_entry, other=0.0)
-    for head in range(counts.heads):
-        o_entry = ((tile.i_block * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
+    for head in range(heads):
+        o_entry = ((tile.i_block * heads + head) * rows + tile.i_row) * width + tile.i_column
         register = tl.load(t.fresh + o_entry, mask=tile.m_entry, other=0.0)
         if t.beta is not None:
             decay = load_coefficient(t.beta, head, rows, width, entries, C.BETA_TOKENS)
@@ -131,13 +112,13 @@ def update_kernel(t, strides, rows, width, counts, C: tl.constexpr):
         if t.gamma is None:
             total += register
         else:
-            i_own = counts.others * counts.heads + head
+            i_own = others * heads + head
             total += register * load_coefficient(t.gamma, i_own, rows, width, entries, C.GAMMA_TOKENS)
             if t.kept is not None:
-                for past in range(counts.others):
-                    i_weight = past * counts.heads + head
+                for past in range(others):
+                    i_weight = past * heads + head
                     weight = load_coefficient(t.gamma, i_weight, rows, width, entries, C.GAMMA_TOKENS)
-                    p_slot = t.kept + tl.cast(past, tl.int64) * strides.slot
+                    p_slot = t.kept + past * slot
                     total += weight * tl.load(p_slot + o_entry, mask=tile.m_entry, other=0.0)
     tl.store(t.moved + (tile.i_block * rows + tile.i_row) * width + tile.i_column, total, mask=tile.m_entry)
 
@@ -149,36 +130,37 @@ def add_gradient(into, index, left, right, rows, width, entries, TOKENS: tl.cons
     add_to_coefficient(into, index, total, rows, width, entries, TOKENS)
 
 
-@triton.jit(do_not_specialize=["batch", "rows", "counts", "lanes"])
-def update_backward_kernel(t, slot, batch, rows, width, counts, lanes, partial_sizes, C: tl.constexpr):
-    """grad (B, R, M, D) of a register from updates (later, B, M, D), the next register's and what reaches it directly.
+@triton.jit(do_not_specialize=["batch", "room", "rows", "heads", "others", "lanes"])
+def update_backward_kernel(t, batch, room, rows, width, heads, others, lanes, gamma_size, beta_size, C: tl.constexpr):
+    """grad (B, R, M, D) of a register from updates (K, B, M, D), the next register's and what reaches it directly.
 
-    A program has `lanes` tasks. Partial sums: of a block of tasks where the coefficient has a token axis, else of a
-    block of tasks and one of rows.
+    others: K. room: tasks from one update to the next. A program has `lanes` tasks. Partial sums: of a block of tasks
+    where the coefficient has a token axis, else of a block of tasks and one of rows.
     """
     tile = owned_tile(rows, width, C)
     entries = tile.entries
     i_cell = tile.i_block * tl.cdiv(rows, C.ROWS) + tile.i_row_block
     p_gamma = t.gamma_partials
     p_beta = t.beta_partials
+    slot = tl.cast(room, tl.int64) * rows * width
     if t.gamma is not None:
-        p_gamma = t.gamma_partials + (tile.i_block if C.GAMMA_TOKENS else i_cell) * partial_sizes.gamma
+        p_gamma = t.gamma_partials + (tile.i_block if C.GAMMA_TOKENS else i_cell) * gamma_size
     if t.carried is not None:
-        p_beta = t.beta_partials + (tile.i_block if C.BETA_TOKENS else i_cell) * partial_sizes.beta
+        p_beta = t.beta_partials + (tile.i_block if C.BETA_TOKENS else i_cell) * beta_size
     for lane in range(tl.minimum(batch - tile.i_block * lanes, lanes)):
         i_task = tile.i_block * lanes + lane
-        for head in range(counts.heads):
-            o_entry = ((i_task * counts.heads + head) * rows + tile.i_row) * width + tile.i_column
+        for head in range(heads):
+            o_entry = ((i_task * heads + head) * rows + tile.i_row) * width + tile.i_column
             register = tl.load(t.register + o_entry, mask=tile.m_entry, other=0.0)
             total = tl.zeros_like(register)
-            for index in range(counts.others):
-                p_slot = t.updates + tl.cast(index, tl.int64) * slot
+            for index in range(others):
+                p_slot = t.updates + index * slot
                 o_update = (i_task * rows + tile.i_row) * width + tile.i_column
                 update = tl.load(p_slot + o_update, mask=tile.m_entry, other=0.0)
                 if t.gamma is None:
                     total += update
                 else:
-                    i_weight = index * counts.heads + head
+                    i_weight = index * heads + head
                     total += update * load_coefficient(t.gamma, i_weight, rows, width, entries, C.GAMMA_TOKENS)
                     add_gradient(p_gamma, i_weight, register, update, rows, width, entries, C.GAMMA_TOKENS)
             if t.carried is not None:
@@ -204,6 +186,11 @@ def _constants(width: int, gamma: Tensor | None, beta: Tensor | None) -> Constan
     return Constants(tokens[0], tokens[1], TILE_NUMBERS // block, block)
 
 
+def _room(stacked: Tensor) -> int:
+    """Tasks from one tensor of (K, B, ..) to the next."""
+    return stacked.stride(0) // max(stacked.stride(1), 1)
+
+
 def update(
     state: Tensor,
     fresh: Tensor,
@@ -215,8 +202,9 @@ def update(
 ) -> Tensor:
     """The next state (B, M, D), contiguous; the register (B, R, M, D) goes to `register`.
 
-    fresh (B, R, M, D) is the attention output, kept (J, B, R, M, D) the registers that gamma weights before the new
-    one, gamma (J + 1, R, M or 1, D) or None for the new one alone; before (B, R, M, D) and beta (R, M or 1, D) or None.
+    fresh (B, R, M, D) is the attention output, kept (J, B, R, M, D), each contiguous, the registers that gamma weights
+    before the new one, gamma (J + 1, R, M or 1, D) or None for the new one alone; before (B, R, M, D) and beta (R, M
+    or 1, D) or None.
     """
     batch, heads, rows, width = fresh.shape
     constants = _constants(width, gamma, beta)
@@ -227,12 +215,12 @@ def update(
             update_kernel,
             programs,
             t=Update(state, fresh.contiguous(), before, kept, gamma, beta, register, moved),
-            strides=UpdateStrides(
-                state.stride(0), state.stride(1), state.stride(2), 0 if kept is None else kept.stride(0)
-            ),
+            strides=strides_of(state),
+            room=0 if kept is None else _room(kept),
             rows=rows,
             width=width,
-            counts=Counts(heads, 0 if kept is None else kept.shape[0]),
+            heads=heads,
+            others=0 if kept is None else kept.shape[0],
             C=constants,
         )
     return moved
@@ -246,7 +234,7 @@ def update_backward(
     beta: Tensor | None,
     direct: Tensor | None = None,
 ) -> RegisterGradients:
-    """Gradients of a register from those of the states that read it, updates (K, B, M, D).
+    """Gradients of a register from those of the states that read it, updates (K, B, M, D), each contiguous.
 
     gamma (K, R, M or 1, D) or None for ones; carried (B, R, M, D) is the next register's gradient and beta (R, M or 1,
     D) what it was carried on with, or None; direct (B, R, M, D) is added. Coefficients' gradients are sums over tasks.
@@ -256,7 +244,9 @@ def update_backward(
     row_blocks, column_blocks = triton.cdiv(rows, constants.ROWS), triton.cdiv(width, constants.BLOCK)
     # A partial sum for every task where rows are summed; that of a token axis is as large as a task itself.
     has_tokens = constants.GAMMA_TOKENS or constants.BETA_TOKENS
-    lanes = tasks_a_sum(register, batch, 1, WARPS, row_blocks * column_blocks) if has_tokens else 1
+    numbers = sum(x.numel() for x in (gamma, beta) if x is not None)
+    tiles = row_blocks * column_blocks
+    lanes = tasks_a_sum(register, batch, 1, WARPS, tiles, numbers=numbers) if has_tokens else 1
     blocks = triton.cdiv(batch, lanes)
 
     def partials(coefficient: Tensor | None, tokens: bool) -> Tensor | None:
@@ -283,15 +273,17 @@ def update_backward(
     if batch:
         launch(
             update_backward_kernel,
-            blocks * row_blocks * column_blocks,
+            blocks * tiles,
             t=t,
-            slot=updates.stride(0),
             batch=batch,
+            room=_room(updates),
             rows=rows,
             width=width,
-            counts=Counts(heads, updates.shape[0]),
+            heads=heads,
+            others=updates.shape[0],
             lanes=lanes,
-            partial_sizes=PartialSizes(*(0 if x is None else x.numel() for x in (gamma, beta))),
+            gamma_size=0 if gamma is None else gamma.numel(),
+            beta_size=0 if beta is None else beta.numel(),
             C=constants,
         )
     return RegisterGradients(t.grad, total(t.gamma_partials, gamma), total(t.beta_partials, beta))

@@ -41,6 +41,9 @@ WARPS = 32
 SCRATCH_BYTES = 2**28
 """Scratch up to which a multiprocessor is given several programs: for common sizes near what the caches hold."""
 
+SUM_BYTES = 2**29
+"""Of the partial sums of a batch, and again of the running sums of programs, where parameters have many numbers."""
+
 SCRATCH_SHARE = 8
 """Scratch is at most this part of a GPU's memory, one over it, whatever is left idle."""
 
@@ -129,14 +132,11 @@ def vectors_config(width: int, tokens: int, dtype: torch.dtype, architecture: in
     gradients: those of the tasks' matrices are summed next to the matrices.
     """
     chosen = config(width, tokens, dtype, architecture)
-    if chosen.block < 64:
+    if chosen.block != 64:
         return chosen
     # A thread takes 64 numbers at a time of a matrix, or of two. Three programs of 128 threads hide on a multiprocessor
-    # what each waits for.
+    # what each waits for. Where products keep both operands in registers, those of three programs are too few.
     plain = dtype == torch.float32 and not gradients
-    if chosen.block > 64:
-        return chosen
-    # Where products keep both operands in registers, those of three programs are too few.
     return chosen._replace(tasks=2 if plain else 1, warps=4, registers=168 if plain and wgmma(architecture) else None)
 
 
@@ -204,14 +204,19 @@ class Machine(NamedTuple):
     memory: int
 
 
-def programs(work: int, scratch: int, warps: int, machine: Machine) -> int:
+def programs(work: int, scratch: int, warps: int, machine: Machine, running: int = 0) -> int:
     """Programs for so many pieces of work, each with `scratch` bytes of its own; each takes every n-th piece.
 
     As many as multiprocessors hold with 64 registers a thread; fewer where their scratch would be large, but so many
     that each multiprocessor holds programs with 255 registers a thread, as long as the GPU's memory allows them. Pieces
     are tasks, so this depends on the batch. Results do not: a piece is the same work in any program.
+
+    running: bytes of a program's sum that is still to join others, which count as scratch and are never more than
+    `SUM_BYTES` together, unless one is.
     """
-    scratch = max(scratch, 1)
+    if running:
+        work = min(work, SUM_BYTES // running)
+    scratch = max(scratch + running, 1)
     always = min(machine.multiprocessors * _resident(warps), machine.memory // SCRATCH_SHARE // scratch)
     most = min(machine.multiprocessors * max(1, WARPS // warps), SCRATCH_BYTES // scratch)
     return max(1, min(work, max(always, most)))
@@ -223,14 +228,17 @@ def _resident(warps: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def tasks_a_sum(batch: int, at_once: int, warps: int, tiles: int = 1, multiprocessors: int = MULTIPROCESSORS) -> int:
+def tasks_a_sum(
+    batch: int, at_once: int, warps: int, tiles: int = 1, size: int = 0, multiprocessors: int = MULTIPROCESSORS
+) -> int:
     """Consecutive tasks whose parameter gradients one program adds up: a power of 2, up to a block of 1024.
 
     As many as keep the multiprocessors nearly as busy as fewer would, so that partial sums, which are written and read
-    again, stay few; and so few that every multiprocessor has a program where there are tasks enough. The order of sums
-    over tasks follows from it: it looks at the batch, not at the GPU.
+    again, stay few; and so few that every multiprocessor has a program where there are tasks enough. Where a partial
+    sum is large, so many that all of them fit in `SUM_BYTES`, as far as a block of 1024 tasks has only one. The order
+    of sums over tasks follows from it: it looks at the batch, not at the GPU.
 
-    at_once: tasks of a program at a time. tiles: programs that share the same tasks.
+    at_once: tasks of a program at a time. tiles: programs that share the same tasks. size: bytes of a partial sum.
     """
     held = multiprocessors * _resident(warps)
 
@@ -239,9 +247,10 @@ def tasks_a_sum(batch: int, at_once: int, warps: int, tiles: int = 1, multiproce
         return -(-(-(-batch // tasks) * tiles) // held) * (tasks + at_once)
 
     choices = [at_once << power for power in range(11) if at_once << power <= TASKS_A_BLOCK]
-    spread = [tasks for tasks in choices if -(-batch // tasks) * tiles >= multiprocessors]
+    fit = [tasks for tasks in choices if -(-batch // tasks) * size <= SUM_BYTES] or choices[-1:]
+    spread = [tasks for tasks in fit if -(-batch // tasks) * tiles >= multiprocessors]
     least = min(map(time, spread), default=0)
-    return max((tasks for tasks in spread if 10 * time(tasks) <= 11 * least), default=at_once)
+    return max((tasks for tasks in spread if 10 * time(tasks) <= 11 * least), default=fit[0])
 
 
 def gram_apart(width: int) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import Coefficient
 from memformer_kernels.backends.triton.gram import gram
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, triton_type
+from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, strides_of, triton_type
 from memformer_kernels.backends.triton.matrices import laid, task_matrix, times_own, times_shared
 from memformer_kernels.backends.triton.tiles import inner, load_counts, wide
 
@@ -46,17 +46,17 @@ class Tensors(NamedTuple):
 class Sizes(NamedTuple):
     """Tasks, tokens, longest context and layers."""
 
-    batch: int
-    tokens: int
-    context: int
-    layers: int
+    batch: Any
+    tokens: Any
+    context: Any
+    layers: Any
 
 
 class Results(NamedTuple):
     """Queries that are predicted, and layers whose predictions or weights are results."""
 
-    queries: int
-    outputs: int
+    queries: Any
+    outputs: Any
 
 
 class Constants(NamedTuple):
@@ -219,17 +219,32 @@ def predictions(rows, state, strides, i_query, queries, own, C: tl.constexpr):
     return values
 
 
-@triton.jit(do_not_specialize=["sizes", "kept", "results"])
-def solve_kernel(t, out, scratch, strides, sizes, kept, results, scratch_size, C: tl.constexpr):
+@triton.jit(do_not_specialize=["batch", "tokens", "context", "layers", "kept", "queries", "outputs"])
+def solve_kernel(
+    t,
+    out,
+    scratch,
+    strides,
+    batch,
+    tokens,
+    context,
+    layers,
+    kept,
+    queries,
+    outputs,
+    scratch_size,
+    C: tl.constexpr,
+):
     """Predictions (outputs, B, queries) of a network, or the weights (outputs, B, d) of a quadratic.
 
     `outputs` is L for those after every layer, or 1 for the last. Tasks go to programs in blocks of TASKS.
     """
     z_strides = wide(strides)
+    sizes = Sizes(batch, tokens, context, layers)
+    results = Results(queries, outputs)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     i_lane = tl.arange(0, C.TASKS)[:, None]
     i = tl.arange(0, C.BLOCK)[None, :]
-    queries = results.queries
     for block in range(tl.program_id(0), tl.cdiv(sizes.batch, C.TASKS), tl.num_programs(0)):
         i_task = tl.cast(block, tl.int64) * C.TASKS + i_lane
         own = own_tasks(t, i_task, i_lane, memory, sizes, C)
@@ -310,10 +325,14 @@ class Recurrence(NamedTuple):
         gamma, beta = self.gamma.values, self.beta.values
         return {
             "t": Tensors(self.tasks, matrix, self.b, self.start, self.lengths, a, turned, gamma, beta),
-            "strides": (0, 0, 0) if self.z is None else self.z.stride(),
-            "sizes": Sizes(batch, tokens, self.context, layers),
+            "strides": (0, 0, 0) if self.z is None else strides_of(self.z),
+            "batch": batch,
+            "tokens": tokens,
+            "context": self.context,
+            "layers": layers,
             "kept": kept,
-            "results": Results(queries, outputs),
+            "queries": queries,
+            "outputs": outputs,
             "C": Constants(
                 WIDTH=self.width,
                 FEATURES=features,

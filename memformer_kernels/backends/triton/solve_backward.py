@@ -28,6 +28,8 @@ from memformer_kernels.backends.triton.matrices import (
 )
 from memformer_kernels.backends.triton.solve import (
     Recurrence,
+    Results,
+    Sizes,
     gradients_of,
     load_weight,
     own_tasks,
@@ -98,8 +100,24 @@ def register_gradient(t, grad, layer, has_later, head, own, layers, kept, C: tl.
 
 
 @triton.jit
-def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MATRIX: tl.constexpr, C: tl.constexpr):
-    """Gradients of H, as `task_matrix` has it, b and s_0 (TASKS, BLOCK); those of the vectors go to scratch."""
+def run_layers_back(
+    t,
+    tile,
+    error,
+    rows,
+    strides,
+    own,
+    sizes,
+    kept,
+    results,
+    MATRIX: tl.constexpr,
+    OFFSET: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Gradients of H, as `task_matrix` has it, b and s_0 (TASKS, BLOCK); those of the vectors go to scratch.
+
+    MATRIX, OFFSET: whether those of H and of b are wanted; else they are zero.
+    """
     layers = sizes.layers
     i = tl.arange(0, C.BLOCK)[None, :]
     m_vector = own.m_task & (i < C.WIDTH)
@@ -124,6 +142,7 @@ def run_layers_back(t, tile, error, rows, strides, own, sizes, kept, results, MA
         if MATRIX:
             state = tl.load(states + layer * own.slot, mask=m_vector, other=0.0)
             matrix_grad += outer_product(residual_grad, state, C)
+        if OFFSET:
             offset_grad += residual_grad
         grad += tl.where(i < C.FEATURES, times_own_back(t, tile, residual_grad, own, C), 0.0)
         tl.debug_barrier()
@@ -280,7 +299,9 @@ def store_task_gradients(grads, matrix_grad, offset_grad, grad, own, C: tl.const
 
 
 # One register a layer is compiled for itself: its loops over registers, and what they keep in registers, go.
-@triton.jit(do_not_specialize=["sizes", "results", "chunk_tasks", "predicted"])
+@triton.jit(
+    do_not_specialize=["batch", "tokens", "context", "layers", "queries", "outputs", "chunk_tasks", "predicted"]
+)
 def solve_backward_kernel(
     t,
     error,
@@ -289,9 +310,13 @@ def solve_backward_kernel(
     partials,
     scratch,
     strides,
-    sizes,
+    batch,
+    tokens,
+    context,
+    layers,
     kept,
-    results,
+    queries,
+    outputs,
     scratch_size,
     partial_size,
     chunk_tasks,
@@ -304,13 +329,15 @@ def solve_backward_kernel(
     squares of its chunk_tasks tasks. For the loss `error` (1, B, queries) receives 2 (prediction - target) / predicted.
     """
     z_strides = wide(strides)
-    layers = sizes.layers
+    sizes = Sizes(batch, tokens, context, layers)
+    results = Results(queries, outputs)
     MATRIX: tl.constexpr = (grads.z is not None) or (grads.matrix is not None)
+    OFFSET: tl.constexpr = MATRIX or (grads.offset is not None)
     memory = scratch + tl.cast(tl.program_id(0), tl.int64) * scratch_size
     square = memory + slots_of(layers, kept).end * tl.cast(C.LANES * C.WIDTH, tl.int64)
-    for chunk in range(tl.program_id(0), tl.cdiv(sizes.batch, chunk_tasks), tl.num_programs(0)):
+    for chunk in range(tl.program_id(0), tl.cdiv(batch, chunk_tasks), tl.num_programs(0)):
         first_task = tl.cast(chunk, tl.int64) * chunk_tasks
-        in_chunk = tl.minimum(sizes.batch - first_task, chunk_tasks).to(tl.int32)
+        in_chunk = tl.minimum(batch - first_task, chunk_tasks).to(tl.int32)
         partial = partials + tl.cast(chunk, tl.int64) * partial_size
         for first in range(0, in_chunk, C.LANES):
             lanes_live = tl.minimum(in_chunk - first, C.LANES)
@@ -318,17 +345,17 @@ def solve_backward_kernel(
             for step in range(tl.cdiv(lanes_live, C.TASKS)):
                 i_lane = step * C.TASKS + tl.arange(0, C.TASKS)[:, None]
                 own = own_tasks(t, first_task + first + i_lane, i_lane, memory, sizes, C)
-                tile = task_matrix(t, z_strides, own, sizes.context, C) if C.HELD else None
+                tile = task_matrix(t, z_strides, own, context, C) if C.HELD else None
                 state = run_layers(t, tile, own, layers, kept, True, C)
                 rows = t.z
                 if C.NETWORK:
-                    o_query = (sizes.tokens - results.queries) * z_strides[1]
+                    o_query = (tokens - queries) * z_strides[1]
                     rows = t.z + own.i_task[:, :, None] * z_strides[0] + o_query
                 if C.LOSS:
                     squares = put_error(squares, error, target, state, rows, z_strides, predicted, own, results, C)
                 tl.debug_barrier()
                 matrix_grad, offset_grad, grad = run_layers_back(
-                    t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, C
+                    t, tile, error, rows, z_strides, own, sizes, kept, results, MATRIX, OFFSET, C
                 )
                 if grads.z is not None:
                     store_token_gradients(
@@ -356,13 +383,24 @@ class Gradients(NamedTuple):
     squares: Tensor
 
 
+class TaskNeeds(NamedTuple):
+    """Which gradients of what a task has of its own are wanted.
+
+    tasks: of the tokens, or of the matrices that were given for them; of h. b and start: of a quadratic.
+    """
+
+    tasks: bool
+    b: bool = False
+    start: bool = False
+
+
 def solve_backward(
     recurrence: Recurrence,
     error: Tensor | None,
     target: Tensor | None,
     queries: int,
     outputs: int,
-    needs_tasks: bool,
+    needs: TaskNeeds,
     z_dtype: torch.dtype,
 ) -> tuple[Gradients, Tensor]:
     """Gradients from those of the results, `error`; or of the mean squared error to `target`, with its sum of squares.
@@ -370,21 +408,23 @@ def solve_backward(
     Returns the gradient of the predictions too, which for a loss is computed here. That of z is made by the programs
     that sum tokens themselves, and by no others.
     """
-    assert not needs_tasks or sums_tokens(recurrence.z, recurrence.matrix) or recurrence.z is None
     a, z, gamma, beta = recurrence.a, recurrence.z, recurrence.gamma, recurrence.beta
+    given = z is None or recurrence.matrix is not None
+    assert not needs.tasks or given or sums_tokens(z, None)
     batch, _, side = recurrence.tasks.shape
     width = recurrence.width
     if error is None:
         error = a.new_empty((1, batch, queries))
     grads = TaskGradients(
-        z=z.new_empty(z.shape, dtype=z_dtype) if needs_tasks and z is not None else None,
-        matrix=a.new_empty((batch, side, side)) if z is None or recurrence.matrix is not None else None,
-        offset=a.new_empty((batch, side)) if z is None else None,
-        start=a.new_empty((batch, side)) if z is None else None,
+        z=None if z is None or given or not needs.tasks else z.new_empty(z.shape, dtype=z_dtype),
+        matrix=a.new_empty((batch, side, side)) if given and needs.tasks else None,
+        offset=a.new_empty((batch, side)) if needs.b else None,
+        start=a.new_empty((batch, side)) if needs.start else None,
     )
-    config = recurrence.config(gradients=grads.z is not None or grads.matrix is not None)
-    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps)
-    partials = Partials(a, batch, chunk_tasks, [a.numel(), gamma.numbers, beta.numbers, 1])
+    config = recurrence.config(gradients=needs.tasks)
+    sizes = [a.numel(), gamma.numbers, beta.numbers, 1]
+    chunk_tasks = tasks_a_sum(a, batch, config.tasks, config.warps, numbers=sum(sizes))
+    partials = Partials(a, batch, chunk_tasks, sizes)
     size = slots_of.fn(*a.shape[:2]).end * config.lanes * width
     size += config.tasks * width * width if grads.z is not None else 0
     programs, scratch = scratch_of(a, partials.chunks, size, config.warps)

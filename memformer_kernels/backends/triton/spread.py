@@ -37,11 +37,11 @@ class SpreadCalls:
         self.calls = ResponseCalls(inner, matrix) if response_only else NetworkCalls(inner, matrix=matrix)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
-        columns = self.calls.predict(self.width, layers)
-        out = columns.new_empty((columns.shape[0], columns.shape[1], queries))
-        for part in tiles_of(columns.shape[0]):
-            times(self._queries(queries), columns[part].permute(1, 2, 0), out[part].permute(1, 2, 0))
-        return out
+        columns = self.calls.predict(self.width, layers).permute(1, 2, 0).contiguous()
+        out = columns.new_empty((columns.shape[0], queries, columns.shape[2]))
+        for part in tiles_of(columns.shape[2]):
+            times(self._queries(queries), columns[..., part], out[..., part])
+        return out.permute(2, 0, 1).contiguous()
 
     def predict_backward(self, grad: Tensor, need_z: bool) -> NetworkGradients:
         return self._predict_backward(grad, need_z, self.network.z.dtype)
@@ -68,7 +68,7 @@ class SpreadCalls:
             from_responses, *parameters = self._predict_backward(responses, need_z, z.dtype)
             moved = None if from_responses is None else from_responses + pad(grad[..., :-1], (0, 1))
             return (moved, *parameters)  # type: ignore[return-value]
-        matrix, *parameters = self.calls.stack_backward(across(z, grad, None, z.shape[1]).contiguous(), need_z=False)
+        matrix, *parameters = self.calls.stack_backward(across(z, grad, None, z.shape[1]).contiguous(), need_z)
         z_grad: Tensor | None = None
         if need_z:
             last = self.calls.stack()
@@ -79,15 +79,15 @@ class SpreadCalls:
 
     def _predict_backward(self, grad: Tensor, need_z: bool, z_dtype: torch.dtype) -> NetworkGradients:
         outputs, _, queries = grad.shape
-        query, by_query = self._queries(queries), grad.permute(1, 2, 0)
+        query, by_query = self._queries(queries), grad.permute(1, 2, 0).contiguous()
         sums = [across(query, by_query[..., part], None, queries) for part in tiles_of(outputs)]
         column_grads = torch.cat(sums, 2).permute(2, 0, 1).contiguous()
-        matrix, *parameters = self.calls.predict_backward(column_grads, need_z=False)
+        matrix, *parameters = self.calls.predict_backward(column_grads, need_z)
         z_grad: Tensor | None = None
         if need_z:
             z = self.network.z
             out = z.new_empty(z.shape, dtype=z_dtype)
-            direct = by_query, self.calls.predict(self.width, outputs > 1).permute(1, 0, 2)
+            direct = by_query, self.calls.predict(self.width, outputs > 1).permute(1, 0, 2).contiguous()
             if queries == z.shape[1]:
                 z_grad = self._through_context(matrix, out, direct)
             else:

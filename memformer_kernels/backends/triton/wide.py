@@ -16,6 +16,19 @@ from memformer_kernels.backends.pytorch.memory import Memory
 from memformer_kernels.backends.triton.coefficients import in_full
 from memformer_kernels.backends.triton.registers import update, update_backward
 
+_TASKS_A_STEP = 4
+"""Tasks of any number of entries that fill a whole number of 16 bytes."""
+
+
+def _slots(layers: int, like: Tensor) -> Tensor:
+    """Room for as many tensors, each beginning as an allocation does, whatever the number of tasks.
+
+    Kernels are compiled for memory that begins at a multiple of 16 bytes, and for memory that does not.
+    """
+    tasks, *axes = like.shape
+    room = -(-tasks // _TASKS_A_STEP) * _TASKS_A_STEP
+    return like.new_empty((layers, room, *axes))[:, :tasks]
+
 
 class FusedMemory(Memory):
     """`Memory` in one pass a layer. Registers and the gradients of updates lie in slots, one for each layer.
@@ -40,7 +53,7 @@ class FusedMemory(Memory):
 
     def advance(self, layer: int, state: Tensor, fresh: Tensor, previous: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         if self._registers is None:
-            self._registers = fresh.new_empty((self._layers, *fresh.shape))
+            self._registers = _slots(self._layers, fresh)
         registers, gamma, beta = self._registers, self._full_gamma.values, self._full_beta.values
         kept = None
         if gamma is not None:
@@ -60,7 +73,7 @@ class FusedMemory(Memory):
 
     def hold(self, layer: int, update_grad: Tensor) -> Tensor:
         if self._updates is None:
-            self._updates = update_grad.new_empty((self._layers, *update_grad.shape))
+            self._updates = _slots(self._layers, update_grad)
         self._updates[layer] = update_grad
         return self._updates[layer]
 

@@ -33,25 +33,37 @@ from virtual_gpu.triton import driver_of
 
 SIZES = {
     "batch",
+    "beta_size",
+    "blocks",
     "chunk_tasks",
+    "column_blocks",
+    "columns",
+    "context",
     "count",
-    "counts",
-    "depths",
-    "ends",
+    "depth",
+    "gamma_size",
+    "heads",
     "kept",
     "lanes",
+    "layers",
+    "middle",
+    "others",
+    "outputs",
     "partial_size",
-    "partial_sizes",
     "predicted",
-    "results",
+    "queries",
+    "room",
+    "row_blocks",
     "rows",
     "scratch_size",
     "size",
-    "sizes",
+    "split_tokens",
+    "splits",
     "together",
+    "tokens",
     "width",
 }
-"""Numbers that kernels are given, alone or in tuples, and that are no strides: all others are used in 64 bits alone."""
+"""Numbers that kernels are given and that are no strides: all others are used in 64 bits alone."""
 
 
 def narrow_strides(ttir: str) -> list[str]:

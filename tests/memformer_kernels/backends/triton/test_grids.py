@@ -122,6 +122,26 @@ def test_scratch_leaves_no_multiprocessor_idle_while_memory_lasts() -> None:
     assert rules.programs(1000, 2**20, 8, small) == 64
 
 
+def test_running_sums_of_programs_are_bounded() -> None:
+    for running in (2**10, 2**20, 2**24, 2**28):
+        programs = rules.programs(10**6, 2**20, 1, H200, running)
+        assert programs * running <= rules.SUM_BYTES
+        assert programs * (running + 2**20) <= H200.memory // rules.SCRATCH_SHARE
+    assert rules.programs(10**6, 2**10, 1, H200, 2**10) == rules.programs(10**6, 2**11, 1, H200)
+    assert rules.programs(10**6, 2**20, 1, H200, 2**40) == 1
+
+
+def test_partial_sums_are_bounded_where_a_parameter_is_large() -> None:
+    for at_once, batch, size in product((1, 2, 4), (1, 1000, 9000, 10**6), (2**10, 2**20, 2**24, 2**30)):
+        tasks = rules.tasks_a_sum(batch, at_once, 8, size=size)
+        assert rules.TASKS_A_BLOCK % tasks == tasks % at_once == 0
+        assert -(-batch // tasks) * size <= rules.SUM_BYTES or tasks == rules.TASKS_A_BLOCK
+        # No further than they must be: half as many tasks a sum would need more memory.
+        if size >= 2**24 and tasks > at_once:
+            assert -(-batch // (tasks // 2)) * size > rules.SUM_BYTES
+    assert rules.tasks_a_sum(1000, 4, 1, size=2**10) == rules.tasks_a_sum(1000, 4, 1)
+
+
 def test_sums_over_tasks_are_few_and_keep_the_multiprocessors_busy() -> None:
     for (at_once, warps), batch in product(((4, 1), (4, 2), (2, 4), (1, 2), (1, 4), (1, 8)), range(1, 70_000, 37)):
         tasks = rules.tasks_a_sum(batch, at_once, warps)

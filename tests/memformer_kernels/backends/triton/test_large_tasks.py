@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memformer_kernels import explain
-from memformer_kernels.backends.triton import sums
+from memformer_kernels.backends.triton import sums, wide
 from memformer_kernels.backends.triton.registers import update, update_backward
 from memformer_kernels.calls import plan
 from memformer_kernels.testing import float64_violations, public, relative_error
@@ -59,6 +59,15 @@ def test_wider_tasks_than_a_tile() -> None:
     for algorithm in ("gram", "token"):
         assert float64_violations(public("triton", algorithm), case) == {}
     assert explain(case.z, case.q, case.p, backend="triton").regime == "large"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 5])
+def test_every_register_begins_where_an_allocation_does(tasks: int, dtype: torch.dtype) -> None:
+    """At a multiple of 16 bytes, for which kernels are compiled, whatever the number of tasks and of their entries."""
+    slots = wide._slots(3, torch.empty(tasks, 1, 3, 5, dtype=dtype))
+    assert slots.shape == (3, tasks, 1, 3, 5)
+    assert all(slot.is_contiguous() and slot.data_ptr() % 16 == slots.data_ptr() % 16 for slot in slots)
 
 
 def test_float32_sums_are_of_float32_grade() -> None:

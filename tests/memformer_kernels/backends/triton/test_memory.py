@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import memformer_loss
-from memformer_kernels.backends.triton import launch, rules
+from memformer_kernels.backends.triton import launch, rules, sums
 from tests.memformer_kernels.allocations import peak_bytes
 
 NUMBER, LAYERS = 4, 2
 
 
-def _loss_bytes(batch: int, tokens: int, width: int, algorithm: str, structure: str) -> int:
+def _loss_bytes(batch: int, tokens: int, width: int, algorithm: str, structure: str, token_wise: bool = False) -> int:
     """Of a loss and its gradients in the parameters; the tokens are one number, seen everywhere."""
     q = torch.zeros(LAYERS, 1, width - 1, width - 1, requires_grad=True)
     p = None if structure == "response-only" else torch.zeros_like(q).requires_grad_()
-    gamma = torch.zeros(LAYERS, LAYERS, 1, 1, width, requires_grad=True)
+    gamma = torch.zeros(LAYERS, LAYERS, 1, tokens if token_wise else 1, width, requires_grad=True)
     z, target = torch.zeros(1).expand(batch, tokens, width), torch.zeros(batch, 1)
     options: dict[str, Any] = {"backend": "triton", "algorithm": algorithm}
 
@@ -76,3 +76,29 @@ def test_long_tasks_on_tokens_need_less_than_their_registers() -> None:
     batch, tokens, width = 2000, 4096, 64
     registers = batch * LAYERS * tokens * width * NUMBER
     assert _loss_bytes(batch, tokens, width, "token", "block") < registers / 4
+
+
+@pytest.mark.parametrize(("structure", "width", "tokens"), [("response-only", 6, 4000), ("block", 17, 200)])
+@pytest.mark.parametrize("batch", [1000, 9000, 40_000])
+def test_sums_of_large_parameters_are_bounded(
+    structure: str, width: int, tokens: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight for every token: partial sums of it, and running sums, have room for a few, here 2^21 bytes each."""
+    bound = 2**21
+    monkeypatch.setattr(rules, "SUM_BYTES", bound)
+    rules.tasks_a_sum.cache_clear()
+    gamma = LAYERS**2 * tokens * (1 if structure == "response-only" else width) * NUMBER
+    made, plain = (_loss_bytes(batch, tokens, width, "token", structure, wise) for wise in (True, False))
+    rules.tasks_a_sum.cache_clear()
+    assert bound // 40 < gamma < bound
+    # Blocks of 1024 tasks have a sum each. Then there are gamma in full and its gradients, float64 sums among them.
+    blocks = -(-batch // rules.TASKS_A_BLOCK)
+    assert made - plain <= 2 * bound + blocks * gamma + 8 * gamma + 4 * blocks * gamma
+
+
+def test_running_sums_are_there_where_chunks_are_long() -> None:
+    """Elsewhere a chunk's tasks join its sum at once."""
+    for tasks in (1, 2, 4):
+        for chunk_tasks in (tasks, 32 * tasks):
+            assert sums.running_numbers([5, 6], chunk_tasks, tasks) == 0
+        assert sums.running_numbers([5, 6], 64 * tasks, tasks) == 11

@@ -1,11 +1,15 @@
 """The layer, the Gram matrix, the first-order method and the sum over tasks on the Triton kernels."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import lfom_solve, memformer_layer
+from memformer_kernels import lfom_solve, memformer_layer, memformer_predict
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
+from memformer_kernels.backends.triton import launch
 from memformer_kernels.backends.triton.backend import TritonBackend
 from memformer_kernels.testing import FLOAT64_ERROR, relative_error
 from tests.marks import slow_but
@@ -106,6 +110,20 @@ def test_context_gram_of_float32_in_two_products(width: int) -> None:
         assert torch.equal(made, made.mT)
 
 
+def test_what_two_products_leave_out_of_a_gram_matrix() -> None:
+    """Numbers as far as they can be from those of TF32's bits, and numbers of all sizes."""
+    worst = torch.full((1, 16, 33), 1 + 0x0FFF * 2.0**-23)
+    exact = (worst.double().mT @ worst.double())[:, :-1, :-1]
+    made = TritonBackend().context_gram(worst, None, 16)[:, :-1, :-1]
+    assert 0.9 * 2.0**-22 < relative_error(made, exact) < 1.1 * 2.0**-22
+    numbers = normal(seeded(16), 10**6).float()
+    bits = numbers.view(torch.int32)
+    small = numbers - ((bits + 0x1000) & -0x2000).view(torch.float32)
+    share = (small.double() / numbers.double()).square()
+    assert float(share.max()) <= 2.0**-22
+    assert 2.0**-24.6 < float(share.mean()) < 2.0**-24.4
+
+
 @pytest.mark.parametrize("width", [1, 3, 17])
 @pytest.mark.parametrize("rich", [False, True])
 def test_first_order_method(width: int, rich: bool) -> None:
@@ -147,18 +165,137 @@ def test_sums_over_tasks_run_in_blocks_of_1024() -> None:
     assert torch.equal(sums.over_tasks(many, 1024), many.double().sum(0).float())
 
 
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_sums_of_a_block_are_by_pairs(lanes: int) -> None:
+    """Numbers of one sign, whose error one after another grows with their number: by pairs with its logarithm."""
+    from memformer_kernels.backends.triton import sums
+
+    partials = torch.rand(1024 // lanes, 64, generator=seeded(10))
+    exact = partials.double().sum(0)
+    in_turn = torch.zeros(64)
+    for row in partials:
+        in_turn += row
+    made = sums.over_tasks(partials, lanes)
+    # Ten or eight roundings of half a unit each, mostly of numbers smaller than the sum.
+    assert relative_error(made, exact) < 2.0**-24
+    assert relative_error(in_turn, exact) > 2 * relative_error(made, exact)
+    assert torch.equal(made, sums.over_tasks(partials, lanes))
+
+
+def test_sums_of_a_block_are_added_in_one_order() -> None:
+    """Eight of a thread by pairs, four threads, then what 32 partial sums have left by pairs again."""
+    from memformer_kernels.backends.triton import sums
+
+    partials = normal(seeded(11), 64, 40).float()
+
+    def by_pairs(rows: list[torch.Tensor]) -> torch.Tensor:
+        half = len(rows) // 2
+        return rows[0] if half == 0 else by_pairs(rows[:half]) + by_pairs(rows[half:])
+
+    groups = []
+    for group in partials.split(32):
+        threads = [by_pairs([group[row] for row in range(thread, 32, 4)]) for thread in range(4)]
+        groups.append(threads[0] + threads[1] + threads[2] + threads[3])
+    assert torch.equal(sums.over_tasks(partials, 16), groups[0] + groups[1])
+
+
+def test_few_blocks_of_many_numbers_are_added_in_float64_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from memformer_kernels.backends.triton import sums
+
+    partials = normal(seeded(12), 70, 9).float()
+    whole = sums.over_tasks(partials, 1024)
+    monkeypatch.setattr(sums, "_NUMBERS_AT_ONCE", 20)
+    sizes = []
+    monkeypatch.setattr(torch.Tensor, "split", _noting_splits(torch.Tensor.split, sizes))
+    torch.testing.assert_close(sums.over_tasks(partials, 1024), whole, rtol=1e-6, atol=1e-6)
+    assert sizes == [2]
+
+
+def _noting_splits(split: Callable[..., Any], sizes: list[int]) -> Callable[..., Any]:
+    def noting(tensor: Tensor, size: int, *rest: Any) -> Any:
+        sizes.append(size)
+        return split(tensor, size, *rest)
+
+    return noting
+
+
 def test_sums_of_a_block_of_tasks_are_spread_over_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as there are pieces of a gradient; a piece has the bits that it would have alone."""
     from memformer_kernels.backends.triton import sums
 
-    grids, launch = [], sums.launch
+    grids, launched = [], sums.launch
 
     def note(kernel: object, programs: int, **arguments: object) -> None:
         grids.append(programs)
-        launch(kernel, programs, **arguments)
+        launched(kernel, programs, **arguments)
 
     monkeypatch.setattr(sums, "launch", note)
     partials = normal(seeded(8), 130, 1000).float()
     total = sums.over_tasks(partials, 8)
-    assert grids == [2 * 32]
+    assert grids == [5 * 32, 2 * 32]  # groups of 32, and what they leave of two blocks
     assert torch.equal(total[320:352], sums.over_tasks(partials[:, 320:352].contiguous(), 8))
+
+
+@pytest.mark.parametrize("asked", [(), ("h",), ("b",), ("w0",), ("b", "w0"), ("h", "b", "w0")])
+def test_gradients_of_a_quadratic_are_made_where_they_are_needed(asked: tuple[str, ...]) -> None:
+    """The others are not even allocated."""
+    generator = seeded(13)
+    shapes = {"h": (3, 4, 4), "b": (3, 4), "a": (2, 4, 4), "w0": (3, 4)}
+    leaves = {name: normal(generator, *shape).requires_grad_(name in (*asked, "a")) for name, shape in shapes.items()}
+
+    def run(backend: str) -> list[Tensor]:
+        made = lfom_solve(leaves["h"], leaves["b"], leaves["a"], w0=leaves["w0"], backend=backend)
+        return list(torch.autograd.grad(made.sin().sum(), [leaves[name] for name in (*asked, "a")]))
+
+    given: list[Any] = []
+    out = lfom_solve(leaves["h"], leaves["b"], leaves["a"], w0=leaves["w0"], backend="triton")
+    with (
+        torch.autograd.set_multithreading_enabled(False),
+        launch.observed(lambda kernel, _, arguments: given.append(arguments.get("grads"))),
+    ):
+        torch.autograd.grad(out.sum(), [leaves[name] for name in (*asked, "a")])
+    wanted = {"matrix": "h" in asked, "offset": "b" in asked, "start": "w0" in asked, "z": False}
+    assert {name: x is not None for name, x in given[0]._asdict().items()} == wanted
+    agree(run("triton"), run("torch"))
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+@pytest.mark.parametrize("need_z", [False, True])
+def test_gradients_of_gram_matrices_are_made_where_those_of_tokens_are_needed(structure: str, need_z: bool) -> None:
+    """One task of a long context, whose Gram matrix another kernel makes."""
+    z = normal(seeded(14), 1, 600, 4).requires_grad_(need_z)
+    q = normal(seeded(15), 1, 1, 3, 3, scale=0.1).requires_grad_()
+    made = memformer_predict(z, q, q if structure == "block" else None, backend="triton", algorithm="gram")
+    given: list[Any] = []
+    with (
+        torch.autograd.set_multithreading_enabled(False),
+        launch.observed(lambda kernel, _, arguments: given.append(arguments.get("grads"))),
+    ):
+        torch.autograd.grad(made.sum(), [q, z] if need_z else [q])
+    (grads,) = (x for x in given if x is not None)
+    assert grads.z is None
+    assert (grads.matrix is not None) == need_z
+
+
+@pytest.mark.parametrize("need_past", [False, True])
+def test_gradients_of_registers_from_before_are_made_where_they_are_needed(need_past: bool) -> None:
+    generator = seeded(17)
+    z, q = normal(generator, 2, 5, 3), normal(generator, 1, 3, 3, scale=0.3).requires_grad_()
+    past = [normal(generator, 2, 1, 5, 3).requires_grad_(need_past) for _ in range(2)]
+    gamma, beta = normal(generator, 3, 1, 1, 3).requires_grad_(), normal(generator, 1, 1, 3).requires_grad_()
+    leaves = [q, gamma, beta, *(past if need_past else [])]
+    results: dict[str, list[Tensor]] = {}
+    given: list[Any] = []
+    for backend in ("triton", "torch"):
+        made, register = memformer_layer(z, q, None, past, gamma, beta, backend=backend)
+        total = made.sin().sum() + register.cos().sum()
+        if backend == "triton":
+            with (
+                torch.autograd.set_multithreading_enabled(False),
+                launch.observed(lambda kernel, _, arguments: given.append(arguments.get("grads"))),
+            ):
+                torch.autograd.grad(total, leaves, retain_graph=True)
+        results[backend] = list(torch.autograd.grad(total, leaves))
+    (grads,) = (x for x in given if x is not None)
+    assert (grads.past is not None) == need_past
+    agree(results["triton"], results["torch"])

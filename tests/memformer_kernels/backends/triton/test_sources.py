@@ -220,6 +220,31 @@ def test_tasks_lie_on_the_first_axis_of_the_grid(path: Path) -> None:
             assert ast.unparse(call.args[0]) == "0"
 
 
+def _read_as_tuples(source: str) -> list[str]:
+    """Parameters that a kernel is not to be compiled for and that it takes parts of, or does not have."""
+    found = []
+    for function in _compiled_functions(source):
+        keywords = [x for y in function.decorator_list if isinstance(y, ast.Call) for x in y.keywords]
+        named = [name for x in keywords if x.arg == "do_not_specialize" for name in ast.literal_eval(x.value)]
+        parts = [x.value for x in ast.walk(function) if isinstance(x, ast.Attribute | ast.Subscript)]
+        taken = {x.id for x in parts if isinstance(x, ast.Name)}
+        found += [name for name in named if name in taken or name not in {x.arg for x in function.args.args}]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_what_kernels_are_not_compiled_for_are_numbers(path: Path) -> None:
+    """Triton compiles for what it finds in a tuple, whatever it is told of the tuple."""
+    assert _read_as_tuples(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_tuple_that_kernels_are_not_compiled_for_would_be_found() -> None:
+    kernel = "@triton.jit(do_not_specialize=['sizes'])\ndef kernel({}):\n    x = {}\n"
+    assert _read_as_tuples(kernel.format("sizes", "sizes + 1")) == []
+    for parameters, body in (("sizes", "sizes.batch"), ("sizes", "sizes[0]"), ("batch", "batch")):
+        assert _read_as_tuples(kernel.format(parameters, body)) == ["sizes"]
+
+
 FLOATS = (torch.float32, torch.float64)
 
 
@@ -263,10 +288,10 @@ def test_plain_tf32_only_when_torch_allows_it() -> None:
 def test_tensors_on_the_cpu_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     from memformer_kernels.backends.triton import launch
 
-    launch.check_device(torch.zeros(1))
+    launch.check_tensor(torch.zeros(1))
     monkeypatch.setattr(launch, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET=1"):
-        launch.check_device(torch.zeros(1))
+        launch.check_tensor(torch.zeros(1))
 
 
 def test_equal_constants_of_two_kernels_stay_apart() -> None:
