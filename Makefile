@@ -90,18 +90,19 @@ install: native  ## makes .venv and builds all
 
 # The native library from csrc, and the virtual GPU's, in the source tree. Asks ninja every time, which takes no time when nothing changed.
 native: $(INSTALLED)  ## builds the native libraries again where sources changed
-	$(BIN)/python setup.py -q build_native --inplace
+	$(BIN)/python setup.py build_native --inplace
 	PYTHONPATH=python $(BIN)/python -c 'from virtual_gpu.build import main; main()'
 
-# torch and the build tools come first, so that the package itself is built against the torch it will run with.
+# torch and the build tools come first, so that the package itself is built against the torch it will run with. Both steps show what
+# they do: fetching torch and compiling take minutes.
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(TORCH),)
 	sed '/^torch==/d; /^triton==/d' constraints.txt > $(CONSTRAINTS)
 	echo 'torch$(TORCH)' >> $(CONSTRAINTS)
 endif
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) setuptools wheel ninja torch numpy
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[lab,test,triton]'
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) setuptools wheel ninja torch numpy
+	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[lab,test,triton]'
 	touch $@
 
 # What one more extra brings.

@@ -1,10 +1,17 @@
 """docs/lab.md: its figures are those of the records of the main job and of the experiments."""
 
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
+from PIL import Image
+
 from memformer_lab.cli import app
+from memformer_lab.experiments.contests import METHODS, Budget, depth_runs, real_runs
+from memformer_lab.runs.config import TrainingConfig
+from memformer_lab.tasks import real
 from tests.pages import ROOT, one_line, rows, section, text_of
 
 PAGE = "docs/lab.md"
@@ -59,6 +66,30 @@ def test_what_was_learnt_is_what_the_record_says() -> None:
     assert len(record["sets"]) == 8
     assert {"diabetes", "linnerud"} <= {one["name"] for one in record["sets"]}
     assert all({"ols", "ridge"} <= one["methods"].keys() for one in record["sets"])
+
+
+def test_the_picture_and_the_record_of_the_main_job_are_of_one_run() -> None:
+    record = (ROOT / "docs" / "showcase.json").read_bytes()
+    with Image.open(ROOT / "docs" / "showcase.png") as picture:
+        assert picture.info["Description"] == f"SHA-256 {hashlib.sha256(record).hexdigest()}"
+
+
+def test_the_record_is_of_the_main_job_as_it_is() -> None:
+    """Each run with the configuration that it has today, whatever takes its steps, each method judged on as many tasks,
+    and the same sets."""
+    record, budget = json.loads((ROOT / "docs" / "showcase.json").read_text()), Budget()
+    runs = [run for row in depth_runs(budget, record["seed"]).values() for run in row]
+    runs += real_runs([real.load(name) for name in budget.sets], budget, record["seed"]).values()
+    # A configuration has its defaults for what the record does not name.
+    held = {
+        run["name"]: TrainingConfig(**run["config"] | {"betas": tuple(run["config"]["betas"])})
+        for run in record["runs"]
+    }
+    assert {name: replace(config, backend="auto") for name, config in held.items()} == {x.name: x.config for x in runs}
+    judged = {(method["name"], depth["tasks"]) for method in record["methods"] for depth in method["depths"]}
+    tasks = {"conjugate_gradient": budget.tasks, "response-only": budget.tasks, "block": budget.block_tasks}
+    assert judged == {(name, tasks.get(name, budget.classical_tasks)) for name in METHODS}
+    assert [(one["name"], one["contexts"]) for one in record["sets"]] == [(x, budget.contexts) for x in budget.sets]
 
 
 def test_all_experiments_are_committed_at_full_scale() -> None:

@@ -16,7 +16,7 @@ from benchmarks.measure.workloads import DIRECTIONS, W_FULL, W, Workload
 
 AUTO = AUTOMATIC.name
 TOLERANCE = 0.10
-"""How much slower than the best provider the automatic choice may be, beyond the noise of both."""
+"""How much slower than the best provider the automatic choice may be, beyond the noise of both medians."""
 
 POLICY = Policy(seconds=0.3, longest_s=1.0, admit_s=60.0)
 """A peer that is not compiled within a minute is left out, and the record says so: 64 layers unrolled take minutes."""
@@ -65,7 +65,7 @@ def choices(reports: Sequence[Report]) -> Iterator[Choice]:
             peers = {t.provider: medians[t.provider].median_ms for t in timed if t.peer and t.provider in medians}
             peer = min(peers, key=lambda name: peers[name], default=None)
             peer_ms = None if peer is None else peers[peer]
-            noise = math.hypot(auto.spread, found.spread)
+            noise = math.hypot(auto.error, found.error)
             yield Choice(workload, auto, best, found.median_ms, noise, peer, peer_ms)
 
 

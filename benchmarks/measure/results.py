@@ -1,5 +1,6 @@
 """What a run finds: the machine it ran on, its timings, and the floors that no timing can be below."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,8 +43,13 @@ class Quantiles:
 
     @property
     def spread(self) -> float:
-        """Half the distance from q10 to q90, relative to the median."""
+        """Half the distance from q10 to q90, relative to the median: what one pass may differ by."""
         return (self.q90_ms - self.q10_ms) / (2 * self.median_ms)
+
+    @property
+    def error(self) -> float:
+        """What the median itself may differ by, relative to it: twice its standard error, were passes normal."""
+        return 2 * self.spread / math.sqrt(self.runs)
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,8 @@ class RegisterMemory(nn.Module):
             z, register = memory(z, block(z, mask) - z, registers)
             registers.append(register)
 
-    The outputs of all layers are kept until the last layer ("cgd" reads the last one's).
+    A backward keeps one register a layer, but for "none", which keeps nothing. Without gradients `run` keeps those that
+    later layers read: all with "lfom" and "lfom_residual", with "cgd" the last one.
 
     Args:
         dim: the tokens' width D.
@@ -204,8 +205,10 @@ class RegisterMemory(nn.Module):
 
     def run(self, blocks: Iterable[nn.Module], z: Tensor, **arguments: Any) -> Tensor:
         """Tokens after all blocks, each called with (tokens, **arguments) and expected to add to its tokens."""
+        reads_all = self.layers[0].memory in ("lfom", "lfom_residual")
         registers: list[Tensor] = []
         for block in blocks:
             z, register = self(z, block(z, **arguments) - z, registers)
-            registers.append(register)
+            # Where no layer reads further back than the last register, it stands for those before it too.
+            registers = [*registers, register] if reads_all else [register] * (len(registers) + 1)
         return z

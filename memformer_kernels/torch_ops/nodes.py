@@ -1,9 +1,9 @@
 """An operation as a node of autograd's graph, one for every way that a call can take.
 
 A node is given what runs the operation: its kernel on the short way (see `fast_path`), on other ways the dispatcher
-below its Autograd key. It saves the arguments and nothing else, whoever listens, since checkpointing counts what is
-saved; reading them, each backward raises if one has been changed in place since. Tangents only come the long way, and
-are pushed through the PyTorch backend's formulas.
+below its Autograd key. It saves the arguments that its backward reads and nothing else, whoever listens, since
+checkpointing counts what is saved; reading them, each backward raises if one has been changed in place since. Tangents
+only come the long way, and are pushed through the PyTorch backend's formulas.
 
 Nodes are of one level: the dispatcher has come to a transform's level before it leads to a node, and no other way leads
 there inside transforms. What torch.autograd.Function does for torch.func beyond that would cost 3 us a call.
@@ -45,14 +45,15 @@ def with_backward(step: Step, kernel: Callable[..., Any]) -> Node:
         ) -> Any:
             output = run(*arguments)
             ctx.template, ctx.options = template, arguments[step.tensors :]
-            ctx.save_for_backward(*tensors)
+            ctx.save_for_backward(*tensors[step.passed :])
             if run is not kernel:
                 ctx.save_for_forward(*tensors)
             return tuple(output) if isinstance(output, list) else output
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
-            flat, wanted = Flat((*ctx.saved_tensors, *ctx.options), ctx.template), ctx.needs_input_grad[3:]
+            template = None if ctx.template is None else ctx.template[step.passed :]
+            flat, wanted = Flat((*ctx.saved_tensors, *ctx.options), template), ctx.needs_input_grad[3:]
             if any(map(is_batched, grads)):
                 return (None, None, None, *by_slices(lambda *one: step.pull_back(flat, wanted, one), grads))
             return (None, None, None, *step.pull_back(flat, wanted, grads))

@@ -194,11 +194,9 @@ def _register_update(z: Tensor, registers: list[Tensor], gamma: Tensor, backend:
 
 
 def _register_update_backward(
-    grad: Tensor, z: Tensor, registers: list[Tensor], gamma: Tensor, backend: str, needs: list[bool]
+    grad: Tensor, registers: list[Tensor], gamma: Tensor, backend: str, needs: list[bool]
 ) -> list[Tensor]:
-    # Derivatives of derivatives ask for all of them; else the gradient of z never comes here (`passes_on`).
-    own = [grad.clone(memory_format=torch.contiguous_format)] if needs[0] else []
-    return own + BACKENDS[backend].register_update_backward(grad, registers, gamma, needs[1:])
+    return BACKENDS[backend].register_update_backward(grad, registers, gamma, needs)
 
 
 def _register_update_fake(z: Tensor, *arguments: Any) -> Tensor:

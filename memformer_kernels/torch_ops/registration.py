@@ -28,11 +28,12 @@ _PUBLIC_NAMES = {"lengths": "context"}
 class Operation:
     """One operation: its schema is `(tensors, options)`, tensors first, and the last option is the backend's name.
 
-    kernel and fake take its arguments; gradients takes those of the results, the arguments, and which are needed.
+    kernel and fake take its arguments; gradients takes those of the results, the arguments (without the first one where
+    it `passes_on`), and which are needed.
     results: how many tensors come back. task_arguments: positions of the arguments with one entry per task along their
     first axis; task_axis: that axis of the results. tokens: how many of the first arguments may be half precision
-    with float32 parameters. passes_on: the gradient of the first argument is that of the result, and the backward is
-    not asked for it. derived: see `sharding.Rule`.
+    with float32 parameters. passes_on: the gradient of the first argument is that of the result, so the backward is not
+    asked for it and does not take the argument, which nothing keeps. derived: see `sharding.Rule`.
     """
 
     name: str
@@ -51,17 +52,17 @@ class Operation:
 
 def define(operation: Operation) -> Callable[..., Any]:
     """Registers an operation and its backward, and returns the callable that the public functions use."""
-    name, results = operation.name, operation.results
-    count = operation.tensors.count(",") + 1
+    name, results, passed = operation.name, operation.results, int(operation.passes_on)
+    count, read = operation.tensors.count(",") + 1, ", ".join(operation.tensors.split(", ")[passed:])
     returns = "Tensor" if results == 1 else "(" + ", ".join(["Tensor"] * results) + ")"
     grads = ", ".join(f"Tensor grad{i}" for i in range(results))
     _LIBRARY.define(f"{name}({operation.tensors}, {operation.options}) -> {returns}")
-    _LIBRARY.define(f"{name}_backward({grads}, {operation.tensors}, {operation.options}, bool[] needs) -> Tensor[]")
+    _LIBRARY.define(f"{name}_backward({grads}, {read}, {operation.options}, bool[] needs) -> Tensor[]")
     forward_op = getattr(torch.ops.memformer_kernels, name).default
     backward_op = getattr(torch.ops.memformer_kernels, f"{name}_backward").default
 
     def fake_backward(*arguments: Any) -> list[Tensor]:
-        flat = flatten(arguments[results : results + count]).values
+        flat = flatten(arguments[results : results + count - passed]).values
         return [
             torch.empty_like(tensor, memory_format=torch.contiguous_format)
             for tensor, needed in zip(flat, arguments[-1], strict=True)
@@ -81,7 +82,7 @@ def define(operation: Operation) -> Callable[..., Any]:
     backward_step = Step(
         f"{name}_backward",
         backward_op,
-        results + count,
+        results + count - passed,
         gradients_on_torch,
         second_pull_back,
         returns_list=True,
@@ -91,10 +92,11 @@ def define(operation: Operation) -> Callable[..., Any]:
     backward = _install(backward_step, operation.gradients, fake_backward, results, operation.tokens, backward_node)
 
     def pull_back(flat: Flat, wanted: Sequence[bool], grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        needs = (False, *wanted[1:]) if operation.passes_on else wanted
+        needs = wanted[passed:]
         made = iter(backward(*grads, *flat.restored(), needs) if any(needs) else ())
-        passed = [next(made) if needed else None for needed in needs]
-        return [grads[0], *passed[1:]] if operation.passes_on and wanted[0] else passed
+        return [grads[0] if wants else None for wants in wanted[:passed]] + [
+            next(made) if needed else None for needed in needs
+        ]
 
     forward_step = Step(
         name,
@@ -104,6 +106,7 @@ def define(operation: Operation) -> Callable[..., Any]:
         pull_back,
         task_arguments=operation.task_arguments,
         task_axis=operation.task_axis,
+        passed=passed,
     )
     node = nodes.with_backward(forward_step, operation.kernel)
     return _install(

@@ -73,7 +73,7 @@ class Step:
     the tensor arguments from the flat arguments, which gradients are wanted and those of the results. returns_list: the
     results are a list. backend_at: the place of the backend's name from the end. task_arguments and task_axis: which
     arguments, and which axis of the results, have one entry per task. averages: the result is one number, a mean over
-    tasks.
+    tasks. passed: how many of the first arguments `pull_back` does not read, and is not given among the flat ones.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Step:
     task_arguments: frozenset[int] = frozenset()
     task_axis: int = 0
     averages: bool = False
+    passed: int = 0
 
 
 def vmap_rule(step: Step, fake: Callable[..., Any]) -> Callable[[int, Sequence[int | None], Flat], Any]:

@@ -7,7 +7,7 @@ the native libraries), `ranks` and `split_context` (many processes).
 
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Schedule
 from memformer_kernels.training.ranks import RankLost
-from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, GaussianTokens
+from memformer_kernels.training.samplers import DrawnTasks, FixedTasks, GaussianStatistics, GaussianTokens
 from memformer_kernels.training.split_context import predict_split_context
 from memformer_kernels.training.state import TrainState
 from memformer_kernels.training.steps import TrainingPlan, explain_training, train_steps
@@ -16,6 +16,7 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "DrawnTasks",
     "FixedTasks",
     "GaussianStatistics",
     "GaussianTokens",

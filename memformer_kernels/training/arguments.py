@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.calls.limits import LARGEST_TASK
-from memformer_kernels.training import orders
+from memformer_kernels.training import orders, own
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
-from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
-from memformer_kernels.training.state import NAMES, TrainState, in_order
+from memformer_kernels.training.samplers import DrawnTasks, FixedTasks, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.state import TrainState, in_order
+
+_NAMES = ("q", "p", "gamma", "beta")
+"""The parameters that libraries know."""
 
 _STEPS = 2**11
 """Most steps to make arguments for at once."""
@@ -21,8 +24,13 @@ _INDEX_BYTES = 2**26
 """Most memory for the order of given tasks in one call of a library."""
 
 
-def oversized(state: TrainState, sampler: Sampler) -> str | None:
-    """What a library's 32-bit indices do not reach, or None. Tasks that are drawn are small enough by themselves."""
+def fault(state: TrainState, sampler: Sampler) -> str | None:
+    """What no library's trainer serves, or None: gates, and what 32-bit indices do not reach.
+
+    Tasks that are drawn are small enough by themselves.
+    """
+    if "gate" in state.parameters:
+        return "gates are trained in plain PyTorch: the library's trainer knows none"
     if sampler.tokens * (sampler.d + 1) > LARGEST_TASK:
         return "the library's trainer serves tasks of at most 2^30 numbers"
     layers, heads = state.parameters["q"].shape[1:3]
@@ -32,7 +40,9 @@ def oversized(state: TrainState, sampler: Sampler) -> str | None:
 
 
 def steps_at_once(state: TrainState, sampler: Sampler) -> int:
-    """Steps to make arguments for, which is soon done and leaves room in memory."""
+    """Steps to make arguments for, which is soon done and leaves room in memory; from the state's own step on."""
+    if isinstance(sampler, DrawnTasks):
+        return sampler.resample_every - state.step % sampler.resample_every
     if not isinstance(sampler, FixedTasks) or sampler.batch is None:
         return _STEPS
     fit = _INDEX_BYTES // (8 * state.models * sampler.batch)
@@ -42,7 +52,7 @@ def steps_at_once(state: TrainState, sampler: Sampler) -> int:
 
 def parameters(state: TrainState) -> list[Tensor | None]:
     """q, p, gamma and beta, None for those that the models lack."""
-    return [state.parameters.get(name) for name in NAMES]
+    return [state.parameters.get(name) for name in _NAMES]
 
 
 def announce(state: TrainState) -> None:
@@ -90,23 +100,24 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
     """What says where the tasks of `steps` steps come from."""
     source: tuple[Tensor | None, ...]
     if isinstance(sampler, FixedTasks):
-        kind, context, noise = "fixed", sampler.context, 0.0
+        kind, noise = "fixed", 0.0
         source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
+    elif isinstance(sampler, DrawnTasks):
+        kind, noise = "fixed", 0.0
+        source = (None, None, *own.batches(sampler, state))
     else:
         kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
-        context, noise = sampler.n, sampler.noise
+        noise = sampler.noise
         factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
-    sizes = (sampler.d, batch_of(sampler), sampler.tokens, context, queries(sampler))
+    sizes = (sampler.d, batch_of(sampler), sampler.tokens, sampler.context, queries(sampler))
     return sampler.resample_every, *streams, kind, *sizes, noise, *source
 
 
 def queries(sampler: Sampler) -> int:
     """Queries a task, 0 where they are integrated out."""
-    if isinstance(sampler, FixedTasks):
-        return sampler.target.shape[1]
-    return 0 if sampler.query == "integrated" else sampler.queries
+    return 0 if getattr(sampler, "query", "") == "integrated" else sampler.queries
 
 
 def _masks(state: TrainState) -> list[Tensor]:

@@ -14,7 +14,7 @@ from memformer_kernels import availability, library
 from memformer_kernels.calls.limits import LONGEST_STATISTICS, TRAINED_FEATURES
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
-from memformer_kernels.training.samplers import FixedTasks, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.samplers import GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
 _SECONDS = 0.15
@@ -46,10 +46,12 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:
             return f"{name} has a token axis, and the CUDA trainer works in Gram space"
+    if (reason := arguments.fault(state, sampler)) is not None:
+        return reason
     missing = availability.fault("cuda")
     if missing is not None:
         return f"the CUDA library is missing ({missing})"
-    return availability.cuda_fault(state.device.index or 0) or arguments.oversized(state, sampler)
+    return availability.cuda_fault(state.device.index or 0)
 
 
 def train(
@@ -67,11 +69,10 @@ def train(
         "auto", by the number of tasks and models. All give the same bits.
     """
     take_steps = library.operators("cuda").train_steps.default
-    context = sampler.context if isinstance(sampler, FixedTasks) else sampler.n
-    most = min(_FIRST_STEPS, max(1, _FIRST_TOKENS // (state.models * batch_of(sampler) * context)))
-    longest = arguments.steps_at_once(state, sampler)
-    for start in range(0, len(losses), longest):
-        part, first = losses[start : start + longest], state.step
+    most = min(_FIRST_STEPS, max(1, _FIRST_TOKENS // (state.models * batch_of(sampler) * sampler.context)))
+    start = 0
+    while start < len(losses):
+        part, first = losses[start : start + arguments.steps_at_once(state, sampler)], state.step
         update = arguments.update(state, optimizer, len(part), max_skipped)
         tasks = arguments.tasks(state, sampler, len(part))
         while (done := state.step - first) < len(part):
@@ -79,3 +80,4 @@ def train(
             arguments.announce(state)
             take_steps(*update, *tasks, launches, _SECONDS, next_losses)
             most = min(_STEPS, max(1, int(len(next_losses) * _SECONDS / (time.perf_counter() - begin))))
+        start += len(part)

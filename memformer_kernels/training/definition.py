@@ -15,7 +15,7 @@ from memformer_kernels.functional import memformer_loss
 from memformer_kernels.torch_internals import copy_all
 from memformer_kernels.training.draws import Stream, draw_tasks
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
-from memformer_kernels.training.samplers import FixedTasks, GaussianTokens, Sampler, batch_of
+from memformer_kernels.training.samplers import GaussianSampler, GaussianTokens, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
 TASKS_PER_BLOCK = 1024
@@ -30,12 +30,13 @@ def count_blocks(sampler: Sampler) -> int:
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:
     """Gradients of the sum of squared errors over these blocks' tasks, and last that sum: (M, blocks, P + 1) float64.
 
-    The P gradients are those of one model's q, p, gamma and beta, flattened one after the other. Models that are not
-    active get zeros.
+    The P gradients are those of one model's q, p, gamma, beta and gate, flattened one after the other. Models that are
+    not active get zeros.
     """
     size = sum(value[0].numel() for value in state.parameters.values())
     sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64, device=state.device)
     batch, draw = batch_of(sampler), state.step // sampler.resample_every
+    tokens = isinstance(sampler, GaussianTokens) or not isinstance(sampler, GaussianSampler)
     for model in (index for index in range(state.models) if active[index]):
         stream = Stream(int(state.seeds[model]), int(state.streams[model]), state.dtype, state.device)
         leaves = {name: value.detach().requires_grad_() for name, value in state.model(model).items()}
@@ -49,7 +50,7 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
                     context=drawn.context,
                     queries=drawn.target.shape[1],
                     backend="torch",
-                    algorithm="auto" if isinstance(sampler, FixedTasks | GaussianTokens) else "gram",
+                    algorithm="auto" if tokens else "gram",
                 )
                 grads = torch.autograd.grad(loss, list(leaves.values()))
             flat = torch.cat([*(grad.flatten() for grad in grads), loss.detach()[None]])
@@ -77,11 +78,10 @@ def apply_sums(
     is not finite, or if it is stopped; the loss of the latter is NaN.
     """
     active = active_models(state, max_skipped)
-    queries = sampler.target.shape[1] if isinstance(sampler, FixedTasks) else sampler.queries
     total = sums[:, 0].clone()
     for block in range(1, sums.shape[1]):
         total += sums[:, block]
-    total /= batch_of(sampler) * queries
+    total /= batch_of(sampler) * sampler.queries
     rates, factor = optimizer.rates(state.models), optimizer.schedule.factor(state.step)
     made = torch.full_like(losses, math.nan)
     skips = torch.ones_like(state.skipped)

@@ -30,7 +30,8 @@ def padded(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The model and its masks with identity layers after its own, which training leaves alone.
 
-    An added layer has q = 0 and, where there is memory, gamma and beta 0: it adds nothing to the tokens.
+    An added layer has q = 0 and, where there is memory, gamma and beta 0: it adds nothing to the tokens. So has a gate
+    for each layer; one that layers share stays.
     """
     layers = model["q"].shape[0]
     if layers == depth:
@@ -72,4 +73,6 @@ def unpadded(model: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 def _depth_axes(name: str, value: Tensor, layers: int) -> list[int]:
     """The axes of a parameter that count its model's layers."""
+    if name == "gate":
+        return [0] if value.ndim == 2 else []
     return [axis for axis in range(2 if name == "gamma" and value.ndim == 5 else 1) if value.shape[axis] == layers]

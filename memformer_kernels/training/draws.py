@@ -23,9 +23,16 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from memformer_kernels.training import orders
+from memformer_kernels.training import orders, own
 from memformer_kernels.training.philox import normals, task_words, uniforms
-from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, GaussianTokens, Sampler
+from memformer_kernels.training.samplers import (
+    DrawnTasks,
+    FixedTasks,
+    GaussianSampler,
+    GaussianStatistics,
+    GaussianTokens,
+    Sampler,
+)
 
 _UNIFORMS = 2**22
 """Uniforms of all tasks together that exist at once."""
@@ -66,6 +73,9 @@ def draw_tasks(sampler: Sampler, stream: Stream, draw: int, tasks: range) -> Tas
         chosen = order(sampler, stream, draw)
         rows = slice(tasks.start, tasks.stop) if chosen is None else chosen[tasks.start : tasks.stop]
         return Tasks(sampler.z[rows], sampler.target[rows], sampler.context)
+    if isinstance(sampler, DrawnTasks):
+        z, target = own.batch(sampler, stream.seed, stream.stream, draw, stream.dtype, stream.device)
+        return Tasks(z[tasks.start : tasks.stop], target[tasks.start : tasks.stop], sampler.context)
     if isinstance(sampler, GaussianStatistics):
         return _draw_statistics(sampler, stream, draw, tasks)
     return _draw_tokens(sampler, stream, draw, tasks)

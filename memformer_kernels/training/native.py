@@ -36,21 +36,24 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return "the native trainer serves q and p of the same size"
     if p is None and q.shape[-1] == sampler.d + 1:
         return "the native trainer serves dense q with dense p alone"
+    if (reason := arguments.fault(state, sampler)) is not None:
+        return reason
     missing = availability.fault("cpu")
-    return f"the native library is missing ({missing})" if missing is not None else arguments.oversized(state, sampler)
+    return None if missing is None else f"the native library is missing ({missing})"
 
 
 def train(state: TrainState, sampler: Sampler, optimizer: Optimizer, max_skipped: int | None, losses: Tensor) -> None:
     """Takes as many steps in place as there are `losses` (steps, M), as `definition` defines them."""
     take_steps = library.operators("cpu").train_steps.default
-    longest = arguments.steps_at_once(state, sampler)
-    for start in range(0, len(losses), longest):
-        part, first = losses[start : start + longest], state.step
+    start = 0
+    while start < len(losses):
+        part, first = losses[start : start + arguments.steps_at_once(state, sampler)], state.step
         update = arguments.update(state, optimizer, len(part), max_skipped)
         tasks = arguments.tasks(state, sampler, len(part))
         while (done := state.step - first) < len(part):
             arguments.announce(state)
             take_steps(*update, *tasks, "auto", _SECONDS, part[done:])
+        start += len(part)
 
 
 def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Sequence[bool]) -> Tensor:

@@ -77,7 +77,7 @@ class Optimizer:
         lr: another name for learning_rate, when one is made.
         weight_decay: as in `torch.optim`.
         clip: largest gradient norm, or None for any.
-        clip_by: what a norm is taken of: "matrix", every (d, d) matrix of q and p, gamma as a whole and beta as a
+        clip_by: what a norm is taken of: "matrix", every (d, d) matrix of q and p, and gamma, beta and gate each as a
             whole; or "model", all parameters of a model together.
         schedule: of the learning rate.
 

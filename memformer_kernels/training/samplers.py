@@ -4,13 +4,14 @@ A task is x ~ N(0, Sigma) with Sigma = C C^T, weights w* = W g with g ~ N(0, I),
 the labelled examples alone: the target of a query is x . w*. Every sampler is checked when it is made.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from memformer_kernels.calls.checks import check_choice, check_flag, check_floating, reject
+from memformer_kernels.calls.checks import check_choice, check_flag, check_floating, reject, reject_kind
 from memformer_kernels.calls.limits import LARGEST_TASK
 from memformer_kernels.calls.problem import check_target, check_tokens
 from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
@@ -73,6 +74,11 @@ class GaussianSampler:
             matrix = getattr(self, name)
             if matrix is not None:
                 _check_matrix(name, matrix, self.d)
+
+    @property
+    def context(self) -> int:
+        """Labelled tokens of a task."""
+        return self.n
 
     @property
     def tokens(self) -> int:
@@ -161,12 +167,86 @@ class FixedTasks:
         return self.z.shape[0] // batch_of(self)
 
     @property
+    def queries(self) -> int:
+        """Queries of a task."""
+        return self.target.shape[1]
+
+    @property
     def tokens(self) -> int:
         """N, the tokens of a task."""
         return self.z.shape[1]
 
 
-Sampler = GaussianTokens | GaussianStatistics | FixedTasks
+Draw = Callable[[int, torch.Generator], tuple[Tensor, Tensor]]
+"""(tasks, generator) -> z (tasks, N, d + 1) and target (tasks, queries), in the models' dtype on the models' device."""
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnTasks:
+    """Tasks that a function of your own draws, a whole batch at a time.
+
+    A function that takes all its randomness from the generator it is given makes step s the same tasks however a run is
+    cut, resumed or shared by ranks, each of which draws the whole batch.
+
+    Attributes:
+        draw: the function. `draw(batch, generator)` returns z (batch, n + queries, d + 1), labelled tokens first, then
+            queries with their response slot as the models are to read it (0), and target (batch, queries): dense
+            tensors of the models' dtype on the models' device. The generator is on that device, seeded by a model's
+            seed, its stream and the number of the batch. It may be called more than once for a batch.
+        d: features.
+        n: labelled examples in a context.
+        batch: tasks of a step, over all ranks.
+        queries: queries a task.
+        resample_every: steps that a batch is kept for.
+
+    Raises:
+        ValueError, TypeError: an attribute out of range, or of another kind. `train_steps` raises them for what `draw`
+            returned: before the first step for its batch, and at a later step, which is not taken then.
+
+    Example:
+        >>> def draw(batch, generator):
+        ...     x = torch.randn(batch, 21, 5, generator=generator)
+        ...     y = x.abs() @ torch.randn(batch, 5, 1, generator=generator)
+        ...     z = torch.cat([x, y], -1)
+        ...     z[:, -1, -1] = 0
+        ...     return z, y[:, -1]
+        >>> sampler = DrawnTasks(draw, d=5, n=20, batch=256)
+        >>> train_steps(TrainState.of([nn.Memformer(5, 4)]), sampler, 3, optimizer=Adam(0.01)).shape
+        torch.Size([3, 1])
+    """
+
+    draw: Draw
+    d: int
+    n: int
+    batch: int
+    queries: int = 1
+    resample_every: int = 1
+
+    def __post_init__(self) -> None:
+        if not callable(self.draw):
+            reject_kind("draw", self.draw, "a function of a number of tasks and a generator")
+        for name in ("d", "n", "queries"):
+            keep_size(self, name, LARGEST_TASK)
+        if self.tokens * (self.d + 1) > LARGEST_TASK:
+            reject("n", self.n, f"(n + queries) (d + 1) of at most {LARGEST_TASK}")
+        keep_size(self, "batch", LARGEST_BATCH)
+        keep_size(self, "resample_every")
+
+    def check(self) -> None:
+        """Nothing of it can have changed since it was made; what `draw` returns is checked where it is called."""
+
+    @property
+    def context(self) -> int:
+        """Labelled tokens of a task."""
+        return self.n
+
+    @property
+    def tokens(self) -> int:
+        """N, the tokens of a task."""
+        return self.n + self.queries
+
+
+Sampler = GaussianTokens | GaussianStatistics | FixedTasks | DrawnTasks
 """Any of them."""
 
 

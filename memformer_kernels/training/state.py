@@ -26,7 +26,7 @@ from memformer_kernels.training.state_checks import (
     looks,
 )
 
-NAMES = ("q", "p", "gamma", "beta")
+NAMES = ("q", "p", "gamma", "beta", "gate")
 
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
@@ -66,9 +66,9 @@ class TrainState:
     name, in whatever order they stand, and no two tensors may share memory.
 
     Attributes:
-        parameters: by name, of "q", "p", "gamma" and "beta" those that the models have, as `memformer_stack` takes them
-            with an axis M in front: q (M, L, H, d, d). gamma has 4 or 5 axes besides, beta 4. All in one dtype,
-            float32 or float64, on one device.
+        parameters: by name, of "q", "p", "gamma", "beta" and "gate" those that the models have, as `memformer_stack`
+            takes them with an axis M in front: q (M, L, H, d, d). gamma has 4 or 5 axes besides, beta 4, gate 1 or 2.
+            All in one dtype, float32 or float64, on one device.
         first: first moments, or SGD's momentum buffer, shaped as the parameters.
         second: Adam's second moments, likewise.
         masks: by name, bool tensors shaped as a parameter: the entries that training may change. No entry: all.
@@ -166,7 +166,7 @@ class TrainState:
         """The state before the first step of models, whose parameters are copied. `into` copies them back.
 
         Args:
-            models: each an `nn.Memformer`, or a mapping with "q" and, unless None, "p", "gamma" and "beta", as
+            models: each an `nn.Memformer`, or a mapping with "q" and, unless None, "p", "gamma", "beta" and "gate", as
                 `memformer_stack` takes them, gamma and beta with all their axes. What a module holds fixed stays so:
                 coefficients that its rule fixes, and parameters that require no gradient. Models may differ in depth:
                 the shallower ones are padded by identity layers, which training leaves alone.
@@ -176,7 +176,7 @@ class TrainState:
                 those that a module does not hold fixed.
 
         Raises:
-            ValueError, TypeError: an argument that does not fit. A gate is not trained: fold it first.
+            ValueError, TypeError: an argument that does not fit.
         """
         if isinstance(models, Mapping | Network) or not isinstance(models, Sequence) or len(models) == 0:
             reject_kind("models", models, "a sequence of at least one nn.Memformer or mapping from names to parameters")
@@ -263,9 +263,7 @@ def in_order(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
     """The parameters that are there, checked for kind and axes, in the order of NAMES."""
-    if model.get("gate") is not None:
-        reject("gate", model["gate"], "None: gates are not trained here, fold them into q or gamma first")
-    unknown = [name for name in model if name not in {*NAMES, "gate"}]
+    unknown = [name for name in model if name not in NAMES]
     if unknown:
         reject("models", unknown, f"names out of {', '.join(NAMES)}")
     named: dict[str, Tensor] = {}
@@ -310,7 +308,8 @@ def _each(name: str, values: object) -> Sequence[Any]:
 def _check_model(model: Mapping[str, Tensor], tokens: int, width: int) -> None:
     """The check of `memformer_loss`, for tasks that take no memory."""
     task = model["q"].as_strided((1, tokens, width), (0, 0, 0))
-    check_network(task, model["q"], model.get("p"), model.get("gamma"), model.get("beta"), None, 1)
+    q, p, gamma, beta, gate = (model.get(name) for name in NAMES)
+    check_network(task, q, p, gamma, beta, gate, 1)
 
 
 def _width(model: Mapping[str, Tensor]) -> int:

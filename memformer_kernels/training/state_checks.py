@@ -9,7 +9,7 @@ from torch import Tensor
 from memformer_kernels.calls.checks import dense, reject, reject_kind
 from memformer_kernels.training.checks import without_data
 
-AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,)}
+AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,), "gate": (1, 2)}
 """How many axes a model's parameters have."""
 
 

@@ -9,12 +9,19 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels import availability
 from memformer_kernels.calls.checks import check_choice, reject, reject_kind
-from memformer_kernels.training import cuda, definition, native
+from memformer_kernels.training import cuda, definition, native, own
 from memformer_kernels.training.checks import check_count
 from memformer_kernels.training.optimizers import SGD, Adam, Optimizer
 from memformer_kernels.training.philox import LARGEST_SEED
 from memformer_kernels.training.ranks import Ranks, check_group
-from memformer_kernels.training.samplers import FixedTasks, GaussianSampler, GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.samplers import (
+    DrawnTasks,
+    FixedTasks,
+    GaussianSampler,
+    GaussianStatistics,
+    Sampler,
+    batch_of,
+)
 from memformer_kernels.training.state import TrainState
 
 Backend = Literal["auto", "torch", "cpu", "cuda"]
@@ -57,7 +64,7 @@ def train_steps(
 
     Args:
         state: the models, changed in place.
-        sampler: `GaussianTokens`, `GaussianStatistics` or `FixedTasks`: where the tasks come from.
+        sampler: `GaussianTokens`, `GaussianStatistics`, `FixedTasks` or `DrawnTasks`: where the tasks come from.
         steps: how many to take, 0 or more.
         optimizer: `SGD`, `Adam` or `AdamW`, with clipping and a schedule.
         backend: "auto", "torch" (any device and size), "cpu" (the native library, tiny models on the CPU) or "cuda"
@@ -155,8 +162,8 @@ def explain_training(
     for name, value in state.parameters.items():
         if value.requires_grad:
             reject(name, "a parameter that requires a gradient", "one that requires none: steps are taken in place")
-    if not isinstance(sampler, GaussianSampler | FixedTasks):
-        reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics or FixedTasks")
+    if not isinstance(sampler, GaussianSampler | FixedTasks | DrawnTasks):
+        reject_kind("sampler", sampler, "GaussianTokens, GaussianStatistics, FixedTasks or DrawnTasks")
     sampler.check()
     if not isinstance(optimizer, SGD | Adam):
         reject_kind("optimizer", optimizer, "SGD, Adam or AdamW")
@@ -202,3 +209,5 @@ def _check_fit(state: TrainState, sampler: Sampler) -> None:
     if isinstance(sampler, FixedTasks) and (sampler.z.dtype != state.dtype or sampler.z.device != state.device):
         reject_kind("sampler", sampler.z, f"tasks of the models' {state.dtype} on {state.device}")
     state.check_reads(sampler.tokens, width)
+    if isinstance(sampler, DrawnTasks):
+        own.check(sampler, state)

@@ -266,23 +266,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     with command() as console:
-        if as_json:
-            console.print(json.dumps(_about(checkpoint)), soft_wrap=True)
-            return
-        if checkpoint is None:
-            lines = [
-                str(build_info()),
-                f"CPU threads: {torch.get_num_threads()}, cores: {cores()}",
-                f"results: {RESULTS.resolve()}",
-            ]
-        else:
-            held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
-            lines = [
-                f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}",
-                json.dumps(held.config.to_dict()),
-                *(f"{name}: {tuple(value.shape)} {value.dtype}" for name, value in held.model.items()),
-            ]
-        for line in lines:
+        told, lines = _about(checkpoint)
+        for line in [json.dumps(told)] if as_json else lines:
             console.print(line, soft_wrap=True)
 
 
@@ -304,24 +289,26 @@ def run(
 app.command(help=PROFILE)(profile)
 
 
-def _about(checkpoint: Path | None) -> dict[str, Any]:
-    """What `info` tells, as plain values."""
+def _about(checkpoint: Path | None) -> tuple[dict[str, Any], list[str]]:
+    """What `info` tells, as plain values and as lines."""
     if checkpoint is None:
-        return {
-            "build": plain(dataclasses.asdict(build_info())),
-            "threads": torch.get_num_threads(),
-            "cores": cores(),
-            "results": str(RESULTS.resolve()),
-        }
+        build, threads, results = build_info(), torch.get_num_threads(), str(RESULTS.resolve())
+        told = {"build": plain(dataclasses.asdict(build)), "threads": threads, "cores": cores(), "results": results}
+        return told, [str(build), f"CPU threads: {threads}, cores: {cores()}", f"results: {results}"]
     held = checkpoints.load(checkpoint / CHECKPOINT if checkpoint.is_dir() else checkpoint)
-    tensors = {name: {"shape": list(value.shape), "dtype": str(value.dtype)} for name, value in held.model.items()}
-    return {
+    config = held.config.to_dict()
+    told = {
         "format": checkpoints.FORMAT,
         "version": checkpoints.VERSION,
         "step": held.step,
-        "config": held.config.to_dict(),
-        "model": tensors,
+        "config": config,
+        "model": {name: {"shape": list(x.shape), "dtype": str(x.dtype)} for name, x in held.model.items()},
     }
+    return told, [
+        f"{checkpoints.FORMAT}, version {checkpoints.VERSION}, step {held.step} of {held.config.steps}",
+        json.dumps(config),
+        *(f"{name}: {tuple(x.shape)} {x.dtype}" for name, x in held.model.items()),
+    ]
 
 
 def _numbers(name: str, text: str) -> tuple[float, ...]:

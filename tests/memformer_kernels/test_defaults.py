@@ -9,6 +9,7 @@ import torch
 from memformer_kernels import (
     SGD,
     Adam,
+    DrawnTasks,
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
@@ -120,11 +121,17 @@ def test_modules_follow_the_defaults_where_nothing_is_said(default: str) -> None
     assert set(kinds) == {("cpu", torch.float32), expected}
 
 
+def _drawn(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    options: dict[str, Any] = {"generator": generator, "device": "cpu", "dtype": torch.float32}
+    return torch.randn(batch, 9, 4, **options), torch.randn(batch, 1, **options)
+
+
 SAMPLERS = {
     "tokens": lambda: GaussianTokens(3, 8, 40, noise=0.1, queries=2),
     "integrated": lambda: GaussianTokens(3, 8, 40, query="integrated"),
     "statistics": lambda: GaussianStatistics(3, 8, 40, noise=0.1, factor=H[0, :3, :3], weights=A[0, :3, :3]),
     "fixed": lambda: FixedTasks(CASE.z.detach(), TARGET, 4, batch=2),
+    "drawn": lambda: DrawnTasks(_drawn, 3, 8, 40),
 }
 
 

@@ -1,4 +1,5 @@
-// Context Gram matrices on the CPU, any length of context: one task per lane, tokens streamed once.
+// Context Gram matrices on the CPU, any length of context: one task per lane, tokens streamed once. Threads are dealt
+// single vectors of tasks where contexts are long, parts of 16 vectors where they are short.
 //
 // Bytes per task: its context and D^2 numbers written; backward: the context read, and N D numbers written. Operations
 // per task: n D (D + 1) / 2 forward, n D^2 backward.
@@ -8,6 +9,7 @@
 #include "cpu/kernels.h"
 #include "cpu/tasks/long_contexts.h"
 #include "cpu/tasks/parts.h"
+#include "cpu/tasks/vectors.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
@@ -80,6 +82,7 @@ template <class T, class Width>
 void run(const Gram<T>& gram, Width width, ParallelFor parallel) {
   const auto whole_tasks = [&](const Gram<T>& call) {
     const ContextGram<T, Width> group(call, width);
+    if (call.context >= piece_rows) return over_vectors<T>(call.tasks, parallel, group);
     over_parts<T>(call.tasks, 0, group.scratch_cells(), nullptr, parallel, group);
   };
   if (cutting_pays<T>(gram.tasks, gram.context)) return over_pieces(gram, whole_tasks);

@@ -1,12 +1,13 @@
 // Few tasks with long contexts: each context is cut into pieces that stand as tasks of their own, so that lanes and
 // threads share it. A piece is a whole subtree of the pairwise sum (context_gram.h): cutting changes no bit of a
-// result.
+// result. A few vectors of tasks, which a network would work through on one thread, leave their contexts to several.
 
 #pragma once
 
 #include "cpu/kernels.h"
 #include "cpu/scratch.h"
 #include "cpu/tasks/context_gram.h"
+#include "cpu/tasks/parts.h"
 #include "cpu/threads.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -20,6 +21,12 @@ bool cutting_pays(int64_t tasks, int context) {
   constexpr int lanes = Lanes<T>::width;
   const int64_t pieces = context / piece_rows;
   return tasks * ((pieces + lanes - 1) / lanes) < (tasks + lanes - 1) / lanes * pieces;
+}
+
+// Whether a network is left with too few parts of tasks for threads that its contexts would keep busy.
+template <class T>
+bool dealing_pays(int64_t tasks, int context) {
+  return context >= piece_rows && tasks > Lanes<T>::width && tasks < 2 * part_tasks<T>;
 }
 
 inline Array from_row(Array array, int64_t task, int64_t row) {
@@ -106,13 +113,14 @@ inline void store_half(const Lanes<T>* symmetric, Tasks tasks, int width, Lanes<
   store_rows(square, matrices, tasks, 0, width, width);
 }
 
-// Runs a network in Gram space: where cutting pays, on Gram matrices that are summed before it, and with the gradient
-// of the context's tokens made of theirs after it.
+// Runs a network in Gram space: where cutting or dealing pays, on Gram matrices that are summed before it, and with the
+// gradient of the context's tokens made of theirs after it.
 template <class T, class Run>
 void with_long_contexts(const Network<T>& network, ParallelFor parallel, Run run) {
   const bool tokens_out = network.queries < 0;
   const int context = network.lengths ? network.tokens - network.queries : network.context;
-  if (tokens_out || !cutting_pays<T>(network.tasks, context)) return run(network);
+  const bool first = cutting_pays<T>(network.tasks, context) || dealing_pays<T>(network.tasks, context);
+  if (tokens_out || !first) return run(network);
   const int64_t entries = static_cast<int64_t>(network.width) * network.width;
   const bool wants_z = network.grad_z.data != nullptr;
   const Memory memory((wants_z ? 2 : 1) * network.tasks * entries * sizeof(T));

@@ -23,7 +23,7 @@ from memformer_kernels.backends.pytorch.forms import (
     ResponseParameters,
 )
 from memformer_kernels.backends.pytorch.layer import LayerForm
-from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.backends.pytorch.memory import Kept, Memory
 from memformer_kernels.backends.pytorch.prefixes import PrefixForm, block_length
 from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
 
@@ -55,7 +55,7 @@ class TorchBackend:
         return grad_z
 
     def stack(self, network: Network) -> Tensor:
-        return torch.cat([_own(self._form(piece).tokens(), network.z) for piece, _ in _in_parts(network)])
+        return torch.cat([_own(self._form(piece, "last").tokens(), network.z) for piece, _ in _in_parts(network)])
 
     def stack_backward(self, grad: Tensor, network: Network, needs: Needs) -> list[Tensor]:
         dtype = compute_dtype(network.z)
@@ -66,8 +66,9 @@ class TorchBackend:
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         pieces = _in_parts(network, streamed=True)
+        kept: Kept = "states" if layers else "last"
         return torch.cat(
-            [self._form(_without_padding(piece, queries)).predictions(queries, layers) for piece, _ in pieces], 1
+            [self._form(_without_padding(piece, queries), kept).predictions(queries, layers) for piece, _ in pieces], 1
         )
 
     def predict_backward(
@@ -85,7 +86,7 @@ class TorchBackend:
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
         for piece, tasks in _in_parts(network, streamed=not needs[0]):
-            form = self._form(_without_padding(piece, queries))
+            form = self._form(_without_padding(piece, queries), "all" if any(needs) else "last")
             predictions = form.predictions(queries, layers=False)
             error = predictions - target[tasks].to(predictions.dtype)
             total = total + error.square().sum((1, 2))
@@ -152,8 +153,8 @@ class TorchBackend:
         return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
-        iterates = _first_order(quadratics)[0].states
-        return -torch.stack(iterates[1:] if layers else iterates[-1:])
+        iterates = _first_order(quadratics, "states" if layers else "last")[0].states
+        return -torch.stack(iterates[1:] if layers else iterates)
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
         trace, residual, a, memory = _first_order(quadratics)
@@ -184,15 +185,15 @@ class TorchBackend:
         own, coefficients = register_update.update_gradients(grad, registers, gamma)
         return needed_gradients([*own, coefficients], [*registers, gamma], needs)
 
-    def _form(self, network: Network) -> GeneralForm | ResponseForm:
+    def _form(self, network: Network, kept: Kept = "all") -> GeneralForm | ResponseForm:
         dtype = compute_dtype(network.z)
         z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
         gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
         labelled = Labelled(network.context, network.lengths)
         if network.form.response_only:
-            return ResponseForm(z, q, gamma, beta, labelled, network.form)
+            return ResponseForm(z, q, gamma, beta, labelled, network.form, kept)
         memory = partial(self._memory, q.shape[0], network.form.kept(q.shape[1]), z.shape[-1])
-        return GeneralForm(z, q, p, gamma, beta, labelled, network.form, memory)
+        return GeneralForm(z, q, p, gamma, beta, labelled, network.form, memory, kept)
 
     def _memory(
         self, layers: int, heads: int, width: int, gamma: Tensor | None, beta: Tensor | None, diagonal: bool
@@ -363,7 +364,9 @@ def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> 
     return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
 
 
-def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
+def _first_order(
+    quadratics: Quadratics, kept: Kept = "all"
+) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
     """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
     h, b, a, gamma, beta, w0 = quadratics
     residual = response.GramResidual(h, b, from_zero=w0 is None, transposed=h.mT)
@@ -371,5 +374,5 @@ def _first_order(quadratics: Quadratics) -> tuple[response.ResponseTrace, respon
     if beta is not None:
         beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]
     memory = Memory(None if gamma is None else gamma[:, :, None], beta, diagonal=gamma is None)
-    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory)
+    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory, kept)
     return trace, residual, preconditioners, memory

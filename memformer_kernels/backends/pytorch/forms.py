@@ -1,7 +1,8 @@
 """A whole network on a batch of tasks: which recurrence runs, and how tokens or predictions are read out of it.
 
 Two structures (`GeneralForm`, `ResponseForm`), each on tokens or in Gram space. A form runs its layers when it is made;
-`tokens` and `predictions` read the result, and their `_backward` twins give the gradients of all arguments.
+`tokens` and `predictions` read the result, and their `_backward` twins give the gradients of all arguments, if all
+that they read was kept.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import recurrence as attention
 from memformer_kernels.backends.pytorch import response
 from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
-from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.backends.pytorch.memory import Kept, Memory
 from memformer_kernels.calls.arguments import DIAGONAL, Form
 
 
@@ -112,6 +113,7 @@ class GeneralForm:
         labelled: Labelled,
         form: Form,
         memory: Callable[[Tensor | None, Tensor | None, bool], Memory] = Memory,
+        kept: Kept = "all",
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
         width = z.shape[-1]
@@ -123,7 +125,7 @@ class GeneralForm:
             state = torch.eye(width, dtype=z.dtype, device=z.device).expand(z.shape[0], width, width)
         else:
             self.metric = attention.TokenMetric(labelled)
-        self.trace = attention.run(state, self.metric, own.q, own.p, own.memory, own.heads)
+        self.trace = attention.run(state, self.metric, own.q, own.p, own.memory, own.heads, kept)
 
     def tokens(self) -> Tensor:
         """Z_L (B, N, D)."""
@@ -190,6 +192,7 @@ class ResponseForm:
         beta: Tensor | None,
         labelled: Labelled,
         form: Form,
+        kept: Kept = "all",
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
         self.features, responses = z[..., :-1], z[..., -1]
@@ -204,7 +207,7 @@ class ResponseForm:
             columns = self.features.transpose(-1, -2).contiguous()
             self.residual = response.TokenResidual(self.features, columns, labelled)
             state = responses
-        self.trace = response.run(state, self.residual, own.a, own.memory)
+        self.trace = response.run(state, self.residual, own.a, own.memory, kept)
 
     def _responses(self, state: Tensor, first: int) -> Tensor:
         """The response column of tokens `first`, first + 1, ..., at a state."""

@@ -5,10 +5,14 @@ vector's (d,). The coefficients broadcast against (R, *S).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Kept = Literal["all", "states", "last"]
+"""What a run of all layers keeps: "all" that a backward reads; every state, for results after each layer; the last."""
 
 
 @dataclass
@@ -17,11 +21,16 @@ class Memory:
 
     gamma: None (ones on the diagonal), (L or 1, R', *S') if `diagonal`, else (L or 1, L or 1, R', *S').
     beta:  None (zero) or (L or 1, R', *S').
+
+    It serves one run of all layers. Where no backward follows (`forward_only`), one running register is enough unless
+    every layer has weights of its own for all registers: the last one, or the weighted sum of all that layers share.
     """
 
     gamma: Tensor | None
     beta: Tensor | None
     diagonal: bool
+    forward_only: bool = False
+    _shared_sum: Tensor | None = field(default=None, init=False)
 
     def _beta(self, layer: int) -> Tensor:
         assert self.beta is not None
@@ -38,6 +47,13 @@ class Memory:
         register = self.register(layer, fresh, previous)
         return register, state + self.update(layer, [*previous, register])
 
+    def kept(self, registers: list[Tensor]) -> list[Tensor]:
+        """Those of the registers so far that something still reads."""
+        one = self.gamma is None or self.diagonal or self.gamma.shape[0] == 1
+        if not self.forward_only or not one:
+            return registers
+        return [] if self.beta is None else registers[-1:]
+
     def hold(self, layer: int, update_grad: Tensor) -> Tensor:
         """The gradient of layer l's update where later calls will read it again."""
         return update_grad
@@ -48,6 +64,10 @@ class Memory:
             weighted = registers[-1]
         elif self.diagonal:
             weighted = self.gamma[layer % self.gamma.shape[0]] * registers[-1]
+        elif self.forward_only and self.gamma.shape[0] == 1:
+            weights = self.gamma[0]
+            weighted = _add_weighted(self._shared_sum, weights[layer % weights.shape[0]], registers[-1])
+            self._shared_sum = weighted
         else:
             weighted = _weighted_sum(self._row(layer), registers)
         return weighted[:, 0] if weighted.shape[1] == 1 else weighted.sum(1)
@@ -102,10 +122,14 @@ class Memory:
 
 def _weighted_sum(weights: Tensor, terms: Sequence[Tensor]) -> Tensor:
     """sum_j weights_j * terms_j, one pass a term: no copy holds them side by side. One weight may serve all terms."""
-    total = weights[0] * terms[0]
+    total = _add_weighted(None, weights[0], terms[0])
     for index, term in enumerate(terms[1:], 1):
-        total = torch.addcmul(total, weights[index % weights.shape[0]], term)
+        total = _add_weighted(total, weights[index % weights.shape[0]], term)
     return total
+
+
+def _add_weighted(total: Tensor | None, weight: Tensor, term: Tensor) -> Tensor:
+    return weight * term if total is None else torch.addcmul(total, weight, term)
 
 
 def over_tasks(products: Tensor, shape: Sequence[int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends.pytorch.context import Labelled, across_tokens, gram, gram_backward
-from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.backends.pytorch.memory import Kept, Memory
 
 
 class Metric(Protocol):
@@ -79,20 +79,22 @@ def attend_backward(
 
 @dataclass
 class AttentionTrace:
-    """What a forward run keeps for its backward: states X_0, ..., X_L and registers R_0, ..., R_{L-1}."""
+    """What a forward run keeps: states X_0, ..., X_L and registers R_0, ..., R_{L-1}, or the last of them."""
 
     states: list[Tensor]
     registers: list[Tensor] = field(default_factory=list)
 
 
-def run(state: Tensor, metric: Metric, q: Tensor, p: Tensor, memory: Memory, heads: int) -> AttentionTrace:
+def run(
+    state: Tensor, metric: Metric, q: Tensor, p: Tensor, memory: Memory, heads: int, kept: Kept = "all"
+) -> AttentionTrace:
     """All L layers from X_0 (B, M, D) with q, p (L, H, D, D); `heads` registers a layer."""
-    trace = AttentionTrace([state])
+    trace, memory.forward_only = AttentionTrace([state]), kept != "all"
     for layer in range(q.shape[0]):
         fresh = attend(state, metric.gram(state), q[layer], p[layer], heads)
         register, state = memory.advance(layer, state, fresh, trace.registers)
-        trace.registers.append(register)
-        trace.states.append(state)
+        trace.registers = memory.kept([*trace.registers, register])
+        trace.states = [state] if kept == "last" else [*trace.states, state]
     return trace
 
 

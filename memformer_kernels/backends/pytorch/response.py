@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.pytorch.context import Labelled
-from memformer_kernels.backends.pytorch.memory import Memory
+from memformer_kernels.backends.pytorch.memory import Kept, Memory
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ Residual = GramResidual | TokenResidual
 
 @dataclass
 class ResponseTrace:
-    """What a forward run keeps for its backward: states s_0, ..., s_L (B, M), g_0, ..., g_{L-1} (B, d) and registers
-    r_0, ..., r_{L-1} (B, R, M).
+    """What a forward run keeps: states s_0, ..., s_L (B, M), g_0, ..., g_{L-1} (B, d) and registers r_0, ..., r_{L-1}
+    (B, R, M), or the last of them.
     """
 
     states: list[Tensor]
@@ -97,15 +97,17 @@ class ResponseTrace:
     registers: list[Tensor] = field(default_factory=list)
 
 
-def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory) -> ResponseTrace:
+def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory, kept: Kept = "all") -> ResponseTrace:
     """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
-    trace = ResponseTrace([state])
+    trace, memory.forward_only = ResponseTrace([state]), kept != "all"
     for layer in range(a.shape[0]):
-        trace.residuals.append(residual.at(state) if layer else residual.start(state))
-        fresh = residual.lift(precondition(trace.residuals[layer], a[layer]))
+        made = residual.at(state) if layer else residual.start(state)
+        fresh = residual.lift(precondition(made, a[layer]))
         trace.registers.append(memory.register(layer, fresh, trace.registers))
         state = state + memory.update(layer, trace.registers)
-        trace.states.append(state)
+        trace.registers = memory.kept(trace.registers)
+        trace.residuals = [*trace.residuals, made] if kept == "all" else []
+        trace.states = [state] if kept == "last" else [*trace.states, state]
     return trace
 
 

@@ -92,7 +92,9 @@ def depth_runs(budget: Budget, seed: int) -> dict[str, list[Run]]:
     """LFOM Memformers of every depth on the non-isotropic tasks: "response-only", and "block" with Bm free."""
     response, block = [], []
     for depth in DEPTHS:
-        config = TrainingConfig(layers=depth, steps=budget.response_steps, seed=seed, rotation_seed=seed)
+        config = TrainingConfig(
+            layers=depth, steps=budget.response_steps, seed=seed, rotation_seed=seed, backend="auto"
+        )
         response.append(Run(f"response-only-{depth}", config))
         config = replace(
             config,
@@ -124,6 +126,7 @@ def real_runs(sets: Sequence[RegressionSet], budget: Budget, seed: int) -> dict[
             clip=0.1,
             warmup=50,
             seed=seed,
+            backend="auto",
         )
         runs[d] = Run(f"measured-d{d}", config)
     return runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from memformer_kernels.nn import Memformer
@@ -122,14 +123,11 @@ def _models(
 
     for seed, networks in zip(setting.seeds, best, strict=True):
         for label in _TRAINED:
-            models[label].append(trained(label, seed, lambda depth: block_recipe(setting, depth)))
+            models[label].append(trained(label, seed, partial(block_recipe, setting)))
         for label in _FITTED:
             models[label].append([one.network(tasks) for one in networks[label]])
     for label in _TRAINED:
-        for which in (0, 1):
-            further[label].append(
-                trained(label, first, lambda depth, which=which: block_recipe(setting, depth).further()[which])  # type: ignore[misc]
-            )
+        further[label] += [trained(label, first, partial(_further, setting, which)) for which in (0, 1)]
     for label, kind in _FITTED.items():
         row = []
         for depth, one in zip(DEPTHS, best[0][label], strict=True):
@@ -140,6 +138,11 @@ def _models(
         further[kind] += [models[label][0], row]
     further[PLAIN] += [models[BEST_GDPP][0], *further[BEST_GDPP]]
     return models, further
+
+
+def _further(setting: Setting, which: int, depth: int) -> Recipe:
+    """Of the longer training (0) or the gentler one (1)."""
+    return block_recipe(setting, depth).further()[which]
 
 
 def _gentle(setting: Setting, depth: int) -> Recipe:

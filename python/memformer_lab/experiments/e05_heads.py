@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -58,8 +59,7 @@ def run(setting: Setting) -> Results:
 
     rows = {label: [judged(label, seed, lambda same: same) for seed in setting.seeds] for label in shapes}
     longer = {
-        label: [judged(label, setting.seeds[0], lambda one, which=which: one.further()[which]) for which in (0, 1)]  # type: ignore[misc]
-        for label in shapes
+        label: [judged(label, setting.seeds[0], partial(_further, which)) for which in (0, 1)] for label in shapes
     }
     one_head = best_network(exact_spectrum(tasks.d, tasks.n, _LAYERS), _LAYERS, memory=True, random=10).network(tasks)
     best = distributions(network_errors([one_head], tasks.compressed), count, setting.seed)[0]
@@ -79,6 +79,11 @@ def run(setting: Setting) -> Results:
         panels.append(Panel(name, title, "(d, d) matrices in each of Q and P / 2", shown, tuple(curves), digits=3))
     collapse = max(_collapse(seed) for seed in setting.seeds)
     return Results(tuple(panels), {_COLLAPSE: collapse, "steps of brief training": float(brief)})
+
+
+def _further(which: int, recipe: Recipe) -> Recipe:
+    """The recipe of longer training (0) or of gentler training (1)."""
+    return recipe.further()[which]
 
 
 def _trained(tasks: GaussianTasks, layers: int, heads: int, recipe: Recipe, seed: int) -> Memformer:

@@ -33,12 +33,15 @@ _STYLES = {
 
 
 def draw_report(report: Report) -> bytes:
-    """A PNG: error by depth on the random tasks, left, and errors on the measured sets, right."""
+    """A PNG: error by depth on the random tasks, left, and errors on the measured sets, right.
+
+    Its description is that of the report (`Report.digest`), so that a picture can be held to the JSON of the same run.
+    """
     figure = Figure(figsize=(13, 5.2), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _draw_depths(left, report)
     _draw_sets(right, report)
-    return encode(figure)
+    return encode(figure, of=report.digest())
 
 
 def draw_comparison(problem: Problem, comparison: Mapping[str, Score], form: str = "png") -> bytes:

@@ -27,11 +27,18 @@ def format_of(path: Path) -> str:
     return suffix or "png"
 
 
-def encode(figure: Figure, form: str = "png") -> bytes:
-    """The figure in one of `FORMATS`; a PNG does not say which matplotlib has drawn it."""
+def encode(figure: Figure, form: str = "png", of: str | None = None) -> bytes:
+    """The figure in one of `FORMATS`; a PNG does not say which matplotlib has drawn it.
+
+    Args:
+        figure: what is drawn.
+        form: the format.
+        of: what a PNG says, as its "Description", that it is a picture of.
+    """
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         # A name in letters that the font lacks is drawn in boxes, which the figure shows by itself.
         warnings.filterwarnings("ignore", message="Glyph ", category=UserWarning)
-        figure.savefig(buffer, format=form, metadata={"Software": None} if form == "png" else None)
+        metadata = {"Software": None} | ({} if of is None else {"Description": of}) if form == "png" else None
+        figure.savefig(buffer, format=form, metadata=metadata)
     return buffer.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import platform
@@ -209,6 +210,10 @@ class Report:
             + "\n"
         )
 
+    def digest(self) -> str:
+        """Of its JSON: "SHA-256 ..."."""
+        return f"SHA-256 {hashlib.sha256(self.to_json().encode()).hexdigest()}"
+
 
 def versions() -> dict[str, str]:
     """Of the package and what it runs on, by name; "sources" is a digest of the Python files of both packages."""
@@ -222,7 +227,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def _digest() -> str:
-    folders = [Path(memformer_kernels.__file__).parent, Path(__file__).parents[1]]
+    folders = [Path(inspect.getfile(memformer_kernels)).parent, Path(__file__).parents[1]]
     found = hashlib.sha256()
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):

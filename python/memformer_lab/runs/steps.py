@@ -13,6 +13,7 @@ from torch.nn import Parameter
 from memformer_kernels import (
     SGD,
     Adam,
+    DrawnTasks,
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
@@ -22,8 +23,10 @@ from memformer_kernels import (
 )
 from memformer_kernels.nn import Memformer
 from memformer_lab.runs.config import Backend
+from memformer_lab.tasks.families import FamilyTasks
+from memformer_lab.tasks.standardised import StandardisedTasks
 
-Sampler = GaussianStatistics | GaussianTokens | FixedTasks
+Sampler = GaussianStatistics | GaussianTokens | FixedTasks | DrawnTasks
 
 GROUPS = ("model", "first", "second")
 """Kinds of tensors that a run carries: parameters, and the optimiser's first and second moments (SGD: first alone)."""
@@ -211,8 +214,25 @@ class FusedSteps:
         return zip(GROUPS, (state.parameters, state.first, state.second), strict=True)
 
 
+def drawn_sampler(tasks: StandardisedTasks | FamilyTasks, batch: int, *, queries: int, resample: int) -> DrawnTasks:
+    """The sampler of tasks that no kernel draws.
+
+    Args:
+        tasks: what is drawn.
+        batch: tasks a step.
+        queries: queries a task.
+        resample: steps that a batch is kept for.
+    """
+
+    def draw(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        made = tasks.tokens(count, generator, queries)
+        return made.z, made.target
+
+    return DrawnTasks(draw, tasks.d, tasks.n, batch, queries, resample)
+
+
 def state_of(model: Memformer, seed: int) -> TrainState | None:
-    """The model as `train_steps` takes it, or None where it has gates, which are not trained there.
+    """The model as `train_steps` takes it, or None where it has gates, which no native library trains.
 
     Args:
         model: any Memformer; what it holds fixed stays as it is.

@@ -8,9 +8,9 @@ from torch.distributed import ProcessGroup
 
 from memformer_kernels.nn import Memformer
 from memformer_lab.runs.checkpoint import Checkpoint
-from memformer_lab.runs.config import GAUSSIAN, TrainingConfig
+from memformer_lab.runs.config import TrainingConfig
 from memformer_lab.runs.models import build_model, model_of
-from memformer_lab.runs.steps import AutogradSteps, FusedSteps, TrainingDiverged, state_of
+from memformer_lab.runs.steps import AutogradSteps, FusedSteps, Sampler, TrainingDiverged, drawn_sampler, state_of
 from memformer_lab.solvers.first_order import drawer, draws_statistics
 from memformer_lab.tasks.gaussian import GaussianTasks, TaskBatch, step_sampler
 from memformer_lab.tasks.seeds import generator_for, seed_for
@@ -117,13 +117,11 @@ class Trainer:
 
 
 def fault(config: TrainingConfig) -> str | None:
-    """Why `train_steps` does not train such a run, or None."""
-    if config.tasks not in GAUSSIAN:
-        return f"tasks {config.tasks!r} are no Gaussian tasks with one covariance"
+    """Why autograd trains such a run step by step, or None where `train_steps` does."""
     if config.tied:
         return "tied layers share their matrices"
     if config.rule == "gated_heads":
-        return "rule 'gated_heads' trains gates"
+        return "rule 'gated_heads' trains gates, which no native library does"
     return None
 
 
@@ -176,15 +174,14 @@ class _SampledSteps(FusedSteps):
         model, tasks = build_model(config, device), config.sampler()
         state = state_of(model, seed_for("training", config.seed) >> 1)
         assert state is not None
-        assert isinstance(tasks, GaussianTasks)
         super().__init__(model, state, config.settings(), backend=config.backend, group=group)
-        self._sampler = step_sampler(
-            tasks,
-            config.batch,
-            statistics=draws_statistics(model, tasks),
-            queries=config.queries,
-            resample=config.resample,
-        )
+        options = {"queries": config.queries, "resample": config.resample}
+        self._sampler: Sampler
+        if isinstance(tasks, GaussianTasks):
+            statistics = draws_statistics(model, tasks)
+            self._sampler = step_sampler(tasks, config.batch, statistics=statistics, **options)
+        else:
+            self._sampler = drawn_sampler(tasks, config.batch, **options)
         try:
             self.backend_on(self._sampler)
         except RuntimeError as error:

@@ -1,5 +1,6 @@
 """The automatic choice against every provider: which workloads, and when a choice counts as bad."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ from typer.testing import CliRunner
 
 from benchmarks.__main__ import app
 from benchmarks.measure.dispatch import AUTO, CATALOGUE, TOLERANCE, choices
+from benchmarks.measure.results import Quantiles
 from benchmarks.measure.workloads import DIRECTIONS
+from benchmarks.readme import RESULTS
 from benchmarks.reports.record import read_reports
 from memformer_kernels.nn import RULES, STRUCTURES
 from tests.benchmarks.made_up import report, timing
@@ -38,6 +41,24 @@ def test_a_choice_may_be_slower_by_the_tolerance_and_the_noise(auto: float, spre
     assert choice.best == "ours"
     assert choice.ratio == pytest.approx(auto / 10)
     assert choice.good is good
+
+
+def test_passes_that_scatter_excuse_no_median() -> None:
+    """One of 400 passes may take twice or half the time of another; their median is known to a few percent."""
+    ours, peer = (
+        replace(timing(name, 10.0), quantiles=Quantiles(median, 0.5 * median, 1.5 * median, 400))
+        for name, median in ((AUTO, 14.5), ("peer", 10.0))
+    )
+    (choice,) = choices([report(ours, peer)])
+    assert choice.noise < 0.1
+    assert not choice.good
+
+
+def test_the_record_counts_no_workload_as_good_on_which_a_peer_is_a_tenth_faster() -> None:
+    found = list(choices(read_reports(RESULTS / "dispatch-cpu.json")))
+    slower = [one.workload.name for one in found if one.ratio > 1.2]
+    assert slower
+    assert not any(one.good for one in found if one.workload.name in slower)
 
 
 def test_without_the_automatic_choice_there_is_nothing_to_judge() -> None:

@@ -6,13 +6,16 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from benchmarks.measure.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, held, points
+from benchmarks.measure.growth import AXES, CONTEXT_TOKENS, PEERS, Axis, Point, held, median, points
 from benchmarks.measure.providers import select
 from benchmarks.measure.results import Quantiles, Report, Timing
 from benchmarks.measure.workloads import W
+from benchmarks.readme import RESULTS
 from benchmarks.reports.figures import growth as draw
+from benchmarks.reports.record import read_report
 from benchmarks.reports.tables import growth_table
 from tests.benchmarks.made_up import MACHINE
+from tests.pages import ROOT, one_line, text_of
 
 LAYERS = next(axis for axis in AXES if axis.field == "layers")
 
@@ -99,3 +102,22 @@ def test_the_picture_is_drawn_from_whatever_was_measured(read_gb_s: float | None
     assert one.startswith(b"\x89PNG")
     assert two.startswith(b"\x89PNG")
     assert len(two) > len(one)
+
+
+def test_what_the_page_says_of_long_contexts_is_what_the_record_and_the_code_say() -> None:
+    """Throughput along n falls off where tasks, or a context's pieces, are too few for more than one part."""
+    axis = next(axis for axis in AXES if axis.field == "n")
+    found = {point.value: point for point in points(axis, read_report(RESULTS / "growth-cpu.json"))}
+    rates = {n: axis.amount(point.workload) / median(point.ours) for n, point in found.items() if point.ours}
+    assert rates[100_000] < rates[10_000] < min(rates[2000], rates[1_000_000])
+    native = ROOT / "csrc" / "cpu" / "tasks"
+    assert "part_tasks = 16 * Lanes<T>::width;" in (native / "parts.h").read_text()
+    assert "piece_rows = 32 * core::gram_block;" in (native / "long_contexts.h").read_text()
+    assert "gram_block = 32;" in (ROOT / "csrc" / "core" / "gram.h").read_text()
+    assert [found[n].workload.batch for n in (10_000, 100_000)] == [200, 20]
+    said = one_line(text_of("docs/performance.md"))
+    assert f"B n = {CONTEXT_TOKENS:,}" in said
+    assert f"16 vectors of tasks at a time ({16 * 16} in float32 with AVX-512)" in said
+    assert f"pieces of {32 * 32:,} examples" in said
+    assert f"so that 200 tasks, or a context's {100_000 // 1024} pieces, kept one of two cores busy" in said
+    assert f"at n = 1,000,000 it has {1_000_000 // 1024} pieces" in said

@@ -11,6 +11,7 @@ from memformer_kernels import (
     SGD,
     Adam,
     AdamW,
+    DrawnTasks,
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
@@ -55,6 +56,16 @@ def fixed(batch: int | None, count: int, *, padding: int = 0, resample_every: in
     return FixedTasks(z, y[:, n:].clone(), n, batch=batch, resample_every=resample_every)
 
 
+def drawn(batch: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tasks (batch, 14, 6) with two queries, the same on any device."""
+    device, own = generator.device, torch.Generator().manual_seed(generator.initial_seed())
+    x = torch.randn(batch, 14, 5, generator=own)
+    y = x @ torch.randn(batch, 5, 1, generator=own)
+    target = y[:, 12:, 0].clone()
+    y[:, 12:] = 0
+    return torch.cat([x, y], -1).to(device), target.to(device)
+
+
 FACTOR = torch.eye(5) + 0.1
 SAMPLERS: dict[str, Sampler] = {
     "hot": hot(),
@@ -65,6 +76,7 @@ SAMPLERS: dict[str, Sampler] = {
     "epochs": fixed(130, 700, resample_every=2),
     "padded full batch": fixed(None, 700, padding=3),
     "padded epochs": fixed(130, 700, padding=2),
+    "drawn": DrawnTasks(drawn, 5, 12, 300, queries=2, resample_every=2),
 }
 SMALL: dict[str, Sampler] = {
     **{name: replace(sampler, batch=40) for name, sampler in SAMPLERS.items()},

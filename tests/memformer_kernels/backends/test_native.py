@@ -125,18 +125,20 @@ def test_contexts_that_stream(tokens: int) -> None:
 
 @pytest.mark.parametrize("contexts", ["all", "ragged"])
 @pytest.mark.parametrize("structure", ["response-only", "block"])
-@pytest.mark.parametrize(("tasks", "tokens"), [(1, 4096), (1, 20_000), (3, 17_409)])
+@pytest.mark.parametrize(
+    ("tasks", "tokens", "more"), [(1, 4096, 40), (1, 20_000, 40), (3, 17_409, 40), (40, 1100, 480)]
+)
 def test_a_long_context_has_the_same_bits_alone_and_among_many(
-    structure: str, contexts: str, tasks: int, tokens: int
+    structure: str, contexts: str, tasks: int, tokens: int, more: int
 ) -> None:
-    """Few tasks share their long contexts among lanes, many do not."""
+    """Few tasks share their long contexts among lanes, some have Gram matrices summed before, many do not."""
     random = seeded(5)
     q, p = normal(random, 3, 1, 5, 5) / 5, normal(random, 3, 1, 5, 5) / 5
     tensors = [x.float() for x in (q, p, normal(random, 3, 3, 1, 1, 6))]
     q, p, gamma = tensors
     few = normal(random, tasks, tokens, 6).float()
-    many = torch.cat([few, normal(random, 40, tokens, 6).float()])
-    lengths = torch.randint(1, tokens, (tasks + 40,), generator=random)
+    many = torch.cat([few, normal(random, more, tokens, 6).float()])
+    lengths = torch.randint(1, tokens, (tasks + more,), generator=random)
     results = []
     for z in (few, many):
         z.requires_grad_()

@@ -168,6 +168,16 @@ def test_backwards_of_layers_and_quadratics(backend: str) -> None:
     torch.library.opcheck(OPS.lfom_solve_backward.default, (grad, *_detached(tensors), *options))
 
 
+@on_every_backend
+def test_register_update(backend: str) -> None:
+    """Its backward takes no tokens: their gradient is the result's own."""
+    z, *registers = (normal(seeded(place), 3, 4, 2).requires_grad_() for place in range(3))
+    gamma = normal(seeded(8), 2, 4).requires_grad_()
+    torch.library.opcheck(OPS.register_update.default, (z, registers, gamma, backend))
+    grad, read = normal(seeded(9), 3, 4, 2), ([x.detach() for x in registers], gamma.detach())
+    torch.library.opcheck(OPS.register_update_backward.default, (grad, *read, backend, [True, False, True]))
+
+
 @on_every_path
 def test_only_needed_gradients_are_made(path: Path) -> None:
     case = make_case(tokens=6, layers=2, context=4)

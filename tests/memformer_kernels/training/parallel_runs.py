@@ -5,22 +5,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels import Adam, GaussianStatistics, GaussianTokens, TrainState
-from tests.memformer_kernels.training.runs import D, N, model
+from memformer_kernels import Adam, DrawnTasks, GaussianStatistics, GaussianTokens, TrainState
+from memformer_kernels.training.samplers import Sampler
+from tests.memformer_kernels.training.runs import D, N, drawn, model
 
 STEPS = 4
 FATAL = 2
 OPTIMIZER = Adam(0.05, clip=1.0)
 
 
-def data_parallel() -> dict[str, tuple[TrainState, GaussianStatistics | GaussianTokens, str]]:
+def data_parallel() -> dict[str, tuple[TrainState, Sampler, str]]:
     """Batches of three blocks, so that ranks get different numbers of them, and of one, so that some get none."""
     statistics = GaussianStatistics(D, N, 2500, query="integrated")
     tokens = GaussianTokens(D, N, 100, noise=0.1)
+    gated = [model(2, 0, rule="gated_heads", heads=2)]
     return {
         "statistics": (TrainState.of([model(2, s, torch.float32) for s in range(2)], seeds=5), statistics, "torch"),
         "tokens": (TrainState.of([model(2, 0, structure="block")], seeds=6), tokens, "torch"),
         "default": (TrainState.of([model(2, s, torch.float32) for s in range(2)], seeds=5), statistics, "auto"),
+        "drawn": (TrainState.of([model(2, s) for s in range(2)], seeds=7), DrawnTasks(drawn, D, N, 2500), "auto"),
+        "gates": (TrainState.of(gated, seeds=8), DrawnTasks(drawn, D, N, 1500, resample_every=3), "auto"),
     }
 
 

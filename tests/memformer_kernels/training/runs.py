@@ -42,3 +42,19 @@ def tensors(held: TrainState) -> Sequence[Tensor]:
     """Everything that training changes."""
     groups = (held.parameters, held.first, held.second)
     return [*(value for group in groups for value in group.values()), held.skipped]
+
+
+def drawn(batch: int, generator: torch.Generator, queries: int = 1) -> tuple[Tensor, Tensor]:
+    """Tasks (batch, N + queries, D + 1) of a function of the caller's, with sparse weights, which no sampler draws."""
+    options: dict[str, Any] = {"generator": generator, "dtype": torch.float64, "device": generator.device}
+    x = 0.5 * torch.randn(batch, N + queries, D, **options)
+    w = torch.randn(batch, D, 1, **options) * (torch.rand(batch, D, 1, **options) < 0.5)
+    z = torch.cat([x, x @ w], -1)
+    target = z[:, N:, -1].clone()
+    z[:, N:, -1] = 0
+    return z, target
+
+
+def two_drawn(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same with two queries."""
+    return drawn(batch, generator, 2)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import Adam, FixedTasks, TrainState, train_steps
+from memformer_kernels import SGD, Adam, FixedTasks, TrainState, build_info, explain_training, train_steps
 from memformer_kernels.nn import RULES, Memformer
 from tests.memformer_kernels.cases import normal, seeded
 
 D, N, LAYERS = 3, 8, 3
-TRAINED = [rule for rule in RULES if rule not in ("gated_heads", "recursive")]
+TRAINED = [rule for rule in RULES if rule != "recursive"]
 
 
 def _module(layers: int = LAYERS, **options: Any) -> Memformer:
@@ -65,6 +65,60 @@ def test_parameters_that_require_no_gradient_are_not_trained() -> None:
     assert not torch.equal(state.parameters["gamma"][0], module.gamma)
 
 
+def test_gates_take_the_steps_of_autograd() -> None:
+    module = _module(heads=2, rule="gated_heads")
+    state = TrainState.of([module])
+    z, target = _tasks()
+    train_steps(state, FixedTasks(z, target, N), 1, optimizer=SGD(0.1))
+    module.loss(z, target).backward()
+    assert module.gate is not None
+    assert module.gate.grad is not None
+    assert float(module.gate.grad.abs().min()) > 1e-4
+    torch.testing.assert_close(state.parameters["gate"][0], module.gate - 0.1 * module.gate.grad, rtol=1e-10, atol=0)
+
+
+def test_gates_that_are_held_fixed_stay() -> None:
+    module = _module(heads=2, rule="gated_heads")
+    assert module.gate is not None
+    module.gate.requires_grad_(False)
+    state = TrainState.of([module])
+    _train(state)
+    assert torch.equal(state.parameters["gate"][0], module.gate)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_gate_for_each_layer(layers: int) -> None:
+    """As many heads as layers of the shallower model, where the axes of a gate are easily mistaken."""
+    module, deep = _module(layers, heads=2, rule="cgd"), _module(3, heads=2, rule="cgd")
+    gates = [1 + 0.1 * normal(seeded(2), depth, 2) for depth in (layers, 3)]
+    given = [{**x.stack_arguments(), "gate": gate} for x, gate in zip((module, deep), gates, strict=True)]
+    state, alone = TrainState.of(given, streams=[0, 0]), TrainState.of(given[:1])
+    losses = _train(state)
+    torch.testing.assert_close(_train(alone)[:, 0], losses[:, 0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(state.parameters["gate"][0, :layers], alone.parameters["gate"][0], rtol=1e-12, atol=0)
+    assert not torch.equal(alone.parameters["gate"][0], gates[0])
+
+
+def test_models_of_different_depth_share_no_axis_of_their_gates() -> None:
+    modules = [_module(depth, heads=2, rule="gated_heads") for depth in (2, 3)]
+    state = TrainState.of(modules)
+    _train(state)
+    for index, module in enumerate(modules):
+        state.into(index, module)
+        assert module.gate is not None
+        assert torch.equal(state.parameters["gate"][index], module.gate)
+
+
+def test_gates_are_left_to_torch() -> None:
+    state, sampler = TrainState.of([_module(heads=2, rule="gated_heads")]), FixedTasks(*_tasks(), N)
+    plan = explain_training(state, sampler, optimizer=Adam(0.02))
+    assert plan.backend == "torch"
+    assert "gates" in plan.reason
+    if build_info().backends["cpu"].available:
+        with pytest.raises(ValueError, match=r"^backend: expected .*gates"):
+            train_steps(state, sampler, 1, optimizer=Adam(0.02), backend="cpu")
+
+
 def test_masks_narrow_what_a_module_trains() -> None:
     module = _module(rule="lfom_residual")
     state = TrainState.of([module], trainable=[{"q": torch.tensor(False)}])
@@ -100,7 +154,8 @@ def _state() -> TrainState:
 BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: TrainState.of(_module()), TypeError, "models"),  # type: ignore[arg-type]
     (lambda: TrainState.of([torch.nn.Linear(3, 3)]), TypeError, r"models\[0\]"),  # type: ignore[list-item]
-    (lambda: TrainState.of([_module(heads=2, rule="gated_heads")]), ValueError, "gate"),
+    (lambda: TrainState.of([_module().stack_arguments() | {"gate": torch.ones(1, 1, 1)}]), ValueError, "gate"),
+    (lambda: TrainState.of([_module().stack_arguments() | {"gate": torch.ones(2).double()}]), ValueError, "gate"),
     (lambda: TrainState.of([_module(1), _module(3)], trainable=[{}, {"w": torch.ones(1)}]), ValueError, "trainable"),
     (lambda: _state().into(2, _module()), ValueError, "index"),
     (lambda: _state().into(-1, _module()), ValueError, "index"),

@@ -12,6 +12,7 @@ from memformer_kernels import (
     SGD,
     Adam,
     AdamW,
+    DrawnTasks,
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
@@ -25,7 +26,7 @@ from memformer_kernels.testing import GRADIENT_FACTOR, relative_error
 from memformer_kernels.training import arguments, definition, native
 from memformer_kernels.training.optimizers import Optimizer
 from memformer_kernels.training.samplers import Sampler
-from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors
+from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model, state, tensors, two_drawn
 
 pytestmark = pytest.mark.skipif(
     not build_info().backends["cpu"].available, reason="the native library is not built here"
@@ -53,6 +54,7 @@ SAMPLERS: dict[str, Sampler] = {
     "tokens, integrated": GaussianTokens(D, N, 48, query="integrated", resample_every=2),
     "full batch": FixedTasks(*_given(), N),
     "epochs": FixedTasks(*_given(), N, batch=7, resample_every=2),
+    "drawn": DrawnTasks(two_drawn, D, N, 48, queries=2, resample_every=2),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Adam(0.02, clip=0.5, schedule=Schedule("cosine", warmup=5, steps=STEPS)),
@@ -103,7 +105,7 @@ def test_every_model(options: dict[str, Any], kind: str) -> None:
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "epochs"])
+@pytest.mark.parametrize("kind", ["tokens", "epochs", "drawn"])
 def test_dense_models(kind: str) -> None:
     own, theirs = _traces(state(structure="dense"), SAMPLERS[kind], OPTIMIZERS["adam"], 12)
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)

@@ -47,7 +47,9 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: TrainState.of(model()), TypeError, "models"),  # type: ignore[arg-type]
     (lambda: TrainState.of([{"q": None}]), TypeError, "q"),
     (lambda: TrainState.of([{**model(), "w": torch.ones(1)}]), ValueError, "models"),
-    (lambda: TrainState.of([{**model(), "gate": torch.ones(1)}]), ValueError, "gate"),
+    (lambda: TrainState.of([{**model(), "gate": torch.ones(1)}]), TypeError, "gate"),
+    (lambda: TrainState.of([{**model(), "gate": torch.ones(2, dtype=torch.float64)}]), ValueError, "gate"),
+    (lambda: TrainState.of([{**model(), "gate": torch.ones(1, 1, 1, dtype=torch.float64)}]), ValueError, "gate"),
     (lambda: TrainState.of([{**model(), "gamma": torch.ones(3, dtype=torch.float64)}]), ValueError, "gamma"),
     (lambda: TrainState.of([{**model(), "q": model()["q"].half()}]), TypeError, "q"),
     (lambda: TrainState.of([model(), model(rule="linear")]), ValueError, "models"),
@@ -89,7 +91,7 @@ def _with(group: str, name: str, value: Any) -> dict[str, Any]:
 
 CHANGES: list[tuple[Any, type[Exception], str]] = [
     (lambda: _changed(parameters={}), ValueError, "q"),
-    (lambda: _changed(**_with("parameters", "gate", torch.ones(2))), ValueError, "parameters"),
+    (lambda: _changed(**_with("parameters", "w", torch.ones(2))), ValueError, "parameters"),
     (lambda: _changed(**_with("parameters", "gamma", torch.ones(2, 3, 3, 1, 1, 4))), TypeError, "gamma"),
     (lambda: _changed(**_with("parameters", "q", torch.ones(2, 3, 1, 3, 3, dtype=torch.float64).mT)), ValueError, "q"),
     (lambda: _changed(first={}), ValueError, "first"),

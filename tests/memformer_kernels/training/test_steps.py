@@ -12,6 +12,7 @@ from torch import Tensor
 from memformer_kernels import (
     SGD,
     Adam,
+    DrawnTasks,
     FixedTasks,
     GaussianStatistics,
     GaussianTokens,
@@ -21,7 +22,7 @@ from memformer_kernels import (
     train_steps,
 )
 from memformer_kernels.training.samplers import Sampler
-from tests.memformer_kernels.training.runs import D, N, alone, model, state, tensors
+from tests.memformer_kernels.training.runs import D, N, alone, drawn, model, state, tensors
 
 OPTIMIZER = Adam(0.02, clip=1.0)
 
@@ -41,6 +42,7 @@ SAMPLERS = [
     pytest.param(GaussianTokens(D, N, 40, noise=0.1), id="tokens"),
     pytest.param(FixedTasks(*_given(), N), id="full batch"),
     pytest.param(FixedTasks(*_given(), N, batch=5), id="epochs"),
+    pytest.param(DrawnTasks(drawn, D, N, 40, resample_every=2), id="drawn"),
 ]
 
 
@@ -68,7 +70,7 @@ def test_training_lowers_the_loss(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-@pytest.mark.parametrize("sampler", [SAMPLERS[2], SAMPLERS[3]])
+@pytest.mark.parametrize("sampler", [SAMPLERS[2], SAMPLERS[3], SAMPLERS[5]])
 def test_inference_mode_changes_nothing(sampler: Sampler, backend: str) -> None:
     """Steps take gradients of their own, wherever the state, the tasks and the call are made."""
     usual = state(2)

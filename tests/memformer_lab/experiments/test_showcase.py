@@ -21,6 +21,7 @@ from memformer_lab.reports.tables import depth_table, print_report, set_table
 from memformer_lab.runs.metrics import read_metrics
 from memformer_lab.runs.models import load_model
 from memformer_lab.runs.parallel import Job, Workers
+from memformer_lab.runs.trainer import fault
 from memformer_lab.runs.training import CHECKPOINT, METRICS
 from memformer_lab.solvers.held_out import best_penalty, context_length, judge_set
 from memformer_lab.solvers.optimizers import OPTIMIZERS
@@ -152,6 +153,14 @@ def test_a_figure_without_finite_values_is_drawn_all_the_same(report: Report) ->
     assert draw_report(changed)[:4] == b"\x89PNG"
     assert json.loads(changed.to_json())["methods"][-1]["depths"][-1]["log_mean"] is None
     assert "inf" in _text(depth_table(changed))
+
+
+def test_every_run_trains_in_whole_steps() -> None:
+    budget = Budget()
+    runs = [run for row in depth_runs(budget, 0).values() for run in row]
+    runs += real_runs([real.load(name) for name in budget.sets], budget, 0).values()
+    assert {run.config.backend for run in runs} == {"auto"}
+    assert [fault(run.config) for run in runs if fault(run.config)] == []
 
 
 def test_the_full_budget_judges_on_ten_million_tasks() -> None:
