@@ -85,7 +85,9 @@ def test_the_record_is_of_the_main_job_as_it_is() -> None:
         run["name"]: TrainingConfig(**run["config"] | {"betas": tuple(run["config"]["betas"])})
         for run in record["runs"]
     }
-    assert {name: replace(config, backend="auto") for name, config in held.items()} == {x.name: x.config for x in runs}
+    now = {run.name: run.config for run in runs}
+    assert held.keys() == now.keys()
+    assert {name: replace(config, backend=now[name].backend) for name, config in held.items()} == now
     judged = {(method["name"], depth["tasks"]) for method in record["methods"] for depth in method["depths"]}
     tasks = {"conjugate_gradient": budget.tasks, "response-only": budget.tasks, "block": budget.block_tasks}
     assert judged == {(name, tasks.get(name, budget.classical_tasks)) for name in METHODS}
