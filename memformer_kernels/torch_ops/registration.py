@@ -275,7 +275,9 @@ def _register_autocast(step: Step, tokens_at: range) -> Callable[..., Any]:
 
     def kernel_on(device: str) -> Callable[..., Any]:
         def kernel(*arguments: Any) -> Any:
-            tokens = arguments[tokens_at.start].dtype
+            # Registers have the tokens' dtype where a backward is given them and no tokens.
+            first = arguments[tokens_at.start]
+            tokens = (first if isinstance(first, Tensor) else first[0]).dtype
             with torch.autocast(device, enabled=False):
                 return step.op(*(cast(i, x, tokens) for i, x in enumerate(arguments)))
 

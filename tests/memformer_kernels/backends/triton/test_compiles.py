@@ -28,8 +28,8 @@ def test_half_a_dozen_calls() -> None:
 
 
 def test_a_narrow_stride_would_be_found() -> None:
-    head = "tt.func public @kernel(%t: !tt.ptr<f32>, %sizes_1: i32, %strides: i64, %strides_2: i32, %strides_3: i32) {"
-    wide = "  %a=arith.extsi %strides_2 : i32 to i64\n  %b=arith.muli %sizes_1, %c : i32\n  %d=tt.splat %strides : i64"
+    head = "tt.func public @kernel(%t: !tt.ptr<f32>, %batch: i32, %strides: i64, %strides_2: i32, %strides_3: i32) {"
+    wide = "  %a=arith.extsi %strides_2 : i32 to i64\n  %b=arith.muli %batch, %c : i32\n  %d=tt.splat %strides : i64"
     assert narrow_strides(f"{head}\n{wide}\n") == []
     assert narrow_strides(f"{head}\n{wide}\n  %e = tt.splat %strides_3 : i32 -> tensor<1x4xi32>\n") == ["strides_3"]
 
