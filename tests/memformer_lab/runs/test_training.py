@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -358,7 +359,8 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_is_written(
 def test_a_run_at_defaults_does_not_diverge(structure: str, tasks: str, seed: int, tmp_path: Path) -> None:
     config = TrainingConfig(structure=structure, tasks=tasks, seed=seed, steps=500, backend="auto")
     train(config, tmp_path)
-    assert read_metrics(tmp_path / METRICS)[-1]["loss"] < 0.3
+    # One rare task may decide a line of the record, which is a mean over its steps.
+    assert median([line["loss"] for line in read_metrics(tmp_path / METRICS)][-5:]) < 0.3
 
 
 def test_tied_layers_share_their_matrices(tmp_path: Path) -> None:
