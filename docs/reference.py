@@ -6,7 +6,7 @@ from typing import Any
 from griffe import Extension, Object
 
 
-class Sections(Extension):  # type: ignore[misc]
+class Sections(Extension):
     """Docstrings as `read_by_tools` has them."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
