@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from memformer_kernels.nn import Memformer
 from memformer_lab.reports.curves import Series, series
@@ -13,7 +16,7 @@ from memformer_lab.reports.results import Results
 from memformer_lab.reports.verdicts import Check, close
 from memformer_lab.runs.fitting import Recipe, fit_on_tasks, seeded
 from memformer_lab.runs.variants import Preconditioner, Variant
-from memformer_lab.solvers.estimates import Estimate
+from memformer_lab.solvers.estimates import Estimate, log_of
 from memformer_lab.solvers.first_order import first_order_method
 from memformer_lab.solvers.judging import Solver
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -87,6 +90,21 @@ def half_widths(rows: Sequence[Sequence[Estimate]]) -> list[float]:
     """Half of the widest bootstrap interval at each place; 0 where one is not finite."""
     columns = [[0.5 * (one.high - one.low) for one in column] for column in zip(*rows, strict=True)]
     return [max(column) if all(map(math.isfinite, column)) else 0.0 for column in columns]
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """The norm of the difference over that of what was expected."""
+    return float((found - expected).norm() / expected.norm())
+
+
+def worst(values: Iterable[float]) -> float:
+    """The largest; what is no number is larger than any."""
+    return max(values, key=lambda value: (math.isnan(value), value))
+
+
+def floored_log(value: float, dtype: torch.dtype) -> float:
+    """ln of a mean square of numbers of order 1; what is below the dtype's rounding of them is as good as that."""
+    return log_of(max(value, torch.finfo(dtype).eps ** 2))
 
 
 def cgd_checks(results: Results) -> list[Check]:

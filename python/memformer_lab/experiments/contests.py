@@ -96,8 +96,8 @@ def depth_runs(budget: Budget, seed: int) -> dict[str, list[Run]]:
             layers=depth, steps=budget.response_steps, seed=seed, rotation_seed=seed, backend="auto"
         )
         response.append(Run(f"response-only-{depth}", config))
-        # Step by step: in whole steps, on other draws of the same tasks, this recipe left four layers where one task in
-        # some 400,000 decides the mean (13.2 with an interval from -5.3; median -10.3).
+        # Step by step on torch, as the committed record was trained: with Bm free rare tasks decide the mean, and
+        # whether whole steps on other draws end as well is not shown yet.
         config = replace(
             config,
             backend="torch",

@@ -8,13 +8,13 @@ import torch
 
 from memformer_kernels import lfom_solve
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks, solver_of
+from memformer_lab.experiments.common import NONISOTROPIC, floored_log, gaussian_tasks, relative_difference, solver_of
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, all_below, at_most
 from memformer_lab.runs.fitting import Recipe, fit_fixed, memformer
-from memformer_lab.solvers.estimates import estimate, log_of
+from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.first_order import first_order_method
 from memformer_lab.solvers.judging import quadratics_of, query_errors, solver_errors, steps_of
 from memformer_lab.solvers.optimizers import conjugate_gradient
@@ -47,13 +47,18 @@ def run(setting: Setting) -> Results:
             models.append(memformer(seed, tasks.d, _LAYERS, rule="lfom"))
             fit_fixed(models[-1], fixed, recipe, seed)
             with torch.no_grad():
-                losses.append(_log_loss(float(models[-1].loss(fixed.z, fixed.target, context=fixed.context))))
+                losses.append(
+                    floored_log(float(models[-1].loss(fixed.z, fixed.target, context=fixed.context)), torch.float32)
+                )
         return models, losses
 
     runs = [fitted(seed, recipe) for seed in setting.seeds]
     further = [fitted(setting.seeds[0], one) for one in recipe.further()]
     cgd = [
-        [_log_loss(_cgd_loss(_fixed(tasks, batch, seed, index))) for index, batch in enumerate(_BATCHES)]
+        [
+            floored_log(_cgd_loss(_fixed(tasks, batch, seed, index)), torch.float32)
+            for index, batch in enumerate(_BATCHES)
+        ]
         for seed in setting.seeds
     ]
     solvers = [solver_of(model) for models, _ in (*runs, *further) for model in models]
@@ -111,11 +116,6 @@ def find(results: Results) -> str:
     )
 
 
-def _log_loss(value: float) -> float:
-    """ln of a loss on tasks of order 1; what is below float32's rounding of them is as good as that."""
-    return log_of(max(value, torch.finfo(torch.float32).eps ** 2))
-
-
 def _cgd_loss(batch: TaskBatch) -> float:
     weights = conjugate_gradient(*quadratics_of(batch.z, batch.context), _LAYERS)[-1]
     return float(query_errors(weights, batch.z, batch.target).mean())
@@ -132,7 +132,7 @@ def _stand_alone_difference(model: torch.nn.Module, tasks: GaussianTasks, seed: 
         weights = lfom_solve(*quadratics_of(z, n), method.a, method.gamma, method.beta)
         alone = (z[:, n:, :d] * weights.unsqueeze(1)).sum(-1)
         network = double.predict(z, context=n)  # type: ignore[operator]
-    return float((alone - network).norm() / network.norm())
+    return relative_difference(alone, network)
 
 
 EXPERIMENT = Experiment(

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from memformer_kernels.nn import Memformer
-from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks
+from memformer_lab.experiments.common import NONISOTROPIC, gaussian_tasks, relative_difference
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
@@ -145,7 +145,7 @@ def _collapse(seed: int) -> float:
         z = batch.z.double()
         expected = one.predict(z, context=batch.context)
         found = many.predict(z, context=batch.context)
-    return float((found - expected).norm() / expected.norm())
+    return relative_difference(found, expected)
 
 
 EXPERIMENT = Experiment(

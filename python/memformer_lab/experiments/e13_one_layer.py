@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from memformer_lab.experiments.common import relative_difference
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
@@ -199,7 +200,7 @@ def _dense_distance(seed: int, recipe: Recipe) -> list[float]:
         step.q.copy_(-closed_form(tasks))
         expected = step.predict(batch.z, context=batch.context)
         found = model.predict(batch.z, context=batch.context)
-    return [float((found - expected).norm() / expected.norm())]
+    return [relative_difference(found, expected)]
 
 
 EXPERIMENT = Experiment(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from memformer_lab.experiments.common import relative_difference, worst
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
@@ -83,11 +84,13 @@ def run(setting: Setting) -> Results:
             with torch.no_grad():
                 model = load_published(arrays, rule)
                 found, predicted = model(z), model.predict(z)[:, 0]
-            row.append(max(_apart(found, expected), _apart(-predicted, expected[:, -1, -1])))
+            row.append(max(relative_difference(found, expected), relative_difference(-predicted, expected[:, -1, -1])))
             if rule == "scaled_cgd":
                 del arrays["beta"]
                 with torch.no_grad():
-                    misread.append(_apart(-load_published(arrays, "cgd").predict(z)[:, 0], expected[:, -1, -1]))
+                    misread.append(
+                        relative_difference(-load_published(arrays, "cgd").predict(z)[:, 0], expected[:, -1, -1])
+                    )
         rows.append(row)
     panel = Panel(
         "layouts",
@@ -105,9 +108,9 @@ def run(setting: Setting) -> Results:
 def judge(results: Results) -> Sequence[Check]:
     """To rounding, every layout a part of its own; a layout read by another's rule is far off."""
     curve = results["layouts"].series[0]
-    worst = {place: max(curve.column(place), key=lambda value: (value != value, value)) for place in curve.x}
+    largest = {place: worst(curve.column(place)) for place in curve.x}
     checks = [
-        at_most(f"{rule}: relative difference, the worst seed", worst[place], 1e-10, part=f"the {rule} layout")
+        at_most(f"{rule}: relative difference, the worst seed", largest[place], 1e-10, part=f"the {rule} layout")
         for place, rule in enumerate(_RULES)
     ]
     name = f"{_MISREAD}: least relative difference"
@@ -117,10 +120,10 @@ def judge(results: Results) -> Sequence[Check]:
 def find(results: Results) -> str:
     """The largest difference of any layout, and what reading one as another does."""
     curve = results["layouts"].series[0]
-    worst = max(max(curve.column(x)) for x in curve.x)
+    largest = worst(value for x in curve.x for value in curve.column(x))
     return (
-        f"The {len(curve.x)} layouts load and are within {worst:.0e} of the published formulas; alpha, beta and gamma "
-        f"read as another layout would be off by at least {100 * results.numbers[_MISREAD]:.0f}%"
+        f"The {len(curve.x)} layouts load and are within {largest:.0e} of the published formulas; alpha, beta and "
+        f"gamma read as another layout would be off by at least {100 * results.numbers[_MISREAD]:.0f}%"
     )
 
 
@@ -133,10 +136,6 @@ def _attention(z: Tensor, p: Tensor, q: Tensor) -> Tensor:
     wide_p[:d, :d], wide_p[d, d] = p, 1.0
     wide_q[:d, :d] = q
     return (z @ wide_q @ z.mT) * mask @ (z @ wide_p.mT) / (tokens - 1)
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 EXPERIMENT = Experiment(

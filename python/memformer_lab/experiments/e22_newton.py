@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from memformer_lab.experiments.common import ISOTROPIC, NONISOTROPIC
+from memformer_lab.experiments.common import ISOTROPIC, NONISOTROPIC, relative_difference, worst
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Published, Setting
 from memformer_lab.reports.results import Panel, Results
@@ -62,8 +61,8 @@ def judge(results: Results) -> Sequence[Check]:
     checks = []
     for name in ("inverse", "prediction"):
         for curve in results[name].series:
-            worst = max((value for x in curve.x for value in curve.column(x)), key=lambda one: (one != one, one))
-            checks.append(at_most(f"{name}, {curve.label}: the worst of all iterations", worst, 1e-10, part=_EXACT))
+            largest = worst(value for x in curve.x for value in curve.column(x))
+            checks.append(at_most(f"{name}, {curve.label}: the worst of all iterations", largest, 1e-10, part=_EXACT))
     numbers = results.numbers
     checks.append(at_most(_EXTRA, numbers[_EXTRA], 2, part=_SIZE))
     checks.append(at_most(f"{_WIDTH}, d = {_D}", numbers[_WIDTH], 2 + 1 / _D, part=_SIZE))
@@ -78,11 +77,13 @@ def judge(results: Results) -> Sequence[Check]:
 
 def find(results: Results) -> str:
     """The size, and the largest difference from the iteration."""
-    worst = max(curve.mean(x) for name in ("inverse", "prediction") for curve in results[name].series for x in curve.x)
+    largest = max(
+        curve.mean(x) for name in ("inverse", "prediction") for curve in results[name].series for x in curve.x
+    )
     numbers, residual = results.numbers, results["residual"].series[0]
     return (
         f"k + {numbers[_EXTRA]:.0f} layers of {numbers[_HEADS]:.0f} head on tokens of {numbers[_WIDTH] * _D:.0f} "
-        f"numbers for d = {_D} run k iterations, and differ from them by {worst:.0e}; after {residual.x[-1]:g} "
+        f"numbers for d = {_D} run k iterations, and differ from them by {largest:.0e}; after {residual.x[-1]:g} "
         f"iterations the median residual on isotropic tasks is e^{residual.mean(residual.x[-1]):.1f}"
     )
 
@@ -99,8 +100,8 @@ def _of_seed(tasks: GaussianTasks, batch: int, seed: int) -> tuple[list[float], 
         with torch.no_grad():
             carried = carried_inverse(model, z, _N)
             predicted = model.predict(newton_tokens(z), context=_N)
-        inverses.append(_apart(carried, expected))
-        predictions.append(_apart(predicted, answers))
+        inverses.append(relative_difference(carried, expected))
+        predictions.append(relative_difference(predicted, answers))
         left = torch.eye(_D, dtype=s.dtype, device=s.device) - carried @ s
         residuals.append(log_of(float(torch.linalg.eigvals(left).abs().amax(-1).median())))
     return inverses, predictions, residuals
@@ -118,12 +119,8 @@ def _unscaled(tasks: GaussianTasks, batch: int, seed: int) -> float:
             model.p[1:] = model.p[1:].sign()
             predicted = model.predict(newton_tokens(z), context=_N)
         answers = (z[:, _N:, :-1] @ (newton_inverse(s, iterations, _ALPHA) @ b.unsqueeze(-1))).squeeze(-1)
-        apart.append(_apart(predicted, answers))
+        apart.append(relative_difference(predicted, answers))
     return min(apart)
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 EXPERIMENT = Experiment(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from memformer_lab.experiments.common import CGD, DEPTHS, ISOTROPIC, NONISOTROPIC, gaussian_tasks, half_widths
+from memformer_lab.experiments.common import (
+    CGD,
+    DEPTHS,
+    ISOTROPIC,
+    NONISOTROPIC,
+    gaussian_tasks,
+    half_widths,
+    relative_difference,
+    worst,
+)
 from memformer_lab.reports.curves import series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
@@ -33,7 +42,7 @@ def run(setting: Setting) -> Results:
     batch = setting.pick(tiny=20, quick=500, full=5000)
     count = setting.pick(tiny=500, quick=100_000, full=1_000_000)
     kinds = (ISOTROPIC, NONISOTROPIC)
-    tasks = {kind: _double(gaussian_tasks(kind, setting.seed)) for kind in kinds}
+    tasks = {kind: replace(gaussian_tasks(kind, setting.seed), dtype=torch.float64) for kind in kinds}
     differences = {kind: [_differences(tasks[kind], batch, seed) for seed in setting.seeds] for kind in kinds}
     panels = [
         Panel(
@@ -77,8 +86,8 @@ def judge(results: Results) -> Sequence[Check]:
     checks = []
     for name, part in (("construction", _FOLLOWS), ("fixed", _FIXED)):
         for curve in results[name].series:
-            worst = max((value for x in curve.x for value in curve.column(x)), key=lambda one: (one != one, one))
-            checks.append(at_most(f"{curve.label}: the worst difference from CGD", worst, 1e-10, part=part))
+            largest = worst(value for x in curve.x for value in curve.column(x))
+            checks.append(at_most(f"{curve.label}: the worst difference from CGD", largest, 1e-10, part=part))
     checks.append(at_least(f"no fixed coefficients, {_SUMS}", results.numbers[_SUMS], 0.001, essential=False))
     for kind in (ISOTROPIC, NONISOTROPIC):
         panel = results[kind]
@@ -110,12 +119,6 @@ def find(results: Results) -> str:
     )
 
 
-def _double(tasks: GaussianTasks) -> GaussianTasks:
-    return GaussianTasks(
-        tasks.d, tasks.n, tasks.scales, tasks.rotation_seed, tasks.weights, tasks.noise, dtype=torch.float64
-    )
-
-
 def _differences(tasks: GaussianTasks, batch: int, seed: int) -> tuple[list[float], list[float]]:
     """By steps: the construction's relative difference from CGD's predictions, and that of the nearest fixed method.
 
@@ -135,10 +138,10 @@ def _differences(tasks: GaussianTasks, batch: int, seed: int) -> tuple[list[floa
     near, far = [], []
     for step in _STEPS:
         wanted = expected[step - 1]
-        near.append(_apart(found[step - 1], wanted))
+        near.append(relative_difference(found[step - 1], wanted))
         basis = torch.stack(powers[:step], dim=1)
         solution = torch.linalg.lstsq(basis, wanted.flatten().unsqueeze(-1), driver="gelsd").solution
-        far.append(_apart((basis @ solution).view_as(wanted), wanted))
+        far.append(relative_difference((basis @ solution).view_as(wanted), wanted))
     return near, far
 
 
@@ -147,11 +150,7 @@ def _apart_from_linear(tasks: GaussianTasks, batch: int, seed: int) -> float:
     drawn = tasks.quadratics(batch, generator_for("evaluation", seed, 1))
     other = (drawn.h @ drawn.weights.roll(1, 0).unsqueeze(-1)).squeeze(-1)
     one, two, both = (conjugate_gradient(drawn.h, b, _D - 1) for b in (drawn.b, other, drawn.b + other))
-    return min(_apart(one[step] + two[step], both[step]) for step in range(_D - 1))
-
-
-def _apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return min(relative_difference(one[step] + two[step], both[step]) for step in range(_D - 1))
 
 
 EXPERIMENT = Experiment(

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
+from memformer_lab.experiments.common import floored_log
 from memformer_lab.experiments.rows import rows_and_longer
 from memformer_lab.reports.curves import Series, series
 from memformer_lab.reports.protocol import Experiment, Setting
 from memformer_lab.reports.results import Panel, Results
 from memformer_lab.reports.verdicts import Check, at_most, below
 from memformer_lab.runs.fitting import Recipe, fit, seeded
-from memformer_lab.solvers.estimates import log_of
 
 _LAYERS, _RATE = 5, 0.1
 _EXACT = math.log(1e-12)
@@ -107,7 +107,7 @@ def _errors(layers: int, published: bool, recipe: Recipe, seed: int) -> list[flo
     with torch.no_grad():
         for found in model(identity):
             wanted = wanted @ target.mT
-            errors.append(log_of(max(float((found - wanted).square().sum()) / 2, torch.finfo(torch.float64).eps ** 2)))
+            errors.append(floored_log(float((found - wanted).square().sum()) / 2, torch.float64))
     return errors
 
 
