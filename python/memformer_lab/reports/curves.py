@@ -117,12 +117,16 @@ class Series:
     def converged(self, x: float) -> bool | None:
         """Whether training came to its end at one place; None: not trained.
 
-        What is left is at most `RESOLUTION`, or half the interval where that is more, up to `COARSEST`.
+        The excess over the optimum is at most `RESOLUTION`: the optimum is judged on the same tasks, and how seeds
+        spread is how training went. Where there is none, the gain by longer training is at most that, or half the
+        interval where that is more, up to `COARSEST`.
 
         A trained row without an optimum or a longer training counts as not trained: give it one of them.
         """
         left = self.excess(x)
-        left = self.gain(x) if left is None else left
+        if left is not None:
+            return bool(left <= RESOLUTION)
+        left = self.gain(x)
         if left is None:
             return None
         low, high = self.interval(x)

@@ -50,14 +50,14 @@ class Verdict:
     parts: dict[str, bool | None]
 
     @property
-    def failed(self) -> list[str]:
-        """The rules that do not hold."""
-        return [check.text for check in self.checks if check.passed is False]
+    def held(self) -> str:
+        """How many of the rules that decide hold."""
+        deciding = [check.passed is True for check in self.checks if check.essential]
+        return f"{sum(deciding)} of {len(deciding)}"
 
-    @property
-    def open(self) -> list[str]:
-        """The rules that the numbers leave open."""
-        return [check.text for check in self.checks if check.passed is None]
+    def rules(self, passed: bool | None, *, essential: bool) -> list[str]:
+        """Those with an outcome, that decide or that do not."""
+        return [check.text for check in self.checks if (check.passed, check.essential) == (passed, essential)]
 
 
 def decide(checks: Sequence[Check], *, conclusive: bool = True) -> Verdict:

@@ -38,7 +38,8 @@ def test_a_part_holds_if_all_its_essential_rules_do() -> None:
     assert decide([undecided, good]).parts == {"the claim": None}
     assert decide([good, good]).parts == {"the claim": True}
     verdict = decide([good, bad, undecided])
-    assert (verdict.failed, verdict.open) == (["bad"], ["undecided"])
+    assert (verdict.rules(False, essential=True), verdict.rules(None, essential=True)) == (["bad"], ["undecided"])
+    assert decide([good, bad, Check("hint", True, essential=False)]).held == "1 of 2"
 
 
 def test_a_verdict_needs_an_essential_check() -> None:
