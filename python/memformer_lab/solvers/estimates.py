@@ -165,6 +165,5 @@ def _median(bins: np.ndarray) -> float:
     """The middle of the bin that holds the median; infinite where half of the errors are, or are no numbers."""
     cumulative = np.cumsum(bins)
     index = np.searchsorted(cumulative, (cumulative[-1] + 1) // 2)
-    edges = np.array([index, index + 1], dtype=np.int32) << _BITS_DROPPED
-    middle = float(edges.view(np.float32).astype(np.float64).mean())
-    return middle if math.isfinite(middle) else math.inf
+    edges = (np.array([index, index + 1], dtype=np.int32) << _BITS_DROPPED).view(np.float32)
+    return float(edges.astype(np.float64).mean()) if np.isfinite(edges).all() else math.inf
