@@ -157,7 +157,7 @@ class TorchBackend:
         return _iterates(quadratics, layers)
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
-        return needed_gradients(_first_order_gradients(grad, quadratics)[0], quadratics, needs)
+        return needed_gradients(_first_order_gradients(grad, quadratics, needs)[0], quadratics, needs)
 
     def proximal_solve(self, quadratics: Quadratics, proximal: Proximal, layers: bool) -> Tensor:
         return _iterates(quadratics, layers, ProximalSteps(proximal))
@@ -166,7 +166,7 @@ class TorchBackend:
         self, grad: Tensor, quadratics: Quadratics, proximal: Proximal, layers: bool, needs: Needs
     ) -> list[Tensor]:
         steps = ProximalSteps(proximal)
-        grads, of_layers = _first_order_gradients(grad, quadratics, steps)
+        grads, of_layers = _first_order_gradients(grad, quadratics, needs, steps)
         return needed_gradients([*grads, *steps.total(of_layers)], [*quadratics, *proximal], needs)
 
     def attend(self, call: Attention) -> Tensor:
@@ -370,14 +370,17 @@ def _iterates(quadratics: Quadratics, layers: bool, steps: ProximalSteps | None 
 
 
 def _first_order_gradients(
-    grad: Tensor, quadratics: Quadratics, steps: ProximalSteps | None = None
+    grad: Tensor, quadratics: Quadratics, needs: Needs, steps: ProximalSteps | None = None
 ) -> tuple[list[Tensor | None], list[Proximal]]:
-    """Gradients of (h, b, a, gamma, beta, w0), and of each layer's prox, from that of all iterates or the last."""
+    """Gradients of (h, b, a, gamma, beta, w0), and of each layer's prox, from that of all iterates or the last.
+
+    That of h, as large as all matrices, is made where it is needed alone.
+    """
     trace, residual, a, memory = _first_order(quadratics, steps=steps)
     outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
     grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory, steps)
     listed = [
-        grads.residual @ torch.stack(trace.states[:-1], 1),
+        grads.residual @ torch.stack(trace.states[:-1], 1) if needs[0] else None,
         grads.residual.sum(2),
         grads.a[:, 0],
         None if grads.gamma is None else grads.gamma[:, :, 0],
