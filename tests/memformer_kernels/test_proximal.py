@@ -165,7 +165,11 @@ def test_levels_of_zero_change_nothing() -> None:
     wide = {"level": 0.0, "lower": -torch.inf, "upper": torch.inf}
     plain = lfom_solve(**given, layers=True, backend="torch")
     assert torch.equal(lfom_solve(**given, **wide, layers=True), plain)
-    assert torch.equal(lfom_solve(**given, radius=torch.inf, layers=True), plain)
+    ball = lfom_solve(**given, radius=torch.inf, layers=True)
+    assert torch.equal(ball, plain)
+    for made in (ball, lfom_solve(**given, **wide, layers=True)):
+        (grad,) = torch.autograd.grad(made.square().sum(), given["b"], create_graph=True)
+        assert torch.autograd.grad(grad.square().sum(), given["h"])[0].isfinite().all()
 
 
 def test_a_task_that_is_no_number_is_alone() -> None:

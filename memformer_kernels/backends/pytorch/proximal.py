@@ -81,12 +81,15 @@ def _shrunk(w: Tensor, level: Tensor | None) -> Tensor:
 
 
 def _direction(w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which w are outside the ball, w / ||w||, ||w|| (1 inside, so that nothing divides by 0), and rho."""
+    """Which w are outside the ball, w / ||w||, ||w|| and rho; the last two are 1 inside, where nothing reads them.
+
+    So nothing divides by 0 or multiplies with an infinite radius, in derivatives either.
+    """
     rho = radius.clamp(min=0)
     squares = w.square().sum(-1, keepdim=True)
     outside = squares > rho.square()
     norm = torch.where(outside, squares, 1.0).sqrt()
-    return outside, w / norm, norm, rho
+    return outside, w / norm, norm, torch.where(outside, rho, 1.0)
 
 
 def _pull_back(w: Tensor, own: Proximal, grad: Tensor) -> tuple[Tensor, Proximal]:
