@@ -54,7 +54,7 @@ class Shrinkage(nn.Module):
 
     def forward(self, h: Tensor, b: Tensor) -> Tensor:
         """Codes (B, d) of quadratics h (B, d, d) and b (B, d)."""
-        gamma = self.gamma
+        gamma: Tensor | None = self.gamma
         if gamma is not None and gamma.ndim == 1:
             gamma = gamma.diag()[:, :, None]
         return lfom_solve(h, b, self.a, gamma, level=self.level)
@@ -99,7 +99,8 @@ def _errors(
 
         def loss(generator: Generator, model: nn.Module = model) -> Tensor:
             batch = tasks.quadratics(recipe.batch, generator)
-            return (model(batch.h, batch.b) - batch.weights).square().sum() / batch.weights.square().sum()
+            left: Tensor = (model(batch.h, batch.b) - batch.weights).square().sum() / batch.weights.square().sum()
+            return left
 
         fit(model, loss, recipe, seed)
         with torch.no_grad():

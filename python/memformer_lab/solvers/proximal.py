@@ -53,7 +53,8 @@ def decibels(weights: Tensor, truth: Tensor) -> Tensor:
         (...) float64.
     """
     truth = truth.double()
-    return 10 * ((weights.double() - truth).square().sum((-2, -1)) / truth.square().sum()).log10()
+    made: Tensor = 10 * ((weights.double() - truth).square().sum((-2, -1)) / truth.square().sum()).log10()
+    return made
 
 
 def analytic_weights(dictionary: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def analytic_weights(dictionary: Tensor) -> Tensor:
     Args:
         dictionary: D (n, d) of rank n.
     """
-    solved = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
+    solved: Tensor = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
     return solved / (dictionary * solved).sum(0)
 
 
@@ -75,7 +76,8 @@ def coupled_preconditioner(dictionary: Tensor, analysis: Tensor) -> Tensor:
         dictionary: D (n, d) of rank n.
         analysis: W (n, d).
     """
-    return analysis.mT @ torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
+    solved: Tensor = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
+    return analysis.mT @ solved
 
 
 def _descend(h: Tensor, b: Tensor, steps: int, penalty: float, nonnegative: bool, *, ahead: bool) -> Tensor:

@@ -51,7 +51,8 @@ class SparseTasks:
         """D with columns of norm 1, (n, d) float64 on the CPU."""
         generator = Generator("cpu").manual_seed(self.dictionary_seed)
         drawn = torch.randn(self.n, self.d, generator=generator, dtype=torch.float64, device=generator.device)
-        return drawn / drawn.norm(dim=0)
+        scaled: Tensor = drawn / drawn.norm(dim=0)
+        return scaled
 
     @property
     def factor(self) -> Tensor:
