@@ -436,14 +436,24 @@ def lfom_solve(
     beta: Tensor | None = None,
     *,
     w0: Tensor | None = None,
+    level: Tensor | float | None = None,
+    lower: Tensor | float | None = None,
+    upper: Tensor | float | None = None,
+    radius: Tensor | float | None = None,
     layers: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w.
 
-        g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j
+        g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j)
 
-    A preconditioner a = -A descends, with A positive definite.
+    A preconditioner a = -A descends, with A positive definite. Without `level`, `lower`, `upper` and `radius` there is
+    no prox. With them it is that of level ||w||_1 over lower <= w <= upper, or the projection onto ||w|| <= radius:
+
+        prox(w) = clamp(sign(w) * max(|w| - level, 0), lower, upper)        prox(w) = w min(1, radius / ||w||)
+
+    `level` alone is soft thresholding (ISTA; LISTA of Gregor & LeCun, 2010), `lower=0.0` non-negativity, both of them
+    non-negative sparse coding. Registers hold gradients at the weights after each prox, and not what a prox took away.
 
     Args:
         h: (B, d, d), read in full; its gradient is dense. All tensors are float32, or all float64.
@@ -451,15 +461,22 @@ def lfom_solve(
         a: preconditioners (L, d, d).
         gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal.
         beta: broadcastable to (L, d); None: 0.
-        w0: where the method starts, (B, d); None: 0.
+        w0: where the method starts, (B, d), with no prox; None: 0.
+        level: threshold, broadcastable to (L, d), or a number of at least 0. A tensor's values below 0 count as 0, with
+            gradient zero there: learn softplus of a parameter where that might happen. None: 0.
+        lower: least weight, broadcastable to (L, d), or a number. None: no bound.
+        upper: largest weight, alike; it has the last word where a tensor puts it below `lower`. None: no bound.
+        radius: of a ball round 0, broadcastable to (L, 1), or a number of at least 0; alone, without the three above. A
+            tensor's values below 0 count as 0. None: no ball.
         layers: the weights after each step, not the last alone.
-        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why. A prox runs on
+            torch alone.
 
     Returns:
         w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
 
     Raises:
-        ValueError: a shape or value that does not fit.
+        ValueError: a shape or value that does not fit; a backend without a prox where there is one.
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
@@ -469,10 +486,24 @@ def lfom_solve(
         >>> h, b, a = torch.eye(2).expand(1, 2, 2), torch.ones(1, 2), -0.5 * torch.eye(2).expand(3, 2, 2)
         >>> lfom_solve(h, b, a)
         tensor([[0.8750, 0.8750]])
+        >>> lfom_solve(h, b, a, level=0.25)
+        tensor([[0.4375, 0.4375]])
     """
-    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, layers, backend).backend
-    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
+    prox = (level, lower, upper, radius)
+    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, *prox, layers, backend).backend
+    if level is lower is upper is radius is None:
+        iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
+    else:
+        tensors = [_as_tensor(x, h) for x in prox]
+        iterates = ops.proximal_solve(h, b, a, gamma, beta, w0, *tensors, layers, chosen)
     return iterates if layers else iterates.squeeze(0)
+
+
+def _as_tensor(value: Tensor | float | None, h: Tensor) -> Tensor | None:
+    """A number as a tensor that each process has."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    return sharding.on_every_process(torch.full((), value, dtype=compute_dtype(h), device=h.device), h)
 
 
 def linear_attention(

@@ -255,10 +255,12 @@ def lfom_solve(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     w0: Tensor | None = None,
+    **proximal: Tensor | float | None,
 ) -> Tensor:
     """Iterates w_1, ..., w_L (L, B, d) of the learned first-order method on w^T h w / 2 - b^T w, term by term:
 
-    g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j.
+    g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j).
+    `proximal` are level, lower, upper and radius, of which layer l's row is that of `prox`.
     """
     w = torch.zeros_like(b) if w0 is None else w0
     registers: list[Tensor] = []
@@ -274,8 +276,34 @@ def lfom_solve(
         else:
             for index in range(layer + 1):
                 w = w + gamma[layer % gamma.shape[0], index % gamma.shape[1]] * registers[index]
+        given = {
+            name: torch.as_tensor(x, dtype=b.dtype, device=b.device) for name, x in proximal.items() if x is not None
+        }
+        rows = {name: x.expand(a.shape[0], 1 if name == "radius" else b.shape[-1]) for name, x in given.items()}
+        w = prox(w, **{name: x[layer] for name, x in rows.items()})
         iterates.append(w)
     return torch.stack(iterates)
+
+
+def prox(
+    w: Tensor,
+    level: Tensor | None = None,
+    lower: Tensor | None = None,
+    upper: Tensor | None = None,
+    radius: Tensor | None = None,
+) -> Tensor:
+    """Soft thresholding, then bounds, then the projection onto a ball, of w (B, d).
+
+    A level or radius below 0 counts as 0.
+    """
+    if level is not None:
+        w = w.sign() * (w.abs() - level.clamp(min=0)).relu()
+    if lower is not None or upper is not None:
+        w = torch.clamp(w, lower, upper)
+    if radius is not None:
+        rho = radius.clamp(min=0)
+        w = w * (rho / torch.maximum(torch.linalg.vector_norm(w, dim=-1, keepdim=True), rho))
+    return w
 
 
 def linear_attention(

@@ -118,6 +118,18 @@ class Quadratics(NamedTuple):
     w0: Tensor | None
 
 
+class Proximal(NamedTuple):
+    """What a step of a first-order method ends in: the prox of level ||w||_1 with bounds on w, or with a ball.
+
+    level, lower, upper: broadcastable to (L, d); radius: broadcastable to (L, 1), and the others are None then.
+    """
+
+    level: Tensor | None
+    lower: Tensor | None
+    upper: Tensor | None
+    radius: Tensor | None
+
+
 class Attention(NamedTuple):
     """Tokens q, k (B, ., H, E) and v (B, ., H, F); weights rows and keys (B, .), None for ones.
 

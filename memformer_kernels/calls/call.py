@@ -14,6 +14,7 @@ from memformer_kernels.calls.arguments import Attention, Call, Plan, Update
 from memformer_kernels.calls.attention import check_attention
 from memformer_kernels.calls.checks import check_flag
 from memformer_kernels.calls.memo import remembered
+from memformer_kernels.calls.proximal import check_proximal
 from memformer_kernels.calls.register_update import check_update
 
 
@@ -99,10 +100,11 @@ def context_gram(z: Tensor, context: int | Tensor | None) -> Call:
 @remembered
 def lfom_solve(*arguments: Any) -> Call:
     """Of `lfom_solve`."""
-    *quadratics, layers, backend = arguments
+    *quadratics, level, lower, upper, radius, layers, backend = arguments
     checked = problem.check_quadratics(*quadratics)
+    proximal = check_proximal(level, lower, upper, radius, quadratics[2], quadratics[0])
     check_flag("layers", layers)
-    chosen = plan.plan_quadratics(checked, backend)
+    chosen = (plan.plan_proximal if proximal else plan.plan_quadratics)(checked, backend)
     return Call(0, None, 0, "", chosen.backend, chosen)
 
 

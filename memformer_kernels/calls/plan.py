@@ -95,6 +95,18 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
+def plan_proximal(problem: QuadraticProblem, backend: str) -> Plan:
+    """The plan of a first-order method whose steps end in a prox. Raises ValueError for a backend that has none."""
+    if check_choice("backend", backend, BACKENDS) not in ("auto", "torch"):
+        raise ValueError(
+            'backend: expected "auto" or "torch", since steps that end in a prox (level, lower, upper or radius) run '
+            f'on torch alone, got "{backend}"'
+        )
+    where = _ASKED if backend == "torch" else _PROX_ON_TORCH
+    regime = _gram_regime(problem.weights + 1)
+    return Plan("torch", "gram", regime, f"quadratics are in Gram space already; {where}")
+
+
 def plan_attention(key_width: int, value_width: int, device: str, backend: str, number: int = 0) -> Plan:
     """The plan of linear attention with factored heads."""
     chosen, where = _one_pass(
@@ -180,6 +192,7 @@ _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _TINY = "tiny problems run one task per SIMD lane"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
+_PROX_ON_TORCH = "steps end in a prox, which is torch's alone"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"

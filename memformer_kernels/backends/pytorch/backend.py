@@ -25,7 +25,8 @@ from memformer_kernels.backends.pytorch.forms import (
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
 from memformer_kernels.backends.pytorch.prefixes import PrefixForm, block_length
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
+from memformer_kernels.backends.pytorch.proximal import ProximalSteps
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Proximal, Quadratics, compute_dtype
 
 _PART_ELEMENTS = 2**21
 """Entries that a piece of a batch on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
@@ -153,22 +154,20 @@ class TorchBackend:
         return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
-        iterates = _first_order(quadratics, "states" if layers else "last")[0].states
-        return -torch.stack(iterates[1:] if layers else iterates)
+        return _iterates(quadratics, layers)
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
-        trace, residual, a, memory = _first_order(quadratics)
-        outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
-        grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory)
-        listed = [
-            grads.residual @ torch.stack(trace.states[:-1], 1),
-            grads.residual.sum(2),
-            grads.a[:, 0],
-            None if grads.gamma is None else grads.gamma[:, :, 0],
-            None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
-            -grads.state,
-        ]
-        return needed_gradients(listed, quadratics, needs)
+        return needed_gradients(_first_order_gradients(grad, quadratics, needs)[0], quadratics, needs)
+
+    def proximal_solve(self, quadratics: Quadratics, proximal: Proximal, layers: bool) -> Tensor:
+        return _iterates(quadratics, layers, ProximalSteps(proximal))
+
+    def proximal_solve_backward(
+        self, grad: Tensor, quadratics: Quadratics, proximal: Proximal, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        steps = ProximalSteps(proximal)
+        grads, of_layers = _first_order_gradients(grad, quadratics, needs, steps)
+        return needed_gradients([*grads, *steps.total(of_layers)], [*quadratics, *proximal], needs)
 
     def attend(self, call: Attention) -> Tensor:
         return attention.attend(call).contiguous()
@@ -364,8 +363,35 @@ def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> 
     return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
 
 
+def _iterates(quadratics: Quadratics, layers: bool, steps: ProximalSteps | None = None) -> Tensor:
+    """The weights after each step, (L, B, d), or the last alone, (1, B, d)."""
+    states = _first_order(quadratics, "states" if layers else "last", steps)[0].states
+    return -torch.stack(states[1:] if layers else states)
+
+
+def _first_order_gradients(
+    grad: Tensor, quadratics: Quadratics, needs: Needs, steps: ProximalSteps | None = None
+) -> tuple[list[Tensor | None], list[Proximal]]:
+    """Gradients of (h, b, a, gamma, beta, w0), and of each layer's prox, from that of all iterates or the last.
+
+    That of h, as large as all matrices, is made where it is needed alone.
+    """
+    trace, residual, a, memory = _first_order(quadratics, steps=steps)
+    outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
+    grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory, steps)
+    listed = [
+        grads.residual @ torch.stack(trace.states[:-1], 1) if needs[0] else None,
+        grads.residual.sum(2),
+        grads.a[:, 0],
+        None if grads.gamma is None else grads.gamma[:, :, 0],
+        None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
+        -grads.state,
+    ]
+    return listed, grads.proximal
+
+
 def _first_order(
-    quadratics: Quadratics, kept: Kept = "all"
+    quadratics: Quadratics, kept: Kept = "all", steps: ProximalSteps | None = None
 ) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
     """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
     h, b, a, gamma, beta, w0 = quadratics
@@ -374,5 +400,6 @@ def _first_order(
     if beta is not None:
         beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]
     memory = Memory(None if gamma is None else gamma[:, :, None], beta, diagonal=gamma is None)
-    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory, kept)
+    start = torch.zeros_like(b) if w0 is None else -w0
+    trace = response.run(start, residual, preconditioners, memory, kept, steps)
     return trace, residual, preconditioners, memory

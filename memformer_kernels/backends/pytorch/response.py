@@ -16,6 +16,8 @@ from torch.nn.functional import pad
 
 from memformer_kernels.backends.pytorch.context import Labelled
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
+from memformer_kernels.backends.pytorch.proximal import ProximalSteps
+from memformer_kernels.calls.arguments import Proximal
 
 
 @dataclass(frozen=True)
@@ -89,22 +91,33 @@ Residual = GramResidual | TokenResidual
 @dataclass
 class ResponseTrace:
     """What a forward run keeps: states s_0, ..., s_L (B, M), g_0, ..., g_{L-1} (B, d) and registers r_0, ..., r_{L-1}
-    (B, R, M), or the last of them.
+    (B, R, M), or the last of them; where layers end in a prox, also the points s_l + ... (B, M) that it is taken of.
     """
 
     states: list[Tensor]
     residuals: list[Tensor] = field(default_factory=list)
     registers: list[Tensor] = field(default_factory=list)
+    points: list[Tensor] = field(default_factory=list)
 
 
-def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory, kept: Kept = "all") -> ResponseTrace:
-    """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
+def run(
+    state: Tensor,
+    residual: Residual,
+    a: Tensor,
+    memory: Memory,
+    kept: Kept = "all",
+    steps: ProximalSteps | None = None,
+) -> ResponseTrace:
+    """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d); each ends in its prox, where there is one."""
     trace, memory.forward_only = ResponseTrace([state]), kept != "all"
     for layer in range(a.shape[0]):
         made = residual.at(state) if layer else residual.start(state)
         fresh = residual.lift(precondition(made, a[layer]))
         trace.registers.append(memory.register(layer, fresh, trace.registers))
         state = state + memory.update(layer, trace.registers)
+        if steps is not None:
+            trace.points = [*trace.points, state] if kept == "all" else []
+            state = steps.after(layer, state)
         trace.registers = memory.kept(trace.registers)
         trace.residuals = [*trace.residuals, made] if kept == "all" else []
         trace.states = [state] if kept == "last" else [*trace.states, state]
@@ -139,7 +152,7 @@ class ResponseGrads:
 
     state: of s_0, where it does not start from zero. residual (B, d, L) and register (L of (B, R, M)): of g_0, ...,
     g_{L-1} and r_0, ..., r_{L-1}, from which the caller makes the gradients of what its residual was built from. a,
-    gamma, beta: of the parameters.
+    gamma, beta: of the parameters. proximal: of each layer's prox, where there is one.
     """
 
     state: Tensor
@@ -148,10 +161,16 @@ class ResponseGrads:
     a: Tensor
     gamma: Tensor | None
     beta: Tensor | None
+    proximal: list[Proximal]
 
 
 def run_backward(
-    state_grads: Sequence[Tensor | None], trace: ResponseTrace, residual: Residual, a: Tensor, memory: Memory
+    state_grads: Sequence[Tensor | None],
+    trace: ResponseTrace,
+    residual: Residual,
+    a: Tensor,
+    memory: Memory,
+    steps: ProximalSteps | None = None,
 ) -> ResponseGrads:
     """Backward of `run` from the gradients that reach s_1, ..., s_L from outside (None where nothing does)."""
     layers, heads, width, _ = a.shape
@@ -160,9 +179,13 @@ def run_backward(
     register_grads: list[Tensor] = []
     residual_grads: list[Tensor] = []
     a_grads: list[Tensor] = []
+    proximal_grads: list[Proximal] = []
     for layer in reversed(range(layers)):
         outer = state_grads[layer]
         grad = grad if outer is None else grad + outer
+        if steps is not None:
+            grad, own = steps.pull_back(layer, trace.points[layer], grad)
+            proximal_grads.insert(0, own)
         update_grads.insert(0, grad)
         later = register_grads[0] if register_grads else None
         register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])
@@ -181,4 +204,5 @@ def run_backward(
         a=torch.stack(a_grads),
         gamma=memory.gamma_grad(trace.registers, update_grads),
         beta=memory.beta_grad(trace.registers, register_grads),
+        proximal=proximal_grads,
     )

@@ -1,5 +1,6 @@
 """Bad arguments: the error's kind, and a message that names the argument, what came and what was expected."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,8 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(backends.BACKENDS, name, _Untouched())
     for name in list(backends.PREFIX_BACKENDS):
         monkeypatch.setitem(backends.PREFIX_BACKENDS, name, _Untouched())
+    for name in list(backends.PROXIMAL_BACKENDS):
+        monkeypatch.setitem(backends.PROXIMAL_BACKENDS, name, _Untouched())
 
 
 def _stack(**changed: Any) -> Call:
@@ -187,6 +190,21 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("beta", _solve(beta=_zeros(2, d)), "(2, 3)"),
     ("beta", _solve(beta=_zeros(L, L, d)), "(3, 3, 3)"),
     ("w0", _solve(w0=_zeros(d)), "(3,)"),
+    ("level", _solve(level=_zeros(L, d + 1)), "(3, 4)"),
+    ("level", _solve(level=_zeros(L, L, d)), "(3, 3, 3)"),
+    ("level", _solve(level=-0.5), "-0.5 (float)"),
+    ("level", _solve(level=math.nan), "nan (float)"),
+    ("lower", _solve(lower=_zeros(2, d)), "(2, 3)"),
+    ("lower", _solve(lower=1, upper=0.5), "1 (int)"),
+    ("upper", _solve(upper=_zeros(B, L, d)), "(2, 3, 3)"),
+    ("radius", _solve(radius=_zeros(L, d)), "(3, 3)"),
+    ("radius", _solve(radius=-1), "-1 (int)"),
+    ("radius", _solve(radius=1.0, level=0.5), "1.0 (float)"),
+    ("radius", _solve(radius=1.0, lower=0.5), "1.0 (float)"),
+    ("backend", _solve(level=0.5, backend="cpu"), '"cpu"'),
+    ("backend", _solve(lower=0.0, backend="triton"), '"triton"'),
+    ("backend", _solve(radius=1.0, backend="gpu"), "'gpu'"),
+    ("level", lambda: explain(h, b, a, level=-1.0), "-1.0 (float)"),
     # Every tensor lives where the tasks do.
     ("q", _stack(q=q.to(META)), "meta"),
     ("p", _stack(p=p.to(META)), "meta"),
@@ -201,6 +219,7 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("context", _gram(context=torch.ones(B, dtype=torch.int64, device=META)), "meta"),
     ("b", _solve(b=b.to(META)), "meta"),
     ("w0", _solve(w0=b.to(META)), "meta"),
+    ("upper", _solve(upper=b[:1].to(META)), "meta"),
 ]
 
 NOT_TOKENS: list[tuple[Any, str]] = [
@@ -258,6 +277,10 @@ TYPE_ERRORS: list[tuple[str, Call, str]] = [
     ("h", _solve(h=h.long()), "int64"),
     ("a", _solve(a=a.to(torch.complex64)), "complex64"),
     ("w0", _solve(w0=0.0), "0.0 (float)"),
+    ("level", _solve(level=b[:1].double()), "float64"),
+    ("lower", _solve(lower=True), "True (bool)"),
+    ("upper", _solve(upper="1"), "'1' (str)"),
+    ("radius", _solve(radius=a[0, :1, :1].long()), "int64"),
 ]
 
 
