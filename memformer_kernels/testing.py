@@ -103,9 +103,10 @@ def in_form(form: str) -> Implementation:
     """A reference form: literal, reassociated or gram."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        arguments = (case.z, case.q, *case.parameters)
-        shared: dict[str, Any] = {"context": case.context, "responses": case.responses, "form": form}
-        return reference.stack(*arguments, **shared), reference.predict(*arguments, queries=case.queries, **shared)
+        z, q, parameters = case.z, case.q, case.parameters
+        options: dict[str, Any] = {"context": case.context, "responses": case.responses, "form": form}
+        tokens = reference.stack(z, q, *parameters, **options)
+        return tokens, reference.predict(z, q, *parameters, queries=case.queries, **options)
 
     return run
 

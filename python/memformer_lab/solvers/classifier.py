@@ -77,7 +77,8 @@ class MemformerClassifier(ClassifierMixin, InContextEstimator):  # type: ignore[
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """(k,) labels for (k, d) features. Errors are those of `decision_function`."""
         scores = self._answers(X)
-        return self.classes_[scores.argmax(1)]
+        labels: NDArray[Any] = self.classes_[scores.argmax(1)]
+        return labels
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """(k, K) the probabilities that are nearest to the predictions of the classes' responses.

@@ -89,6 +89,8 @@ class InContextEstimator(BaseEstimator):  # type: ignore[misc]
         self.rescale = rescale
 
     moments_: Moments
+    coef_: Array
+    intercept_: Array | float
 
     def _check_rescale(self) -> bool:
         if not isinstance(self.rescale, bool | np.bool_):
@@ -176,7 +178,7 @@ class MemformerRegressor(RegressorMixin, InContextEstimator):  # type: ignore[mi
     def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
         self._check_rescale()
         if issparse(response):
-            raise TypeError(f"y: expected a dense array, got a sparse one of shape {response.shape}")
+            raise TypeError(f"y: expected a dense array, got a sparse {type(response).__name__}")
         rows, responses = validate_data(
             self,
             features,
@@ -190,7 +192,7 @@ class MemformerRegressor(RegressorMixin, InContextEstimator):  # type: ignore[mi
         columns = np.asarray(responses, dtype=np.float64)
         self._take(rows, columns.reshape(len(rows), -1), reset=reset)
         if columns.ndim == 1:
-            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
+            self.coef_, self.intercept_ = self.coef_[0], float(np.ravel(self.intercept_)[0])
         return self
 
     def __sklearn_tags__(self) -> Any:

@@ -141,7 +141,7 @@ def test_several_responses_may_come_in_parts() -> None:
     np.testing.assert_allclose(parts.predict(x), whole.predict(x), rtol=1e-9)
     with pytest.raises(ValueError, match="y: expected 3 responses, as before, got 2"):
         parts.partial_fit(x, y[:, :2])
-    with pytest.raises(TypeError, match="y: expected a dense array, got a sparse one"):
+    with pytest.raises(TypeError, match="y: expected a dense array, got a sparse csr_array"):
         parts.fit(x, csr_array(y))
     np.testing.assert_allclose(parts.predict(x), whole.predict(x), rtol=1e-9)
 
