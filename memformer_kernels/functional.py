@@ -1,8 +1,9 @@
 """The public functions: the contract, in docstrings, each of which stands alone.
 
-Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot. The
-first n = `context` tokens of a task are labelled examples; the others are queries, whose response slot is 0. In the
-notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums over the context,
+Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot, or
+as many as an argument `responses` says. The first n = `context` tokens of a task are labelled examples; the others are
+queries, whose response slot is 0. In the notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums
+over the context,
 
     att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
     R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}                         R_{-1} = 0
@@ -43,6 +44,7 @@ def memformer_stack(
     gate: Tensor | None = None,
     *,
     context: int | Tensor | None = None,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -68,6 +70,9 @@ def memformer_stack(
         gate: (H,) or (L, H); None: 1.
         context: labelled tokens n of every task: an int from 1 to N, or an integer tensor (B,) of ragged contexts,
             each of which divides by its own n. None: N - 1.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -88,7 +93,7 @@ def memformer_stack(
         >>> memformer_stack(z, q).shape
         torch.Size([8, 21, 6])
     """
-    count, lengths, _, form, runs_on, _ = call.stack(z, q, p, gamma, beta, gate, context, backend, algorithm)
+    count, lengths, _, form, runs_on, _ = call.stack(z, q, p, gamma, beta, gate, context, responses, backend, algorithm)
     q, gamma = gates.fold(gate, q, gamma, beta)
     return ops.stack(z, q, p, gamma, beta, lengths, count, form, runs_on)
 
@@ -104,6 +109,7 @@ def memformer_predict(
     context: int | Tensor | None = None,
     queries: int | None = None,
     layers: bool = False,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -133,12 +139,16 @@ def memformer_predict(
         queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
             between the context and them are padding: not read into a result, and of exactly zero gradient.
         layers: predictions after each layer, not the last alone.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
 
     Returns:
-        (B, queries), or (L, B, queries) with `layers`; float64 for float64 tokens, else float32.
+        (B, queries), or (L, B, queries) with `layers`, and a last axis of `responses` where they are several; float64
+        for float64 tokens, else float32.
 
     Raises:
         ValueError: a shape or value that does not fit.
@@ -153,7 +163,7 @@ def memformer_predict(
         >>> memformer_predict(z, q, context=20).shape
         torch.Size([8, 1])
     """
-    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, backend, algorithm)
+    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, runs_on)
@@ -171,6 +181,7 @@ def memformer_loss(
     *,
     context: int | Tensor | None = None,
     queries: int | None = None,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -179,12 +190,13 @@ def memformer_loss(
         att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
         R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
         Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
-        loss     = mean over tasks and queries of (-[Z_L]_{query, D-1} - target)^2
+        loss     = mean over tasks, queries and responses of (-[Z_L]_{query, response slot} - target)^2
 
     Args:
         z: tasks (B, N, D): N tokens of D - 1 features and a response slot, 0 in queries; float32, float64, bfloat16 or
             float16.
-        target: responses of the queries (B, queries), in z's dtype or float32.
+        target: responses of the queries (B, queries), or (B, queries, responses) where they are several; in z's dtype
+            or float32.
         q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
             dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
@@ -198,6 +210,9 @@ def memformer_loss(
             each of which divides by its own n. None: N - 1.
         queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
             between the context and them are padding: not read into a result, and of exactly zero gradient.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -217,7 +232,7 @@ def memformer_loss(
         >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
         >>> memformer_loss(z, target, q).backward()
     """
-    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, backend, algorithm)
+    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, lengths)
@@ -457,11 +472,11 @@ def lfom_solve(
 
     Args:
         h: (B, d, d), read in full; its gradient is dense. All tensors are float32, or all float64.
-        b: (B, d).
+        b: (B, d); or (B, d, m), the columns of m quadratics with one h, which one product a step serves: torch's.
         a: preconditioners (L, d, d).
         gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal.
         beta: broadcastable to (L, d); None: 0.
-        w0: where the method starts, (B, d), with no prox; None: 0.
+        w0: where the method starts, of b's shape, with no prox; None: 0.
         level: threshold, broadcastable to (L, d), or a number of at least 0. A tensor's values below 0 count as 0, with
             gradient zero there: learn softplus of a parameter where that might happen. None: 0.
         lower: least weight, broadcastable to (L, d), or a number. None: no bound.
@@ -473,7 +488,7 @@ def lfom_solve(
             torch alone.
 
     Returns:
-        w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
+        w_L, of b's shape, or w_1, ..., w_L with an axis L in front with `layers`.
 
     Raises:
         ValueError: a shape or value that does not fit; a backend without a prox where there is one.

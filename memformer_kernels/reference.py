@@ -10,6 +10,9 @@ tokens labelled, layers l, heads h, registers R_{l,h}, and
     att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
     R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
     Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
+
+With `responses` = m, D = d + m: the last m slots are responses, where Q's border is zero and P's is the identity. A
+prediction is minus those slots, (..., m), or where m = 1 minus the one slot.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,19 +24,20 @@ Context = int | Tensor | None
 
 
 def border(block: Tensor, width: int, corner: float) -> Tensor:
-    """A block (..., d, d) above and left of a `corner`, with zeros elsewhere: (..., width, width). Dense passes."""
-    if block.shape[-1] == width:
+    """A block (..., d, d) above and left of `corner` times 1, with zeros elsewhere: (..., D, D). Dense passes."""
+    d = block.shape[-1]
+    if d == width:
         return block
-    above = torch.cat([block, block.new_zeros(*block.shape[:-1], 1)], -1)
-    last = torch.cat(
-        [block.new_zeros(*block.shape[:-2], 1, width - 1), block.new_full((*block.shape[:-2], 1, 1), corner)], -1
-    )
+    lead, slots = block.shape[:-2], width - d
+    above = torch.cat([block, block.new_zeros(*lead, d, slots)], -1)
+    one = torch.eye(slots, dtype=block.dtype, device=block.device).expand(*lead, slots, slots)
+    last = torch.cat([block.new_zeros(*lead, slots, d), corner * one], -1)
     return torch.cat([above, last], -2)
 
 
-def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P with a lone corner of 1."""
-    block = q.new_zeros(*q.shape[:-2], width - 1, width - 1) if p is None else p
+def projections(q: Tensor, p: Tensor | None, width: int, responses: int = 1) -> tuple[Tensor, Tensor]:
+    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P, with ones for the responses alone."""
+    block = q.new_zeros(*q.shape[:-2], width - responses, width - responses) if p is None else p
     return border(q, width, 0.0), border(block, width, 1.0)
 
 
@@ -82,10 +86,11 @@ def _token_states(
     beta: Tensor | None,
     gate: Tensor | None,
     context: Context,
+    responses: int,
 ) -> list[Tensor]:
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
-    queries, values = projections(q, p, z.shape[-1])
+    queries, values = projections(q, p, z.shape[-1], responses)
     gates, momentum = _gates(gate, q), _momentum(beta, q, z)
     registers: list[Tensor] = []
     states: list[Tensor] = []
@@ -112,9 +117,10 @@ def literal_states(
     gate: Tensor | None = None,
     *,
     context: Context = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), through the N-by-N attention matrix of the publication."""
-    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context)
+    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context, responses)
 
 
 def reassociated_states(
@@ -126,9 +132,10 @@ def reassociated_states(
     gate: Tensor | None = None,
     *,
     context: Context = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), with the attention product re-associated around the context Gram matrix."""
-    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context)
+    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context, responses)
 
 
 def gram_states(
@@ -140,6 +147,7 @@ def gram_states(
     gate: Tensor | None = None,
     *,
     context: Context = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """T_1, ..., T_L, each (B, D, D), with Z_l = Z_0 T_l: the whole network on D-by-D matrices.
 
@@ -147,7 +155,7 @@ def gram_states(
     """
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
-    queries, values = projections(q, p, z.shape[-1])
+    queries, values = projections(q, p, z.shape[-1], responses)
     gates, momentum = _gates(gate, q), _momentum(beta, q, z[:, :1])
     tokens = torch.where(labelled[:, :, None], z, 0.0)
     gram = tokens.transpose(-1, -2) @ tokens / lengths[:, None, None]
@@ -168,11 +176,17 @@ def gram_states(
     return transforms
 
 
-def stack(z: Tensor, q: Tensor, *parameters: Tensor | None, context: Context = None, form: str = "literal") -> Tensor:
+def stack(
+    z: Tensor,
+    q: Tensor,
+    *parameters: Tensor | None,
+    context: Context = None,
+    responses: int = 1,
+    form: str = "literal",
+) -> Tensor:
     """Z_L (B, N, D); `parameters` are p, gamma, beta, gate; `form` is literal, reassociated or gram."""
-    if form == "gram":
-        return z @ gram_states(z, q, *parameters, context=context)[-1]
-    return _FORMS[form](z, q, *parameters, context=context)[-1]
+    last = _FORMS[form](z, q, *parameters, context=context, responses=responses)[-1]
+    return z @ last if form == "gram" else last
 
 
 def predict(
@@ -181,9 +195,13 @@ def predict(
     *parameters: Tensor | None,
     context: Context = None,
     queries: int | None = None,
+    responses: int = 1,
     form: str = "literal",
 ) -> Tensor:
-    """Predictions after each layer (L, B, queries): minus the response slot of the query rows of Z_1, ..., Z_L."""
+    """Predictions after each layer: minus the response slots of the query rows of Z_1, ..., Z_L.
+
+    (L, B, queries) of one response, else (L, B, queries, m).
+    """
     lengths = _lengths(z, context)
     if queries is None:
         queries = z.shape[1] - context if isinstance(context, int) else 1
@@ -191,10 +209,11 @@ def predict(
     position = torch.arange(z.shape[1], device=z.device, dtype=torch.int64)
     kept = (position < lengths[:, None]) | (position >= first)
     z = torch.where(kept[:, :, None], z, 0.0)
-    states = _FORMS[form](z, q, *parameters, context=context)
-    if form == "gram":
-        return torch.stack([-(z[:, first:] @ transform[:, :, -1:])[..., 0] for transform in states])
-    return torch.stack([-state[:, first:, -1] for state in states])
+    states = _FORMS[form](z, q, *parameters, context=context, responses=responses)
+    columns = [state[:, :, -responses:] for state in states]
+    read = [z[:, first:] @ column if form == "gram" else column[:, first:] for column in columns]
+    made = -torch.stack(read)
+    return made[..., 0] if responses == 1 else made
 
 
 _FORMS = {"literal": literal_states, "reassociated": reassociated_states, "gram": gram_states}
@@ -261,7 +280,13 @@ def lfom_solve(
 
     g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j).
     `proximal` are level, lower, upper and radius, of which layer l's row is that of `prox`.
+
+    With b (B, d, m) each column is a method of its own, and iterates are (L, B, d, m).
     """
+    if b.ndim == 3:
+        starts = [None] * b.shape[2] if w0 is None else w0.unbind(-1)
+        columns = zip(b.unbind(-1), starts, strict=True)
+        return torch.stack([lfom_solve(h, column, a, gamma, beta, start, **proximal) for column, start in columns], -1)
     w = torch.zeros_like(b) if w0 is None else w0
     registers: list[Tensor] = []
     iterates: list[Tensor] = []

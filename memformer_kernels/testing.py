@@ -41,6 +41,7 @@ class Case:
     context: int | Tensor | None = None
     queries: int | None = None
     target: Tensor | None = None
+    responses: int = 1
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
@@ -70,15 +71,18 @@ class Case:
 
 
 Implementation = Callable[[Case], tuple[Tensor, Tensor]]
-"""From a case to its tokens Z_L (B, N, D) and its predictions after every layer (L, B, queries)."""
+"""From a case to its tokens Z_L (B, N, D) and its predictions after every layer, (L, B, queries), with a last axis for
+several responses."""
 
 
 def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implementation:
     """The package's own functions."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        z, q, parameters = case.z, case.q, case.parameters
-        tokens = memformer_stack(z, q, *parameters, context=case.context, backend=backend, algorithm=algorithm)
+        z, q, parameters, responses = case.z, case.q, case.parameters, case.responses
+        tokens = memformer_stack(
+            z, q, *parameters, context=case.context, responses=responses, backend=backend, algorithm=algorithm
+        )
         predictions = memformer_predict(
             z,
             q,
@@ -86,6 +90,7 @@ def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implemen
             context=case.context,
             queries=case.queries,
             layers=True,
+            responses=responses,
             backend=backend,
             algorithm=algorithm,
         )
@@ -99,9 +104,9 @@ def in_form(form: str) -> Implementation:
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
         z, q, parameters = case.z, case.q, case.parameters
-        tokens = reference.stack(z, q, *parameters, context=case.context, form=form)
-        predictions = reference.predict(z, q, *parameters, context=case.context, queries=case.queries, form=form)
-        return tokens, predictions
+        options: dict[str, Any] = {"context": case.context, "responses": case.responses, "form": form}
+        tokens = reference.stack(z, q, *parameters, **options)
+        return tokens, reference.predict(z, q, *parameters, queries=case.queries, **options)
 
     return run
 

@@ -21,16 +21,16 @@ from memformer_kernels.calls.register_update import check_update
 @remembered
 def stack(*arguments: Any) -> Call:
     """Of `memformer_stack`."""
-    *network, backend, algorithm = arguments
-    checked = problem.check_network(*network)
+    *network, responses, backend, algorithm = arguments
+    checked = problem.check_network(*network, responses=responses)
     return _of_network(checked, 0, plan.plan_network(checked, backend, algorithm))
 
 
 @remembered
 def predict(z: Tensor, *arguments: Any) -> Call:
     """Of `memformer_predict`."""
-    *network, queries, layers, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, layers, responses, backend, algorithm = arguments
+    checked = problem.check_network(z, *network, responses=responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     check_flag("layers", layers)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -39,10 +39,10 @@ def predict(z: Tensor, *arguments: Any) -> Call:
 @remembered
 def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     """Of `memformer_loss`."""
-    *network, queries, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, responses, backend, algorithm = arguments
+    checked = problem.check_network(z, *network, responses=responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_target(target, z, predicted)
+    problem.check_target(target, z, predicted, checked.responses)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
 
 

@@ -88,8 +88,10 @@ def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 
 
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
-    queries, layers = arguments[-3:-1]
-    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=compute_dtype(z))
+    form, queries, layers, _ = arguments[-4:]
+    slots = form_named(form).responses
+    shape = (q.shape[0] if layers else 1, z.shape[0], queries)
+    return z.new_empty(shape if slots == 1 else (*shape, slots), dtype=compute_dtype(z))
 
 
 def _loss(

@@ -22,7 +22,7 @@ from memformer_kernels.calls.arguments import Proximal
 
 @dataclass(frozen=True)
 class ProximalSteps:
-    """The prox of each layer, on states s = -w (B, d) of the response recurrence."""
+    """The prox of each layer, on states s = -w (B, m, d) of the response recurrence."""
 
     proximal: Proximal
 
@@ -65,7 +65,7 @@ def _by_layer(parameter: Tensor) -> Tensor:
 
 
 def _prox(w: Tensor, own: Proximal) -> Tensor:
-    """The prox at w (B, d) with one layer's parameters (d or 1,)."""
+    """The prox at w (B, m, d) with one layer's parameters (d or 1,)."""
     if own.radius is not None:
         outside, unit, _, rho = _direction(w, own.radius)
         return torch.where(outside, rho * unit, w)

@@ -1,4 +1,7 @@
-"""A Memformer as a scikit-learn regressor: in-context regression without any fitting of its own parameters."""
+"""A Memformer as a scikit-learn regressor: in-context regression without any fitting of its own parameters.
+
+What `classifier` shares with it is `InContextEstimator`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -68,14 +72,62 @@ def readable_components(rows: int) -> int:
     return max(1, rows // ROWS_A_FEATURE)
 
 
-class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class InContextEstimator(BaseEstimator):  # type: ignore[misc]
+    """The rows seen as the context of a shipped network, whose weights for each response are its answer.
+
+    Parameters:
+        rescale: whether to scale a response's weights by the factor that fits the context best.
+
+    Attributes:
+        coef_: (m, d) weights of m responses in the units of X; a subclass may drop an axis of one.
+        intercept_: (m,), likewise.
+        n_features_in_: d.
+        n_samples_seen_: rows in the context.
+    """
+
+    def __init__(self, rescale: bool = True) -> None:
+        self.rescale = rescale
+
+    moments_: Moments
+    coef_: Array
+    intercept_: Array | float
+
+    def _check_rescale(self) -> bool:
+        if not isinstance(self.rescale, bool | np.bool_):
+            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
+        return bool(self.rescale)
+
+    def _take(self, rows: Array, responses: Array, *, reset: bool) -> None:
+        """Adds rows (n, d) with responses (n, m) to the context, or begins one, and sets the weights."""
+        columns = np.column_stack([rows, responses])
+        seen = Moments.empty(columns.shape[1]) if reset else self.moments_
+        if len(seen.mean) != columns.shape[1]:
+            raise ValueError(
+                f"y: expected {len(seen.mean) - rows.shape[1]} responses, as before, got {responses.shape[1]}"
+            )
+        self.moments_ = seen.with_rows(columns)
+        self.n_samples_seen_ = self.moments_.count
+        mean, d = self.moments_.mean, rows.shape[1]
+        self.coef_ = _weights(self.moments_, responses.shape[1], rescale=self._check_rescale())
+        self.intercept_ = mean[d:] - self.coef_ @ mean[:d]
+
+    def _answers(self, features: ArrayLike) -> Array:
+        """(n, m) predictions of the responses."""
+        check_is_fitted(self)
+        rows = validate_data(self, features, reset=False, dtype=np.float64)
+        mean, d = self.moments_.mean, rows.shape[1]
+        answers: Array = (rows - mean[:d]) @ np.atleast_2d(self.coef_).T + mean[d:]
+        return answers
+
+
+class MemformerRegressor(RegressorMixin, InContextEstimator):  # type: ignore[misc]
     """Linear regression by a trained Memformer that reads the training rows as its context.
 
     `fit` keeps the context's mean and Gram matrix, `partial_fit` adds examples to them in O(d^2) each, and the trained
     network (LFOM with Bm free, 4 layers, shipped with the package) turns them into a prediction. Its parameters were
     trained on random tasks with noise and correlated features (`StandardisedTasks`) and never
     change,
-    so there is nothing to tune.
+    so there is nothing to tune. Several responses are answered each by itself, from the same context.
 
     How data of any shape fit the shipped networks:
 
@@ -94,46 +146,39 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         rescale: whether to scale the network's weights so; False gives the network's bare answer.
 
     Attributes:
-        coef_: (d,) weights in the units of X, set by `fit` and `partial_fit`.
-        intercept_: float.
+        coef_: (d,) weights in the units of X, or (m, d) of m responses, set by `fit` and `partial_fit`.
+        intercept_: float, or (m,).
         n_features_in_: d.
         n_samples_seen_: rows in the context.
     """
 
-    def __init__(self, rescale: bool = True) -> None:
-        self.rescale = rescale
-
-    moments_: Moments
-
     def fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
-        """Take (n, d) features and (n,) responses as the context.
+        """Take (n, d) features and (n,) responses, or (n, m), as the context.
 
         Raises:
             ValueError: for fewer than 2 rows, missing or infinite values, or shapes that do not fit.
-            TypeError: for a `rescale` that is no bool.
+            TypeError: for a `rescale` that is no bool, or sparse responses.
         """
         return self._read(X, y, reset=True)
 
     def partial_fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
-        """Add rows to the context; begins a new one if there is none. Arguments and errors are those of `fit`."""
+        """Add rows to the context, of as many responses; begins a new one if there is none. Else as `fit`."""
         return self._read(X, y, reset=not hasattr(self, "n_samples_seen_"))
 
     def predict(self, X: ArrayLike) -> Array:
-        """(m,) predictions for (m, d) features.
+        """(k,) predictions for (k, d) features, or (k, m) where y had columns.
 
         Raises:
             NotFittedError: before `fit`.
             ValueError: for another number of features, or missing or infinite values.
         """
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=np.float64)
-        predictions: Array = (rows - self.moments_.mean[:-1]) @ self.coef_ + self.moments_.mean[-1]
-        return predictions
+        answers = self._answers(X)
+        return answers if self.coef_.ndim == 2 else answers[:, 0]
 
     def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
-        if not isinstance(self.rescale, bool | np.bool_):
-            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
-        first = reset
+        self._check_rescale()
+        if issparse(response):
+            raise TypeError(f"y: expected a dense array, got a sparse {type(response).__name__}")
         rows, responses = validate_data(
             self,
             features,
@@ -141,38 +186,39 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             reset=reset,
             dtype=np.float64,
             y_numeric=True,
-            ensure_min_samples=2 if first else 1,
+            multi_output=True,
+            ensure_min_samples=2 if reset else 1,
         )
-        columns = np.column_stack([rows, np.asarray(responses, dtype=np.float64)])
-        seen = Moments.empty(columns.shape[1]) if first else self.moments_
-        self.moments_ = seen.with_rows(columns)
-        self.n_samples_seen_ = self.moments_.count
-        self.coef_ = _weights(self.moments_, rescale=bool(self.rescale))
-        self.intercept_ = float(self.moments_.mean[-1] - self.moments_.mean[:-1] @ self.coef_)
+        columns = np.asarray(responses, dtype=np.float64)
+        self._take(rows, columns.reshape(len(rows), -1), reset=reset)
+        if columns.ndim == 1:
+            self.coef_, self.intercept_ = self.coef_[0], float(np.ravel(self.intercept_)[0])
         return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = False
+        tags.target_tags.multi_output = True
         return tags
 
 
-def _weights(moments: Moments, *, rescale: bool) -> Array:
-    """Weights in the units of the data, from the context's moments alone."""
+def _weights(moments: Moments, responses: int, *, rescale: bool) -> Array:
+    """Weights (m, d) in the units of the data, from the context's moments alone."""
     deviation, gram = moments.standardised()
-    d = len(deviation) - 1
-    useful = deviation[:-1] > 0
-    weights = np.zeros(d)
-    if not useful.any() or deviation[-1] == 0:
+    d = len(deviation) - responses
+    useful, answered = deviation[:d] > 0, deviation[d:] > 0
+    weights = np.zeros((responses, d))
+    if not useful.any() or not answered.any():
         return weights
-    h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
-    found = np.zeros(len(h))
+    h, b = gram[:d, :d][np.ix_(useful, useful)], gram[d:, :d][np.ix_(answered, useful)]
+    found = np.zeros_like(b)
     for basis in _bases(h, readable_components(moments.count)):
-        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, moments.count)
+        found += shipped_weights(basis.T @ h @ basis, b @ basis, moments.count) @ basis.T
     if rescale:
-        curvature = float(found @ h @ found)
-        found = found * (float(b @ found) / curvature if curvature > np.finfo(float).tiny else 0.0)
-    weights[useful] = found * deviation[-1] / deviation[:-1][useful]
+        curvature, along = (found @ h * found).sum(1), (b * found).sum(1)
+        fits = curvature > np.finfo(float).tiny
+        found *= np.divide(along, curvature, out=np.zeros_like(along), where=fits)[:, None]
+    weights[np.ix_(answered, useful)] = found * deviation[d:][answered][:, None] / deviation[:d][useful]
     return weights
 
 

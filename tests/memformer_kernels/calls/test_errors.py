@@ -181,7 +181,9 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("h", _solve(h=_zeros(d, d)), "(3, 3)"),
     ("h", _solve(h=_zeros(B, d, D)), "(2, 3, 4)"),
     ("b", _solve(b=_zeros(B, D)), "(2, 4)"),
-    ("b", _solve(b=_zeros(B, d, 1)), "(2, 3, 1)"),
+    ("b", _solve(b=_zeros(B, d, 0)), "(2, 3, 0)"),
+    ("b", _solve(b=_zeros(B, D, 1)), "(2, 4, 1)"),
+    ("b", _solve(b=_zeros(B, d, 1, 1)), "(2, 3, 1, 1)"),
     ("a", _solve(a=_zeros(d, d)), "(3, 3)"),
     ("a", _solve(a=_zeros(0, d, d)), "(0, 3, 3)"),
     ("a", _solve(a=_zeros(L, D, D)), "(3, 4, 4)"),
@@ -205,6 +207,21 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("backend", _solve(lower=0.0, backend="triton"), '"triton"'),
     ("backend", _solve(radius=1.0, backend="gpu"), "'gpu'"),
     ("level", lambda: explain(h, b, a, level=-1.0), "-1.0 (float)"),
+    ("w0", _solve(b=_zeros(B, d, 2), w0=_zeros(B, d)), "(2, 3)"),
+    ("backend", _solve(b=_zeros(B, d, 1), backend="cpu"), '"cpu"'),
+    *(
+        row
+        for call in (_stack, _predict, _loss)
+        for row in (
+            ("responses", call(responses=0), "0 (int)"),
+            ("responses", call(responses=D + 1), "5 (int)"),
+            ("q", call(responses=2), "(3, 2, 3, 3)"),
+            ("q", call(responses=D, q=_zeros(L, H, 0, 0)), "(3, 2, 0, 0)"),
+        )
+    ),
+    ("backend", _stack(responses=2, q=_zeros(L, H, 2, 2), backend="triton"), '"triton"'),
+    ("target", _loss(responses=2, q=_zeros(L, H, 2, 2)), "(2, 1)"),
+    ("target", _loss(target=_zeros(B, 1, 1)), "(2, 1, 1)"),
     # Every tensor lives where the tasks do.
     ("q", _stack(q=q.to(META)), "meta"),
     ("p", _stack(p=p.to(META)), "meta"),
@@ -256,6 +273,8 @@ TYPE_ERRORS: list[tuple[str, Call, str]] = [
     ("queries", _predict(queries=1.0), "1.0 (float)"),
     ("queries", _loss(queries=torch.tensor(1)), "int64"),
     ("layers", _predict(layers=1), "1 (int)"),
+    *(("responses", call(responses=2.0), "2.0 (float)") for call in (_stack, _predict, _loss)),
+    ("responses", _stack(responses=True), "True (bool)"),
     ("layers", _solve(layers=None), "None (NoneType)"),
     ("target", _loss(target=None), "NoneType"),
     ("target", _loss(target=target.long()), "int64"),
