@@ -5,6 +5,8 @@ seconds: nothing but the standard library is imported before a thread watches st
 parent's, however that ended.
 """
 
+import ctypes
+import gc
 import os
 import pickle
 import sys
@@ -51,6 +53,7 @@ def main() -> None:
     sys.path[:] = unpacked(messages.get())
     while True:
         _answer(messages.get(), answers)
+        _give_memory_back()
 
 
 def _watch(messages: SimpleQueue[bytes]) -> None:
@@ -73,6 +76,15 @@ def _answer(message: bytes, answers: IO[bytes]) -> None:
         tell("result", job.function(*job.arguments, lambda units, text: tell("report", units, text)))
     except BaseException as error:
         tell("error", _portable(error), traceback.format_exc())
+
+
+def _give_memory_back() -> None:
+    """What a job left free returns to the system: glibc keeps it, gigabytes after a long experiment."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _portable(error: BaseException) -> BaseException:
