@@ -21,8 +21,8 @@ from memformer_kernels.calls.register_update import check_update
 @remembered
 def stack(*arguments: Any) -> Call:
     """Of `memformer_stack`."""
-    *network, responses, backend, algorithm = arguments
-    checked = problem.check_network(*network, responses=responses)
+    *network, backend, algorithm = arguments
+    checked = problem.check_network(*network)
     return _of_network(checked, 0, plan.plan_network(checked, backend, algorithm))
 
 
@@ -30,7 +30,7 @@ def stack(*arguments: Any) -> Call:
 def predict(z: Tensor, *arguments: Any) -> Call:
     """Of `memformer_predict`."""
     *network, queries, layers, responses, backend, algorithm = arguments
-    checked = problem.check_network(z, *network, responses=responses)
+    checked = problem.check_network(z, *network, responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     check_flag("layers", layers)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -40,7 +40,7 @@ def predict(z: Tensor, *arguments: Any) -> Call:
 def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     """Of `memformer_loss`."""
     *network, queries, responses, backend, algorithm = arguments
-    checked = problem.check_network(z, *network, responses=responses)
+    checked = problem.check_network(z, *network, responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     problem.check_target(target, z, predicted, checked.responses)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
