@@ -124,8 +124,8 @@ def find(results: Results) -> str:
     ended = "" if heads.converged(5) and heads.converged(1) else ", not trained to the end"
     return (
         f"Two layers with Bm free reach {heads.mean(1):.2f} with one head and {heads.mean(5):.2f} with five (gain "
-        f"{gain:.2f}{ended}), briefly trained {brief.mean(1):.2f} and {brief.mean(5):.2f}; the best coefficients of "
-        f"one head {best.mean(1):.2f}."
+        f"{round(gain, 2) + 0.0:.2f}{ended}), briefly trained {brief.mean(1):.2f} and {brief.mean(5):.2f}; the best "
+        f"coefficients of one head {best.mean(1):.2f}."
     )
 
 

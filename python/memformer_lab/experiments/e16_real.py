@@ -134,8 +134,8 @@ def find(results: Results) -> str:
     count = len(results["error"].categories)
     return (
         f"Over {count} sets the Memformer's ln error is {' and '.join(shown)}; as a start it saves "
-        f"{min(map(saved.mean, saved.x)):.1f} to {max(map(saved.mean, saved.x)):.1f} CG iterations and costs as much "
-        f"as {min(map(spent.mean, spent.x)):.0f} to {max(map(spent.mean, spent.x)):.0f}"
+        f"{round(min(map(saved.mean, saved.x)), 1) + 0.0:.1f} to {max(map(saved.mean, saved.x)):.1f} CG iterations and "
+        f"costs as much as {min(map(spent.mean, spent.x)):.0f} to {max(map(spent.mean, spent.x)):.0f}"
     )
 
 
