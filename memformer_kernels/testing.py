@@ -41,6 +41,7 @@ class Case:
     context: int | Tensor | None = None
     queries: int | None = None
     target: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
@@ -57,7 +58,8 @@ class Case:
         order = torch.randperm(len(self.z), generator=generator, device="cpu", dtype=torch.int64).to(self.z.device)
         target = None if self.target is None else self.target.detach()[order]
         context = self.context[order] if isinstance(self.context, Tensor) else self.context
-        return replace(self, z=self.z.detach()[order], target=target, context=context)
+        weights = None if self.weights is None else self.weights.detach()[order]
+        return replace(self, z=self.z.detach()[order], target=target, context=context, weights=weights)
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
@@ -77,18 +79,11 @@ def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implemen
     """The package's own functions."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        z, q, parameters = case.z, case.q, case.parameters
-        tokens = memformer_stack(z, q, *parameters, context=case.context, backend=backend, algorithm=algorithm)
-        predictions = memformer_predict(
-            z,
-            q,
-            *parameters,
-            context=case.context,
-            queries=case.queries,
-            layers=True,
-            backend=backend,
-            algorithm=algorithm,
-        )
+        network = (case.z, case.q, *case.parameters)
+        context: dict[str, Any] = {"context": case.context, "weights": case.weights}
+        options: dict[str, Any] = {"backend": backend, "algorithm": algorithm}
+        tokens = memformer_stack(*network, **context, **options)
+        predictions = memformer_predict(*network, **context, queries=case.queries, layers=True, **options)
         return tokens, predictions
 
     return run
@@ -98,9 +93,10 @@ def in_form(form: str) -> Implementation:
     """A reference form: literal, reassociated or gram."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        z, q, parameters = case.z, case.q, case.parameters
-        tokens = reference.stack(z, q, *parameters, context=case.context, form=form)
-        predictions = reference.predict(z, q, *parameters, context=case.context, queries=case.queries, form=form)
+        network = (case.z, case.q, *case.parameters)
+        context: dict[str, Any] = {"context": case.context, "weights": case.weights}
+        tokens = reference.stack(*network, **context, form=form)
+        predictions = reference.predict(*network, **context, queries=case.queries, form=form)
         return tokens, predictions
 
     return run
@@ -113,7 +109,7 @@ def results(implementation: Implementation, case: Case) -> dict[str, Tensor]:
         scalar = (predictions[-1] - case.target).square().mean()
     else:
         scalar = _weighted(tokens) + _weighted(predictions)
-    names = ("z", "q", "p", "gamma", "beta", "gate")
+    names = ("z", "q", "p", "gamma", "beta", "gate", "weights")
     leaves = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
     grads = torch.autograd.grad(scalar, list(leaves.values()), allow_unused=True)
     made = {"tokens": tokens.detach(), "predictions": predictions.detach()}

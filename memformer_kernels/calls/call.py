@@ -22,7 +22,7 @@ def stack(*arguments: Any) -> Call:
     """Of `memformer_stack`."""
     *network, backend, algorithm = arguments
     checked = problem.check_network(*network)
-    return _of_network(checked, 0, plan.plan_network(checked, backend, algorithm))
+    return _of_network(checked, 0, plan.plan_stack(checked, backend, algorithm))
 
 
 @remembered
@@ -72,17 +72,18 @@ def layer(
     gamma: Tensor | None,
     beta: Tensor | None,
     context: int | Tensor | None,
+    weights: Tensor | None,
     backend: str,
 ) -> Call:
     """Of `memformer_layer`."""
     problem.check_registers(registers)
-    return _layer(z, q, p, gamma, beta, context, backend, *registers)
+    return _layer(z, q, p, gamma, beta, context, weights, backend, *registers)
 
 
 @remembered
 def _layer(*arguments: Any) -> Call:
-    z, q, p, gamma, beta, context, backend, *registers = arguments
-    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
+    z, q, p, gamma, beta, context, weights, backend, *registers = arguments
+    checked = problem.check_layer(z, q, p, registers, gamma, beta, context, weights)
     return _of_network(checked, 0, plan.plan_layer(checked, len(registers), backend))
 
 

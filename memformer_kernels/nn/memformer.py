@@ -214,24 +214,32 @@ class Memformer(nn.Module):
             # One call of torch, which no signal handler cuts in two.
             copy_all([own[name] for name in arguments], list(arguments.values()))
 
-    def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
-        """Z_L (B, N, d + 1)."""
+    def forward(self, z: Tensor, *, context: int | Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Z_L (B, N, d + 1); `weights` (B, N) of the context's tokens are those of `memformer_stack`."""
         return memformer_stack(
             tokens_of(z, self.d),
             **self.stack_arguments(),
             context=context,
+            weights=weights,
             backend=self.backend,
             algorithm=self.algorithm,
         )
 
     def predict(
-        self, z: Tensor, *, context: int | Tensor | None = None, queries: int | None = None, layers: bool = False
+        self,
+        z: Tensor,
+        *,
+        context: int | Tensor | None = None,
+        weights: Tensor | None = None,
+        queries: int | None = None,
+        layers: bool = False,
     ) -> Tensor:
         """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries)."""
         return memformer_predict(
             tokens_of(z, self.d),
             **self.stack_arguments(),
             context=context,
+            weights=weights,
             queries=queries,
             layers=layers,
             backend=self.backend,
@@ -239,7 +247,13 @@ class Memformer(nn.Module):
         )
 
     def loss(
-        self, z: Tensor, target: Tensor, *, context: int | Tensor | None = None, queries: int | None = None
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        context: int | Tensor | None = None,
+        weights: Tensor | None = None,
+        queries: int | None = None,
     ) -> Tensor:
         """Mean squared error of the predictions against `target` (B, queries)."""
         return memformer_loss(
@@ -247,6 +261,7 @@ class Memformer(nn.Module):
             target,
             **self.stack_arguments(),
             context=context,
+            weights=weights,
             queries=queries,
             backend=self.backend,
             algorithm=self.algorithm,

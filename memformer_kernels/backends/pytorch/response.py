@@ -68,13 +68,14 @@ class TokenResidual:
 
     def at(self, state: Tensor) -> Tensor:
         """g (B, d) at the state (B, N)."""
-        row = self.labelled.select(state[..., None]).transpose(-1, -2)
+        row = self.labelled.times_shares(self.labelled.select(state[..., None])).transpose(-1, -2)
         return self.labelled.mean(row @ self.labelled.select(self.features))[:, 0]
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
         rows = (self.labelled.mean(grad[:, None]) @ self.columns).transpose(-1, -2)
-        return self.labelled.place(self.labelled.select(rows), self.features.shape[1])[..., 0]
+        own = self.labelled.times_shares(self.labelled.select(rows))
+        return self.labelled.place(own, self.features.shape[1])[..., 0]
 
     def lift(self, preconditioned: Tensor) -> Tensor:
         return preconditioned @ self.columns

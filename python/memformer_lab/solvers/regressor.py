@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
 from memformer_lab.solvers.shipped import LARGEST_D, shipped_weights
 
@@ -17,16 +18,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, means and centred Gram matrix of the rows seen.
+    """Count, means and centred Gram matrix of the rows seen, each with its weight.
 
     Attributes:
-        count: rows.
-        mean: (D,) column means.
-        scatter: (D, D) sum over rows of (z - mean)(z - mean)^T.
+        count: rows, or the sum of their weights.
+        mean: (D,) weighted column means.
+        scatter: (D, D) weighted sum over rows of (z - mean)(z - mean)^T.
         constant: (D,) whether a column has had the same value in every row.
+        first: (D,) the first row.
     """
 
-    count: int
+    count: float
     mean: Array
     scatter: Array
     constant: NDArray[np.bool_]
@@ -35,27 +37,38 @@ class Moments:
     @classmethod
     def empty(cls, width: int) -> Moments:
         """Of no rows, `width` columns wide."""
-        return cls(0, np.zeros(width), np.zeros((width, width)), np.ones(width, dtype=bool), np.zeros(width))
+        return cls(0.0, np.zeros(width), np.zeros((width, width)), np.ones(width, dtype=bool), np.zeros(width))
 
-    def with_rows(self, rows: Array) -> Moments:
-        """The moments of the rows seen and of `rows` (n, D), in O(n D^2) (Chan, Golub and LeVeque 1983)."""
-        added = len(rows)
+    def with_rows(self, rows: Array, weights: Array | None = None) -> Moments:
+        """The moments of the rows seen and of `rows` (n, D), in O(n D^2) (Chan, Golub and LeVeque 1983).
+
+        weights: (n,) positive ones; None: all 1.
+        """
+        if weights is None:
+            weights = np.ones(len(rows))
+        added = float(weights.sum())
         first = self.first if self.count else rows[0]
         constant = self.constant & (rows == first).all(0)
-        own_mean = rows.mean(0)
+        own_mean = weights @ rows / added
         centred = rows - own_mean
         total = self.count + added
         gap = own_mean - self.mean
-        scatter = self.scatter + centred.T @ centred + np.outer(gap, gap) * (self.count * added / total)
+        own_scatter = (weights[:, None] * centred).T @ centred
+        scatter = self.scatter + own_scatter + np.outer(gap, gap) * (self.count * (added / total))
         mean = np.where(constant, first, self.mean + gap * (added / total))
         return Moments(total, mean, scatter, constant, first)
 
+    def faded(self, factor: float) -> Moments:
+        """The moments with every weight times `factor`."""
+        return replace(self, count=self.count * factor, scatter=self.scatter * factor)
+
     def standardised(self) -> tuple[Array, Array]:
         """Standard deviations (D,), 0 for constant columns, and the Gram matrix in standard units over the count."""
-        variance = np.where(self.constant, 0.0, np.diagonal(self.scatter).clip(min=0) / max(1, self.count))
+        count = self.count or 1.0
+        variance = np.where(self.constant, 0.0, np.diagonal(self.scatter).clip(min=0) / count)
         deviation = np.sqrt(variance)
         inverse = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-        gram = self.scatter / max(1, self.count) * np.outer(inverse, inverse)
+        gram = self.scatter / count * np.outer(inverse, inverse)
         return deviation, gram
 
 
@@ -87,6 +100,8 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     - A network needs about two rows a feature. With n < 2 d rows only the leading n // 2 components (at least 1) are
       read, as in principal component regression.
     - For each d there are networks trained with 4, 16 and 64 rows a feature; the nearest in the logarithm is taken.
+    - A weighted row counts as so many rows, so that the sum of weights is the n of all this; forgetting in
+      `partial_fit` lets the weights of earlier rows, and n with them, fade.
     - Far from what the network was trained on it could overshoot. Its weights are therefore scaled by the factor that
       fits the context best, which never predicts the context worse than its mean response does.
 
@@ -97,7 +112,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         coef_: (d,) weights in the units of X, set by `fit` and `partial_fit`.
         intercept_: float.
         n_features_in_: d.
-        n_samples_seen_: rows in the context.
+        n_samples_seen_: rows in the context, those of weight 0 not counted.
     """
 
     def __init__(self, rescale: bool = True) -> None:
@@ -105,18 +120,39 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     moments_: Moments
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
+    def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MemformerRegressor:
         """Take (n, d) features and (n,) responses as the context.
 
+        Args:
+            X: features.
+            y: responses.
+            sample_weight: (n,) non-negative weights: w counts as w rows, 0 as none. A number: of each. None: 1.
+
         Raises:
-            ValueError: for fewer than 2 rows, missing or infinite values, or shapes that do not fit.
+            ValueError: for fewer than 2 rows of positive weight, missing or infinite values, a negative weight, or
+                shapes that do not fit.
             TypeError: for a `rescale` that is no bool.
         """
-        return self._read(X, y, reset=True)
+        return self._read(X, y, sample_weight, decay=1.0, reset=True)
 
-    def partial_fit(self, X: ArrayLike, y: ArrayLike) -> MemformerRegressor:
-        """Add rows to the context; begins a new one if there is none. Arguments and errors are those of `fit`."""
-        return self._read(X, y, reset=not hasattr(self, "n_samples_seen_"))
+    def partial_fit(
+        self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, decay: float = 1.0
+    ) -> MemformerRegressor:
+        """Add rows to the context; begins a new one if there is none.
+
+        Args:
+            X: features.
+            y: responses.
+            sample_weight: as in `fit`.
+            decay: what a row's weight is multiplied with for each row that comes after it, above 0 and at most 1. A
+                stream in which each call has the same decay keeps about 1 / (1 - decay) rows. A row of weight 0 does
+                not come.
+
+        Raises:
+            ValueError: as `fit` does; for a `decay` outside these bounds.
+            TypeError: for a `rescale` that is no bool, or a `decay` that is no number.
+        """
+        return self._read(X, y, sample_weight, decay=decay, reset=not hasattr(self, "n_samples_seen_"))
 
     def predict(self, X: ArrayLike) -> Array:
         """(m,) predictions for (m, d) features.
@@ -130,10 +166,21 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         predictions: Array = (rows - self.moments_.mean[:-1]) @ self.coef_ + self.moments_.mean[-1]
         return predictions
 
-    def _read(self, features: ArrayLike, response: ArrayLike, *, reset: bool) -> MemformerRegressor:
+    def _read(
+        self,
+        features: ArrayLike,
+        response: ArrayLike,
+        sample_weight: ArrayLike | None,
+        *,
+        decay: float,
+        reset: bool,
+    ) -> MemformerRegressor:
+        if isinstance(decay, bool) or not isinstance(decay, Real):
+            raise TypeError(f"decay: expected a number, got {decay!r}")
+        if not 0 < decay <= 1:
+            raise ValueError(f"decay: expected a number above 0 and at most 1, got {decay!r}")
         if not isinstance(self.rescale, bool | np.bool_):
             raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
-        first = reset
         rows, responses = validate_data(
             self,
             features,
@@ -141,12 +188,21 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             reset=reset,
             dtype=np.float64,
             y_numeric=True,
-            ensure_min_samples=2 if first else 1,
+            ensure_min_samples=2 if reset else 1,
         )
         columns = np.column_stack([rows, np.asarray(responses, dtype=np.float64)])
-        seen = Moments.empty(columns.shape[1]) if first else self.moments_
-        self.moments_ = seen.with_rows(columns)
-        self.n_samples_seen_ = self.moments_.count
+        given = _sample_weights(sample_weight, len(rows))
+        columns, weights = columns[given > 0], given[given > 0]
+        count = len(columns)
+        if reset and count < 2:
+            raise ValueError(f"sample_weight: expected at least 2 rows whose weight is above zero, got {count}")
+        seen = Moments.empty(columns.shape[1]) if reset else self.moments_
+        if count:
+            ages = np.arange(count - 1, -1, -1)
+            # In a long stream weights fade below the smallest number: there is no such row any more.
+            seen = seen.faded(decay**count).with_rows(columns, weights * decay**ages)
+        self.moments_ = seen
+        self.n_samples_seen_ = count if reset else self.n_samples_seen_ + count
         self.coef_ = _weights(self.moments_, rescale=bool(self.rescale))
         self.intercept_ = float(self.moments_.mean[-1] - self.moments_.mean[:-1] @ self.coef_)
         return self
@@ -155,6 +211,25 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = False
         return tags
+
+
+def _sample_weights(given: ArrayLike | None, rows: int) -> Array:
+    """Weights (rows,), as they were given, of one number for each row, or of 1."""
+    if given is None:
+        return np.ones(rows)
+    weights: Array = check_array(
+        np.full(rows, given) if isinstance(given, Real) else given,
+        ensure_2d=False,
+        ensure_min_samples=0,
+        dtype=np.float64,
+        input_name="sample_weight",
+    )
+    if weights.shape != (rows,):
+        raise ValueError(f"sample_weight: expected one weight per row, shape ({rows},), got shape {weights.shape}")
+    if not (weights >= 0).all() or not np.isfinite(weights.sum()):
+        found = f"from {weights.min()} to {weights.max()}"
+        raise ValueError(f"sample_weight: expected non-negative weights of a finite sum, got ones {found}")
+    return weights
 
 
 def _weights(moments: Moments, *, rescale: bool) -> Array:
@@ -167,8 +242,9 @@ def _weights(moments: Moments, *, rescale: bool) -> Array:
         return weights
     h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
     found = np.zeros(len(h))
-    for basis in _bases(h, readable_components(moments.count)):
-        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, moments.count)
+    rows = max(1, round(moments.count))
+    for basis in _bases(h, readable_components(rows)):
+        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, rows)
     if rescale:
         curvature = float(found @ h @ found)
         found = found * (float(b @ found) / curvature if curvature > np.finfo(float).tiny else 0.0)
