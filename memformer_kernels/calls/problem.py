@@ -142,8 +142,10 @@ def check_weights(weights: Tensor, lengths: Tensor | None, context: int) -> None
     """
     if weights.device.type != "cpu" or transforming() or not has_data(weights):
         return
-    inside = weights.detach()[:, :context]
-    if lengths is not None:
+    inside = weights.detach()
+    if lengths is None:
+        inside = inside[:, :context]
+    else:
         place = torch.arange(weights.shape[1], device=weights.device, dtype=torch.int64)
         inside = torch.where(place < lengths[:, None], inside, 0.0)
     if inside.numel() == 0:

@@ -12,7 +12,7 @@ from memformer_kernels import explain, memformer_layer, memformer_loss, memforme
 from memformer_kernels.nn import Memformer, MemformerLayer
 from memformer_kernels.testing import Case
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
-from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend
+from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
 TASKS, TOKENS, WIDTH, QUERIES = 3, 7, 3, 2
 STRUCTURES = pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
@@ -126,9 +126,9 @@ def test_a_layer_is_the_references(backend: str, structure: str) -> None:
         case = _case(kind, structure)
         register = normal(seeded(9), TASKS, 1, TOKENS, WIDTH)
         gamma, beta = normal(seeded(10), 2, 1, TOKENS, WIDTH), normal(seeded(11), 1, 1, WIDTH)
+        inputs = [x.requires_grad_() for x in (case.z, case.q, register, gamma, beta, case.weights) if x is not None]
         p = None if case.p is None else case.p[0]
         given = (case.z, case.q[0], p, [register], gamma, beta)
-        inputs = [x.requires_grad_() for x in (case.z, case.q, register, gamma, beta, case.weights) if x is not None]
         made = memformer_layer(*given, **_context(case), backend=backend)
         expected = reference.layer(*given, **_context(case))
         _close(made, expected)
@@ -137,11 +137,9 @@ def test_a_layer_is_the_references(backend: str, structure: str) -> None:
 
 
 @STRUCTURES
-@ON_EVERY_PATH
-def test_whole_numbers_are_repetitions(path: Path, granularity: str, structure: str) -> None:
+@on_every_path
+def test_whole_numbers_are_repetitions(path: Path, structure: str) -> None:
     """Of tokens that have no coefficients of their own place; 0 leaves one out."""
-    if granularity == "full":
-        return
     case, counts = _case(structure=structure, rule="lfom"), torch.tensor([2, 0, 1, 3])
     weights = torch.zeros(TASKS, TOKENS, dtype=torch.float64)
     weights[:, :4] = counts
@@ -154,9 +152,9 @@ def test_whole_numbers_are_repetitions(path: Path, granularity: str, structure: 
     _close(tokens[:, [0, 2, 3, 4, 5, 6]], whole[:, [0, 2, 3, 6, 7, 8]])
 
 
-@ON_EVERY_PATH
-def test_order_and_scale_do_not_matter_and_ones_are_none(path: Path, granularity: str) -> None:
-    case = _case(granularity="feature" if granularity == "full" else granularity)
+@on_every_path
+def test_order_and_scale_do_not_matter_and_ones_are_none(path: Path) -> None:
+    case = _case()
     assert case.weights is not None
     weights = torch.where(case.weights.isnan(), 1.0, case.weights)
     options: dict[str, Any] = {"context": 4, "queries": QUERIES, **path.options}
@@ -238,15 +236,13 @@ def test_gradcheck(algorithm: str, structure: str, kind: str) -> None:
     assert case.weights is not None
     positive = torch.where(case.weights > 0, case.weights, 0.7).requires_grad_()
 
-    def predict(z: Tensor, q: Tensor, weights: Tensor) -> Tensor:
-        parameters = case.parameters
-        return memformer_predict(
-            z, q, *parameters, context=case.context, weights=weights, queries=1, algorithm=algorithm
-        )
+    def predict(q: Tensor, weights: Tensor) -> Tensor:
+        options: dict[str, Any] = {"context": case.context, "queries": 1, "algorithm": algorithm}
+        return memformer_predict(case.z, q, *case.parameters, weights=weights, **options)
 
-    inputs = (case.z.requires_grad_(), case.q.requires_grad_(), positive)
+    inputs = (case.q.requires_grad_(), positive)
     torch.autograd.gradcheck(predict, inputs)
-    torch.autograd.gradgradcheck(predict, inputs)
+    torch.autograd.gradgradcheck(predict, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("function", ["predict", "loss", "stack"])
@@ -281,7 +277,7 @@ def test_second_derivatives_at_zero_are_the_references(algorithm: str, function:
     _close(found[0], found[1])
 
 
-@pytest.mark.parametrize("path", PATHS, ids=str)
+@on_every_path
 def test_transforms(path: Path) -> None:
     case = _case(rule="lfom")
     assert case.weights is not None
@@ -308,10 +304,11 @@ def test_compiled_graphs_have_weights(backend: str) -> None:
     case = _case(rule="lfom")
     assert case.weights is not None
     weights, target = torch.where(case.weights.isnan(), 0.0, case.weights).requires_grad_(), _target()
+    network = (case.z, target, case.q, *case.parameters)
 
     def loss(weights: Tensor) -> Tensor:
         options: dict[str, Any] = {"context": 4, "queries": QUERIES, "backend": backend}
-        return memformer_loss(case.z, target, case.q, *case.parameters, weights=weights, **options)
+        return memformer_loss(*network, weights=weights, **options)
 
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     _close(compiled(weights), loss(weights))
@@ -319,7 +316,7 @@ def test_compiled_graphs_have_weights(backend: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("path", PATHS, ids=str)
+@on_every_path
 def test_half_precision_is_rounded_no_more_than_once(path: Path, dtype: torch.dtype) -> None:
     """Scaled tokens are float32, whatever the tokens are."""
     double = _case(rule="lfom", structure="block")
@@ -328,7 +325,7 @@ def test_half_precision_is_rounded_no_more_than_once(path: Path, dtype: torch.dt
     exact = replace(double, **{name: value.double() for name, value in values.items()})
     made, expected = _loss(case, **path.options), _loss(exact)
     assert made.dtype == torch.float32
-    torch.testing.assert_close(made.double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made.double(), expected, rtol=1e-4, atol=1e-6)
     inputs = [case.z.requires_grad_(), case.q.requires_grad_()]
     grads = torch.autograd.grad(_loss(case, **path.options), inputs)
     predicted = memformer_predict(*_network(case), **_context(case), queries=QUERIES, **path.options)
