@@ -359,7 +359,7 @@ def test_modules_pass_weights_on() -> None:
         (torch.ones(3, 7, device="meta"), ValueError, "weights: expected a tensor on cpu"),
         (-torch.ones(3, 7), ValueError, "weights: expected finite numbers of at least 0 for the context's tokens"),
         (torch.full((3, 7), torch.nan), ValueError, "got numbers from nan to nan"),
-        (torch.full((3, 7), torch.inf), ValueError, "got numbers from inf to inf"),
+        (torch.full((3, 7), torch.inf), ValueError, "got numbers from .* to inf"),
     ],
 )
 def test_bad_weights_are_refused(weights: Any, error: type[Exception], message: str) -> None:

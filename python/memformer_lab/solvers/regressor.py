@@ -226,7 +226,9 @@ def _sample_weights(given: ArrayLike | None, rows: int) -> Array:
     )
     if weights.shape != (rows,):
         raise ValueError(f"sample_weight: expected one weight per row, shape ({rows},), got shape {weights.shape}")
-    if not (weights >= 0).all() or not np.isfinite(weights.sum()):
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(weights.sum())
+    if not (weights >= 0).all() or not finite:
         found = f"from {weights.min()} to {weights.max()}"
         raise ValueError(f"sample_weight: expected non-negative weights of a finite sum, got ones {found}")
     return weights
