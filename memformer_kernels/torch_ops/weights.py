@@ -27,7 +27,7 @@ def fold(network: Network) -> tuple[Network, Tensor]:
     weights = network.weights
     labelled = Labelled(context, lengths).weighted(None if weights is None else weights.to(dtype))
     assert labelled.shares is not None
-    count = context if lengths is None else lengths[:, None]
+    count: int | Tensor = context if lengths is None else lengths[:, None]
     scale = (labelled.shares.values * count).sqrt()
     if lengths is None:
         scale = pad(scale, (0, z.shape[1] - context), value=1.0)

@@ -119,6 +119,7 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.rescale = rescale
 
     moments_: Moments
+    n_samples_seen_: int
 
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MemformerRegressor:
         """Take (n, d) features and (n,) responses as the context.
