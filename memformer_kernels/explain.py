@@ -19,8 +19,9 @@ def explain(*arguments: Any, **options: Any) -> Plan:
 
     The function is recognised by its arguments: `explain(z, q, gamma=gamma)` is about a stack or a prediction,
     `explain(z, target, q)` a loss, either with `first=...` of every prefix, `explain(z, q, registers=...)` with one
-    layer's q (H, ., .) a layer, `explain(h, b, a)` a first-order method, `explain(q, k, v)` with four axes linear
-    attention, `explain(z, [r, ...], gamma)` a register update and `explain(z)` a Gram matrix.
+    layer's q (H, ., .) a layer, `explain(h, b, a)` a first-order method (b's columns (B, d, m) by name, `b=b`, since a
+    layer's q has as many axes), `explain(q, k, v)` with four axes linear attention, `explain(z, [r, ...], gamma)` a
+    register update and `explain(z)` a Gram matrix.
 
     Args:
         arguments: the call's, by place.
@@ -93,7 +94,9 @@ def _recognise(arguments: tuple[Any, ...], options: dict[str, Any]) -> Callable[
         return functional.register_update
     if "k" in options or (arguments and isinstance(arguments[0], Tensor) and arguments[0].ndim == 4):
         return functional.linear_attention
+    # A layer's q has the axes of a target of several responses, but no network's q behind it.
     loss = "target" in options or _axes(arguments, options, 1, "target") == 2
+    loss = loss or (_axes(arguments, options, 1, "target") == 3 and _axes(arguments, options, 2, "q") == 4)
     if "first" in options:
         return functional.memformer_prefix_loss if loss else functional.memformer_prefix_predict
     if loss:

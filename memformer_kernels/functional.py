@@ -1,8 +1,9 @@
 """The public functions: the contract, in docstrings, each of which stands alone.
 
-Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot. The
-first n = `context` tokens of a task are labelled examples; the others are queries, whose response slot is 0. In the
-notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums over the context,
+Tokens are rows. `z: (B, N, D)` holds B tasks of N tokens, each D = d + 1 wide: d features, then one response slot, or
+as many as an argument `responses` says. The first n = `context` tokens of a task are labelled examples; the others are
+queries, whose response slot is 0. In the notation of Dutta & Sra (arXiv 2410.07263), with tokens as rows and all sums
+over the context,
 
     att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
     R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}                         R_{-1} = 0
@@ -44,6 +45,7 @@ def memformer_stack(
     *,
     context: int | Tensor | None = None,
     weights: Tensor | None = None,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -72,6 +74,9 @@ def memformer_stack(
         weights: of the context's tokens (B, N), non-negative, in z's dtype or float32: (1/n) sum z_i z_i^T becomes
             sum w_i z_i z_i^T / sum w_i. A token of weight 0 counts as if it were not there, but for its own row of
             the result; a task of such tokens alone has a sum of 0. Weights past the context are not read. None: all 1.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -92,7 +97,8 @@ def memformer_stack(
         >>> memformer_stack(z, q).shape
         torch.Size([8, 21, 6])
     """
-    count, lengths, _, form, runs_on, _ = call.stack(z, q, p, gamma, beta, gate, context, weights, backend, algorithm)
+    found = call.stack(z, q, p, gamma, beta, gate, context, weights, responses, backend, algorithm)
+    count, lengths, _, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     return ops.stack(z, q, p, gamma, beta, lengths, weights, count, form, runs_on)
 
@@ -109,6 +115,7 @@ def memformer_predict(
     weights: Tensor | None = None,
     queries: int | None = None,
     layers: bool = False,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -141,12 +148,16 @@ def memformer_predict(
         queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
             between the context and them are padding: not read into a result, and of exactly zero gradient.
         layers: predictions after each layer, not the last alone.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
 
     Returns:
-        (B, queries), or (L, B, queries) with `layers`; float64 for float64 tokens, else float32.
+        (B, queries), or (L, B, queries) with `layers`, and a last axis of `responses` where they are several; float64
+        for float64 tokens, else float32.
 
     Raises:
         ValueError: a shape or value that does not fit.
@@ -161,7 +172,7 @@ def memformer_predict(
         >>> memformer_predict(z, q, context=20).shape
         torch.Size([8, 1])
     """
-    found = call.predict(z, q, p, gamma, beta, gate, context, weights, queries, layers, backend, algorithm)
+    found = call.predict(z, q, p, gamma, beta, gate, context, weights, queries, layers, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     after_layers = ops.predict(z, q, p, gamma, beta, lengths, weights, count, form, predicted, layers, runs_on)
@@ -180,6 +191,7 @@ def memformer_loss(
     context: int | Tensor | None = None,
     weights: Tensor | None = None,
     queries: int | None = None,
+    responses: int = 1,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -188,12 +200,13 @@ def memformer_loss(
         att_h(Z) = (1/n) Z Q_h (sum_{i<n} z_i z_i^T) P_h^T
         R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
         Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
-        loss     = mean over tasks and queries of (-[Z_L]_{query, D-1} - target)^2
+        loss     = mean over tasks, queries and responses of (-[Z_L]_{query, response slot} - target)^2
 
     Args:
         z: tasks (B, N, D): N tokens of D - 1 features and a response slot, 0 in queries; float32, float64, bfloat16 or
             float16.
-        target: responses of the queries (B, queries), in z's dtype or float32.
+        target: responses of the queries (B, queries), or (B, queries, responses) where they are several; in z's dtype
+            or float32.
         q: (L, H, d, d), the block A of Q = [[A, 0], [0, 0]], d = D - 1; or (L, H, D, D), dense. Parameters have z's
             dtype, or float32 where tokens are in half precision.
         p: None for the response-only P = [[0, 0], [0, 1]]; (L, H, d, d), the block Bm of P = [[Bm, 0], [0, 1]]; or
@@ -210,6 +223,9 @@ def memformer_loss(
             of such tokens alone has a sum of 0. Weights past the context are not read. None: all 1.
         queries: how many of the last tokens are predicted. None: N - context, or 1 for ragged contexts. The tokens
             between the context and them are padding: not read into a result, and of exactly zero gradient.
+        responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
+            attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
+            serves the call.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -229,7 +245,7 @@ def memformer_loss(
         >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
         >>> memformer_loss(z, target, q).backward()
     """
-    found = call.loss(z, target, q, p, gamma, beta, gate, context, weights, queries, backend, algorithm)
+    found = call.loss(z, target, q, p, gamma, beta, gate, context, weights, queries, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, lengths, weights)
@@ -450,30 +466,47 @@ def lfom_solve(
     beta: Tensor | None = None,
     *,
     w0: Tensor | None = None,
+    level: Tensor | float | None = None,
+    lower: Tensor | float | None = None,
+    upper: Tensor | float | None = None,
+    radius: Tensor | float | None = None,
     layers: bool = False,
     backend: Backend = "auto",
 ) -> Tensor:
     """The learned first-order method itself on a batch of quadratics w^T h w / 2 - b^T w.
 
-        g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j
+        g_l = b - h w_l;   r_l = -a_l g_l + beta_l * r_{l-1};   w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j)
 
-    A preconditioner a = -A descends, with A positive definite.
+    A preconditioner a = -A descends, with A positive definite. Without `level`, `lower`, `upper` and `radius` there is
+    no prox. With them it is that of level ||w||_1 over lower <= w <= upper, or the projection onto ||w|| <= radius:
+
+        prox(w) = clamp(sign(w) * max(|w| - level, 0), lower, upper)        prox(w) = w min(1, radius / ||w||)
+
+    `level` alone is soft thresholding (ISTA; LISTA of Gregor & LeCun, 2010), `lower=0.0` non-negativity, both of them
+    non-negative sparse coding. Registers hold gradients at the weights after each prox, and not what a prox took away.
 
     Args:
         h: (B, d, d), read in full; its gradient is dense. All tensors are float32, or all float64.
-        b: (B, d).
+        b: (B, d); or (B, d, m), the columns of m quadratics with one h, which one product a step serves: torch's.
         a: preconditioners (L, d, d).
         gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal.
         beta: broadcastable to (L, d); None: 0.
-        w0: where the method starts, (B, d); None: 0.
+        w0: where the method starts, of b's shape, with no prox; None: 0.
+        level: threshold, broadcastable to (L, d), or a number of at least 0. A tensor's values below 0 count as 0, with
+            gradient zero there: learn softplus of a parameter where that might happen. None: 0.
+        lower: least weight, broadcastable to (L, d), or a number. None: no bound.
+        upper: largest weight, alike; it has the last word where a tensor puts it below `lower`. None: no bound.
+        radius: of a ball round 0, broadcastable to (L, 1), or a number of at least 0; alone, without the three above. A
+            tensor's values below 0 count as 0. None: no ball.
         layers: the weights after each step, not the last alone.
-        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
+        backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why. A prox runs on
+            torch alone.
 
     Returns:
-        w_L (B, d), or w_1, ..., w_L (L, B, d) with `layers`.
+        w_L, of b's shape, or w_1, ..., w_L with an axis L in front with `layers`.
 
     Raises:
-        ValueError: a shape or value that does not fit.
+        ValueError: a shape or value that does not fit; a backend without a prox where there is one.
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
@@ -483,10 +516,24 @@ def lfom_solve(
         >>> h, b, a = torch.eye(2).expand(1, 2, 2), torch.ones(1, 2), -0.5 * torch.eye(2).expand(3, 2, 2)
         >>> lfom_solve(h, b, a)
         tensor([[0.8750, 0.8750]])
+        >>> lfom_solve(h, b, a, level=0.25)
+        tensor([[0.4375, 0.4375]])
     """
-    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, layers, backend).backend
-    iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
+    prox = (level, lower, upper, radius)
+    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, *prox, layers, backend).backend
+    if level is lower is upper is radius is None:
+        iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
+    else:
+        tensors = [_as_tensor(x, h) for x in prox]
+        iterates = ops.proximal_solve(h, b, a, gamma, beta, w0, *tensors, layers, chosen)
     return iterates if layers else iterates.squeeze(0)
+
+
+def _as_tensor(value: Tensor | float | None, h: Tensor) -> Tensor | None:
+    """A number as a tensor that each process has."""
+    if value is None or isinstance(value, Tensor):
+        return value
+    return sharding.on_every_process(torch.full((), value, dtype=compute_dtype(h), device=h.device), h)
 
 
 def linear_attention(

@@ -12,6 +12,9 @@ tokens labelled, layers l, heads h, registers R_{l,h}, and
     Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
 
 With weights (B, N), (1/n) sum z_i z_i^T is sum w_i z_i z_i^T / sum w_i over the context; 0 where that has no weight.
+
+With `responses` = m, D = d + m: the last m slots are responses, where Q's border is zero and P's is the identity. A
+prediction is minus those slots, (..., m), or where m = 1 minus the one slot.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +26,20 @@ Context = int | Tensor | None
 
 
 def border(block: Tensor, width: int, corner: float) -> Tensor:
-    """A block (..., d, d) above and left of a `corner`, with zeros elsewhere: (..., width, width). Dense passes."""
-    if block.shape[-1] == width:
+    """A block (..., d, d) above and left of `corner` times 1, with zeros elsewhere: (..., D, D). Dense passes."""
+    d = block.shape[-1]
+    if d == width:
         return block
-    above = torch.cat([block, block.new_zeros(*block.shape[:-1], 1)], -1)
-    last = torch.cat(
-        [block.new_zeros(*block.shape[:-2], 1, width - 1), block.new_full((*block.shape[:-2], 1, 1), corner)], -1
-    )
+    lead, slots = block.shape[:-2], width - d
+    above = torch.cat([block, block.new_zeros(*lead, d, slots)], -1)
+    one = torch.eye(slots, dtype=block.dtype, device=block.device).expand(*lead, slots, slots)
+    last = torch.cat([block.new_zeros(*lead, slots, d), corner * one], -1)
     return torch.cat([above, last], -2)
 
 
-def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P with a lone corner of 1."""
-    block = q.new_zeros(*q.shape[:-2], width - 1, width - 1) if p is None else p
+def projections(q: Tensor, p: Tensor | None, width: int, responses: int = 1) -> tuple[Tensor, Tensor]:
+    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P, with ones for the responses alone."""
+    block = q.new_zeros(*q.shape[:-2], width - responses, width - responses) if p is None else p
     return border(q, width, 0.0), border(block, width, 1.0)
 
 
@@ -96,10 +100,11 @@ def _token_states(
     gate: Tensor | None,
     context: Context,
     weights: Tensor | None,
+    responses: int,
 ) -> list[Tensor]:
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
-    queries, values = projections(q, p, z.shape[-1])
+    queries, values = projections(q, p, z.shape[-1], responses)
     gates, momentum = _gates(gate, q), _momentum(beta, q, z)
     registers: list[Tensor] = []
     states: list[Tensor] = []
@@ -128,9 +133,10 @@ def literal_states(
     *,
     context: Context = None,
     weights: Tensor | None = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), through the N-by-N attention matrix of the publication."""
-    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context, weights)
+    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context, weights, responses)
 
 
 def reassociated_states(
@@ -143,9 +149,10 @@ def reassociated_states(
     *,
     context: Context = None,
     weights: Tensor | None = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), with the attention product re-associated around the context Gram matrix."""
-    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context, weights)
+    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context, weights, responses)
 
 
 def gram_states(
@@ -158,6 +165,7 @@ def gram_states(
     *,
     context: Context = None,
     weights: Tensor | None = None,
+    responses: int = 1,
 ) -> list[Tensor]:
     """T_1, ..., T_L, each (B, D, D), with Z_l = Z_0 T_l: the whole network on D-by-D matrices.
 
@@ -165,7 +173,7 @@ def gram_states(
     """
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
-    queries, values = projections(q, p, z.shape[-1])
+    queries, values = projections(q, p, z.shape[-1], responses)
     gates, momentum = _gates(gate, q), _momentum(beta, q, z[:, :1])
     tokens = torch.where(labelled[:, :, None], z, 0.0)
     counted, total = _counted(tokens, lengths, weights)
@@ -193,10 +201,11 @@ def stack(
     *parameters: Tensor | None,
     context: Context = None,
     weights: Tensor | None = None,
+    responses: int = 1,
     form: str = "literal",
 ) -> Tensor:
     """Z_L (B, N, D); `parameters` are p, gamma, beta, gate; `form` is literal, reassociated or gram."""
-    last = _FORMS[form](z, q, *parameters, context=context, weights=weights)[-1]
+    last = _FORMS[form](z, q, *parameters, context=context, weights=weights, responses=responses)[-1]
     return z @ last if form == "gram" else last
 
 
@@ -207,9 +216,13 @@ def predict(
     context: Context = None,
     weights: Tensor | None = None,
     queries: int | None = None,
+    responses: int = 1,
     form: str = "literal",
 ) -> Tensor:
-    """Predictions after each layer (L, B, queries): minus the response slot of the query rows of Z_1, ..., Z_L."""
+    """Predictions after each layer: minus the response slots of the query rows of Z_1, ..., Z_L.
+
+    (L, B, queries) of one response, else (L, B, queries, m).
+    """
     lengths = _lengths(z, context)
     if queries is None:
         queries = z.shape[1] - context if isinstance(context, int) else 1
@@ -217,10 +230,11 @@ def predict(
     position = torch.arange(z.shape[1], device=z.device, dtype=torch.int64)
     kept = (position < lengths[:, None]) | (position >= first)
     z = torch.where(kept[:, :, None], z, 0.0)
-    states = _FORMS[form](z, q, *parameters, context=context, weights=weights)
-    if form == "gram":
-        return torch.stack([-(z[:, first:] @ transform[:, :, -1:])[..., 0] for transform in states])
-    return torch.stack([-state[:, first:, -1] for state in states])
+    states = _FORMS[form](z, q, *parameters, context=context, weights=weights, responses=responses)
+    columns = [state[:, :, -responses:] for state in states]
+    read = [z[:, first:] @ column if form == "gram" else column[:, first:] for column in columns]
+    made = -torch.stack(read)
+    return made[..., 0] if responses == 1 else made
 
 
 _FORMS = {"literal": literal_states, "reassociated": reassociated_states, "gram": gram_states}
@@ -283,11 +297,19 @@ def lfom_solve(
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
     w0: Tensor | None = None,
+    **proximal: Tensor | float | None,
 ) -> Tensor:
     """Iterates w_1, ..., w_L (L, B, d) of the learned first-order method on w^T h w / 2 - b^T w, term by term:
 
-    g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = w_l + sum_{j<=l} gamma_{l,j} * r_j.
+    g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j).
+    `proximal` are level, lower, upper and radius, of which layer l's row is that of `prox`.
+
+    With b (B, d, m) each column is a method of its own, and iterates are (L, B, d, m).
     """
+    if b.ndim == 3:
+        starts = [None] * b.shape[2] if w0 is None else w0.unbind(-1)
+        columns = zip(b.unbind(-1), starts, strict=True)
+        return torch.stack([lfom_solve(h, column, a, gamma, beta, start, **proximal) for column, start in columns], -1)
     w = torch.zeros_like(b) if w0 is None else w0
     registers: list[Tensor] = []
     iterates: list[Tensor] = []
@@ -302,8 +324,34 @@ def lfom_solve(
         else:
             for index in range(layer + 1):
                 w = w + gamma[layer % gamma.shape[0], index % gamma.shape[1]] * registers[index]
+        given = {
+            name: torch.as_tensor(x, dtype=b.dtype, device=b.device) for name, x in proximal.items() if x is not None
+        }
+        rows = {name: x.expand(a.shape[0], 1 if name == "radius" else b.shape[-1]) for name, x in given.items()}
+        w = prox(w, **{name: x[layer] for name, x in rows.items()})
         iterates.append(w)
     return torch.stack(iterates)
+
+
+def prox(
+    w: Tensor,
+    level: Tensor | None = None,
+    lower: Tensor | None = None,
+    upper: Tensor | None = None,
+    radius: Tensor | None = None,
+) -> Tensor:
+    """Soft thresholding, then bounds, then the projection onto a ball, of w (B, d).
+
+    A level or radius below 0 counts as 0.
+    """
+    if level is not None:
+        w = w.sign() * (w.abs() - level.clamp(min=0)).relu()
+    if lower is not None or upper is not None:
+        w = torch.clamp(w, lower, upper)
+    if radius is not None:
+        rho = radius.clamp(min=0)
+        w = w * (rho / torch.maximum(torch.linalg.vector_norm(w, dim=-1, keepdim=True), rho))
+    return w
 
 
 def linear_attention(

@@ -42,6 +42,7 @@ class Case:
     queries: int | None = None
     target: Tensor | None = None
     weights: Tensor | None = None
+    responses: int = 1
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
@@ -66,13 +67,19 @@ class Case:
         return self.p, self.gamma, self.beta, self.gate
 
     @property
+    def options(self) -> dict[str, Any]:
+        """What a stack and a prediction are told about the tokens."""
+        return {"context": self.context, "weights": self.weights, "responses": self.responses}
+
+    @property
     def token_axis(self) -> bool:
         """Whether gamma or beta varies from token to token, which the Gram form cannot express."""
         return any(x is not None and x.ndim >= 2 and x.shape[-2] != 1 for x in (self.gamma, self.beta))
 
 
 Implementation = Callable[[Case], tuple[Tensor, Tensor]]
-"""From a case to its tokens Z_L (B, N, D) and its predictions after every layer (L, B, queries)."""
+"""From a case to its tokens Z_L (B, N, D) and its predictions after every layer, (L, B, queries), with a last axis for
+several responses."""
 
 
 def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implementation:
@@ -80,10 +87,9 @@ def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implemen
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
         network = (case.z, case.q, *case.parameters)
-        context: dict[str, Any] = {"context": case.context, "weights": case.weights}
-        options: dict[str, Any] = {"backend": backend, "algorithm": algorithm}
-        tokens = memformer_stack(*network, **context, **options)
-        predictions = memformer_predict(*network, **context, queries=case.queries, layers=True, **options)
+        options = {**case.options, "backend": backend, "algorithm": algorithm}
+        tokens = memformer_stack(*network, **options)
+        predictions = memformer_predict(*network, queries=case.queries, layers=True, **options)
         return tokens, predictions
 
     return run
@@ -93,10 +99,9 @@ def in_form(form: str) -> Implementation:
     """A reference form: literal, reassociated or gram."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        network = (case.z, case.q, *case.parameters)
-        context: dict[str, Any] = {"context": case.context, "weights": case.weights}
-        tokens = reference.stack(*network, **context, form=form)
-        predictions = reference.predict(*network, **context, queries=case.queries, form=form)
+        network, options = (case.z, case.q, *case.parameters), {**case.options, "form": form}
+        tokens = reference.stack(*network, **options)
+        predictions = reference.predict(*network, queries=case.queries, **options)
         return tokens, predictions
 
     return run

@@ -12,7 +12,7 @@ from memformer_lab.cli import app
 from memformer_lab.experiments.contests import METHODS, Budget, depth_runs, real_runs
 from memformer_lab.runs.config import TrainingConfig
 from memformer_lab.tasks import real
-from tests.pages import ROOT, one_line, rows, section, text_of
+from tests.pages import ROOT, examples, one_line, rows, run, section, text_of
 
 PAGE = "docs/lab.md"
 LEARN, CLAIMS = "## What they learn", "## What was claimed, and what holds"
@@ -151,6 +151,13 @@ def test_the_claims_sentences_are_what_the_experiments_found() -> None:
     title = next(one["title"] for one in records["heads"]["results"]["panels"] if one["name"] == "brief")
     assert "after 600 steps" in title
     assert "after 600 steps they are" in said
+
+
+def test_examples_classify() -> None:
+    """Far more often right than one time in three."""
+    trained, shipped = (float(run(code).split(": ")[1]) for code in examples(PAGE))
+    assert trained > 0.6
+    assert shipped > 0.9
 
 
 def test_the_commands_are_those_of_the_lab() -> None:

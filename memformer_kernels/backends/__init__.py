@@ -1,6 +1,6 @@
 """The backends by name, behind one interface, `base.Backend`."""
 
-from memformer_kernels.backends.base import Backend, PrefixBackend
+from memformer_kernels.backends.base import Backend, PrefixBackend, ProximalBackend
 from memformer_kernels.backends.native import NativeBackend
 from memformer_kernels.backends.pytorch.backend import TorchBackend
 from memformer_kernels.backends.triton.backend import TritonBackend
@@ -16,3 +16,6 @@ BACKENDS: dict[str, Backend] = {
 
 PREFIX_BACKENDS: dict[str, PrefixBackend] = {"torch": _TORCH, "cpu": _CPU}
 """Those that have every prefix in one pass."""
+
+PROXIMAL_BACKENDS: dict[str, ProximalBackend] = {"torch": _TORCH}
+"""Those that have steps which end in a prox."""

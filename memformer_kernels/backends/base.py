@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Proximal, Quadratics
 
 Needs = Sequence[bool]
 
@@ -93,6 +93,20 @@ class PrefixBackend(Protocol):
 
     def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
         """Their mean squared error, then gradients of (z, target, q, p, gamma, beta), as `Backend.loss` has them."""
+        ...
+
+
+class ProximalBackend(Protocol):
+    """First-order methods whose steps end in a prox. The backends that plans give such calls to."""
+
+    def proximal_solve(self, quadratics: Quadratics, proximal: Proximal, layers: bool) -> Tensor:
+        """(L or 1, B, d)."""
+        ...
+
+    def proximal_solve_backward(
+        self, grad: Tensor, quadratics: Quadratics, proximal: Proximal, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        """The gradients of (h, b, a, gamma, beta, w0, level, lower, upper, radius) that are needed."""
         ...
 
 

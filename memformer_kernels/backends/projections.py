@@ -6,18 +6,19 @@ from torch.nn.functional import pad
 
 
 def border(q: Tensor, width: int, corner: float) -> Tensor:
-    """The block `q` (..., d, d) with a zero border and a last `corner`: (..., width, width). Dense passes."""
-    if q.shape[-1] == width:
+    """The block `q` (..., d, d) with a zero border and, last, `corner` times 1: (..., width, width). Dense passes."""
+    d = q.shape[-1]
+    if d == width:
         return q
-    bordered = pad(q, (0, 1, 0, 1))
+    bordered = pad(q, (0, width - d, 0, width - d))
     if corner == 0.0:
         return bordered
     place = torch.zeros(width, width, dtype=q.dtype, device=q.device)
-    place[-1, -1] = corner
+    place.diagonal()[d:] = corner
     return bordered + place
 
 
-def projections(q: Tensor, p: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
-    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P with a lone corner of 1."""
-    block = q.new_zeros(*q.shape[:-2], width - 1, width - 1) if p is None else p
+def projections(q: Tensor, p: Tensor | None, width: int, responses: int = 1) -> tuple[Tensor, Tensor]:
+    """Q and P as dense (..., H, D, D) matrices; `p=None` is the response-only P, with ones for the responses alone."""
+    block = q.new_zeros(*q.shape[:-2], width - responses, width - responses) if p is None else p
     return border(q, width, 0.0), border(block, width, 1.0)

@@ -1,6 +1,7 @@
 """What a checked call is made of: who computes it, in which form, and the tensors of each operation by name."""
 
 import functools
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,16 +21,18 @@ class Form(NamedTuple):
         rule: "linear" (gamma is None), "diagonal" (one weight a layer), "shared" (every layer weights the registers
             alike) or "full".
         per_head: one register a head is kept, since gamma or beta has a head axis; else one for the sum over heads.
+        responses: m, the last slots of a token.
     """
 
     space: str
     structure: str
     rule: str
     per_head: bool
+    responses: int = 1
 
     @property
     def response_only(self) -> bool:
-        """Whether features stay as they are, so that registers are one column."""
+        """Whether features stay as they are, so that registers are one column a response."""
         return self.structure == "response-only"
 
     def kept(self, heads: int) -> int:
@@ -37,18 +40,25 @@ class Form(NamedTuple):
         return heads if self.per_head else 1
 
 
-def form_name(space: str, structure: str, rule: str, per_head: bool) -> str:
+_FORM = re.compile("([^,]+), ([^,]+), ([^,]+)(, per head)?(?:, ([0-9]+) responses)?")
+
+
+def form_name(space: str, structure: str, rule: str, per_head: bool, responses: int = 1) -> str:
     """A form as one word list, which a registered operation can be told and a compiled graph can hold."""
-    return f"{space}, {structure}, {rule}{', per head' if per_head else ''}"
+    heads = ", per head" if per_head else ""
+    return f"{space}, {structure}, {rule}{heads}" + (f", {responses} responses" if responses != 1 else "")
 
 
 @functools.cache
 def form_named(name: str) -> Form:
     """The form of that name. Raises ValueError for a name that `form_name` does not make."""
-    words = name.split(", ")
-    if not 3 <= len(words) <= 4 or words[3:] not in ([], ["per head"]):
-        raise ValueError(f"form: expected 'SPACE, STRUCTURE, RULE' and ', per head' or nothing, got {name!r}")
-    return Form(words[0], words[1], words[2], per_head=len(words) == 4)
+    found = _FORM.fullmatch(name)
+    if found is None:
+        raise ValueError(
+            f"form: expected 'SPACE, STRUCTURE, RULE', then ', per head' and ', M responses' or neither, got {name!r}"
+        )
+    space, structure, rule, heads, responses = found.groups()
+    return Form(space, structure, rule, heads is not None, int(responses or 1))
 
 
 class Plan(NamedTuple):
@@ -113,7 +123,7 @@ class Layer(NamedTuple):
 
 
 class Quadratics(NamedTuple):
-    """The arguments of a learned first-order method on w^T h w / 2 - b^T w."""
+    """The arguments of a learned first-order method on w^T h w / 2 - b^T w; b and w0 may have an axis of columns."""
 
     h: Tensor
     b: Tensor
@@ -121,6 +131,18 @@ class Quadratics(NamedTuple):
     gamma: Tensor | None
     beta: Tensor | None
     w0: Tensor | None
+
+
+class Proximal(NamedTuple):
+    """What a step of a first-order method ends in: the prox of level ||w||_1 with bounds on w, or with a ball.
+
+    level, lower, upper: broadcastable to (L, d); radius: broadcastable to (L, 1), and the others are None then.
+    """
+
+    level: Tensor | None
+    lower: Tensor | None
+    upper: Tensor | None
+    radius: Tensor | None
 
 
 class Attention(NamedTuple):

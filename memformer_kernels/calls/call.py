@@ -14,22 +14,23 @@ from memformer_kernels.calls.arguments import Attention, Call, Plan, Update
 from memformer_kernels.calls.attention import check_attention
 from memformer_kernels.calls.checks import check_flag
 from memformer_kernels.calls.memo import remembered
+from memformer_kernels.calls.proximal import check_proximal
 from memformer_kernels.calls.register_update import check_update
 
 
 @remembered
 def stack(*arguments: Any) -> Call:
     """Of `memformer_stack`."""
-    *network, backend, algorithm = arguments
-    checked = problem.check_network(*network)
+    *network, responses, backend, algorithm = arguments
+    checked = problem.check_network(*network, responses=responses)
     return _of_network(checked, 0, plan.plan_stack(checked, backend, algorithm))
 
 
 @remembered
 def predict(z: Tensor, *arguments: Any) -> Call:
     """Of `memformer_predict`."""
-    *network, queries, layers, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, layers, responses, backend, algorithm = arguments
+    checked = problem.check_network(z, *network, responses=responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     check_flag("layers", layers)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -38,10 +39,10 @@ def predict(z: Tensor, *arguments: Any) -> Call:
 @remembered
 def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     """Of `memformer_loss`."""
-    *network, queries, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, responses, backend, algorithm = arguments
+    checked = problem.check_network(z, *network, responses=responses)
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
-    problem.check_target(target, z, predicted)
+    problem.check_target(target, z, predicted, checked.responses)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
 
 
@@ -100,10 +101,11 @@ def context_gram(z: Tensor, context: int | Tensor | None) -> Call:
 @remembered
 def lfom_solve(*arguments: Any) -> Call:
     """Of `lfom_solve`."""
-    *quadratics, layers, backend = arguments
+    *quadratics, level, lower, upper, radius, layers, backend = arguments
     checked = problem.check_quadratics(*quadratics)
+    proximal = check_proximal(level, lower, upper, radius, quadratics[2], quadratics[0])
     check_flag("layers", layers)
-    chosen = plan.plan_quadratics(checked, backend)
+    chosen = (plan.plan_proximal if proximal else plan.plan_quadratics)(checked, backend)
     return Call(0, None, 0, "", chosen.backend, chosen)
 
 

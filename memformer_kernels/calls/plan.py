@@ -45,7 +45,10 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
         regime, on_triton = "tile", _SPREAD
     if problem.structure == "response-only" and _counted(problem.tokens, problem.width, ragged=False):
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
-    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
+    if problem.responses != 1:
+        backend, where = _of_several(f"responses = {problem.responses}", backend)
+    else:
+        backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     if problem.weighted and backend != "torch":
         where += _SCALED
     return Plan(backend, algorithm, regime, f"{why}; {where}")
@@ -99,8 +102,23 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     if problem.weights <= WIDE_WEIGHTS:
         regime = _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
     on_triton = _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None
-    backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
+    if problem.columns:
+        backend, where = _of_several("b has columns", backend)
+    else:
+        backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     return Plan(backend, "gram", regime, f"quadratics are in Gram space already; {where}")
+
+
+def plan_proximal(problem: QuadraticProblem, backend: str) -> Plan:
+    """The plan of a first-order method whose steps end in a prox. Raises ValueError for a backend that has none."""
+    if check_choice("backend", backend, BACKENDS) not in ("auto", "torch"):
+        raise ValueError(
+            'backend: expected "auto" or "torch", since steps that end in a prox (level, lower, upper or radius) run '
+            f'on torch alone, got "{backend}"'
+        )
+    where = _ASKED if backend == "torch" else _PROX_ON_TORCH
+    regime = _gram_regime(problem.weights + 1)
+    return Plan("torch", "gram", regime, f"quadratics are in Gram space already; {where}")
 
 
 def plan_attention(key_width: int, value_width: int, device: str, backend: str, number: int = 0) -> Plan:
@@ -196,7 +214,9 @@ _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _SCALED = "; tokens are scaled by their weights first, and where weights require a gradient torch makes all of them"
 _TINY = "tiny problems run one task per SIMD lane"
+_SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
+_PROX_ON_TORCH = "steps end in a prox, which is torch's alone"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"
@@ -224,6 +244,19 @@ def _backend(requested: str, device: str, index: int, regime: str, on_triton: st
     if not availability.available("cpu"):
         return "torch", _nothing_else(device, index)
     return "cpu", _TINY if tiny else _ALONG_A_TASK
+
+
+def _of_several(said: str, requested: str) -> tuple[str, str]:
+    """The backend of several responses, and why.
+
+    A kernel keeps one column of a task where it is fastest, in a lane's registers or a core's caches, with sizes that
+    it was compiled for: m columns want kernels of their own. Each column as one more task would read and multiply a
+    task's matrix m times, which a product with all columns at once does not.
+    """
+    check_choice("backend", requested, BACKENDS)
+    if requested not in ("auto", "torch"):
+        raise ValueError(f'backend: expected "auto" or "torch", since {said} and {_SEVERAL}, got "{requested}"')
+    return "torch", _ASKED if requested == "torch" else _SEVERAL
 
 
 def _counted(tokens: int, width: int, ragged: bool) -> bool:

@@ -21,6 +21,7 @@ from memformer_kernels.calls.checks import (
     check_floating,
     check_integer,
     check_integers,
+    check_size,
     reject,
     reject_kind,
 )
@@ -32,7 +33,8 @@ class Problem(NamedTuple):
 
     structure, rule and per_head: see `arguments.Form`. token_axis: gamma or beta differs from token to token. context:
     the labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the kind of
-    device the tasks are on, and which one of that kind. weighted: the context's tokens have weights.
+    device the tasks are on, and which one of that kind. responses: m, the last slots of a token. weighted: the
+    context's tokens have weights.
     """
 
     tokens: int
@@ -47,19 +49,24 @@ class Problem(NamedTuple):
     device: str
     number: int = 0
     per_head: bool = False
+    responses: int = 1
     weighted: bool = False
 
     def form(self, space: str) -> str:
         """The name of the form that runs in a space."""
-        return form_name(space, self.structure, self.rule, self.per_head)
+        return form_name(space, self.structure, self.rule, self.per_head, self.responses)
 
 
 class QuadraticProblem(NamedTuple):
-    """What a learned first-order method's arguments are: quadratics in d weights, and where they are."""
+    """What a learned first-order method's arguments are: quadratics in d weights, and where they are.
+
+    columns: whether b has an axis of columns, each the linear part of a quadratic of its own with the task's h.
+    """
 
     weights: int
     device: str
     number: int = 0
+    columns: bool = False
 
 
 def check_tokens(z: object, name: str = "z") -> Tensor:
@@ -166,16 +173,20 @@ def check_network(
     gate: object,
     context: object,
     weights: object = None,
+    responses: object = 1,
 ) -> Problem:
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
     tokens = check_tokens(z)
     _, total, width = tokens.shape
+    slots = check_size("responses", responses)
+    if slots > width:
+        reject("responses", responses, f"an int from 1 to D = {width}, the numbers of a token")
     queries = check_floating("q", q)
     shape = queries.shape
     if len(shape) != 4 or shape[0] < 1 or shape[1] < 1:
         reject("q", q, "preconditioners (L, H, d, d) or (L, H, D, D) with L >= 1 and H >= 1")
     layers, heads, _, _ = shape
-    structure = _check_projections(queries, p, (layers, heads), width)
+    structure = _check_projections(queries, p, (layers, heads), width, slots)
     rule, token_axis, per_head = "linear", False, False
     if gamma is not None:
         coefficients = check_floating("gamma", gamma)
@@ -205,9 +216,21 @@ def check_network(
     weighted = _check_weights(weights, tokens)
     _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate, weights=weights)
     where = tokens.device
-    kind, number = where.type, where.index or 0
     return Problem(
-        total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number, per_head, weighted
+        tokens=total,
+        width=width,
+        layers=layers,
+        heads=heads,
+        structure=structure,
+        rule=rule,
+        token_axis=token_axis,
+        context=count,
+        lengths=lengths,
+        device=where.type,
+        number=where.index or 0,
+        per_head=per_head,
+        responses=slots,
+        weighted=weighted,
     )
 
 
@@ -221,13 +244,15 @@ def weights_registers(gate: Tensor, gamma: object, beta: object) -> bool:
     return gate.ndim == 2 and reads_earlier
 
 
-def check_target(target: object, z: Tensor, queries: int) -> Tensor:
-    """The responses of the queries, (B, queries)."""
-    responses = check_floating("target", target)
-    if responses.shape != (z.shape[0], queries):
+def check_target(target: object, z: Tensor, queries: int, responses: int = 1) -> Tensor:
+    """The responses of the queries, (B, queries), or (B, queries, m) where there are several."""
+    answers = check_floating("target", target)
+    if responses != 1 and answers.shape != (z.shape[0], queries, responses):
+        reject("target", target, f"shape (B, queries, responses) = ({z.shape[0]}, {queries}, {responses})")
+    if responses == 1 and answers.shape != (z.shape[0], queries):
         reject("target", target, f"shape (B, queries) = ({z.shape[0]}, {queries})")
-    _agree(z, target=responses)
-    return responses
+    _agree(z, target=answers)
+    return answers
 
 
 def check_registers(registers: object) -> None:
@@ -301,8 +326,9 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
     if matrices.ndim != 3 or matrices.shape[1] != matrices.shape[2] or matrices.shape[1] < 1:
         reject("h", h, "square matrices (B, d, d) with d >= 1")
     batch, weights = matrices.shape[:2]
-    if vectors.shape != (batch, weights):
-        reject("b", b, f"shape (B, d) = ({batch}, {weights})")
+    columns = vectors.ndim == 3
+    if vectors.shape[:2] != (batch, weights) or not 2 <= vectors.ndim <= 3 or (columns and vectors.shape[2] < 1):
+        reject("b", b, f"shape (B, d) = ({batch}, {weights}), or (B, d, m) with m >= 1")
     if preconditioners.ndim != 3 or preconditioners.shape[0] < 1 or preconditioners.shape[1:] != matrices.shape[1:]:
         reject("a", a, f"preconditioners (L, d, d) = (L, {weights}, {weights}) with L >= 1")
     layers = preconditioners.shape[0]
@@ -313,8 +339,8 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
         _check_broadcasts("gamma", coefficients, (layers, layers, weights))
     if beta is not None:
         _check_broadcasts("beta", check_floating("beta", beta), (layers, weights))
-    if w0 is not None and check_floating("w0", w0).shape != (batch, weights):
-        reject("w0", w0, f"shape (B, d) = ({batch}, {weights})")
+    if w0 is not None and check_floating("w0", w0).shape != vectors.shape:
+        reject("w0", w0, f"b's shape {tuple(vectors.shape)}")
     for name, tensor in {
         "h": matrices,
         "b": vectors,
@@ -328,13 +354,14 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             check_device(name, tensor, matrices)
-    return QuadraticProblem(weights, matrices.device.type, matrices.device.index or 0)
+    return QuadraticProblem(weights, matrices.device.type, matrices.device.index or 0, columns)
 
 
-def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int) -> str:
+def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int, responses: int = 1) -> str:
     """The structure that q and p make: response-only, block or dense."""
-    block, dense = (*lead, width - 1, width - 1), (*lead, width, width)
-    if width == 1:  # a response slot alone: there is no feature, and no block of them
+    features = width - responses
+    block, dense = (*lead, features, features), (*lead, width, width)
+    if features == 0:  # response slots alone: there is no feature, and no block of them
         for name, matrix in (("q", q), ("p", p)):
             if isinstance(matrix, Tensor) and matrix.shape == block:
                 reject(name, matrix, f"shape {dense} (dense), since z has no feature")

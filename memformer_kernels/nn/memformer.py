@@ -77,7 +77,7 @@ torch.fx.wrap("tokens_of")
 
 
 class Memformer(nn.Module):
-    """L layers of memory-augmented linear attention on tasks z (B, N, d + 1).
+    """L layers of memory-augmented linear attention on tasks z (B, N, d + m), of m responses.
 
     Parameters start near gradient descent without memory: q near -I/2 (divided among heads), gamma the identity
     (lfom_shared: 1/L), beta 0; the noise is drawn from torch's default generator.
@@ -85,10 +85,12 @@ class Memformer(nn.Module):
     Args:
         d: features of a token.
         layers: L.
+        responses: m. All share the attention; above 1 torch serves the calls.
         heads: H.
         rule: one of `RULES`: what the memory does.
-        granularity: what gamma or beta varies over: "scalar", "feature" (D), "token" (N) or "full" (N, D); None takes
-            the rule's own (cgd: scalar, recursive: full, else feature).
+        granularity: what gamma or beta varies over: "scalar", "feature" (D = d + m, so that each response has a
+            coefficient of its own), "token" (N) or "full" (N, D); None takes the rule's own (cgd: scalar, recursive:
+            full, else feature). With "scalar" and structure other than "dense", parameters do not depend on m.
         structure: "response-only" (features stay as they are), "block" (GD++: P and Q have blocks, features are
             transformed too) or "dense" (any P and Q).
         tokens: N, needed by token and full granularity.
@@ -117,6 +119,7 @@ class Memformer(nn.Module):
         d: int,
         layers: int,
         *,
+        responses: int = 1,
         heads: int = 1,
         rule: Rule = "lfom",
         granularity: Granularity | None = None,
@@ -130,6 +133,7 @@ class Memformer(nn.Module):
         super().__init__()
         d, layers, heads = check_size("d", d), check_size("layers", layers), check_size("heads", heads)
         self.d, self.layers, self.heads = d, layers, heads
+        self.responses = check_size("responses", responses)
         self.tokens = None if tokens is None else check_size("tokens", tokens)
         self.rule = check_choice("rule", rule, RULES)
         self.structure = check_choice("structure", structure, STRUCTURES)
@@ -138,8 +142,8 @@ class Memformer(nn.Module):
         self.backend = check_choice("backend", backend, BACKENDS)
         self.algorithm = check_choice("algorithm", algorithm, ALGORITHMS)
         check_dtype("dtype", dtype)
-        shapes = projection_shapes((layers, heads), d, structure) | self._memory_shapes()
-        sizes = {"d": d, "layers": layers, "heads": heads, "tokens": self.tokens or 0}
+        shapes = projection_shapes((layers, heads), d, structure, self.responses) | self._memory_shapes()
+        sizes = {"d": d, "layers": layers, "heads": heads, "responses": self.responses, "tokens": self.tokens or 0}
         made = empty_parameters(sizes, shapes, device=device, dtype=dtype)
         self.q, self.p = made["q"], made.get("p")
         self.gamma, self.beta, self.gate = made.get("gamma"), made.get("beta"), made.get("gate")
@@ -149,7 +153,7 @@ class Memformer(nn.Module):
         layers, heads = self.layers, self.heads
         if self.rule == "linear":
             return {}
-        grid = coefficient_shape(self.granularity, self.d + 1, self.tokens)
+        grid = coefficient_shape(self.granularity, self.d + self.responses, self.tokens)
         if self.rule in ("cgd", "recursive"):
             return {"gamma": (layers, 1, 1, 1), "beta": (layers, 1, *grid)}
         if self.rule == "lfom_shared":
@@ -160,7 +164,7 @@ class Memformer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draws q and p again from torch's default generator and starts the memory as if there were none."""
-        start_projections(self.q, self.p, self.structure)
+        start_projections(self.q, self.p, self.structure, self.responses)
         with torch.no_grad():
             if self.beta is not None:
                 self.beta.zero_()
@@ -215,12 +219,13 @@ class Memformer(nn.Module):
             copy_all([own[name] for name in arguments], list(arguments.values()))
 
     def forward(self, z: Tensor, *, context: int | Tensor | None = None, weights: Tensor | None = None) -> Tensor:
-        """Z_L (B, N, d + 1); `weights` (B, N) of the context's tokens are those of `memformer_stack`."""
+        """Z_L (B, N, d + m); `weights` (B, N) of the context's tokens are those of `memformer_stack`."""
         return memformer_stack(
-            tokens_of(z, self.d),
+            tokens_of(z, self.d, self.responses),
             **self.stack_arguments(),
             context=context,
             weights=weights,
+            responses=self.responses,
             backend=self.backend,
             algorithm=self.algorithm,
         )
@@ -234,14 +239,18 @@ class Memformer(nn.Module):
         queries: int | None = None,
         layers: bool = False,
     ) -> Tensor:
-        """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries)."""
+        """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries).
+
+        Several responses are a last axis m.
+        """
         return memformer_predict(
-            tokens_of(z, self.d),
+            tokens_of(z, self.d, self.responses),
             **self.stack_arguments(),
             context=context,
             weights=weights,
             queries=queries,
             layers=layers,
+            responses=self.responses,
             backend=self.backend,
             algorithm=self.algorithm,
         )
@@ -255,14 +264,15 @@ class Memformer(nn.Module):
         weights: Tensor | None = None,
         queries: int | None = None,
     ) -> Tensor:
-        """Mean squared error of the predictions against `target` (B, queries)."""
+        """Mean squared error of the predictions against `target` (B, queries), or (B, queries, m) for m > 1."""
         return memformer_loss(
-            tokens_of(z, self.d),
+            tokens_of(z, self.d, self.responses),
             target,
             **self.stack_arguments(),
             context=context,
             weights=weights,
             queries=queries,
+            responses=self.responses,
             backend=self.backend,
             algorithm=self.algorithm,
         )
@@ -271,4 +281,5 @@ class Memformer(nn.Module):
         parts = (
             f"d={self.d}, layers={self.layers}, heads={self.heads}, rule={self.rule!r}, structure={self.structure!r}"
         )
+        parts = parts if self.responses == 1 else f"{parts}, responses={self.responses}"
         return parts if self.rule == "linear" else f"{parts}, granularity={self.granularity!r}"

@@ -41,29 +41,30 @@ def coefficient_shape(granularity: str, width: int, tokens: int | None) -> tuple
     return 1, width if granularity == "feature" else 1
 
 
-def projection_shapes(lead: tuple[int, ...], d: int, structure: str) -> dict[str, tuple[int, ...]]:
-    size = d + 1 if structure == "dense" else d
+def projection_shapes(lead: tuple[int, ...], d: int, structure: str, responses: int = 1) -> dict[str, tuple[int, ...]]:
+    size = d + responses if structure == "dense" else d
     return {name: (*lead, size, size) for name in ("q", "p") if name == "q" or structure != "response-only"}
 
 
-def start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str) -> None:
+def start_projections(q: nn.Parameter, p: nn.Parameter | None, structure: str, responses: int = 1) -> None:
     """q starts near a multiple of the identity: a plain gradient step; p near the response-only corner."""
     factory = {"dtype": q.dtype, "device": q.device}
     start = _PRECONDITIONER_START * torch.eye(q.shape[-1], **factory)  # type: ignore[call-overload]
     if structure == "dense":
-        start[-1, -1] = 0.0
+        start.diagonal()[-responses:] = 0.0
     fill(q, start / q.shape[-3] + _NOISE * torch.randn(q.shape, **factory))  # type: ignore[call-overload]
     if p is not None:
         noise = _NOISE * torch.randn(p.shape, **factory)  # type: ignore[call-overload]
         if structure == "dense":
-            noise[..., -1, -1] += 1.0
+            noise.diagonal(dim1=-2, dim2=-1)[..., -responses:] += 1.0
         fill(p, noise)
 
 
-def tokens_of(z: Tensor, d: int) -> Tensor:
+def tokens_of(z: Tensor, d: int, responses: int = 1) -> Tensor:
     """Tokens for a module of d features: the functions would take others for those of another structure."""
-    if isinstance(z, Tensor) and not z.is_nested and z.dim() == 3 and z.shape[-1] != d + 1:
-        reject("z", z, f"D = {d + 1} numbers a token, {d} features and the response")
+    if isinstance(z, Tensor) and not z.is_nested and z.dim() == 3 and z.shape[-1] != d + responses:
+        slots = "the response" if responses == 1 else f"{responses} responses"
+        reject("z", z, f"D = {d + responses} numbers a token, {d} features and {slots}")
     return z
 
 

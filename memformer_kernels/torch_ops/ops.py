@@ -1,5 +1,5 @@
 """The operations that PyTorch knows: context_gram, stack, predict, loss, prefix_predict, prefix_loss, layer,
-lfom_solve, linear_attention and register_update.
+lfom_solve, proximal_solve, linear_attention and register_update.
 
 Arguments come as checked by `problem` and chosen by `plan`. Each kernel packs them into a call and hands it to the
 backend it was told; each fake says the shapes of the results.
@@ -11,9 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends import BACKENDS, PREFIX_BACKENDS
+from memformer_kernels.backends import BACKENDS, PREFIX_BACKENDS, PROXIMAL_BACKENDS
 from memformer_kernels.backends.base import Backend
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype, form_named
+from memformer_kernels.calls.arguments import (
+    Attention,
+    Layer,
+    Network,
+    Proximal,
+    Quadratics,
+    compute_dtype,
+    form_named,
+)
 from memformer_kernels.calls.attention import check_bounds
 from memformer_kernels.calls.problem import check_lengths, check_weights
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
@@ -24,6 +32,7 @@ _CONTEXT = ", Tensor? lengths, Tensor? weights"
 _NETWORK = _UNRAGGED + _CONTEXT
 _LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta" + _CONTEXT
 _QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
+_PROXIMAL = "Tensor? level, Tensor? lower, Tensor? upper, Tensor? radius"
 
 
 def _network(tensors: Sequence[Any], form: str) -> Network:
@@ -108,8 +117,10 @@ def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 
 
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
-    queries, layers = arguments[-3:-1]
-    return z.new_empty((q.shape[0] if layers else 1, z.shape[0], queries), dtype=compute_dtype(z))
+    form, queries, layers, _ = arguments[-4:]
+    slots = form_named(form).responses
+    shape = (q.shape[0] if layers else 1, z.shape[0], queries)
+    return z.new_empty(shape if slots == 1 else (*shape, slots), dtype=compute_dtype(z))
 
 
 def _loss(
@@ -209,6 +220,21 @@ def _lfom_solve_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
 def _lfom_solve_fake(h: Tensor, b: Tensor, a: Tensor, *arguments: Any) -> Tensor:
     layers = arguments[-2]
     return b.new_empty((a.shape[0] if layers else 1, *b.shape))
+
+
+def _proximal_solve(*arguments: Any) -> Tensor:
+    *tensors, layers, backend = arguments
+    return PROXIMAL_BACKENDS[backend].proximal_solve(*_proximal_call(tensors), layers)
+
+
+def _proximal_solve_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
+    *tensors, layers, backend, needs = arguments
+    return PROXIMAL_BACKENDS[backend].proximal_solve_backward(grad, *_proximal_call(tensors), layers, needs)
+
+
+def _proximal_call(tensors: Sequence[Any]) -> tuple[Quadratics, Proximal]:
+    count = len(Quadratics._fields)
+    return Quadratics._make(tensors[:count]), Proximal._make(tensors[count:])
 
 
 def _linear_attention(*arguments: Any) -> Tensor:
@@ -323,6 +349,19 @@ lfom_solve: Callable[..., Tensor] = define(
         "bool layers, str backend",
         _lfom_solve,
         _lfom_solve_backward,
+        _lfom_solve_fake,
+        task_arguments=frozenset({0, 1, 5}),
+        task_axis=1,
+        tokens=0,
+    )
+)
+proximal_solve: Callable[..., Tensor] = define(
+    Operation(
+        "proximal_solve",
+        f"{_QUADRATICS}, {_PROXIMAL}",
+        "bool layers, str backend",
+        _proximal_solve,
+        _proximal_solve_backward,
         _lfom_solve_fake,
         task_arguments=frozenset({0, 1, 5}),
         task_axis=1,

@@ -49,6 +49,7 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
                     **leaves,
                     context=drawn.context,
                     queries=drawn.target.shape[1],
+                    responses=1,
                     backend="torch",
                     algorithm="auto" if tokens else "gram",
                 )

@@ -166,10 +166,10 @@ class TrainState:
         """The state before the first step of models, whose parameters are copied. `into` copies them back.
 
         Args:
-            models: each an `nn.Memformer`, or a mapping with "q" and, unless None, "p", "gamma", "beta" and "gate", as
-                `memformer_stack` takes them, gamma and beta with all their axes. What a module holds fixed stays so:
-                coefficients that its rule fixes, and parameters that require no gradient. Models may differ in depth:
-                the shallower ones are padded by identity layers, which training leaves alone.
+            models: each an `nn.Memformer` of one response, or a mapping with "q" and, unless None, "p", "gamma", "beta"
+                and "gate", as `memformer_stack` takes them, gamma and beta with all their axes. What a module holds
+                fixed stays so: coefficients that its rule fixes, and parameters that require no gradient. Models may
+                differ in depth: the shallower ones are padded by identity layers, which training leaves alone.
             seeds: one for all models, or one for each; from 0 to 2^63 - 1.
             streams: one for each model; None counts them 0, 1, ..., so that each has its own tasks.
             trainable: for each model, by name, bool tensors that broadcast to a parameter: entries that may change, of
@@ -283,6 +283,8 @@ def _named(model: Mapping[str, Any]) -> dict[str, Tensor]:
 def _arguments(name: str, model: object) -> dict[str, Any]:
     """A model's parameters as `memformer_stack` takes them."""
     if isinstance(model, Network):
+        if (responses := getattr(model, "responses", 1)) != 1:
+            reject(name, f"a module of {responses} responses", "one of a single response, which tasks of a step have")
         return dict(model.stack_arguments())
     if not isinstance(model, Mapping):
         reject_kind(name, model, "an nn.Memformer or a mapping from names to tensors")

@@ -1,9 +1,9 @@
-"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, a regressor.
+"""What a researcher runs: tasks, classical optimisers, training, evaluation, measured data, experiments, estimators.
 
 Rooms, each of which imports from those above it alone:
 
     tasks        random regression tasks, measured data, tables of one's own
-    solvers      classical optimisers, Memformers as methods, errors and estimates, a scikit-learn estimator
+    solvers      classical optimisers, Memformers as methods, errors and estimates, scikit-learn estimators
     runs         training in memory and on the disk, states of `train_steps` in files, worker processes
     reports      results, verdicts, pictures, tables, pages, the terminal
     profiling    what a call costs
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memformer_lab.runs.state_file import load_state, save_state
     from memformer_lab.runs.steps import TrainingDiverged
     from memformer_lab.runs.training import continue_training, train
+    from memformer_lab.solvers.classifier import MemformerClassifier
     from memformer_lab.solvers.estimates import Estimate
     from memformer_lab.solvers.regressor import MemformerRegressor
     from memformer_lab.tasks.gaussian import GaussianTasks
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Estimate",
     "GaussianTasks",
+    "MemformerClassifier",
     "MemformerRegressor",
     "StandardisedTasks",
     "TrainingConfig",
@@ -46,6 +48,7 @@ __all__ = [
 _PLACES = {
     "Estimate": "solvers.estimates",
     "GaussianTasks": "tasks.gaussian",
+    "MemformerClassifier": "solvers.classifier",
     "MemformerRegressor": "solvers.regressor",
     "StandardisedTasks": "tasks.standardised",
     "TrainingConfig": "runs.config",

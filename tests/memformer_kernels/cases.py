@@ -36,12 +36,12 @@ def draw_tokens(generator: torch.Generator, tasks: int, tokens: int, width: int)
 
 
 def draw_projections(
-    generator: torch.Generator, structure: str, layers: int, heads: int, width: int
+    generator: torch.Generator, structure: str, layers: int, heads: int, width: int, responses: int = 1
 ) -> tuple[Tensor, Tensor | None]:
     """q and p of a structure."""
 
     def draw(kind: str) -> Tensor:
-        size = width if kind == "dense" else width - 1
+        size = width if kind == "dense" else width - responses
         return normal(generator, layers, heads, size, size, scale=0.6 * (width * heads) ** -0.5)
 
     q_kind, p_kind = STRUCTURES[structure]
@@ -61,6 +61,7 @@ def make_case(
     heads: int = 2,
     context: int | Tensor | None = None,
     queries: int | None = None,
+    responses: int = 1,
     seed: int = 0,
 ) -> Case:
     """A network by the shapes of its rule, in float64.
@@ -69,7 +70,7 @@ def make_case(
     """
     generator = seeded(seed)
     z = draw_tokens(generator, tasks, tokens, width)
-    q, p = draw_projections(generator, structure, layers, heads, width)
+    q, p = draw_projections(generator, structure, layers, heads, width, responses)
     grid = (tokens if granularity in ("token", "full") else 1, width if granularity in ("feature", "full") else 1)
     memory: dict[str, Any] = {}
     if rule in ("cgd", "recursive"):
@@ -84,7 +85,7 @@ def make_case(
         memory["gamma"] = gamma
     if rule == "gated_heads":
         memory["gate"] = 1 + normal(generator, heads, scale=0.3)
-    return Case(z, q, p, context=context, queries=queries, **memory)
+    return Case(z, q, p, context=context, queries=queries, responses=responses, **memory)
 
 
 def leaves(case: Case) -> dict[str, Tensor]:

@@ -219,8 +219,9 @@ def test_a_register_update_is_told_from_attention_and_from_a_layer() -> None:
 
 def test_a_form_has_a_name_that_says_it() -> None:
     for per_head in (False, True):
-        form = Form("gram", "block", "full", per_head)
-        assert form_named(form_name(*form)) == form
-    for name in ("gram", "gram, block, full, per token", ""):
+        for responses in (1, 12):
+            form = Form("gram", "block", "full", per_head, responses)
+            assert form_named(form_name(*form)) == form
+    for name in ("gram", "gram, block, full, per token", "gram, block, full, some responses", ""):
         with pytest.raises(ValueError, match="form: expected"):
             form_named(name)

@@ -62,7 +62,7 @@ def test_signatures_are_the_contract() -> None:
         "memformer_loss": parameters.replace("z,", "z, target,").replace("context,", "context, queries,"),
         "memformer_layer": "z, q, p, registers, gamma, beta, *, context, backend",
         "context_gram": "z, context",
-        "lfom_solve": "h, b, a, gamma, beta, *, w0, layers, backend",
+        "lfom_solve": "h, b, a, gamma, beta, *, w0, level, lower, upper, radius, layers, backend",
     }
     for name, expected in signatures.items():
         signature = inspect.signature(getattr(memformer_kernels, name))

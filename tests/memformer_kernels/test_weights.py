@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memformer_kernels import explain, memformer_layer, memformer_loss, memformer_predict, memformer_stack, reference
 from memformer_kernels.nn import Memformer, MemformerLayer
-from memformer_kernels.testing import Case
+from memformer_kernels.testing import Case, float64_violations, public
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
 from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backend, on_every_path
 
@@ -117,6 +117,44 @@ def test_the_loss_and_its_gradients_are_those_of_the_predictions(path: Path, gra
     made = _loss(replace(case, weights=case.weights.detach()), **path.options)
     _close(made, expected)
     _close(torch.autograd.grad(made, tensors[:-1]), wanted[:-1])
+
+
+@STRUCTURES
+@KINDS
+@pytest.mark.parametrize(
+    ("algorithm", "rule", "granularity"),
+    [("gram", "lfom", "feature"), ("gram", "recursive", "feature"), ("token", "lfom", "full")],
+)
+def test_several_responses_have_weights_in_common(
+    algorithm: Any, rule: str, granularity: str, kind: str, structure: str
+) -> None:
+    """Results, and derivatives of the first and second order, are the reference's, at weights of 0 too."""
+    case = _case(kind, structure, granularity, rule=rule, width=4, responses=2)
+    assert case.weights is not None
+    case = replace(case, weights=torch.where(case.weights.isnan(), 0.7, case.weights))
+    assert float64_violations(public("auto", algorithm), case) == {}
+    target, network, found = normal(seeded(6), TASKS, QUERIES, 2), _network(case)[1:], []
+    inputs = [tensor.requires_grad_() for tensor in leaves(case).values()]
+    predicted = reference.predict(case.z, *network, **case.options, queries=QUERIES)[-1]
+    made = memformer_loss(case.z, target, *network, **case.options, queries=QUERIES, algorithm=algorithm)
+    for value in (made, (predicted - target).square().mean()):
+        first = torch.autograd.grad(value, inputs, create_graph=True)
+        mixed = torch.stack([grad.square().sum() for grad in first]).sum()
+        found.append((value, *first, *torch.autograd.grad(mixed, inputs)))
+    _close(found[0], found[1])
+
+
+def test_another_backend_is_refused_for_several_responses() -> None:
+    z, q, weights = torch.zeros(3, 7, 4), torch.zeros(2, 1, 2, 2), torch.ones(3, 7)
+    assert "one response a task" in explain(z, q, weights=weights, responses=2).reason
+    calls: list[Callable[..., object]] = [
+        memformer_stack,
+        memformer_predict,
+        lambda z, *options, **named: memformer_loss(z, torch.zeros(3, 1, 2), *options, **named),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=r'backend: expected "auto" or "torch", since responses = 2 .*"cpu"'):
+            call(z, q, weights=weights, responses=2, backend="cpu")
 
 
 @STRUCTURES

@@ -26,7 +26,8 @@ from memformer_kernels.backends.pytorch.forms import (
 from memformer_kernels.backends.pytorch.layer import LayerForm
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
 from memformer_kernels.backends.pytorch.prefixes import PrefixForm, block_length
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
+from memformer_kernels.backends.pytorch.proximal import ProximalSteps
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Proximal, Quadratics, compute_dtype
 
 _PART_ELEMENTS = 2**21
 """Entries that a piece of a batch on the CPU keeps reading: 8 MiB of float32, about what caches near two cores hold."""
@@ -68,14 +69,15 @@ class TorchBackend:
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         pieces = _in_parts(network, streamed=True)
         kept: Kept = "states" if layers else "last"
-        return torch.cat(
+        made = torch.cat(
             [self._form(_without_padding(piece, queries), kept).predictions(queries, layers) for piece, _ in pieces], 1
         )
+        return made.squeeze(-1) if network.form.responses == 1 else made
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
-        parts = []
+        parts, grad = [], _by_response(grad, network)
         for piece, tasks in _in_parts(network, streamed=not needs[0]):
             form = self._form(_without_padding(piece, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), piece, queries))
@@ -86,11 +88,12 @@ class TorchBackend:
         total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
         parts: list[Gradients] = []
         target_grads: list[Tensor] = []
+        answers = _by_response(target, network)
         for piece, tasks in _in_parts(network, streamed=not needs[0]):
             form = self._form(_without_padding(piece, queries), "all" if any(needs) else "last")
             predictions = form.predictions(queries, layers=False)
-            error = predictions - target[tasks].to(predictions.dtype)
-            total = total + error.square().sum((1, 2))
+            error = predictions - answers[tasks].to(predictions.dtype)
+            total = total + error.square().sum((1, 2, 3))
             if any(needs):
                 grad = error * (2 / max(target.numel(), 1))
                 parts.append(_with_padding(form.predictions_backward(grad, needs[0]), piece, queries))
@@ -101,7 +104,7 @@ class TorchBackend:
             return [value]
         z_grad, *parameter_grads = _merged(parts, network)
         arguments = [network.z, target, *_tensors(network)[1:]]
-        grads = [z_grad, torch.cat(target_grads), *parameter_grads]
+        grads = [z_grad, torch.cat(target_grads).reshape(target.shape), *parameter_grads]
         return [value, *needed_gradients(grads, arguments, needs, total.dtype)]
 
     def prefix_predict(self, network: Network, layers: bool) -> Tensor:
@@ -157,22 +160,20 @@ class TorchBackend:
         return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
-        iterates = _first_order(quadratics, "states" if layers else "last")[0].states
-        return -torch.stack(iterates[1:] if layers else iterates)
+        return _iterates(quadratics, layers)
 
     def lfom_solve_backward(self, grad: Tensor, quadratics: Quadratics, layers: bool, needs: Needs) -> list[Tensor]:
-        trace, residual, a, memory = _first_order(quadratics)
-        outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
-        grads = response.run_backward([*outer, *(-grad)], trace, residual, a, memory)
-        listed = [
-            grads.residual @ torch.stack(trace.states[:-1], 1),
-            grads.residual.sum(2),
-            grads.a[:, 0],
-            None if grads.gamma is None else grads.gamma[:, :, 0],
-            None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
-            -grads.state,
-        ]
-        return needed_gradients(listed, quadratics, needs)
+        return needed_gradients(_first_order_gradients(grad, quadratics, needs)[0], quadratics, needs)
+
+    def proximal_solve(self, quadratics: Quadratics, proximal: Proximal, layers: bool) -> Tensor:
+        return _iterates(quadratics, layers, ProximalSteps(proximal))
+
+    def proximal_solve_backward(
+        self, grad: Tensor, quadratics: Quadratics, proximal: Proximal, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        steps = ProximalSteps(proximal)
+        grads, of_layers = _first_order_gradients(grad, quadratics, needs, steps)
+        return needed_gradients([*grads, *steps.total(of_layers)], [*quadratics, *proximal], needs)
 
     def attend(self, call: Attention) -> Tensor:
         return attention.attend(call).contiguous()
@@ -284,7 +285,8 @@ def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, s
     batch, tokens, width = network.z.shape
     kept = max(tokens, width) * width
     if streamed and _reads_tokens_once(network):
-        kept = min(kept, max(kept // 4, width * width + 3 * network.q.shape[0] * width))
+        vectors = 3 * network.q.shape[0] * network.form.responses
+        kept = min(kept, max(kept // 4, width * width + vectors * width))
     size = max(1, _PART_ELEMENTS // kept)
     if batch <= size or network.z.device.type != "cpu":
         return [(network, slice(0, batch))]
@@ -389,15 +391,58 @@ def _restored(grad: Tensor | None, coefficient: Tensor | None, context: int) -> 
     return torch.cat([grad[..., :context, :], padding, grad[..., context:, :]], -2)
 
 
+def _iterates(quadratics: Quadratics, layers: bool, steps: ProximalSteps | None = None) -> Tensor:
+    """The weights after each step, (L, B, d) or (L, B, d, m), or the last alone."""
+    states = _first_order(quadratics, "states" if layers else "last", steps)[0].states
+    return _columns(-torch.stack(states[1:] if layers else states), quadratics.b).contiguous()
+
+
+def _first_order_gradients(
+    grad: Tensor, quadratics: Quadratics, needs: Needs, steps: ProximalSteps | None = None
+) -> tuple[list[Tensor | None], list[Proximal]]:
+    """Gradients of (h, b, a, gamma, beta, w0), and of each layer's prox, from that of all iterates or the last.
+
+    That of h, as large as all matrices, is made where it is needed alone.
+    """
+    trace, residual, a, memory = _first_order(quadratics, steps=steps)
+    outer: list[Tensor | None] = [None] * (a.shape[0] - grad.shape[0])
+    grads = response.run_backward([*outer, *_rows(-grad, quadratics.b)], trace, residual, a, memory, steps)
+    listed = [
+        grads.residual.flatten(2) @ response.stacked_states(trace) if needs[0] else None,
+        grads.residual.sum(2).reshape(quadratics.b.shape),
+        grads.a[:, 0],
+        None if grads.gamma is None else grads.gamma[:, :, 0, 0],
+        None if grads.beta is None or quadratics.beta is None else grads.beta.reshape(quadratics.beta.shape),
+        _columns(-grads.state, quadratics.b),
+    ]
+    return listed, grads.proximal
+
+
+def _by_response(values: Tensor, network: Network) -> Tensor:
+    """What belongs to predictions, (..., queries) where there is one response, as (..., queries, m)."""
+    return values[..., None] if network.form.responses == 1 else values
+
+
+def _rows(vectors: Tensor, b: Tensor) -> Tensor:
+    """Vectors (..., d) or their columns (..., d, m), as b has them, as rows (..., m, d)."""
+    return vectors[..., None, :] if b.ndim == 2 else vectors.mT
+
+
+def _columns(rows: Tensor, b: Tensor) -> Tensor:
+    """The inverse of `_rows`."""
+    return rows.squeeze(-2) if b.ndim == 2 else rows.mT
+
+
 def _first_order(
-    quadratics: Quadratics, kept: Kept = "all"
+    quadratics: Quadratics, kept: Kept = "all", steps: ProximalSteps | None = None
 ) -> tuple[response.ResponseTrace, response.GramResidual, Tensor, Memory]:
     """The response recurrence in s = -w, with one head and the coefficients' last axis along the weights."""
     h, b, a, gamma, beta, w0 = quadratics
-    residual = response.GramResidual(h, b, from_zero=w0 is None, transposed=h.mT)
+    residual = response.GramResidual(h, _rows(b, b), from_zero=w0 is None, transposed=h.mT)
     preconditioners = a[:, None]
     if beta is not None:
-        beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None]
-    memory = Memory(None if gamma is None else gamma[:, :, None], beta, diagonal=gamma is None)
-    trace = response.run(torch.zeros_like(b) if w0 is None else -w0, residual, preconditioners, memory, kept)
+        beta = beta.reshape((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None, None]
+    memory = Memory(None if gamma is None else gamma[:, :, None, None], beta, diagonal=gamma is None)
+    state = torch.zeros_like(residual.b) if w0 is None else _rows(-w0, b)
+    trace = response.run(state, residual, preconditioners, memory, kept, steps)
     return trace, residual, preconditioners, memory

@@ -64,7 +64,7 @@ class GeneralParameters:
     ) -> None:
         self._block = q.shape[-1], None if p is None else p.shape[-1]
         self._beta = beta
-        self.q, self.p = projections(q, p, width)
+        self.q, self.p = projections(q, p, width, form.responses)
         self.memory = memory(gamma, _four_axes(beta), form.rule in DIAGONAL)
         self.heads = form.kept(q.shape[1])
 
@@ -83,7 +83,7 @@ class GeneralParameters:
 class ResponseParameters:
     """Parameters of a response-only network, as its recurrence takes them, and their gradients as they were given.
 
-    a: preconditioners (L, R, d, d). memory: gamma and beta of the response column.
+    a: preconditioners (L, R, d, d). memory: gamma and beta of the response columns, (..., m or 1, N or 1).
     """
 
     def __init__(self, q: Tensor, gamma: Tensor | None, beta: Tensor | None, form: Form) -> None:
@@ -91,8 +91,8 @@ class ResponseParameters:
         self.a = q if form.kept(q.shape[1]) == q.shape[1] else q.sum(1, keepdim=True)
         full_beta = _four_axes(beta)
         self.memory = Memory(
-            None if gamma is None else gamma[..., -1],
-            None if full_beta is None else full_beta[..., -1],
+            None if gamma is None else gamma[..., -form.responses :].mT,
+            None if full_beta is None else full_beta[..., -form.responses :].mT,
             diagonal=form.rule in DIAGONAL,
         )
 
@@ -105,8 +105,8 @@ class ResponseParameters:
             z=z_grad,
             q=q_grad,
             p=None,
-            gamma=_last_column(grads.gamma, self._gamma),
-            beta=_last_column(grads.beta, self._beta),
+            gamma=_last_columns(grads.gamma, self._gamma),
+            beta=_last_columns(grads.beta, self._beta),
         )
 
 
@@ -126,7 +126,7 @@ class GeneralForm:
         kept: Kept = "all",
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
-        width = z.shape[-1]
+        self._slots, width = form.responses, z.shape[-1]
         self.parameters = own = GeneralParameters(q, p, gamma, beta, width, form, memory)
         self.metric: attention.TokenMetric | attention.GramMetric
         state = z
@@ -153,28 +153,28 @@ class GeneralForm:
         return self._finish(outer, direct, need_z)
 
     def predictions(self, queries: int, layers: bool) -> Tensor:
-        """Minus the response slot of the last `queries` tokens, after every layer or the last: (L or 1, B, queries)."""
+        """Minus the response slots of the last tokens, after every layer or the last: (L or 1, B, queries, m)."""
         first = self.z.shape[1] - queries
-        states = self.trace.states[1:] if layers else self.trace.states[-1:]
+        states = [state[:, :, -self._slots :] for state in self.trace.states[1 if layers else -1 :]]
         if self.gram_space:
-            return torch.stack([-(self.z[:, first:] @ state[:, :, -1:])[..., 0] for state in states])
-        return torch.stack([-state[:, first:, -1] for state in states])
+            return torch.stack([-(self.z[:, first:] @ state) for state in states])
+        return torch.stack([-state[:, first:] for state in states])
 
     def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
-        """Gradients from those of the predictions (L or 1, B, queries)."""
+        """Gradients from those of the predictions (L or 1, B, queries, m)."""
         depth = self.parameters.q.shape[0]
         outer: list[Tensor | None] = [None] * depth
         _, total, width = self.z.shape
-        first = total - grad.shape[2]
+        first, features = total - grad.shape[2], width - self._slots
         direct: Tensor | None = None
         for layer, layer_grad in zip(range(depth - grad.shape[0], depth), grad, strict=True):
             if not self.gram_space:
-                outer[layer] = pad(-layer_grad[..., None], (width - 1, 0, first, 0))
+                outer[layer] = pad(-layer_grad, (features, 0, first, 0))
                 continue
-            column = -(self.z[:, first:].transpose(-1, -2) @ layer_grad[..., None])
-            outer[layer] = pad(column, (width - 1, 0))
+            columns = -(self.z[:, first:].transpose(-1, -2) @ layer_grad)
+            outer[layer] = pad(columns, (features, 0))
             if need_z:
-                rows = -(layer_grad[..., None] @ self.trace.states[layer + 1][:, :, -1:].transpose(-1, -2))
+                rows = -(layer_grad @ self.trace.states[layer + 1][:, :, features:].transpose(-1, -2))
                 direct = rows if direct is None else direct + rows
         return self._finish(outer, None if direct is None else pad(direct, (0, 0, first, 0)), need_z)
 
@@ -200,7 +200,7 @@ class GeneralForm:
 
 
 class ResponseForm:
-    """Response-only structure: features never change, so only the response column moves."""
+    """Response-only structure: features never change, so only the response columns move."""
 
     def __init__(
         self,
@@ -213,46 +213,48 @@ class ResponseForm:
         kept: Kept = "all",
     ) -> None:
         self.z, self.labelled, self.gram_space = z, labelled, form.space == "gram"
-        self.features, responses = z[..., :-1], z[..., -1]
+        self._slots = slots = form.responses
+        self.features = z[..., :-slots]
         self.parameters = own = ResponseParameters(q, gamma, beta, form)
         self.residual: response.Residual
         if self.gram_space:
             matrix = labelled.mean(gram(z, labelled))
-            h = matrix[:, :-1, :-1].contiguous()
-            self.residual = response.GramResidual(h, matrix[:, :-1, -1], from_zero=True, transposed=h)
-            state = torch.zeros_like(matrix[:, :-1, -1])
+            h, b = matrix[:, :-slots, :-slots].contiguous(), matrix[:, :-slots, -slots:].mT
+            self.residual = response.GramResidual(h, b, from_zero=True, transposed=h)
+            state = torch.zeros_like(b)
         else:
             columns = self.features.transpose(-1, -2).contiguous()
             self.residual = response.TokenResidual(self.features, columns, labelled)
-            state = responses
+            state = z[..., -slots:].mT
         self.trace = response.run(state, self.residual, own.a, own.memory, kept)
 
     def _responses(self, state: Tensor, first: int) -> Tensor:
-        """The response column of tokens `first`, first + 1, ..., at a state."""
+        """The response columns (B, ., m) of tokens `first`, first + 1, ..., at a state."""
         if not self.gram_space:
-            return state[:, first:]
-        return self.z[:, first:, -1] + (self.features[:, first:] @ state[..., None])[..., 0]
+            return state[..., first:].mT
+        return self.z[:, first:, -self._slots :] + self.features[:, first:] @ state.mT
 
     def tokens(self) -> Tensor:
         """Z_L (B, N, D)."""
-        return torch.cat([self.features, self._responses(self.trace.states[-1], 0)[..., None]], -1)
+        return torch.cat([self.features, self._responses(self.trace.states[-1], 0)], -1)
 
     def tokens_backward(self, grad: Tensor, need_z: bool) -> Gradients:
         """Gradients from that of Z_L."""
         outer: list[Tensor | None] = [None] * self.parameters.a.shape[0]
-        last = self.trace.states[-1]
-        outer[-1] = self._state_grad(grad[..., -1], 0)
-        direct = self._direct_grad(grad[..., -1], last, 0) + pad(grad[..., :-1], (0, 1)) if need_z else None
+        slots, last = self._slots, self.trace.states[-1]
+        own = grad[..., -slots:]
+        outer[-1] = self._state_grad(own, 0)
+        direct = self._direct_grad(own, last, 0) + pad(grad[..., :-slots], (0, slots)) if need_z else None
         return self._finish(outer, direct)
 
     def predictions(self, queries: int, layers: bool) -> Tensor:
-        """Minus the response slot of the last `queries` tokens, after every layer or the last: (L or 1, B, queries)."""
+        """Minus the response slots of the last tokens, after every layer or the last: (L or 1, B, queries, m)."""
         first = self.z.shape[1] - queries
         states = self.trace.states[1:] if layers else self.trace.states[-1:]
         return torch.stack([-self._responses(state, first) for state in states])
 
     def predictions_backward(self, grad: Tensor, need_z: bool) -> Gradients:
-        """Gradients from those of the predictions (L or 1, B, queries)."""
+        """Gradients from those of the predictions (L or 1, B, queries, m)."""
         depth = self.parameters.a.shape[0]
         outer: list[Tensor | None] = [None] * depth
         first = self.z.shape[1] - grad.shape[2]
@@ -266,14 +268,14 @@ class ResponseForm:
     def _state_grad(self, grad: Tensor, first: int) -> Tensor:
         """Gradient of the state from that of `_responses`."""
         if not self.gram_space:
-            return pad(grad, (first, 0))
-        return (grad[:, None] @ self.features[:, first:])[:, 0]
+            return pad(grad.mT, (first, 0))
+        return grad.mT @ self.features[:, first:]
 
     def _direct_grad(self, grad: Tensor, state: Tensor, first: int) -> Tensor:
         """Gradient of z from that of `_responses`, not counting what reaches z through the state."""
         if not self.gram_space:
             return torch.zeros_like(self.z)
-        return pad(torch.cat([grad[..., None] * state[:, None], grad[..., None]], -1), (0, 0, first, 0))
+        return pad(torch.cat([grad @ state, grad], -1), (0, 0, first, 0))
 
     def _finish(self, outer: Sequence[Tensor | None], direct: Tensor | None) -> Gradients:
         """All gradients; that of z is made where its direct part was asked for."""
@@ -286,31 +288,31 @@ class ResponseForm:
 
     def _matrix_grad(self, grads: response.ResponseGrads) -> Tensor:
         """The gradient of the mean Gram matrix, (B, D, D)."""
-        states = torch.stack(self.trace.states[:-1], 1)
-        matrix = torch.cat([grads.residual @ states, grads.residual.sum(2, keepdim=True)], -1)
-        return pad(matrix, (0, 0, 0, 1))
+        return pad(torch.cat(grads.of_quadratics(self.trace), -1), (0, 0, 0, self._slots))
 
     def _shares_grad(self, grads: response.ResponseGrads) -> Tensor | None:
         if self.gram_space:
             return shares_gradient(self._matrix_grad(grads), self.z, self.labelled)
-        states = torch.stack(self.trace.states[:-1], 2)
-        return (self.labelled.select(states) * (self.labelled.select(self.features) @ grads.residual)).sum(-1)
+        states = self.labelled.select(response.stacked_states(self.trace).mT)
+        return (states * (self.labelled.select(self.features) @ grads.residual.flatten(2))).sum(-1)
 
     def _z_grad(self, grads: response.ResponseGrads) -> Tensor:
         """The gradient that reaches z through the recurrence."""
         if self.gram_space:
             return gram_backward(self.labelled.mean(self._matrix_grad(grads)), self.z, self.labelled)
-        states = torch.stack(self.trace.states[:-1], 2)
-        rows = self.labelled.times_shares(self.labelled.select(states)) @ grads.residual.transpose(-1, -2)
+        states = self.labelled.select(response.stacked_states(self.trace).mT)
+        rows = self.labelled.times_shares(states) @ grads.residual.flatten(2).mT
         features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
         for residual, a, register_grad in zip(self.trace.residuals, self.parameters.a, grads.register, strict=True):
-            features = features + register_grad.transpose(-1, -2) @ response.precondition(residual, a)
-        return torch.cat([features, grads.state[..., None]], -1)
+            # The rows of heads and responses alike.
+            preconditioned = response.precondition(residual, a).flatten(1, 2)
+            features = features + register_grad.flatten(1, 2).mT @ preconditioned
+        return torch.cat([features, grads.state.mT], -1)
 
 
-def _last_column(grad: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
-    """The gradient of a coefficient of which only the response column is read."""
+def _last_columns(grad: Tensor | None, coefficient: Tensor | None) -> Tensor | None:
+    """The gradient of a coefficient of which only the response columns are read."""
     if grad is None or coefficient is None:
         return None
-    width = coefficient.shape[-1] if coefficient.ndim else 1
-    return pad(grad[..., None], (width - 1, 0)).reshape(coefficient.shape)
+    width, columns = coefficient.shape[-1] if coefficient.ndim else 1, grad.mT
+    return pad(columns, (width - columns.shape[-1], 0)).reshape(coefficient.shape)

@@ -1,7 +1,7 @@
 """Memory registers: how layer l weights the registers it has kept, and the transpose of that.
 
-Registers are (B, R, *S): R heads, or one where heads are summed; S is the token grid (N, D), the Gram grid (D, D) or a
-vector's (d,). The coefficients broadcast against (R, *S).
+Registers are (B, R, *S): R heads, or one where heads are summed; S is the token grid (N, D), the Gram grid (D, D) or
+that of a row for each response, (m, N) or (m, d). The coefficients broadcast against (R, *S).
 """
 
 from collections.abc import Sequence

@@ -33,19 +33,18 @@ class _ResponseRun:
     """
 
     def __init__(self, own: ResponseParameters, means: Tensor) -> None:
-        h, b = means[..., :-1].contiguous(), means[..., -1]
+        h, b = means[..., :-1].contiguous(), means[..., -1:].mT
         self._own = own
         self._residual = response.GramResidual(h, b, from_zero=True, transposed=h)
         self._trace = response.run(torch.zeros_like(b), self._residual, own.a, own.memory)
-        self.columns = self._trace.states[1:]
+        self.columns = [state[:, 0] for state in self._trace.states[1:]]
 
     def backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Gradients]:
         """Gradients of the means and of the parameters from those of the columns."""
         own = self._own
-        made = response.run_backward(grads, self._trace, self._residual, own.a, own.memory)
-        states = torch.stack(self._trace.states[:-1], 1)
-        means_grad = torch.cat([made.residual @ states, made.residual.sum(2, keepdim=True)], -1)
-        return means_grad, own.gradients(made, None)
+        outer = [None if grad is None else grad[:, None] for grad in grads]
+        made = response.run_backward(outer, self._trace, self._residual, own.a, own.memory)
+        return torch.cat(made.of_quadratics(self._trace), -1), own.gradients(made, None)
 
 
 class _GeneralRun:

@@ -1,9 +1,10 @@
-"""The response-only recurrence: features stay fixed, so a task's state is one vector s (B, M).
+"""The response-only recurrence: features stay fixed, so a task's state is a row s for each response, (B, m, M).
 
     g_l = g(s_l);  r_{l,h} = U A_{l,h} g_l + beta * r_{l-1,h};  s_{l+1} = s_l + sum_h sum_{j<=l} gamma_{l,j,h} * r_{j,h}
 
 On tokens s is the response column, g(s) = X^T s / n over the context and U = X. In Gram space s = -w, g(s) = b + H s
 and U = 1: a linear first-order method on w^T H w / 2 - b^T w (Dutta & Sra, arXiv 2410.07263), since g = b - H w.
+Responses do not meet: the rows of a task share H and the preconditioners, and one product takes all of them.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,13 @@ from torch.nn.functional import pad
 
 from memformer_kernels.backends.pytorch.context import Labelled
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
+from memformer_kernels.backends.pytorch.proximal import ProximalSteps
+from memformer_kernels.calls.arguments import Proximal
 
 
 @dataclass(frozen=True)
 class GramResidual:
-    """g(s) = b + H s with h (B, d, d) and b (B, d); the state lives where the residual does, so U = 1.
+    """g(s) = b + H s with h (B, d, d) and b (B, m, d); the state lives where the residual does, so U = 1.
 
     from_zero: s_0 is 0 and nothing asks for its gradient, which spares a product with H in each direction. transposed:
     H^T, which is h itself where that is symmetric: a row times a contiguous matrix is what libraries do fastest.
@@ -32,16 +35,16 @@ class GramResidual:
     transposed: Tensor
 
     def start(self, state: Tensor) -> Tensor:
-        """g (B, d) at s_0."""
+        """g (B, m, d) at s_0."""
         return self.b if self.from_zero else self.at(state)
 
     def at(self, state: Tensor) -> Tensor:
-        """g (B, d) at the state (B, d)."""
-        return self.b + (state[:, None] @ self.transposed)[:, 0]
+        """g (B, m, d) at the state (B, m, d)."""
+        return self.b + state @ self.transposed
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
-        return (grad[:, None] @ self.h)[:, 0]
+        return grad @ self.h
 
     def lift(self, preconditioned: Tensor) -> Tensor:
         return preconditioned
@@ -52,7 +55,7 @@ class GramResidual:
 
 @dataclass(frozen=True)
 class TokenResidual:
-    """g(s) = (1/n) sum_{i<n} x_i s_i and U = X, for features x (B, N, d) and s the response column (B, N).
+    """g(s) = (1/n) sum_{i<n} x_i s_i and U = X, for features x (B, N, d) and s the response columns (B, m, N).
 
     columns: X^T (B, d, N) in memory of its own, since a row times such a matrix is what libraries do fastest.
     """
@@ -63,49 +66,66 @@ class TokenResidual:
     from_zero: ClassVar[bool] = False
 
     def start(self, state: Tensor) -> Tensor:
-        """g (B, d) at s_0."""
+        """g (B, m, d) at s_0."""
         return self.at(state)
 
     def at(self, state: Tensor) -> Tensor:
-        """g (B, d) at the state (B, N)."""
-        row = self.labelled.times_shares(self.labelled.select(state[..., None])).transpose(-1, -2)
-        return self.labelled.mean(row @ self.labelled.select(self.features))[:, 0]
+        """g (B, m, d) at the state (B, m, N)."""
+        rows = self.labelled.times_shares(self.labelled.select(state.mT)).mT
+        return self.labelled.mean(rows @ self.labelled.select(self.features))
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
-        rows = (self.labelled.mean(grad[:, None]) @ self.columns).transpose(-1, -2)
+        rows = (self.labelled.mean(grad) @ self.columns).mT
         own = self.labelled.times_shares(self.labelled.select(rows))
-        return self.labelled.place(own, self.features.shape[1])[..., 0]
+        return self.labelled.place(own, self.features.shape[1]).mT
 
     def lift(self, preconditioned: Tensor) -> Tensor:
-        return preconditioned @ self.columns
+        return _every_row(preconditioned, self.columns)
 
     def lift_transpose(self, grad: Tensor) -> Tensor:
-        return grad @ self.features
+        return _every_row(grad, self.features)
 
 
 Residual = GramResidual | TokenResidual
 
 
+def _every_row(rows: Tensor, matrices: Tensor) -> Tensor:
+    """rows (B, R, m, I) times their task's matrix (B, I, J)."""
+    return (rows.flatten(1, 2) @ matrices).reshape(*rows.shape[:-1], matrices.shape[-1])
+
+
 @dataclass
 class ResponseTrace:
-    """What a forward run keeps: states s_0, ..., s_L (B, M), g_0, ..., g_{L-1} (B, d) and registers r_0, ..., r_{L-1}
-    (B, R, M), or the last of them.
+    """What a forward run keeps: states s_0, ..., s_L (B, m, M), g_0, ..., g_{L-1} (B, m, d) and registers r_0, ...,
+    r_{L-1} (B, R, m, M), or the last of them; where layers end in a prox, also the points s_l + ... (B, m, M) that it
+    is taken of.
     """
 
     states: list[Tensor]
     residuals: list[Tensor] = field(default_factory=list)
     registers: list[Tensor] = field(default_factory=list)
+    points: list[Tensor] = field(default_factory=list)
 
 
-def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory, kept: Kept = "all") -> ResponseTrace:
-    """All L layers from s_0 (B, M) with preconditioners a (L, R, d, d)."""
+def run(
+    state: Tensor,
+    residual: Residual,
+    a: Tensor,
+    memory: Memory,
+    kept: Kept = "all",
+    steps: ProximalSteps | None = None,
+) -> ResponseTrace:
+    """All L layers from s_0 (B, m, M) with preconditioners a (L, R, d, d), and their proxes where there are any."""
     trace, memory.forward_only = ResponseTrace([state]), kept != "all"
     for layer in range(a.shape[0]):
         made = residual.at(state) if layer else residual.start(state)
         fresh = residual.lift(precondition(made, a[layer]))
         trace.registers.append(memory.register(layer, fresh, trace.registers))
         state = state + memory.update(layer, trace.registers)
+        if steps is not None:
+            trace.points = [*trace.points, state] if kept == "all" else []
+            state = steps.after(layer, state)
         trace.registers = memory.kept(trace.registers)
         trace.residuals = [*trace.residuals, made] if kept == "all" else []
         trace.states = [state] if kept == "last" else [*trace.states, state]
@@ -113,9 +133,10 @@ def run(state: Tensor, residual: Residual, a: Tensor, memory: Memory, kept: Kept
 
 
 def precondition(residual: Tensor, a: Tensor) -> Tensor:
-    """A_h g for every head, (B, R, d), as one product with the stacked heads a (R, d, d)."""
-    heads, width = a.shape[0], a.shape[-1]
-    return (residual @ a.reshape(heads * width, width).T).reshape(residual.shape[0], heads, width)
+    """A_h g for every head, (B, R, m, d), as one product with the stacked heads a (R, d, d)."""
+    (batch, responses, width), heads = residual.shape, a.shape[0]
+    made = residual.reshape(batch * responses, width) @ a.reshape(heads * width, width).T
+    return made.reshape(batch, responses, heads, width).transpose(1, 2)
 
 
 _TASKS_PER_PRODUCT = 32
@@ -138,9 +159,9 @@ def _outer_total(left: Tensor, right: Tensor) -> Tensor:
 class ResponseGrads:
     """Gradients of `run`.
 
-    state: of s_0, where it does not start from zero. residual (B, d, L) and register (L of (B, R, M)): of g_0, ...,
-    g_{L-1} and r_0, ..., r_{L-1}, from which the caller makes the gradients of what its residual was built from. a,
-    gamma, beta: of the parameters.
+    state: of s_0, where it does not start from zero. residual (B, d, L, m) and register (L of (B, R, m, M)): of g_0,
+    ..., g_{L-1} and r_0, ..., r_{L-1}, from which the caller makes the gradients of what its residual was built from.
+    a, gamma, beta: of the parameters. proximal: of each layer's prox, where there is one.
     """
 
     state: Tensor
@@ -149,37 +170,59 @@ class ResponseGrads:
     a: Tensor
     gamma: Tensor | None
     beta: Tensor | None
+    proximal: list[Proximal]
+
+    def of_quadratics(self, trace: ResponseTrace) -> tuple[Tensor, Tensor]:
+        """Gradients of H (B, d, d) and of b, (B, d, m), that a `GramResidual` was built from."""
+        return self.residual.flatten(2) @ stacked_states(trace), self.residual.sum(2)
+
+
+def stacked_states(trace: ResponseTrace) -> Tensor:
+    """s_0, ..., s_{L-1} as rows, (B, L m, M), as the columns of `residual.flatten(2)` have their gradients of g."""
+    return torch.stack(trace.states[:-1], 1).flatten(1, 2)
 
 
 def run_backward(
-    state_grads: Sequence[Tensor | None], trace: ResponseTrace, residual: Residual, a: Tensor, memory: Memory
+    state_grads: Sequence[Tensor | None],
+    trace: ResponseTrace,
+    residual: Residual,
+    a: Tensor,
+    memory: Memory,
+    steps: ProximalSteps | None = None,
 ) -> ResponseGrads:
     """Backward of `run` from the gradients that reach s_1, ..., s_L from outside (None where nothing does)."""
     layers, heads, width, _ = a.shape
     grad = torch.zeros_like(trace.states[0])
+    batch, responses, _ = grad.shape
     update_grads: list[Tensor] = []
     register_grads: list[Tensor] = []
     residual_grads: list[Tensor] = []
     a_grads: list[Tensor] = []
+    proximal_grads: list[Proximal] = []
     for layer in reversed(range(layers)):
         outer = state_grads[layer]
         grad = grad if outer is None else grad + outer
+        if steps is not None:
+            grad, own = steps.pull_back(layer, trace.points[layer], grad)
+            proximal_grads.insert(0, own)
         update_grads.insert(0, grad)
         later = register_grads[0] if register_grads else None
         register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])
         register_grads.insert(0, register_grad)
         preconditioned = residual.lift_transpose(register_grad)
-        flat = preconditioned.reshape(preconditioned.shape[0], heads * width)
-        a_grads.insert(0, _outer_total(flat, trace.residuals[layer]).reshape(heads, width, width))
-        residual_grad = flat @ a[layer].reshape(heads * width, width)
+        flat = preconditioned.transpose(1, 2).reshape(batch * responses, heads * width)
+        made = trace.residuals[layer].reshape(batch * responses, width)
+        a_grads.insert(0, _outer_total(flat, made).reshape(heads, width, width))
+        residual_grad = (flat @ a[layer].reshape(heads * width, width)).reshape(batch, responses, width)
         residual_grads.insert(0, residual_grad)
         if layer or not residual.from_zero:
             grad = grad + residual.transpose(residual_grad)
     return ResponseGrads(
         state=grad,
-        residual=torch.stack(residual_grads, 2),
+        residual=torch.stack([x.mT for x in residual_grads], 2),
         register=register_grads,
         a=torch.stack(a_grads),
         gamma=memory.gamma_grad(trace.registers, update_grads),
         beta=memory.beta_grad(trace.registers, register_grads),
+        proximal=proximal_grads,
     )

@@ -61,7 +61,7 @@ class Budget:
     """
 
     response_steps: int = 1500
-    block_steps: int = 2500
+    block_steps: int = 10_000
     real_steps: int = 600
     tasks: int = 10_000_000
     block_tasks: int = 400_000
@@ -96,11 +96,8 @@ def depth_runs(budget: Budget, seed: int) -> dict[str, list[Run]]:
             layers=depth, steps=budget.response_steps, seed=seed, rotation_seed=seed, backend="auto"
         )
         response.append(Run(f"response-only-{depth}", config))
-        # Step by step on torch, as the committed record was trained: with Bm free rare tasks decide the mean, and
-        # whether whole steps on other draws end as well is not shown yet.
         config = replace(
             config,
-            backend="torch",
             structure="block",
             batch=_BLOCK_BATCH[depth],
             steps=budget.block_steps * (depth + 1) // (DEPTHS[-1] + 1),

@@ -145,6 +145,7 @@ EXPERIMENT = Experiment(
     protocol="B tasks with one query each are drawn once and used in every step. Their loss is called training loss; "
     "the loss on fresh tasks is shown next to it, never mixed with it, beside the optimum of any training. CGD runs on "
     "the same tasks. Losses below float32's rounding, ln of which is -31.9, are given as that. Far is a factor e. "
+    "One free A has 25 numbers, so ten tasks can be fitted without memory too. "
     "Published runs show the loss on the batch trained on alone. The coefficients of the model with the largest B are "
     "run by lfom_solve on tokens of fresh tasks, in float64: that they are an optimiser of their own holds by "
     "construction, so the second half of the claim is checked and decides nothing.",

@@ -228,7 +228,7 @@ def find(results: Results) -> str:
     )
     return (
         f"After {_LAST} steps LFOM reaches {panel['LFOM'].mean(_LAST):.2f}, momentum and Nesterov with their best "
-        f"constants {best}, with the published ones {published}; given the preconditioner that LFOM learned, {sigma}."
+        f"constants {best}, with the published ones {published}; preconditioned by Sigma^-1, {sigma}."
     )
 
 

@@ -88,11 +88,10 @@ def judge(results: Results) -> Sequence[Check]:
         fall = series("change from the length before", curve.x[1:], rows)
         name = f"n = {{:g}}, {label}: change of ln error from the length before"
         checks += [below(name.format(n), fall, 0.0, n, part=part) for n in fall.x]
-    shortest, longest = cost[_FROM_GRAM].x[0], cost[_FROM_GRAM].x[-1]
-    for label in (_FROM_GRAM, _GRAM):
-        times = cost[label]
-        name = f"{label}: microseconds a task at n = {longest:g}, at most 1.5 times those at n = {shortest:g}"
-        checks.append(at_most(name, times.mean(longest), 1.5 * times.mean(shortest), essential=False))
+    times = cost[_FROM_GRAM]
+    shortest, longest = times.x[0], times.x[-1]
+    name = f"{_FROM_GRAM}: microseconds a task at n = {longest:g}, at most 1.5 times those at n = {shortest:g}"
+    checks.append(at_most(name, times.mean(longest), 1.5 * times.mean(shortest), essential=False))
     small = [d for d in wide.x if d < 256]
     checks += all_below("d = {}: LFOM is below CGD", wide, features["CGD"], small, essential=False)
     checks += all_below("n = {}: LFOM is below CGD", long, context["CGD"], long.x, essential=False)
@@ -105,7 +104,7 @@ def find(results: Results) -> str:
     """Where a fixed method passes CGD, and how far long contexts take it."""
     features, context = results["features"], results["context"]
     wide, cgd = features[_SCALAR], features["CGD"]
-    ahead = [d for d in wide.x if wide.mean(d) < cgd.mean(d)]
+    ahead = [d for d in wide.x if all(wide.mean(x) < cgd.mean(x) for x in wide.x if x >= d)]
     passed = (
         f"from d = {ahead[0]:g} ({wide.mean(ahead[0]):.2f} against {cgd.mean(ahead[0]):.2f})" if ahead else "at no d"
     )
@@ -289,10 +288,11 @@ EXPERIMENT = Experiment(
     source="extends Dutta & Sra, arXiv 2410.07263, which stays at d = 5, n = 20",
     protocol="Isotropic tasks; one LFOM model for each size, trained and judged in float64 with the loss in units of "
     "the optimum's. n = 4 d for the features, d = 5 for the contexts, drawn as statistics, which is exact for any n. "
-    "Memory cannot lower the optimum here, so models without are beside those with. Where A_l are multiples of I, "
-    "tasks are drawn in the 5 dimensions of their Krylov space, which is exact for LFOM and CGD at any d; free A_l "
-    "train on all features. CGD has each task's own coefficients. Cost is judged by the ratio of times at the longest "
-    "and the shortest context; times themselves are this machine's.",
+    "Memory cannot lower the optimum here, so for the contexts models without are beside those with. Where A_l are "
+    "multiples of I, tasks are drawn in the 5 dimensions of their Krylov space, which is exact for LFOM and CGD at "
+    "any d; free A_l train on all features, up to d = 64. CGD has each task's own coefficients. That a task costs the "
+    "same at any context once H and b are known holds by the shapes: it is measured as the ratio of times at n = "
+    "10,000 and at the shortest context, and decides nothing.",
     asks="non-isotropic features at large d, where free A_l must be learned from few tasks",
     minutes=7,
     run=run,

@@ -126,8 +126,9 @@ def _bound_checks(results: Results) -> list[Check]:
     for m in fresh.x[1:]:
         _, low, _ = fresh.difference(training, m)
         allowed = largest * math.sqrt(few / m)
-        name = f"m = {m:g}: fresh less training loss, wholly above what 1/sqrt(m) allows from m = {few:g}, contradicts"
-        checks.append(Check(f"{name}: {low:.3g} > {allowed:.3g}", False if low > allowed else None))
+        name = f"m = {m:g}: fresh less training loss is not wholly above what 1/sqrt(m) allows from m = {few:g}"
+        sign, holds = (">", False) if low > allowed else ("≤", None)
+        checks.append(Check(f"{name}: {low:.3g} {sign} {allowed:.3g}", holds))
     return checks
 
 
@@ -136,10 +137,11 @@ def find(results: Results) -> str:
     gap = results["gap"]["gap"]
     slope, low, high = (results.numbers[name] for name in (_SLOPE, _LOW, _HIGH))
     said = "Contradicted" if any(check.passed is False for check in _bound_checks(results)) else "Not contradicted"
+    law = f"like m^{slope:.2f} (95% interval {low:.2f} to {high:.2f})"
     return (
         f"{said}: from m = {gap.x[0]:g} to {gap.x[-1]:g} the gap less the optimum's falls from "
-        f"{gap.mean(gap.x[0]):.2g} to {gap.mean(gap.x[-1]):.2g}, like m^{slope:.2f} (95% interval {low:.2f} to "
-        f"{high:.2f}); the bound: m^-0.5."
+        f"{gap.mean(gap.x[0]):.2g} to {gap.mean(gap.x[-1]):.2g}, "
+        f"{'by no power, since a gap is not positive' if math.isnan(slope) else law}; the bound: m^-0.5."
     )
 
 

@@ -126,8 +126,8 @@ def judge(results: Results) -> Sequence[Check]:
         below(name.format(layers), deep, 0.05, layers, part="every layer of several is Σ⁻¹ up to its step")
         for layers in LAYERS
     ]
-    dense = results["dense"].series[0]
-    return [*checks, below("dense P and Q: distance from one gradient step", dense, 0.1, 0, essential=False)]
+    dense, name = results["dense"].series[0], "dense P and Q: distance from one gradient step"
+    return [*checks, below(name, dense, 0.1, 0, part="with dense P and Q")]
 
 
 def find(results: Results) -> str:
@@ -213,9 +213,10 @@ EXPERIMENT = Experiment(
     source="Mahankali et al., arXiv 2307.03576; Ahn et al., arXiv 2306.00297, for several layers their theorem 4",
     protocol="Response-only linear models trained on x ~ N(0, Sigma), d = 5, n = 20 or, where H is singular, 3. One "
     "layer is compared with -A = ((n+1)/n Sigma + (tr Sigma + noise^2)/n I)^-1 for w* ~ N(0, I), and with Sigma^-1 "
-    "over (n+1+d)/n + noise^2/n for w* ~ N(0, Sigma^-1). For nonlinear responses the best step size comes from moments "
-    "over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), for one layer in a random rotation at "
-    "full scale. A model with dense P and Q is compared by its predictions; P and Q themselves are not unique.",
+    "over (n+1+d)/n + noise^2/n for w* ~ N(0, Sigma^-1). For nonlinear responses the best step size comes from "
+    "moments over tasks that training does not draw. Sigma has axes (1, 1, 1/2, 1/4, 1), for one layer in a random "
+    "rotation at full scale. These models are a preconditioned gradient step whatever their A is; a model with dense "
+    "P and Q, which need not be one, is compared by its predictions; P and Q themselves are not unique.",
     asks="training from random starts at full scale, and the landscape away from the optimum",
     minutes=4,
     run=run,

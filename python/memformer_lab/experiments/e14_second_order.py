@@ -57,15 +57,21 @@ def run(setting: Setting) -> Results:
 
 
 def judge(results: Results) -> Sequence[Check]:
-    """Rules that a first-order method fails, conjugate gradients included: all of its steps lie in a Krylov space."""
-    means, cgd = results["depth"][GDPP], results["depth"]["CGD"]
+    """Rules that conjugate gradients fail; Newton's iteration and a first-order network are controls."""
+    depth_means, medians = results["depth"], results["depth-median"]
+    means, cgd = depth_means[GDPP], depth_means["CGD"]
     checks = []
     for depth in [x for x in means.x if x >= 3]:
         one, other = _at(means, depth), _at(cgd, depth + 1)
         name = f"{depth:g} layers of GD++ are below {depth + 1:g} iterations of CGD, by 0.1"
         checks.append(below(name, one, other, 0.0, -0.1, part=_FASTER))
+        name = f"medians: {name}"
+        pair = _at(medians[GDPP], depth), _at(medians["CGD"], depth + 1)
+        checks.append(below(name, *pair, 0.0, -0.1, part=_FASTER))
         name = f"control, {depth:g} iterations of Newton are below {depth + 1:g} of CGD"
-        checks.append(below(name, _at(results["depth"]["Newton"], depth), other, 0.0, essential=False))
+        checks.append(below(name, _at(depth_means["Newton"], depth), other, 0.0, essential=False))
+        name = f"control, {depth:g} layers of {FIRST} are below {depth + 1:g} iterations of CGD, by 0.1"
+        checks.append(below(name, _at(depth_means[FIRST], depth), other, 0.0, -0.1, essential=False))
     checks.append(_order(results))
     straight, doubling = (results["fits"][name] for name in ("a - b k", "a - b 2^k"))
     kinds = results["fits"].categories
@@ -77,7 +83,11 @@ def judge(results: Results) -> Sequence[Check]:
     newton = likeness[f"{GDPP}, Newton"]
     for rival in ("GD", "CGD"):
         name = f"{deepest:g} layers: GD++ is less like the best iteration of {rival} than like that of Newton, by 0.02"
-        checks.append(below(name, likeness[f"{GDPP}, {rival}"], newton, deepest, -0.02, part=_ALIKE))
+        found = below(name, likeness[f"{GDPP}, {rival}"], newton, deepest, -0.02, part=_ALIKE)
+        if means.converged(deepest) is False:
+            # The same network, judged at one length: what it is like may change while it is trained.
+            found = replace(found, passed=None, text=f"{found.text}; a network of that depth is not trained to its end")
+        checks.append(found)
     name = f"control, {deepest:g} layers: {FIRST} is less like Newton than like CGD"
     checks.append(below(name, likeness[f"{FIRST}, Newton"], likeness[f"{FIRST}, CGD"], deepest, essential=False))
     return [*checks, *_condition_checks(results)]
@@ -106,9 +116,9 @@ def _condition_checks(results: Results) -> list[Check]:
         name = f"control, condition {place:g}: 12 iterations of Newton are below {TURNED_LAYERS} of CGD"
         newton, cgd = turned["Newton, 12"], turned[f"CGD, {TURNED_LAYERS}"]
         checks.append(below(name, newton, cgd, place, essential=False))
-        name = f"condition {place:g}, medians: GD++ is below {TURNED_LAYERS} iterations of CGD"
+        name = f"condition {place:g}, medians: GD++ is below {TURNED_LAYERS} iterations of CGD, by 0.1"
         median = f"CGD, {TURNED_LAYERS}, median"
-        checks.append(below(name, turned[f"{GDPP}, median"], turned[median], place, essential=False))
+        checks.append(below(name, turned[f"{GDPP}, median"], turned[median], place, -0.1, part=_CONDITIONED))
     newton = iterations["Newton"]
     grown = newton.mean(high) - newton.mean(low)
     name = "Newton's iterations grow by at most 25 from condition 1 to 1000, two for each doubling and some"
@@ -152,18 +162,19 @@ EXPERIMENT = Experiment(
     claim="Linear Transformers with GD++ converge in depth like a second-order method (iterative Newton) and not like "
     "gradient descent or conjugate gradients, on ill-conditioned data too.",
     source="Fu et al., arXiv 2310.17086, who claim it for softmax Transformers; Vladymyrov et al., arXiv 2402.14180",
-    protocol="Rules are such that conjugate gradients fail them, and so every method whose iterates lie in a Krylov "
-    "space. Newton's own iteration is judged by them as a control: where it is behind CGD too, being ahead shows what "
-    "training adds, not an order. Depth: isotropic tasks, d = 10, n = 40, so that CGD is exact only after 10 steps; a "
-    "network is trained for each depth, since within one network only the last layer is trained to predict. Two laws "
-    "with two parameters each are fitted to median errors, which show the order of a task (means follow the worst): "
-    "those of Newton, CGD and GD are fitted too, as controls. Similarity of errors is the cosine of two predictors' "
-    "errors over prompt lengths that the network is trained at, mean over tasks, and each algorithm is represented by "
-    "its most similar iteration, GD up to 512; a first-order network is the control. Ill-conditioned data: eigenvalues "
-    "spaced evenly in the logarithm and turned anew for every prompt, so that no fixed preconditioner helps; d = 5, n "
-    "= 20. Softmax Transformers of the published size (12 layers, d = 20) are beyond this run: small ones and an LSTM "
-    "are trained on prompts of every length and shown with their learning curves, trained twice as long too; no rule "
-    "is about them.",
+    protocol="Rules are such that conjugate gradients fail them; they read means, which rare tasks move, and medians. "
+    "Newton's own iteration and a first-order network are judged by them as controls: where Newton is behind CGD too, "
+    "being ahead shows what training adds, not an order. Intervals are over seeds, on the same tasks. Depth: "
+    "isotropic tasks, d = 10, n = 40, so that CGD is exact only after 10 steps; a network is trained for each depth, "
+    "since within one network only the last layer is trained to predict. Two laws with two parameters each are fitted "
+    "to median errors, which show the order of a task (means follow the worst): those of Newton, CGD and GD are "
+    "fitted too, as controls. Similarity of errors is the cosine of two predictors' errors over prompt lengths that "
+    "the network is trained at, mean over tasks, and each algorithm is represented by its most similar iteration, GD "
+    "up to 512; a first-order network is the control. Ill-conditioned data: eigenvalues spaced evenly in the "
+    "logarithm and turned anew for every prompt, so that no fixed preconditioner helps; d = 5, n = 20. Softmax "
+    "Transformers of the published size (12 layers, d = 20) are beyond this run: small ones and an LSTM are trained "
+    "on prompts of every length and shown with their learning curves, over three seeds, trained twice as long too; no "
+    "rule is about them.",
     asks="whether softmax Transformers of the published size, read out layer by layer, match Newton's iterations too",
     minutes=55,
     run=run,

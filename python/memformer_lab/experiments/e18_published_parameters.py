@@ -123,7 +123,7 @@ def find(results: Results) -> str:
     largest = worst(value for x in curve.x for value in curve.column(x))
     return (
         f"The {len(curve.x)} layouts load and are within {largest:.0e} of the published formulas; alpha, beta and "
-        f"gamma read as another layout would be off by at least {100 * results.numbers[_MISREAD]:.0f}%"
+        f"gamma read as alpha and gamma would be off by at least {100 * results.numbers[_MISREAD]:.0f}%"
     )
 
 
@@ -142,7 +142,7 @@ EXPERIMENT = Experiment(
     number=18,
     name="published",
     title="Published parameter layouts",
-    claim="The authors' parameters, in each of their notebooks' seven layouts, load into these modules and compute the "
+    claim="Parameters in each of the seven layouts of the authors' notebooks load into these modules and compute the "
     "same.",
     source="notebooks of Dutta & Sra, arXiv 2410.07263",
     protocol="The notebooks publish code and no trained parameters that this run could read, so random parameters in "

@@ -267,11 +267,12 @@ EXPERIMENT = Experiment(
     "half is ours, for four layers",
     protocol="Trained on the non-isotropic tasks of one rotation, or with a Haar rotation of that spectrum in every "
     "prompt, then judged on: the same prompts; the same with queries from N(0, I); w* ~ N(0, I) in place of N(0, "
-    "Sigma^-1); features twice as large; another rotation; a rotation a prompt. Errors are relative to the variance of "
-    "the responses there. Then trained with spectra log-uniform up to a condition number. Query shift is exact, "
+    "Sigma^-1); features twice as large; another rotation; a rotation a prompt. Errors are relative to the variance "
+    "of the responses there. Then trained with spectra log-uniform up to a condition number. Query shift is exact, "
     "without sampling of queries. A network that was trained on all rotations has the same error on any one by "
-    "symmetry, which decides nothing. The optimum has A a multiple of I, best by symmetry among known ones. CGD knows "
-    "no distribution; the A of the first seed's network preconditions it in the last row.",
+    "symmetry, which decides nothing. Optima have A a multiple of Sigma^-1, in closed form, or of I where every "
+    "prompt has its covariance, best by symmetry among known ones. CGD knows no distribution; the A of the first "
+    "seed's network preconditions it in the last row.",
     asks="mixtures of covariances in training at larger d, and shifts of the noise",
     minutes=6,
     run=run,

@@ -138,11 +138,11 @@ def find(results: Results) -> str:
     training, condition = results["training"], results["condition"]
     last, noise = training.series[0].x[-1], results["noise"]["gradient noise"]
     losses, numbers = ((panel["Adam"].mean(last), panel["SGD"].mean(last)) for panel in (training, condition))
-    correlation = results["smoothness"]["Adam"].mean(0.0)
+    correlations = " and ".join(f"{results['smoothness'][name].mean(0.0):.2f}" for name in ("Adam", "SGD"))
     return (
         f"After {last:g} steps Adam is at {losses[0]:.2f}, SGD at {losses[1]:.2f}, ln condition numbers "
         f"{numbers[0]:.1f} and {numbers[1]:.1f}; noise has tail index {noise.mean(0.0):.1f} (sphere) to "
-        f"{noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by {correlation:.2f}"
+        f"{noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by {correlations}"
     )
 
 
@@ -180,13 +180,13 @@ EXPERIMENT = Experiment(
     claim="Training a shallow linear Transformer shows what training Transformers is known for: Adam is faster than "
     "SGD, gradient noise is heavy-tailed, SGD's path is worse conditioned, and smoothness grows with the gradient.",
     source="Ahn et al., arXiv 2310.01082",
-    protocol=f"Linear Transformers of {_LAYERS} layers with free blocks of P and Q, d = {D}, n = {N}, started at "
-    "N(0, 0.05^2), batches of 1000 fresh tasks, the gradient clipped to norm 1, SGD with momentum 0.9 and Adam with "
-    "decay rates 0.9 and 0.9, as in the authors' code; each has the best of three constant rates by its final loss on "
+    protocol=f"Linear Transformers of {_LAYERS} layers with free blocks of P and Q, d = {D}, n = {N}, started at N(0, "
+    "0.05^2), batches of 1000 fresh tasks, the gradient clipped to norm 1, SGD with momentum 0.9 and Adam with decay "
+    "rates 0.9 and 0.9, as in the authors' code; each has the best of three constant rates by its final loss on "
     "separate tasks; where SGD's is the largest tried, the comparison stays open. Speed is the claim, so nothing is "
     "trained to its end. The robust condition number is the largest over the median magnitude on the second "
-    "derivative's diagonal, smoothness is the curvature along the step taken; both on one set of 1000 tasks in "
-    "float64. Gradient noise is compared with Gaussian noise of its own covariance.",
+    "derivative's diagonal, smoothness is the magnitude of the curvature along the step taken; both on one set of "
+    "1000 tasks in float64. Gradient noise is compared with Gaussian noise of its own covariance.",
     asks="the same with learning rates scheduled, and the noise along the path, not at the start alone",
     minutes=7,
     run=run,

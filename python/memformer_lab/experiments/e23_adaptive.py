@@ -161,8 +161,8 @@ EXPERIMENT = Experiment(
     source="Dutta & Sra, arXiv 2410.07263, proposition 1",
     protocol=f"Decided by construction, d = {_D}, n = {_N}, float64. The layers of the cgd rule run on tokens with "
     "A = I, beta by Fletcher and Reeves and gamma by exact line search, as in the publication's statement of CGD, for "
-    "each task by itself; both are ratios of means over the examples of products of response slots, so the network "
-    "holds all that they need. Its predictions "
+    "each task by itself; both are ratios of means over the examples of products of response slots. They are "
+    "computed from the network's tokens, by code outside its layers. Its predictions "
     f"are compared with those of CGD after 1 to {_D} layers. With coefficients that are the same for all tasks, as "
     "trained Memformers have them, every method with A = I predicts x^T p(H) b with a polynomial p of one degree less "
     "than its layers: the nearest to CGD is fitted by least squares to the very tasks that it is compared on. Both are "

@@ -127,9 +127,10 @@ def find(results: Results) -> str:
     """The last step's error, and how far the published target is from the game's."""
     many, last = results["many"], float(_LAYERS)
     return (
-        f"{_LAYERS} layers come to within {math.exp(many[_GAME].mean(last)):.0e} of {_LAYERS} steps of gradient "
-        f"descent ascent, and to {math.exp(many[_PUBLISHED].mean(last)):.0e} of the published target, which is not "
-        f"that: its mean squared difference from it is {math.exp(results.numbers[_APART]):.2g} after one step."
+        f"{_LAYERS} layers come within a mean squared error of {math.exp(many[_GAME].mean(last)):.0e} of {_LAYERS} "
+        f"steps of gradient descent ascent, and of {math.exp(many[_PUBLISHED].mean(last)):.0e} of the published "
+        f"target, which is not that: its mean squared difference from it is {math.exp(results.numbers[_APART]):.2g} "
+        "after one step."
     )
 
 
@@ -141,10 +142,11 @@ EXPERIMENT = Experiment(
     "game, and a stack of them as many steps as it has layers.",
     source="programs in the authors' repository of Dutta & Sra, arXiv 2410.07263",
     protocol=f"The game is x^2 / 2 - y^2 / 2 + x y of two numbers, with steps of {_RATE}; layers, start, auxiliary "
-    "losses, batches, rate and number of steps are those of the published program. The published target takes y - x "
-    "for the gradient of y and adds it, so that y goes down and not up; the same layers are trained on it and on "
-    "gradient descent ascent, which decides. A layer reads one token and no context: it is a (2, 2) matrix, and that "
-    "it can be fitted to another one says nothing of learning in context. Errors are expectations over N(0, I).",
+    "losses, batches, rate and number of steps are those of the published program, but for a rate that falls to 0 "
+    "and gradients clipped to norm 1. The published target takes y - x for the gradient of y and adds it, so that y "
+    "goes down and not up; the same layers are trained on it and on gradient descent ascent, which decides. A layer "
+    "reads one token and no context: it is a (2, 2) matrix, and that it can be fitted to another one says nothing of "
+    "learning in context. Errors are expectations over N(0, I).",
     asks="games that differ from prompt to prompt, which a layer without a context cannot know",
     minutes=5,
     run=run,

@@ -19,6 +19,9 @@ RESOLUTION = 0.02
 COARSEST = 0.1
 """Where the interval is wider than `RESOLUTION` it takes its place, up to this: noise does not settle a training."""
 
+FURTHER = 5.0
+"""What longer training gains, so many times over, is what still longer training is taken to gain at most."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -117,16 +120,31 @@ class Series:
     def converged(self, x: float) -> bool | None:
         """Whether training came to its end at one place; None: not trained.
 
-        What is left is at most `RESOLUTION`, or half the interval where that is more, up to `COARSEST`.
+        The excess over the optimum is at most `RESOLUTION`: the optimum is judged on the same tasks, and how seeds
+        spread is how training went. Where there is none, the gain by longer training is at most that, or half the
+        interval where that is more, up to `COARSEST`.
 
         A trained row without an optimum or a longer training counts as not trained: give it one of them.
         """
         left = self.excess(x)
-        left = self.gain(x) if left is None else left
+        if left is not None:
+            return bool(left <= RESOLUTION)
+        left = self.gain(x)
         if left is None:
             return None
         low, high = self.interval(x)
         return bool(left <= max(RESOLUTION, min(0.5 * (high - low), COARSEST)))
+
+    def left(self, x: float) -> float:
+        """How far more training might lower the mean at one place; 0 where it came to its end or there is none.
+
+        Down to the optimum where that is known, else `FURTHER` times as far as longer training brings the first seed.
+        """
+        if self.converged(x) is not False:
+            return 0.0
+        excess, gain = self.excess(x), self.gain(x)
+        left = excess if excess is not None else FURTHER * gain if gain is not None else math.inf
+        return left if math.isfinite(left) else math.inf
 
     def _place(self, x: float) -> int:
         if x not in self.x:

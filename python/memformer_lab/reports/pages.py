@@ -75,10 +75,12 @@ def _introduction(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
     machines = sorted({outcome.machine for outcome, _ in outcomes})
     return (
         "<p>Claims about Transformers that run optimisers in context, each tested by a stated protocol. A verdict is "
-        f"computed from the run's numbers by the rules listed with it. {RULES} Baselines read the whole context "
-        "and have their best parameters unless a table says otherwise; errors are on fresh tasks unless a table says "
+        f"computed from the run's numbers by the rules listed with it. {RULES} Baselines read the whole context and "
+        "have their best parameters unless a table says otherwise; errors are on fresh tasks unless a table says "
         "<em>training</em>. Unless said otherwise a number is the natural logarithm of a mean squared query error, as "
-        f"mean ± standard deviation over seeds; its {LEVEL:.0%} interval shows when the pointer rests on it.</p>"
+        f"mean ± standard deviation over seeds; its {LEVEL:.0%} interval shows when the pointer rests on it. Below a "
+        "row of trained models stands its excess over the optimum, or what longer training gains; where neither does, "
+        "nothing here says that training came to its end.</p>"
         f'<p class="small">Scale: {escape(", ".join(scales))}. Made with {escape(", ".join(sorted(versions)))}, on '
         f"{escape('; '.join(machines))}.</p>"
     )
@@ -87,14 +89,14 @@ def _introduction(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
 def _summary(outcomes: Sequence[tuple[Outcome, Figures]]) -> str:
     rows = []
     for outcome, _ in outcomes:
-        experiment, checks = outcome.experiment, outcome.verdict.checks
-        held = f"{sum(check.passed is True for check in checks)} of {len(checks)}"
+        experiment = outcome.experiment
         rows.append(
             f'<tr><td><a href="#{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)}</a></td>'
-            f'<td>{_badge(outcome)}</td><td class="extra">{held}</td>'
+            f'<td>{_badge(outcome)}</td><td class="extra">{outcome.verdict.held}</td>'
             f'<td class="extra">{outcome.cpu_seconds:.0f} s</td></tr>'
         )
-    heads = '<th>experiment</th><th>verdict</th><th class="extra">rules that hold</th><th class="extra">CPU time</th>'
+    more = "".join(f'<th class="extra">{name}</th>' for name in ("deciding rules that hold", "CPU time"))
+    heads = f"<th>experiment</th><th>verdict</th>{more}"
     return f'<table class="summary"><tr>{heads}</tr>{"".join(rows)}</table>'
 
 
@@ -112,7 +114,7 @@ def _section(outcome: Outcome, figures: Figures) -> str:
     )
     parts = [
         f'<h2 id="{escape(experiment.name)}">{experiment.number}. {escape(experiment.title)} {_badge(outcome)}</h2>',
-        f"<p><strong>{escape(experiment.find(results))}.</strong></p>",
+        f"<p><strong>{escape(experiment.find(results).rstrip('.'))}.</strong></p>",
         *([_parts(verdict)] if len(verdict.parts) > 1 else []),
         f"<dl><dt>Claim</dt><dd>{escape(experiment.claim)} <span "
         f"class='small'>({escape(experiment.source)})</span></dd>",
@@ -172,12 +174,21 @@ def _table(panel: Panel) -> str:
 
 def _ends(panel: Panel, series: Series) -> list[str]:
     """Rows below a trained one: its excess over the optimum where that is known, else what longer training gains."""
+    if panel.log_y and series.longer:
+        # Differences of what is no logarithm say little.
+        cells = "".join(f"<td>{_longer(series, x) if x in series.x else ''}</td>" for x in panel.places)
+        return [f'<tr class="end"><td>first seed after longer training</td>{cells}</tr>']
     rows = []
     for name, left in (("excess over the optimum", series.excess), ("gained by longer training", series.gain)):
         found = {x: value for x in series.x if (value := left(x)) is not None}
         cells = "".join(f"<td>{_left(series, x, found[x]) if x in found else ''}</td>" for x in panel.places)
         rows += [f'<tr class="end"><td>{name}</td>{cells}</tr>'] if found else []
     return rows
+
+
+def _longer(series: Series, x: float) -> str:
+    place = series.x.index(x)
+    return ", ".join(f"{row[place]:.3g}" for row in series.longer)
 
 
 def _left(series: Series, x: float, value: float) -> str:
@@ -212,7 +223,7 @@ def _cell(panel: Panel, series: Series, x: float) -> str:
 def markdown_page(outcomes: Sequence[Outcome]) -> str:
     """The command, the machine, what was claimed and what was found; every figure is read from the outcomes."""
     rows = "\n".join(map(_markdown_row, outcomes))
-    notes = "\n".join(_note(one) for one in outcomes if one.verdict.failed or one.verdict.open)
+    notes = "\n".join(filter(None, map(_note, outcomes)))
     return (
         f"# Experiments\n\nWritten by the command, like every figure below:\n\n    {_command(outcomes)}\n\n"
         f"{_circumstances(outcomes)} Each experiment has its numbers in `<name>.json`. Its figures, "
@@ -239,9 +250,14 @@ def _markdown_row(outcome: Outcome) -> str:
 
 
 def _note(outcome: Outcome) -> str:
-    rules = (("does not hold", outcome.verdict.failed), ("open", outcome.verdict.open))
-    parts = [f"{what}: {'; '.join(texts)}" for what, texts in rules if texts]
-    return f"- **{outcome.experiment.title}**: {'; '.join(parts)}."
+    """The rules that do not hold or are open, those that decide first; empty where there are none."""
+    parts = [
+        f"{what}{'' if essential else ', deciding nothing'}: {'; '.join(texts)}"
+        for essential in (True, False)
+        for what, passed in (("does not hold", False), ("open", None))
+        if (texts := outcome.verdict.rules(passed, essential=essential))
+    ]
+    return f"- **{outcome.experiment.title}**: {'; '.join(parts)}." if parts else ""
 
 
 def _command(outcomes: Sequence[Outcome]) -> str:

@@ -21,7 +21,7 @@ GREY = "#888888"
 _MARKERS = "osD^vP*Xh<"
 _DPI = 120
 _WIDE_LABEL = 34  # letters of a legend that has one column
-_FAR = 8.0  # natural logarithms beyond this are failures, which would flatten every other curve
+_FAR = 8.0  # natural logarithms of errors beyond this are failures, which would flatten every other curve
 _NEAR = 0.015  # of the axis: curves that are nearer at most of their places coincide
 _DASH = 4.0  # points of a dash where curves coincide
 _APART = 0.55  # of the way between two categories that the series of a category share
@@ -80,7 +80,8 @@ def color_of(panel: Panel, index: int) -> str:
 def shown(panel: Panel, series: Series, x: float) -> bool:
     """Whether a mean stands at its own place; else it stands at the upper or lower edge."""
     mean = series.mean(x)
-    return math.isfinite(mean) and (mean > 0 if panel.log_y else mean < _FAR or bool(panel.categories))
+    near = mean < _FAR or bool(panel.categories) or "error" not in panel.y_label
+    return math.isfinite(mean) and (mean > 0 if panel.log_y else near)
 
 
 def coinciding(panel: Panel) -> list[list[int]]:

@@ -117,12 +117,10 @@ def score_table(comparison: Mapping[str, Score]) -> Table:
 def verdict_table(outcomes: Sequence[Outcome]) -> Table:
     """The verdict on every experiment, and how many of its rules hold."""
     table = Table(box=SIMPLE_HEAD, title="Verdicts, computed by the rules in the report", title_justify="left")
-    for name in ("experiment", "verdict", "rules that hold"):
+    for name in ("experiment", "verdict", "deciding rules that hold"):
         table.add_column(name)
     for outcome in outcomes:
-        verdict = outcome.verdict
-        held = sum(check.passed is True for check in verdict.checks)
-        table.add_row(outcome.experiment.name, verdict.label, f"{held} of {len(verdict.checks)}")
+        table.add_row(outcome.experiment.name, outcome.verdict.label, outcome.verdict.held)
     return table
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from memformer_lab.reports.curves import Series
+from memformer_lab.reports.curves import FURTHER, Series
 
 Label = Literal["reproduced", "reproduced in part", "not reproduced", "not concluded", "inconclusive at this scale"]
 
@@ -18,8 +18,9 @@ THE_CLAIM = "the claim"
 RULES = (
     "Every part of a claim has essential rules, and holds if all of them do: reproduced if all parts hold, in part if "
     "some do, not reproduced if none does and one falls, not concluded if all are open. A rule on two curves holds or "
-    "falls with the whole interval of their difference, and is open else, or where further training could turn it. A "
-    "rule with a limit is one on what training finds. Runs below full scale conclude nothing."
+    "falls with the whole interval of their difference, and is open else, or where further training could turn it: "
+    f"down to the optimum where that is known, else by {FURTHER:g} times what longer training gains. A rule with a "
+    "limit is one on what training finds. Runs below full scale conclude nothing."
 )
 """How verdicts follow from rules, for readers of a report."""
 
@@ -50,14 +51,14 @@ class Verdict:
     parts: dict[str, bool | None]
 
     @property
-    def failed(self) -> list[str]:
-        """The rules that do not hold."""
-        return [check.text for check in self.checks if check.passed is False]
+    def held(self) -> str:
+        """How many of the rules that decide hold."""
+        deciding = [check.passed is True for check in self.checks if check.essential]
+        return f"{sum(deciding)} of {len(deciding)}"
 
-    @property
-    def open(self) -> list[str]:
-        """The rules that the numbers leave open."""
-        return [check.text for check in self.checks if check.passed is None]
+    def rules(self, passed: bool | None, *, essential: bool) -> list[str]:
+        """Those with an outcome, that decide or that do not."""
+        return [check.text for check in self.checks if (check.passed, check.essential) == (passed, essential)]
 
 
 def decide(checks: Sequence[Check], *, conclusive: bool = True) -> Verdict:
@@ -127,26 +128,27 @@ def below(
     """Whether one curve's mean at a place is at most another's, or a limit, plus the slack.
 
     It holds or fails if the whole interval of the difference does, and is open else. Two curves are compared as kinds
-    of models: more training can only lower a curve, so where the other one has not converged the rule cannot hold, and
-    where this one has not it cannot fail. A limit is one on what training finds: there a curve fails unless longer
-    training is known to lower it further. What diverged at all seeds is above what did so at none; at some, the rule
-    on two curves is open and that of a limit fails.
+    of models: more training can only lower a curve, so the rule is open where that might turn it (`Series.left`). A
+    limit is one on what training finds: there a curve fails unless longer training might lower it far enough. What
+    diverged at all seeds is above what did so at none; at some, the rule on two curves is open and that of a limit
+    fails.
     """
     if isinstance(other, Series):
         mean, low, high = one.difference(other, x)
-        right, more = other.mean(x), one.converged(x) is False
+        right, ours, theirs = other.mean(x), one.left(x), other.left(x)
         passed = _compared(one.column(x), other.column(x), mean, low, high, slack)
     else:
         (low, high), mean = one.interval(x), one.mean(x) - other
-        low, high, right, more = low - other, high - other, other, bool(one.longer) and one.converged(x) is False
+        low, high, right = low - other, high - other, other
+        ours, theirs = one.left(x) if one.longer else 0.0, 0.0
         passed = False if _diverged(one.column(x)) else _decided(mean, low, high, slack)
     text = f"{name}: {one.mean(x):.4g} ≤ {right:.4g}{_slack('+', slack)}"
     if math.isfinite(mean):
         text += f", difference {mean:.3g} [{low:.3g}, {high:.3g}]"
-    if passed is True and isinstance(other, Series) and other.converged(x) is False:
-        passed, text = None, f"{text}; the second is not trained to its end"
-    elif passed is False and more and not _diverged(one.column(x)):
-        passed, text = None, f"{text}; the first is not trained to its end"
+    if passed is True and theirs > 0 and not (high if math.isfinite(mean) else mean) + theirs <= slack:
+        passed, text = None, f"{text}; the second is not trained to its end, it might come down by {theirs:.3g}"
+    elif passed is False and ours > 0 and not low - ours > slack and not _diverged(one.column(x)):
+        passed, text = None, f"{text}; the first is not trained to its end, it might come down by {ours:.3g}"
     return Check(text, passed, essential, part)
 
 

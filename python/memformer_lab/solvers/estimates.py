@@ -157,13 +157,13 @@ def estimate(sampler: ErrorSampler, tasks: int, seed: int) -> list[Estimate]:
 
 
 def log_of(value: float) -> float:
-    """The natural logarithm, -inf of 0."""
-    return math.log(value) if value > 0 else -math.inf
+    """The natural logarithm, -inf of 0, NaN of NaN."""
+    return -math.inf if value <= 0 else math.log(value)
 
 
 def _median(bins: np.ndarray) -> float:
-    """The middle of the bin that holds the median."""
+    """The middle of the bin that holds the median; infinite where half of the errors are, or are no numbers."""
     cumulative = np.cumsum(bins)
     index = np.searchsorted(cumulative, (cumulative[-1] + 1) // 2)
-    edges = np.array([index, index + 1], dtype=np.int32) << _BITS_DROPPED
-    return float(edges.view(np.float32).astype(np.float64).mean())
+    edges = (np.array([index, index + 1], dtype=np.int32) << _BITS_DROPPED).view(np.float32)
+    return float(edges.astype(np.float64).mean()) if np.isfinite(edges).all() else math.inf

@@ -64,10 +64,13 @@ def first_order_method(model: Memformer) -> FirstOrderMethod | None:
 def reads_statistics_alone(model: Memformer) -> bool:
     """Whether a prediction depends on the context through H and b alone and is linear in the query.
 
-    So it is with response-only and block structure, unless gamma or beta differ from token to token.
+    So it is with response-only and block structure, unless gamma or beta differ from token to token. Tasks have one
+    response here, which a model of several does not read.
     """
     arguments = model.stack_arguments()
     weights = (arguments["gamma"], arguments["beta"])
+    if model.responses != 1:
+        return False
     return model.structure != "dense" and all(weight is None or weight.shape[-2] == 1 for weight in weights)
 
 

@@ -1,4 +1,7 @@
-"""A Memformer as a scikit-learn regressor: in-context regression without any fitting of its own parameters."""
+"""A Memformer as a scikit-learn regressor: in-context regression without any fitting of its own parameters.
+
+What `classifier` shares with it is `InContextEstimator`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 
@@ -81,14 +85,77 @@ def readable_components(rows: int) -> int:
     return max(1, rows // ROWS_A_FEATURE)
 
 
-class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class InContextEstimator(BaseEstimator):  # type: ignore[misc]
+    """The rows seen as the context of a shipped network, whose weights for each response are its answer.
+
+    Parameters:
+        rescale: whether to scale a response's weights by the factor that fits the context best.
+
+    Attributes:
+        coef_: (m, d) weights of m responses in the units of X; a subclass may drop an axis of one.
+        intercept_: (m,), likewise.
+        n_features_in_: d.
+        n_samples_seen_: rows in the context.
+    """
+
+    def __init__(self, rescale: bool = True) -> None:
+        self.rescale = rescale
+
+    moments_: Moments
+    n_samples_seen_: int
+    coef_: Array
+    intercept_: Array | float
+
+    def _check_rescale(self) -> bool:
+        if not isinstance(self.rescale, bool | np.bool_):
+            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
+        return bool(self.rescale)
+
+    def _take(
+        self, rows: Array, responses: Array, weights: Array | None = None, *, decay: float = 1.0, reset: bool
+    ) -> None:
+        """Adds rows (n, d) with responses (n, m) to the context, or begins one, and sets the weights.
+
+        weights: of the rows, (n,), where 0 is no row; None: all 1. decay: the factor that a row's weight falls by with
+        each row after it.
+        """
+        columns = np.column_stack([rows, responses])
+        seen = Moments.empty(columns.shape[1]) if reset else self.moments_
+        if len(seen.mean) != columns.shape[1]:
+            raise ValueError(
+                f"y: expected {len(seen.mean) - rows.shape[1]} responses, as before, got {responses.shape[1]}"
+            )
+        given = np.ones(len(columns)) if weights is None else weights
+        columns, given = columns[given > 0], given[given > 0]
+        count = len(columns)
+        if reset and count < 2:
+            raise ValueError(f"sample_weight: expected at least 2 rows whose weight is above zero, got {count}")
+        if count:
+            ages = np.arange(count - 1, -1, -1)
+            # In a long stream weights fade below the smallest number: there is no such row any more.
+            seen = seen.faded(decay**count).with_rows(columns, given * decay**ages)
+        self.moments_ = seen
+        self.n_samples_seen_ = count if reset else self.n_samples_seen_ + count
+        mean, d = self.moments_.mean, rows.shape[1]
+        self.coef_ = _weights(self.moments_, responses.shape[1], rescale=self._check_rescale())
+        self.intercept_ = mean[d:] - self.coef_ @ mean[:d]
+
+    def _answers(self, features: ArrayLike) -> Array:
+        """(n, m) predictions of the responses."""
+        check_is_fitted(self)
+        rows = validate_data(self, features, reset=False, dtype=np.float64)
+        mean, d = self.moments_.mean, rows.shape[1]
+        answers: Array = (rows - mean[:d]) @ np.atleast_2d(self.coef_).T + mean[d:]
+        return answers
+
+
+class MemformerRegressor(RegressorMixin, InContextEstimator):  # type: ignore[misc]
     """Linear regression by a trained Memformer that reads the training rows as its context.
 
     `fit` keeps the context's mean and Gram matrix, `partial_fit` adds examples to them in O(d^2) each, and the trained
     network (LFOM with Bm free, 4 layers, shipped with the package) turns them into a prediction. Its parameters were
-    trained on random tasks with noise and correlated features (`StandardisedTasks`) and never
-    change,
-    so there is nothing to tune.
+    trained on random tasks with noise and correlated features (`StandardisedTasks`) and never change, so there is
+    nothing to tune. Several responses are answered each by itself, from the same context.
 
     How data of any shape fit the shipped networks:
 
@@ -109,20 +176,14 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         rescale: whether to scale the network's weights so; False gives the network's bare answer.
 
     Attributes:
-        coef_: (d,) weights in the units of X, set by `fit` and `partial_fit`.
-        intercept_: float.
+        coef_: (d,) weights in the units of X, or (m, d) of m responses, set by `fit` and `partial_fit`.
+        intercept_: float, or (m,).
         n_features_in_: d.
         n_samples_seen_: rows in the context, those of weight 0 not counted.
     """
 
-    def __init__(self, rescale: bool = True) -> None:
-        self.rescale = rescale
-
-    moments_: Moments
-    n_samples_seen_: int
-
     def fit(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> MemformerRegressor:
-        """Take (n, d) features and (n,) responses as the context.
+        """Take (n, d) features and (n,) responses, or (n, m), as the context.
 
         Args:
             X: features.
@@ -132,14 +193,14 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: for fewer than 2 rows of positive weight, missing or infinite values, a negative weight, or
                 shapes that do not fit.
-            TypeError: for a `rescale` that is no bool.
+            TypeError: for a `rescale` that is no bool, or sparse responses.
         """
         return self._read(X, y, sample_weight, decay=1.0, reset=True)
 
     def partial_fit(
         self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None, decay: float = 1.0
     ) -> MemformerRegressor:
-        """Add rows to the context; begins a new one if there is none.
+        """Add rows to the context, of as many responses; begins a new one if there is none.
 
         Args:
             X: features.
@@ -150,22 +211,20 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 not come.
 
         Raises:
-            ValueError: as `fit` does; for a `decay` outside these bounds.
-            TypeError: for a `rescale` that is no bool, or a `decay` that is no number.
+            ValueError: as `fit` does; for another number of responses, or a `decay` outside these bounds.
+            TypeError: as `fit` does; for a `decay` that is no number.
         """
         return self._read(X, y, sample_weight, decay=decay, reset=not hasattr(self, "n_samples_seen_"))
 
     def predict(self, X: ArrayLike) -> Array:
-        """(m,) predictions for (m, d) features.
+        """(k,) predictions for (k, d) features, or (k, m) where y had columns.
 
         Raises:
             NotFittedError: before `fit`.
             ValueError: for another number of features, or missing or infinite values.
         """
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, dtype=np.float64)
-        predictions: Array = (rows - self.moments_.mean[:-1]) @ self.coef_ + self.moments_.mean[-1]
-        return predictions
+        answers = self._answers(X)
+        return answers if self.coef_.ndim == 2 else answers[:, 0]
 
     def _read(
         self,
@@ -180,8 +239,9 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(f"decay: expected a number, got {decay!r}")
         if not 0 < decay <= 1:
             raise ValueError(f"decay: expected a number above 0 and at most 1, got {decay!r}")
-        if not isinstance(self.rescale, bool | np.bool_):
-            raise TypeError(f"rescale: expected a bool, got {self.rescale!r}")
+        self._check_rescale()
+        if issparse(response):
+            raise TypeError(f"y: expected a dense array, got a sparse {type(response).__name__}")
         rows, responses = validate_data(
             self,
             features,
@@ -189,35 +249,27 @@ class MemformerRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             reset=reset,
             dtype=np.float64,
             y_numeric=True,
+            multi_output=True,
             ensure_min_samples=2 if reset else 1,
         )
-        columns = np.column_stack([rows, np.asarray(responses, dtype=np.float64)])
-        given = _sample_weights(sample_weight, len(rows))
-        columns, weights = columns[given > 0], given[given > 0]
-        count = len(columns)
-        if reset and count < 2:
-            raise ValueError(f"sample_weight: expected at least 2 rows whose weight is above zero, got {count}")
-        seen = Moments.empty(columns.shape[1]) if reset else self.moments_
-        if count:
-            ages = np.arange(count - 1, -1, -1)
-            # In a long stream weights fade below the smallest number: there is no such row any more.
-            seen = seen.faded(decay**count).with_rows(columns, weights * decay**ages)
-        self.moments_ = seen
-        self.n_samples_seen_ = count if reset else self.n_samples_seen_ + count
-        self.coef_ = _weights(self.moments_, rescale=bool(self.rescale))
-        self.intercept_ = float(self.moments_.mean[-1] - self.moments_.mean[:-1] @ self.coef_)
+        columns = np.asarray(responses, dtype=np.float64)
+        weights = _sample_weights(sample_weight, len(rows))
+        self._take(rows, columns.reshape(len(rows), -1), weights, decay=decay, reset=reset)
+        if columns.ndim == 1:
+            self.coef_, self.intercept_ = self.coef_[0], float(np.ravel(self.intercept_)[0])
         return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.regressor_tags.poor_score = False
+        tags.target_tags.multi_output = True
         return tags
 
 
-def _sample_weights(given: ArrayLike | None, rows: int) -> Array:
-    """Weights (rows,), as they were given, of one number for each row, or of 1."""
+def _sample_weights(given: ArrayLike | None, rows: int) -> Array | None:
+    """Weights (rows,), as they were given or of one number for each row; None: all 1."""
     if given is None:
-        return np.ones(rows)
+        return None
     weights: Array = check_array(
         np.full(rows, given) if isinstance(given, Real) else given,
         ensure_2d=False,
@@ -235,23 +287,24 @@ def _sample_weights(given: ArrayLike | None, rows: int) -> Array:
     return weights
 
 
-def _weights(moments: Moments, *, rescale: bool) -> Array:
-    """Weights in the units of the data, from the context's moments alone."""
+def _weights(moments: Moments, responses: int, *, rescale: bool) -> Array:
+    """Weights (m, d) in the units of the data, from the context's moments alone."""
     deviation, gram = moments.standardised()
-    d = len(deviation) - 1
-    useful = deviation[:-1] > 0
-    weights = np.zeros(d)
-    if not useful.any() or deviation[-1] == 0:
+    d = len(deviation) - responses
+    useful, answered = deviation[:d] > 0, deviation[d:] > 0
+    weights = np.zeros((responses, d))
+    if not useful.any() or not answered.any():
         return weights
-    h, b = gram[:-1, :-1][np.ix_(useful, useful)], gram[:-1, -1][useful]
-    found = np.zeros(len(h))
+    h, b = gram[:d, :d][np.ix_(useful, useful)], gram[d:, :d][np.ix_(answered, useful)]
+    found = np.zeros_like(b)
     rows = max(1, round(moments.count))
     for basis in _bases(h, readable_components(rows)):
-        found += basis @ shipped_weights(basis.T @ h @ basis, basis.T @ b, rows)
+        found += shipped_weights(basis.T @ h @ basis, b @ basis, rows) @ basis.T
     if rescale:
-        curvature = float(found @ h @ found)
-        found = found * (float(b @ found) / curvature if curvature > np.finfo(float).tiny else 0.0)
-    weights[useful] = found * deviation[-1] / deviation[:-1][useful]
+        curvature, along = (found @ h * found).sum(1), (b * found).sum(1)
+        fits = curvature > np.finfo(float).tiny
+        found *= np.divide(along, curvature, out=np.zeros_like(along), where=fits)[:, None]
+    weights[np.ix_(answered, useful)] = found * deviation[d:][answered][:, None] / deviation[:d][useful]
     return weights
 
 

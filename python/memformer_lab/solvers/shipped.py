@@ -63,13 +63,17 @@ def shipped_network(d: int, ratio: int) -> Memformer:
 
 
 def shipped_weights(h: Array, b: Array, rows: int) -> Array:
-    """Weights for a context in standard units: h (d, d) and b (d,) over `rows` rows, d at most `LARGEST_D`."""
-    d = len(b)
-    gram = np.zeros((1, d + 1, d + 1))
-    gram[0, :d, :d], gram[0, :d, d], gram[0, d, :d] = h, b, b
+    """Weights (m, d) for a context in standard units: h (d, d) and, of m responses, b (m, d) over `rows` rows.
+
+    d is at most `LARGEST_D`. Each response is a task of its own: what they share, the attention, is worked out again
+    for each, by kernels that take tasks of one response.
+    """
+    responses, d = b.shape
+    gram = np.zeros((responses, d + 1, d + 1))
+    gram[:, :d, :d], gram[:, :d, d], gram[:, d, :d] = h, b, b
     # The smallest response variance that leaves the matrix positive semi-definite; block structure never reads it.
-    gram[0, d, d] = max(1.0, float(b @ np.linalg.lstsq(h, b, rcond=None)[0]))
+    gram[:, d, d] = np.maximum(1.0, (b.T * np.linalg.lstsq(h, b.T, rcond=None)[0]).sum(0))
     with torch.no_grad():
-        weights = implied_weights(shipped_network(d, nearest_ratio(d, rows)), torch.from_numpy(gram))[0]
+        weights = implied_weights(shipped_network(d, nearest_ratio(d, rows)), torch.from_numpy(gram))
     found: Array = np.asarray(weights.numpy(), dtype=np.float64)
     return found

@@ -1,5 +1,6 @@
 """Bad arguments: the error's kind, and a message that names the argument, what came and what was expected."""
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -46,6 +47,8 @@ def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(backends.BACKENDS, name, _Untouched())
     for name in list(backends.PREFIX_BACKENDS):
         monkeypatch.setitem(backends.PREFIX_BACKENDS, name, _Untouched())
+    for name in list(backends.PROXIMAL_BACKENDS):
+        monkeypatch.setitem(backends.PROXIMAL_BACKENDS, name, _Untouched())
 
 
 def _stack(**changed: Any) -> Call:
@@ -178,7 +181,9 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("h", _solve(h=_zeros(d, d)), "(3, 3)"),
     ("h", _solve(h=_zeros(B, d, D)), "(2, 3, 4)"),
     ("b", _solve(b=_zeros(B, D)), "(2, 4)"),
-    ("b", _solve(b=_zeros(B, d, 1)), "(2, 3, 1)"),
+    ("b", _solve(b=_zeros(B, d, 0)), "(2, 3, 0)"),
+    ("b", _solve(b=_zeros(B, D, 1)), "(2, 4, 1)"),
+    ("b", _solve(b=_zeros(B, d, 1, 1)), "(2, 3, 1, 1)"),
     ("a", _solve(a=_zeros(d, d)), "(3, 3)"),
     ("a", _solve(a=_zeros(0, d, d)), "(0, 3, 3)"),
     ("a", _solve(a=_zeros(L, D, D)), "(3, 4, 4)"),
@@ -187,6 +192,36 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("beta", _solve(beta=_zeros(2, d)), "(2, 3)"),
     ("beta", _solve(beta=_zeros(L, L, d)), "(3, 3, 3)"),
     ("w0", _solve(w0=_zeros(d)), "(3,)"),
+    ("level", _solve(level=_zeros(L, d + 1)), "(3, 4)"),
+    ("level", _solve(level=_zeros(L, L, d)), "(3, 3, 3)"),
+    ("level", _solve(level=-0.5), "-0.5 (float)"),
+    ("level", _solve(level=math.nan), "nan (float)"),
+    ("lower", _solve(lower=_zeros(2, d)), "(2, 3)"),
+    ("lower", _solve(lower=1, upper=0.5), "1 (int)"),
+    ("upper", _solve(upper=_zeros(B, L, d)), "(2, 3, 3)"),
+    ("radius", _solve(radius=_zeros(L, d)), "(3, 3)"),
+    ("radius", _solve(radius=-1), "-1 (int)"),
+    ("radius", _solve(radius=1.0, level=0.5), "1.0 (float)"),
+    ("radius", _solve(radius=1.0, lower=0.5), "1.0 (float)"),
+    ("backend", _solve(level=0.5, backend="cpu"), '"cpu"'),
+    ("backend", _solve(lower=0.0, backend="triton"), '"triton"'),
+    ("backend", _solve(radius=1.0, backend="gpu"), "'gpu'"),
+    ("level", lambda: explain(h, b, a, level=-1.0), "-1.0 (float)"),
+    ("w0", _solve(b=_zeros(B, d, 2), w0=_zeros(B, d)), "(2, 3)"),
+    ("backend", _solve(b=_zeros(B, d, 1), backend="cpu"), '"cpu"'),
+    *(
+        row
+        for call in (_stack, _predict, _loss)
+        for row in (
+            ("responses", call(responses=0), "0 (int)"),
+            ("responses", call(responses=D + 1), "5 (int)"),
+            ("q", call(responses=2), "(3, 2, 3, 3)"),
+            ("q", call(responses=D, q=_zeros(L, H, 0, 0)), "(3, 2, 0, 0)"),
+        )
+    ),
+    ("backend", _stack(responses=2, q=_zeros(L, H, 2, 2), backend="triton"), '"triton"'),
+    ("target", _loss(responses=2, q=_zeros(L, H, 2, 2)), "(2, 1)"),
+    ("target", _loss(target=_zeros(B, 1, 1)), "(2, 1, 1)"),
     # Every tensor lives where the tasks do.
     ("q", _stack(q=q.to(META)), "meta"),
     ("p", _stack(p=p.to(META)), "meta"),
@@ -201,6 +236,7 @@ VALUE_ERRORS: list[tuple[str, Call, str]] = [
     ("context", _gram(context=torch.ones(B, dtype=torch.int64, device=META)), "meta"),
     ("b", _solve(b=b.to(META)), "meta"),
     ("w0", _solve(w0=b.to(META)), "meta"),
+    ("upper", _solve(upper=b[:1].to(META)), "meta"),
 ]
 
 NOT_TOKENS: list[tuple[Any, str]] = [
@@ -237,6 +273,8 @@ TYPE_ERRORS: list[tuple[str, Call, str]] = [
     ("queries", _predict(queries=1.0), "1.0 (float)"),
     ("queries", _loss(queries=torch.tensor(1)), "int64"),
     ("layers", _predict(layers=1), "1 (int)"),
+    *(("responses", call(responses=2.0), "2.0 (float)") for call in (_stack, _predict, _loss)),
+    ("responses", _stack(responses=True), "True (bool)"),
     ("layers", _solve(layers=None), "None (NoneType)"),
     ("target", _loss(target=None), "NoneType"),
     ("target", _loss(target=target.long()), "int64"),
@@ -258,6 +296,10 @@ TYPE_ERRORS: list[tuple[str, Call, str]] = [
     ("h", _solve(h=h.long()), "int64"),
     ("a", _solve(a=a.to(torch.complex64)), "complex64"),
     ("w0", _solve(w0=0.0), "0.0 (float)"),
+    ("level", _solve(level=b[:1].double()), "float64"),
+    ("lower", _solve(lower=True), "True (bool)"),
+    ("upper", _solve(upper="1"), "'1' (str)"),
+    ("radius", _solve(radius=a[0, :1, :1].long()), "int64"),
 ]
 
 

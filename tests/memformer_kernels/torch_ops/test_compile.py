@@ -65,6 +65,15 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
             normal(seeded(7), 2, 2, 1),
         ),
     ),
+    "proximal steps": (
+        lambda h, b, a, level: lfom_solve(h, b, a, level=level, lower=0.0, layers=True),
+        (
+            normal(seeded(4), 3, 2, 2),
+            normal(seeded(5), 3, 2),
+            normal(seeded(6), 2, 2, 2),
+            normal(seeded(7), 2, 1, scale=0.1),
+        ),
+    ),
 }
 
 

@@ -19,7 +19,7 @@ from tests.memformer_kernels.paths import BACKENDS, PATHS, Path, on_every_backen
 OPS = torch.ops.memformer_kernels
 NAMES = (
     *("context_gram", "stack", "predict", "loss", "prefix_predict", "prefix_loss", "layer", "lfom_solve"),
-    *("linear_attention", "register_update"),
+    *("proximal_solve", "linear_attention", "register_update"),
 )
 BACKWARDS = tuple(f"{name}_backward" for name in NAMES if not name.endswith("loss"))
 RAGGED = torch.tensor([1, 3, 2])
@@ -141,6 +141,24 @@ def test_layer(backend: str, per_head: bool) -> None:
 @pytest.mark.parametrize("full", [False, True])
 def test_lfom_solve(backend: str, layers: bool, full: bool) -> None:
     torch.library.opcheck(OPS.lfom_solve.default, (*_quadratic_tensors(full), layers, backend))
+
+
+def _proximal_tensors(ball: bool) -> list[Any]:
+    generator = seeded(10)
+    if ball:
+        return [None, None, None, normal(generator, 2, 1).abs().requires_grad_()]
+    bounds = (normal(generator, *shape).abs() for shape in ((2, 2), (), (2,)))
+    level, lower, upper = ((sign * x).requires_grad_() for sign, x in zip((0.2, -1, 1), bounds, strict=True))
+    return [level, lower, upper, None]
+
+
+@pytest.mark.parametrize("ball", [False, True])
+def test_proximal_solve(ball: bool) -> None:
+    tensors = [*_quadratic_tensors(full=ball), *_proximal_tensors(ball)]
+    torch.library.opcheck(OPS.proximal_solve.default, (*tensors, ball, "torch"))
+    grad = normal(seeded(11), 2 if ball else 1, 3, 2)
+    options = (ball, "torch", _needs(tensors))
+    torch.library.opcheck(OPS.proximal_solve_backward.default, (grad, *_detached(tensors), *options))
 
 
 @pytest.mark.parametrize(("name", "path"), ON_PATHS, ids=str)

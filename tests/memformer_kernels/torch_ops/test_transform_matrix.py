@@ -84,6 +84,11 @@ CALLS = {
         lambda h, b, a, gamma: reference.lfom_solve(h, b, a, gamma)[-1],
         (_random(11, 2, 2, 2), _random(12, 2, 2), _random(13, 2, 2, 2), _random(14, 2, 2, 1)),
     ),
+    "proximal_solve": Call(
+        lambda h, b, a, level: lfom_solve(h, b, a, level=level, lower=-0.4),
+        lambda h, b, a, level: reference.lfom_solve(h, b, a, level=level, lower=-0.4)[-1],
+        (_random(11, 2, 2, 2), _random(12, 2, 2), _random(13, 2, 2, 2), 0.1 * _random(21, 2, 1).abs()),
+    ),
     "linear_attention": Call(
         lambda q, k, v: linear_attention(q, k, v, causal=True),
         lambda q, k, v: reference.linear_attention(q, k, v, causal=True),

@@ -54,6 +54,7 @@ Q, P = _stacked(2, 2, 2, 2, seed=3), _stacked(2, 2, 2, 2, seed=4)
 GAMMA = _stacked(2, 2, 1, 1, 3, seed=5)
 H, B, A = _stacked(2, 3, 3, seed=6), _stacked(2, 3, seed=7), _stacked(2, 3, 3, seed=8)
 W0, G = _stacked(2, 3, seed=9), _stacked(2, 2, 3, seed=10)
+LEVEL = 0.3 * _stacked(2, 3, seed=13).abs()
 R, WEIGH = _stacked(2, 1, 5, 3, seed=11), _stacked(2, 1, 5, 3, seed=12)
 FUNCTIONS: dict[str, tuple[Function, tuple[Tensor, ...], int]] = {
     "stack": (lambda z, q, p, gamma: memformer_stack(z, q, p, gamma, context=3), (Z, Q, P, GAMMA), 1),
@@ -64,6 +65,12 @@ FUNCTIONS: dict[str, tuple[Function, tuple[Tensor, ...], int]] = {
     "gram": (lambda z: context_gram(z, 3), (Z,), 1),
     "layer": (lambda z, r, q, weigh: memformer_layer(z, q, None, [r], weigh, context=3), (Z, R, Q[:, 0], WEIGH), 2),
     "solve": (lambda h, b, w0, a, gamma: lfom_solve(h, b, a, gamma, w0=w0), (H, B, W0, A, G), 3),
+    "proximal steps": (
+        lambda h, b, w0, a, level, upper: lfom_solve(h, b, a, w0=w0, level=level, lower=-0.5, upper=upper),
+        (H, B, W0, A, LEVEL, 1 + LEVEL),
+        3,
+    ),
+    "ball": (lambda h, b, w0, a, radius: lfom_solve(h, b, a, w0=w0, radius=radius), (H, B, W0, A, LEVEL[..., :1]), 3),
     "iterates": (lambda h, b, w0, a, gamma: lfom_solve(h, b, a, gamma, w0=w0, layers=True), (H, B, W0, A, G), 3),
 }
 

@@ -38,7 +38,8 @@ def test_a_part_holds_if_all_its_essential_rules_do() -> None:
     assert decide([undecided, good]).parts == {"the claim": None}
     assert decide([good, good]).parts == {"the claim": True}
     verdict = decide([good, bad, undecided])
-    assert (verdict.failed, verdict.open) == (["bad"], ["undecided"])
+    assert (verdict.rules(False, essential=True), verdict.rules(None, essential=True)) == (["bad"], ["undecided"])
+    assert decide([good, bad, Check("hint", True, essential=False)]).held == "1 of 2"
 
 
 def test_a_verdict_needs_an_essential_check() -> None:
@@ -72,11 +73,17 @@ def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], 
         (_curve(1.0, math.inf), _curve(1.5, 1.5), None),
         (_curve(0.0, 0.1, sampling=(0.2,)), _curve(0.1, 0.2), None),
         # More training can only lower a curve.
-        (_curve(0.0), _curve(1.0, optimum=(0.5,)), None),
+        (_curve(0.0), _curve(1.0, optimum=(-0.5,)), None),
+        (_curve(0.0), _curve(1.0, optimum=(0.5,)), True),
         (_curve(0.0), _curve(1.0, optimum=(0.99,)), True),
-        (_curve(0.0), _curve(1.0, longer=((0.9,),)), None),
+        (_curve(0.0), _curve(1.0, longer=((0.7,),)), None),
+        (_curve(0.0), _curve(1.0, longer=((0.9,),)), True),
+        (_curve(-math.inf), _curve(1.0, longer=((0.7,),)), True),
         (_curve(0.0), _curve(1.0, longer=((1.1,), (0.99,))), True),
-        (_curve(1.0, optimum=(0.5,)), _curve(0.0), None),
+        (_curve(1.0, optimum=(-0.5,)), _curve(0.0), None),
+        (_curve(1.0, optimum=(0.5,)), _curve(0.0), False),
+        (_curve(1.0, longer=((0.7,),)), _curve(0.0), None),
+        (_curve(1.0, longer=((0.9,),)), _curve(0.0), False),
         (_curve(1.0, optimum=(1.0,)), _curve(0.0), False),
         (_curve(0.1), _curve(math.inf, optimum=(0.0,)), None),
         (_curve(math.inf, optimum=(0.5,)), _curve(0.0), False),
@@ -87,6 +94,7 @@ def _curve(*values: float, **more: tuple[float, ...] | tuple[tuple[float, ...], 
         # A limit is one on what training finds.
         (_curve(0.2, optimum=(0.0,)), 0.1, False),
         (_curve(0.2, longer=((0.05,),)), 0.1, None),
+        (_curve(0.7, longer=((0.6,),)), 0.1, False),
         (_curve(0.2, longer=((0.2,),)), 0.1, False),
         (_curve(0.0, math.inf), 0.1, False),
         (_curve(math.nan), 0.1, False),

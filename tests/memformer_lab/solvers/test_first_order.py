@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from memformer_kernels.nn import RULES, Memformer
-from memformer_lab.solvers.first_order import first_order_method, implied_weights
+from memformer_lab.solvers.first_order import first_order_method, implied_weights, reads_statistics_alone
 from memformer_lab.solvers.judging import quadratics_of
 from memformer_lab.tasks.gaussian import GaussianTasks
 
@@ -43,3 +43,11 @@ def test_a_response_only_model_is_its_first_order_method(rule: str, heads: int) 
         weights = method.solver(layers=True)(h, b)
     found = (batch.z[:, 15:, :-1] @ weights.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+
+
+def test_a_model_of_several_responses_reads_no_task_of_one() -> None:
+    one, several = (Memformer(3, 2, responses=m, device="cpu", dtype=torch.float64) for m in (1, 2))
+    assert reads_statistics_alone(one)
+    assert first_order_method(one) is not None
+    assert not reads_statistics_alone(several)
+    assert first_order_method(several) is None

@@ -225,3 +225,9 @@ def test_a_preconditioned_optimiser_is_that_optimiser_on_whitened_tasks() -> Non
     torch.testing.assert_close(found, whitened @ root, rtol=1e-7, atol=1e-9)
     plain = preconditioned_steps("conjugate_gradient", 3.0 * torch.eye(4, dtype=torch.float64), 3)(drawn.h, drawn.b)
     torch.testing.assert_close(plain, steps_of("conjugate_gradient", 3)(drawn.h, drawn.b), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("wrong", [math.inf, math.nan])
+def test_errors_that_are_mostly_no_numbers_have_no_small_median(wrong: float) -> None:
+    (found,) = Tally.of(torch.tensor([[1.0] * 20 + [wrong] * 30]), block=1).estimates(0)
+    assert found.log_mean == found.log_median == math.inf

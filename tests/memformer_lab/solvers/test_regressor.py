@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_array
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression, RidgeCV
 from sklearn.metrics import r2_score
@@ -163,6 +164,44 @@ def test_constant_columns_and_responses() -> None:
     assert (MemformerRegressor().fit(np.full((9, 2), 0.1), np.arange(9.0)).coef_ == 0).all()
 
 
+def _of_several() -> tuple[np.ndarray, np.ndarray]:
+    """Features, and three responses of which the last is constant."""
+    x, y = _linear(60, 4)
+    return x, np.column_stack([y, _linear(60, 4, seed=3)[1], np.full(60, 2.5)])
+
+
+@pytest.mark.parametrize("weights", [None, np.arange(60) % 4], ids=["plain", "weighted"])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_responses_are_answered_each_by_itself(rescale: bool, weights: np.ndarray | None) -> None:
+    x, y = _of_several()
+    model = MemformerRegressor(rescale).partial_fit(x, y, weights, decay=0.98)
+    assert model.coef_.shape == (3, 4)
+    assert model.intercept_.shape == (3,)
+    made = model.predict(x[:7])
+    assert made.shape == (7, 3)
+    for response in range(3):
+        alone = MemformerRegressor(rescale).partial_fit(x, y[:, response], weights, decay=0.98)
+        assert alone.coef_.shape == (4,)
+        assert isinstance(alone.intercept_, float)
+        np.testing.assert_allclose(made[:, response], alone.predict(x[:7]), rtol=1e-9)
+    np.testing.assert_array_equal(made[:, 2], np.full(7, 2.5))
+    one = MemformerRegressor(rescale).fit(x, y[:, :1])
+    assert one.predict(x).shape == (60, 1)
+
+
+def test_several_responses_may_come_in_parts() -> None:
+    x, y = _of_several()
+    whole, parts = MemformerRegressor().fit(x, y), MemformerRegressor()
+    for rows in (slice(0, 20), slice(20, 60)):
+        parts.partial_fit(x[rows], y[rows])
+    np.testing.assert_allclose(parts.predict(x), whole.predict(x), rtol=1e-9)
+    with pytest.raises(ValueError, match="y: expected 3 responses, as before, got 2"):
+        parts.partial_fit(x, y[:, :2])
+    with pytest.raises(TypeError, match="y: expected a dense array, got a sparse csr_array"):
+        parts.fit(x, csr_array(y))
+    np.testing.assert_allclose(parts.predict(x), whole.predict(x), rtol=1e-9)
+
+
 def test_bad_input_is_refused() -> None:
     x, y = _linear(10, 2)
     with pytest.raises(ValueError, match="1 sample"):
@@ -190,9 +229,9 @@ def test_the_nearest_network_is_taken(d: int, rows: int, ratio: int) -> None:
 
 def test_shipped_weights_solve_easy_contexts() -> None:
     h = np.eye(5)
-    b = np.array([0.5, -0.3, 0.1, 0.6, 0.2])
+    b = np.array([[0.5, -0.3, 0.1, 0.6, 0.2], [0.0, 0.4, 0.0, -0.4, 0.3]])
     found = shipped_weights(h, b, 320)
-    assert float(np.linalg.norm(found - b) / np.linalg.norm(b)) < 0.1
+    assert (np.linalg.norm(found - b, axis=1) / np.linalg.norm(b, axis=1) < 0.1).all()
 
 
 def test_training_is_repeatable() -> None:
