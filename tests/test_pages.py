@@ -17,7 +17,7 @@ from tests.pages import PAGES, ROOT, examples, one_line, rows, run, section, tex
 SUFFIXES = "py|md|h|cpp|cu|cuh|txt|json|toml|cff|png|in"
 WRITTEN_BY_OTHERS = {"e19_name.py", "metrics.jsonl", "virtual-gpu.json", "report.html", "data.csv"}
 OLD_WORDS = ("anew", "beside", "mend", "mended", "weigh", "weighs", "weighed")
-NUMBERS = {7: "seven", 18: "eighteen"}
+NUMBERS = {7: "seven", 24: "twenty-four"}
 SET_BY_OTHERS = {"PYTHONPATH", "RANK", "WORLD_SIZE"}
 """Variables of Python and torchrun that tests read."""
 

@@ -8,10 +8,11 @@ import memformer_kernels
 from benchmarks import readme
 from memformer_kernels.nn import RULES
 from tests.pages import ROOT, examples, one_line, rows, run, section, text_of
-from tests.test_lab_page import experiments, means, verdicts
+from tests.test_lab_page import experiments, means, memory_of_gdpp, number, verdicts
 
 README = text_of("README.md")
 EXAMPLES = examples("README.md")
+SHIFTED = {"LFOM": "LFOM, one covariance", "CGD": "CGD, 4 steps"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES[1:], ids=range(1, len(EXAMPLES)))
@@ -98,13 +99,10 @@ def test_the_bullets_of_the_literature_are_what_the_experiments_found() -> None:
     assert float(learnt[0]) < float(learnt[1])
     assert float(plain[0]) > float(plain[1])
 
-    control, gains = "none, wide: one weight a layer and feature", found["memory"]["results"]["numbers"]
-    fixed = gains[f"gain of lfom over '{control}', A free and Bm = 0"]
-    assert (
-        f"memory lowers ln of the error by {abs(fixed):.2f} more than a weight for each layer and feature does" in said
-    )
-    assert (
-        gains[f"gain of lfom over '{control}', A and Bm free"] < 0.1 * gains["gain of lfom over 'none', A and Bm free"]
-    )
-    heads = means(found["heads"], "mean", "2 layers, more heads")
-    assert f"({heads[5.0]:.2f} against {heads[1.0]:.2f})" in said
+    shift = {who: means(found["shift"], "shift", label)[4.0] for who, label in SHIFTED.items()}
+    assert f"ln of the relative error is {shift['LFOM']:.1f}, conjugate gradients have {shift['CGD']:.2f}" in said
+    assert shift["LFOM"] > shift["CGD"]
+
+    fixed = abs(number(found["memory"], "what memory takes off ln of the optimum, A free"))
+    assert f"Memory takes {fixed:.2f} off ln of the best error while features stay" in said
+    assert f"and {memory_of_gdpp(found):.2f} off ln of the median with Bm free" in said
