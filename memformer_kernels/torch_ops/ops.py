@@ -164,7 +164,7 @@ def _loss_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _prefixes(tensors: Sequence[Any], first: int, form: str) -> Network:
-    return Network._make((*tensors, None, first, form_named(form)))
+    return Network(*tensors, None, first, form_named(form))
 
 
 def _prefix_predict(*arguments: Any) -> Tensor:
