@@ -86,10 +86,10 @@ def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implemen
     """The package's own functions."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        network = (case.z, case.q, *case.parameters)
+        z, q, parameters = case.z, case.q, case.parameters
         options = {**case.options, "backend": backend, "algorithm": algorithm}
-        tokens = memformer_stack(*network, **options)
-        predictions = memformer_predict(*network, queries=case.queries, layers=True, **options)
+        tokens = memformer_stack(z, q, *parameters, **options)
+        predictions = memformer_predict(z, q, *parameters, queries=case.queries, layers=True, **options)
         return tokens, predictions
 
     return run
@@ -99,9 +99,10 @@ def in_form(form: str) -> Implementation:
     """A reference form: literal, reassociated or gram."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        network, options = (case.z, case.q, *case.parameters), {**case.options, "form": form}
-        tokens = reference.stack(*network, **options)
-        predictions = reference.predict(*network, queries=case.queries, **options)
+        z, q, parameters = case.z, case.q, case.parameters
+        options = {**case.options, "form": form}
+        tokens = reference.stack(z, q, *parameters, **options)
+        predictions = reference.predict(z, q, *parameters, queries=case.queries, **options)
         return tokens, predictions
 
     return run

@@ -173,6 +173,7 @@ def check_network(
     gate: object,
     context: object,
     weights: object = None,
+    *,
     responses: object = 1,
 ) -> Problem:
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""

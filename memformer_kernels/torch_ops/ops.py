@@ -42,7 +42,7 @@ def _network(tensors: Sequence[Any], form: str) -> Network:
 
 def _layer_of(tensors: Sequence[Any], form: str) -> Layer:
     *own, weights, context = tensors
-    return Layer(*own, context, form_named(form), weights)
+    return Layer._make((*own, context, form_named(form), weights))
 
 
 def _needed(needs: Sequence[bool], weights: Tensor | None) -> Sequence[bool]:
@@ -164,7 +164,7 @@ def _loss_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _prefixes(tensors: Sequence[Any], first: int, form: str) -> Network:
-    return Network(*tensors, None, first, form_named(form))
+    return Network._make((*tensors, None, first, form_named(form), None))
 
 
 def _prefix_predict(*arguments: Any) -> Tensor:

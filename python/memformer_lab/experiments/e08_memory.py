@@ -203,8 +203,8 @@ def judge(results: Results) -> Sequence[Check]:
     # What the parameters allow is not yet learnt.
     for key, shown in (("scalar", _SCALAR), ("block", _MOVING)):
         text = f"lfom as trained is below '{SCALES}' by {_RESOLUTION}, {shown}"
-        lfom, control = (_at(results[key], rule) for rule in (LFOM, SCALES))
-        checks.append(below(text, lfom, control, 0, -_RESOLUTION, part=f"with {shown}"))
+        lfom, scales = (_at(results[key], rule) for rule in (LFOM, SCALES))
+        checks.append(below(text, lfom, scales, 0, -_RESOLUTION, part=f"with {shown}"))
     for name, shown in (("free", _FREE), ("scalar", _SCALAR), ("block", _MOVING)):
         for control in (NONE, SCALES, HEADS):
             text = f"lfom as trained is below '{control}', {shown}"
