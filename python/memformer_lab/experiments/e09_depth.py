@@ -184,7 +184,9 @@ def find(results: Results) -> str:
         f"At {deepest:g} layers {unstable:.0%} of unclipped random starts fail; at {shown:g} ours reaches "
         f"{ours.mean(shown):.2f}, clipped to 1 {losses[_DEFAULT].mean(shown):.2f}, to 0.01 "
         f"{losses[_HARSH].mean(shown):.2f} (median {medians[_HARSH].mean(shown):.1f}), the optimum "
-        f"{losses[_BEST].mean(shown):.2f} (median {medians[_BEST].mean(shown):.1f})."
+        f"{losses[_BEST].mean(shown):.2f} (median {medians[_BEST].mean(shown):.1f}); at {deepest:g} ours reaches "
+        f"{ours.mean(deepest):.2f}, {results['excess'][_OURS].mean(deepest):.2f} above the optimum on those tasks, a "
+        f"random start clipped to 0.01 {losses[_CLIPPED].mean(deepest):.2f}."
     )
 
 

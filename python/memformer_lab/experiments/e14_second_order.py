@@ -132,17 +132,19 @@ def _condition_checks(results: Results) -> list[Check]:
 
 def find(results: Results) -> str:
     """Where the deepest network stands among the iterations of each algorithm."""
-    depth, likeness, matches, turned = (results[name] for name in ("depth", "similarity", "matches", "turned"))
-    ours, last = depth[GDPP], likeness.places[-1]
+    depth, likeness, turned = (results[name] for name in ("depth", "similarity", "turned"))
+    ours = depth[GDPP]
     deepest = max(x for x in ours.x if math.isfinite(ours.mean(x)))
-    like = {name: likeness[f"{GDPP}, {name}"].mean(last) for name in ("GD", "CGD", "Newton")}
-    nearest = max(like, key=lambda name: (not math.isnan(like[name]), like[name]))
-    iteration = matches[f"{GDPP}, {nearest}"].mean(last)
+    nearest = []
+    for place in likeness[f"{GDPP}, Newton"].x:
+        like = {name: likeness[f"{GDPP}, {name}"].mean(place) for name in ("GD", "CGD", "Newton")}
+        name = max(like, key=lambda name: (not math.isnan(like[name]), like[name]))
+        nearest.append(f"{name} ({like[name]:.2f})")
     return (
         f"GD++ of {deepest:g} layers, the most that no seed diverged at, has error {ours.mean(deepest):.2f}, "
-        f"{deepest:g} CGD steps {depth['CGD'].mean(deepest):.2f}; at {last:g} layers its errors are most like "
-        f"iteration {iteration:.0f} of {nearest} (cosine {like[nearest]:.2f}); at condition 100 it has "
-        f"{turned[GDPP].mean(100):.2f}, CGD {turned[f'CGD, {TURNED_LAYERS}'].mean(100):.2f}, and medians of "
+        f"{deepest:g} CGD steps {depth['CGD'].mean(deepest):.2f}; by layers the most similar iterations of any are of "
+        f"{', '.join(nearest)}, with the cosine of errors; at condition 100 its mean is {turned[GDPP].mean(100):.2f}, "
+        f"that of CGD {turned[f'CGD, {TURNED_LAYERS}'].mean(100):.2f}, the medians "
         f"{turned[f'{GDPP}, median'].mean(100):.2f} and {turned[f'CGD, {TURNED_LAYERS}, median'].mean(100):.2f}"
     )
 

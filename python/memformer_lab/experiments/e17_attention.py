@@ -117,12 +117,15 @@ def find(results: Results) -> str:
     """The deepest models side by side."""
     panel = results["attention"]
     deepest = panel.series[0].x[-1]
+    median = {kind: results["median"][kind.label].mean(deepest) for kind in KINDS}
     value = {kind: panel[kind.label].mean(deepest) for kind in KINDS}
     return (
         f"At {deepest:g} layers one head of linear attention reaches {value[LINEAR]:.2f}, softmax "
-        f"{value[SOFTMAX]:.2f}, ReLU {value[RELU]:.2f}; two softmax heads reach {value[TWO_HEADS]:.2f}; a feed-forward "
+        f"{value[SOFTMAX]:.2f}, ReLU {value[RELU]:.2f}; two softmax heads reach {value[TWO_HEADS]:.2f} (medians "
+        f"{median[TWO_HEADS]:.2f} against {median[SOFTMAX]:.2f} of one); a feed-forward "
         f"block changes linear attention by {value[LINEAR_WIDE] - value[LINEAR]:+.2f}, softmax attention by "
-        f"{value[SOFTMAX_WIDE] - value[SOFTMAX]:+.2f}"
+        f"{value[SOFTMAX_WIDE] - value[SOFTMAX]:+.2f} (medians by {median[LINEAR_WIDE] - median[LINEAR]:+.2f} and "
+        f"{median[SOFTMAX_WIDE] - median[SOFTMAX]:+.2f})"
     )
 
 

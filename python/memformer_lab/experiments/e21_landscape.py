@@ -136,13 +136,16 @@ def judge(results: Results) -> Sequence[Check]:
 def find(results: Results) -> str:
     """Both losses, both condition numbers, and the tail indices at the ends."""
     training, condition = results["training"], results["condition"]
-    last, noise = training.series[0].x[-1], results["noise"]["gradient noise"]
+    last, noise = training.series[0].x[-1], results["noise"]
+    ours, gaussian = (noise[name] for name in ("gradient noise", "Gaussian, same covariance"))
+    tails = ", ".join(f"{ours.mean(x):.1f} ({name})" for x, name in enumerate(noise.categories))
+    normal = f"{min(map(gaussian.mean, gaussian.x)):.1f} to {max(map(gaussian.mean, gaussian.x)):.1f}"
     losses, numbers = ((panel["Adam"].mean(last), panel["SGD"].mean(last)) for panel in (training, condition))
     correlations = " and ".join(f"{results['smoothness'][name].mean(0.0):.2f}" for name in ("Adam", "SGD"))
     return (
         f"After {last:g} steps Adam is at {losses[0]:.2f}, SGD at {losses[1]:.2f}, ln condition numbers "
-        f"{numbers[0]:.1f} and {numbers[1]:.1f}; noise has tail index {noise.mean(0.0):.1f} (sphere) to "
-        f"{noise.mean(3.0):.1f} (gamma); curvature and gradient correlate by {correlations}"
+        f"{numbers[0]:.1f} and {numbers[1]:.1f}; noise has tail indices of {tails}, Gaussian noise {normal}; curvature "
+        f"and gradient correlate by {correlations}"
     )
 
 

@@ -80,11 +80,13 @@ def find(results: Results) -> str:
     largest = max(
         curve.mean(x) for name in ("inverse", "prediction") for curve in results[name].series for x in curve.x
     )
-    numbers, residual = results.numbers, results["residual"].series[0]
+    numbers, residual = results.numbers, results["residual"]
+    last = residual.places[-1]
+    left = " and ".join(f"e^{one.mean(last):.1f} ({one.label})" for one in residual.series)
     return (
         f"k + {numbers[_EXTRA]:.0f} layers of {numbers[_HEADS]:.0f} head on tokens of {numbers[_WIDTH] * _D:.0f} "
-        f"numbers for d = {_D} run k iterations, and differ from them by {largest:.0e}; after {residual.x[-1]:g} "
-        f"iterations the median residual on isotropic tasks is e^{residual.mean(residual.x[-1]):.1f}"
+        f"numbers for d = {_D} run k iterations, and differ from them by {largest:.0e}; after {last:g} "
+        f"iterations the median residual is {left}"
     )
 
 

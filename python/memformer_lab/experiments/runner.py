@@ -106,7 +106,10 @@ def judge_again(names: Sequence[str], setting: Setting, folder: Path) -> list[Ou
     for one in map(find, names):
         outcome = read_outcome(folder, one, setting, any_code=True)
         if outcome is None:
-            raise ValueError(f"{folder / one.name}.json: expected {setting.scale} results of seed {setting.seed}")
+            raise ValueError(
+                f"{folder}: expected {setting.scale} results of seed {setting.seed} in {one.name}.json, found none: "
+                "name experiments and their scale, or run them first"
+            )
         outcomes.append(outcome)
     for outcome in outcomes:
         write_outcome(folder, outcome)

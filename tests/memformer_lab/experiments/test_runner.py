@@ -161,7 +161,7 @@ def test_results_of_other_code_are_judged_again_without_a_run(folder: Path, tmp_
     arguments = ["reproduce", "18", "12", "--tiny", "--judge", "--out", str(tmp_path)]
     refused = CliRunner().invoke(app, arguments)
     assert refused.exit_code == 2
-    assert "learnability.json: expected tiny results of seed 0" in " ".join(refused.stderr.split())
+    assert "expected tiny results of seed 0 in learnability.json" in " ".join(refused.stderr.split())
     assert CliRunner().invoke(app, [*arguments[:2], *arguments[3:]]).exit_code == 0
 
 
