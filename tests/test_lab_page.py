@@ -186,7 +186,7 @@ def test_the_claims_sentences_are_what_the_experiments_found() -> None:
     }
     same, other, every = 0.0, 4.0, 5.0
     assert f"go from {shift['one'][same]:.2f} to {shift['one'][other]:.1f}, relative to the variance" in said
-    assert f"conjugate gradients have {shift['cgd'][other]:.2f}. Trained" in said
+    assert f"conjugate gradients have {shift['cgd'][other]:.2f}. With Bm free" in said
     typical = [
         means(records["shift"], "medians", label)[every]
         for label in ("LFOM with Bm free, a rotation a prompt", "CGD, 4 steps")
