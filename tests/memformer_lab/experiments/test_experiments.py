@@ -112,7 +112,7 @@ _BEST = {
     "one-layer": lambda p, s, x, v: 0.001,
     "second-order": lambda p, s, x, v: _second_order(p, s, x),
     "families": lambda p, s, x, v: -9.0 if s.label.startswith("LFOM") else 0.0,
-    "real": lambda p, s, x, v: -9.0 if s.label in ("Memformer less the method", "spent less saved") else -1.0,
+    "real": lambda p, s, x, v: {"Memformer less the method": -9.0, "saved by the start": 2.0}.get(s.label, -1.0),
     "attention": lambda p, s, x, v: _attention(s),
     "mixed-noise": lambda p, s, x, v: -9.0 if "dense" in s.label else -8.99 if "adaptive" in s.label else 0.0,
     "published": lambda p, s, x, v: 1e-15,
@@ -286,8 +286,8 @@ def test_memory_is_judged_by_optima_and_by_best_coefficients(tiny: dict[str, Res
 
     def with_gain(moving: float) -> Results:
         def value(panel: Panel, one: Series, x: float, old: float) -> float:
-            best = panel.name.startswith("block") and names[int(x)] == e08_memory.BEST_LFOM
-            return -moving if best else 0.0
+            gains = panel.name.startswith("block") and names[int(x)] in (e08_memory.BEST_LFOM, e08_memory.LFOM)
+            return -moving if gains else 0.0
 
         return _changed(results, value)
 
