@@ -218,9 +218,11 @@ def test_the_claims_sentences_are_what_the_experiments_found() -> None:
     assert f"where ours reaches {ours[8.0]:.2f}" in said
 
 
-def test_examples_classify() -> None:
+def test_examples_run_as_pasted_and_classify() -> None:
     """Far more often right than one time in three."""
-    trained, shipped = (float(run(code).split(": ")[1]) for code in examples(PAGE)[-2:])
+    explained, *classified = (run(code) for code in examples(PAGE))
+    assert "zeros: " in explained
+    trained, shipped = (float(printed.split(": ")[1]) for printed in classified)
     assert trained > 0.6
     assert shipped > 0.9
 

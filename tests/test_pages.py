@@ -21,7 +21,7 @@ NUMBERS = {7: "seven", 24: "twenty-four"}
 SET_BY_OTHERS = {"PYTHONPATH", "RANK", "WORLD_SIZE"}
 """Variables of Python and torchrun that tests read."""
 
-RUN_ELSEWHERE = ("README.md", "docs/frameworks.md", "docs/layer.md", "docs/virtual-gpu.md")
+RUN_ELSEWHERE = ("README.md", "docs/frameworks.md", "docs/lab.md", "docs/layer.md", "docs/virtual-gpu.md")
 """Pages whose code other tests run."""
 
 

@@ -32,6 +32,7 @@ def test_both_language_models_start_alike() -> None:
     torch.testing.assert_close(*outs)
 
 
+@pytest.mark.slow
 def test_the_regressor_trains_its_encoder_through_the_memformer(tmp_path: Path) -> None:
     figure = tmp_path / "curves.png"
     errors = in_context_regressor.main(["--steps", "60", "--batch", "128", "--figure", str(figure)])

@@ -55,7 +55,7 @@ def test_public_names_are_documented(name: str) -> None:
 
 
 def test_signatures_are_the_contract() -> None:
-    parameters = "z, q, p, gamma, beta, gate, *, context, backend, algorithm"
+    parameters = "z, q, p, gamma, beta, gate, *, context, responses, backend, algorithm"
     signatures = {
         "memformer_stack": parameters,
         "memformer_predict": parameters.replace("context,", "context, queries, layers,"),

@@ -75,6 +75,7 @@ def test_a_record_takes_cases_one_by_one(tmp_path: Path) -> None:
     assert again.replaced("no such case", (90,), [better]).kernels == [made, better]
 
 
+@pytest.mark.slow
 def test_hot_kernels_for_sm_90_neither_spill_nor_overflow_shared_memory() -> None:
     finished = _compile(*HOT, "--architecture", "90")
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -249,6 +249,7 @@ def _collected(*arguments: str) -> set[str]:
     return {line for line in done.stdout.splitlines() if "::" in line}
 
 
+@pytest.mark.slow
 def test_every_gpu_test_is_in_one_part() -> None:
     parts = [_collected(*gpu_parts.TESTS[name]) for name in ("tests_cuda", "tests_triton", "tests_torch")]
     assert all(parts)

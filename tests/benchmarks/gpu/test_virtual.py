@@ -35,6 +35,7 @@ def case_of(name: str, backend: str) -> Case:
     return next(case for case in cases() if (case.name, case.backend) == (name, backend))
 
 
+@pytest.mark.slow
 @needs_ptxas
 @pytest.mark.skipif(library.missing() is not None, reason=str(library.missing()))
 def test_a_case_of_the_cuda_backend_is_counted_as_the_committed_record_has_it() -> None:

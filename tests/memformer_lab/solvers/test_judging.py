@@ -154,6 +154,7 @@ def test_estimates_of_a_known_distribution() -> None:
         assert found.log_median == pytest.approx(math.log(mean * math.log(2)), abs=0.012)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_mean() -> None:
     """100 intervals of 95% miss more than 13 times with odds of 5 * 10^-4."""
     misses = 0

@@ -46,6 +46,7 @@ def test_float32_is_within_the_twin_budget(structure: str, sizes: dict[str, int]
     assert twin_violations(public("triton", "gram"), case) == {}
 
 
+@pytest.mark.slow
 def test_a_long_context_is_spread_over_programs() -> None:
     """Unpatched: one task of 600 tokens, its loss, predictions after every layer and all gradients."""
     assert triton_spread.spreads(1, 600)

@@ -300,6 +300,7 @@ def test_wider_tasks_than_a_tile() -> None:
     assert _violations(case) == {}
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_bits() -> None:
     case = make_case(tasks=70, structure="response-only", heads=1).to(torch.float32)
     target = torch.ones(70, 1)
@@ -312,7 +313,7 @@ def test_the_same_call_gives_the_same_bits() -> None:
         assert torch.equal(once, again)
 
 
-@pytest.mark.parametrize("width", [6, 65])
+@pytest.mark.parametrize("width", slow_but((6,), [6, 65]))
 def test_configurations_of_other_architectures_compute_the_same(width: int) -> None:
     """For Ampere fewer narrow tasks a program, and from 65 features a matrix that is read again."""
     tasks = 20 if width == 6 else 2
