@@ -163,7 +163,7 @@ def memformer_predict(
         >>> memformer_predict(z, q, context=20).shape
         torch.Size([8, 1])
     """
-    found = call.predict(z, q, p, gamma, beta, gate, context, responses, queries, layers, backend, algorithm)
+    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, runs_on)
@@ -232,7 +232,7 @@ def memformer_loss(
         >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
         >>> memformer_loss(z, target, q).backward()
     """
-    found = call.loss(z, target, q, p, gamma, beta, gate, context, responses, queries, backend, algorithm)
+    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, responses, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
     tensors = (z, target, q, p, gamma, beta, lengths)

@@ -29,8 +29,8 @@ def stack(*arguments: Any) -> Call:
 @remembered
 def predict(z: Tensor, *arguments: Any) -> Call:
     """Of `memformer_predict`."""
-    *network, queries, layers, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, layers, responses, backend, algorithm = arguments
+    checked = problem.check_network(*[z, *network, responses])
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     check_flag("layers", layers)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -39,8 +39,8 @@ def predict(z: Tensor, *arguments: Any) -> Call:
 @remembered
 def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     """Of `memformer_loss`."""
-    *network, queries, backend, algorithm = arguments
-    checked = problem.check_network(z, *network)
+    *network, queries, responses, backend, algorithm = arguments
+    checked = problem.check_network(*[z, *network, responses])
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     problem.check_target(target, z, predicted, checked.responses)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
