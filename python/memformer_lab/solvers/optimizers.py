@@ -22,7 +22,7 @@ from memformer_lab.tasks.gaussian import product
 
 def gradient_descent(h: Tensor, b: Tensor, steps: int) -> Tensor:
     """Gradient descent with the step 2 / (L + mu), the fastest constant one (Polyak 1964)."""
-    _check(h, b, steps)
+    check_quadratics(h, b, steps)
     largest, smallest = _extreme_eigenvalues(h)
     return _descend(h, b, steps, 2 * _reciprocal(largest + smallest), torch.zeros_like(largest), look_ahead=False)
 
@@ -32,7 +32,7 @@ def momentum(h: Tensor, b: Tensor, steps: int) -> Tensor:
 
     step = (2 / (sqrt(L) + sqrt(mu)))^2 and inertia = ((sqrt(kappa) - 1) / (sqrt(kappa) + 1))^2, kappa = L / mu.
     """
-    _check(h, b, steps)
+    check_quadratics(h, b, steps)
     largest, smallest = (value.sqrt() for value in _extreme_eigenvalues(h))
     inverse = _reciprocal(largest + smallest)
     return _descend(h, b, steps, (2 * inverse) ** 2, ((largest - smallest) * inverse) ** 2, look_ahead=False)
@@ -44,7 +44,7 @@ def nesterov(h: Tensor, b: Tensor, steps: int) -> Tensor:
     step = 4 / (3 L + mu) and inertia = (sqrt(3 kappa + 1) - 2) / (sqrt(3 kappa + 1) + 2), kappa = L / mu
     (Lessard, Recht and Packard, arXiv 1408.3595, proposition 1).
     """
-    _check(h, b, steps)
+    check_quadratics(h, b, steps)
     largest, smallest = _extreme_eigenvalues(h)
     root, twice = (3 * largest + smallest).sqrt(), 2 * smallest.sqrt()
     inertia = (root - twice) * _reciprocal(root + twice)
@@ -56,7 +56,7 @@ def conjugate_gradient(h: Tensor, b: Tensor, steps: int) -> Tensor:
 
     A task stops moving once its residual is at rounding level, d * eps * ||b||, where further directions are noise.
     """
-    _check(h, b, steps)
+    check_quadratics(h, b, steps)
     h, b = h.permute(1, 2, 0).contiguous(), b.T.contiguous()
     iterates = b.new_empty(steps, *b.shape)
     w, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
@@ -81,7 +81,7 @@ def iterative_newton(h: Tensor, b: Tensor, steps: int) -> Tensor:
 
     M_0 = alpha h^T with alpha = 2 / (L^2 + mu^2), which minimises the spectral radius of I - M_0 h on h's range.
     """
-    _check(h, b, steps)
+    check_quadratics(h, b, steps)
     largest, smallest = _extreme_eigenvalues(h)
     h, column = h.contiguous(), b.unsqueeze(-1)
     inverse = 2 * _reciprocal(largest.square() + smallest.square())[:, None, None] * h.mT
@@ -106,7 +106,7 @@ OPTIMIZERS: MappingProxyType[str, Callable[[Tensor, Tensor, int], Tensor]] = Map
 
 def ols(h: Tensor, b: Tensor) -> Tensor:
     """Ordinary least squares, h^+ b: (B, d), the minimum-norm solution where h is singular."""
-    _check(h, b)
+    check_quadratics(h, b)
     values, vectors = torch.linalg.eigh(h)
     inverses = _reciprocal(values * (values > _rank_tolerance(values)))
     solution: Tensor = vectors @ (inverses.unsqueeze(-1) * (vectors.mT @ b.unsqueeze(-1)))
@@ -122,7 +122,7 @@ def ridge(h: Tensor, b: Tensor, penalty: float) -> Tensor:
         TypeError: for dtypes other than float32 and float64.
         ValueError: for shapes that do not fit or a penalty that is not positive and finite.
     """
-    _check(h, b)
+    check_quadratics(h, b)
     if not 0 < penalty < float("inf"):
         raise ValueError(f"penalty must be positive and finite, got {penalty}")
     identity = torch.eye(b.shape[1], dtype=h.dtype, device=h.device)
@@ -223,7 +223,8 @@ def _reciprocal(x: Tensor) -> Tensor:
     return torch.where(x == 0, 0, x.reciprocal())
 
 
-def _check(h: Tensor, b: Tensor, steps: int = 1) -> None:
+def check_quadratics(h: Tensor, b: Tensor, steps: int = 1) -> None:
+    """Raise ValueError or TypeError for what is no batch of quadratics, or no number of steps."""
     if h.ndim != 3 or h.shape[1] != h.shape[2] or b.shape != h.shape[:2] or h.shape[1] == 0:
         raise ValueError(f"h and b must be (B, d, d) and (B, d) with d >= 1, got {tuple(h.shape)} and {tuple(b.shape)}")
     if h.dtype != b.dtype or h.dtype not in (torch.float32, torch.float64):

@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from memformer_lab.solvers.optimizers import check_quadratics
+
 
 def ista(h: Tensor, b: Tensor, steps: int, penalty: float = 0.0, *, nonnegative: bool = False) -> Tensor:
     """Proximal gradient descent (Daubechies, Defrise and De Mol, 2004); projected gradients where there is no penalty.
@@ -99,11 +101,6 @@ def _descend(h: Tensor, b: Tensor, steps: int, penalty: float, nonnegative: bool
 
 
 def _check(h: Tensor, b: Tensor, steps: int, penalty: float) -> None:
-    if h.ndim != 3 or h.shape[1] != h.shape[2] or b.shape != h.shape[:2] or h.shape[1] == 0:
-        raise ValueError(f"h and b must be (B, d, d) and (B, d) with d >= 1, got {tuple(h.shape)} and {tuple(b.shape)}")
-    if h.dtype != b.dtype or h.dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"h and b must both be float32 or both float64, got {h.dtype} and {b.dtype}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    check_quadratics(h, b, steps)
     if not 0 <= penalty < math.inf:
         raise ValueError(f"penalty must be finite and at least 0, got {penalty}")
