@@ -67,18 +67,16 @@ class SparseTasks:
         """
         check_batch(batch)
         dictionary = self.dictionary.to(device=generator.device, dtype=self.dtype)
-        weights = self._normal(generator, batch, self.d)
+        weights = _normal(generator, self.dtype, batch, self.d)
         chance = torch.rand(weights.shape, generator=generator, dtype=self.dtype, device=generator.device)
         weights *= chance < self.density
         y = weights @ dictionary.T
         if self.snr < math.inf:
             # E ||D w*||^2 = d density, since columns have norm 1 and entries are independent.
-            y += math.sqrt(self.d * self.density / self.n) * 10 ** (-self.snr / 20) * self._normal(generator, *y.shape)
+            deviation = math.sqrt(self.d * self.density / self.n) * 10 ** (-self.snr / 20)
+            y += deviation * _normal(generator, self.dtype, *y.shape)
         h = (dictionary.T @ dictionary).expand(batch, self.d, self.d)
         return Quadratics(h=h, b=y @ dictionary, weights=weights)
-
-    def _normal(self, generator: Generator, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=self.dtype, device=generator.device)
 
 
 @dataclass(frozen=True)
@@ -118,11 +116,12 @@ class NonNegativeTasks:
             ValueError: if batch < 0.
         """
         check_batch(batch)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=self.dtype, device=generator.device)
-
-        x, weights = normal(batch, self.n, self.d), normal(batch, self.d).relu()
-        y = (x @ weights.unsqueeze(-1)).squeeze(-1) + self.noise * normal(batch, self.n)
+        x = _normal(generator, self.dtype, batch, self.n, self.d)
+        weights = _normal(generator, self.dtype, batch, self.d).relu()
+        y = (x @ weights.unsqueeze(-1)).squeeze(-1) + self.noise * _normal(generator, self.dtype, batch, self.n)
         b = (y.unsqueeze(1) @ x).squeeze(1) / self.n
         return Quadratics(h=x.mT @ x / self.n, b=b, weights=weights)
+
+
+def _normal(generator: Generator, dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
