@@ -90,8 +90,14 @@ def _loss(
 def _results(width: int, structure: str, space: str) -> Callable[[], object]:
     """Predictions after every layer, tokens, and the gradient of z."""
     network = _network(width, 40, structure, space, SINGLE)
-    calls = _calls(network, need_z=True)
-    return lambda: (calls.predict(1, layers=True), calls.stack(), calls.stack_backward(network.z, need_z=True))
+
+    def call() -> None:
+        calls = _calls(network, need_z=True)
+        calls.predict(1, layers=True)
+        calls.stack()
+        calls.stack_backward(network.z, need_z=True)
+
+    return call
 
 
 def _layer(width: int, tokens: int, backward: bool, dtype: torch.dtype = SINGLE) -> Callable[[], object]:

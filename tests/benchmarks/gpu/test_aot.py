@@ -18,10 +18,24 @@ from benchmarks.gpu.aot_cases import HOT, cases
 ROOT = Path(__file__).parents[3]
 
 
-def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
+LAUNCHES = """
+from benchmarks.gpu.aot import launches_of
+from benchmarks.gpu.aot_cases import cases
+from memformer_kernels.backends.triton.launch import compiling_for
+
+with compiling_for(90):
+    print(sum(len(launches_of(case())) for case in cases().values()))
+"""
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "benchmarks.gpu.aot", *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def _compile(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return _run("-m", "benchmarks.gpu.aot", *arguments)
 
 
 def test_the_committed_record_is_green_on_every_architecture() -> None:
@@ -91,6 +105,13 @@ def test_every_kernel(architecture: str) -> None:
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "network_backward_kernel" in finished.stdout
     assert "gram_backward_kernel" in finished.stdout
+
+
+def test_every_case_launches_without_a_gpu() -> None:
+    """What a case makes is made where launches are seen and nothing runs, its Gram matrices too."""
+    finished = _run("-c", LAUNCHES)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert int(finished.stdout) >= len(cases())
 
 
 def test_a_name_that_no_case_has_is_an_error() -> None:
