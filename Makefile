@@ -26,7 +26,9 @@ GPU_PACKAGES ?= pytest pytest-xdist pytest-timeout hypothesis rich typer ninja
 
 .PHONY: help run test tests test-all lint docs notebooks wheels test-wheels bench bench-compare gpu gpu-packages install native clean
 
-run: install  ## trains Memformers and judges them: a table, a figure, measured data
+# What is in place is brought up to date; in a fresh clone that is the CPU library, for this processor alone.
+run: $(INSTALLED)  ## trains Memformers and judges them: a table, a figure, measured data
+	$(BIN)/python setup.py build_native --inplace --here
 	$(BIN)/memformer-lab run
 
 help:  ## prints this list
@@ -93,8 +95,8 @@ native: $(INSTALLED)  ## builds the native libraries again where sources changed
 	$(BIN)/python setup.py build_native --inplace
 	PYTHONPATH=python $(BIN)/python -c 'from virtual_gpu.build import main; main()'
 
-# torch and the build tools come first, so that the package itself is built against the torch it will run with. Both steps show what
-# they do: fetching torch and compiling take minutes.
+# torch and the build tools come first, so that the native libraries are built against the torch they will run with; what is made next
+# says which of them. Both steps show what they do: fetching torch takes minutes.
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 ifneq ($(TORCH),)
@@ -102,7 +104,8 @@ ifneq ($(TORCH),)
 	echo 'torch$(TORCH)' >> $(CONSTRAINTS)
 endif
 	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) setuptools wheel ninja torch numpy
-	$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[lab,test,triton]'
+	env -u MEMFORMER_FORCE_NATIVE MEMFORMER_SKIP_NATIVE=1 \
+		$(BIN)/python -m pip install --constraint $(CONSTRAINTS) --no-build-isolation --editable '.[lab,test,triton]'
 	touch $@
 
 # What one more extra brings.

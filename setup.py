@@ -49,12 +49,14 @@ class BuildNative(Command):
             "build the CPU library alone, with AddressSanitizer and UBSan (address) or ThreadSanitizer (thread), into "
             "<build-base>/sanitized/<sanitizer>",
         ),
+        ("here", None, "bring the libraries in place up to date; where none is, build for this processor alone"),
     ]
-    boolean_options: ClassVar[list[str]] = ["inplace"]
+    boolean_options: ClassVar[list[str]] = ["inplace", "here"]
 
     def initialize_options(self) -> None:
         self.inplace = False
         self.sanitizer: str | None = None
+        self.here = False
         self.editable_mode = False
         self.build_base: str | None = None
         self.build_lib: str | None = None
@@ -69,7 +71,9 @@ class BuildNative(Command):
         folder = base / ("native" if self.sanitizer is None else f"native-{self.sanitizer}")
         quiet = self.distribution.verbose < 1
         try:
-            native_build.build(ROOT, folder, self._destination(), sanitizer=self.sanitizer, quiet=quiet)
+            native_build.build(
+                ROOT, folder, self._destination(), sanitizer=self.sanitizer, here=bool(self.here), quiet=quiet
+            )
         except native_build.CannotBuild as reason:
             print(f"memformer_kernels without its native libraries: {reason}", file=sys.stderr, flush=True)
         except native_build.BuildFailed as failure:

@@ -92,6 +92,9 @@ def load(name: str) -> None:
             missing = [op for op in _OPERATORS[name] if not hasattr(torch.ops.memformer_native, op)]
             if missing:
                 raise RuntimeError(f"it registers no {', '.join(missing)}")
+            if not torch.ops.memformer_native.instruction_set():
+                held = ", ".join(found.instruction_sets)
+                raise RuntimeError(f"it holds kernels for {held} alone, which this processor lacks")
         except (OSError, RuntimeError) as error:
             why = error if error.__cause__ is None else error.__cause__
             _failed[name] = f"{found.path} does not load into torch {torch.__version__} ({why}); {_rebuild(name)}"

@@ -15,11 +15,20 @@ from native_build.errors import BuildFailed, CannotBuild
 from native_build.tools import Toolchain, find_toolchain
 
 
-def build(root: Path, folder: Path, destination: Path, *, sanitizer: str | None = None, quiet: bool = False) -> None:
+def build(
+    root: Path,
+    folder: Path,
+    destination: Path,
+    *,
+    sanitizer: str | None = None,
+    here: bool = False,
+    quiet: bool = False,
+) -> None:
     """Builds in `folder` what has changed and puts the libraries and records of what they hold into `destination`.
 
-    A sanitizer, one of `cpu.SANITIZERS`, watches the CPU library, which is then built alone. Raises CannotBuild, having
-    left there a record of the reason and no library, or BuildFailed.
+    A sanitizer, one of `cpu.SANITIZERS`, watches the CPU library, which is then built alone. `here`: what is in
+    `destination` is brought up to date, and where nothing is, the CPU library is built for this processor alone. Raises
+    CannotBuild, having left there a record of the reason and no library, or BuildFailed.
     """
     folder = folder.resolve()
     destination.mkdir(parents=True, exist_ok=True)
@@ -29,17 +38,27 @@ def build(root: Path, folder: Path, destination: Path, *, sanitizer: str | None 
         _leave_out(destination / cpu.LIBRARY, destination / cpu.RECORD, reason)
         _leave_out(destination / cuda.LIBRARY, destination / cuda.RECORD, reason)
         raise
-    device = _device(destination) if sanitizer is None else None
+    sets = cpu.instruction_sets(platform.machine())
+    if here:
+        sets = tuple(each for each in sets if each.name in _held(destination)) or (
+            cpu.widest(platform.machine(), cpu.features_here()),
+        )
+    device = None
+    if here and not (destination / cuda.LIBRARY).is_file():
+        why_not = "the CPU library alone was built, for this processor: make native"
+        _leave_out(destination / cuda.LIBRARY, destination / cuda.RECORD, why_not)
+    elif sanitizer is None:
+        device = _device(destination)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
-        lines = [*ninja.header(folder), *cpu.ninja_lines(root, folder, toolchain, sanitizer)]
+        lines = [*ninja.header(folder), *cpu.ninja_lines(root, folder, toolchain, sanitizer, sets)]
         if device is not None:
             lines += cuda.ninja_lines(root, folder, toolchain, device)
         _write_text(folder / "build.ninja", "\n".join(lines) + "\n")
         _run_ninja(root, folder, toolchain, quiet)
         _replace(folder / cpu.LIBRARY, destination / cpu.LIBRARY)
         record: dict[str, object] = {
-            "instruction_sets": [instruction_set.name for instruction_set in cpu.instruction_sets(platform.machine())],
+            "instruction_sets": [each.name for each in sets],
             "compiler": toolchain.compiler_version(),
             "torch": toolchain.torch_version,
             "sanitizer": sanitizer,
@@ -68,7 +87,15 @@ def _device(destination: Path) -> "cuda.Cuda | None":
         return None
 
 
-def _leave_out(library: Path, record: Path, reason: Exception) -> None:
+def _held(destination: Path) -> list[str]:
+    """The instruction sets of the CPU library that is there."""
+    if not (destination / cpu.LIBRARY).is_file():
+        return []
+    record = json.loads((destination / cpu.RECORD).read_text(encoding="utf-8"))
+    return list(record.get("instruction_sets", []))
+
+
+def _leave_out(library: Path, record: Path, reason: Exception | str) -> None:
     library.unlink(missing_ok=True)
     _write(record, {"reason": str(reason)})
 

@@ -1,8 +1,7 @@
 """The CPU library: kernels once per instruction set, the rest once. Which set runs is chosen at run time."""
 
-import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +32,22 @@ SANITIZED = ("-O0", "-g1", "-fno-omit-frame-pointer")
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """Kernels are compiled for it with these flags, and with MEMFORMER_ISA and MEMFORMER_VECTOR_BYTES defined."""
+    """Kernels are compiled for it with these flags, and with MEMFORMER_ISA and MEMFORMER_VECTOR_BYTES defined.
+
+    needs: what Linux calls the features that a processor must have.
+    """
 
     name: str
     vector_bytes: int
     flags: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
 
     def defines(self) -> tuple[str, ...]:
         return (f"-DMEMFORMER_ISA={self.name}", f"-DMEMFORMER_VECTOR_BYTES={self.vector_bytes}")
 
 
 BASELINE = InstructionSet("baseline", 16)
-AVX2 = InstructionSet("avx2", 32, ("-mavx2", "-mfma", "-mf16c"))
+AVX2 = InstructionSet("avx2", 32, ("-mavx2", "-mfma", "-mf16c"), frozenset({"avx2", "fma", "f16c"}))
 AVX512 = InstructionSet(
     "avx512",
     64,
@@ -52,6 +55,7 @@ AVX512 = InstructionSet(
         *("-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"),
         "-mprefer-vector-width=512",
     ),
+    frozenset({"avx512f", "avx512vl", "avx512dq", "avx512bw", *AVX2.needs}),
 )
 
 
@@ -60,14 +64,29 @@ def instruction_sets(machine: str) -> tuple[InstructionSet, ...]:
     return (BASELINE, AVX2, AVX512) if machine in ("x86_64", "AMD64") else (BASELINE,)
 
 
-def objects(root: Path, toolchain: Toolchain) -> Iterator[ninja.Object]:
+def widest(machine: str, features: Collection[str]) -> InstructionSet:
+    """What the library would choose on a processor with these features."""
+    return [each for each in instruction_sets(machine) if each.needs <= set(features)][-1]
+
+
+def features_here() -> set[str]:
+    """Of this machine's processor, as far as Linux tells."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return set()
+    return {name for line in told.splitlines() if line.startswith("flags") for name in line.partition(":")[2].split()}
+
+
+def objects(root: Path, toolchain: Toolchain, sets: Sequence[InstructionSet]) -> Iterator[ninja.Object]:
     """csrc/cpu/kernels once per instruction set, csrc/cpu and csrc/binding once; only the binding sees torch."""
-    for instruction_set in instruction_sets(platform.machine()):
+    for instruction_set in sets:
         flags = (KERNEL_STANDARD, *instruction_set.defines(), *instruction_set.flags)
         for source in ninja.sources(root, "csrc/cpu/kernels"):
             yield ninja.Object(source, f"{instruction_set.name}/{source.stem}.o", flags)
     for source in ninja.sources(root, "csrc/cpu"):
-        yield ninja.Object(source, f"cpu/{source.stem}.o", (KERNEL_STANDARD,))
+        flags = (KERNEL_STANDARD, *(f"-DMEMFORMER_HAS_{each.name}" for each in sets))
+        yield ninja.Object(source, f"cpu/{source.stem}.o", flags)
     include = toolchain.torch / "include"
     # Its checks name the header they stand in: without the folder, which is of this machine.
     headers = ("-isystem", str(include), f"-fmacro-prefix-map={include}/=")
@@ -76,7 +95,9 @@ def objects(root: Path, toolchain: Toolchain) -> Iterator[ninja.Object]:
         yield ninja.Object(source, f"binding/{source.stem}.o", flags)
 
 
-def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, sanitizer: str | None) -> list[str]:
+def ninja_lines(
+    root: Path, folder: Path, toolchain: Toolchain, sanitizer: str | None, sets: Sequence[InstructionSet]
+) -> list[str]:
     """The rules of the library and everything it is made of, watched by one of `SANITIZERS` or by none."""
     program = Path(shutil.which(toolchain.compiler[0]) or toolchain.compiler[0]).resolve()
     mode = OPTIMISED if sanitizer is None else (*SANITIZED, *SANITIZERS[sanitizer])
@@ -89,7 +110,7 @@ def ninja_lines(root: Path, folder: Path, toolchain: Toolchain, sanitizer: str |
         *ninja.link_rule("link", [*toolchain.compiler, "-shared", "-pthread", "-Wl,-z,now", *mode, *closed], libraries),
     ]
     made = []
-    for unit in objects(root, toolchain):
+    for unit in objects(root, toolchain, sets):
         made.append(folder / unit.output)
         lines += ninja.made("compile", made[-1], [unit.source], [program], unit.flags)
     if not made:

@@ -189,13 +189,13 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
                  int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
-                 const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                 const MaybeTensor& target, const MaybeTensor& index, const std::string&, double seconds,
-                 const Tensor& losses) {
+                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes,
+                 double noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
+                 const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, const std::string&,
+                 double seconds, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,   streams, sampler,       features,         tasks, tokens, context,
-                            queries, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
+                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
   const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
                                      clip,  factors, max_skipped, first_step, counter};
   check_models(models, features);
@@ -215,12 +215,12 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
 void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                      const Tensor& active, int64_t step, int64_t resample_every, const Tensor& seeds,
                      const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens,
-                     int64_t context, int64_t queries, double noise, const MaybeTensor& weight_factor,
+                     int64_t context, int64_t queries, bool prefixes, double noise, const MaybeTensor& weight_factor,
                      const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
                      const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,   streams, sampler,       features,         tasks, tokens, context,
-                            queries, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
+                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
   check_models(models, features);
   check_tasks(given, q, draws_of(step, 1, resample_every));
   check_tensor("active", active, ScalarType::Bool, {q.size(0)}, q);
@@ -262,13 +262,13 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
 }
 
 void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
-                  int64_t tasks, int64_t tokens, int64_t context, int64_t queries, double noise,
+                  int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes, double noise,
                   const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
                   const MaybeTensor& target, const MaybeTensor& index, int64_t draw, const Tensor& cells) {
   with_compute_type(cells, [&](auto type) {
     using T = decltype(type);
-    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, noise,
-                                        weight_factor, covariate_factor, z, target, index});
+    const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, prefixes,
+                                        noise, weight_factor, covariate_factor, z, target, index});
     cpu::kernels<T>().sample_tasks(source, draw, static_cast<T*>(cells.data_ptr()));
   });
 }
@@ -367,9 +367,9 @@ void use_instruction_set(const std::string& name) {
   "Tensor[] masks, "                                                                                                   \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) " \
   "counter, "
-#define MEMFORMER_TASKS                                                                                              \
-  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, float " \
-  "noise, "                                                                                                          \
+#define MEMFORMER_TASKS                                                                                             \
+  "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, bool " \
+  "prefixes, float noise, "                                                                                         \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
 
 STABLE_TORCH_LIBRARY(memformer_native, m) {

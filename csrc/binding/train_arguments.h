@@ -37,6 +37,7 @@ struct TaskArguments {
   int64_t tokens;
   int64_t context;
   int64_t queries;
+  bool prefixes;
   double noise;
   const MaybeTensor& weight_factor;
   const MaybeTensor& covariate_factor;
@@ -79,6 +80,7 @@ TaskSource<T> task_source(const TaskArguments& given) {
   source.tokens = narrow(given.tokens, "tokens");
   source.context = narrow(given.context, "context");
   source.queries = narrow(given.queries, "queries");
+  source.prefixes = given.prefixes;
   source.noise = static_cast<T>(given.noise);
   source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
   source.streams = static_cast<const int64_t*>(given.streams.data_ptr());

@@ -80,6 +80,9 @@ inline void check_tasks(const TaskArguments& given, const Tensor& q, int64_t dra
       given.features > 0 && given.tasks > 0 && given.queries >= 0 && given.context > 0 &&
           given.tokens >= given.context + given.queries - (given.sampler == "statistics" ? given.queries : 0),
       "expected features, tasks, a context and no more queries than tokens behind it");
+  STD_TORCH_CHECK(!given.prefixes || (given.sampler != "statistics" && given.queries > 0 &&
+                                      given.tokens == given.context + given.queries),
+                  "expected queries behind the context and nothing else where they are prefixes");
   check_indexed("the numbers of a task", {given.tokens, width});
   check_indexed("the numbers of a task", {given.queries, width});
   check_tensor("seeds", given.seeds, ScalarType::Long, {models}, q);

@@ -30,6 +30,7 @@ struct TaskSource {
   int tokens;                 // N, of which the first `context` are labelled and the last `queries` asked
   int context;                // n
   int queries;                // 0: the query is integrated out
+  bool prefixes;              // every query is labelled, and an example of those behind it
   T noise;                    // sigma of the context's responses
   const int64_t* seeds;       // (M,)
   const int64_t* streams;     // (M,)

@@ -12,9 +12,13 @@
 
 namespace memformer::cpu {
 
+#if defined(MEMFORMER_HAS_baseline)
 MEMFORMER_TABLE(baseline)
-#if defined(__x86_64__)
+#endif
+#if defined(MEMFORMER_HAS_avx2)
 MEMFORMER_TABLE(avx2)
+#endif
+#if defined(MEMFORMER_HAS_avx512)
 MEMFORMER_TABLE(avx512)
 #endif
 
@@ -32,29 +36,35 @@ struct InstructionSet {
 
 #define MEMFORMER_SET(isa, present) {#isa, present, isa::table<float>, isa::table<double>}
 
-// Widest first.
+// Those of this build, widest first.
 const InstructionSet sets[] = {
-#if defined(__x86_64__)
+#if defined(MEMFORMER_HAS_avx512)
     MEMFORMER_SET(avx512,
                   [] {
                     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                            __builtin_cpu_supports("fma");
                   }),
+#endif
+#if defined(MEMFORMER_HAS_avx2)
     MEMFORMER_SET(avx2, [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }),
 #endif
+#if defined(MEMFORMER_HAS_baseline)
     MEMFORMER_SET(baseline, [] { return true; }),
+#endif
 };
 
 #undef MEMFORMER_SET
 
+// Null: this build is for other processors.
 const InstructionSet* widest() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
 #endif
-  const InstructionSet* set = sets;
-  while (!set->present()) ++set;
-  return set;
+  for (const InstructionSet& set : sets) {
+    if (set.present()) return &set;
+  }
+  return nullptr;
 }
 
 std::atomic<const InstructionSet*>& in_use() {
@@ -74,7 +84,10 @@ const Kernels<double>& kernels() {
   return in_use().load()->dual;
 }
 
-const char* instruction_set() { return in_use().load()->name; }
+const char* instruction_set() {
+  const InstructionSet* const set = in_use().load();
+  return set ? set->name : "";
+}
 
 bool use_instruction_set(const char* name) {
   in_use();

@@ -21,7 +21,8 @@ struct Kernels {
 template <class T>
 const Kernels<T>& kernels();
 
-// The name of the set in use, and the choice of another; false if this build or this processor does not have it.
+// The name of the set in use, "" if this processor has none of this build's; and the choice of another, false if this
+// build or this processor does not have it. There are kernels where there is a set.
 const char* instruction_set();
 bool use_instruction_set(const char* name);
 

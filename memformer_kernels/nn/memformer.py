@@ -16,7 +16,13 @@ from memformer_kernels.calls.checks import (
     check_size,
     reject,
 )
-from memformer_kernels.functional import memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels.functional import (
+    memformer_loss,
+    memformer_predict,
+    memformer_prefix_loss,
+    memformer_prefix_predict,
+    memformer_stack,
+)
 from memformer_kernels.nn.parameters import (
     GRANULARITIES,
     STRUCTURES,
@@ -261,6 +267,26 @@ class Memformer(nn.Module):
             backend=self.backend,
             algorithm=self.algorithm,
         )
+
+    def prefix_predict(self, z: Tensor, *, first: int = 1, layers: bool = False) -> Tensor:
+        """Predictions of tokens first, ..., N - 1, each from all tokens before it: (B, N - first), or one a layer.
+
+        Of one response; see `memformer_prefix_predict`.
+        """
+        tokens = self._tokens_of_one_response(z)
+        return memformer_prefix_predict(
+            tokens, **self.stack_arguments(), first=first, layers=layers, backend=self.backend
+        )
+
+    def prefix_loss(self, z: Tensor, target: Tensor, *, first: int = 1) -> Tensor:
+        """Mean squared error of the predictions of every prefix against `target` (B, N - first). Of one response."""
+        tokens = self._tokens_of_one_response(z)
+        return memformer_prefix_loss(tokens, target, **self.stack_arguments(), first=first, backend=self.backend)
+
+    def _tokens_of_one_response(self, z: Tensor) -> Tensor:
+        if self.responses != 1:
+            reject("responses", self.responses, "1: every prefix predicts one response")
+        return tokens_of(z, self.d, 1)
 
     def extra_repr(self) -> str:
         parts = (

@@ -112,12 +112,12 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
     sizes = (sampler.d, batch_of(sampler), sampler.tokens, sampler.context, queries(sampler))
-    return sampler.resample_every, *streams, kind, *sizes, noise, *source
+    return sampler.resample_every, *streams, kind, *sizes, sampler.query == "prefixes", noise, *source
 
 
 def queries(sampler: Sampler) -> int:
     """Queries a task, 0 where they are integrated out."""
-    return 0 if getattr(sampler, "query", "") == "integrated" else sampler.queries
+    return 0 if sampler.query == "integrated" else sampler.queries
 
 
 def _masks(state: TrainState) -> list[Tensor]:

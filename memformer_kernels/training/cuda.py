@@ -42,6 +42,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return f"the CUDA trainer serves at most {TRAINED_FEATURES} features"
     if isinstance(sampler, GaussianStatistics) and sampler.n > LONGEST_STATISTICS:
         return f"the CUDA trainer draws statistics of at most {LONGEST_STATISTICS} examples"
+    if sampler.query == "prefixes":
+        return "the CUDA trainer serves one context a task: every prefix is trained on a CPU or in plain PyTorch"
     for name in ("gamma", "beta"):
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:

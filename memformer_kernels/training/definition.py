@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from memformer_kernels.functional import memformer_loss
+from memformer_kernels.functional import memformer_loss, memformer_prefix_loss
 from memformer_kernels.torch_internals import copy_all
-from memformer_kernels.training.draws import Stream, draw_tasks
+from memformer_kernels.training.draws import Stream, Tasks, draw_tasks
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import GaussianSampler, GaussianTokens, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
@@ -36,7 +36,6 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
     size = sum(value[0].numel() for value in state.parameters.values())
     sums = torch.zeros(state.models, len(blocks), size + 1, dtype=torch.float64, device=state.device)
     batch, draw = batch_of(sampler), state.step // sampler.resample_every
-    tokens = isinstance(sampler, GaussianTokens) or not isinstance(sampler, GaussianSampler)
     for model in (index for index in range(state.models) if active[index]):
         stream = Stream(int(state.seeds[model]), int(state.streams[model]), state.dtype, state.device)
         leaves = {name: value.detach().requires_grad_() for name, value in state.model(model).items()}
@@ -44,19 +43,29 @@ def block_sums(state: TrainState, sampler: Sampler, blocks: range, active: Seque
             tasks = range(block * TASKS_PER_BLOCK, min((block + 1) * TASKS_PER_BLOCK, batch))
             drawn = draw_tasks(sampler, stream, draw, tasks)
             with torch.enable_grad():
-                loss = memformer_loss(
-                    *map(_saved, (drawn.z, drawn.target)),
-                    **leaves,
-                    context=drawn.context,
-                    queries=drawn.target.shape[1],
-                    responses=1,
-                    backend="torch",
-                    algorithm="auto" if tokens else "gram",
-                )
+                loss = _loss(sampler, drawn, leaves)
                 grads = torch.autograd.grad(loss, list(leaves.values()))
             flat = torch.cat([*(grad.flatten() for grad in grads), loss.detach()[None]])
             sums[model, place] = flat.double() * drawn.target.numel()
     return sums
+
+
+def _loss(sampler: Sampler, drawn: Tasks, leaves: dict[str, Tensor]) -> Tensor:
+    """The mean squared error of drawn tasks."""
+    z, target = _saved(drawn.z), _saved(drawn.target)
+    if sampler.query == "prefixes":
+        return memformer_prefix_loss(z, target, **leaves, first=drawn.context, backend="torch")
+    tokens = isinstance(sampler, GaussianTokens) or not isinstance(sampler, GaussianSampler)
+    return memformer_loss(
+        z,
+        target,
+        **leaves,
+        context=drawn.context,
+        queries=target.shape[1],
+        responses=1,
+        backend="torch",
+        algorithm="auto" if tokens else "gram",
+    )
 
 
 def _saved(tensor: Tensor) -> Tensor:

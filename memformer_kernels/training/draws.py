@@ -2,7 +2,8 @@
 
 Normals are taken in this order from a task's words (`philox`), from block 0 on.
 
-    tokens       g (d) with w* = W g; token by token x (d), with factor C; then, with noise, one a labelled token
+    tokens       g (d) with w* = W g; token by token x (d), with factor C; then, with noise, one a labelled token, which
+                 queries are too where they are prefixes
     statistics   g (d); K below the diagonal, row by row (d(d-1)/2); with noise, e (d); one for every i = 0, ..., d-1
                  with n - i odd; then, where queries are sampled, query by query x (d)
 
@@ -92,22 +93,29 @@ def normal_count(sampler: GaussianSampler) -> int:
     """Normals that a task takes."""
     d, n = sampler.d, sampler.n
     if isinstance(sampler, GaussianTokens):
-        return d + sampler.tokens * d + (n if sampler.noise else 0)
+        return d + sampler.tokens * d + (_labels(sampler) if sampler.noise else 0)
     odd = sum((n - i) % 2 for i in range(d))
     queries = sampler.queries * d if sampler.query == "sampled" else 0
     return d + d * (d - 1) // 2 + (d if sampler.noise else 0) + odd + queries
 
 
+def _labels(sampler: GaussianTokens) -> int:
+    """Labelled tokens of a task."""
+    return sampler.tokens if sampler.query == "prefixes" else sampler.n
+
+
 def _draw_tokens(sampler: GaussianTokens, stream: Stream, draw: int, tasks: range) -> Tasks:
-    d, n, total = sampler.d, sampler.n, sampler.tokens
+    d, n, total, labelled = sampler.d, sampler.n, sampler.tokens, _labels(sampler)
     taken = torch.split(
-        stream.normals(draw, tasks, normal_count(sampler)), [d, total * d, n if sampler.noise else 0], dim=1
+        stream.normals(draw, tasks, normal_count(sampler)), [d, total * d, labelled if sampler.noise else 0], dim=1
     )
     weights = _mixed(taken[0], sampler.weights)
     x = _mixed(taken[1].reshape(len(tasks), total, d), sampler.factor)
     y = (x @ weights[:, :, None])[..., 0]
     target = y[:, n:]
-    labels = y[:, :n] + sampler.noise * taken[2] if sampler.noise else y[:, :n]
+    labels = y[:, :labelled] + sampler.noise * taken[2] if sampler.noise else y[:, :labelled]
+    if sampler.query == "prefixes":
+        return Tasks(torch.cat([x, labels[..., None]], -1), target, n)
     return _finish(sampler, torch.cat([x[:, :n], labels[..., None]], -1), x[:, n:], target, weights)
 
 

@@ -16,9 +16,13 @@ from memformer_kernels.calls.limits import LARGEST_TASK
 from memformer_kernels.calls.problem import check_target, check_tokens
 from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
 
-Query = Literal["sampled", "integrated"]
+Query = Literal["sampled", "integrated", "prefixes"]
 
 QUERIES: tuple[Query, ...] = get_args(Query)
+
+GivenQuery = Literal["sampled", "prefixes"]
+
+GIVEN_QUERIES: tuple[GivenQuery, ...] = get_args(GivenQuery)
 
 LARGEST_BATCH = 2**32
 """Most tasks of a batch: what the stream's counter of tasks holds."""
@@ -33,9 +37,11 @@ class GaussianSampler:
         n: labelled examples in a context.
         batch: tasks of a step, over all ranks; at most 2^32. A task has at most 2^30 numbers: (n + queries) (d + 1).
         queries: queries a task, where they are sampled.
-        query: "sampled", or "integrated": the loss is the expected squared error of a random query,
-            (w - w*)^T Sigma (w - w*), exactly. Only where a prediction is linear in the query: response-only or block
-            structure, gamma and beta without token axis.
+        query: "sampled"; "integrated": the loss is the expected squared error of a random query,
+            (w - w*)^T Sigma (w - w*), exactly, only where a prediction is linear in the query: response-only or block
+            structure, gamma and beta without token axis; or "prefixes": a query is labelled and an example of those
+            behind it, so that contexts have n, n + 1, ..., n + queries - 1 examples (`memformer_prefix_loss`), with
+            gamma and beta without token axis.
         noise: standard deviation of the labelled responses' noise.
         factor: C, (d, d), or None for the identity.
         weights: W, (d, d), or None for the identity.
@@ -83,12 +89,18 @@ class GaussianSampler:
     @property
     def tokens(self) -> int:
         """N, the tokens of a task: n, and the queries where they are sampled."""
-        return self.n + (self.queries if self.query == "sampled" else 0)
+        return self.n + (0 if self.query == "integrated" else self.queries)
 
 
 @dataclass(frozen=True, eq=False)
 class GaussianTokens(GaussianSampler):
-    """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`."""
+    """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`.
+
+    Example: every prompt length from 1 to 20.
+        >>> tasks = GaussianTokens(d=5, n=1, queries=20, query="prefixes", batch=256)
+        >>> train_steps(TrainState.of([nn.Memformer(5, 4)]), tasks, 3, optimizer=Adam(0.01)).shape
+        torch.Size([3, 1])
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +108,15 @@ class GaussianStatistics(GaussianSampler):
     """H = X^T X / n and b = X^T y / n are drawn directly by the Bartlett decomposition; no example exists.
 
     Same distribution of H, b, predictions and gradients as `GaussianTokens`, at a cost that does not depend on n but
-    for the uniforms of d chi variables. Needs n >= d, response-only or block structure, and no token axis.
+    for the uniforms of d chi variables. Needs n >= d, response-only or block structure, no token axis, and one context
+    a task: query is "sampled" or "integrated".
     Attributes and errors: `GaussianSampler`.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.query == "prefixes":
+            reject("query", self.query, '"sampled" or "integrated": no example is drawn; GaussianTokens draws them')
         if self.n < self.d:
             reject("n", self.n, f"an int of at least d = {self.d}: with fewer examples H has no such decomposition")
 
@@ -117,6 +132,8 @@ class FixedTasks:
         batch: tasks of a step, or None for all T. An epoch has T // batch steps; the rest is left out of that epoch.
         shuffle: every epoch takes another order, drawn from the run's seed; else the given one.
         resample_every: steps that a batch is kept for.
+        query: "sampled"; or "prefixes": a query has its label in z, like the context that ends before it, and is an
+            example of those behind it. There is no padding then: context = N - queries.
 
     Raises:
         ValueError, TypeError: an attribute out of range, or of another kind.
@@ -128,10 +145,12 @@ class FixedTasks:
     batch: int | None = None
     shuffle: bool = True
     resample_every: int = 1
+    query: GivenQuery = "sampled"
 
     def __post_init__(self) -> None:
         for name in ("context", "resample_every"):
             keep_size(self, name)
+        check_choice("query", self.query, GIVEN_QUERIES)
         if self.batch is not None:
             keep_size(self, "batch")
         check_flag("shuffle", self.shuffle)
@@ -152,6 +171,8 @@ class FixedTasks:
             check_memory(name, getattr(self, name))
         if self.context > tokens.shape[1] - self.target.shape[1]:
             reject("context", self.context, f"at most N - queries = {tokens.shape[1] - self.target.shape[1]}")
+        if self.query == "prefixes" and self.context != tokens.shape[1] - self.target.shape[1]:
+            reject("context", self.context, f"N - queries = {tokens.shape[1] - self.target.shape[1]} for prefixes")
         if self.batch is not None and self.batch > tokens.shape[0]:
             reject("batch", self.batch, f"an int of at most {tokens.shape[0]}, the number of tasks, or None")
         check_count("batch", batch_of(self), LARGEST_BATCH)
@@ -198,6 +219,7 @@ class DrawnTasks:
         batch: tasks of a step, over all ranks.
         queries: queries a task.
         resample_every: steps that a batch is kept for.
+        query: "sampled"; or "prefixes": a query's response slot has its label, and it is an example of those behind it.
 
     Raises:
         ValueError, TypeError: an attribute out of range, or of another kind. `train_steps` raises them for what `draw`
@@ -221,8 +243,10 @@ class DrawnTasks:
     batch: int
     queries: int = 1
     resample_every: int = 1
+    query: GivenQuery = "sampled"
 
     def __post_init__(self) -> None:
+        check_choice("query", self.query, GIVEN_QUERIES)
         if not callable(self.draw):
             reject_kind("draw", self.draw, "a function of a number of tasks and a generator")
         for name in ("d", "n", "queries"):

@@ -194,18 +194,16 @@ def _check_fit(state: TrainState, sampler: Sampler) -> None:
     dense = size == width or (p is not None and p.shape[-1] == width)
     if size not in (width - 1, width):
         reject("state", f"q of {tuple(q.shape)}", f"matrices of size d or d + 1 for the sampler's d = {sampler.d}")
-    on_statistics = isinstance(sampler, GaussianStatistics) or getattr(sampler, "query", "") == "integrated"
-    if on_statistics:
-        if dense:
-            reject(
-                "state",
-                f"q of {tuple(q.shape)}",
-                "response-only or block structure (d by d): dense reads more than H and b",
-            )
+    on_statistics = isinstance(sampler, GaussianStatistics) or sampler.query == "integrated"
+    if on_statistics and dense:
+        expected = "response-only or block structure (d by d): dense reads more than H and b"
+        reject("state", f"q of {tuple(q.shape)}", expected)
+    if on_statistics or sampler.query == "prefixes":
+        why = "no token or query is drawn" if on_statistics else "a token has a place in prefixes of every length"
         for name in ("gamma", "beta"):
             value = state.parameters.get(name)
             if value is not None and value.shape[-2] != 1:
-                reject("state", f"{name} of {tuple(value.shape)}", "no token axis, since no token or query is drawn")
+                reject("state", f"{name} of {tuple(value.shape)}", f"no token axis, since {why}")
     if isinstance(sampler, FixedTasks) and (sampler.z.dtype != state.dtype or sampler.z.device != state.device):
         reject_kind("sampler", sampler.z, f"tasks of the models' {state.dtype} on {state.device}")
     state.check_reads(sampler.tokens, width)

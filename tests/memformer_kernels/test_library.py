@@ -48,6 +48,27 @@ def test_the_reason_that_the_build_left_is_told(tmp_path: Path) -> None:
     assert "no C++ compiler was found" in _python(MISSING, tmp_path)
 
 
+OF_ANOTHER_PROCESSOR = """
+import torch
+from memformer_kernels import build_info, library
+load = torch.ops.load_library
+
+def load_for_none(path):
+    load(path)
+    torch.ops.memformer_native.instruction_set = lambda: ""
+
+torch.ops.load_library = load_for_none
+found = build_info().backends["cpu"]
+assert not found.available
+print(found.reason)
+"""
+
+
+@pytest.mark.skipif(library.status("cpu").path is None, reason="the native library is not built here")
+def test_a_library_for_other_processors_is_not_available() -> None:
+    assert "alone, which this processor lacks" in _python(OF_ANOTHER_PROCESSOR, None)
+
+
 BROKEN = """
 from memformer_kernels import library
 assert library.status("cpu").path is not None

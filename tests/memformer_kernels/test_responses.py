@@ -296,6 +296,9 @@ def test_the_module_is_the_function_and_trains(structure: Any) -> None:
     assert losses[-1] < 0.8 * losses[0]
     with pytest.raises(ValueError, match="z: expected D = 6 numbers a token, 3 features and 3 responses"):
         model.predict(z[..., :-1])
+    for call in (lambda: model.prefix_predict(z), lambda: model.prefix_loss(z, target)):
+        with pytest.raises(ValueError, match=f"responses: expected 1: every prefix predicts one response, got {M}"):
+            call()
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

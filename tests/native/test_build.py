@@ -50,6 +50,30 @@ def test_kernels_are_compiled_once_per_instruction_set_and_the_rest_once(source:
 
 
 @needs_compiler
+def test_a_first_build_for_this_processor_alone(source: Path, setup: Build) -> None:
+    """What is in place later stays, and is brought up to date."""
+    own = cpu.widest(platform.machine(), cpu.features_here()).name
+    assert setup("build_native", "--inplace", "--here").returncode == 0
+    assert set(_times(source)) == {f"{own}/scale.o", "cpu/driver.o"}
+    assert _record(source)["instruction_sets"] == [own]
+    assert "make native" in json.loads((source / LIB / "memformer_cuda.json").read_text())["reason"]
+    assert setup("build_native", "--inplace", "--here").returncode == 0
+    assert _record(source)["instruction_sets"] == [own]
+    for option in ((), ("--here",)):
+        assert setup("build_native", "--inplace", *option).returncode == 0
+        assert _record(source)["instruction_sets"] == NAMES
+
+
+def test_the_widest_set_that_a_processor_has() -> None:
+    some = {"fpu", "avx2", "fma", "f16c"}
+    assert cpu.widest("x86_64", {"fpu", "avx2"}) == cpu.BASELINE
+    assert cpu.widest("x86_64", some) == cpu.AVX2
+    assert cpu.widest("x86_64", some | {"avx512f", "avx512vl", "avx512dq"}) == cpu.AVX2
+    assert cpu.widest("x86_64", some | cpu.AVX512.needs) == cpu.AVX512
+    assert cpu.widest("aarch64", some) == cpu.BASELINE
+
+
+@needs_compiler
 def test_a_sanitizer_watches_a_library_of_its_own(source: Path, setup: Build) -> None:
     for sanitizer, symbol in (("address", "__asan_"), ("thread", "__tsan_")):
         done = setup("build_native", f"--sanitizer={sanitizer}")

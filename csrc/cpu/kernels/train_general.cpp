@@ -37,18 +37,28 @@ class GeneralTraining {
   }
 
   void operator()(Tasks tasks, S* sums, S* scratch) const {
-    const int width = shape_.width(), rows = shape_.rows;
     S* const cells = scratch;
     S* const trace_begin = cells + at_.count();
     S* const work = trace_begin + trace_cells();
     fill_tasks(draw_, tasks, cells, work + core::general_gram_scratch(shape_, true));
+    for (int context = 0; context < at_.contexts(); ++context) {
+      if (context > 0) at_.join(context - 1, cells);
+      learn(context, cells, sums, trace_begin);
+      checkpoint_at_row(context);
+    }
+  }
+
+ private:
+  MEMFORMER_INLINE void learn(int context, S* cells, S* sums, S* trace_begin) const {
+    const int width = shape_.width(), rows = shape_.rows;
+    S* const work = trace_begin + trace_cells();
     const core::Trace<S, 1> trace(Cells{trace_begin}, parameters_, shape_.size(), true);
     core::general_gram_forward(shape_, parameters_, Cells{cells}, trace, Cells{work}, [](int, Cells) {});
     S column[rows_limit], grad[rows_limit];
     const Cells last = trace.state(network_.layers);
     for (int k = 0; k < rows; ++k) column[k] = last[k * width + width - 1];
     const core::ParameterCounts counts{network_.q_count, network_.p_count, network_.gamma_count, network_.beta_count};
-    sums[counts.all()] += errors_(cells, column, grad);
+    sums[counts.all()] += errors_(context, cells, column, grad);
     core::ParameterSums<S> sink = counts.from(sums);
     const auto outer = [&](int l, Cells to) {
       if (l + 1 < network_.layers) return;
@@ -57,7 +67,6 @@ class GeneralTraining {
     core::general_gram_backward(shape_, parameters_, Cells{cells}, trace, Cells{work}, outer, sink, Cells{nullptr});
   }
 
- private:
   int trace_cells() const { return core::Trace<S, 1>::count(parameters_, shape_.size(), true); }
 
   const Draw<T>& draw_;

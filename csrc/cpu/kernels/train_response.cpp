@@ -34,6 +34,15 @@ class ResponseTraining {
     S* const cells = scratch;
     S* const trace_begin = cells + at_.count();
     fill_tasks(draw_, tasks, cells, trace_begin + trace_cells());
+    for (int context = 0; context < at_.contexts(); ++context) {
+      if (context > 0) at_.join(context - 1, cells);
+      learn(context, cells, sums, trace_begin);
+      checkpoint_at_row(context);
+    }
+  }
+
+ private:
+  MEMFORMER_INLINE void learn(int context, const S* cells, S* sums, S* trace_begin) const {
     core::SymmetricQuadratic<S, Extent> task;
     task.extent = d_;
     const int d = d_;
@@ -48,7 +57,7 @@ class ResponseTraining {
     core::response_forward<false>(task, method_, s, trace);
     S* const gamma_sums = sums + network_.q_count;
     S* const beta_sums = gamma_sums + network_.gamma_count;
-    beta_sums[network_.beta_count] += errors_(cells, s, grad);
+    beta_sums[network_.beta_count] += errors_(context, cells, s, grad);
     ResponseSums<S> sink{sums, gamma_sums, beta_sums};
     const auto outer = [&, d](int l, S* ds) {
       if (l + 1 < network_.layers) return;
@@ -59,7 +68,6 @@ class ResponseTraining {
                                    static_cast<core::SymmetricQuadratic<S, Extent>*>(nullptr));
   }
 
- private:
   int trace_cells() const { return Trace::size(network_.layers, network_.kept, d_); }
 
   const Draw<T>& draw_;

@@ -59,12 +59,16 @@ class DrawnTokens {
     return rows_;
   }
 
-  // A query's features, a response of 0, and its target w.x.
+  // A query's features, a response of 0, its target w.x and, where it is asked for, its label with noise.
   void query(int index, S* row) {
-    const int d = d_;
-    make(normals(stream_, d + static_cast<int64_t>(source_.context + index) * d, d, buffer_), row);
+    const int d = d_, place = source_.context + index;
+    make(normals(stream_, d + static_cast<int64_t>(place) * d, d, buffer_), row);
     row[d + 1] = row[d];
     row[d] = S(T(0));
+    if (!source_.prefixes) return;
+    row[d + 2] = row[d + 1];
+    if (source_.noise == T(0)) return;
+    row[d + 2] += *normals(stream_, d + static_cast<int64_t>(source_.tokens) * d + place, 1, buffer_) * source_.noise;
   }
 
   const S* solution() const { return w_; }
@@ -120,6 +124,10 @@ class GivenTokens {
   void query(int index, S* row) {
     const int width = source_.features + 1;
     load(source_.tokens - source_.queries + index, 1, row);
+    if (source_.prefixes) {
+      row[width + 1] = row[width - 1];
+      row[width - 1] = S(T(0));
+    }
     if (!index_) {
       row[width] = load_entry<T>(target_, tasks_, index);
       return;

@@ -24,16 +24,17 @@ class Errors {
 
   int rows() const { return rows_; }
 
-  S operator()(const S* cells, const S* state, S* grad) const {
+  // Of the queries of one context.
+  S operator()(int context, const S* cells, const S* state, S* grad) const {
     for (int k = 0; k < rows_; ++k) grad[k] = S(T(0));
-    return at_.queries ? sampled(cells, state, grad)
+    return at_.queries ? sampled(context, cells, state, grad)
                        : core::integrated_error(rows_, factor_, cells + at_.solution(), state, grad);
   }
 
  private:
-  S sampled(const S* cells, const S* state, S* grad) const {
+  S sampled(int context, const S* cells, const S* state, S* grad) const {
     S squares = S(T(0));
-    for (int query = 0; query < at_.queries; ++query) {
+    for (int query = at_.first_query(context); query < at_.last_query(context); ++query) {
       const S* const row = cells + at_.query(query);
       const S rest = rows_ < at_.width ? row[rows_] + row[at_.width] : row[at_.width];
       squares += core::query_error(rows_, row, rest, state, grad);

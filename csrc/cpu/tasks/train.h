@@ -23,16 +23,40 @@ struct Draw {
 };
 
 // A task's numbers in cells: the context's Gram matrix divided by n, packed (statistics leave its last corner 0); then
-// for every query its row of D and its target, or w where the query is integrated out.
+// for every query its row of D, its target and, where it is an example of those behind it, its label; or w where the
+// query is integrated out.
 template <class T>
 struct TaskCells {
   int width;
+  int context;
   int queries;
+  bool prefixes;
 
-  explicit TaskCells(const TaskSource<T>& source) : width(source.features + 1), queries(source.queries) {}
-  int query(int index) const { return core::packed_size(width) + index * (width + 1); }
+  explicit TaskCells(const TaskSource<T>& source)
+      : width(source.features + 1), context(source.context), queries(source.queries), prefixes(source.prefixes) {}
+  int query(int index) const { return core::packed_size(width) + index * (width + 1 + prefixes); }
   int solution() const { return core::packed_size(width); }
   int count() const { return queries ? query(queries) : solution() + width - 1; }
+
+  // Contexts of a task, one after the other: that of all its queries, or one for each.
+  int contexts() const { return prefixes ? queries : 1; }
+  // Queries [first, last) are asked of a context.
+  int first_query(int of) const { return prefixes ? of : 0; }
+  int last_query(int of) const { return prefixes ? of + 1 : queries; }
+
+  // The mean Gram matrix of a context becomes that of the next, which has the query as well.
+  void join(int query_index, Lanes<T>* cells) const {
+    const Lanes<T>* const row = cells + query(query_index);
+    const T share = T(1) / static_cast<T>(context + query_index + 1);
+    for (int r = 0; r < width; ++r) {
+      const Lanes<T> left = r + 1 < width ? row[r] : row[width + 1];
+      for (int c = 0; c <= r; ++c) {
+        const Lanes<T> right = c + 1 < width ? row[c] : row[width + 1];
+        Lanes<T>& mean = cells[core::packed(r, c)];
+        mean += (left * right - mean) * share;
+      }
+    }
+  }
 };
 
 // Fills the cells of a group of tasks, zeros in the lanes past them; `scratch` are as many vectors as `fill_scratch`

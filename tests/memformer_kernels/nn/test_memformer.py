@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import memformer_kernels
-from memformer_kernels import memformer_layer, memformer_loss, memformer_predict, memformer_stack
+from memformer_kernels import (
+    memformer_layer,
+    memformer_loss,
+    memformer_predict,
+    memformer_prefix_loss,
+    memformer_prefix_predict,
+    memformer_stack,
+)
 from memformer_kernels.nn import (
     GRANULARITIES,
     MEMORIES,
@@ -74,6 +81,12 @@ def test_every_model_is_the_function_with_its_arguments(rule: str, granularity: 
     both = target.expand(-1, 2)
     expected = memformer_loss(z, both, **arguments, context=5, queries=2)
     assert torch.equal(model.loss(z, both, context=5, queries=2), expected)
+    if granularity in ("token", "full"):
+        return
+    prefixes = memformer_prefix_predict(z, **arguments, first=2, layers=True)
+    assert torch.equal(model.prefix_predict(z, first=2, layers=True), prefixes)
+    labels = z[:, 2:, -1]
+    assert torch.equal(model.prefix_loss(z, labels, first=2), memformer_prefix_loss(z, labels, **arguments, first=2))
 
 
 @pytest.mark.parametrize(("rule", "granularity", "structure"), EVERY_MODEL)
@@ -184,7 +197,14 @@ def test_tokens_of_another_width_are_refused(structure: str, width: int) -> None
     model = _model(structure=structure, granularity="scalar", heads=1)
     layer = MemformerLayer(D, structure=structure, granularity="scalar", dtype=torch.float64)
     z, target = torch.zeros(2, TOKENS, width, dtype=torch.float64), torch.zeros(2, 1, dtype=torch.float64)
-    for call in (lambda: model(z), lambda: model.predict(z), lambda: model.loss(z, target), lambda: layer(z)):
+    for call in (
+        lambda: model(z),
+        lambda: model.predict(z),
+        lambda: model.loss(z, target),
+        lambda: model.prefix_predict(z),
+        lambda: model.prefix_loss(z, target),
+        lambda: layer(z),
+    ):
         with pytest.raises(ValueError, match=rf"^z: expected D = {D + 1} .*shape \(2, {TOKENS}, {width}\)"):
             call()
 

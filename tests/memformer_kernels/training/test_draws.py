@@ -5,6 +5,7 @@ entries: 5 standard errors for means (Bonferroni over at most 100 entries leaves
 of Kolmogorov and Smirnov.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -194,6 +195,26 @@ def test_a_task_is_a_function_of_its_counter(kind: type[GaussianTokens] | type[G
     torch.testing.assert_close(single.z.double(), whole.z, rtol=0, atol=1e-5)
     for other in (Stream(6, 0, torch.float64), Stream(5, 1, torch.float64)):
         assert float((draw_tasks(sampler, other, 3, range(32)).z - whole.z).abs().max()) > 0.1
+
+
+def test_prefixes_are_queries_that_join_the_context() -> None:
+    sampler = GaussianTokens(D, 2, 50, queries=4, query="prefixes", **OPTIONS)  # type: ignore[arg-type]
+    tasks = draw_tasks(sampler, STREAM, 0, range(50))
+    plain = draw_tasks(dataclasses.replace(sampler, query="sampled"), STREAM, 0, range(50))
+    assert torch.equal(tasks.z[:, :, :D], plain.z[:, :, :D])
+    assert torch.equal(tasks.z[:, :2], plain.z[:, :2])
+    assert torch.equal(tasks.target, plain.target)
+    noise = (tasks.z[:, 2:, D] - tasks.target) / 0.3
+    assert 0.7 < float(noise.square().mean()) < 1.3
+    held = TrainState.of([model(2)], seeds=5)
+    arguments = held.model(0)
+    squares = torch.zeros((), dtype=torch.float64)
+    for i in range(2, 6):
+        question = tasks.z[:, i : i + 1].clone()
+        question[..., D] = 0
+        made = memformer_predict(torch.cat([tasks.z[:, :i], question], 1), **arguments, context=i)
+        squares += (made[:, 0] - tasks.target[:, i - 2]).square().sum()
+    torch.testing.assert_close(block_sums(held, sampler, range(1), [True])[0, 0, -1], squares)
 
 
 def test_the_order_of_normals() -> None:

@@ -51,6 +51,7 @@ def _cells(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype, tasks: int
         sampler.tokens,
         sampler.n if isinstance(sampler, GaussianSampler) else sampler.context,
         0 if isinstance(sampler, GaussianSampler) and sampler.query == "integrated" else 2,
+        False,
         float(sampler.noise) if isinstance(sampler, GaussianSampler) else 0.0,
         *(None if factor is None else factor.to(dtype)[None].contiguous() for factor in factors),
         *((None, None) if isinstance(sampler, GaussianSampler) else (sampler.z, sampler.target)),

@@ -47,6 +47,21 @@ def _given(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return z.to(dtype), y[:, N:].to(dtype)
 
 
+def _labelled() -> tuple[Tensor, Tensor]:
+    """Given tasks whose queries, all tokens from the fourth on, have their labels, with noise that targets lack."""
+    z, _ = _given()
+    generator = torch.Generator().manual_seed(1)
+    target = torch.randn(30, N - 1, generator=generator, dtype=torch.float64)
+    z[:, 3:, D] = target + 0.1 * torch.randn(30, N - 1, generator=generator, dtype=torch.float64)
+    return z, target
+
+
+def _draw_labelled(batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    z, target = two_drawn(batch, generator)
+    z[:, N:, D] = target
+    return z, target
+
+
 SAMPLERS: dict[str, Sampler] = {
     "integrated": INTEGRATED,
     "statistics": GaussianStatistics(D, N + 1, 48, queries=2, noise=0.2, resample_every=3, **SHAPED),  # type: ignore[arg-type]
@@ -55,6 +70,11 @@ SAMPLERS: dict[str, Sampler] = {
     "full batch": FixedTasks(*_given(), N),
     "epochs": FixedTasks(*_given(), N, batch=7, resample_every=2),
     "drawn": DrawnTasks(two_drawn, D, N, 48, queries=2, resample_every=2),
+    "prefixes": GaussianTokens(D, 2, 48, queries=N, query="prefixes", noise=0.2, **SHAPED),  # type: ignore[arg-type]
+    "prefixes without noise": GaussianTokens(D, 1, 48, queries=3, query="prefixes"),
+    "prefixes, full batch": FixedTasks(*_labelled(), 3, query="prefixes"),
+    "prefixes, epochs": FixedTasks(*_labelled(), 3, batch=7, query="prefixes"),
+    "prefixes, drawn": DrawnTasks(_draw_labelled, D, N, 48, queries=2, query="prefixes"),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Adam(0.02, clip=0.5, schedule=Schedule("cosine", warmup=5, steps=STEPS)),
@@ -99,13 +119,13 @@ def test_every_optimizer(optimizer: Optimizer) -> None:
 
 
 @pytest.mark.parametrize("options", MODELS.values(), ids=MODELS.keys())
-@pytest.mark.parametrize("kind", ["integrated", "tokens"])
+@pytest.mark.parametrize("kind", ["integrated", "tokens", "prefixes"])
 def test_every_model(options: dict[str, Any], kind: str) -> None:
     own, theirs = _traces(state(**options), SAMPLERS[kind], OPTIMIZERS["adam, decay"], 12)
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "epochs", "drawn"])
+@pytest.mark.parametrize("kind", ["tokens", "epochs", "drawn", "prefixes", "prefixes, epochs"])
 def test_dense_models(kind: str) -> None:
     own, theirs = _traces(state(structure="dense"), SAMPLERS[kind], OPTIMIZERS["adam"], 12)
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)
@@ -120,7 +140,7 @@ def test_sizes(d: int, n: int, layers: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["integrated", "tokens", "full batch"])
+@pytest.mark.parametrize("kind", ["integrated", "tokens", "prefixes", "full batch"])
 def test_float32_is_within_its_budget(kind: str) -> None:
     """Of 4 models' 200 losses, against float64: at most three times the error of the definition in float32."""
     sampler, single = SAMPLERS[kind], SAMPLERS[kind]

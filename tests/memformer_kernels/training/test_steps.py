@@ -40,6 +40,7 @@ SAMPLERS = [
     pytest.param(GaussianStatistics(D, N, 40, query="integrated"), id="statistics"),
     pytest.param(GaussianStatistics(D, N, 40, queries=2, noise=0.1, resample_every=3), id="statistics-queries"),
     pytest.param(GaussianTokens(D, N, 40, noise=0.1), id="tokens"),
+    pytest.param(GaussianTokens(D, 2, 40, queries=N, query="prefixes", noise=0.1), id="prefixes"),
     pytest.param(FixedTasks(*_given(), N), id="full batch"),
     pytest.param(FixedTasks(*_given(), N, batch=5), id="epochs"),
     pytest.param(DrawnTasks(drawn, D, N, 40, resample_every=2), id="drawn"),
@@ -70,7 +71,7 @@ def test_training_lowers_the_loss(sampler: Sampler) -> None:
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-@pytest.mark.parametrize("sampler", [SAMPLERS[2], SAMPLERS[3], SAMPLERS[5]])
+@pytest.mark.parametrize("sampler", [SAMPLERS[2], SAMPLERS[3], SAMPLERS[4], SAMPLERS[6]])
 def test_inference_mode_changes_nothing(sampler: Sampler, backend: str) -> None:
     """Steps take gradients of their own, wherever the state, the tasks and the call are made."""
     usual = state(2)
@@ -265,6 +266,20 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: GaussianTokens(2, 3, 1, weights=torch.full((2, 2), math.nan)), ValueError, "weights"),
     (lambda: GaussianTokens(2, 3, 1, query="none"), ValueError, "query"),
     (lambda: GaussianTokens(2, 3, 1, query="integrated", queries=2), ValueError, "queries"),
+    (lambda: GaussianStatistics(2, 3, 1, query="prefixes"), ValueError, "query"),
+    (lambda: FixedTasks(*_given(4), N, query="integrated"), ValueError, "query"),
+    (lambda: FixedTasks(*_given(4), N - 1, query="prefixes"), ValueError, "context"),
+    (lambda: DrawnTasks(drawn, D, N, 4, query="none"), ValueError, "query"),
+    (
+        lambda: train_steps(
+            state(granularity="token", tokens=N + 1),
+            GaussianTokens(D, N, 4, query="prefixes"),
+            1,
+            optimizer=OPTIMIZER,
+        ),
+        ValueError,
+        "state",
+    ),
     (lambda: GaussianTokens(2, 3, 1, resample_every=0), ValueError, "resample_every"),
     (lambda: FixedTasks(*_given(4), N, batch=5), ValueError, "batch"),
     (lambda: FixedTasks(*_given(4), N + 1), ValueError, "context"),

@@ -59,6 +59,7 @@ Train read_call(const int64_t* numbers) {
   source.tokens = given.size();
   source.context = given.size();
   source.queries = given.size();
+  source.prefixes = false;
   source.noise = *static_cast<const float*>(given.pointer());
   read(given, source.seeds);
   read(given, source.streams);
