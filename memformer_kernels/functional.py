@@ -485,7 +485,7 @@ def lfom_solve(
             tensor's values below 0 count as 0. None: no ball.
         layers: the weights after each step, not the last alone.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why. A prox runs on
-            torch alone.
+            the first three.
 
     Returns:
         w_L, of b's shape, or w_1, ..., w_L with an axis L in front with `layers`.

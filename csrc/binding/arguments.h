@@ -44,6 +44,15 @@ struct QuadraticsArguments {
   const MaybeTensor& w0;
 };
 
+// What steps end in, or where its gradients go, each with axes [l, 1, 1, d], of a radius [l, 1, 1, 1]; absent where
+// there is none.
+struct ProximalArguments {
+  const MaybeTensor& level;
+  const MaybeTensor& lower;
+  const MaybeTensor& upper;
+  const MaybeTensor& radius;
+};
+
 // Where the gradients of the parameters go; those that are not wanted are absent.
 struct ParameterGrads {
   const MaybeTensor& q;

@@ -132,24 +132,47 @@ void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTenso
   });
 }
 
-void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma, const MaybeTensor& beta,
-                const MaybeTensor& w0, const Tensor& result) {
-  with_compute_type(h, [&](auto type) { QuadraticsCall<decltype(type)>({h, b, a, gamma, beta, w0}, result).run(); });
+void proximal_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma,
+                    const MaybeTensor& beta, const MaybeTensor& w0, const MaybeTensor& level, const MaybeTensor& lower,
+                    const MaybeTensor& upper, const MaybeTensor& radius, const Tensor& result) {
+  with_compute_type(h, [&](auto type) {
+    QuadraticsCall<decltype(type)>({h, b, a, gamma, beta, w0}, {level, lower, upper, radius}, result).run();
+  });
 }
 
-void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a,
-                         const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& w0,
-                         const MaybeTensor& grad_h, const MaybeTensor& grad_b, const MaybeTensor& grad_a,
-                         const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta, const MaybeTensor& grad_w0) {
+void proximal_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a,
+                             const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& w0,
+                             const MaybeTensor& level, const MaybeTensor& lower, const MaybeTensor& upper,
+                             const MaybeTensor& radius, const MaybeTensor& grad_h, const MaybeTensor& grad_b,
+                             const MaybeTensor& grad_a, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
+                             const MaybeTensor& grad_w0, const MaybeTensor& grad_level, const MaybeTensor& grad_lower,
+                             const MaybeTensor& grad_upper, const MaybeTensor& grad_radius) {
   with_compute_type(h, [&](auto type) {
-    QuadraticsCall<decltype(type)> made({h, b, a, gamma, beta, w0}, grad);
+    QuadraticsCall<decltype(type)> made({h, b, a, gamma, beta, w0}, {level, lower, upper, radius}, grad);
     made.call.backward = true;
     made.call.grad_h = made_array(grad_h);
     made.call.grad_b = array_of(grad_b);
     made.call.grad_w0 = array_of(grad_w0);
     made.run();
     made.write(grad_a, grad_gamma, grad_beta);
+    made.write({grad_level, grad_lower, grad_upper, grad_radius});
   });
+}
+
+// What steps end in where they end in no prox.
+const MaybeTensor absent;
+
+void lfom_solve(const Tensor& h, const Tensor& b, const Tensor& a, const MaybeTensor& gamma, const MaybeTensor& beta,
+                const MaybeTensor& w0, const Tensor& result) {
+  proximal_solve(h, b, a, gamma, beta, w0, absent, absent, absent, absent, result);
+}
+
+void lfom_solve_backward(const Tensor& grad, const Tensor& h, const Tensor& b, const Tensor& a,
+                         const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& w0,
+                         const MaybeTensor& grad_h, const MaybeTensor& grad_b, const MaybeTensor& grad_a,
+                         const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta, const MaybeTensor& grad_w0) {
+  proximal_solve_backward(grad, h, b, a, gamma, beta, w0, absent, absent, absent, absent, grad_h, grad_b, grad_a,
+                          grad_gamma, grad_beta, grad_w0, absent, absent, absent, absent);
 }
 
 void layer(const Tensor& z, const Tensor& q, const MaybeTensor& p, const std::vector<Tensor>& registers,
@@ -358,6 +381,7 @@ void use_instruction_set(const std::string& name) {
 #define MEMFORMER_LAYER \
   "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
 #define MEMFORMER_QUADRATICS "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0, "
+#define MEMFORMER_PROXIMAL "Tensor? level, Tensor? lower, Tensor? upper, Tensor? radius, "
 #define MEMFORMER_PARAMETER_GRADS \
   "Tensor(c!)? grad_q, Tensor(d!)? grad_p, Tensor(e!)? grad_gamma, Tensor(f!)? grad_beta"
 
@@ -389,6 +413,11 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
   m.def("lfom_solve_backward(Tensor grad, " MEMFORMER_QUADRATICS
         "Tensor(a!)? grad_h, Tensor(b!)? grad_b, Tensor(c!)? grad_a, Tensor(d!)? grad_gamma, Tensor(e!)? grad_beta, "
         "Tensor(f!)? grad_w0) -> ()");
+  m.def("proximal_solve(" MEMFORMER_QUADRATICS MEMFORMER_PROXIMAL "Tensor(a!) result) -> ()");
+  m.def("proximal_solve_backward(Tensor grad, " MEMFORMER_QUADRATICS MEMFORMER_PROXIMAL
+        "Tensor(a!)? grad_h, Tensor(b!)? grad_b, Tensor(c!)? grad_a, Tensor(d!)? grad_gamma, Tensor(e!)? grad_beta, "
+        "Tensor(f!)? grad_w0, Tensor(g!)? grad_level, Tensor(h!)? grad_lower, Tensor(i!)? grad_upper, "
+        "Tensor(j!)? grad_radius) -> ()");
   m.def("layer(" MEMFORMER_LAYER "Tensor(a!) result, Tensor(b!) fresh) -> ()");
   m.def("layer_backward(Tensor grad, Tensor grad_fresh, " MEMFORMER_LAYER
         "Tensor(a!)? grad_z, Tensor(b!)[] grad_registers, bool[] wanted, " MEMFORMER_PARAMETER_GRADS ") -> ()");
@@ -425,6 +454,8 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("context_gram_backward", MEMFORMER_BOX(context_gram_backward));
   m.impl("lfom_solve", MEMFORMER_BOX(lfom_solve));
   m.impl("lfom_solve_backward", MEMFORMER_BOX(lfom_solve_backward));
+  m.impl("proximal_solve", MEMFORMER_BOX(proximal_solve));
+  m.impl("proximal_solve_backward", MEMFORMER_BOX(proximal_solve_backward));
   m.impl("layer", MEMFORMER_BOX(layer));
   m.impl("layer_backward", MEMFORMER_BOX(layer_backward));
   m.impl("train_steps", MEMFORMER_BOX(train_steps));

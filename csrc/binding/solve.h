@@ -16,11 +16,12 @@ namespace memformer::binding {
 template <class T>
 class QuadraticsCall {
  public:
-  QuadraticsCall(const QuadraticsArguments& given, const Tensor& result) : call(quadratics_of<T>(given, result)) {
+  QuadraticsCall(const QuadraticsArguments& given, const ProximalArguments& steps, const Tensor& result)
+      : call{quadratics_of<T>(given, result), {}} {
     const int layers = call.layers, d = call.weights;
     narrow(narrow_product({layers, d, d}, "the numbers of a") +
-               static_cast<int64_t>(narrow_product({layers, layers + 1, d}, "the numbers of gamma")),
-           "the numbers of a, gamma and beta");
+               static_cast<int64_t>(narrow_product({layers, layers + 4, d}, "the numbers of gamma")),
+           "the numbers of a, gamma, beta and a prox");
     a_form_ = {1, layers, d, false, 0.0};
     a_.resize(a_form_.count());
     a_form_.read(given.a, a_.data());
@@ -37,10 +38,12 @@ class QuadraticsCall {
       beta_form_.read(*given.beta, beta_.data());
       call.beta = beta_.data();
     }
+    call.proximal = {parameter(steps.level, 0, d), parameter(steps.lower, 1, d), parameter(steps.upper, 2, d),
+                     parameter(steps.radius, 3, 1)};
   }
 
   void run() {
-    totals_.resize(a_.size() + gamma_.size() + beta_.size());
+    totals_.resize(behind_beta() + steps_[0].size() + steps_[1].size() + steps_[2].size() + steps_[3].size());
     call.totals = totals_.data();
     const auto& kernels = cpu::kernels<T>();
     (call.weights <= tiny_width ? kernels.quadratics : kernels.wide_quadratics)(call, parallel_for);
@@ -52,12 +55,32 @@ class QuadraticsCall {
     if (grad_beta) beta_form_.write(totals_.data() + a_.size() + gamma_.size(), *grad_beta);
   }
 
-  Quadratics<T> call{};
+  void write(const ProximalArguments& grads) const {
+    const double* totals = totals_.data() + behind_beta();
+    const MaybeTensor* const given[] = {&grads.level, &grads.lower, &grads.upper, &grads.radius};
+    for (int k = 0; k < 4; ++k) {
+      if (*given[k]) steps_form_[k].write(totals, **given[k]);
+      totals += steps_[k].size();
+    }
+  }
+
+  ProximalQuadratics<T> call{};
 
  private:
+  // A parameter of proxes in the dense form, `features` numbers a layer, or null.
+  const T* parameter(const MaybeTensor& given, int k, int features) {
+    if (!given) return nullptr;
+    steps_form_[k] = {call.layers, false, 1, 1, 0, features, {}};
+    steps_[k].resize(steps_form_[k].count());
+    steps_form_[k].read(*given, steps_[k].data());
+    return steps_[k].data();
+  }
+
+  std::size_t behind_beta() const { return a_.size() + gamma_.size() + beta_.size(); }
+
   Projections a_form_{};
-  Coefficients gamma_form_{}, beta_form_{};
-  std::vector<T> a_, gamma_, beta_;
+  Coefficients gamma_form_{}, beta_form_{}, steps_form_[4]{};
+  std::vector<T> a_, gamma_, beta_, steps_[4];
   std::vector<double> totals_;
 };
 

@@ -66,12 +66,19 @@ struct Shared {
   static MEMFORMER_INLINE int index(int place, int d, int c) { return PerWeight ? place * d + c : place; }
 };
 
-// All L layers from s (updated in place); the trace keeps s_0, ..., s_L. A trace is a ResponseTrace or has its
-// functions.
+// What layers end in where nothing changes their state any more.
+struct Unchanged {
+  template <class S>
+  MEMFORMER_INLINE void operator()(int, S*) const {}
+};
+
+// All L layers from s (updated in place); after(l, s) may change what layer l made. The trace keeps s_0, ..., s_L. A
+// trace is a ResponseTrace or has its functions.
 template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most,
-          class Trace>
+          class Trace, class After = Unchanged>
 MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task,
-                                       const FirstOrder<ValueOf<S>, Align, most>& method, S* s, const Trace& trace) {
+                                       const FirstOrder<ValueOf<S>, Align, most>& method, S* s, const Trace& trace,
+                                       After after = {}) {
   using At = Shared<PerWeight>;
   const int d = task.extent;
   const int layers = method.layers, heads = most ? 1 : method.kept;
@@ -121,6 +128,7 @@ MEMFORMER_INLINE void response_forward(const Quadratic<S, Extent>& task,
         }
       }
     }
+    after(l, s);
     trace.keep_state(l + 1, s);
   }
 }
@@ -155,9 +163,10 @@ MEMFORMER_INLINE void matrix_grad(Extent extent, const S* left, Cells<S, Stride>
   }
 }
 
-// Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside; ds ends as the
-// gradient of s_0 where `grad` is asked for, which nothing else needs. The sink takes the gradients of a, gamma and
-// beta by their flat index; `grad`, where not null and `wanted`, collects those of H and b.
+// Backward of `response_forward`. `outer(l, ds)` adds the gradient that reaches s_{l+1} from outside, and takes the sum
+// back through what `after` did there; ds ends as the gradient of s_0 where `grad` is asked for, which nothing else
+// needs. The sink takes the gradients of a, gamma and beta by their flat index; `grad`, where not null and `wanted`,
+// collects those of H and b.
 template <bool PerWeight, class S, template <class, class> class Quadratic, class Extent, int Align, int most,
           class Trace, class Outer, class Sink>
 MEMFORMER_INLINE void response_backward(const Quadratic<S, Extent>& task,

@@ -8,6 +8,7 @@
 #include "core/calls.h"
 #include "core/training.h"
 #include "cpu/attention_call.h"
+#include "cpu/quadratics_call.h"
 #include "cpu/threads.h"
 
 #define MEMFORMER_KERNELS(KERNEL, T)                                               \
@@ -20,8 +21,8 @@
   KERNEL(void, prefix_response, const Network<T>&, ParallelFor)                    \
   KERNEL(void, prefix_general, const Network<T>&, ParallelFor)                     \
   KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
-  KERNEL(void, quadratics, const Quadratics<T>&, ParallelFor)                      \
-  KERNEL(void, wide_quadratics, const Quadratics<T>&, ParallelFor)                 \
+  KERNEL(void, quadratics, const ProximalQuadratics<T>&, ParallelFor)              \
+  KERNEL(void, wide_quadratics, const ProximalQuadratics<T>&, ParallelFor)         \
   KERNEL(void, layer, const Layer<T>&, ParallelFor)                                \
   KERNEL(int64_t, train, const Training<T>&, ParallelFor)                          \
   KERNEL(void, train_gradients, const Training<T>&, const BlockSums&, ParallelFor) \

@@ -17,5 +17,5 @@ BACKENDS: dict[str, Backend] = {
 PREFIX_BACKENDS: dict[str, PrefixBackend] = {"torch": _TORCH, "cpu": _CPU}
 """Those that have every prefix in one pass."""
 
-PROXIMAL_BACKENDS: dict[str, ProximalBackend] = {"torch": _TORCH}
+PROXIMAL_BACKENDS: dict[str, ProximalBackend] = {"torch": _TORCH, "cpu": _CPU}
 """Those that have steps which end in a prox."""

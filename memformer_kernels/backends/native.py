@@ -16,7 +16,7 @@ from torch import Tensor
 
 from memformer_kernels import library
 from memformer_kernels.backends.base import Needs
-from memformer_kernels.calls.arguments import Attention, Layer, Network, Quadratics, compute_dtype
+from memformer_kernels.calls.arguments import Attention, Layer, Network, Proximal, Quadratics, compute_dtype
 
 _OPERATORS = (
     "context_gram",
@@ -33,6 +33,8 @@ _CPU_OPERATORS = (
     "prefix_predict",
     "prefix_predict_backward",
     "prefix_loss",
+    "proximal_solve",
+    "proximal_solve_backward",
     "attention",
     "attention_backward",
     "register_update",
@@ -43,7 +45,8 @@ _CPU_OPERATORS = (
 class NativeBackend:
     """The operations on tensors of one library's device, "cpu" or "cuda"; `calls.plan` says which problems it serves.
 
-    The CUDA library has no kernels for every prefix, attention and the register update: their calls go elsewhere.
+    The CUDA library has no kernels for every prefix, steps that end in a prox, attention and the register update: their
+    calls go elsewhere.
     """
 
     def __init__(self, name: str) -> None:
@@ -159,6 +162,23 @@ class NativeBackend:
         self._operators.lfom_solve_backward(grad, *_spread(quadratics), h, b, a, spread.gamma, spread.beta, w0)
         return _made(grads)
 
+    def proximal_solve(self, quadratics: Quadratics, proximal: Proximal, layers: bool) -> Tensor:
+        depth = quadratics.a.shape[0] if layers else 1
+        result = quadratics.b.new_empty((depth, *quadratics.b.shape))
+        self._operators.proximal_solve(*_spread(quadratics), *map(_by_layer, proximal), result)
+        return result
+
+    def proximal_solve_backward(
+        self, grad: Tensor, quadratics: Quadratics, proximal: Proximal, layers: bool, needs: Needs
+    ) -> list[Tensor]:
+        grads = _gradients([*quadratics, *proximal], needs)
+        h, b, a, gamma, beta, w0, *steps = grads
+        spread = _spread(Quadratics(quadratics.h, quadratics.b, quadratics.a, gamma, beta, None))
+        arguments = [*_spread(quadratics), *map(_by_layer, proximal)]
+        own = [h, b, a, spread.gamma, spread.beta, w0, *map(_by_layer, steps)]
+        self._operators.proximal_solve_backward(grad, *arguments, *own)
+        return _made(grads)
+
     def attend(self, call: Attention) -> Tensor:
         result = call.v.new_empty((*call.q.shape[:3], call.v.shape[3]))
         self._operators.attention(*_attention_arguments(call), result)
@@ -228,12 +248,17 @@ def _layer_arguments(layer: Layer) -> tuple[Any, ...]:
 
 def _spread(quadratics: Quadratics) -> Quadratics:
     """gamma and beta with the axes of a network's: (L, L, 1, 1, d) and (L, 1, 1, d)."""
-    gamma, beta = quadratics.gamma, quadratics.beta
+    gamma = quadratics.gamma
     if gamma is not None:
         gamma = gamma[:, :, None, None]
-    if beta is not None:
-        beta = beta.view((1,) * (2 - beta.ndim) + tuple(beta.shape))[:, None, None]
-    return quadratics._replace(gamma=gamma, beta=beta)
+    return quadratics._replace(gamma=gamma, beta=_by_layer(quadratics.beta))
+
+
+def _by_layer(parameter: Tensor | None) -> Tensor | None:
+    """What is broadcastable to (L, d), with the axes of a network's: (L or 1, 1, 1, d or 1)."""
+    if parameter is None:
+        return None
+    return parameter.view((1,) * (2 - parameter.ndim) + tuple(parameter.shape))[:, None, None]
 
 
 def _gradients(arguments: Sequence[Tensor | None], needs: Needs) -> list[Tensor | None]:

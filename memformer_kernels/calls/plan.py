@@ -90,9 +90,7 @@ def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 
 def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a learned first-order method."""
     problem = problem._replace(device=availability.place(problem.device))
-    regime = _gram_regime(problem.weights + 1)
-    if problem.weights <= WIDE_WEIGHTS:
-        regime = _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
+    regime = _quadratics_regime(problem)
     on_triton = _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None
     if problem.columns:
         backend, where = _of_several("b has columns", backend)
@@ -103,14 +101,20 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
 
 def plan_proximal(problem: QuadraticProblem, backend: str) -> Plan:
     """The plan of a first-order method whose steps end in a prox. Raises ValueError for a backend that has none."""
-    if check_choice("backend", backend, BACKENDS) not in ("auto", "torch"):
+    if check_choice("backend", backend, BACKENDS) not in ("auto", "torch", "cpu"):
         raise ValueError(
-            'backend: expected "auto" or "torch", since steps that end in a prox (level, lower, upper or radius) run '
-            f'on torch alone, got "{backend}"'
+            'backend: expected "auto", "torch" or "cpu", since steps that end in a prox (level, lower, upper or '
+            f'radius) have native kernels on a CPU alone, got "{backend}"'
         )
-    where = _ASKED if backend == "torch" else _PROX_ON_TORCH
-    regime = _gram_regime(problem.weights + 1)
-    return Plan("torch", "gram", regime, f"quadratics are in Gram space already; {where}")
+    problem = problem._replace(device=availability.place(problem.device))
+    regime = _quadratics_regime(problem)
+    if problem.columns:
+        backend, where = _of_several("b has columns", backend)
+    elif backend == "auto" and problem.device != "cpu":
+        backend, where = "torch", "native kernels for them are there on a CPU alone"
+    else:
+        backend, where = _backend(backend, problem.device, problem.number, regime, None)
+    return Plan(backend, "gram", regime, f"quadratics are in Gram space already, and steps end in a prox; {where}")
 
 
 def plan_attention(key_width: int, value_width: int, device: str, backend: str, number: int = 0) -> Plan:
@@ -199,7 +203,6 @@ _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
-_PROX_ON_TORCH = "steps end in a prox, which is torch's alone"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
 _ONE_PASS = "one Triton kernel streams the context"
@@ -264,6 +267,13 @@ def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
     if device != "cpu" or regime.startswith("tiny") or not 1 < width <= WIDE_WIDTH:
         return regime
     return "wide Gram" if algorithm == "gram" else "wide token"
+
+
+def _quadratics_regime(problem: QuadraticProblem) -> str:
+    regime = _gram_regime(problem.weights + 1)
+    if problem.weights > WIDE_WEIGHTS:
+        return regime
+    return _wide_on_a_cpu(problem.device, regime, problem.weights + 1, "gram")
 
 
 def _gram_regime(width: int, features_stay: bool = True) -> str:

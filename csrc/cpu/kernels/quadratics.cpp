@@ -1,32 +1,38 @@
-// Learned first-order methods on given quadratics on the CPU: one task per lane.
+// Learned first-order methods on given quadratics on the CPU, steps of which may end in a prox: one task per lane.
 //
 // Bytes per task: h, b and w0 read, the iterates written; backward: those again, and the gradients of h, b and w0.
-// Operations per task: those of core/response_gram.h.
+// Operations per task: those of core/response_gram.h and, for each layer's prox, of core/proximal.h.
 
+#include <algorithm>
+
+#include "core/proximal.h"
 #include "core/response_gram.h"
 #include "cpu/kernels.h"
+#include "cpu/lanes/elementary.h"
 #include "cpu/tasks/parts.h"
 #include "cpu/tasks/response_sums.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-template <class T, class Extent>
+template <class T, class Extent, bool has_prox>
 class FirstOrderGroup {
   using S = Lanes<T>;
   using Task = core::FullQuadratic<S, Extent>;
   using Trace = core::ResponseTrace<S, Extent, 1>;
 
  public:
-  FirstOrderGroup(const Quadratics<T>& call, Extent d)
+  FirstOrderGroup(const ProximalQuadratics<T>& call, Extent d)
       : call_(call), d_(d), method_{{call.layers, 1, call.diagonal, 1, 1, call.gamma, call.beta}, call.a} {}
 
   int sums() const {
-    const int pairs = call_.diagonal ? call_.layers : call_.layers * call_.layers;
-    return call_.layers * d_ * d_ + (call_.gamma ? pairs * d_ : 0) + (call_.beta ? call_.layers * d_ : 0);
+    const auto& own = call_.proximal;
+    const int bounds = (own.level ? 1 : 0) + (own.lower ? 1 : 0) + (own.upper ? 1 : 0);
+    return of_gamma() + gammas() + betas() + (bounds * d_ + (own.radius ? 1 : 0)) * call_.layers;
   }
 
-  std::size_t scratch_cells() const { return static_cast<std::size_t>(Trace::size(call_.layers, 1, d_)); }
+  // The points that proxes are taken of lie behind the trace.
+  std::size_t scratch_cells() const { return static_cast<std::size_t>(points() + (has_prox ? call_.layers * d_ : 0)); }
 
   void operator()(Tasks tasks, S* sums, S* scratch) {
     const int d = d_, layers = call_.layers, first_layer = layers - call_.result_layers;
@@ -41,7 +47,13 @@ class FirstOrderGroup {
       for (int c = 0; c < d; ++c) s[c] = -s[c];
     }
     const Trace trace{{scratch}, layers, 1, d_};
-    core::response_forward<true>(task, method_, s, trace);
+    S* const point = scratch + points();
+    core::response_forward<true>(task, method_, s, trace, [&](int l, S* made) {
+      if constexpr (has_prox) {
+        if (call_.backward) std::copy(made, made + d, point + l * d);
+        core::prox(call_.proximal.layer(l, d), d_, made);
+      }
+    });
     if (!call_.backward) {
       for (int l = first_layer; l < layers; ++l) {
         for (int c = 0; c < d; ++c) s[c] = -trace.state(l + 1)[c];
@@ -49,7 +61,8 @@ class FirstOrderGroup {
       }
       return;
     }
-    ResponseSums<S> sink{sums, sums + layers * d * d, sums + this->sums() - (call_.beta ? layers * d : 0)};
+    ResponseSums<S> sink{sums, sums + of_gamma(), sums + of_gamma() + gammas()};
+    const core::Proximal<S> prox_sums = sums_of_prox(sums + of_gamma() + gammas() + betas());
     Task grad;
     grad.extent = d_;
     for (int k = 0; k < d * d; ++k) grad.h[k] = S(T(0));
@@ -57,10 +70,14 @@ class FirstOrderGroup {
     core::response_backward<true>(
         task, method_, trace,
         [&](int l, S* ds) {
-          if (l < first_layer) return;
-          S incoming[Extent::limit];
-          load_vector(layer_of(call_.result, l - first_layer), tasks, incoming);
-          for (int c = 0; c < d; ++c) ds[c] -= incoming[c];
+          if (l >= first_layer) {
+            S incoming[Extent::limit];
+            load_vector(layer_of(call_.result, l - first_layer), tasks, incoming);
+            for (int c = 0; c < d; ++c) ds[c] -= incoming[c];
+          }
+          if constexpr (has_prox) {
+            core::prox_backward(call_.proximal.layer(l, d), d_, point + l * d, ds, prox_sums.layer(l, d));
+          }
         },
         sink, s, &grad);
     if (call_.grad_h.data) store_rows(grad.h, call_.grad_h, tasks, 0, d, d);
@@ -72,6 +89,22 @@ class FirstOrderGroup {
   }
 
  private:
+  int of_gamma() const { return call_.layers * d_ * d_; }
+  int gammas() const { return call_.gamma ? (call_.diagonal ? 1 : call_.layers) * call_.layers * d_ : 0; }
+  int betas() const { return call_.beta ? call_.layers * d_ : 0; }
+  int points() const { return Trace::size(call_.layers, 1, d_); }
+
+  core::Proximal<S> sums_of_prox(S* next) const {
+    const auto take = [&](const T* given, int count) {
+      S* const first = given ? next : nullptr;
+      next += given ? count : 0;
+      return first;
+    };
+    const core::Proximal<const T>& own = call_.proximal;
+    const int count = call_.layers * d_;
+    return {take(own.level, count), take(own.lower, count), take(own.upper, count), take(own.radius, call_.layers)};
+  }
+
   // A batch of vectors (B, d) as one of single rows.
   static Array as_rows(Array array) {
     array.stride[2] = array.stride[1];
@@ -91,20 +124,25 @@ class FirstOrderGroup {
     return array;
   }
 
-  const Quadratics<T>& call_;
+  const ProximalQuadratics<T>& call_;
   Extent d_;
   core::FirstOrder<T> method_;
 };
 
-template <class T, class Extent>
-void run(const Quadratics<T>& call, Extent d, ParallelFor parallel) {
-  const FirstOrderGroup<T, Extent> group(call, d);
+template <bool has_prox, class T, class Extent>
+void run_group(const ProximalQuadratics<T>& call, Extent d, ParallelFor parallel) {
+  const FirstOrderGroup<T, Extent, has_prox> group(call, d);
   over_parts<T>(call.tasks, call.backward ? group.sums() : 0, group.scratch_cells(), call.totals, parallel, group);
+}
+
+template <class T, class Extent>
+void run(const ProximalQuadratics<T>& call, Extent d, ParallelFor parallel) {
+  call.proximal.any() ? run_group<true>(call, d, parallel) : run_group<false>(call, d, parallel);
 }
 
 }  // namespace
 
-void quadratics(const Quadratics<float>& call, ParallelFor parallel) {
+void quadratics(const ProximalQuadratics<float>& call, ParallelFor parallel) {
 #if MEMFORMER_VECTOR_BYTES > 16
   switch (call.weights) {
     case 3: return run(call, core::Fixed<3>{}, parallel);
@@ -115,7 +153,7 @@ void quadratics(const Quadratics<float>& call, ParallelFor parallel) {
   run(call, core::UpTo<16>{call.weights}, parallel);
 }
 
-void quadratics(const Quadratics<double>& call, ParallelFor parallel) {
+void quadratics(const ProximalQuadratics<double>& call, ParallelFor parallel) {
   run(call, core::UpTo<16>{call.weights}, parallel);
 }
 

@@ -1,5 +1,5 @@
-// Learned first-order methods on given quadratics of more weights than a lane can hold: one task at a time, vectors
-// along its weights.
+// Learned first-order methods on given quadratics of more weights than a lane can hold, steps of which may end in a
+// prox: one task at a time, vectors along its weights.
 //
 // A task belongs to one thread. Bytes per task: h, b and w0 read, the iterates written; backward: those again, and the
 // gradients of h, b and w0. Multiply-adds per task (d weights, L layers): 2 L d^2 forward, as many for the gradients of
@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/wide/vector_memory.h"
+#include "cpu/wide/vector_proximal.h"
 #include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -17,10 +18,12 @@ class WideQuadratics {
   using S = Lanes<T>;
 
  public:
-  WideQuadratics(const Quadratics<T>& call, const Preconditioners<T>& preconditioners,
-                 const EntryCoefficients<T>& gamma, const EntryCoefficients<T>& beta, T* memory)
+  WideQuadratics(const ProximalQuadratics<T>& call, const Preconditioners<T>& preconditioners,
+                 const VectorProximal<T>& proximal, const EntryCoefficients<T>& gamma, const EntryCoefficients<T>& beta,
+                 T* memory)
       : call_(call),
         a_(preconditioners),
+        proximal_(proximal),
         gamma_(gamma),
         beta_(beta),
         memory_{{call.layers, 1, call.diagonal || !call.gamma, gamma.entries(), beta.entries(), gamma.copy_to(memory),
@@ -29,13 +32,17 @@ class WideQuadratics {
         size_(whole_rows<T>(d_)),
         first_layer_(call.layers - call.result_layers) {}
 
-  int sums() const { return static_cast<int>(memory_.gamma_count() + memory_.beta_count()); }
+  int sums() const { return static_cast<int>(coefficients() + proximal_.sums()); }
 
   void add_sums(const T* sums, double* totals) const {
-    beta_.add(sums + memory_.gamma_count(), gamma_.add(sums, totals));
+    totals = beta_.add(sums + memory_.gamma_count(), gamma_.add(sums, totals));
+    proximal_.add(sums + coefficients(), totals);
   }
 
-  int64_t scratch() const { return static_cast<int64_t>(size_ + 4 * call_.layers + 4) * size_; }
+  int64_t scratch() const {
+    const int vectors = proximal_.any() ? 5 : 4;
+    return static_cast<int64_t>(size_ + vectors * call_.layers + 4) * size_;
+  }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
     Places at(*this, scratch);
@@ -50,7 +57,10 @@ class WideQuadratics {
   }
 
  private:
-  // H by rows, b; s_0..s_L, u_0..u_{L-1}, gradients dg_0..dg_{L-1} of g, registers, ds, and a vector on its way.
+  int64_t coefficients() const { return memory_.gamma_count() + memory_.beta_count(); }
+
+  // H by rows, b; s_0..s_L, u_0..u_{L-1}, gradients dg_0..dg_{L-1} of g, registers, ds, a vector on its way, and the
+  // points that proxes are taken of.
   struct Places {
     Places(const WideQuadratics& of, T* scratch) {
       const int layers = of.call_.layers, size = of.size_;
@@ -62,8 +72,9 @@ class WideQuadratics {
       registers = grads + layers * size;
       ds = registers + layers * size;
       spare = ds + size;
+      points = spare + size;
     }
-    T *h, *b, *states, *updates, *grads, *registers, *ds, *spare;
+    T *h, *b, *states, *updates, *grads, *registers, *ds, *spare, *points;
   };
 
   // A vector of d numbers in memory.
@@ -126,7 +137,11 @@ class WideQuadratics {
       for (int c = 0; c < size; c += S::width) (S::load(at.b + c) + S::load(g + c)).store(g + c);
       a_.multiply(l, g, r);
       memory_.remember(l, 0, 0, size, r - size, r);
-      memory_.update(l, 0, size, at.registers, size, s, at.states + (l + 1) * size);
+      T* const next = at.states + (l + 1) * size;
+      memory_.update(l, 0, size, at.registers, size, s, next);
+      if (!proximal_.any()) continue;
+      std::copy(next, next + size, at.points + l * size);
+      proximal_.apply(l, next);
     }
   }
 
@@ -138,6 +153,7 @@ class WideQuadratics {
         load_vector(iterate(task, l), at.spare);
         for (int c = 0; c < size; c += S::width) (S::load(at.ds + c) - S::load(at.spare + c)).store(at.ds + c);
       }
+      if (proximal_.any()) proximal_.pull_back(l, at.points + l * size, at.ds, sums + coefficients());
       std::copy(at.ds, at.ds + size, at.updates + l * size);
       const T* const r = at.registers + l * size;
       const T* const later = l + 1 < layers ? vectors.grad(l + 1) : nullptr;
@@ -167,8 +183,9 @@ class WideQuadratics {
     if (call_.grad_w0.data) store_negative(at.ds, of_task(call_.grad_w0, task));
   }
 
-  const Quadratics<T>& call_;
+  const ProximalQuadratics<T>& call_;
   const Preconditioners<T>& a_;
+  const VectorProximal<T>& proximal_;
   const EntryCoefficients<T>& gamma_;
   const EntryCoefficients<T>& beta_;
   VectorMemory<T> memory_;
@@ -177,23 +194,25 @@ class WideQuadratics {
 };
 
 template <class T>
-void run(const Quadratics<T>& call, ParallelFor parallel) {
+void run(const ProximalQuadratics<T>& call, ParallelFor parallel) {
   const int d = call.weights, size = whole_rows<T>(d), layers = call.layers;
   Preconditioners<T> a(call.a, layers, d);
   const EntryCoefficients<T> gamma(call.gamma, static_cast<int64_t>(call.diagonal ? 1 : layers) * layers, d, size);
   const EntryCoefficients<T> beta(call.beta, layers, d, size);
-  const Memory memory((a.numbers() + gamma.numbers() + beta.numbers()) * sizeof(T));
+  VectorProximal<T> proximal(call.proximal, layers, d, size);
+  const Memory memory((a.numbers() + proximal.numbers() + gamma.numbers() + beta.numbers()) * sizeof(T));
   T* const numbers = static_cast<T*>(memory.data());
   a.copy_to(numbers);
-  const WideQuadratics<T> task(call, a, gamma, beta, numbers + a.numbers());
+  proximal.copy_to(numbers + a.numbers());
+  const WideQuadratics<T> task(call, a, proximal, gamma, beta, numbers + a.numbers() + proximal.numbers());
   WideTasks<T, WideQuadratics<T>>(call.tasks, d, layers, 1, call.backward, call.backward, task)
       .run(parallel, call.totals);
 }
 
 }  // namespace
 
-void wide_quadratics(const Quadratics<float>& call, ParallelFor parallel) { run(call, parallel); }
+void wide_quadratics(const ProximalQuadratics<float>& call, ParallelFor parallel) { run(call, parallel); }
 
-void wide_quadratics(const Quadratics<double>& call, ParallelFor parallel) { run(call, parallel); }
+void wide_quadratics(const ProximalQuadratics<double>& call, ParallelFor parallel) { run(call, parallel); }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

@@ -1,22 +1,14 @@
-// Random words and the bits of numbers, as SIMD vectors: what core/philox.h and core/elementary.h ask of Lanes.
+// Random words as SIMD vectors: what core/philox.h asks of Lanes.
 //
 // A word of every task sits in the low half of a 64-bit lane, where the processor multiplies 32 by 32 bits: one vector
 // for tasks in double, two for tasks in float, of the even and of the odd ones.
 
 #pragma once
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "core/gaussian.h"
-#include "cpu/lanes/simd.h"
+#include "cpu/lanes/elementary.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
-
-// Intrinsics of AVX-512 come with a mask of all lanes: those without begin from an undefined vector, of which GCC
-// warns.
-typedef uint64_t Wide __attribute__((vector_size(MEMFORMER_VECTOR_BYTES)));
 
 MEMFORMER_INLINE Wide wide_product(Wide word, Wide factor) {
 #if defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 64
@@ -88,60 +80,6 @@ MEMFORMER_INLINE Lanes<float> uniform(WideWords<float> words, Lanes<float>) {
   const Lanes<float> number = (high - Lanes<float>(0x1p39f + 0x1p23f)) + low;
 #endif
   return number * 0x1p-32f + Lanes<float>(0x1p-33f);
-}
-
-template <class T>
-struct BitsOf;
-template <>
-struct BitsOf<float> {
-  typedef uint32_t Type __attribute__((vector_size(MEMFORMER_VECTOR_BYTES)));
-};
-template <>
-struct BitsOf<double> {
-  typedef Wide Type;
-};
-
-template <class T>
-MEMFORMER_INLINE typename BitsOf<T>::Type bits_of(Lanes<T> value) {
-  return (typename BitsOf<T>::Type)value.v;
-}
-
-template <class T>
-MEMFORMER_INLINE Lanes<T> number_of(typename BitsOf<T>::Type bits, Lanes<T>) {
-  return Lanes<T>((typename Lanes<T>::Vector)bits);
-}
-
-template <class T>
-MEMFORMER_INLINE Lanes<T> absolute(Lanes<T> value) {
-  using Bits = typename BitsOf<T>::Type;
-  constexpr auto all_but_sign = core::Format<T>::all_but_sign;
-  return number_of((Bits)(bits_of(value) & all_but_sign), Lanes<T>());
-}
-
-MEMFORMER_INLINE Lanes<float> square_root(Lanes<float> value) {
-#if defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 64
-  return Lanes<float>((VectorsOf<float>::Vector)_mm512_maskz_sqrt_ps(0xFFFF, (__m512)value.v));
-#elif defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 32
-  return Lanes<float>((VectorsOf<float>::Vector)_mm256_sqrt_ps((__m256)value.v));
-#elif defined(__x86_64__)
-  return Lanes<float>((VectorsOf<float>::Vector)_mm_sqrt_ps((__m128)value.v));
-#else
-  for (int lane = 0; lane < Lanes<float>::width; ++lane) value.v[lane] = sqrtf(value.v[lane]);
-  return value;
-#endif
-}
-
-MEMFORMER_INLINE Lanes<double> square_root(Lanes<double> value) {
-#if defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 64
-  return Lanes<double>((VectorsOf<double>::Vector)_mm512_maskz_sqrt_pd(0xFF, (__m512d)value.v));
-#elif defined(__x86_64__) && MEMFORMER_VECTOR_BYTES == 32
-  return Lanes<double>((VectorsOf<double>::Vector)_mm256_sqrt_pd((__m256d)value.v));
-#elif defined(__x86_64__)
-  return Lanes<double>((VectorsOf<double>::Vector)_mm_sqrt_pd((__m128d)value.v));
-#else
-  for (int lane = 0; lane < Lanes<double>::width; ++lane) value.v[lane] = sqrt(value.v[lane]);
-  return value;
-#endif
 }
 
 }  // namespace memformer::cpu::MEMFORMER_ISA

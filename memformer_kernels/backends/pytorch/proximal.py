@@ -67,8 +67,8 @@ def _by_layer(parameter: Tensor) -> Tensor:
 def _prox(w: Tensor, own: Proximal) -> Tensor:
     """The prox at w (B, m, d) with one layer's parameters (d or 1,)."""
     if own.radius is not None:
-        outside, unit, _, rho = _direction(w, own.radius)
-        return torch.where(outside, rho * unit, w)
+        inside, unit, _, rho = _direction(w, own.radius)
+        return torch.where(inside, w, rho * unit)
     shrunk = _shrunk(w, own.level)
     return shrunk if own.lower is None and own.upper is None else shrunk.clamp(own.lower, own.upper)
 
@@ -81,24 +81,24 @@ def _shrunk(w: Tensor, level: Tensor | None) -> Tensor:
 
 
 def _direction(w: Tensor, radius: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which w are outside the ball, w / ||w||, ||w|| and rho; the last two are 1 inside, where nothing reads them.
+    """Which w are inside the ball, w / ||w||, ||w|| and rho; the last two are 1 inside, where nothing reads them.
 
-    So nothing divides by 0 or multiplies with an infinite radius, in derivatives either.
+    So nothing divides by 0 or multiplies with an infinite radius, in derivatives either. A NaN is not inside.
     """
     rho = radius.clamp(min=0)
     squares = w.square().sum(-1, keepdim=True)
-    outside = squares > rho.square()
-    norm = torch.where(outside, squares, 1.0).sqrt()
-    return outside, w / norm, norm, torch.where(outside, rho, 1.0)
+    inside = squares <= rho.square()
+    norm = torch.where(inside, 1.0, squares).sqrt()
+    return inside, w / norm, norm, torch.where(inside, 1.0, rho)
 
 
 def _pull_back(w: Tensor, own: Proximal, grad: Tensor) -> tuple[Tensor, Proximal]:
     """Gradients of w and, task by task, of the parameters, from that of the prox at w."""
     if own.radius is not None:
-        outside, unit, norm, rho = _direction(w, own.radius)
+        inside, unit, norm, rho = _direction(w, own.radius)
         along = (unit * grad).sum(-1, keepdim=True)
-        through = torch.where(outside, rho / norm * (grad - unit * along), grad)
-        return through, Proximal(None, None, None, torch.where(outside & (own.radius >= 0), along, 0.0))
+        through = torch.where(inside, grad, rho / norm * (grad - unit * along))
+        return through, Proximal(None, None, None, torch.where(inside | (own.radius < 0), 0.0, along))
     level = lower = upper = None
     if own.lower is not None or own.upper is not None:
         shrunk = _shrunk(w, own.level)

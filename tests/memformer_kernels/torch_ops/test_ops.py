@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from memformer_kernels import memformer_predict, memformer_stack
+from memformer_kernels.backends import PROXIMAL_BACKENDS
 from memformer_kernels.calls.arguments import form_name
 from memformer_kernels.testing import Case
 from tests.marks import slow_but
@@ -146,12 +147,13 @@ def _proximal_tensors(ball: bool) -> list[Any]:
     return [level, lower, upper, None]
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name in PROXIMAL_BACKENDS])
 @pytest.mark.parametrize("ball", [False, True])
-def test_proximal_solve(ball: bool) -> None:
+def test_proximal_solve(ball: bool, backend: str) -> None:
     tensors = [*_quadratic_tensors(full=ball), *_proximal_tensors(ball)]
-    torch.library.opcheck(OPS.proximal_solve.default, (*tensors, ball, "torch"))
+    torch.library.opcheck(OPS.proximal_solve.default, (*tensors, ball, backend))
     grad = normal(seeded(11), 2 if ball else 1, 3, 2)
-    options = (ball, "torch", _needs(tensors))
+    options = (ball, backend, _needs(tensors))
     torch.library.opcheck(OPS.proximal_solve_backward.default, (grad, *_detached(tensors), *options))
 
 
