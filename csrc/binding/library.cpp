@@ -114,11 +114,16 @@ void prefix_loss(const Tensor& z, const Tensor& target, const Tensor& q, const M
   });
 }
 
+template <class T>
+void run(const Gram<T>& call) {
+  const auto& kernels = cpu::kernels<T>();
+  (call.width <= tiny_width + 1 ? kernels.context_gram : kernels.wide_context_gram)(call, parallel_for);
+}
+
 void context_gram(const Tensor& z, const MaybeTensor& lengths, int64_t context, const Tensor& matrix) {
   with_compute_type(z, [&](auto type) {
     expect_large_pages(matrix);
-    const auto call = gram_of<decltype(type)>(z, lengths, context, matrix);
-    cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
+    run(gram_of<decltype(type)>(z, lengths, context, matrix));
   });
 }
 
@@ -128,7 +133,7 @@ void context_gram_backward(const Tensor& grad, const Tensor& z, const MaybeTenso
     auto call = gram_of<decltype(type)>(z, lengths, context, grad);
     call.backward = true;
     call.grad_z = made_array(grad_z);
-    cpu::kernels<decltype(type)>().context_gram(call, parallel_for);
+    run(call);
   });
 }
 

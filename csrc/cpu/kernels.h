@@ -21,6 +21,7 @@
   KERNEL(void, prefix_response, const Network<T>&, ParallelFor)                    \
   KERNEL(void, prefix_general, const Network<T>&, ParallelFor)                     \
   KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
+  KERNEL(void, wide_context_gram, const Gram<T>&, ParallelFor)                     \
   KERNEL(void, quadratics, const ProximalQuadratics<T>&, ParallelFor)              \
   KERNEL(void, wide_quadratics, const ProximalQuadratics<T>&, ParallelFor)         \
   KERNEL(void, layer, const Layer<T>&, ParallelFor)                                \

@@ -11,8 +11,8 @@ TINY_TOKENS = 128
 """Largest N of the tiny token regime: a task's tokens stay on chip for all layers."""
 
 WIDE_WIDTH = 512
-"""Largest D of the CPU's wide regimes, where features stay and vectors run along one task, which stays in a core's
-caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
+"""Largest D of the CPU's wide regimes, where features stay or are summed and vectors run along one task, which stays in
+a core's caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
 
 WIDE_WEIGHTS = 256
 """Most weights of a quadratic in the CPU's wide regime: h is read once a task there, so that no Gram matrix hides what

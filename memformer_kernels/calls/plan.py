@@ -82,7 +82,9 @@ def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 
     """The plan of a context Gram matrix, whose backend no caller chooses."""
     device = availability.place(device)
     # A matrix of one number is as tiny; only a network needs a feature too.
-    regime = _gram_regime(max(width, 2)) if _counted(tokens, width, ragged) else "large"
+    regime = "large"
+    if _counted(tokens, width, ragged):
+        regime = _wide_on_a_cpu(device, _gram_regime(max(width, 2)), width, "gram")
     backend, where = _backend("auto", device, number, regime, _ONE_PASS if width <= WIDEST else None)
     return Plan(backend, "gram", regime, f"a Gram matrix is one pass over the context; {where}")
 
@@ -204,7 +206,7 @@ _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
-_ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches for all layers"
+_ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches"
 _ONE_PASS = "one Triton kernel streams the context"
 _ONE_PASS_A_LAYER = "products of large tasks go through torch, and one fused Triton pass a layer updates the registers"
 
@@ -263,7 +265,7 @@ def _regime(problem: Problem, algorithm: str) -> str:
 
 
 def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
-    """The regime where features stay: what is not tiny has kernels of its own on a CPU."""
+    """The regime where features stay or are summed: what is not tiny has kernels of its own on a CPU."""
     if device != "cpu" or regime.startswith("tiny") or not 1 < width <= WIDE_WIDTH:
         return regime
     return "wide Gram" if algorithm == "gram" else "wide token"

@@ -8,25 +8,12 @@
 
 #include "cpu/kernels.h"
 #include "cpu/lanes/prefetch.h"
-#include "cpu/wide/task_rows.h"
+#include "cpu/wide/context_sums.h"
 #include "cpu/wide/vector_memory.h"
 #include "cpu/wide/wide_tasks.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
-
-// Tokens that are summed in one go stay in a second-level cache meanwhile.
-constexpr int64_t resident_bytes = 1 << 17;
-// The next task's tokens, where they find room there too.
-constexpr int64_t prefetch_bytes = 3 << 17;
-
-// Examples summed in one go: blocks of 32, a power of two of them, so that all sums together are pairwise.
-template <class T>
-int rows_at_once(int size) {
-  int rows = core::gram_block;
-  while (2 * rows * size * static_cast<int64_t>(sizeof(T)) <= resident_bytes) rows *= 2;
-  return rows;
-}
 
 template <class T>
 class WideGram {
@@ -40,13 +27,10 @@ class WideGram {
         d_(network.width - 1),
         size_(whole_rows<T>(d_)),
         stack_(network.queries < 0),
-        longest_(network.lengths && !stack_ ? network.tokens - network.queries : network.context),
         out_first_(stack_ ? 0 : network.tokens - network.queries),
         out_count_(network.tokens - out_first_),
         first_layer_(network.layers - network.result_layers),
-        at_once_(std::min(rows_at_once<T>(size_), whole_blocks(longest_))) {
-    for (int sums = (longest_ - 1) / at_once_ + 1; sums > 1; sums = (sums + 1) / 2) ++levels_;
-  }
+        context_(d_, 1, network.lengths && !stack_ ? network.tokens - network.queries : network.context) {}
 
   int sums() const { return static_cast<int>(memory_.gamma_count() + memory_.beta_count()) + 1; }
 
@@ -57,8 +41,8 @@ class WideGram {
   int64_t scratch() const {
     const int layers = network_.layers;
     const int64_t vectors = 3 * layers + 1 + layers * network_.kept + network_.result_layers + 2;
-    return levels_ * matrix_count() + static_cast<int64_t>(at_once_ + core::gram_block) * (size_ + 1) +
-           2 * core::gram_block + vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
+    return context_.count() + context_.example_count() + context_.at_once() + core::gram_block * (size_ + 3) +
+           vectors * size_ + static_cast<int64_t>(network_.result_layers) * out_count_;
   }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T> vectors) const {
@@ -67,7 +51,8 @@ class WideGram {
     const TaskRows<T> rows(network_.z, network_.tokens, network_.width, task);
     const int n = network_.lengths ? static_cast<int>(network_.lengths[task]) : network_.context;
     const T scale = T(1) / static_cast<T>(n);
-    sum_context(rows, n, at);
+    // H, and b as its last row, not divided by n.
+    context_.sum(rows, 0, n, at.h, at.x, at.y, [&](int step) { at.prefetch.advance(step, prefetch_steps()); });
     forward(scale, vectors, at);
     read_out(TaskReadout<T>(network_, task), task, rows, at, sums + this->sums() - 1);
     if (!is_backward()) return;
@@ -84,7 +69,7 @@ class WideGram {
     Places(const WideGram& of, T* scratch) {
       const int layers = of.network_.layers, size = of.size_;
       h = scratch;
-      states = h + of.levels_ * of.matrix_count();
+      states = h + of.context_.count();
       updates = states + (layers + 1) * size;
       grads = updates + layers * size;
       registers = grads + layers * size;
@@ -92,77 +77,25 @@ class WideGram {
       ds = outer + of.network_.result_layers * size;
       spare = ds + size;
       x = spare + size;
-      made = x + of.at_once_ * size;
+      made = x + of.context_.example_count();
       y = made + core::gram_block * size;
-      slots = y + of.at_once_ + core::gram_block;
+      slots = y + of.context_.at_once() + core::gram_block;
       errors = slots + core::gram_block;
     }
     Prefetch<T> prefetch;
     T *h, *states, *updates, *grads, *registers, *outer, *ds, *spare, *x, *made, *y, *slots, *errors;
   };
 
-  static int whole_blocks(int rows) {
-    int blocks = core::gram_block;
-    while (blocks < rows && blocks < 1 << 29) blocks *= 2;
-    return blocks;
-  }
   // Moments at which the next task's tokens are asked for.
-  int prefetch_steps() const { return size_ / tile_height + (is_backward() ? 2 : 1) * network_.layers; }
+  int prefetch_steps() const { return context_.steps() + (is_backward() ? 2 : 1) * network_.layers; }
   bool is_backward() const { return network_.pass == Pass::backward || network_.pass == Pass::loss_backward; }
-  int64_t matrix_count() const { return static_cast<int64_t>(size_ + 1) * size_; }
-
-  // H and b of the task's examples, not divided by n, and H in full. Examples are read in place where that is allowed:
-  // what the numbers behind their features make is cleared in the end.
-  void sum_context(const TaskRows<T>& rows, int n, Places& at) const {
-    int waiting = 0;
-    for (int first = 0, index = 0; first < n; first += at_once_, ++index) {
-      if (first) checkpoint();
-      const int count = std::min(at_once_, n - first);
-      T* const sum = at.h + waiting * matrix_count();
-      const T* x = rows.in_place(first, n, size_);
-      if (x) {
-        add_examples(x, rows.row_step(), x + d_, rows.row_step(), count, sum, at);
-      } else {
-        rows.load(first, count, size_, at.x, at.y);
-        add_examples(at.x, size_, at.y, 1, count, sum, at);
-      }
-      for (int k = index; k & 1; k >>= 1) merge(at.h + --waiting * matrix_count());
-      ++waiting;
-    }
-    for (; waiting > 1; --waiting) merge(at.h + (waiting - 2) * matrix_count());
-    mirror(at.h, size_, size_);
-    for (int row = 0; row <= size_; ++row) {
-      for (int c = d_ / S::width * S::width; c < size_; c += S::width) {
-        T* const place = at.h + row * size_ + c;
-        first_lanes<T>(std::max(d_ - c, 0), S::load(place)).store(place);
-      }
-    }
-  }
-
-  void add_examples(const T* x, int64_t step, const T* y, int64_t y_step, int count, T* sum, Places& at) const {
-    for (int row = 0; row < size_; row += tile_height) {
-      at.prefetch.advance(row / tile_height, prefetch_steps());
-      column_products(x + row, step, x, step, count, columns_to_diagonal<T>(row), false, sum + row * size_, size_);
-    }
-    add_weighted_rows(x, step, count, y, y_step, size_, static_cast<const T*>(nullptr), sum + size_ * size_);
-  }
-
-  // Adds to a sum the one behind it.
-  void merge(T* to) const {
-    const T* const from = to + matrix_count();
-    for (int row = 0; row <= size_; ++row) {
-      const int end = row < size_ ? columns_to_diagonal<T>(row / tile_height * tile_height) : size_;
-      for (int c = row * size_; c < row * size_ + end; c += S::width)
-        (S::load(to + c) + S::load(from + c)).store(to + c);
-    }
-  }
 
   void forward(T scale, TaskVectors<T> vectors, Places& at) const {
     const int size = size_, kept = network_.kept;
     const T* const b = at.h + size * size;
     clear(at.states, size);
     for (int l = 0; l < network_.layers; ++l) {
-      at.prefetch.advance(size / tile_height + l, prefetch_steps());
+      at.prefetch.advance(context_.steps() + l, prefetch_steps());
       const T* const s = at.states + l * size;
       T* const g = vectors.residual(l);
       if (l == 0) {
@@ -295,10 +228,8 @@ class WideGram {
   VectorMemory<T> memory_;
   int d_, size_;
   bool stack_;
-  int longest_;  // examples of a task, at most
   int out_first_, out_count_, first_layer_;
-  int at_once_;
-  int levels_ = 1;
+  ContextSums<T> context_;
 };
 
 template <class T>

@@ -1,7 +1,9 @@
-// The rows of one task between a tensor and rows of whole vectors: features apart from responses, zeros behind them.
+// The rows of one task between a tensor and rows of whole vectors: features apart from responses, where there are any,
+// and zeros behind them.
 
 #pragma once
 
+#include "cpu/lanes/halves.h"
 #include "cpu/wide/one_task.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
@@ -30,20 +32,23 @@ MEMFORMER_INLINE void with_reader(const Array& array, int64_t start, Body body) 
   }
 }
 
-// Tokens (B, N, D) of one task as they are read and written.
+// Tokens (B, N, D) of one task as they are read and written: their first numbers are features, and the last is the
+// response, if there is one.
 template <class T>
 class TaskRows {
   using S = Lanes<T>;
 
  public:
-  TaskRows(const Array& array, int tokens, int width, int64_t task)
+  TaskRows(const Array& array, int tokens, int width, int64_t task, int responses = 1)
       : array_(array),
         tokens_(tokens),
-        d_(width - 1),
+        d_(width - responses),
+        responses_(responses),
         start_(task * array.stride[0]),
         plain_(array.storage == storage_of<T> && array.stride[2] == 1) {}
 
   // x (count, step): the features of tokens [first, first + count) and zeros up to `step`; y (count,): their responses.
+  // Without responses y is not written.
   void load(int first, int count, int step, T* x, T* y) const {
     int i = 0;
     if (plain_) {
@@ -59,48 +64,69 @@ class TaskRows {
         for (int c = vectors * S::width; c < step; c += S::width) {
           first_lanes<T>(c < d ? d - c : 0, S::load(from + c)).store(to + c);
         }
-        y[i] = from[d];
+        if (responses_) y[i] = from[d];
       }
     }
-    for (; i < count; ++i) load_row(first + i, step, x + i * step, y + i);
+    for (; i < count; ++i) load_row(first + i, step, x + i * step, responses_ ? y + i : y);
   }
 
   // The features of a token as they lie in memory, `row_step` apart from the next token's and each followed by its
-  // response; null unless rows [0, end) may be read as `step` numbers each, of which those past the features are
-  // anything.
+  // response, if it has one; null unless rows [0, end) may be read as `step` numbers each, of which those past the
+  // features are anything.
   const T* in_place(int token, int end, int step) const {
-    if (!plain_ || (tokens_ - end) * array_.stride[1] < step - d_ - 1) return nullptr;
+    if (!plain_ || (tokens_ - end) * array_.stride[1] < step - d_ - responses_) return nullptr;
     return static_cast<const T*>(array_.data) + start_ + token * array_.stride[1];
   }
   int64_t row_step() const { return array_.stride[1]; }
 
-  // The way back: features x (count, step) and responses y (count,), `y_step` apart.
+  // The way back: features x (count, step) and responses y (count,).
   void store(int first, int count, const T* x, int step, const T* y) const {
     for (int i = 0; i < count; ++i) {
       const int64_t at = start_ + (first + i) * array_.stride[1];
       if (plain_) {
         T* const to = static_cast<T*>(array_.data) + at;
         std::memcpy(to, x + i * step, d_ * sizeof(T));
-        to[d_] = y[i];
+        if (responses_) to[d_] = y[i];
         continue;
       }
-      for (int c = 0; c < d_; ++c) write_number<T>(array_, at + c * array_.stride[2], x[i * step + c]);
-      write_number<T>(array_, at + d_ * array_.stride[2], y[i]);
+      store_row(at, x + i * step);
+      if (responses_) write_number<T>(array_, at + d_ * array_.stride[2], y[i]);
     }
   }
 
  private:
   MEMFORMER_INLINE void load_row(int token, int step, T* x, T* y) const {
     const int64_t at = start_ + token * array_.stride[1];
-    with_reader<T>(array_, at, [&](auto read) {
-      for (int c = 0; c < d_; ++c) x[c] = read(c);
-      *y = read(d_);
-    });
+    if (!load_halves(at, x)) {
+      with_reader<T>(array_, at, [&](auto read) {
+        for (int c = 0; c < d_; ++c) x[c] = read(c);
+      });
+    }
+    if (responses_) *y = read_number<T>(array_, at + d_ * array_.stride[2]);
     clear(x + d_, step - d_);
   }
 
+  MEMFORMER_INLINE void store_row(int64_t at, const T* x) const {
+    if constexpr (sizeof(T) == 4) {
+      if (array_.stride[2] == 1 && is_half(array_.storage))
+        return narrow(array_.storage, x, d_, static_cast<uint16_t*>(array_.data) + at);
+    }
+    for (int c = 0; c < d_; ++c) write_number<T>(array_, at + c * array_.stride[2], x[c]);
+  }
+
+  // Whether the features at a place are in half precision and beside each other: then they are read, by vectors.
+  MEMFORMER_INLINE bool load_halves(int64_t at, T* x) const {
+    if constexpr (sizeof(T) == 4) {
+      if (array_.stride[2] == 1 && is_half(array_.storage)) {
+        widen(array_.storage, static_cast<const uint16_t*>(array_.data) + at, d_, x);
+        return true;
+      }
+    }
+    return false;
+  }
+
   Array array_;
-  int tokens_, d_;
+  int tokens_, d_, responses_;
   int64_t start_;
   bool plain_;
 };

@@ -6,6 +6,8 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "core/matrix.h"
 #include "cpu/lanes/simd.h"
 
@@ -16,6 +18,14 @@ constexpr int tile_columns = 16;  // what its columns are a multiple of: whole v
 
 constexpr int padded_to(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 
+// A step from row to row, at least `count` numbers, for matrices that are read down their columns: an odd number of
+// cache lines, so that rows do not crowd into a few places of a first-level cache.
+template <class T>
+constexpr int odd_lines(int count) {
+  constexpr int line = 64 / static_cast<int>(sizeof(T));
+  return ((count + line - 1) / line | 1) * line;
+}
+
 // A matrix that is read number by number.
 template <class T>
 struct Left {
@@ -24,6 +34,9 @@ struct Left {
   int64_t column_step;
 
   MEMFORMER_INLINE Left from_row(int64_t row) const { return {data + row * row_step, row_step, column_step}; }
+  MEMFORMER_INLINE Left from_column(int64_t column) const {
+    return {data + column * column_step, row_step, column_step};
+  }
 };
 
 // A matrix that is read and written row by row.
@@ -97,6 +110,20 @@ inline void product(Rows<T> to, int rows, int columns, Left<T> left, Rows<const 
   }
   for (; column < columns; column += width) {
     product_rows<T, 4, 1, Adding>(to.at(0, column), rows, left, right.at(0, column), depth, extent, meanwhile);
+  }
+}
+
+// Rows of the right matrix that are multiplied in one go: two vectors of each stay in a first-level cache.
+constexpr int panel_depth = 256;
+
+// to (rows x columns) = left right, or +=, where the sum is long.
+template <class T, bool Adding = false>
+inline void deep_product(Rows<T> to, int rows, int columns, Left<T> left, Rows<const T> right, int depth) {
+  auto nothing = [] {};
+  product<T, Adding>(to, rows, columns, left, right, std::min(depth, panel_depth), Depth::whole, nothing);
+  for (int k = panel_depth; k < depth; k += panel_depth) {
+    product<T, true>(to, rows, columns, left.from_column(k), right.at(k, 0), std::min(depth - k, panel_depth),
+                     Depth::whole, nothing);
   }
 }
 

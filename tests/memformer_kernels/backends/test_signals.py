@@ -94,6 +94,13 @@ def _long_solve() -> Tensor:
     return lfom_solve(_ones(2**14, 64, 64), _ones(2**14, 64), torch.zeros(2000, 64, 64), backend="cpu")
 
 
+def _gram_gradients(tasks: int, tokens: int, width: int) -> Tensor:
+    """All tasks' gradients in the place of one."""
+    grad = torch.zeros(1, tokens, width).expand(tasks, tokens, width)
+    native.NATIVE.context_gram_backward(_ones(tasks, width, width), _ones(*grad.shape), None, tokens, grad)
+    return grad
+
+
 def _long_tokens() -> Tensor:
     z, q = _long_network(2**21, 5, 100, 40)
     return memformer_predict(z, q, gamma=torch.ones(40, 40, 1, 100, 6), backend="cpu")
@@ -134,6 +141,8 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "pieces": lambda: context_gram(_ones(7, 2**26, 16), 2**26),
     "gram": lambda: memformer_predict(*_long_network(64, 5, 2**26), backend="cpu"),
     "tokens": _long_tokens,
+    "wide Gram matrices": lambda: context_gram(_ones(200, 2**17, 300), 2**17),
+    "gradients of wide Gram matrices": lambda: _gram_gradients(2**12, 2**12, 300),
     "wide gram": lambda: memformer_predict(*_long_network(4, 255, 2**22), backend="cpu"),
     "one wide task": lambda: memformer_predict(*_long_network(1, 511, 2**20), backend="cpu"),
     "wide tokens": lambda: memformer_predict(*_long_network(2**16, 255, 200, 20), backend="cpu", algorithm="token"),
