@@ -132,7 +132,7 @@ def _of_tasks(function: Callable[..., Any], bound: dict[str, Any]) -> tuple[str,
     """The names of arguments whose first axis is that of tasks: packed sequences are one sample."""
     if bound.get("cu_seqlens") is not None:
         return ()
-    return _OF_TASKS.get(function, ("z", "target", "registers", "context"))
+    return _OF_TASKS.get(function, ("z", "target", "registers", "context", "weights"))
 
 
 def _with_tasks(function: Callable[..., Any], bound: dict[str, Any], tasks: int | None) -> dict[str, Any]:

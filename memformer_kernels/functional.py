@@ -45,6 +45,7 @@ def memformer_stack(
     *,
     context: int | Tensor | None = None,
     responses: int = 1,
+    weights: Tensor | None = None,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -73,6 +74,9 @@ def memformer_stack(
         responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
             attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
             serves the call.
+        weights: of the context's tokens (B, N), non-negative, in z's dtype or float32: (1/n) sum z_i z_i^T becomes
+            sum w_i z_i z_i^T / sum w_i. A token of weight 0 counts as if it were not there, but for its own row of
+            the result; a task of such tokens alone has a sum of 0. Weights past the context are not read. None: all 1.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -93,9 +97,10 @@ def memformer_stack(
         >>> memformer_stack(z, q).shape
         torch.Size([8, 21, 6])
     """
-    count, lengths, _, form, runs_on, _ = call.stack(z, q, p, gamma, beta, gate, context, responses, backend, algorithm)
+    found = call.stack(z, q, p, gamma, beta, gate, context, responses, weights, backend, algorithm)
+    count, lengths, _, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
-    return ops.stack(z, q, p, gamma, beta, lengths, count, form, runs_on)
+    return ops.stack(z, q, p, gamma, beta, lengths, weights, count, form, runs_on)
 
 
 def memformer_predict(
@@ -110,6 +115,7 @@ def memformer_predict(
     queries: int | None = None,
     layers: bool = False,
     responses: int = 1,
+    weights: Tensor | None = None,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -142,6 +148,9 @@ def memformer_predict(
         responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
             attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
             serves the call.
+        weights: of the context's tokens (B, N), non-negative, in z's dtype or float32: (1/n) sum z_i z_i^T becomes
+            sum w_i z_i z_i^T / sum w_i. A token of weight 0 counts as if it were not there, whatever it holds; a task
+            of such tokens alone has a sum of 0. Weights past the context are not read. None: all 1.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -163,10 +172,10 @@ def memformer_predict(
         >>> memformer_predict(z, q, context=20).shape
         torch.Size([8, 1])
     """
-    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, responses, backend, algorithm)
+    found = call.predict(z, q, p, gamma, beta, gate, context, queries, layers, responses, weights, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
-    after_layers = ops.predict(z, q, p, gamma, beta, lengths, count, form, predicted, layers, runs_on)
+    after_layers = ops.predict(z, q, p, gamma, beta, lengths, weights, count, form, predicted, layers, runs_on)
     return after_layers if layers else after_layers.squeeze(0)  # an index's backward fills zeros and copies
 
 
@@ -182,6 +191,7 @@ def memformer_loss(
     context: int | Tensor | None = None,
     queries: int | None = None,
     responses: int = 1,
+    weights: Tensor | None = None,
     backend: Backend = "auto",
     algorithm: Algorithm = "auto",
 ) -> Tensor:
@@ -213,6 +223,9 @@ def memformer_loss(
         responses: m, the last slots of a token: d = D - m above, and P's corner is the identity. Responses share the
             attention; each has weights, and entries along the last axis of gamma and beta, of its own. Above 1 torch
             serves the call.
+        weights: of the context's tokens (B, N), non-negative, in z's dtype or float32: (1/n) sum z_i z_i^T becomes
+            sum w_i z_i z_i^T / sum w_i. A token of weight 0 counts as if it were not there, whatever it holds; a task
+            of such tokens alone has a sum of 0. Weights past the context are not read. None: all 1.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
         algorithm: "gram" (all layers on D-by-D matrices; not where gamma or beta has a token axis), "token" (tokens
             updated layer by layer) or "auto".
@@ -232,10 +245,10 @@ def memformer_loss(
         >>> z, target, q = torch.randn(8, 21, 6), torch.randn(8, 1), torch.zeros(4, 1, 5, 5, requires_grad=True)
         >>> memformer_loss(z, target, q).backward()
     """
-    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, responses, backend, algorithm)
+    found = call.loss(z, target, q, p, gamma, beta, gate, context, queries, responses, weights, backend, algorithm)
     count, lengths, predicted, form, runs_on, _ = found
     q, gamma = gates.fold(gate, q, gamma, beta)
-    tensors = (z, target, q, p, gamma, beta, lengths)
+    tensors = (z, target, q, p, gamma, beta, lengths, weights)
     enabled = torch.is_grad_enabled()
     wanted = tuple([enabled and x is not None and x.requires_grad for x in tensors])
     return ops.loss(*tensors, count, form, predicted, wanted, runs_on)[0]
@@ -374,6 +387,7 @@ def memformer_layer(
     beta: Tensor | None = None,
     *,
     context: int | Tensor | None = None,
+    weights: Tensor | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """One layer of a Memformer, for use inside other models.
@@ -395,6 +409,7 @@ def memformer_layer(
             None: the new one alone is added.
         beta: broadcastable to (H, N, D), multiplies registers[-1]; None: 0.
         context: labelled tokens n: an int from 1 to N, or an integer tensor (B,) of ragged contexts. None: N - 1.
+        weights: of the context's tokens (B, N), as in `memformer_stack`. None: all 1.
         backend: "auto", "torch", "cpu", "cuda" or "triton"; `explain` says what "auto" chooses, and why.
 
     Returns:
@@ -413,8 +428,8 @@ def memformer_layer(
         >>> z, register = memformer_layer(z, q)
         >>> z, register = memformer_layer(z, q, registers=[register], gamma=torch.ones(2, 1, 1, 1))
     """
-    count, lengths, _, form, runs_on, _ = call.layer(z, q, p, registers, gamma, beta, context, backend)
-    return ops.layer(z, q, p, list(registers), gamma, beta, lengths, count, form, runs_on)
+    count, lengths, _, form, runs_on, _ = call.layer(z, q, p, registers, gamma, beta, context, weights, backend)
+    return ops.layer(z, q, p, list(registers), gamma, beta, lengths, weights, count, form, runs_on)
 
 
 def context_gram(z: Tensor, context: int | Tensor | None = None) -> Tensor:

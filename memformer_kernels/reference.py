@@ -11,6 +11,8 @@ tokens labelled, layers l, heads h, registers R_{l,h}, and
     R_{l,h}  = att_{l,h}(Z_l) + beta_{l,h} * R_{l-1,h}
     Z_{l+1}  = Z_l + sum_h gate_{l,h} sum_{j<=l} gamma_{l,j,h} * R_{j,h}
 
+With weights (B, N), (1/n) sum z_i z_i^T is sum w_i z_i z_i^T / sum w_i over the context; 0 where that has no weight.
+
 With `responses` = m, D = d + m: the last m slots are responses, where Q's border is zero and P's is the identity. A
 prediction is minus those slots, (..., m), or where m = 1 minus the one slot.
 """
@@ -67,18 +69,29 @@ def _momentum(beta: Tensor | None, q: Tensor, z: Tensor) -> Tensor:
     return beta.expand(q.shape[0], q.shape[1], *z.shape[1:])
 
 
-def _literal_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor) -> Tensor:
+def _counted(keys: Tensor, lengths: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Keys (B, ..., N, D), 0 past the context, times their weights (B, N), and what their sum is divided by."""
+    axes = (1,) * (keys.ndim - 3)
+    if weights is None:
+        return keys, lengths.view(-1, *axes, 1, 1)
+    labelled = torch.arange(weights.shape[1], device=weights.device, dtype=torch.int64) < lengths[:, None]
+    inside = torch.where(labelled, weights, 0.0)
+    total = inside.sum(1)
+    return keys * inside.view(len(inside), *axes, -1, 1), torch.where(total > 0, total, 1.0).view(-1, *axes, 1, 1)
+
+
+def _literal_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor, counted: Tensor) -> Tensor:
     """Z Q K^T as an N-by-N matrix, then times K P^T, as the publication writes it."""
-    return ((z @ query) @ keys.transpose(-1, -2)) @ (keys @ value.transpose(-1, -2))
+    return ((z @ query) @ keys.transpose(-1, -2)) @ (counted @ value.transpose(-1, -2))
 
 
-def _reassociated_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor) -> Tensor:
+def _reassociated_attention(z: Tensor, query: Tensor, value: Tensor, keys: Tensor, counted: Tensor) -> Tensor:
     """Z (Q (K^T K) P^T): the same product at O(N D^2)."""
-    return z @ (query @ (keys.transpose(-1, -2) @ keys) @ value.transpose(-1, -2))
+    return z @ (query @ (keys.transpose(-1, -2) @ counted) @ value.transpose(-1, -2))
 
 
 def _token_states(
-    attend: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    attend: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
     z: Tensor,
     q: Tensor,
     p: Tensor | None,
@@ -87,6 +100,7 @@ def _token_states(
     gate: Tensor | None,
     context: Context,
     responses: int,
+    weights: Tensor | None,
 ) -> list[Tensor]:
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
@@ -96,7 +110,8 @@ def _token_states(
     states: list[Tensor] = []
     for layer in range(q.shape[0]):
         keys = torch.where(labelled[:, :, None], z, 0.0)[:, None]
-        register = attend(z[:, None], queries[layer], values[layer], keys) / lengths[:, None, None, None]
+        counted, total = _counted(keys, lengths, weights)
+        register = attend(z[:, None], queries[layer], values[layer], keys, counted) / total
         if registers:
             register = register + momentum[layer] * registers[-1]
         registers.append(register)
@@ -118,9 +133,10 @@ def literal_states(
     *,
     context: Context = None,
     responses: int = 1,
+    weights: Tensor | None = None,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), through the N-by-N attention matrix of the publication."""
-    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context, responses)
+    return _token_states(_literal_attention, z, q, p, gamma, beta, gate, context, responses, weights)
 
 
 def reassociated_states(
@@ -133,9 +149,10 @@ def reassociated_states(
     *,
     context: Context = None,
     responses: int = 1,
+    weights: Tensor | None = None,
 ) -> list[Tensor]:
     """Z_1, ..., Z_L, each (B, N, D), with the attention product re-associated around the context Gram matrix."""
-    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context, responses)
+    return _token_states(_reassociated_attention, z, q, p, gamma, beta, gate, context, responses, weights)
 
 
 def gram_states(
@@ -148,6 +165,7 @@ def gram_states(
     *,
     context: Context = None,
     responses: int = 1,
+    weights: Tensor | None = None,
 ) -> list[Tensor]:
     """T_1, ..., T_L, each (B, D, D), with Z_l = Z_0 T_l: the whole network on D-by-D matrices.
 
@@ -158,7 +176,8 @@ def gram_states(
     queries, values = projections(q, p, z.shape[-1], responses)
     gates, momentum = _gates(gate, q), _momentum(beta, q, z[:, :1])
     tokens = torch.where(labelled[:, :, None], z, 0.0)
-    gram = tokens.transpose(-1, -2) @ tokens / lengths[:, None, None]
+    counted, total = _counted(tokens, lengths, weights)
+    gram = tokens.transpose(-1, -2) @ counted / total
     transform = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device).expand_as(gram)
     registers: list[Tensor] = []
     transforms: list[Tensor] = []
@@ -182,10 +201,11 @@ def stack(
     *parameters: Tensor | None,
     context: Context = None,
     responses: int = 1,
+    weights: Tensor | None = None,
     form: str = "literal",
 ) -> Tensor:
     """Z_L (B, N, D); `parameters` are p, gamma, beta, gate; `form` is literal, reassociated or gram."""
-    last = _FORMS[form](z, q, *parameters, context=context, responses=responses)[-1]
+    last = _FORMS[form](z, q, *parameters, context=context, responses=responses, weights=weights)[-1]
     return z @ last if form == "gram" else last
 
 
@@ -196,6 +216,7 @@ def predict(
     context: Context = None,
     queries: int | None = None,
     responses: int = 1,
+    weights: Tensor | None = None,
     form: str = "literal",
 ) -> Tensor:
     """Predictions after each layer: minus the response slots of the query rows of Z_1, ..., Z_L.
@@ -209,7 +230,7 @@ def predict(
     position = torch.arange(z.shape[1], device=z.device, dtype=torch.int64)
     kept = (position < lengths[:, None]) | (position >= first)
     z = torch.where(kept[:, :, None], z, 0.0)
-    states = _FORMS[form](z, q, *parameters, context=context, responses=responses)
+    states = _FORMS[form](z, q, *parameters, context=context, responses=responses, weights=weights)
     columns = [state[:, :, -responses:] for state in states]
     read = [z[:, first:] @ column if form == "gram" else column[:, first:] for column in columns]
     made = -torch.stack(read)
@@ -248,13 +269,15 @@ def layer(
     beta: Tensor | None = None,
     *,
     context: Context = None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One layer by the literal form: Z + sum_j gamma_j * R_j and the new register (B, R, N, D)."""
     lengths = _lengths(z, context)
     labelled = torch.arange(z.shape[1], device=z.device, dtype=torch.int64) < lengths[:, None]
     queries, values = projections(q, p, z.shape[-1])
     keys = torch.where(labelled[:, :, None], z, 0.0)[:, None]
-    register = _literal_attention(z[:, None], queries, values, keys) / lengths[:, None, None, None]
+    counted, total = _counted(keys, lengths, weights)
+    register = _literal_attention(z[:, None], queries, values, keys, counted) / total
     per_head = any(x is not None and x.ndim >= 3 and x.shape[-3] > 1 for x in (gamma, beta))
     if not per_head:
         register = register.sum(1, keepdim=True)

@@ -42,6 +42,7 @@ class Case:
     queries: int | None = None
     target: Tensor | None = None
     responses: int = 1
+    weights: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> "Case":
         """The same case with every floating tensor in `dtype`, as leaves that need gradients."""
@@ -58,11 +59,17 @@ class Case:
         order = torch.randperm(len(self.z), generator=generator, device="cpu", dtype=torch.int64).to(self.z.device)
         target = None if self.target is None else self.target.detach()[order]
         context = self.context[order] if isinstance(self.context, Tensor) else self.context
-        return replace(self, z=self.z.detach()[order], target=target, context=context)
+        weights = None if self.weights is None else self.weights.detach()[order]
+        return replace(self, z=self.z.detach()[order], target=target, context=context, weights=weights)
 
     @property
     def parameters(self) -> tuple[Tensor | None, ...]:
         return self.p, self.gamma, self.beta, self.gate
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a stack and a prediction are told about the tokens."""
+        return {"context": self.context, "responses": self.responses, "weights": self.weights}
 
     @property
     def token_axis(self) -> bool:
@@ -79,21 +86,10 @@ def public(backend: Backend = "auto", algorithm: Algorithm = "auto") -> Implemen
     """The package's own functions."""
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
-        z, q, parameters, responses = case.z, case.q, case.parameters, case.responses
-        tokens = memformer_stack(
-            z, q, *parameters, context=case.context, responses=responses, backend=backend, algorithm=algorithm
-        )
-        predictions = memformer_predict(
-            z,
-            q,
-            *parameters,
-            context=case.context,
-            queries=case.queries,
-            layers=True,
-            responses=responses,
-            backend=backend,
-            algorithm=algorithm,
-        )
+        z, q, parameters = case.z, case.q, case.parameters
+        options = {**case.options, "backend": backend, "algorithm": algorithm}
+        tokens = memformer_stack(z, q, *parameters, **options)
+        predictions = memformer_predict(z, q, *parameters, queries=case.queries, layers=True, **options)
         return tokens, predictions
 
     return run
@@ -104,9 +100,10 @@ def in_form(form: str) -> Implementation:
 
     def run(case: Case) -> tuple[Tensor, Tensor]:
         z, q, parameters = case.z, case.q, case.parameters
-        options: dict[str, Any] = {"context": case.context, "responses": case.responses, "form": form}
+        options = {**case.options, "form": form}
         tokens = reference.stack(z, q, *parameters, **options)
-        return tokens, reference.predict(z, q, *parameters, queries=case.queries, **options)
+        predictions = reference.predict(z, q, *parameters, queries=case.queries, **options)
+        return tokens, predictions
 
     return run
 
@@ -118,7 +115,7 @@ def results(implementation: Implementation, case: Case) -> dict[str, Tensor]:
         scalar = (predictions[-1] - case.target).square().mean()
     else:
         scalar = _weighted(tokens) + _weighted(predictions)
-    names = ("z", "q", "p", "gamma", "beta", "gate")
+    names = ("z", "q", "p", "gamma", "beta", "gate", "weights")
     leaves = {name: getattr(case, name) for name in names if getattr(case, name) is not None}
     grads = torch.autograd.grad(scalar, list(leaves.values()), allow_unused=True)
     made = {"tokens": tokens.detach(), "predictions": predictions.detach()}

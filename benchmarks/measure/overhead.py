@@ -123,7 +123,7 @@ _FORM = "gram, response-only, full"
 
 def _predictions(backend: Backend, z: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
     n = W.n
-    network = (z, q, None, gamma, None, None)
+    network = (z, q, None, gamma, None, None, None)
     options = (n, _FORM, 1, False, backend)
     # As the dispatcher hands them to a backend: below autograd.
     inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, form_named(_FORM))
@@ -137,15 +137,15 @@ def _predictions(backend: Backend, z: Tensor, q: Tensor, gamma: Tensor) -> dict[
 
 def _losses(backend: Backend, z: Tensor, target: Tensor, q: Tensor, gamma: Tensor) -> dict[str, Callable[[], Any]]:
     n = W.n
-    needs = [tensor is not None and tensor.requires_grad for tensor in (z, target, q, None, gamma, None, None)]
-    network = (z, target, q, None, gamma, None, None)
+    needs = [tensor is not None and tensor.requires_grad for tensor in (z, target, q, None, gamma, None, None, None)]
+    network = (z, target, q, None, gamma, None, None, None)
     options = (n, _FORM, 1, needs, backend)
     inner = Network(z, q.detach(), None, gamma.detach(), None, None, n, form_named(_FORM))
     return {
         "public": lambda: memformer_loss(z, target, q, gamma=gamma, context=n, backend=backend),
         "empty": lambda: empty_ops.loss(*network, *options)[0],
         "operation": lambda: ops.loss(*network, *options),
-        "kernel": lambda: BACKENDS[backend].loss(inner, target, 1, needs),
+        "kernel": lambda: BACKENDS[backend].loss(inner, target, 1, needs[:-1]),
     }
 
 

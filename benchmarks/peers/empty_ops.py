@@ -29,12 +29,12 @@ def _predict(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
 
 
 def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
-    tensors, needs = arguments[:6], arguments[-1]
+    tensors, needs = arguments[:7], arguments[-1]
     return [torch.empty_like(tensor) for tensor, needed in zip(tensors, needs, strict=True) if needed]
 
 
 def _loss(z: Tensor, *arguments: Any) -> list[Tensor]:
-    tensors, needs = (z, *arguments[:6]), arguments[-2]
+    tensors, needs = (z, *arguments[:7]), arguments[-2]
     return [
         z.new_empty(()),
         *(torch.empty_like(tensor) for tensor, needed in zip(tensors, needs, strict=True) if needed),
@@ -47,24 +47,24 @@ loss: Any = _define("loss", _loss)
 
 
 def _predict_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options = inputs[7:]
 
 
 def _predict_formula(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    needs = list(ctx.needs_input_grad[:6])
+    needs = list(ctx.needs_input_grad[:7])
     made = iter(predict_backward(grad, *ctx.saved_tensors, *ctx.options, needs))
     return (*(next(made) if needed else None for needed in needs), *(None for _ in ctx.options))
 
 
 def _loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:7])
-    ctx.options, ctx.ready = inputs[7:], output[1:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.options, ctx.ready = inputs[8:], output[1:]
 
 
 def _loss_formula(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     made, needs = iter(ctx.ready), ctx.options[-2]
-    assert len(ctx.saved_tensors) == 7  # reading them asks whether one has been changed
+    assert len(ctx.saved_tensors) == 8  # reading them asks whether one has been changed
     return (*(next(made) if needed else None for needed in needs), *(None for _ in ctx.options))
 
 

@@ -94,7 +94,7 @@ class NativeBackend:
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Spelled out: a training call on one task is made of frames, and each helper is one.
-        z, q, p, gamma, beta, lengths, context, form = network
+        z, q, p, gamma, beta, lengths, context, form, _ = network
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         value = z.new_empty((), dtype=dtype)
         grads = [
@@ -232,7 +232,7 @@ def _plain(lengths: Tensor | None) -> Tensor | None:
 
 
 def _arguments(network: Network) -> tuple[Any, ...]:
-    z, q, p, gamma, beta, lengths, context, form = network
+    z, q, p, gamma, beta, lengths, context, form, _ = network
     return z, q, p, gamma, beta, _plain(lengths), context, form.space == "gram"
 
 
@@ -243,7 +243,7 @@ def _attention_arguments(call: Attention) -> tuple[Any, ...]:
 
 
 def _layer_arguments(layer: Layer) -> tuple[Any, ...]:
-    *tensors, lengths, context, _ = layer
+    *tensors, lengths, context, _, _ = layer
     return *tensors, _plain(lengths), context
 
 

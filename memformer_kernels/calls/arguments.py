@@ -91,7 +91,10 @@ class Call(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The arguments of a stack, gates folded into q or gamma; `lengths` (B,) are ragged contexts, else None."""
+    """The arguments of a stack, gates folded into q or gamma; `lengths` (B,) are ragged contexts, else None.
+
+    `weights` (B, N) of the context's tokens come last, since the PyTorch backend alone is given any.
+    """
 
     z: Tensor
     q: Tensor
@@ -101,10 +104,11 @@ class Network(NamedTuple):
     lengths: Tensor | None
     context: int
     form: Form
+    weights: Tensor | None = None
 
 
 class Layer(NamedTuple):
-    """The arguments of one layer; `registers` are those of the layers before it."""
+    """The arguments of one layer; `registers` are those of the layers before it, `weights` as in `Network`."""
 
     z: Tensor
     q: Tensor
@@ -115,6 +119,7 @@ class Layer(NamedTuple):
     lengths: Tensor | None
     context: int
     form: Form
+    weights: Tensor | None = None
 
 
 class Quadratics(NamedTuple):

@@ -23,14 +23,14 @@ def stack(*arguments: Any) -> Call:
     """Of `memformer_stack`."""
     *network, backend, algorithm = arguments
     checked = problem.check_network(*network)
-    return _of_network(checked, 0, plan.plan_network(checked, backend, algorithm))
+    return _of_network(checked, 0, plan.plan_stack(checked, backend, algorithm))
 
 
 @remembered
 def predict(z: Tensor, *arguments: Any) -> Call:
     """Of `memformer_predict`."""
-    *network, queries, layers, responses, backend, algorithm = arguments
-    checked = problem.check_network(*[z, *network, responses])
+    *network, queries, layers, responses, weights, backend, algorithm = arguments
+    checked = problem.check_network(*[z, *network, responses, weights])
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     check_flag("layers", layers)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -39,8 +39,8 @@ def predict(z: Tensor, *arguments: Any) -> Call:
 @remembered
 def loss(z: Tensor, target: Tensor, *arguments: Any) -> Call:
     """Of `memformer_loss`."""
-    *network, queries, responses, backend, algorithm = arguments
-    checked = problem.check_network(*[z, *network, responses])
+    *network, queries, responses, weights, backend, algorithm = arguments
+    checked = problem.check_network(*[z, *network, responses, weights])
     predicted = problem.check_queries(queries, z, checked.context, checked.lengths)
     problem.check_target(target, z, predicted, checked.responses)
     return _of_network(checked, predicted, plan.plan_network(checked, backend, algorithm))
@@ -73,17 +73,18 @@ def layer(
     gamma: Tensor | None,
     beta: Tensor | None,
     context: int | Tensor | None,
+    weights: Tensor | None,
     backend: str,
 ) -> Call:
     """Of `memformer_layer`."""
     problem.check_registers(registers)
-    return _layer(z, q, p, gamma, beta, context, backend, *registers)
+    return _layer(z, q, p, gamma, beta, context, weights, backend, *registers)
 
 
 @remembered
 def _layer(*arguments: Any) -> Call:
-    z, q, p, gamma, beta, context, backend, *registers = arguments
-    checked = problem.check_layer(z, q, p, registers, gamma, beta, context)
+    z, q, p, gamma, beta, context, weights, backend, *registers = arguments
+    checked = problem.check_layer(z, q, p, registers, gamma, beta, context, weights)
     return _of_network(checked, 0, plan.plan_layer(checked, len(registers), backend))
 
 

@@ -29,8 +29,13 @@ from memformer_kernels.calls.limits import (
 from memformer_kernels.calls.problem import Problem, QuadraticProblem
 
 
+def plan_stack(problem: Problem, backend: str, algorithm: str) -> Plan:
+    """The plan of a stack."""
+    return _with_weighted_rows(problem, plan_network(problem, backend, algorithm))
+
+
 def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
-    """The plan of a stack, a prediction or a loss."""
+    """The plan of a prediction or a loss, and of a stack of tokens without weights."""
     check_choice("algorithm", algorithm, ALGORITHMS)
     problem = problem._replace(device=availability.place(problem.device))
     algorithm, why = _algorithm(problem, algorithm)
@@ -44,6 +49,8 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
         backend, where = _of_several(f"responses = {problem.responses}", backend)
     else:
         backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
+    if problem.weighted and backend != "torch":
+        where += _SCALED
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
@@ -75,7 +82,8 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     backend, where = _backend(
         backend, problem.device, problem.number, regime, _on_triton(problem, "token", vectors=False)
     )
-    return Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
+    plan = Plan(backend, "token", regime, f"one layer reads and writes tokens; {where}")
+    return _with_weighted_rows(problem, plan)
 
 
 def plan_gram(tokens: int, width: int, ragged: bool, device: str, number: int = 0) -> Plan:
@@ -143,6 +151,14 @@ def plan_update(dtype: torch.dtype, device: str, backend: str, number: int = 0) 
     return Plan(chosen, "token", "one pass", f"every register is read once; {where}")
 
 
+def _with_weighted_rows(problem: Problem, plan: Plan) -> Plan:
+    """The plan where the context's tokens come back: kernels see tokens scaled by their weights, and a weight of 0
+    leaves nothing of a token to bring back."""
+    if not problem.weighted or plan.backend == "torch":
+        return plan
+    return plan._replace(backend="torch", reason="torch moves tokens that have weights, some of which may be 0")
+
+
 def _one_pass(requested: str, device: str, index: int, on_triton: str, on_cpu: str) -> tuple[str, str]:
     """The backend of an operation that reads its tokens once, whatever their number, and why."""
     check_choice("backend", requested, BACKENDS)
@@ -202,6 +218,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_SCALED = "; tokens are scaled by their weights first, and where weights require a gradient torch makes all of them"
 _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"

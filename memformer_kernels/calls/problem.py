@@ -1,10 +1,11 @@
 """Validates the arguments of a public function once and names what they are: sizes, structure, granularity, rule.
 
-Nothing is computed here and no tensor is read, except for the range of ragged contexts, which `ops` checks where the
-lengths are at hand on the host. Shapes and values that do not fit raise ValueError, wrong kinds raise TypeError; every
-message names the argument, what came and what was expected.
+Nothing is computed here and no tensor is read, except for the ranges of ragged contexts and of weights, which `ops`
+checks where they are at hand on the host. Shapes and values that do not fit raise ValueError, wrong kinds raise
+TypeError; every message names the argument, what came and what was expected.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from memformer_kernels.calls.checks import (
     reject,
     reject_kind,
 )
+from memformer_kernels.torch_internals import has_data, transforming
 
 
 class Problem(NamedTuple):
@@ -31,7 +33,8 @@ class Problem(NamedTuple):
 
     structure, rule and per_head: see `arguments.Form`. token_axis: gamma or beta differs from token to token. context:
     the labelled tokens, or N where contexts are ragged and `lengths` (B,) holds them. device, number: the kind of
-    device the tasks are on, and which one of that kind. responses: m, the last slots of a token.
+    device the tasks are on, and which one of that kind. responses: m, the last slots of a token. weighted: the
+    context's tokens have weights.
     """
 
     tokens: int
@@ -47,6 +50,7 @@ class Problem(NamedTuple):
     number: int = 0
     per_head: bool = False
     responses: int = 1
+    weighted: bool = False
 
     def form(self, space: str) -> str:
         """The name of the form that runs in a space."""
@@ -138,6 +142,28 @@ def check_lengths(lengths: Tensor, tokens: int, queries: int) -> None:
         )
 
 
+def check_weights(weights: Tensor, lengths: Tensor | None, context: int) -> None:
+    """The range of the context's weights, where reading them does not wait for a device.
+
+    Inside a transform a tensor may stand for many; what it stands for is seen below the transform.
+    """
+    if weights.device.type != "cpu" or transforming() or not has_data(weights):
+        return
+    inside = weights.detach()
+    if lengths is None:
+        inside = inside[:, :context]
+    else:
+        place = torch.arange(weights.shape[1], device=weights.device, dtype=torch.int64)
+        inside = torch.where(place < lengths[:, None], inside, 0.0)
+    if inside.numel() == 0:
+        return
+    low, high = (float(x) for x in torch.aminmax(inside))
+    if not 0 <= low <= high < math.inf:
+        raise ValueError(
+            f"weights: expected finite numbers of at least 0 for the context's tokens, got numbers from {low} to {high}"
+        )
+
+
 def check_network(
     z: object,
     q: object,
@@ -147,6 +173,7 @@ def check_network(
     gate: object,
     context: object,
     responses: object = 1,
+    weights: object = None,
 ) -> Problem:
     """The arguments shared by `memformer_stack`, `memformer_predict` and `memformer_loss`."""
     tokens = check_tokens(z)
@@ -162,13 +189,13 @@ def check_network(
     structure = _check_projections(queries, p, (layers, heads), width, slots)
     rule, token_axis, per_head = "linear", False, False
     if gamma is not None:
-        weights = check_floating("gamma", gamma)
-        shape = weights.shape
+        coefficients = check_floating("gamma", gamma)
+        shape = coefficients.shape
         if len(shape) == 5:
-            _check_broadcasts("gamma", weights, (layers, layers, heads, total, width))
+            _check_broadcasts("gamma", coefficients, (layers, layers, heads, total, width))
             rule = "shared" if shape[0] == 1 and layers > 1 else "full"
         elif len(shape) == 4:
-            _check_broadcasts("gamma", weights, (layers, heads, total, width))
+            _check_broadcasts("gamma", coefficients, (layers, heads, total, width))
             rule = "diagonal"
         else:
             reject("gamma", gamma, "4 axes, broadcastable to (L, H, N, D), or 5, broadcastable to (L, L, H, N, D)")
@@ -186,11 +213,24 @@ def check_network(
             rule = "diagonal" if gamma is None else "full" if rule == "shared" else rule
             per_head = per_head or heads != 1
     count, lengths = check_context(context, tokens)
-    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate)
+    weighted = _check_weights(weights, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, gate=gate, weights=weights)
     where = tokens.device
-    kind, number = where.type, where.index or 0
     return Problem(
-        total, width, layers, heads, structure, rule, token_axis, count, lengths, kind, number, per_head, slots
+        tokens=total,
+        width=width,
+        layers=layers,
+        heads=heads,
+        structure=structure,
+        rule=rule,
+        token_axis=token_axis,
+        context=count,
+        lengths=lengths,
+        device=where.type,
+        number=where.index or 0,
+        per_head=per_head,
+        responses=slots,
+        weighted=weighted,
     )
 
 
@@ -229,6 +269,7 @@ def check_layer(
     gamma: object,
     beta: object,
     context: object,
+    weights: object = None,
 ) -> Problem:
     """The arguments of `memformer_layer`."""
     tokens = check_tokens(z)
@@ -241,11 +282,11 @@ def check_layer(
     depth = len(registers) + 1
     kept, token_axis, rule = 1, False, "linear"
     if gamma is not None:
-        weights = check_floating("gamma", gamma)
-        if weights.ndim != 4:
+        coefficients = check_floating("gamma", gamma)
+        if coefficients.ndim != 4:
             reject("gamma", gamma, "4 axes, broadcastable to (len(registers) + 1, H, N, D)")
-        _check_broadcasts("gamma", weights, (depth, heads, total, width))
-        kept, token_axis, rule = weights.shape[1], weights.shape[2] != 1, "full"
+        _check_broadcasts("gamma", coefficients, (depth, heads, total, width))
+        kept, token_axis, rule = coefficients.shape[1], coefficients.shape[2] != 1, "full"
     if beta is not None:
         decay = check_floating("beta", beta)
         _check_broadcasts("beta", decay, (heads, total, width))
@@ -260,7 +301,8 @@ def check_layer(
             reject_kind(name, register, f"z's dtype {tokens.dtype}")
         check_device(name, earlier, tokens)
     count, lengths = check_context(context, tokens)
-    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta)
+    weighted = _check_weights(weights, tokens)
+    _agree(tokens, q=q, p=p, gamma=gamma, beta=beta, weights=weights)
     return Problem(
         tokens=total,
         width=width,
@@ -274,6 +316,7 @@ def check_layer(
         device=tokens.device.type,
         number=tokens.device.index or 0,
         per_head=kept != 1,
+        weighted=weighted,
     )
 
 
@@ -330,6 +373,16 @@ def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int, 
     if values.shape != block and values.shape != dense:
         reject("p", p, f"shape {block} (the block Bm with corner 1) or {dense} (dense)")
     return "block" if q.shape == block and values.shape == block else "dense"
+
+
+def _check_weights(weights: object, z: Tensor) -> bool:
+    """Whether there are weights, which stand in the tokens' places, as gamma's token axis does: for ragged contexts and
+    for counted ones alike."""
+    if weights is None:
+        return False
+    if check_floating("weights", weights).shape != z.shape[:2]:
+        reject("weights", weights, f"one weight per token, shape (B, N) = ({z.shape[0]}, {z.shape[1]})")
+    return True
 
 
 def _check_broadcasts(name: str, tensor: Tensor, full: tuple[int, ...]) -> None:

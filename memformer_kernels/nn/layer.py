@@ -103,11 +103,17 @@ class MemformerLayer(nn.Module):
         start_memory(self.gamma, self.beta)
 
     def forward(
-        self, z: Tensor, registers: Sequence[Tensor] = (), *, context: int | Tensor | None = None
+        self,
+        z: Tensor,
+        registers: Sequence[Tensor] = (),
+        *,
+        context: int | Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(z_next (B, N, d + 1), register (B, 1, N, d + 1)) from the tokens and the registers of the layers before."""
         given, z = counted(registers, self.registers), tokens_of(z, self.d)
-        return memformer_layer(z, self.q, self.p, given, self.gamma, self.beta, context=context, backend=self.backend)
+        network = (z, self.q, self.p, given, self.gamma, self.beta)
+        return memformer_layer(*network, context=context, weights=weights, backend=self.backend)
 
     def extra_repr(self) -> str:
         memory = f"registers={self.registers}, momentum={self.beta is not None}, granularity={self.granularity!r}"

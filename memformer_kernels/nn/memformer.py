@@ -224,19 +224,26 @@ class Memformer(nn.Module):
             # One call of torch, which no signal handler cuts in two.
             copy_all([own[name] for name in arguments], list(arguments.values()))
 
-    def forward(self, z: Tensor, *, context: int | Tensor | None = None) -> Tensor:
-        """Z_L (B, N, d + m)."""
+    def forward(self, z: Tensor, *, context: int | Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Z_L (B, N, d + m); `weights` (B, N) of the context's tokens are those of `memformer_stack`."""
         return memformer_stack(
             tokens_of(z, self.d, self.responses),
             **self.stack_arguments(),
             context=context,
             responses=self.responses,
+            weights=weights,
             backend=self.backend,
             algorithm=self.algorithm,
         )
 
     def predict(
-        self, z: Tensor, *, context: int | Tensor | None = None, queries: int | None = None, layers: bool = False
+        self,
+        z: Tensor,
+        *,
+        context: int | Tensor | None = None,
+        queries: int | None = None,
+        layers: bool = False,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Predictions of the last `queries` tokens, (B, queries), or after each layer, (L, B, queries).
 
@@ -249,12 +256,19 @@ class Memformer(nn.Module):
             queries=queries,
             layers=layers,
             responses=self.responses,
+            weights=weights,
             backend=self.backend,
             algorithm=self.algorithm,
         )
 
     def loss(
-        self, z: Tensor, target: Tensor, *, context: int | Tensor | None = None, queries: int | None = None
+        self,
+        z: Tensor,
+        target: Tensor,
+        *,
+        context: int | Tensor | None = None,
+        queries: int | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the predictions against `target` (B, queries), or (B, queries, m) for m > 1."""
         return memformer_loss(
@@ -264,6 +278,7 @@ class Memformer(nn.Module):
             context=context,
             queries=queries,
             responses=self.responses,
+            weights=weights,
             backend=self.backend,
             algorithm=self.algorithm,
         )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.backends import BACKENDS, PREFIX_BACKENDS, PROXIMAL_BACKENDS
+from memformer_kernels.backends.base import Backend
 from memformer_kernels.calls.arguments import (
     Attention,
     Layer,
@@ -22,22 +23,43 @@ from memformer_kernels.calls.arguments import (
     form_named,
 )
 from memformer_kernels.calls.attention import check_bounds
-from memformer_kernels.calls.problem import check_lengths
+from memformer_kernels.calls.problem import check_lengths, check_weights
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
+from memformer_kernels.torch_ops.weights import fold, scaled, unfold
 
-_NETWORK = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths"
-_UNRAGGED = _NETWORK.removesuffix(", Tensor? lengths")
-_LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths"
+_UNRAGGED = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta"
+_CONTEXT = ", Tensor? lengths, Tensor? weights"
+_NETWORK = _UNRAGGED + _CONTEXT
+_LAYER = "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta" + _CONTEXT
 _QUADRATICS = "Tensor h, Tensor b, Tensor a, Tensor? gamma, Tensor? beta, Tensor? w0"
 _PROXIMAL = "Tensor? level, Tensor? lower, Tensor? upper, Tensor? radius"
 
 
 def _network(tensors: Sequence[Any], form: str) -> Network:
-    return Network._make((*tensors, form_named(form)))
+    z, q, p, gamma, beta, lengths, weights, context = tensors
+    return Network(z, q, p, gamma, beta, lengths, context, form_named(form), weights)
 
 
 def _layer_of(tensors: Sequence[Any], form: str) -> Layer:
-    return Layer._make((*tensors, form_named(form)))
+    *own, weights, context = tensors
+    return Layer._make((*own, context, form_named(form), weights))
+
+
+def _needed(needs: Sequence[bool], weights: Tensor | None) -> Sequence[bool]:
+    """What a backend is told: without weights no word on their gradient."""
+    return needs[:-1] if weights is None else needs
+
+
+def _of_rows(call: Network | Layer, backend: str) -> Backend:
+    """What computes a call that returns the context's rows: with weights the one that knows of them."""
+    return BACKENDS[backend if call.weights is None else "torch"]
+
+
+def _check_values(call: Network | Layer, queries: int) -> None:
+    if call.lengths is not None:
+        check_lengths(call.lengths, call.z.shape[1], queries)
+    if call.weights is not None:
+        check_weights(call.weights, call.lengths, call.context)
 
 
 def _context_gram(z: Tensor, lengths: Tensor | None, context: int, backend: str) -> Tensor:
@@ -59,14 +81,14 @@ def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend:
 def _stack(*arguments: Any) -> Tensor:
     *network, form, backend = arguments
     call = _network(network, form)
-    if call.lengths is not None:
-        check_lengths(call.lengths, call.z.shape[1], 0)
-    return BACKENDS[backend].stack(call)
+    _check_values(call, 0)
+    return _of_rows(call, backend).stack(call)
 
 
 def _stack_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *network, form, backend, needs = arguments
-    return BACKENDS[backend].stack_backward(grad, _network(network, form), needs)
+    call = _network(network, form)
+    return _of_rows(call, backend).stack_backward(grad, call, _needed(needs, call.weights))
 
 
 def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
@@ -76,15 +98,22 @@ def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
 def _predict(*arguments: Any) -> Tensor:
     *network, form, queries, layers, backend = arguments
     call = _network(network, form)
-    if call.lengths is not None:
-        check_lengths(call.lengths, call.z.shape[1], queries)
+    _check_values(call, queries)
+    if call.weights is not None and backend != "torch":
+        call = fold(call)[0]
     return BACKENDS[backend].predict(call, queries, layers)
 
 
 def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *network, form, queries, layers, backend, needs = arguments
     call = _network(network, form)
-    return BACKENDS[backend].predict_backward(grad, call, queries, layers, needs)
+    if call.weights is not None and backend != "torch":
+        if not needs[-1]:
+            folded, scale = fold(call)
+            grads = BACKENDS[backend].predict_backward(grad, folded, queries, layers, needs[:-1])
+            return unfold(grads, call, needs[:-1], scale)
+        backend = "torch"
+    return BACKENDS[backend].predict_backward(grad, call, queries, layers, _needed(needs, call.weights))
 
 
 def _predict_fake(z: Tensor, q: Tensor, *arguments: Any) -> Tensor:
@@ -102,16 +131,26 @@ def _loss(
     gamma: Tensor | None,
     beta: Tensor | None,
     lengths: Tensor | None,
+    weights: Tensor | None,
     context: int,
     form: str,
     queries: int,
     needs: Sequence[bool],
     backend: str,
 ) -> list[Tensor]:
-    call = Network(z, q, p, gamma, beta, lengths, context, form_named(form))
+    call = Network(z, q, p, gamma, beta, lengths, context, form_named(form), weights)
     if lengths is not None:
         check_lengths(lengths, z.shape[1], queries)
-    return BACKENDS[backend].loss(call, target, queries, needs)
+    if weights is None:
+        return BACKENDS[backend].loss(call, target, queries, needs[:-1])
+    check_weights(weights, lengths, context)
+    if backend == "torch" or needs[-1]:
+        return BACKENDS["torch"].loss(call, target, queries, needs)
+    folded, scale = fold(call)
+    value, *grads = BACKENDS[backend].loss(folded, target, queries, needs[:-1])
+    if needs[0]:
+        grads[0] = scaled(grads[0], scale)
+    return [value, *grads]
 
 
 def _loss_fake(*arguments: Any) -> list[Tensor]:
@@ -125,7 +164,7 @@ def _loss_fake(*arguments: Any) -> list[Tensor]:
 
 
 def _prefixes(tensors: Sequence[Any], first: int, form: str) -> Network:
-    return Network._make((*tensors, None, first, form_named(form)))
+    return Network._make((*tensors, None, first, form_named(form), None))
 
 
 def _prefix_predict(*arguments: Any) -> Tensor:
@@ -151,14 +190,14 @@ def _prefix_loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
     *layer, form, backend = arguments
     call = _layer_of(layer, form)
-    if call.lengths is not None:
-        check_lengths(call.lengths, call.z.shape[1], 0)
-    return BACKENDS[backend].layer(call)
+    _check_values(call, 0)
+    return _of_rows(call, backend).layer(call)
 
 
 def _layer_backward(grad: Tensor, register_grad: Tensor, *arguments: Any) -> list[Tensor]:
     *layer, form, backend, needs = arguments
-    return BACKENDS[backend].layer_backward(grad, register_grad, _layer_of(layer, form), needs)
+    call = _layer_of(layer, form)
+    return _of_rows(call, backend).layer_backward(grad, register_grad, call, _needed(needs, call.weights))
 
 
 def _layer_fake(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -248,7 +287,7 @@ stack: Callable[..., Tensor] = define(
         _stack,
         _stack_backward,
         _stack_fake,
-        task_arguments=frozenset({0, 5}),
+        task_arguments=frozenset({0, 5, 6}),
     )
 )
 predict: Callable[..., Tensor] = define(
@@ -259,7 +298,7 @@ predict: Callable[..., Tensor] = define(
         _predict,
         _predict_backward,
         _predict_fake,
-        task_arguments=frozenset({0, 5}),
+        task_arguments=frozenset({0, 5, 6}),
         task_axis=1,
     )
 )
@@ -269,7 +308,7 @@ loss: Callable[..., list[Tensor]] = define_with_gradients(
     "SymInt context, str form, SymInt queries, bool[] needs, str backend",
     _loss,
     _loss_fake,
-    task_arguments=frozenset({0, 1, 6}),
+    task_arguments=frozenset({0, 1, 6, 7}),
 )
 prefix_predict: Callable[..., Tensor] = define(
     Operation(
@@ -299,7 +338,7 @@ layer: Callable[..., tuple[Tensor, Tensor]] = define(
         _layer,
         _layer_backward,
         _layer_fake,
-        task_arguments=frozenset({0, 3, 6}),
+        task_arguments=frozenset({0, 3, 6, 7}),
         results=2,
     )
 )

@@ -90,7 +90,7 @@ def make_case(
 
 def leaves(case: Case) -> dict[str, Tensor]:
     """The case's differentiable arguments by name."""
-    names = ("z", "q", "p", "gamma", "beta", "gate")
+    names = ("z", "q", "p", "gamma", "beta", "gate", "weights")
     return {name: getattr(case, name) for name in names if getattr(case, name) is not None}
 
 

@@ -59,6 +59,14 @@ FUNCTIONS: dict[str, tuple[Callable[[str], Any], tuple[Any, ...]]] = {
     "predict": (lambda b: memformer_predict(CASE.z, **NETWORK, context=RAGGED, backend=b), (CASE.z, CASE.q)),
     "loss": (lambda b: memformer_loss(CASE.z, TARGET, **NETWORK, context=4, backend=b), (CASE.z, CASE.q, CASE.gate)),
     "ragged loss": (lambda b: memformer_loss(CASE.z, ONE, **LINEAR, context=RAGGED, backend=b), (CASE.q,)),
+    "weighted loss": (
+        lambda b: memformer_loss(CASE.z, ONE, **LINEAR, context=RAGGED, weights=CASE.z[..., 0].abs(), backend=b),
+        (CASE.q, CASE.z),
+    ),
+    "weighted stack": (
+        lambda b: memformer_stack(CASE.z, **LINEAR, weights=CASE.z[..., 0].detach().abs(), backend=b),
+        (CASE.q,),
+    ),
     "layer": (lambda b: memformer_layer(CASE.z, CASE.q[0], registers=[R], context=RAGGED, backend=b), (CASE.q,)),
     "gram": (lambda b: context_gram(CASE.z, RAGGED), (CASE.z,)),
     "solve": (lambda b: lfom_solve(H, B, A, backend=b), (H,)),

@@ -55,12 +55,12 @@ def test_public_names_are_documented(name: str) -> None:
 
 
 def test_signatures_are_the_contract() -> None:
-    parameters = "z, q, p, gamma, beta, gate, *, context, responses, backend, algorithm"
+    parameters = "z, q, p, gamma, beta, gate, *, context, responses, weights, backend, algorithm"
     signatures = {
         "memformer_stack": parameters,
         "memformer_predict": parameters.replace("context,", "context, queries, layers,"),
         "memformer_loss": parameters.replace("z,", "z, target,").replace("context,", "context, queries,"),
-        "memformer_layer": "z, q, p, registers, gamma, beta, *, context, backend",
+        "memformer_layer": "z, q, p, registers, gamma, beta, *, context, weights, backend",
         "context_gram": "z, context",
         "lfom_solve": "h, b, a, gamma, beta, *, w0, level, lower, upper, radius, layers, backend",
     }

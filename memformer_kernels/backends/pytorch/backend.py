@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from memformer_kernels.backends.base import Needs, needed_gradients
 from memformer_kernels.backends.projections import projections
@@ -63,7 +64,7 @@ class TorchBackend:
         parts = [
             self._form(piece).tokens_backward(grad[tasks].to(dtype), needs[0]) for piece, tasks in _in_parts(network)
         ]
-        return needed_gradients(_merged(parts), network[:6], needs)
+        return needed_gradients(_merged(parts, network), _tensors(network), needs)
 
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         pieces = _in_parts(network, streamed=True)
@@ -80,7 +81,7 @@ class TorchBackend:
         for piece, tasks in _in_parts(network, streamed=not needs[0]):
             form = self._form(_without_padding(piece, queries))
             parts.append(_with_padding(form.predictions_backward(grad[:, tasks], needs[0]), piece, queries))
-        return needed_gradients(_merged(parts), network[:6], needs)
+        return needed_gradients(_merged(parts, network), _tensors(network), needs)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Of one axis: a plain number that is mapped over no slice is one that PyTorch's arithmetic fails on.
@@ -101,8 +102,8 @@ class TorchBackend:
         value = (total / total.new_full((1,), target.numel())).squeeze(0)
         if not any(needs):
             return [value]
-        z_grad, *parameter_grads = _merged(parts)
-        arguments = [network.z, target, *network[1:6]]
+        z_grad, *parameter_grads = _merged(parts, network)
+        arguments = [network.z, target, *_tensors(network)[1:]]
         grads = [z_grad, torch.cat(target_grads).reshape(target.shape), *parameter_grads]
         return [value, *needed_gradients(grads, arguments, needs, total.dtype)]
 
@@ -113,7 +114,7 @@ class TorchBackend:
         parts = []
         for piece, tasks in _in_parts_of_prefixes(network):
             parts += _prefix_form(piece).gradients(_Given(grad[:, tasks]), grad.shape[0], needs[0])
-        return needed_gradients(_merged(parts)[:5], network[:5], needs)
+        return needed_gradients(_merged(parts, network)[:5], network[:5], needs)
 
     def prefix_loss(self, network: Network, target: Tensor, needs: Needs) -> list[Tensor]:
         total = network.z.new_zeros(1, dtype=compute_dtype(network.z))
@@ -131,7 +132,7 @@ class TorchBackend:
         value = (total / total.new_full((1,), target.numel())).squeeze(0)
         if not any(needs):
             return [value]
-        z_grad, *parameter_grads = _merged(parts)[:5]
+        z_grad, *parameter_grads = _merged(parts, network)[:5]
         grads = [z_grad, torch.cat(target_grads), *parameter_grads]
         return [value, *needed_gradients(grads, [network.z, target, *network[1:5]], needs, total.dtype)]
 
@@ -153,6 +154,9 @@ class TorchBackend:
             None,
         ]
         arguments = [layer.z, layer.q, layer.p, *layer.registers, layer.gamma, layer.beta, layer.lengths]
+        if layer.weights is not None:
+            arguments.append(layer.weights)
+            listed.append(_placed(grads.weights, layer))
         return needed_gradients(listed, arguments, needs)
 
     def lfom_solve(self, quadratics: Quadratics, layers: bool) -> Tensor:
@@ -190,7 +194,7 @@ class TorchBackend:
         dtype = compute_dtype(network.z)
         z, q, p = network.z.to(dtype), network.q.to(dtype), _cast(dtype, network.p)
         gamma, beta = _cast(dtype, network.gamma), _cast(dtype, network.beta)
-        labelled = Labelled(network.context, network.lengths)
+        labelled = _labelled(network, dtype)
         if network.form.response_only:
             return ResponseForm(z, q, gamma, beta, labelled, network.form, kept)
         memory = partial(self._memory, q.shape[0], network.form.kept(q.shape[1]), z.shape[-1])
@@ -208,7 +212,7 @@ class TorchBackend:
         registers = [register.to(dtype) for register in layer.registers]
         gamma, beta = _cast(dtype, layer.gamma), _cast(dtype, layer.beta)
         heads = layer.form.kept(q.shape[0])
-        return self._layer_type(z, q, p, registers, gamma, beta, Labelled(layer.context, layer.lengths), heads)
+        return self._layer_type(z, q, p, registers, gamma, beta, _labelled(layer, dtype), heads)
 
     def warmup(self, rehearsal: Callable[[int | None], object]) -> None:
         """Nothing to build."""
@@ -223,11 +227,32 @@ def _own(result: Tensor, argument: Tensor) -> Tensor:
     return result.to(argument.dtype).contiguous()
 
 
-def _merged(parts: Sequence[Gradients]) -> list[Tensor | None]:
-    """The gradients of all tasks from those of the pieces, in the order of a network's tensors."""
-    rows = [part.z for part in parts if part.z is not None]
+def _labelled(call: Network | Layer, dtype: torch.dtype) -> Labelled:
+    return Labelled(call.context, call.lengths).weighted(_cast(dtype, call.weights))
+
+
+def _tensors(network: Network) -> list[Tensor | None]:
+    """Those that have gradients, of which lengths have none; weights come last, where there are any."""
+    return [*network[:6], *([] if network.weights is None else [network.weights])]
+
+
+def _merged(parts: Sequence[Gradients], network: Network) -> list[Tensor | None]:
+    """The gradients of all tasks from those of the pieces, in the order of `_tensors`."""
     columns = zip(*((part.q, part.p, part.gamma, part.beta) for part in parts), strict=True)
-    return [torch.cat(rows) if rows else None, *(_total(column) for column in columns), None]
+    made = [_joined([part.z for part in parts]), *(_total(column) for column in columns), None]
+    if network.weights is not None:
+        made.append(_placed(_joined([part.weights for part in parts]), network))
+    return made
+
+
+def _joined(rows: Sequence[Tensor | None]) -> Tensor | None:
+    present = [row for row in rows if row is not None]
+    return torch.cat(present) if present else None
+
+
+def _placed(grad: Tensor | None, call: Network | Layer) -> Tensor | None:
+    """The gradient of all weights (B, N) from that of the context's: exactly zero for the others."""
+    return None if grad is None else pad(grad, (0, call.z.shape[1] - grad.shape[1]))
 
 
 def _total(grads: Sequence[Tensor | None]) -> Tensor | None:
@@ -268,8 +293,8 @@ def _in_parts(network: Network, streamed: bool = False) -> list[tuple[Network, s
     pieces = []
     for start in range(0, batch, size):
         tasks = slice(start, min(start + size, batch))
-        lengths = None if network.lengths is None else network.lengths[tasks]
-        pieces.append((network._replace(z=network.z[tasks], lengths=lengths), tasks))
+        lengths, weights = (None if x is None else x[tasks] for x in (network.lengths, network.weights))
+        pieces.append((network._replace(z=network.z[tasks], lengths=lengths, weights=weights), tasks))
     return pieces
 
 
@@ -315,7 +340,7 @@ def _in_parts_of_prefixes(network: Network) -> list[tuple[Network, slice]]:
 
 
 def _prefix_form(network: Network) -> PrefixForm:
-    z, q, p, gamma, beta, _, first, form = network
+    z, q, p, gamma, beta, _, first, form, _ = network
     dtype = compute_dtype(z)
     q, gamma, beta = q.to(dtype), _cast(dtype, gamma), _cast(dtype, beta)
     own: GeneralParameters | ResponseParameters
@@ -327,14 +352,14 @@ def _prefix_form(network: Network) -> PrefixForm:
 
 
 def _reads_tokens_once(network: Network) -> bool:
-    copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z)
+    copied = network.lengths is not None or network.z.dtype != compute_dtype(network.z) or network.weights is not None
     return network.form.space == "gram" and network.form.response_only and not copied
 
 
 def _without_padding(network: Network, queries: int) -> Network:
     """The network on its context and query tokens alone, so that nothing between them is ever read."""
     total = network.z.shape[1]
-    z = without_padding(network.z, Labelled(network.context, network.lengths), queries)
+    z = without_padding(network.z, _labelled(network, compute_dtype(network.z)), queries)
     if z.shape[1] == total:
         return network._replace(z=z)
 

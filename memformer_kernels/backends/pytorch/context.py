@@ -1,21 +1,31 @@
 """The labelled tokens of a task: selecting them, counting them, and their Gram matrix."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+
+from memformer_kernels.backends.pytorch.weights import Shares
 
 
 @dataclass(frozen=True)
 class Labelled:
     """The first `count` tokens of every task, or for ragged contexts the first `lengths[b]` tokens of task b.
 
-    Tokens outside the context are dropped by selection, so a NaN there cannot reach a sum.
+    Tokens outside the context are dropped by selection, so a NaN there cannot reach a sum; so is what is not finite of
+    a token of weight 0. shares: of tokens that have weights, (B, n) or for ragged contexts (B, N); None for equal ones.
     """
 
     count: int
     lengths: Tensor | None
+    shares: Shares | None = None
+
+    def weighted(self, weights: Tensor | None) -> "Labelled":
+        """These tokens with weights (B, N), in the dtype of sums, or None."""
+        if weights is None:
+            return self
+        return replace(self, shares=Shares.of(self._in_context(weights[..., None])[..., 0]))
 
     def mask(self, tokens: Tensor) -> Tensor:
         """Which tokens of (B, N, .) ragged contexts hold, (B, N, 1)."""
@@ -25,9 +35,26 @@ class Labelled:
 
     def select(self, tokens: Tensor) -> Tensor:
         """Context rows of (B, N, D): (B, n, D), or (B, N, D) with zeros past each task's own context."""
+        return self._finite(self._in_context(tokens))
+
+    def _in_context(self, tokens: Tensor) -> Tensor:
         if self.lengths is None:
             return tokens[:, : self.count]
         return torch.where(self.mask(tokens), tokens, 0.0)
+
+    def _finite(self, rows: Tensor) -> Tensor:
+        """Rows (B, n or N, D) with 0 for what is not finite of a token of weight 0.
+
+        What is finite stays: it is multiplied by 0, and is what the weight's gradient is made of.
+        """
+        if self.shares is None:
+            return rows
+        absent = (self.shares.values == 0)[..., None]
+        return torch.where(absent & ~rows.isfinite(), 0.0, rows)
+
+    def times_shares(self, rows: Tensor) -> Tensor:
+        """Context rows times their shares, where tokens have weights."""
+        return rows if self.shares is None else rows * self.shares.values[..., None]
 
     def place(self, rows: Tensor, total: int) -> Tensor:
         """The transpose of `select`: gradients of context rows as gradients of all `total` tokens."""
@@ -36,16 +63,18 @@ class Labelled:
         return torch.where(self.mask(rows), rows, 0.0)
 
     def mean(self, total: Tensor) -> Tensor:
-        """A sum over the context, (B, ., .), divided by each task's n."""
+        """A sum over the context, (B, ., .), divided by each task's n; with shares it is a mean already."""
+        if self.shares is not None:
+            return total
         if self.lengths is None:
             return total / self.count
         return total / self.lengths[:, None, None].to(total.dtype)
 
 
 def gram(tokens: Tensor, labelled: Labelled) -> Tensor:
-    """sum_{i<n} z_i z_i^T, (B, D, D)."""
+    """sum_{i<n} z_i z_i^T, (B, D, D), with each token's share where tokens have weights."""
     rows = labelled.select(tokens)
-    return across_tokens(rows, rows)
+    return across_tokens(labelled.times_shares(rows), rows)
 
 
 _TOKENS_A_BLOCK = 4096
@@ -70,18 +99,39 @@ def across_tokens(left: Tensor, right: Tensor) -> Tensor:
 
 def gram_backward(grad: Tensor, tokens: Tensor, labelled: Labelled) -> Tensor:
     """Gradient of `gram` with respect to all tokens, (B, N, D)."""
-    return labelled.place(labelled.select(tokens) @ (grad + grad.transpose(-1, -2)), tokens.shape[1])
+    rows = labelled.times_shares(labelled.select(tokens))
+    return labelled.place(rows @ (grad + grad.transpose(-1, -2)), tokens.shape[1])
+
+
+def shares_gradient(grad: Tensor, tokens: Tensor, labelled: Labelled) -> Tensor | None:
+    """Gradient of `gram` with respect to the shares, z_i^T grad z_i: (B, n or N); None where there are none."""
+    if labelled.shares is None:
+        return None
+    rows = labelled.select(tokens)
+    return ((rows @ grad) * rows).sum(-1)
+
+
+def weights_gradient(grad: Tensor | None, labelled: Labelled) -> Tensor | None:
+    """Gradient of the context's weights from that of their shares, (B, n or N)."""
+    if grad is None or labelled.shares is None:
+        return None
+    own = labelled.shares.gradient(grad)[..., None]
+    return labelled.place(own, own.shape[1])[..., 0]
 
 
 def without_padding(tokens: Tensor, labelled: Labelled, queries: int) -> Tensor:
-    """Context and query rows only. Ragged contexts differ in length, so there padding rows become zero instead."""
+    """Context and query rows only. Ragged contexts differ in length, so there padding rows become zero instead.
+
+    So does what is not finite of a context's tokens of weight 0.
+    """
     total = tokens.shape[1]
     if labelled.lengths is None:
-        if labelled.count + queries == total:
+        if labelled.count + queries == total and labelled.shares is None:
             return tokens
-        return torch.cat([tokens[:, : labelled.count], tokens[:, total - queries :]], 1)
+        return torch.cat([labelled.select(tokens), tokens[:, total - queries :]], 1)
     is_query = torch.arange(total, device=tokens.device, dtype=torch.int64) >= total - queries
-    return torch.where(labelled.mask(tokens) | is_query[:, None], tokens, 0.0)
+    kept = torch.where(labelled.mask(tokens) | is_query[:, None], tokens, 0.0)
+    return kept if labelled.shares is None else torch.where(labelled.mask(tokens), labelled.select(tokens), kept)
 
 
 def restore_padding(grad: Tensor, total: int, labelled: Labelled, queries: int) -> Tensor:

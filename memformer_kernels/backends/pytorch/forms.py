@@ -15,20 +15,30 @@ from torch.nn.functional import pad
 from memformer_kernels.backends.projections import projections
 from memformer_kernels.backends.pytorch import recurrence as attention
 from memformer_kernels.backends.pytorch import response
-from memformer_kernels.backends.pytorch.context import Labelled, gram, gram_backward
+from memformer_kernels.backends.pytorch.context import (
+    Labelled,
+    gram,
+    gram_backward,
+    shares_gradient,
+    weights_gradient,
+)
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
 from memformer_kernels.calls.arguments import DIAGONAL, Form
 
 
 @dataclass
 class Gradients:
-    """Gradients of a form's arguments; z is None unless asked for, the others where the argument is."""
+    """Gradients of a form's arguments; z is None unless asked for, the others where the argument is.
+
+    weights: of the context's tokens, (B, n or N).
+    """
 
     z: Tensor | None
     q: Tensor
     p: Tensor | None
     gamma: Tensor | None
     beta: Tensor | None
+    weights: Tensor | None = None
 
 
 def _four_axes(beta: Tensor | None) -> Tensor | None:
@@ -178,7 +188,15 @@ class GeneralForm:
             z_grad = direct + gram_backward(self.labelled.mean(self.metric.grad), self.z, self.labelled)
         elif need_z:
             z_grad = grads.state
-        return own.gradients(grads, z_grad)
+        made = own.gradients(grads, z_grad)
+        made.weights = weights_gradient(self._shares_grad(), self.labelled)
+        return made
+
+    def _shares_grad(self) -> Tensor | None:
+        if isinstance(self.metric, attention.TokenMetric):
+            return self.metric.shares_grad
+        assert self.metric.grad is not None
+        return shares_gradient(self.metric.grad, self.z, self.labelled)
 
 
 class ResponseForm:
@@ -263,15 +281,27 @@ class ResponseForm:
         """All gradients; that of z is made where its direct part was asked for."""
         own = self.parameters
         grads = response.run_backward(outer, self.trace, self.residual, own.a, own.memory)
-        return own.gradients(grads, None if direct is None else direct + self._z_grad(grads))
+        made = own.gradients(grads, None if direct is None else direct + self._z_grad(grads))
+        if self.labelled.shares is not None:
+            made.weights = weights_gradient(self._shares_grad(grads), self.labelled)
+        return made
+
+    def _matrix_grad(self, grads: response.ResponseGrads) -> Tensor:
+        """The gradient of the mean Gram matrix, (B, D, D)."""
+        return pad(torch.cat(grads.of_quadratics(self.trace), -1), (0, 0, 0, self._slots))
+
+    def _shares_grad(self, grads: response.ResponseGrads) -> Tensor | None:
+        if self.gram_space:
+            return shares_gradient(self._matrix_grad(grads), self.z, self.labelled)
+        states = self.labelled.select(response.stacked_states(self.trace).mT)
+        return (states * (self.labelled.select(self.features) @ grads.residual.flatten(2))).sum(-1)
 
     def _z_grad(self, grads: response.ResponseGrads) -> Tensor:
         """The gradient that reaches z through the recurrence."""
         if self.gram_space:
-            matrix = torch.cat(grads.of_quadratics(self.trace), -1)
-            return gram_backward(self.labelled.mean(pad(matrix, (0, 0, 0, self._slots))), self.z, self.labelled)
-        states = response.stacked_states(self.trace)
-        rows = self.labelled.select(states.mT) @ grads.residual.flatten(2).mT
+            return gram_backward(self.labelled.mean(self._matrix_grad(grads)), self.z, self.labelled)
+        states = self.labelled.select(response.stacked_states(self.trace).mT)
+        rows = self.labelled.times_shares(states) @ grads.residual.flatten(2).mT
         features = self.labelled.place(self.labelled.mean(rows), self.z.shape[1])
         for residual, a, register_grad in zip(self.trace.residuals, self.parameters.a, grads.register, strict=True):
             # The rows of heads and responses alike.

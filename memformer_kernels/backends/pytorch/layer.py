@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.pytorch.context import Labelled
+from memformer_kernels.backends.pytorch.context import Labelled, weights_gradient
 from memformer_kernels.backends.pytorch.memory import over_tasks
 from memformer_kernels.backends.pytorch.recurrence import TokenMetric, attend, attend_backward
 
 
 @dataclass
 class LayerGradients:
-    """Gradients of the layer's arguments, None where the argument is."""
+    """Gradients of the layer's arguments, None where the argument is; of the context's weights (B, n or N)."""
 
     z: Tensor
     q: Tensor
@@ -21,6 +21,7 @@ class LayerGradients:
     registers: list[Tensor]
     gamma: Tensor | None
     beta: Tensor | None
+    weights: Tensor | None
 
 
 class LayerForm:
@@ -62,13 +63,15 @@ class LayerForm:
         """Gradients from those of the tokens (B, N, D) and of the new register (B, R, N, D)."""
         fresh_grad, kept_grads, gamma_grad, beta_grad = self._memory_backward(grad, register_grad)
         z_grad, gram_grad, q_grad, p_grad = attend_backward(fresh_grad, self.z, self.gram, self.q, self.p)
+        z_grad = grad + z_grad + self.metric.backward(gram_grad, self.z)
         return LayerGradients(
-            z=grad + z_grad + self.metric.backward(gram_grad, self.z),
+            z=z_grad,
             q=q_grad,
             p=p_grad,
             registers=kept_grads,
             gamma=gamma_grad,
             beta=beta_grad,
+            weights=weights_gradient(self.metric.shares_grad, self.metric.labelled),
         )
 
     def _memory_backward(

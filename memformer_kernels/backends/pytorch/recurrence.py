@@ -11,7 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from memformer_kernels.backends.pytorch.context import Labelled, across_tokens, gram, gram_backward
+from memformer_kernels.backends.pytorch.context import (
+    Labelled,
+    across_tokens,
+    gram,
+    gram_backward,
+    shares_gradient,
+)
 from memformer_kernels.backends.pytorch.memory import Kept, Memory
 
 
@@ -25,14 +31,17 @@ class Metric(Protocol):
 
 @dataclass
 class TokenMetric:
-    """G(Z) = (1/n) sum_{i<n} z_i z_i^T of tokens (B, N, D)."""
+    """G(Z) = (1/n) sum_{i<n} z_i z_i^T of tokens (B, N, D); `shares_grad` collects the gradient of tokens' shares."""
 
     labelled: Labelled
+    shares_grad: Tensor | None = None
 
     def gram(self, state: Tensor) -> Tensor:
         return self.labelled.mean(gram(state, self.labelled))
 
     def backward(self, grad: Tensor, state: Tensor) -> Tensor:
+        own = shares_gradient(grad, state, self.labelled)
+        self.shares_grad = own if own is None or self.shares_grad is None else self.shares_grad + own
         return gram_backward(self.labelled.mean(grad), state, self.labelled)
 
 

@@ -71,13 +71,14 @@ class TokenResidual:
 
     def at(self, state: Tensor) -> Tensor:
         """g (B, m, d) at the state (B, m, N)."""
-        rows = self.labelled.select(state.mT).mT
+        rows = self.labelled.times_shares(self.labelled.select(state.mT)).mT
         return self.labelled.mean(rows @ self.labelled.select(self.features))
 
     def transpose(self, grad: Tensor) -> Tensor:
         """Gradient of the state from that of g."""
         rows = (self.labelled.mean(grad) @ self.columns).mT
-        return self.labelled.place(self.labelled.select(rows), self.features.shape[1]).mT
+        own = self.labelled.times_shares(self.labelled.select(rows))
+        return self.labelled.place(own, self.features.shape[1]).mT
 
     def lift(self, preconditioned: Tensor) -> Tensor:
         return _every_row(preconditioned, self.columns)

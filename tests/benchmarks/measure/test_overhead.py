@@ -25,8 +25,8 @@ def test_results_gradients_and_saved_tensors_are_shaped_as_the_packages(name: st
     workload = W.with_batch(1)
     (z, target), (q, gamma) = make_batch(workload, 1, CPU), make_parameters(workload, 0, CPU)
     first = (z,) if name == "predict" else (z, target)
-    extra = [False] if name == "predict" else [[False, False, True, False, True, False, False]]
-    arguments = (*first, q, None, gamma, None, None, W.n, "gram, response-only, full", 1, *extra, "torch")
+    extra = [False] if name == "predict" else [[False, False, True, False, True, False, False, False]]
+    arguments = (*first, q, None, gamma, None, None, None, W.n, "gram, response-only, full", 1, *extra, "torch")
     shapes: dict[str, list[object]] = {}
     for kind, operation in (("ours", getattr(ops, name)), ("empty", getattr(empty_ops, name))):
         saved: list[object] = []

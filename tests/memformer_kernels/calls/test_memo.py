@@ -116,7 +116,7 @@ def test_a_library_that_disappears_is_not_called(monkeypatch: pytest.MonkeyPatch
 
     chosen: list[str] = []
     monkeypatch.setitem(availability._faults, "cpu", None)
-    call.predict(Z, Q, None, None, None, None, 4, None, False, 1, "auto", "auto")
+    call.predict(Z, Q, None, None, None, None, 4, None, False, 1, None, "auto", "auto")
     monkeypatch.setitem(availability._faults, "cpu", "not today")
     with Backends():
         memformer_predict(Z, Q, context=4)

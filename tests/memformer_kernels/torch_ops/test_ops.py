@@ -1,6 +1,7 @@
 """The registered operations as PyTorch sees them: schemas, fakes, autograd, and their backwards."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,11 +30,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "dense, ragged": {"rule": "recursive", "structure": "dense", "context": RAGGED},
     "linear, empty batch": {"rule": "linear", "tasks": 0, "context": 4},
     "single task": {"tasks": 1, "heads": 1, "context": 4},
+    "block, weighted": {"context": 4},
 }
 
 
 def _case(name: str) -> Case:
-    return make_case(**{"tokens": 6, "layers": 2, **NETWORKS[name]})
+    case = make_case(**{"tokens": 6, "layers": 2, **NETWORKS[name]})
+    weighted = name.endswith("weighted")
+    return replace(case, weights=normal(seeded(9), *case.z.shape[:2]).square()) if weighted else case
 
 
 ON_PATHS = slow_but(
@@ -48,7 +52,7 @@ def _network(case: Case, requires_grad: bool = True) -> tuple[list[Tensor | None
         value.requires_grad_(requires_grad)
     lengths = case.context if isinstance(case.context, Tensor) else None
     count = case.context if isinstance(case.context, int) else case.z.shape[1]
-    return [case.z, case.q, case.p, case.gamma, case.beta, lengths], count
+    return [case.z, case.q, case.p, case.gamma, case.beta, lengths, case.weights], count
 
 
 def _needs(tensors: list[Any]) -> list[bool]:
@@ -68,7 +72,9 @@ def _layer_tensors(per_head: bool) -> list[Any]:
     registers = [normal(generator, 3, kept, 6, 4).requires_grad_() for _ in range(2)]
     gamma = normal(generator, 3, kept, 1, width).requires_grad_()
     beta = normal(generator, kept, 6, 1).requires_grad_()
-    return [z, q, p if per_head else None, registers, gamma, beta, RAGGED if per_head else None]
+    weights = normal(generator, 3, 6).square().requires_grad_()
+    context = (RAGGED, weights) if per_head else (None, None)
+    return [z, q, p if per_head else None, registers, gamma, beta, *context]
 
 
 def _quadratic_tensors(full: bool) -> list[Any]:
@@ -205,10 +211,10 @@ def test_only_needed_gradients_are_made(path: Path) -> None:
     tensors = _detached(tensors)
     grad = normal(seeded(8), 3, 6, 4)
     everything = OPS.stack_backward(
-        grad, *tensors, count, form_of(case, path.algorithm), path.backend, [True] * 4 + [False] * 2
+        grad, *tensors, count, form_of(case, path.algorithm), path.backend, [True] * 4 + [False] * 3
     )
     for place in range(4):
-        needs = [index == place for index in range(6)]
+        needs = [index == place for index in range(7)]
         (alone,) = OPS.stack_backward(grad, *tensors, count, form_of(case, path.algorithm), path.backend, needs)
         assert torch.equal(alone, everything[place])
 
@@ -231,7 +237,8 @@ def test_there_are_no_other_operations() -> None:
 
 def test_schema_names_are_the_mathematics() -> None:
     schema = str(OPS.stack.default._schema)
-    assert re.search(r"Tensor z, Tensor q, Tensor\? p, Tensor\? gamma, Tensor\? beta, Tensor\? lengths", schema)
+    tensors = ", ".join(("Tensor z, Tensor q", *(f"Tensor? {x}" for x in ("p", "gamma", "beta", "lengths", "weights"))))
+    assert f"({tensors}, " in schema
     assert re.search(r"SymInt context, str form, str backend\) -> Tensor$", schema)
 
 
@@ -242,14 +249,14 @@ def test_fakes_tell_shapes_and_dtypes(dtype: torch.dtype) -> None:
     with FakeTensorMode():
         z = torch.empty(5, 7, 4, dtype=dtype)
         q = torch.empty(3, 2, 3, 3, dtype=dtype)
-        network = (z, q, None, None, None, None, 6)
+        network = (z, q, None, None, None, None, None, 6)
         made = {
             "stack": (OPS.stack(*network, form, backend), (5, 7, 4), dtype),
             "predict": (OPS.predict(*network, form, 2, False, backend), (1, 5, 2), wide),
             "all layers": (OPS.predict(*network, form, 2, True, backend), (3, 5, 2), wide),
             "prefixes": (OPS.prefix_predict(*network[:5], 2, form, True, "torch"), (3, 5, 5), wide),
             "gram": (OPS.context_gram(z, None, 6, backend), (5, 4, 4), wide),
-            "layer": (OPS.layer(z, q[0], None, [], None, None, None, 6, form, backend)[1], (5, 1, 7, 4), dtype),
+            "layer": (OPS.layer(z, q[0], None, [], None, None, None, None, 6, form, backend)[1], (5, 1, 7, 4), dtype),
         }
     for name, (result, shape, kind) in made.items():
         assert tuple(result.shape) == shape, name

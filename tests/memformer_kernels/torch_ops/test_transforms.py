@@ -286,8 +286,9 @@ def test_bare_operations_have_tangents() -> None:
     """As compilers and exporters call them: no public function is between."""
 
     def bare(q: Tensor) -> Tensor:
-        options = (3, form_of(CASE, "gram"), 2, [False] * 7, "torch")
-        loss: Tensor = torch.ops.memformer_kernels.loss(CASE.z, TARGET[0], q, CASE.p, None, None, None, *options)[0]
+        options = (3, form_of(CASE, "gram"), 2, [False] * 8, "torch")
+        network = (CASE.z, TARGET[0], q, CASE.p, None, None, None, None)
+        loss: Tensor = torch.ops.memformer_kernels.loss(*network, *options)[0]
         return loss
 
     tangent = normal(seeded(18), *CASE.q.shape)

@@ -60,6 +60,61 @@ def test_a_context_may_come_in_parts() -> None:
     assert parts.n_samples_seen_ == 10
 
 
+def test_a_weight_is_so_many_rows() -> None:
+    x, y = _linear(30, 3)
+    counts = np.random.default_rng(2).integers(0, 4, 30)
+    repeated = MemformerRegressor().fit(x.repeat(counts, 0), y.repeat(counts))
+    for weights in (counts, counts.astype(float), counts.tolist()):
+        weighted = MemformerRegressor().fit(x, y, sample_weight=weights)
+        np.testing.assert_allclose(weighted.coef_, repeated.coef_, rtol=1e-9)
+        assert weighted.n_samples_seen_ == (counts > 0).sum()
+    parts = MemformerRegressor().fit(x[:10], y[:10], counts[:10]).partial_fit(x[10:], y[10:], counts[10:])
+    np.testing.assert_allclose(parts.coef_, repeated.coef_, rtol=1e-9)
+    same = MemformerRegressor().fit(x, y).partial_fit(x, 0 * y, sample_weight=0)
+    np.testing.assert_array_equal(same.coef_, MemformerRegressor().fit(x, y).coef_)
+    assert same.n_samples_seen_ == 30
+
+
+def test_a_stream_forgets() -> None:
+    """The weights are decay to the power of age, whatever parts rows come in."""
+    x, y = _linear(60, 3)
+    weights = 0.9 ** np.arange(59, -1, -1)
+    whole = MemformerRegressor().fit(x, y, weights)
+    parts = MemformerRegressor()
+    for start, stop in ((0, 2), (2, 3), (3, 40), (40, 60)):
+        parts.partial_fit(x[start:stop], y[start:stop], decay=0.9)
+    np.testing.assert_allclose(parts.coef_, whole.coef_, rtol=1e-9)
+    np.testing.assert_allclose(parts.moments_.count, weights.sum())
+    changed, mixed = (MemformerRegressor().fit(x, y).partial_fit(x, -y, decay=decay) for decay in (0.9, 1.0))
+    assert r2_score(-y, changed.predict(x)) > 0.8 > r2_score(-y, mixed.predict(x))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(3), r"sample_weight: expected one weight per row, shape \(10,\), got shape \(3,\)"),
+        (-np.ones(10), "sample_weight: expected non-negative weights"),
+        (np.full(10, np.nan), "sample_weight contains NaN"),
+        (np.full(10, 1e308), "weights of a finite sum"),
+        (np.eye(10)[0], "expected at least 2 rows whose weight is above zero, got 1"),
+    ],
+)
+def test_bad_weights_are_refused(weights: np.ndarray, message: str) -> None:
+    x, y = _linear(10, 2)
+    with pytest.raises(ValueError, match=message):
+        MemformerRegressor().fit(x, y, sample_weight=weights)
+
+
+@pytest.mark.parametrize(
+    ("decay", "error"),
+    [(0.0, ValueError), (1.5, ValueError), (np.nan, ValueError), ("1", TypeError), (True, TypeError)],
+)
+def test_bad_decays_are_refused(decay: object, error: type[Exception]) -> None:
+    x, y = _linear(10, 2)
+    with pytest.raises(error, match="decay: expected a number"):
+        MemformerRegressor().fit(x, y).partial_fit(x, y, decay=decay)  # type: ignore[arg-type]
+
+
 def test_units_do_not_matter() -> None:
     x, y = _linear(50, 3)
     plain = MemformerRegressor().fit(x, y).predict(x)
@@ -115,16 +170,17 @@ def _of_several() -> tuple[np.ndarray, np.ndarray]:
     return x, np.column_stack([y, _linear(60, 4, seed=3)[1], np.full(60, 2.5)])
 
 
+@pytest.mark.parametrize("weights", [None, np.arange(60) % 4], ids=["plain", "weighted"])
 @pytest.mark.parametrize("rescale", [True, False])
-def test_responses_are_answered_each_by_itself(rescale: bool) -> None:
+def test_responses_are_answered_each_by_itself(rescale: bool, weights: np.ndarray | None) -> None:
     x, y = _of_several()
-    model = MemformerRegressor(rescale).fit(x, y)
+    model = MemformerRegressor(rescale).partial_fit(x, y, weights, decay=0.98)
     assert model.coef_.shape == (3, 4)
     assert model.intercept_.shape == (3,)
     made = model.predict(x[:7])
     assert made.shape == (7, 3)
     for response in range(3):
-        alone = MemformerRegressor(rescale).fit(x, y[:, response])
+        alone = MemformerRegressor(rescale).partial_fit(x, y[:, response], weights, decay=0.98)
         assert alone.coef_.shape == (4,)
         assert isinstance(alone.intercept_, float)
         np.testing.assert_allclose(made[:, response], alone.predict(x[:7]), rtol=1e-9)
