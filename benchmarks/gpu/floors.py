@@ -107,7 +107,7 @@ def print_sheet(rows: Sequence[Row], console: Console) -> None:
     of_bytes = ("bytes\nto move", "\nfloor", "bytes\ntouched")
     needs = (f"need:\n{name}" for name in (*RESOURCES, "others"))
     table = new_table(["case"], [*of_bytes, *needs, "\npredicted", "\na second"])
-    table.title = f"ns a task, token or row on an {H200.name}: worked out, not measured"
+    table.title = f"ns a task, token, row or step on an {H200.name}: worked out, not measured"
     for row in rows:
         spent = [f"[bold]{figure(ns)}[/bold]" if name == row.bound else figure(ns) for name, ns in row.ns.items()]
         title = label(row.backend, row.name, row.sources)
@@ -118,6 +118,6 @@ def print_sheet(rows: Sequence[Row], console: Console) -> None:
     console.print(
         f"floor: what any kernel must move, at {H200.bandwidth / 1e9:.0f} GB/s. Need: of these kernels as they are, "
         f"memory at {COPY_BYTES_S / 1e9:.0f} GB/s, {H200.multiprocessors} multiprocessors at {H200.clock / 1e9:.2f} "
-        "GHz; bold: the most. a second: tasks, tokens, rows by that need.",
+        "GHz; bold: the most. a second: tasks, tokens, rows, steps by that need.",
         soft_wrap=True,
     )

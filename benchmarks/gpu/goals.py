@@ -21,7 +21,7 @@ TF32_PRODUCTS_S = H200.results["tensor"] / PRODUCT_COST["tf32"] * H200.multiproc
 
 @dataclass(frozen=True)
 class Goal:
-    """What a case of `virtual` is to reach: a share of its limit, or else tasks a second.
+    """What a case of `virtual` is to reach: a share of its limit, or else tasks, or steps, a second.
 
     products: multiply-adds of a task on tensor cores, 0 where vectors do them.
     """
@@ -54,6 +54,7 @@ GOALS = (
     Goal("cuda", "context_gram", share=0.5),
     Goal("cuda", "lfom_solve", share=0.5),
     Goal("cuda", "trainer, statistics", rate=9e9),
+    Goal("cuda", "step, B = 1000", rate=1e6 / 6),
     Goal("triton", "tile, d = 64", share=0.6, products=TILE_64.operations.total),
     Goal("triton", "tile, d = 128", share=0.6, products=TILE_128.operations.total),
 )
@@ -63,7 +64,7 @@ def print_goals(rows: Sequence[Row], console: Console) -> None:
     """The goals whose cases have rows, as a table."""
     found = {(row.backend, row.name): row for row in rows}
     table = new_table(["case"], ["limit", "predicted", "reached", "asked", "takes most"])
-    table.title = f"ns a task on an {H200.name} against the goals: worked out, not measured"
+    table.title = f"ns a task or step on an {H200.name} against the goals: worked out, not measured"
     for goal in GOALS:
         row = found.get((goal.backend, goal.case))
         if row is None:

@@ -6,15 +6,16 @@ multiprocessors, and each gets as many tasks as fill it: predicted is a GPU all 
 
 from benchmarks.gpu.virtual_cases import Case
 from benchmarks.gpu.virtual_cuda import library
-from benchmarks.gpu.virtual_cuda.devices import AMPERE, SMALL
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, SMALL, WHOLE, WHOLE_AMPERE
 from benchmarks.gpu.virtual_cuda.virtual import Virtual, serving
 from benchmarks.gpu.virtual_record import GPUS, Counted
 from benchmarks.measure.sources import of_kernels
 from virtual_gpu import Device, Launch, Report
-from virtual_gpu.profile import uses
+from virtual_gpu.profile import Use, longer_by, uses
 from virtual_gpu.triton import driver_of
 
 _DEVICES = {90: SMALL, 80: AMPERE}
+_WHOLE = {90: WHOLE, 80: WHOLE_AMPERE}
 
 
 class Machines:
@@ -29,15 +30,28 @@ class Machines:
         Raises:
             RuntimeError: what it needs is missing, or a check of the virtual GPU found something.
         """
+        kernels, multiprocessors = self._uses(case, architecture)
+        if case.beyond is not None:
+            kernels = longer_by(kernels, self._uses(case._replace(make=case.beyond), architecture)[0])
+        sources = of_kernels(case.backend)
+        return Counted(
+            name=case.name,
+            backend=case.backend,
+            architecture=architecture,
+            unit=case.unit,
+            units=case.units,
+            floor=case.floor,
+            multiprocessors=multiprocessors,
+            sources=sources,
+            kernels=tuple(kernels),
+        )
+
+    def _uses(self, case: Case, architecture: int) -> tuple[list[Use], int]:
         run = self._cuda if case.backend == "cuda" else _triton
         launches, reports, multiprocessors = run(case, architecture)
         if reports:
             raise RuntimeError(f"{case.backend}, {case.name}: {'; '.join(map(str, reports))}")
-        kernels = tuple(uses(launches, GPUS[architecture], multiprocessors))
-        sources = of_kernels(case.backend)
-        return Counted(
-            case.name, case.backend, architecture, case.unit, case.units, case.floor, multiprocessors, sources, kernels
-        )
+        return uses(launches, GPUS[architecture], multiprocessors), multiprocessors
 
     def _cuda(self, case: Case, architecture: int) -> tuple[list[Launch], list[Report], int]:
         if self._virtual is None:
@@ -46,7 +60,7 @@ class Machines:
                 raise RuntimeError(f"the CUDA library cannot be linked again: {reason}")
             self._virtual = Virtual(library.load())
         with serving(self._virtual) as virtual:
-            index = _DEVICES[architecture]
+            index = (_WHOLE if case.whole else _DEVICES)[architecture]
             virtual.use(index)
             device = virtual.runtime.devices[index]
             device.traced_block = 0

@@ -1,5 +1,5 @@
 """The calls whose kernels `virtual` counts: the hot ones of both GPU backends, each on as many tasks as fill one
-multiprocessor with whole thread blocks."""
+multiprocessor with whole thread blocks, or on a whole GPU where the work is a few thread blocks'."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +33,9 @@ NUMBER = 4
 HEADS, WIDE = 4, 64
 """Of attention: heads, and features of each."""
 
+LARGE_SHARE = 30_336
+"""Tasks of one multiprocessor where an H200 has as many as `benchmarks.gpu.trainer` times, in whole turns of blocks."""
+
 REGISTERS, UPDATED = 4, 512
 """Of the register update: registers, and how wide each is."""
 
@@ -40,7 +43,8 @@ REGISTERS, UPDATED = 4, 512
 class Case(NamedTuple):
     """A call. unit: what its counts are divided by; units: how many it is made of; floor: bytes that one must move.
 
-    make: prepares the arguments; what it returns makes the call.
+    make: prepares the arguments; what it returns makes the call. beyond: the same of a shorter call, whose counts are
+    taken off. whole: on as many multiprocessors as an H200 has.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Case(NamedTuple):
     units: int
     floor: int
     make: Callable[[], Callable[[], object]]
+    beyond: Callable[[], Callable[[], object]] | None = None
+    whole: bool = False
 
 
 def loss(workload: Workload, backend: Backend) -> Callable[[], object]:
@@ -108,11 +114,23 @@ def _solve(batch: int) -> Callable[[], object]:
     return lambda: lfom_solve(h, b, a, gamma, backend="cuda")
 
 
-def _train(sampler: GaussianStatistics | GaussianTokens) -> Callable[[], object]:
-    """One optimiser step, by the launches of a large batch."""
+def _train(
+    sampler: GaussianStatistics | GaussianTokens, steps: int = 1, launches: str = "replay"
+) -> Callable[[], object]:
+    """Optimiser steps: one, by the launches of a large batch, where nothing else is said."""
     state = TrainState.of([make_parameters(W, 0, CPU).named], seeds=1)
-    losses = torch.zeros(1, 1, dtype=torch.float64, device="cpu")
-    return lambda: cuda.train(state, sampler, Adam(1e-3), None, losses, launches="replay")
+    losses = torch.zeros(steps, 1, dtype=torch.float64, device="cpu")
+    return lambda: cuda.train(state, sampler, Adam(1e-3), None, losses, launches=launches)
+
+
+def _step(batch: int) -> Case:
+    """A step among many in one launch: 12 steps less 2. Nothing that it must move is not in a cache."""
+    sampler = GaussianStatistics(W.d, W.n, batch, query="integrated")
+
+    def steps(count: int) -> Callable[[], Callable[[], object]]:
+        return lambda: _train(sampler, count, "persistent")
+
+    return Case(f"step, B = {batch}", "cuda", "step", 10, 0, steps(12), beyond=steps(2), whole=True)
 
 
 def _update(rows: int) -> Callable[[], object]:
@@ -142,7 +160,7 @@ def cases() -> tuple[Case, ...]:
     block, block_full = replace(W, structure="block"), replace(W_FULL, structure="block")
     small, wide = W.with_batch(8448), replace(TILE_64, d=63, n=511, batch=4)
     gram = NUMBER * (W.n * W.width + W.width**2)
-    statistics = GaussianStatistics(W.d, W.n, 3072, query="integrated")
+    statistics = GaussianStatistics(W.d, W.n, LARGE_SHARE, query="integrated")
     drawn = GaussianTokens(W.d, W.n, 1536)
     attention = 4 * NUMBER * HEADS * WIDE
     return (
@@ -155,6 +173,7 @@ def cases() -> tuple[Case, ...]:
         Case("lfom_solve", "cuda", "task", 8192, NUMBER * (W.d**2 + 2 * W.d), lambda: _solve(8192)),
         Case("trainer, statistics", "cuda", "task", statistics.batch, 0, lambda: _train(statistics)),
         Case("trainer, tokens", "cuda", "task", drawn.batch, 0, lambda: _train(drawn)),
+        _step(1000),
         _network("W", "triton", W, 1024),
         _network("W_full", "triton", W_FULL, 512),
         _tile("tile, d = 64", TILE_64, 512),

@@ -32,18 +32,23 @@ struct StatisticsPlan {
     return features + features * (features - 1) / 2 + (noisy ? features : 0) + odd_count();
   }
   MEMFORMER_INLINE int normals() const { return first_query() + queries * features; }
+  // The sum of (context - i) / 2 over i.
+  MEMFORMER_INLINE int uniforms() const {
+    return (features * context - features * (features - 1) / 2 - odd_count()) / 2;
+  }
 };
 
 // target = factor * source for a factor (d, d) of parameters; the source itself for none.
 template <class S, class Extent>
 MEMFORMER_INLINE void transform(Extent extent, const ValueOf<S>* factor, const S* source, S* target) {
   const int d = extent;
+  if (!factor) {
+    MEMFORMER_UNROLL
+    for (int i = 0; i < d; ++i) target[i] = source[i];
+    return;
+  }
   MEMFORMER_UNROLL
   for (int i = 0; i < d; ++i) {
-    if (!factor) {
-      target[i] = source[i];
-      continue;
-    }
     S sum = source[0] * factor[i * d];
     MEMFORMER_UNROLL
     for (int j = 1; j < d; ++j) sum += source[j] * factor[i * d + j];
@@ -95,18 +100,25 @@ MEMFORMER_INLINE void sample_statistics(const StatisticsPlan& plan, Extent exten
       for (int i = 0; i < d; ++i) factor[i * d + j] = column[i];
     }
   }
-  MEMFORMER_UNROLL
-  for (int r = 0; r < d; ++r) {
+  // Without C, row c of K ends at column c. Two loops: a question in each product costs more than the product.
+  const auto multiply = [&](bool triangular) {
     MEMFORMER_UNROLL
-    for (int c = 0; c <= r; ++c) {
-      S sum = factor[r * d] * factor[c * d];
-      // Without C, row c of K ends at column c.
+    for (int r = 0; r < d; ++r) {
       MEMFORMER_UNROLL
-      for (int k = 1; k < d; ++k) {
-        if (k <= c || covariate_factor) sum += factor[r * d + k] * factor[c * d + k];
+      for (int c = 0; c <= r; ++c) {
+        S sum = factor[r * d] * factor[c * d];
+        MEMFORMER_UNROLL
+        for (int k = 1; k < d; ++k) {
+          if (k <= c || !triangular) sum += factor[r * d + k] * factor[c * d + k];
+        }
+        task.h[packed_size(r) + c] = sum * share;
       }
-      task.h[packed_size(r) + c] = sum * share;
     }
+  };
+  if (covariate_factor) {
+    multiply(false);
+  } else {
+    multiply(true);
   }
   MEMFORMER_UNROLL
   for (int r = 0; r < d; ++r) {

@@ -23,10 +23,6 @@ using Words = typename WordsOf<S>::Type;
 MEMFORMER_INLINE void set_words(uint32_t value, uint32_t& words) { words = value; }
 MEMFORMER_INLINE float uniform(uint32_t word, float) { return static_cast<float>(word) * 0x1p-32f + 0x1p-33f; }
 MEMFORMER_INLINE double uniform(uint32_t word, double) { return static_cast<double>(word) * 0x1p-32 + 0x1p-33; }
-// The uniform times `scale`, a power of two.
-MEMFORMER_INLINE float scaled_uniform(uint32_t word, float scale) {
-  return static_cast<float>(word) * (0x1p-32f * scale) + 0x1p-33f * scale;
-}
 
 // Uniforms whose product, times a fraction of at least 1/2, still is a normal number.
 template <class T>
@@ -35,19 +31,31 @@ constexpr int uniforms_a_product = sizeof(T) == 4 ? 3 : 24;
 // Uniforms in a product whose exponent float32 counts exactly.
 constexpr int factors_a_logarithm = 1 << 20;
 
+// Of a counter's words the block's alone differs between the blocks of a task: in the first two rounds, what the task
+// makes is the same for all of its blocks, and what a block makes the same for all tasks.
 template <class S>
-struct Stream {
-  PhiloxKeys keys;
-  Words<S> task;
-  uint32_t draw;
-  uint32_t stream;
+class Stream {
+ public:
+  MEMFORMER_INLINE Stream(const PhiloxKeys& keys, const Words<S>& task, uint32_t draw, uint32_t stream)
+      : keys_(keys), of_stream_(stream ^ static_cast<uint32_t>(keys.high[0])) {
+    const auto of_draw = product(draw, philox_second_factor);
+    of_draw_ = low(of_draw) ^ static_cast<uint32_t>(keys.low[1]);
+    Words<S> mixed_in;
+    set_words(high(of_draw), mixed_in);
+    const auto of_task = product(mixed(mixed_in, task, keys.low[0]), philox_first_factor);
+    high_of_task_ = high(of_task);
+    low_of_task_ = low(of_task);
+  }
 
   MEMFORMER_INLINE void words(uint32_t block, Words<S> (&to)[4]) const {
-    set_words(block, to[0]);
-    to[1] = task;
-    set_words(draw, to[2]);
-    set_words(stream, to[3]);
-    philox(keys, to);
+    const uint64_t of_block = static_cast<uint64_t>(block) * philox_first_factor;
+    const auto second = product(static_cast<uint32_t>(of_block >> 32) ^ of_stream_, philox_second_factor);
+    set_words(high(second) ^ of_draw_, to[0]);
+    set_words(low(second), to[1]);
+    set_words(static_cast<uint32_t>(of_block), to[2]);
+    to[2] = mixed(high_of_task_, to[2], keys_.high[1]);
+    to[3] = low_of_task_;
+    philox(keys_, to, 2);
   }
 
   // The four uniforms of a block.
@@ -56,13 +64,6 @@ struct Stream {
     words(block, drawn);
     MEMFORMER_UNROLL
     for (int k = 0; k < 4; ++k) to[k] = uniform(drawn[k], S());
-  }
-  // The same times a power of two.
-  MEMFORMER_INLINE void scaled_uniforms(uint32_t block, S* to, ValueOf<S> scale) const {
-    Words<S> drawn[4];
-    words(block, drawn);
-    MEMFORMER_UNROLL
-    for (int k = 0; k < 4; ++k) to[k] = scaled_uniform(drawn[k], scale);
   }
 
   // The four normals of a block: numbers 4 block, ..., 4 block + 3 of the stream.
@@ -74,11 +75,18 @@ struct Stream {
     for (int k = 0; k < 4; k += 2) {
       const S radius = quick_root(logarithm(u[k]) * T(-2));
       S sine, cosine;
-      sine_cosine_of_turns(u[k + 1], sine, cosine);
+      quick_sine_cosine_of_turns(u[k + 1], sine, cosine);
       to[k] = radius * cosine;
       to[k + 1] = radius * sine;
     }
   }
+
+ private:
+  PhiloxKeys keys_;
+  uint32_t of_stream_;
+  uint32_t of_draw_;
+  Words<S> high_of_task_;
+  Words<S> low_of_task_;
 };
 
 // Uniforms one after another, from the first of a block on.
@@ -135,6 +143,6 @@ class Uniforms {
 };
 
 // Blocks that hold `count` numbers.
-MEMFORMER_INLINE constexpr int blocks_of(int count) { return (count + 3) / 4; }
+MEMFORMER_INLINE constexpr int blocks_of(int count) { return static_cast<int>((static_cast<unsigned>(count) + 3) / 4); }
 
 }  // namespace memformer::core

@@ -34,6 +34,9 @@ class Counters:
     def __add__(self, other: "Counters") -> "Counters":
         return Counters(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
 
+    def __sub__(self, other: "Counters") -> "Counters":
+        return Counters(*(mine - its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
 
 CLASSES = ("floating_point", "integer", "control", "memory")
 COUNTED = tuple(field.name for field in fields(Counters) if field.name not in CLASSES)

@@ -13,7 +13,7 @@ a GPU.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from virtual_gpu.counters import Counters
@@ -56,6 +56,40 @@ def uses(launches: Sequence[Launch], gpu: Gpu, multiprocessors: int = 1) -> list
     for launch in launches:
         found.setdefault(launch.kernel.name, []).append(launch)
     return [_use(name, same, gpu, multiprocessors) for name, same in found.items()]
+
+
+def longer_by(uses: Sequence[Use], shorter: Sequence[Use]) -> list[Use]:
+    """What a call did beyond a shorter one by the same kernels: kernels that took no longer are left out.
+
+    Raises:
+        ValueError: the shorter one has a kernel that the longer one has not.
+    """
+    before = {use.kernel: use for use in shorter}
+    if more := before.keys() - {use.kernel for use in uses}:
+        raise ValueError(f"the shorter call ran {', '.join(sorted(more))}, and the longer one did not")
+    found = []
+    for use in uses:
+        less = before.get(use.kernel)
+        if less is None:
+            found.append(use)
+        elif use.prediction.cycles > less.prediction.cycles:
+            found.append(_beyond(use, less))
+    return found
+
+
+def _beyond(use: Use, less: Use) -> Use:
+    longer, shorter = use.prediction, less.prediction
+    cycles = longer.cycles - shorter.cycles
+    busy = {
+        name: max(0.0, share * longer.cycles - shorter.busy.get(name, 0.0) * shorter.cycles) / cycles
+        for name, share in longer.busy.items()
+    }
+    return replace(
+        use,
+        counters=use.counters - less.counters,
+        device_bytes=use.device_bytes - less.device_bytes,
+        prediction=Prediction(longer.seconds - shorter.seconds, cycles, busy),
+    )
 
 
 def _use(name: str, launches: Sequence[Launch], gpu: Gpu, multiprocessors: int) -> Use:

@@ -11,7 +11,8 @@ from benchmarks.gpu.sass import DIVISION, DOUBLE, LOCAL, Code, find_cuobjdump, r
 from native_build import cuda
 
 ROOT = Path(__file__).parents[2]
-OBJECTS = sorted((ROOT / "build" / "native" / "cuda" / "kernels").glob("*.o"))
+NATIVE = ROOT / "build" / "native"
+OBJECTS = sorted((NATIVE / "cuda" / "kernels").glob("*.o"))
 # Small matrices: d <= 8 or D <= 6 with one task a thread; D <= 6 in tiles of 3 by 3, or rows of tasks or of matrices,
 # with a few lanes a task.
 SMALL = re.compile(
@@ -68,6 +69,30 @@ def test_tasks_of_any_size_keep_in_local_memory_what_their_head_says() -> None:
     paths = [path for path in OBJECTS if path.stem in ("response_gram_float", "response_gram_double")]
     stacks = [stack for path in paths for _, architecture, _, stack in _usage(path) if architecture == "sm_90"]
     assert (round(min(stacks), -2), round(max(stacks), -2)) == (1400, 4200)
+
+
+def _hot_sources() -> list[Path]:
+    """Of the kernels that the goals are of, and of the trainer's hot instance."""
+    hot = re.compile(rf"{HOT.pattern}|split_gram_float$|train_statistics_5x4$")
+    return [source for source in cuda.kernels(ROOT, NATIVE) if hot.match(source.stem)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+@pytest.mark.parametrize("source", _hot_sources(), ids=_name)
+def test_hot_kernels_stay_in_registers_on_an_a100(source: Path, tmp_path: Path) -> None:
+    """`make native` compiles for 9.0 alone. The trainer has room for two blocks of four warps."""
+    compiler, made = cuda.find_cuda(), tmp_path / "kernel.cubin"
+    flags = [*cuda.device_flags(ROOT, NATIVE), "-arch=sm_80", "-cubin"]
+    subprocess.run([compiler.nvcc, *compiler.host, *flags, str(source), "-o", str(made)], cwd=ROOT, check=True)
+    tool = find_cuobjdump()
+    assert tool is not None
+    text = subprocess.run([tool, "-res-usage", made], capture_output=True, text=True, check=True).stdout
+    used = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+)", text)
+    assert used
+    assert {name: int(stack) for name, _, stack in used if int(stack)} == {}
+    most = REGISTERS // (2 * 4 if source.stem.startswith("train") else WARPS.get(source.stem, 8)) // 256 * 256 // 32
+    assert {name: int(count) for name, count, _ in used if int(count) > most} == {}
 
 
 @pytest.mark.parametrize("path", [path for path in OBJECTS if path.stem.startswith("train_")], ids=_name)

@@ -148,7 +148,9 @@ def test_every_model(train: Train, options: dict[str, Any]) -> None:
     check(train, state(**options), INTEGRATED, OPTIMIZERS["adam, decay"], order=1)
 
 
-@pytest.mark.parametrize(("d", "n", "layers"), [(1, 1, 1), (2, 5, 5), (5, 21, 4), (5, 9, 5), (8, 9, 2)])
+@pytest.mark.parametrize(
+    ("d", "n", "layers"), [(1, 1, 1), (2, 5, 5), (5, 21, 4), (5, 9, 5), (8, 9, 2), (5, 5, 4), (6, 6, 1)]
+)
 def test_sizes(train: Train, d: int, n: int, layers: int) -> None:
     held = TrainState.of([model(layers, 0, torch.float32, d=d)], seeds=2**63 - 1, streams=[2**32 - 1])
     check(train, held, GaussianStatistics(d, n, 20, noise=0.1), SGD(0.01, clip=1.0))

@@ -12,7 +12,7 @@ import pytest
 from virtual_gpu import Device, Launch, Module
 from virtual_gpu.courses import courses
 from virtual_gpu.hardware import H200, find_ptxas, registers_of
-from virtual_gpu.profile import uses
+from virtual_gpu.profile import longer_by, uses
 from virtual_gpu.schedule import predict
 
 pytestmark = pytest.mark.skipif(find_ptxas() is None, reason="no ptxas to allocate registers")
@@ -143,3 +143,17 @@ def test_the_newest_assembler_is_taken(
     monkeypatch.setattr(importlib.util, "find_spec", {"triton": spec}.get)
     monkeypatch.setenv("PATH", str(places["toolkit"]))
     assert find_ptxas() == (None if chosen is None else str(places[chosen] / "ptxas"))
+
+
+def test_what_a_longer_call_did_beyond_a_shorter_one() -> None:
+    longer = uses(launches(traced(), "nothing", "copies", "copies", "copies"), H200)
+    shorter = uses(launches(traced(), "nothing", "copies"), H200)
+    (beyond,) = longer_by(longer, shorter)
+    (copies,) = uses(launches(traced(), "copies", "copies"), H200)
+    assert (beyond.kernel, beyond.counters, beyond.device_bytes) == ("copies", copies.counters, copies.device_bytes)
+    assert beyond.prediction.cycles == pytest.approx(copies.prediction.cycles)
+    assert beyond.prediction.seconds == pytest.approx(copies.prediction.seconds)
+    assert beyond.prediction.busy == pytest.approx(copies.prediction.busy)
+    assert longer_by(shorter, shorter) == []
+    with pytest.raises(ValueError, match="shorter call ran nothing"):
+        longer_by([beyond], shorter)

@@ -10,7 +10,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from benchmarks.gpu.virtual_cuda.devices import AMPERE
+from benchmarks.gpu.virtual_cuda.devices import AMPERE, WHOLE_AMPERE
 from benchmarks.gpu.virtual_cuda.library import FOLDER, NATIVE
 from benchmarks.measure.sources import ROOT
 from native_build import cuda, find_toolchain, ninja
@@ -23,7 +23,7 @@ LINES = os.environ.get("MEMFORMER_VIRTUAL_LINES") == "1"
 
 def choose(binary: Binary, kernel: str, device: int) -> Ptx | None:
     """The PTX for a kernel on a device of benchmarks.gpu.virtual_cuda.devices, by number; 10.0 takes code for 9.0."""
-    target = 80 if device == AMPERE else 90
+    target = 80 if device in (AMPERE, WHOLE_AMPERE) else 90
     held = next((one for one in binary.programs if one.target == target), None)
     return _compiled(_sources()[kernel].stem, target) if held is None or LINES else held
 

@@ -2,8 +2,8 @@
 // cache.
 //
 // Operations: those of core/bartlett.h. For d = 5, n = 20 and the query integrated out a group of floats takes 16
-// Philox blocks of 120 vector instructions, 64 uniforms (5 each), 20 normals (30), 16 splits (8), 5 logarithms (25) and
-// 200 multiply-adds: 3,300 vector instructions, and no fewer than the 1,920 of Philox.
+// Philox blocks of 100 vector instructions, 64 uniforms (5 each), 20 normals (30), 16 splits (8), 5 logarithms (25) and
+// 200 multiply-adds: 3,000 vector instructions, and no fewer than the 1,600 of Philox.
 
 #include "core/bartlett.h"
 

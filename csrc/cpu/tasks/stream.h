@@ -10,12 +10,10 @@ namespace memformer::cpu::MEMFORMER_ISA {
 
 template <class T>
 inline core::Stream<Lanes<T>> stream_of(const Draw<T>& draw, Tasks tasks) {
-  core::Stream<Lanes<T>> stream;
-  stream.keys = core::philox_keys(static_cast<uint64_t>(draw.source.seeds[draw.model]), draw.number);
-  count_words(static_cast<uint32_t>(tasks.first), stream.task);
-  stream.draw = static_cast<uint32_t>(draw.number);
-  stream.stream = static_cast<uint32_t>(draw.source.streams[draw.model]);
-  return stream;
+  WideWords<T> task;
+  count_words(static_cast<uint32_t>(tasks.first), task);
+  return {core::philox_keys(static_cast<uint64_t>(draw.source.seeds[draw.model]), draw.number), task,
+          static_cast<uint32_t>(draw.number), static_cast<uint32_t>(draw.source.streams[draw.model])};
 }
 
 // Cells that `normals` needs for `count` of them: whole blocks, and the one that the first may lie inside.

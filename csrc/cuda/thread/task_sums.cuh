@@ -83,8 +83,8 @@ struct Slots {
 };
 
 // A sink of the core's backward passes, for one tile. `left` has room for dr of every matrix, `right` holds g of every
-// layer.
-template <class T, class Extent, class Block>
+// layer. Whole: the tile's sums are all there is, and are put where others are added.
+template <class T, class Extent, class Block, bool Whole = false>
 struct TaskSums {
   static constexpr bool takes_outer_products = true;
   using Rows = core::Cells<T, warp_threads>;
@@ -131,6 +131,10 @@ struct TaskSums {
   // After the backward: empties the slots and adds up the matrices.
   MEMFORMER_DEVICE void finish() {
     empty_slots();
+    finish_matrices();
+  }
+
+  MEMFORMER_DEVICE void finish_matrices() const {
     const int size = d, chunk = block.lane() % 8;
     const int shift = 4 * chunk - block.lane();
     for (int start = 0; start < matrices; start += 4) {
@@ -144,6 +148,13 @@ struct TaskSums {
   }
 
  private:
+  static MEMFORMER_DEVICE void add(T& to, T sum) {
+    if constexpr (Whole) {
+      to = sum;
+    } else {
+      to += sum;
+    }
+  }
   static MEMFORMER_DEVICE Four four(Rows rows, int index) { return *reinterpret_cast<const Four*>(&rows[index]); }
   static MEMFORMER_DEVICE T product(const Four& a, const Four& b) {
     return ((a.of[0] * b.of[0] + a.of[1] * b.of[1]) + a.of[2] * b.of[2]) + a.of[3] * b.of[3];
@@ -166,7 +177,7 @@ struct TaskSums {
       spread_sums<size * size, 4>(block, sums, first, count);
       MEMFORMER_UNROLL
       for (int k = 0; k < spread_count<size * size, 4>(); ++k) {
-        if (real && k < count) to[first + k] += sums[k];
+        if (real && k < count) add(to[first + k], sums[k]);
       }
     } else {
       const int size = d;
@@ -175,10 +186,56 @@ struct TaskSums {
         for (int j = 0; j < size; ++j) {
           T sum[1] = {product(left_values, four(columns, j))};
           for (int mask = 4; mask > 0; mask /= 2) sum[0] += block.shuffle_xor(sum[0], mask);
-          if (real && block.lane() % 8 == 0) to[i * size + j] += sum[0];
+          if (real && block.lane() % 8 == 0) add(to[i * size + j], sum[0]);
         }
       }
     }
+  }
+};
+
+// The same for so many layers with one register each and gamma in full: every number has a slot of its own, which is
+// known when compiling, and they are emptied once.
+template <int Layers>
+constexpr int layer_slots = Layers * (Layers + 1) / 2 + 1;
+
+template <class T, class Extent, class Block, int Layers>
+struct LayerSums : TaskSums<T, Extent, Block, true> {
+  using Base = TaskSums<T, Extent, Block, true>;
+  using Four = typename Base::Four;
+  static constexpr int used_slots = layer_slots<Layers>;
+
+  MEMFORMER_DEVICE void gamma(int k, T value) const { put(first_slot(k / Layers) + k % Layers, value); }
+  MEMFORMER_DEVICE void squared_error(T value) const { put(used_slots - 1, value); }
+
+  MEMFORMER_DEVICE void finish() const {
+    const auto& block = this->block;
+    block.sync_warp();
+    MEMFORMER_UNROLL
+    for (int first = 0; first < used_slots; first += warp_threads / 4) {
+      const int slot = first + block.lane() / 4;
+      const bool real = slot < used_slots;
+      const T* const from = this->slot_cells + (real ? slot : 0) * slot_pitch + block.lane() % 4 * 8;
+      const Four low = *reinterpret_cast<const Four*>(from), high = *reinterpret_cast<const Four*>(from + 4);
+      T sum =
+          ((low.of[0] + low.of[1]) + (low.of[2] + low.of[3])) + ((high.of[0] + high.of[1]) + (high.of[2] + high.of[3]));
+      sum += block.shuffle_xor(sum, 1);
+      sum += block.shuffle_xor(sum, 2);
+      if (real && block.lane() % 4 == 0) this->totals[place(slot)] = sum;
+    }
+    this->finish_matrices();
+  }
+
+ private:
+  static MEMFORMER_INLINE constexpr int first_slot(int later) { return later * (later + 1) / 2; }
+  MEMFORMER_DEVICE void put(int slot, T value) const {
+    this->slot_cells[slot * slot_pitch + this->block.lane()] = value;
+  }
+  // Where the sum of a slot goes.
+  MEMFORMER_DEVICE int place(int slot) const {
+    int row = 0;
+    MEMFORMER_UNROLL
+    for (int later = 1; later < Layers; ++later) row += slot >= first_slot(later) ? Layers - later : 0;
+    return slot == used_slots - 1 ? this->last : this->gamma_start + slot + row;
   }
 };
 

@@ -78,13 +78,17 @@ struct TrainSteps {
     const bool persistent = plan.makes_sums && plan.updates;
     const int first = progress.done, steps = persistent ? call.steps : 1, group = persistent ? plan.group : 1;
     const uint32_t stream = static_cast<uint32_t>(call.source.streams[model]);
-    const auto tasks_of = [&](int step) {
+    const auto draw_of = [&](int step) {
       const int64_t number = call.step + first + step;
-      const int64_t draw = call.resample_every == 1 ? number : number / call.resample_every;
+      return call.resample_every == 1 ? number : number / call.resample_every;
+    };
+    const auto tasks_of = [&](int64_t draw) {
       return StepTasks{call.source, *reinterpret_cast<const core::PhiloxKeys*>(memory + plan.space.keys), stream, draw,
                        model};
     };
-    trained.load(tasks_of(0).draw);
+    trained.load(draw_of(0));
+    Sums sums;
+    sums.begin(plan, block, memory);
     const int64_t skipped = *reinterpret_cast<const int64_t*>(memory + plan.space.skipped);
     int taken = progress.taken;
     const int taken_before = taken;
@@ -97,14 +101,16 @@ struct TrainSteps {
 
     // Units come one after another, step after step. The next one takes nothing of the parameters: it is drawn while a
     // step's blocks wait for each other.
-    Sums sums;
+    const int64_t step_cells = plan.units * plan.sum_count();
+    float* const model_cells = plan.cells + 2 * model * step_cells;
     bool active = is_active(0);
     int step = plan.makes_sums ? -1 : 0, done = 0;
     int unit = units;
+    int64_t draw = 0;
     while (active) {
-      float* const cells = plan.cells + (2 * model + (persistent && step % 2)) * plan.units * plan.sum_count();
+      float* const cells = model_cells + (persistent && step % 2 ? step_cells : 0);
       if (plan.makes_sums && step >= 0) {
-        sums.add_up(plan, block, memory, tasks_of(step), cells + static_cast<int64_t>(unit) * plan.sum_count());
+        sums.add_up(plan, block, memory, tasks_of(draw), cells + static_cast<int64_t>(unit) * plan.sum_count());
       }
       const bool ends = unit + plan.group >= units, updates = plan.updates && ends && step >= 0;
       typename TrainedModel<Block>::Rates rates{};
@@ -113,13 +119,15 @@ struct TrainSteps {
       const int next_step = ends ? step + 1 : step;
       const int next_unit = ends ? rank : unit + plan.group;
       if (plan.makes_sums && next_step < steps) {
-        const StepTasks tasks = tasks_of(next_step);
-        // The draw's upper half has changed, and so do the keys.
-        if (ends && next_step > 0 && static_cast<uint32_t>(tasks.draw) == 0) {
-          trained.set_keys(tasks.draw);
-          block.sync();
+        if (ends) {
+          draw = draw_of(next_step);
+          // Its upper half has changed, and so do the keys.
+          if (next_step > 0 && static_cast<uint32_t>(draw) == 0) {
+            trained.set_keys(draw);
+            block.sync();
+          }
         }
-        sums.draw(plan, block, memory, tasks, next_unit);
+        sums.draw(plan, block, memory, tasks_of(draw), next_unit);
       }
       if (updates) {
         const auto scalars = trained.scalars(rates);

@@ -51,7 +51,8 @@ struct TrainSpace {
   int tables;
   int totals;  // of two units: sums of each warp's tile, `sum_step` apart
   int sum_step;
-  int warps;  // slots and traces of each warp, `warp_step` apart
+  int warps;  // slots, so many, and traces of each warp, `warp_step` apart
+  int slots;
   int warp_step;
   int count;
 };
@@ -133,8 +134,8 @@ inline std::vector<int> fill_tables(const TrainPlan& plan) {
   return tables;
 }
 
-// `trace`: cells of every task.
-inline TrainSpace train_space(const TrainPlan& plan, int trace) {
+// `trace`: cells of every task; `used_slots`: of every warp.
+inline TrainSpace train_space(const TrainPlan& plan, int trace, int used_slots) {
   const TrainedNetwork<float>& network = plan.call.network;
   const int d = plan.call.source.features, flat = in_fours(plan.call.flat);
   TrainSpace space{};
@@ -159,7 +160,8 @@ inline TrainSpace train_space(const TrainPlan& plan, int trace) {
   space.tables = part(train_tables(plan).count);
   space.sum_step = in_fours(plan.sum_count());
   space.totals = part(2 * train_warps * space.sum_step);
-  space.warp_step = slots * slot_pitch + trace * warp_threads;
+  space.slots = used_slots;
+  space.warp_step = used_slots * slot_pitch + trace * warp_threads;
   space.warps = part(train_warps * space.warp_step);
   return space;
 }

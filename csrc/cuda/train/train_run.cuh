@@ -19,14 +19,15 @@ inline int64_t shared_bytes(const TrainPlan& plan) {
   return own <= most_shared ? own : 0;
 }
 
-// A call's tasks and a block's own memory, before launches are chosen. `trace`: cells of a task.
-inline TrainPlan plan_blocks(const Train& call, int trace) {
+// A call's tasks and a block's own memory, before launches are chosen. `trace`: cells of a task; `used_slots`: of a
+// warp.
+inline TrainPlan plan_blocks(const Train& call, int trace, int used_slots) {
   TrainPlan plan{};
   plan.call = call;
   plan.dense = call.network.dense();
   plan.units = divided_up(call.source.tasks, train_unit);
   plan.share = 1.0 / (static_cast<double>(call.source.tasks) * (call.source.queries ? call.source.queries : 1));
-  plan.space = train_space(plan, trace);
+  plan.space = train_space(plan, trace, used_slots);
   return plan;
 }
 
@@ -48,7 +49,7 @@ using TrainAny = TrainSteps<core::UpTo<most_trained_features>, 0, Task>;
 
 template <class Kernel>
 bool fits_shared(const Train& call) {
-  return shared_bytes(plan_blocks(call, trained_cells<Kernel>(call))) > 0;
+  return shared_bytes(plan_blocks(call, trained_cells<Kernel>(call), Kernel::Sums::used_slots)) > 0;
 }
 
 inline int64_t resident_blocks(const TrainPlan& plan, const Launch& launch) {
@@ -104,7 +105,7 @@ template <class Kernel>
 PlannedTrain plan_train(const Train& call, TrainMode mode, const Launch& launch) {
   PlannedTrain made{};
   TrainPlan& plan = made.plan;
-  plan = plan_blocks(call, trained_cells<Kernel>(call));
+  plan = plan_blocks(call, trained_cells<Kernel>(call), Kernel::Sums::used_slots);
   const int64_t models = call.source.models, resident = resident_blocks(plan, launch);
   // As many blocks a model as are there at the same time.
   int group = 1;

@@ -1,8 +1,8 @@
 // Tasks drawn as sufficient statistics, in registers.
 //
 // Nothing is read: of a task with d = 5, n = 20 and the query integrated out, 16 Philox blocks, 64 uniforms, 20 normals
-// and 15 logarithms make H, b and w (core/bartlett.h). A block is a chain of ten products, so two are made side by side
-// wherever their numbers are wanted one after another.
+// and 26 quick logarithms make H, b and w (core/bartlett.h). A block is a chain of ten products, so two are made side
+// by side wherever their numbers are wanted one after another.
 
 #pragma once
 
@@ -10,89 +10,74 @@
 
 namespace memformer::cuda {
 
-// chi[i] = the sum of the logarithms of the next (context - i) / 2 uniforms, from a block's first on: the logarithm of
-// a product whose exponent is kept apart after every block. `cells` have room for two numbers an i.
-//
-// Uniforms come 2^8 times as large as they are, so that the product of a block's four with a fraction is a normal
-// number: from 2^-101 on.
+// chi[i] = the sum of the logarithms of the next (context - i) / 2 uniforms, from a block's first on. A logarithm is
+// taken of the product of two, by one instruction, whose error is small against a sum of several; where a block holds
+// the end of an i's uniforms, of each. `cells` have room for a number an i.
 template <class Extent>
 class ChiSums {
-  static constexpr float scale = 0x1p8f, scale_exponent = 8.0f;
+  static constexpr int no_end = 1 << 30;
+  static constexpr float ln2 = 0.693147181f;
 
  public:
   MEMFORMER_DEVICE ChiSums(int context, Extent d, core::Cells<float, warp_threads> cells)
-      : context_(context), d_(d), cells_(cells), end_(context / 2) {}
+      : context_(context), d_(d), cells_(cells), to_(cells), left_(count(0)) {}
 
-  MEMFORMER_DEVICE void make(const core::Stream<float>& stream, uint32_t block, float* chi) {
-    int all = 0;
-    MEMFORMER_EACH(i, d_) all += (context_ - i) / 2;
+  // `all`: uniforms of all i.
+  MEMFORMER_DEVICE void make(const core::Stream<float>& stream, uint32_t block, int all, float* chi) {
+    const uint32_t end = block + static_cast<uint32_t>(core::blocks_of(all));
     float u[8];
-    int first = 0;
     // An odd block by itself.
-    if (core::blocks_of(all) % 2) {
-      stream.scaled_uniforms(block++, u, scale);
-      take(u, first);
-      first += 4;
+    if ((end - block) % 2) {
+      stream.uniforms(block++, u);
+      take(u);
     }
 #pragma unroll 1
-    for (; first < all; first += 8) {
-      stream.scaled_uniforms(block++, u, scale);
-      stream.scaled_uniforms(block++, u + 4, scale);
-      take(u, first);
-      take(u + 4, first + 4);
+    for (; block < end; block += 2) {
+      stream.uniforms(block, u);
+      stream.uniforms(block + 1, u + 4);
+      take(u);
+      take(u + 4);
     }
-    if (index_ < d_) keep();  // the last i's product is empty where the context is d
+    if (index_ < d_) {  // the last i's sum is empty where the context is d, whatever follows in its block
+      sum_ = 0.0f;
+      keep();
+    }
     MEMFORMER_UNROLL
-    for (int i = 0; i < d_; ++i) chi[i] = core::logarithm(core::Split<float>{cells_[2 * i], cells_[2 * i + 1]});
+    for (int i = 0; i < d_; ++i) chi[i] = fminf(cells_[i] * ln2, 0.0f);  // of one uniform near 1 it may err above 0
   }
 
  private:
-  // Four uniforms, numbers `first` and on of all: each belongs to the product of the i that it lies in.
-  MEMFORMER_DEVICE void take(const float* u, int first) {
-    const int left = end_ - first;
-    if (left > 4) {
-      product_.fraction *= u[0] * u[1];
-      product_.fraction *= u[2] * u[3];
-      keep_exponent(4.0f);
-      return;
-    }
-    product_.fraction *= u[0];
-    MEMFORMER_UNROLL
-    for (int k = 1; k < 4; ++k) {
-      if (k < left) product_.fraction *= u[k];
-    }
-    keep_exponent(static_cast<float>(left));
-    keep();
-    for (int begin = left; begin < 4 && index_ < d_;) {
-      const int next = end_ - first, stop = next < 4 ? next : 4;
-      MEMFORMER_UNROLL
-      for (int k = 1; k < 4; ++k) {
-        if (begin <= k && k < stop) product_.fraction *= u[k];
-      }
-      keep_exponent(static_cast<float>(stop - begin));
-      if (next <= 4) keep();
-      begin = stop;
-    }
-  }
+  MEMFORMER_DEVICE int count(int i) const { return static_cast<int>(static_cast<unsigned>(context_ - i) / 2); }
 
-  MEMFORMER_DEVICE void keep_exponent(float factors) {
-    const core::Split<float> parts = core::split(product_.fraction, factors * scale_exponent);
-    product_ = {product_.exponent + parts.exponent, parts.fraction};
+  // The next four uniforms: each belongs to the sum of the i that it lies in.
+  MEMFORMER_DEVICE void take(const float* u) {
+    if (left_ >= 4) {
+      sum_ += core::quick_binary_logarithm(u[0] * u[1]) + core::quick_binary_logarithm(u[2] * u[3]);
+      if (left_ == 4) keep();
+    } else {
+      MEMFORMER_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        sum_ += core::quick_binary_logarithm(u[k]);
+        if (left_ == k + 1) keep();
+      }
+    }
+    left_ -= 4;
   }
 
   MEMFORMER_DEVICE void keep() {
-    cells_[2 * index_] = product_.exponent;
-    cells_[2 * index_ + 1] = product_.fraction;
-    product_ = {0.0f, 1.0f};
-    end_ += (context_ - ++index_) / 2;
+    to_[0] = sum_;
+    to_ = to_.at(1);
+    sum_ = 0.0f;
+    left_ = ++index_ < d_ ? left_ + count(index_) : no_end;
   }
 
   int context_;
   Extent d_;
   core::Cells<float, warp_threads> cells_;
-  core::Split<float> product_{0.0f, 1.0f};
+  core::Cells<float, warp_threads> to_;
+  float sum_ = 0.0f;
   int index_ = 0;
-  int end_;
+  int left_;  // of this i's uniforms, from a block's first on
 };
 
 // A task drawn as sufficient statistics: of what makes it, its weights are kept.
@@ -119,7 +104,8 @@ class StatisticsTask {
       for (int block = 0; 4 * block < plan.first_query(); ++block) stream.normals(block, normals + 4 * block);
     }
     float chi[limit];
-    ChiSums<Extent>(source.context, d, cells).make(stream, static_cast<uint32_t>(core::blocks_of(plan.normals())), chi);
+    ChiSums<Extent>(source.context, d, cells)
+        .make(stream, static_cast<uint32_t>(core::blocks_of(plan.normals())), plan.uniforms(), chi);
     core::sample_statistics(plan, d, normals, chi, source.noise, tasks.weight_factor(), tasks.covariate_factor(),
                             quadratic, w_);
   }

@@ -6,7 +6,7 @@
 // worked through with is known. Bytes per task: none but those of a
 // given task, and 4 K / 128 of partial sums. Operations of workload W, drawn as statistics with the query integrated
 // out: those of train_tasks.cuh, 230 multiply-adds forward, 325 backward, 100 for the sums of A. Of sm_90's code
-// 3376 instructions are issued for a warp's 32 tasks.
+// 2607 instructions are issued for a warp's 32 tasks.
 
 #pragma once
 
@@ -36,9 +36,20 @@ class UnitSums {
                                    InPlaceTrace<float, Extent, warp_threads>>;
 
  public:
+  static constexpr int used_slots = Layers ? layer_slots<Layers> : slots;
+
   // Cells of a task's trace.
   static int trace_cells(const TrainedNetwork<float>& network, int d) {
     return Layers ? 2 * Layers * d : ::memformer::cuda::trace_cells(network.layers, network.kept, d, false);
+  }
+
+  // Where sums are put and not added up, those that stay zero; a barrier must follow.
+  template <class Block>
+  MEMFORMER_DEVICE void begin(const TrainPlan& plan, const Block& block, float* memory) const {
+    if constexpr (Layers != 0) {
+      const int count = 2 * train_warps * plan.space.sum_step;
+      for (int k = block.thread(); k < count; k += Block::threads) memory[plan.space.totals + k] = 0.0f;
+    }
   }
 
   // This lane's task, which takes nothing of the parameters.
@@ -69,8 +80,10 @@ class UnitSums {
     float* const totals = memory + space.totals + turn_ * train_warps * space.sum_step;
     turn_ = 1 - turn_;
     float* const own_totals = totals + block.warp() * space.sum_step;
-    for (int k = block.lane(); k < plan.sum_count(); k += warp_threads) own_totals[k] = 0.0f;
-    block.sync_warp();
+    if constexpr (Layers == 0) {
+      for (int k = block.lane(); k < plan.sum_count(); k += warp_threads) own_totals[k] = 0.0f;
+      block.sync_warp();
+    }
     work(plan, block, memory, tasks, own_totals);
     block.sync();
     for (int k = block.thread(); k < plan.sum_count(); k += Block::threads) {
@@ -86,7 +99,7 @@ class UnitSums {
   }
   template <class Block>
   static MEMFORMER_DEVICE Cells cells_of(const TrainPlan& plan, const Block& block, float* memory) {
-    return {own_memory(plan, block, memory) + slots * slot_pitch + block.lane()};
+    return {own_memory(plan, block, memory) + plan.space.slots * slot_pitch + block.lane()};
   }
 
   template <class Block>
@@ -117,17 +130,20 @@ class UnitSums {
     core::response_forward<false>(quadratic_, method, s, trace);
     const float squares = real_ ? task_.errors(tasks, extent, task_index_, s, grad) : 0.0f;
 
-    TaskSums<float, Extent, Block> sums{block,
-                                        extent,
-                                        heads,
-                                        layers * heads,
-                                        network.q_count,
-                                        network.q_count + network.gamma_count,
-                                        plan.dense,
-                                        totals,
-                                        own_memory(plan, block, memory),
-                                        cells.at((Layers ? 1 : 2) * layers * d),
-                                        trace.residual(0)};
+    const TaskSums<float, Extent, Block, Layers != 0> of_tile{block,
+                                                              extent,
+                                                              heads,
+                                                              layers * heads,
+                                                              network.q_count,
+                                                              network.q_count + network.gamma_count,
+                                                              plan.dense,
+                                                              totals,
+                                                              own_memory(plan, block, memory),
+                                                              cells.at((Layers ? 1 : 2) * layers * d),
+                                                              trace.residual(0)};
+    using Sink =
+        std::conditional_t<Layers != 0, LayerSums<float, Extent, Block, Layers>, TaskSums<float, Extent, Block>>;
+    Sink sums{of_tile};
     sums.squared_error(squares);
     core::response_backward<false>(
         quadratic_, method, trace,

@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 from benchmarks.__main__ import app
 from benchmarks.gpu import virtual
 from benchmarks.gpu.floors import COUNTED
-from benchmarks.gpu.virtual_cases import Case, cases, loss
+from benchmarks.gpu.trainer import LARGE_BATCH
+from benchmarks.gpu.virtual_cases import LARGE_SHARE, Case, cases, loss
 from benchmarks.gpu.virtual_cuda import library
-from benchmarks.gpu.virtual_record import CHANGED, FORMAT, read, short, write
+from benchmarks.gpu.virtual_record import CHANGED, FORMAT, GPUS, read, short, write
 from benchmarks.measure.sources import of_kernels
 from benchmarks.measure.workloads import W
 from tests.benchmarks.gpu.virtual_records import counted, use
@@ -33,6 +34,28 @@ def test_the_commands_are_there_without_triton() -> None:
 
 def case_of(name: str, backend: str) -> Case:
     return next(case for case in cases() if (case.name, case.backend) == (name, backend))
+
+
+def test_the_trainer_is_counted_on_as_many_tasks_as_are_timed_on_a_gpu() -> None:
+    """A multiprocessor's share of them, in whole turns of its three blocks of four warps."""
+    turn = 3 * 128
+    assert LARGE_SHARE % turn == 0
+    assert LARGE_SHARE - turn < LARGE_BATCH / GPUS[90].multiprocessors <= LARGE_SHARE
+
+
+def test_a_case_may_be_what_a_longer_call_does_beyond_a_shorter_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps of the persistent trainer, on the multiprocessors that a whole GPU has."""
+    case = case_of("step, B = 1000", "cuda")
+    assert case.whole
+    found = [use("steps", 120.0, 1200, issue=0.5), use("steps", 20.0, 200, issue=0.5)]
+    monkeypatch.setattr(
+        virtual.Machines, "_uses", lambda self, one, architecture: ([found[one.make is case.beyond]], 132)
+    )
+    made = virtual.Machines().count(case, 90)
+    (steps,) = made.kernels
+    assert made.predicted_ns(steps) == pytest.approx(10_000)
+    assert made.device_bytes == pytest.approx(100)
+    assert steps.prediction.busy == pytest.approx({"issue": 0.5})
 
 
 @pytest.mark.slow

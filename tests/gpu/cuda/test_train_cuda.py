@@ -129,10 +129,10 @@ def test_optimisers(optimizer: Optimizer, gpu: Gpu) -> None:
     torch.testing.assert_close(own, theirs, rtol=ERROR, atol=0)
 
 
-SIZES = ((1, 1, 1), (1, 2, 1), (2, 9, 6), (5, 9, 5), (5, 21, 4), (7, 12, 3), (8, 30, 4))
+SIZES = ((1, 1, 1), (1, 2, 1), (2, 9, 6), (5, 5, 4), (5, 9, 5), (5, 21, 4), (7, 12, 3), (8, 30, 4))
 
 
-@pytest.mark.parametrize(("d", "n", "layers"), slow_but((SIZES[0], SIZES[-1]), SIZES))
+@pytest.mark.parametrize(("d", "n", "layers"), slow_but((SIZES[0], SIZES[3], SIZES[-1]), SIZES))
 def test_sizes(d: int, n: int, layers: int, gpu: Gpu) -> None:
     sampler, steps = GaussianStatistics(d, n, gpu.size(1500, 50), noise=0.1), gpu.size(20, 3)
     optimizer = SGD(0.02, momentum=0.9, clip=1.0)
