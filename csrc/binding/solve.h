@@ -123,7 +123,9 @@ class LayerCall {
   void run() {
     totals_.resize(q_.size() + p_.size() + gamma_.size() + beta_.size());
     call.totals = totals_.data();
-    cpu::kernels<T>().layer(call, parallel_for);
+    const auto& kernels = cpu::kernels<T>();
+    const bool tiny = call.width <= tiny_width && call.tokens <= tiny_tokens;
+    (tiny ? kernels.layer : kernels.wide_layer)(call, parallel_for);
   }
 
   void write(const MaybeTensor& grad_q, const MaybeTensor& grad_p, const MaybeTensor& grad_gamma,

@@ -25,6 +25,7 @@
   KERNEL(void, quadratics, const ProximalQuadratics<T>&, ParallelFor)              \
   KERNEL(void, wide_quadratics, const ProximalQuadratics<T>&, ParallelFor)         \
   KERNEL(void, layer, const Layer<T>&, ParallelFor)                                \
+  KERNEL(void, wide_layer, const Layer<T>&, ParallelFor)                           \
   KERNEL(int64_t, train, const Training<T>&, ParallelFor)                          \
   KERNEL(void, train_gradients, const Training<T>&, const BlockSums&, ParallelFor) \
   KERNEL(void, train_update, const Training<T>&, const BlockSums&)                 \

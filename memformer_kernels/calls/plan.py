@@ -77,6 +77,8 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
     problem = problem._replace(device=availability.place(problem.device))
     regime = _regime(problem, "token")
+    if problem.width > TINY_WIDTH and _counted(problem.tokens, problem.width, problem.lengths is not None):
+        regime = _wide_on_a_cpu(problem.device, regime, problem.width, "token")
     if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
         regime = "tile"
     backend, where = _backend(

@@ -76,7 +76,8 @@ template <class T, class Task>
 class WideTasks {
  public:
   // task(index, sums, scratch, vectors) works on `scratch` numbers and adds to `sums` others; task.add_sums(sums,
-  // totals) takes them to where they belong, once a block. d: side of A; L layers of `kept` registers each.
+  // totals) takes them to where they belong, once a block. d: side of A; L layers of `kept` registers each. Tasks that
+  // leave no vectors behind have 0 for these.
   WideTasks(int64_t tasks, int d, int layers, int kept, bool sums, bool backward, const Task& task)
       : tasks_(tasks),
         task_(task),
@@ -93,7 +94,8 @@ class WideTasks {
     const int64_t fit =
         sums_ ? std::max(fewest_parts, waiting_sums / static_cast<int64_t>(sums_ * sizeof(T))) : most_parts;
     const int64_t most = std::min(most_parts, fit), longest = block_tasks / most + 1;
-    at_once_ = std::clamp(waiting_vectors / static_cast<int64_t>(longest * one * sizeof(T)), fewest_parts, most_parts);
+    const int64_t bytes = longest * one * static_cast<int64_t>(sizeof(T));
+    at_once_ = bytes ? std::clamp(waiting_vectors / bytes, fewest_parts, most_parts) : most_parts;
     room_ = std::min(at_once_ * longest, tasks_);
     const int64_t vectors = backward_ ? room_ * one : 0;
     const int64_t grads = backward_ ? static_cast<int64_t>(places_) * size_ * size_ : 0;

@@ -164,6 +164,9 @@ CALLS: dict[str, Callable[[], Tensor]] = {
     "layer": lambda: memformer_layer(
         _ones(2**14, 128, 16), torch.zeros(2**11 // native.PATIENCE, 15, 15), backend="cpu"
     )[0],
+    "wide layer": lambda: memformer_layer(
+        _ones(2**12, 64, 64), torch.zeros(100 // native.PATIENCE, 63, 63), backend="cpu"
+    )[0],
     "stack": lambda: memformer_stack(
         _ones(2**14, 128, 6), *[torch.zeros(8000 // native.PATIENCE, 8, 5, 5)] * 2, backend="cpu"
     ),
