@@ -51,7 +51,7 @@ def _sources(ttgir: str) -> tuple[dict[str, list[str]], set[str], dict[str, list
     turned: set[str] = set()
     made_by: dict[str, list[str]] = {}
     open_blocks: list[tuple[str, list[str]]] = []
-    for line in ttgir.splitlines():
+    for line in _lines(ttgir):
         parts = _LINE.match(line)
         names = _NAME.findall((parts["rest"] if parts else line).split(" loc(")[0].split(" : ")[0])
         operation = parts["operation"].strip('"') if parts else ""
@@ -75,7 +75,7 @@ def _sources(ttgir: str) -> tuple[dict[str, list[str]], set[str], dict[str, list
             if operation == "ttng.warp_group_dot_wait":
                 sources |= {f"{made}#{place}": [name] for place, name in enumerate(names)}
             # A sum along an axis is no tile any more.
-            sources[made] = [] if operation in ("tt.load", "tt.reduce") else names
+            sources.setdefault(made, []).extend([] if operation in ("tt.load", "tt.reduce") else names)
             if operation == "tt.trans":
                 turned.add(made)
             if operation in _PRODUCTS:
@@ -118,7 +118,16 @@ def _carried(ttgir: str) -> Iterator[tuple[str, str]]:
 
 def _operations(ttgir: str) -> Iterator[tuple[str, str, str]]:
     """The name that every operation with a result makes, the operation, and the rest of its line."""
-    for line in ttgir.splitlines():
+    for line in _lines(ttgir):
         parts = _LINE.match(line)
         if parts is not None:
             yield parts["made"], parts["operation"].strip('"'), parts["rest"]
+
+
+def _lines(ttgir: str) -> Iterator[str]:
+    """The lines of a kernel but for the bodies of sums along an axis, whose names are other things elsewhere."""
+    inside = False
+    for line in ttgir.splitlines():
+        if not inside:
+            yield line
+        inside = not line.strip().startswith("})") if inside else '"tt.reduce"' in line and "})" not in line

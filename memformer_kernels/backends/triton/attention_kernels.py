@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from memformer_kernels.backends.triton.tiles import multiply, wide
+from memformer_kernels.backends.triton.tiles import multiply, wide, with_tile
 
 
 class States(NamedTuple):
@@ -178,12 +178,6 @@ def state_kernel(t, strides, heads, tokens, splits, split_tokens, blocks, C: tl.
     i_place = i_program // C.PARTS // blocks
     p_state = t.states + i_place * C.WIDTH * C.VALUE_WIDTH + e * C.VALUE_WIDTH + f
     tl.store(p_state, total, mask=(e < C.WIDTH) & (f < C.VALUE_WIDTH))
-
-
-@triton.jit
-def with_tile(tiles, tile):
-    """A tuple of tiles and one more."""
-    return tiles + (tile,)  # noqa: RUF005  Triton adds tuples and unpacks none
 
 
 @triton.jit

@@ -141,30 +141,42 @@ def vectors_config(width: int, tokens: int, dtype: torch.dtype, architecture: in
 
 
 class GramConfig(NamedTuple):
-    """block: features, rounded up. chunk: tokens of a product. parts: of a chunk, whose tokens different warps hold."""
+    """sides: of block features each, together all of them rounded up. chunk: tokens of a product.
+
+    registers: that the assembler may give a thread, where it is told.
+    """
 
     block: int
+    sides: int
     chunk: int
     warps: int
+    registers: int | None
 
     @property
     def parts(self) -> int:
-        """A thread of a warp has a feature: as many warps as there are more of have other tokens."""
+        """Of a chunk: a thread of a warp has a feature, and as many warps as there are more of have other tokens."""
         return max(1, 32 * self.warps // self.block)
 
     @property
-    def options(self) -> dict[str, int]:
+    def options(self) -> dict[str, int | None]:
         """Triton's options of a launch. Loads run ahead by the kernel's own order."""
-        return {"num_warps": self.warps, "num_stages": 1}
+        return {"num_warps": self.warps, "num_stages": 1, "maxnreg": self.registers}
+
+
+GRAM_SIDE = 64
+"""Most features of a side of a Gram matrix: the least that a group of four warps multiplies at a time on Hopper."""
 
 
 def feature_gram_config(width: int, dtype: torch.dtype, architecture: int) -> GramConfig:
     """The configuration of Gram matrices whose response is a vector apart."""
-    block = triton.next_power_of_2(max(width - 1, DOT_MINIMUM))
-    # A thread has 64 numbers of the sum and 64 of a chunk's; groups of four warps multiply together on Hopper.
-    warps = 8 if block > 64 else 4
-    crowded = dtype == torch.float64 or (block > 64 and not wgmma(architecture))
-    return GramConfig(block, DOT_MINIMUM if crowded else TOKENS_AT_ONCE, warps)
+    block = int(triton.next_power_of_2(max(width - 1, DOT_MINIMUM)))
+    whole = dtype != torch.float64 and (block <= GRAM_SIDE or wgmma(architecture))
+    chunk = TOKENS_AT_ONCE if whole and block <= GRAM_SIDE else DOT_MINIMUM
+    if block > GRAM_SIDE and whole:
+        # 96 numbers of the sum, 32 of a chunk's and 16 of its tokens leave room for three programs.
+        return GramConfig(GRAM_SIDE, 2, chunk, 4, 168)
+    # A thread has 32 or 64 numbers of the sum, as many of a chunk's and 16 or 8 of its tokens.
+    return GramConfig(block, 1, chunk, 8 if block > GRAM_SIDE else 4, None)
 
 
 def columns_config(width: int, tokens: int) -> Config:

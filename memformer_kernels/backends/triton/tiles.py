@@ -19,6 +19,12 @@ def wide(strides):
 
 
 @triton.jit
+def with_tile(tiles, tile):
+    """A tuple of tiles and one more."""
+    return tiles + (tile,)  # noqa: RUF005  Triton adds tuples and unpacks none
+
+
+@triton.jit
 def put(pointers, value, mask):
     """Stores a tile that any thread of the program may read next, where any may just have read the one before."""
     tl.debug_barrier()
@@ -48,11 +54,8 @@ def inner(left, right, axis: tl.constexpr, keep_dims: tl.constexpr = False, FUSE
 
 
 @triton.jit
-def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr, total=None):
-    """(TASKS, ROWS, COLUMNS) from (TASKS, ROWS, INNER) and (TASKS, INNER, COLUMNS), accumulated in ACC.
-
-    total: of one task, what the product is added to where products are summed.
-    """
+def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr):
+    """(TASKS, ROWS, COLUMNS) from (TASKS, ROWS, INNER) and (TASKS, INNER, COLUMNS), accumulated in ACC."""
     if left.dtype != right.dtype:
         left = left.to(ACC)
         right = right.to(ACC)
@@ -62,9 +65,7 @@ def multiply(left, right, ACC: tl.constexpr, PRECISION: tl.constexpr, total=None
         COLUMNS: tl.constexpr = right.shape[2]
         rows = tl.reshape(left, (ROWS, INNER))
         columns = tl.reshape(right, (INNER, COLUMNS))
-        if total is not None:
-            total = tl.reshape(total, (ROWS, COLUMNS))
-        flat = tl.dot(rows, columns, total, input_precision=PRECISION, out_dtype=ACC)
+        flat = tl.dot(rows, columns, input_precision=PRECISION, out_dtype=ACC)
         made = tl.reshape(flat, (1, ROWS, COLUMNS))
     else:
         made = inner(left.to(ACC)[:, :, :, None], right.to(ACC)[:, None, :, :], 2)

@@ -56,6 +56,32 @@ def test_what_a_product_waits_for_with_its_sum_is_no_part_of_it() -> None:
     assert broken(text.replace("BEGIN", "%sum"), "") == ["%next adds to %sum, which a loop carries"]
 
 
+def test_names_of_a_branch_or_of_a_sum_along_an_axis_are_other_ones_elsewhere() -> None:
+    text = """
+    %end:2 = scf.for %i = %a to %b step %c iter_args(%sum = %zero, %ahead = %first) -> (f32, f32) : i32 {
+      %loaded = scf.if %left -> (f32) {
+        %some = tt.load %pointers : f32
+        scf.yield %some : f32
+      } else {
+        %some = tt.broadcast %left : f32
+        %part = tt.load %pointers, %some : f32
+        scf.yield %part : f32
+      }
+      %made = ttng.warp_group_dot %ahead, %ahead, %zero : f32
+      %next = arith.addf %sum, %made : f32
+      %along = "tt.reduce"(%loaded) <{axis = 0 : i32}> ({
+      ^bb0(%sum: f32, %other: f32):
+        %left = arith.addf %sum, %other : f32
+        tt.reduce.return %left : f32
+      }) : (f32) -> f32
+      %turned = tt.trans TURNED : f32
+      scf.yield %next, %turned : f32, f32
+    }
+    """
+    assert broken(text.replace("TURNED", "%loaded"), "") == []
+    assert broken(text.replace("TURNED", "%next"), "") == ["%made multiplies %made, a product turned in registers"]
+
+
 @pytest.mark.parametrize("architecture", [80, 90])
 def test_a_sum_that_a_loop_carries_into_a_product_is_found(architecture: int) -> None:
     ttgir, ptx = _compiled(architecture, turned=False, outside=False)
