@@ -14,6 +14,10 @@ WIDE_WIDTH = 512
 """Largest D of the CPU's wide regimes, where features stay or are summed and vectors run along one task, which stays in
 a core's caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
 
+WIDE_LAYER = 256
+"""Largest D of the CPU's wide regime for one layer: up to here its products of D-by-D matrices were measured against
+torch's, and are faster with what surrounds them."""
+
 WIDE_WEIGHTS = 256
 """Most weights of a quadratic in the CPU's wide regime: h is read once a task there, so that no Gram matrix hides what
 products with larger matrices wait for."""

@@ -21,6 +21,7 @@ from memformer_kernels.calls.limits import (
     TINY_CONTEXT,
     TINY_TOKENS,
     TINY_WIDTH,
+    WIDE_LAYER,
     WIDE_WEIGHTS,
     WIDE_WIDTH,
     WIDEST,
@@ -77,7 +78,8 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     """The plan of one layer after `earlier` registers, which always works on tokens: its output is tokens."""
     problem = problem._replace(device=availability.place(problem.device))
     regime = _regime(problem, "token")
-    if problem.width > TINY_WIDTH and _counted(problem.tokens, problem.width, problem.lengths is not None):
+    counted = _counted(problem.tokens, problem.width, problem.lengths is not None)
+    if TINY_WIDTH < problem.width <= WIDE_LAYER and counted:
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, "token")
     if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
         regime = "tile"

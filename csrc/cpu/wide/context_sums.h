@@ -8,16 +8,11 @@
 
 #include "cpu/wide/column_products.h"
 #include "cpu/wide/task_rows.h"
-#include "cpu/wide/tile_products.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
 
-// Examples that are summed in one go stay in a second-level cache meanwhile; there are at least so many blocks of 32,
-// since a sum of fewer is added to another before long.
+// Examples that are summed in one go stay in a second-level cache meanwhile.
 constexpr int64_t resident_bytes = 1 << 17;
-constexpr int fewest_blocks = 4;
-// Rows so many bytes apart crowd into a few places of a first-level cache, where they drive each other out.
-constexpr int64_t crowding_bytes = 1024;
 // The next task's tokens, where they find room there too.
 constexpr int64_t prefetch_bytes = 3 << 17;
 
@@ -30,7 +25,6 @@ class ContextSums {
   ContextSums(int features, int responses, int longest)
       : d_(features),
         size_(whole_rows<T>(features)),
-        step_(odd_lines<T>(size_)),
         responses_(responses),
         at_once_(std::min(resident_rows(size_), whole_blocks(longest))) {
     for (int sums = (longest - 1) / at_once_ + 1; sums > 1; sums = (sums + 1) / 2) ++levels_;
@@ -41,7 +35,7 @@ class ContextSums {
   int64_t count() const { return levels_ * matrix_count(); }
   // Examples summed in one go, and numbers that they take up where they are copied.
   int at_once() const { return at_once_; }
-  int64_t example_count() const { return static_cast<int64_t>(at_once_) * step_; }
+  int64_t example_count() const { return static_cast<int64_t>(at_once_) * size_; }
   // How often `meanwhile` is called for them.
   int steps() const { return size_ / tile_height; }
 
@@ -56,13 +50,12 @@ class ContextSums {
       if (index) checkpoint();
       const int number = std::min(at_once_, end - first);
       T* const sum = sums + waiting * matrix_count();
-      const bool crowded = rows.row_step() * static_cast<int64_t>(sizeof(T)) % crowding_bytes == 0;
-      const T* const own = crowded ? nullptr : rows.in_place(first, end, size_);
+      const T* const own = rows.in_place(first, end, size_);
       if (own) {
         add_examples(own, rows.row_step(), own + d_, rows.row_step(), number, sum, meanwhile);
       } else {
-        rows.load(first, number, step_, x, y);
-        add_examples(x, step_, y, 1, number, sum, meanwhile);
+        rows.load(first, number, size_, x, y);
+        add_examples(x, size_, y, 1, number, sum, meanwhile);
       }
       for (int k = index; k & 1; k >>= 1) merge(sums + --waiting * matrix_count());
       ++waiting;
@@ -80,7 +73,7 @@ class ContextSums {
  private:
   // Blocks of 32, a power of two of them, so that all sums together are pairwise.
   static int resident_rows(int size) {
-    int rows = fewest_blocks * core::gram_block;
+    int rows = core::gram_block;
     while (2 * rows * size * static_cast<int64_t>(sizeof(T)) <= resident_bytes) rows *= 2;
     return rows;
   }
@@ -113,7 +106,7 @@ class ContextSums {
     }
   }
 
-  int d_, size_, step_, responses_, at_once_;
+  int d_, size_, responses_, at_once_;
   int levels_ = 1;
 };
 
