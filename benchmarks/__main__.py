@@ -3,7 +3,8 @@
 `virtual` at the GPU backends' kernels on a virtual GPU, `gpu-floors` at what they need of an H200 by that;
 `compare` holds a run of today against the committed records, `dispatch` the automatic choice against every provider,
 `roofline` every kernel against the machine's limits; `trainer` looks at whole optimiser steps, `attention` at attention
-and the register update, `prefixes` at every prefix in one pass; `readme` writes the README's figures.
+and the register update, `prefixes` at every prefix in one pass, `proximal` at learned iterative shrinkage; `readme`
+writes the README's figures.
 """
 
 import math
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from benchmarks import readme
 from benchmarks.gpu import commands
-from benchmarks.measure import dispatch, floors, growth, overhead, prefixes, roofline, trainer
+from benchmarks.measure import dispatch, floors, growth, overhead, prefixes, proximal, roofline, trainer
 from benchmarks.measure.harness import Policy
 from benchmarks.measure.machine import measure_machine
 from benchmarks.measure.provider import Provider
@@ -135,6 +136,17 @@ def time_prefixes(quick: Quick = False, json: Record = RESULTS / "prefixes-cpu.j
         {"format": prefixes.FORMAT, "target_ratio": prefixes.TARGET_RATIO, "machine": machine, "timings": timings},
     )
     tables.print_prefixes(timings, console)
+    console.print(f"record: {json}", soft_wrap=True)
+
+
+@app.command("proximal", help="Learned iterative shrinkage and its gradients, compared with LISTA in PyTorch.")
+def time_proximal(quick: Quick = False, json: Record = RESULTS / "proximal-cpu.json") -> None:
+    console = Console()
+    with console.status("starting") as status:
+        machine = measure_machine(CPU, quick=quick)
+        timings = proximal.measure(quick, status.update)
+    write_json(json, {"format": proximal.FORMAT, "machine": machine, "timings": timings})
+    tables.print_proximal(timings, console)
     console.print(f"record: {json}", soft_wrap=True)
 
 

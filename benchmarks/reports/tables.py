@@ -12,6 +12,7 @@ from benchmarks.measure.floors import GRADIENTS, ONE_THREAD, Profile
 from benchmarks.measure.growth import AXES, median, points
 from benchmarks.measure.overhead import TARGET_RATIO, Overhead
 from benchmarks.measure.prefixes import PrefixTiming
+from benchmarks.measure.proximal import ProximalTiming
 from benchmarks.measure.results import Machine, Report
 from benchmarks.measure.roofline import Point
 from benchmarks.measure.trainer import MODELS, TARGET_MODELS, TARGET_MS, Step, TrainerReport
@@ -125,17 +126,29 @@ def print_overhead(overhead: Overhead, console: Console) -> None:
 
 def print_prefixes(timings: Sequence[PrefixTiming], console: Console) -> None:
     """A line a provider and batch, and the rates that ours stand at."""
-    table = new_table(["provider"], ["tasks", "ms", "times ours", "peak MB", "GFLOP/s", "GB/s"])
-    best: dict[int, float] = {}
-    for timing in timings:
-        if timing.provider.startswith("memformer_kernels"):
-            best[timing.case.batch] = min(timing.ms, best.get(timing.case.batch, timing.ms))
-    for t in timings:
+    console.print(_compared([], [((), timing) for timing in timings]))
+
+
+def print_proximal(timings: Sequence[ProximalTiming], console: Console) -> None:
+    """A line a network, provider and batch, and the rates that ours stand at."""
+    found = [((f"{timing.case.layers} layers", timing.case.learned), timing) for timing in timings]
+    console.print(_compared(["network", "learned"], found))
+
+
+def _compared(words: Sequence[str], found: Sequence[tuple[tuple[str, ...], PrefixTiming | ProximalTiming]]) -> Table:
+    """What each provider takes, and how many times as long as the fastest of ours on the same tasks."""
+    table = new_table([*words, "provider"], ["tasks", "ms", "times ours", "peak MB", "GFLOP/s", "GB/s"])
+    best: dict[object, float] = {}
+    for _, t in found:
+        if t.provider.startswith("memformer_kernels"):
+            best[t.case] = min(t.ms, best.get(t.case, t.ms))
+    for named, t in found:
         tasks = t.case.batch
         rates = (2e-6 * tasks * t.case.multiply_adds / t.ms, 1e-6 * tasks * t.case.bytes_moved / t.ms)
         peak = "" if t.peak_mb is None else figure(t.peak_mb)
-        table.add_row(t.provider, f"{tasks:,}", figure(t.ms), figure(t.ms / best[tasks]), peak, *map(figure, rates))
-    console.print(table)
+        numbers = (figure(t.ms), figure(t.ms / best[t.case]), peak, *map(figure, rates))
+        table.add_row(*named, t.provider, f"{tasks:,}", *numbers)
+    return table
 
 
 def print_roofline(machine: Machine, points: Sequence[Point], console: Console) -> None:
