@@ -47,6 +47,11 @@ class Memory:
         register = self.register(layer, fresh, previous)
         return register, state + self.update(layer, [*previous, register])
 
+    @property
+    def runs(self) -> bool:
+        """Whether one sum of all registers so far, as all layers weight them, moves every layer."""
+        return self.forward_only and self.gamma is not None and not self.diagonal and self.gamma.shape[0] == 1
+
     def kept(self, registers: list[Tensor]) -> list[Tensor]:
         """Those of the registers so far that something still reads."""
         one = self.gamma is None or self.diagonal or self.gamma.shape[0] == 1
@@ -54,17 +59,13 @@ class Memory:
             return registers
         return [] if self.beta is None else registers[-1:]
 
-    def hold(self, layer: int, update_grad: Tensor) -> Tensor:
-        """The gradient of layer l's update where later calls will read it again."""
-        return update_grad
-
     def update(self, layer: int, registers: Sequence[Tensor]) -> Tensor:
         """sum_h sum_{j<=l} gamma_{l,j,h} * R_{j,h}, (B, *S)."""
         if self.gamma is None:
             weighted = registers[-1]
         elif self.diagonal:
             weighted = self.gamma[layer % self.gamma.shape[0]] * registers[-1]
-        elif self.forward_only and self.gamma.shape[0] == 1:
+        elif self.runs:
             weights = self.gamma[0]
             weighted = _add_weighted(self._shared_sum, weights[layer % weights.shape[0]], registers[-1])
             self._shared_sum = weighted

@@ -130,7 +130,7 @@ def run_backward(
     p_grads: list[Tensor] = []
     for layer in reversed(range(layers)):
         outer = state_grads[layer]
-        grad = memory.hold(layer, grad if outer is None else grad + outer)
+        grad = grad if outer is None else grad + outer
         update_grads.insert(0, grad)
         later = register_grads[0] if register_grads else None
         register_grad = memory.register_grad(layer, update_grads, later).expand_as(trace.registers[layer])

@@ -64,6 +64,14 @@ def tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
             yield from tensors(argument)
 
 
+def in_slots(given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Tensors of one shape with the first repeated in front, up to the next power of 2: a kernel's slots.
+
+    A kernel is compiled for their number, which grows by one from layer to layer, and skips those in front.
+    """
+    return given[:1] * (triton.next_power_of_2(len(given)) - len(given)) + given if given else ()
+
+
 @contextmanager
 def observed(observer: Observer) -> Iterator[None]:
     """Hands every launch to `observer` and makes none: results stay uninitialised."""

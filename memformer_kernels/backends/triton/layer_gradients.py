@@ -85,21 +85,21 @@ def put_register_gradients(t, register_out_grad, past_grad, partial, layer, memo
 @triton.jit
 def store_past_gradients(t, past_grad, gammas, betas, update, grad, register, tile, own, n, C: tl.constexpr):
     """Gradients of the registers from before, of one head, where needed, and what these bring to gamma and beta."""
-    for earlier in range(n.depth):
-        before = load_past(earlier, register, tile.o_entry, tile.m_entry, own, n, C.ACC)
-        before_grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
-        if C.RULE == 2:
-            index = earlier * n.kept + register
-            before_grad += update * load_gamma(t, index, tile, n, C)
-            add_gradient(gammas, index, before, update, tile, n, C.GAMMA_TOKENS)
-        if t.beta is not None:
-            decay = load_beta(t, register, tile, n, C)
-            before_grad += tl.where(earlier == n.depth - 1, grad * decay, 0.0)
-            last = tl.where(earlier == n.depth - 1, before, 0.0)
-            add_gradient(betas, register, last, grad, tile, n, C.BETA_TOKENS)
-        if past_grad is not None:
-            p_grad = past_grad + earlier * own.past_slot + register * n.rows * n.width
-            tl.store(p_grad + tile.o_entry, before_grad, mask=tile.m_entry)
+    for slot in tl.static_range(C.PAST):
+        earlier = slot + n.depth - C.PAST
+        if earlier >= 0:
+            before = load_past(t.past[slot], register, tile.o_entry, tile.m_entry, own, n, C.ACC)
+            before_grad = tl.zeros((C.TASKS, C.ROWS, C.BLOCK), C.ACC)
+            if C.RULE == 2:
+                index = earlier * n.kept + register
+                before_grad += update * load_gamma(t, index, tile, n, C)
+                add_gradient(gammas, index, before, update, tile, n, C.GAMMA_TOKENS)
+            if t.beta is not None and slot == C.PAST - 1:
+                before_grad += grad * load_beta(t, register, tile, n, C)
+                add_gradient(betas, register, before, grad, tile, n, C.BETA_TOKENS)
+            if past_grad is not None:
+                p_grad = past_grad + earlier * own.past_slot + register * n.rows * n.width
+                tl.store(p_grad + tile.o_entry, before_grad, mask=tile.m_entry)
 
 
 @triton.jit

@@ -32,15 +32,15 @@ MIXED: tl.constexpr = tl.constexpr(10)
 
 
 class Tensors(NamedTuple):
-    """z (B, N, D); matrix (B, D, D), lengths (B,), past (J, B, R, N, D), gamma and beta in full or None; q, p dense.
+    """z (B, N, D); matrix (B, D, D), lengths (B,), gamma and beta in full or None; q, p dense.
 
-    Where there is no past, z stands in for its pointer.
+    past: registers (B, R, N, D), each where its call has it, in slots as `in_slots` has them; or None.
     """
 
     z: Tensor
     matrix: Tensor | None
     lengths: Tensor | None
-    past: Tensor
+    past: tuple[Tensor, ...] | None
     q: Tensor
     p: Tensor
     gamma: Tensor | None
@@ -71,8 +71,8 @@ class Shape(NamedTuple):
 class Constants(NamedTuple):
     """SPACE: "gram" or "token". STACK: Z_L is asked for, not predictions. RULE: of gamma. TASKS, ROWS: at a time.
 
-    Of the forward alone: KEEP: all states. Of the backward: LOSS: the error comes from targets. P_GRAD: p is an
-    argument.
+    PAST: slots of registers from before the first layer. Of the forward alone: KEEP: all states. Of the backward: LOSS:
+    the error comes from targets. P_GRAD: p is an argument.
     """
 
     SPACE: str
@@ -80,7 +80,7 @@ class Constants(NamedTuple):
     RULE: int
     GAMMA_TOKENS: bool
     BETA_TOKENS: bool
-    PAST: bool
+    PAST: int
     TASKS: int
     BLOCK: int
     ROWS: int
@@ -128,15 +128,15 @@ class Memory(NamedTuple):
 
 
 class Tasks(NamedTuple):
-    """A program's tasks (TASKS, 1, 1): which, which exist, their context lengths, and their past registers.
+    """A program's tasks (TASKS, 1, 1): which, which exist, their context lengths, and where past registers have them.
 
-    past_slot: from one past register to the next.
+    past_slot: numbers of a past register.
     """
 
     i_task: Any
     m_task: Any
     count: Any
-    past: Any
+    o_past: Any
     past_slot: Any
 
 
@@ -164,7 +164,7 @@ def own_tasks(t, i_task, n):
     m_task = i_task < n.batch
     count = load_counts(t.lengths, i_task, n.context, m_task)
     past_slot = tl.cast(n.batch, tl.int64) * n.kept * n.rows * n.width
-    return Tasks(i_task, m_task, count, t.past + i_task * n.kept * n.rows * n.width, past_slot)
+    return Tasks(i_task, m_task, count, i_task * n.kept * n.rows * n.width, past_slot)
 
 
 @triton.jit
@@ -243,9 +243,9 @@ def put_mixed(first, second, memory, own, n, C: tl.constexpr):
 
 
 @triton.jit
-def load_past(i_past, register, o_entry, m_entry, own, n, ACC: tl.constexpr):
+def load_past(past, register, o_entry, m_entry, own, n, ACC: tl.constexpr):
     """Entries of a register from before the first layer, which has the tokens' dtype."""
-    p_register = own.past + i_past * own.past_slot + register * n.rows * n.width
+    p_register = past + own.o_past + register * n.rows * n.width
     return tl.load(p_register + o_entry, mask=m_entry, other=0.0).to(ACC)
 
 
@@ -280,7 +280,7 @@ def new_register(t, state, first, layer, register, tile, memory, own, n, C: tl.c
         before = tl.load(p_register - memory.register_slot, mask=tile.m_entry & (layer > 0), other=0.0)
         if C.PAST:
             m_first = tile.m_entry & (layer == 0)
-            before += load_past(n.depth - 1, register, tile.o_entry, m_first, own, n, C.ACC)
+            before += load_past(t.past[C.PAST - 1], register, tile.o_entry, m_first, own, n, C.ACC)
         fresh += decay * before
     tl.store(p_register, fresh, mask=tile.m_entry)
     return fresh
@@ -315,7 +315,10 @@ def run_layers(t, memory, own, n, C: tl.constexpr):
                         p_earlier = memory.registers + earlier * memory.register_slot + register * memory.slot
                         moved += weight * tl.load(p_earlier + tile.o_entry, mask=tile.m_entry, other=0.0)
                     if C.PAST:
-                        for earlier in range(n.depth):
-                            weight = load_gamma(t, (layer * total + earlier) * n.kept + register, tile, n, C)
-                            moved += weight * load_past(earlier, register, tile.o_entry, tile.m_entry, own, n, C.ACC)
+                        for slot in tl.static_range(C.PAST):
+                            earlier = slot + n.depth - C.PAST
+                            if earlier >= 0:
+                                weight = load_gamma(t, (layer * total + earlier) * n.kept + register, tile, n, C)
+                                before = load_past(t.past[slot], register, tile.o_entry, tile.m_entry, own, n, C.ACC)
+                                moved += weight * before
             put(state + memory.state_slot + tile.o_entry, moved, tile.m_entry)

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from memformer_kernels.backends.triton import rules
 from memformer_kernels.backends.triton.coefficients import FULL, Coefficient
-from memformer_kernels.backends.triton.launch import architecture, launch, scratch_of, strides_of, triton_type
+from memformer_kernels.backends.triton.launch import (
+    architecture,
+    in_slots,
+    launch,
+    scratch_of,
+    strides_of,
+    triton_type,
+)
 from memformer_kernels.backends.triton.layers import (
     INITIAL,
     MIXED,
@@ -159,7 +166,7 @@ def network_kernel(
 class Recurrence(NamedTuple):
     """z (B, N, D) with its contexts; dense q, p (L, H, D, D) and coefficients in full, in the working dtype.
 
-    kept: R. past: registers (J, B, R, N, D) from before the first layer, contiguous, or None. p_grad: p is an argument.
+    kept: R. past: registers (B, R, N, D) from before the first layer, each contiguous. p_grad: p is an argument.
     matrix: mean context Gram matrices (B, D, D) for Gram space, contiguous, which are not computed from z then.
     """
 
@@ -174,7 +181,7 @@ class Recurrence(NamedTuple):
     gamma: Coefficient
     beta: Coefficient
     kept: int
-    past: Tensor | None = None
+    past: tuple[Tensor, ...] = ()
     matrix: Tensor | None = None
 
     @property
@@ -195,13 +202,12 @@ class Recurrence(NamedTuple):
 
     def arguments(self, queries: int, outputs: int, stack: bool) -> dict[str, Any]:
         """What both kernels are told."""
-        z, past, config = self.z, self.past, self.config
+        z, past, config = self.z, in_slots(self.past), self.config
         batch, tokens, width = z.shape
         layers, heads = self.q.shape[:2]
         gamma, beta = self.gamma.values, self.beta.values
-        depth = 0 if past is None else past.shape[0]
         return {
-            "t": Tensors(z, self.matrix, self.lengths, z if past is None else past, self.q, self.p, gamma, beta),
+            "t": Tensors(z, self.matrix, self.lengths, past or None, self.q, self.p, gamma, beta),
             "strides": strides_of(z),
             "batch": batch,
             "tokens": tokens,
@@ -210,7 +216,7 @@ class Recurrence(NamedTuple):
             "layers": layers,
             "heads": heads,
             "kept": self.kept,
-            "depth": depth,
+            "depth": len(self.past),
             "queries": queries,
             "outputs": outputs,
             "C": Constants(
@@ -219,7 +225,7 @@ class Recurrence(NamedTuple):
                 RULE=self.rule,
                 GAMMA_TOKENS=self.gamma.has_tokens,
                 BETA_TOKENS=self.beta.has_tokens,
-                PAST=past is not None,
+                PAST=len(past),
                 TASKS=config.tasks,
                 BLOCK=config.block,
                 ROWS=config.rows,

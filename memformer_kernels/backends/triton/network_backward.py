@@ -254,7 +254,7 @@ def _backward(
         error = q.new_empty((1, batch, queries))
     z_grad = z.new_empty(z.shape, dtype=z_dtype) if need_z and recurrence.matrix is None else None
     matrix_grad = torch.empty_like(recurrence.matrix) if need_z and recurrence.matrix is not None else None
-    past_grad = torch.empty_like(past) if need_past and past is not None else None
+    past_grad = past[0].new_empty((len(past), *past[0].shape)) if need_past and past else None
     p_numbers = q.numel() if recurrence.p_grad else 0
     sizes = [q.numel(), p_numbers, gamma.numbers, beta.numbers, 1]
     chunk_tasks = tasks_a_sum(q, batch, config.tasks, config.warps, numbers=sum(sizes))

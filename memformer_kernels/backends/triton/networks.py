@@ -167,14 +167,14 @@ class ColumnCalls(_Response):
 class NetworkCalls:
     """A network of any structure, on tokens or in Gram space, or a single layer.
 
-    past: registers (J, B, R, N, D) from before the first layer. Where `matrix` gives the mean context Gram matrices,
+    past: registers (B, R, N, D) from before the first layer. Where `matrix` gives the mean context Gram matrices,
     gradients name theirs in place of z's, where z's is needed.
     """
 
-    def __init__(self, call: Network, past: Tensor | None = None, matrix: Tensor | None = None) -> None:
+    def __init__(self, call: Network, past: Sequence[Tensor] = (), matrix: Tensor | None = None) -> None:
         z, q, p = call.z, call.q, call.p
         dtype, width = compute_dtype(z), z.shape[2]
-        weights = _weights(call, width, 0 if past is None else past.shape[0])
+        weights = _weights(call, width, len(past))
         dense_q, dense_p = projections(q.to(dtype), None if p is None else p.to(dtype), width)
         self.q_width, self.p_width = q.shape[-1], 0 if p is None else p.shape[-1]
         self.recurrence = network.Recurrence(
@@ -189,7 +189,7 @@ class NetworkCalls:
             gamma=weights.gamma,
             beta=weights.beta,
             kept=call.form.kept(q.shape[1]),
-            past=past,
+            past=tuple(register.contiguous() for register in past),
             matrix=matrix,
         )
 
@@ -199,7 +199,7 @@ class NetworkCalls:
         q, p, gamma = (None if x is None else x[None] for x in (layer.q, layer.p, layer.gamma))
         assert q is not None
         call = Network(layer.z, q, p, gamma, layer.beta, layer.lengths, layer.context, layer.form)
-        return cls(call, _stacked(layer.registers))
+        return cls(call, layer.registers)
 
     def layer(self) -> tuple[Tensor, Tensor]:
         """Z after a single layer, and its register."""
@@ -217,7 +217,7 @@ class NetworkCalls:
         )
         z, q, p, gamma, beta = self._gradients(grads)
         layer = z, q[0], None if p is None else p[0], None if gamma is None else gamma[0], beta
-        return layer, [None] * (0 if past is None else past.shape[0]) if grads.past is None else list(grads.past)
+        return layer, [None] * len(past) if grads.past is None else list(grads.past)
 
     def predict(self, queries: int, layers: bool) -> Tensor:
         return network.predictions(self.recurrence, queries, self.recurrence.q.shape[0] if layers else 1)
@@ -241,12 +241,6 @@ class NetworkCalls:
         p = None if grads.p is None else grads.p[..., : self.p_width, : self.p_width]
         tasks = grads.z if self.recurrence.matrix is None else grads.matrix
         return tasks, q, p, grads.gamma, grads.beta
-
-
-def _stacked(registers: Sequence[Tensor]) -> Tensor | None:
-    if not registers:
-        return None
-    return registers[0].contiguous()[None] if len(registers) == 1 else torch.stack(tuple(registers))
 
 
 class QuadraticCalls:

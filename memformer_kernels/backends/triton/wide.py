@@ -16,22 +16,9 @@ from memformer_kernels.backends.pytorch.memory import Memory
 from memformer_kernels.backends.triton.coefficients import in_full
 from memformer_kernels.backends.triton.registers import update, update_backward
 
-_TASKS_A_STEP = 4
-"""Tasks of any number of entries that fill a whole number of 16 bytes."""
-
-
-def _slots(layers: int, like: Tensor) -> Tensor:
-    """Room for as many tensors, each beginning as an allocation does, whatever the number of tasks.
-
-    Kernels are compiled for memory that begins at a multiple of 16 bytes, and for memory that does not.
-    """
-    tasks, *axes = like.shape
-    room = -(-tasks // _TASKS_A_STEP) * _TASKS_A_STEP
-    return like.new_empty((layers, room, *axes))[:, :tasks]
-
 
 class FusedMemory(Memory):
-    """`Memory` in one pass a layer. Registers and the gradients of updates lie in slots, one for each layer.
+    """`Memory` in one pass a layer.
 
     It serves one forward and at most one backward, which starts at the last layer.
     """
@@ -41,52 +28,38 @@ class FusedMemory(Memory):
     ) -> None:
         super().__init__(gamma, beta, diagonal)
         leading = (layers, heads) if diagonal else (layers, layers, heads)
-        self._layers = layers
         self._full_gamma = in_full(gamma, leading, width)
         self._full_beta = in_full(beta, (layers, heads), width)
-        self._registers: Tensor | None = None
-        self._updates: Tensor | None = None
+        self._registers: list[Tensor] = []
         self._gamma_total, self._beta_total = (
             None if full.values is None else torch.zeros_like(full.values)
             for full in (self._full_gamma, self._full_beta)
         )
 
     def advance(self, layer: int, state: Tensor, fresh: Tensor, previous: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        if self._registers is None:
-            self._registers = _slots(self._layers, fresh)
-        registers, gamma, beta = self._registers, self._full_gamma.values, self._full_beta.values
-        kept = None
-        if gamma is not None:
-            kept = None if self.diagonal or layer == 0 else registers[:layer]
-            gamma = gamma[layer, None] if self.diagonal else gamma[layer, : layer + 1]
-        decays = beta is not None and layer > 0
-        moved = update(
-            state,
-            fresh,
-            kept,
-            gamma,
-            registers[layer - 1] if decays else None,
-            beta[layer] if beta is not None and decays else None,
-            registers[layer],
-        )
-        return registers[layer], moved
-
-    def hold(self, layer: int, update_grad: Tensor) -> Tensor:
-        if self._updates is None:
-            self._updates = _slots(self._layers, update_grad)
-        self._updates[layer] = update_grad
-        return self._updates[layer]
+        gamma, beta = self._full_gamma.values, self._full_beta.values
+        register = torch.empty_like(fresh, memory_format=torch.contiguous_format)
+        before = (previous[-1], beta[layer]) if beta is not None and layer > 0 else (None, None)
+        if not self.forward_only:
+            self._registers.append(register)
+        if gamma is None or self.diagonal:
+            weights = None if gamma is None else gamma[layer, None]
+            return register, update(state, fresh, (), weights, *before, register)
+        if self.runs:
+            # Of all layers' weighted registers, summed over heads: what the last layer added and this one's.
+            total = torch.zeros_like(state) if self._shared_sum is None else self._shared_sum
+            self._shared_sum = update(total, fresh, (), gamma[layer, layer, None], *before, register)
+            return register, state + self._shared_sum
+        return register, update(state, fresh, previous, gamma[layer, : layer + 1], *before, register)
 
     def register_grad(self, layer: int, update_grads: Sequence[Tensor], later: Tensor | None) -> Tensor:
-        assert self._registers is not None
-        assert self._updates is not None
         gamma, beta = self._full_gamma.values, self._full_beta.values
-        last = layer + 1 if gamma is None or self.diagonal else self._layers
+        last = 1 if gamma is None or self.diagonal else len(update_grads)
         if gamma is not None:
             gamma = gamma[layer, None] if self.diagonal else gamma[layer:, layer].contiguous()
         carries = beta is not None and later is not None
         grads = update_backward(
-            self._updates[layer:last],
+            [grad.contiguous() for grad in update_grads[:last]],
             self._registers[layer],
             gamma,
             later if carries else None,
@@ -113,9 +86,7 @@ class FusedLayerForm(LayerForm):
         heads, width = fresh.shape[1], fresh.shape[3]
         self._full_gamma = in_full(self.gamma, (len(previous) + 1, heads), width)
         self._full_beta = in_full(self.beta, (heads,), width)
-        kept = None
-        if previous and self.gamma is not None:
-            kept = previous[0][None] if len(previous) == 1 else torch.stack(tuple(previous))
+        kept = () if self.gamma is None else tuple(before.contiguous() for before in previous)
         before = previous[-1].contiguous() if self.beta is not None else None
         register = torch.empty_like(fresh)
         beta = self._full_beta.values
@@ -128,7 +99,7 @@ class FusedLayerForm(LayerForm):
     def _memory_backward(
         self, grad: Tensor, register_grad: Tensor
     ) -> tuple[Tensor, list[Tensor], Tensor | None, Tensor | None]:
-        updates, gamma = grad.contiguous()[None], self._full_gamma.values
+        updates, gamma = [grad.contiguous()], self._full_gamma.values
         own_gamma = None if gamma is None else gamma[-1:]
         own = update_backward(updates, self.registers[-1], own_gamma, None, None, register_grad.contiguous())
         kept_grads, gamma_grads, beta_grad = [], [], None
@@ -136,7 +107,7 @@ class FusedLayerForm(LayerForm):
             carries = self.beta is not None and place == len(self.registers) - 2
             # Where gamma weights the new register alone, those before it reach the result through beta or not at all.
             grads = update_backward(
-                updates[:0] if gamma is None else updates,
+                [] if gamma is None else updates,
                 register.contiguous(),
                 None if gamma is None else gamma[place, None],
                 own.register if carries else None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memformer_kernels import explain
-from memformer_kernels.backends.triton import sums, wide
+from memformer_kernels.backends.triton import registers, sums
 from memformer_kernels.backends.triton.registers import update, update_backward
 from memformer_kernels.calls import plan
 from memformer_kernels.testing import float64_violations, public, relative_error
@@ -61,13 +61,11 @@ def test_wider_tasks_than_a_tile() -> None:
     assert explain(case.z, case.q, case.p, backend="triton").regime == "large"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("tasks", [1, 2, 3, 4, 5])
-def test_every_register_begins_where_an_allocation_does(tasks: int, dtype: torch.dtype) -> None:
-    """At a multiple of 16 bytes, for which kernels are compiled, whatever the number of tasks and of their entries."""
-    slots = wide._slots(3, torch.empty(tasks, 1, 3, 5, dtype=dtype))
-    assert slots.shape == (3, tasks, 1, 3, 5)
-    assert all(slot.is_contiguous() and slot.data_ptr() % 16 == slots.data_ptr() % 16 for slot in slots)
+@pytest.mark.usefixtures("_all_are_large")
+@pytest.mark.parametrize("rule", ["full", "lfom_shared"])
+def test_more_registers_than_a_launch_adds(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registers, "MOST_TERMS", 2)
+    assert float64_violations(public("triton", "gram"), make_case(rule=rule, layers=6)) == {}
 
 
 def test_float32_sums_are_of_float32_grade() -> None:
@@ -82,9 +80,9 @@ def test_float32_sums_are_of_float32_grade() -> None:
 
     state, fresh, kept, gamma, before, beta, updates = exact
     register = fresh + beta * before
-    registers = torch.cat([kept, register[None]])
+    together = torch.cat([kept, register[None]])
     expected = [
-        state + (gamma[:, None] * registers).sum((0, 2)),
+        state + (gamma[:, None] * together).sum((0, 2)),
         register,
         (gamma[:, None] * updates[:, :, None]).sum(0) + beta * before,
         torch.einsum("kbmd,brmd->krd", updates, register)[:, :, None],

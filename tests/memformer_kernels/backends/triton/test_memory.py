@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import memformer_loss
+from memformer_kernels import memformer_layer, memformer_loss, memformer_predict
 from memformer_kernels.backends.triton import launch, rules, sums
+from memformer_kernels.calls import plan
 from tests.memformer_kernels.allocations import peak_bytes
 
 NUMBER, LAYERS = 4, 2
@@ -102,3 +103,47 @@ def test_running_sums_are_there_where_chunks_are_long() -> None:
         for chunk_tasks in (tasks, 32 * tasks):
             assert sums.running_numbers([5, 6], chunk_tasks, tasks) == 0
         assert sums.running_numbers([5, 6], 64 * tasks, tasks) == 11
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_registers_from_before_are_read_where_they_are(
+    backward: bool, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two more of them need as much as their gradients, which are results."""
+    if large:
+        monkeypatch.setattr(plan, "WIDEST_MATRICES", 0)
+    tasks, tokens, width = 64, 40, 24
+    size = tasks * tokens * width * NUMBER
+
+    def made(before: int) -> int:
+        z, q = torch.zeros(tasks, tokens, width), torch.zeros(1, width, width)
+        registers = [torch.zeros(tasks, 1, tokens, width, requires_grad=backward) for _ in range(before)]
+        gamma = torch.zeros(before + 1, 1, 1, width)
+
+        def call() -> object:
+            moved, register = memformer_layer(z, q, q, registers, gamma, backend="triton")
+            return torch.autograd.grad([moved, register], registers, [z, z[:, None]]) if backward else (moved, register)
+
+        with launch.observed(lambda kernel, programs, arguments: None):
+            return peak_bytes(call)
+
+    assert made(4) - made(2) < (2 * backward + 0.5) * size
+
+
+@pytest.mark.parametrize("rule", ["own", "shared", "full"])
+def test_large_tasks_keep_the_registers_that_are_read_again(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a backward: all of them only where every layer weights every one by itself."""
+    monkeypatch.setattr(plan, "WIDEST_MATRICES", 0)
+    tasks, tokens, width = 32, 40, 24
+    size = tasks * tokens * width * NUMBER
+    z = torch.zeros(tasks, tokens, width)
+
+    def made(layers: int) -> int:
+        shape = {"own": (layers,), "shared": (1, layers), "full": (layers, layers)}[rule]
+        q, gamma = torch.zeros(layers, 1, width, width), torch.zeros(*shape, 1, 1, width)
+        with launch.observed(lambda kernel, programs, arguments: None):
+            return peak_bytes(lambda: memformer_predict(z, q, q, gamma, backend="triton", algorithm="token"))
+
+    grown = made(8) - made(4)
+    assert (grown > 3.5 * size) if rule == "full" else (grown < 0.5 * size)

@@ -22,6 +22,7 @@ LAYERS = {
     "weighted past": (2, "J11D", None),
     "momentum": (1, None, "1N1"),
     "all": (2, "JHND", "HND"),
+    "fewer past than slots": (3, "J11D", "D"),
     "one weight for all": (2, "1111", "D"),
 }
 
