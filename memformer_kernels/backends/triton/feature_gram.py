@@ -159,8 +159,8 @@ def add_products(totals, x, C: tl.constexpr):
     Of parts, twice the sums: of a side with itself M, which its transpose is still to join.
     """
     # All of them first, so that all are stored before any is multiplied, and their registers are free.
-    by_token = ()
-    for i in tl.static_range(C.SIDES * (2 if C.SPLIT else 1)):
+    by_token = with_tile((), tl.trans(x[0]))
+    for i in tl.static_range(1, C.SIDES * (2 if C.SPLIT else 1)):
         by_token = with_tile(by_token, tl.trans(x[i]))
     if C.SIDES == 2 and C.SPLIT:
         twice = tl.trans(x[1] + x[1])

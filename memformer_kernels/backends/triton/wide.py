@@ -39,18 +39,18 @@ class FusedMemory(Memory):
     def advance(self, layer: int, state: Tensor, fresh: Tensor, previous: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         gamma, beta = self._full_gamma.values, self._full_beta.values
         register = torch.empty_like(fresh, memory_format=torch.contiguous_format)
-        before = (previous[-1], beta[layer]) if beta is not None and layer > 0 else (None, None)
+        before, carried = (previous[-1], beta[layer]) if beta is not None and layer > 0 else (None, None)
         if not self.forward_only:
             self._registers.append(register)
         if gamma is None or self.diagonal:
             weights = None if gamma is None else gamma[layer, None]
-            return register, update(state, fresh, (), weights, *before, register)
+            return register, update(state, fresh, (), weights, before, carried, register)
         if self.runs:
             # Of all layers' weighted registers, summed over heads: what the last layer added and this one's.
             total = torch.zeros_like(state) if self._shared_sum is None else self._shared_sum
-            self._shared_sum = update(total, fresh, (), gamma[layer, layer, None], *before, register)
+            self._shared_sum = update(total, fresh, (), gamma[layer, layer, None], before, carried, register)
             return register, state + self._shared_sum
-        return register, update(state, fresh, previous, gamma[layer, : layer + 1], *before, register)
+        return register, update(state, fresh, previous, gamma[layer, : layer + 1], before, carried, register)
 
     def register_grad(self, layer: int, update_grads: Sequence[Tensor], later: Tensor | None) -> Tensor:
         gamma, beta = self._full_gamma.values, self._full_beta.values
