@@ -30,7 +30,8 @@ def test_half_precision_is_widened_a_piece_at_a_time(dtype: torch.dtype, ragged:
     leaf = z.clone().requires_grad_()
     out = context_gram(leaf, context)
     grad = torch.randn(out.shape, generator=seeded(2))
-    assert peak_bytes(lambda: out.backward(grad)) < 2 * z.nbytes  # the gradient itself is one of them
+    # The gradient itself is one of them; lengths and what is made of them are small.
+    assert peak_bytes(lambda: out.backward(grad)) < 2.01 * z.nbytes
     assert leaf.grad is not None
     assert relative_error(leaf.grad, rows @ (grad + grad.mT).double()) < 1e-2
 

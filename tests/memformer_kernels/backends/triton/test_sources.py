@@ -24,8 +24,20 @@ def _calls(path: Path, name: str) -> list[ast.Call]:
     return [x for x in ast.walk(tree) if isinstance(x, ast.Call) and ast.unparse(x.func) == name]
 
 
-TURNED = {"by_feature", "by_token", "with_mirrored", "along_rows", "times_own", "times_quads"}
-"""Functions that turn tiles around: the first two what was loaded, the others what no product of tiles is made of."""
+TURNED = {
+    "by_feature",
+    "by_token",
+    "add_products",
+    "store_sums",
+    "with_mirrored",
+    "along_rows",
+    "times_own",
+    "times_quads",
+}
+"""Functions that turn tiles around: the first three what was loaded, the others what no product of tiles is made of."""
+
+MULTIPLYING = {"multiply", "product", "chunked_product", "across"}
+"""Functions that return a product of tiles."""
 
 
 def _device_words(source: str, without: Iterable[str] = ()) -> list[str]:
@@ -86,8 +98,10 @@ def test_a_large_kernel_would_be_found() -> None:
 
 def test_there_are_kernels() -> None:
     assert len(FILES) > 5
+    made = {path.stem: len(_calls(path, "tl.dot")) for path in FILES if _calls(path, "tl.dot")}
+    assert made == {"tiles": 1, "feature_gram": 1}
     words = [word for path in FILES for word in _device_words(path.read_text(encoding="utf-8"))]
-    assert sum(word in PRODUCTS for word in words) == sum(len(_calls(path, "tl.dot")) for path in FILES) == 1
+    assert sum(word in PRODUCTS for word in words) == sum(made.values())
 
 
 def _summed_products(source: str) -> list[str]:
@@ -140,10 +154,10 @@ def _turned_products(source: str) -> list[str]:
     for function in _compiled_functions(source):
         nodes = list(ast.walk(function))
         assigned = [(name.id, x) for x in nodes for name in _targets(x)]
-        products = {name for name, x in assigned if _calls_of(x, {"multiply", "product", "chunked_product"})}
+        products = {name for name, x in assigned if _calls_of(x, MULTIPLYING)}
         mirrored = {name for name, x in assigned if _calls_of(x, {"with_mirrored"})}
-        for call in _calls_of(function, {"by_feature", "by_token"}):
-            found += [ast.unparse(call) for x in call.args if products & _names(x) or _calls_of(x, {"multiply"})]
+        for call in _calls_of(function, {"by_feature", "by_token", "tl.trans"}):
+            found += [ast.unparse(call) for x in call.args if products & _names(x) or _calls_of(x, MULTIPLYING)]
         for call in _calls_of(function, {"multiply"}):
             found += [ast.unparse(call) for x in call.args if mirrored & _names(x) or _calls_of(x, {"with_mirrored"})]
     return found
@@ -169,6 +183,7 @@ def _names(node: ast.AST) -> set[str]:
         "y += multiply(x, x)\n    z = by_token(y + x, C)",
         "z = by_feature(multiply(x, x), C)",
         "y = with_mirrored(x)\n    z = multiply(x, y * 2)",
+        "y = across(x, x, None, C)\n    z = tl.trans(y)",
     ],
 )
 def test_a_turned_product_would_be_found(body: str) -> None:
