@@ -153,7 +153,7 @@ def compile_case(name: str, architectures: tuple[int, ...], seen: set[tuple[obje
                 yield compile_launch(name, launch, architecture)
 
 
-ALLOWED = {("loss, tile D=64", 80): 2}
+ALLOWED = {("loss, tile D=64", 80): 2, ("layer, D=64", 80): 4, ("loss, tile D=128", 90): 22}
 """Instructions that put registers aside and take them back, by hot case and architecture."""
 
 SPILLING = {

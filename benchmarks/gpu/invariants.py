@@ -4,6 +4,7 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 _LINE = re.compile(r"^\s*(?P<made>%[\w.]+)(?::\d+)? = (?P<operation>[\w.]+|\"tt\.reduce\"\S*) ?(?P<rest>.*)$")
@@ -51,7 +52,7 @@ def _sources(ttgir: str) -> tuple[dict[str, list[str]], set[str], dict[str, list
     turned: set[str] = set()
     made_by: dict[str, list[str]] = {}
     open_blocks: list[tuple[str, list[str]]] = []
-    for line in _lines(ttgir):
+    for line in _scoped(ttgir):
         parts = _LINE.match(line)
         names = _NAME.findall((parts["rest"] if parts else line).split(" loc(")[0].split(" : ")[0])
         operation = parts["operation"].strip('"') if parts else ""
@@ -75,7 +76,7 @@ def _sources(ttgir: str) -> tuple[dict[str, list[str]], set[str], dict[str, list
             if operation == "ttng.warp_group_dot_wait":
                 sources |= {f"{made}#{place}": [name] for place, name in enumerate(names)}
             # A sum along an axis is no tile any more.
-            sources.setdefault(made, []).extend([] if operation in ("tt.load", "tt.reduce") else names)
+            sources[made] = [] if operation in ("tt.load", "tt.reduce") else names
             if operation == "tt.trans":
                 turned.add(made)
             if operation in _PRODUCTS:
@@ -87,7 +88,7 @@ def _carried(ttgir: str) -> Iterator[tuple[str, str]]:
     """Products whose sum begins with what a loop carries from one turn to the next, and the name of that."""
     carried = {
         name
-        for arguments in re.findall(r"iter_args\((.*?)\) -> ", ttgir)
+        for arguments in re.findall(r"iter_args\((.*?)\) -> ", "\n".join(_scoped(ttgir)))
         for name in re.findall(r"(%[\w.]+) =", arguments)
     }
     sources: dict[str, list[str]] = {}
@@ -118,10 +119,35 @@ def _carried(ttgir: str) -> Iterator[tuple[str, str]]:
 
 def _operations(ttgir: str) -> Iterator[tuple[str, str, str]]:
     """The name that every operation with a result makes, the operation, and the rest of its line."""
-    for line in _lines(ttgir):
+    for line in _scoped(ttgir):
         parts = _LINE.match(line)
         if parts is not None:
             yield parts["made"], parts["operation"].strip('"'), parts["rest"]
+
+
+def _scoped(ttgir: str) -> Iterator[str]:
+    """The lines of a kernel with a name of its own for everything: loops and branches side by side use names again."""
+    scopes: list[dict[str, str]] = [{}]
+    uses = Counter[str]()
+    for line in _lines(ttgir):
+        if line.strip().startswith("}") and len(scopes) > 1:
+            scopes.pop()
+        inner: dict[str, str] = {}
+        text, begin = "", 0
+        for match in re.finditer(r"%[\w.]+", line):
+            name = match[0]
+            if re.match(r"(?::\d+)? = ", line[match.end() :]):
+                uses[name] += 1
+                own = name if uses[name] == 1 else f"{name}.again{uses[name]}"
+                # What a line makes is known behind it; what a loop carries and counts, inside it.
+                (inner if line[: match.start()].strip() else scopes[-1])[name] = own
+            else:
+                own = next((scope[name] for scope in reversed(scopes) if name in scope), name)
+            text += line[begin : match.start()] + own
+            begin = match.end()
+        yield text + line[begin:]
+        if line.rstrip().endswith("{"):
+            scopes.append(inner)
 
 
 def _lines(ttgir: str) -> Iterator[str]:

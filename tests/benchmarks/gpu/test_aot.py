@@ -90,7 +90,7 @@ def test_a_record_takes_cases_one_by_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_hot_kernels_for_sm_90_neither_spill_nor_overflow_shared_memory() -> None:
+def test_hot_kernels_for_sm_90_fit_and_spill_no_more_than_is_known() -> None:
     finished = _compile(*HOT, "--architecture", "90")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     for name in ("solve_backward_kernel", "network_kernel", "sum_kernel", "loss, W", "D=128", "layer, D=64"):
