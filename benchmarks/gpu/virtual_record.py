@@ -109,7 +109,7 @@ HEADERS = (
     "wavefr.\n/ ideal",
     "tensor\ninstr.",
     "ns",
-    "bound by",
+    "binds",
 )
 """Of what `counts_of` gives."""
 

@@ -59,7 +59,7 @@ def test_the_committed_sheet_is_that_of_the_committed_counters(tmp_path: Path) -
 def test_the_page_on_training_has_what_the_trainer_needs() -> None:
     (row,) = (row for row in sheet() if row.name == "trainer, statistics")
     text = " ".join((ROOT / "docs" / "training.md").read_text(encoding="utf-8").split())
-    rate = f"{1e9 / row.need_ns:.2g}".replace("e+0", "e")
+    rate = f"{1e9 / row.need_ns:.2g}".replace("e+0", "e").replace("e+", "e")
     assert f"(`python -m benchmarks gpu-floors`), {rate} tasks/s are the most that go through" in text
     assert f"With latencies the model predicts {1e9 / row.predicted_ns:.2g}".replace("e+0", "e") in text
 
