@@ -114,13 +114,13 @@ inline void store_half(const Lanes<T>* symmetric, Tasks tasks, int width, Lanes<
 }
 
 // Runs a network in Gram space: where cutting or dealing pays, on Gram matrices that are summed before it, and with the
-// gradient of the context's tokens made of theirs after it.
+// gradient of the context's tokens made of theirs after it. A caller may have done so itself, with sums of its own.
 template <class T, class Run>
 void with_long_contexts(const Network<T>& network, ParallelFor parallel, Run run) {
   const bool tokens_out = network.queries < 0;
   const int context = network.lengths ? network.tokens - network.queries : network.context;
   const bool first = cutting_pays<T>(network.tasks, context) || dealing_pays<T>(network.tasks, context);
-  if (tokens_out || !first) return run(network);
+  if (tokens_out || network.gram.data || !first) return run(network);
   const int64_t entries = static_cast<int64_t>(network.width) * network.width;
   const bool wants_z = network.grad_z.data != nullptr;
   const Memory memory((wants_z ? 2 : 1) * network.tasks * entries * sizeof(T));
