@@ -56,7 +56,7 @@ class ResponseGram {
     S* const outer = trace_cells_begin + trace_cells();
     S* const buffer = outer + network_.layers * d_;
 
-    prefetch_.begin(network_.z, tasks);
+    prefetch_.begin(network_.gram.data ? network_.gram : network_.z, tasks);
     prefetch_.advance(1, prefetch_steps);
     S matrix[core::packed_size(Width::limit)];
     sum_context_of(tasks, tile, waiting, buffer, matrix);
