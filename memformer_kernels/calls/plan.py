@@ -51,7 +51,7 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
         backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     if problem.weighted and backend != "torch":
         features_stay = problem.structure == "response-only"
-        where += _WEIGHED if weighs(backend, algorithm, problem.width, features_stay) else _SCALED
+        where += _SUMMED_BY_WEIGHT if takes_weights(backend, algorithm, problem.width, features_stay) else _SCALED
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
@@ -146,7 +146,7 @@ def plan_update(dtype: torch.dtype, device: str, backend: str, number: int = 0) 
     return Plan(chosen, "token", "one pass", f"every register is read once; {where}")
 
 
-def weighs(backend: str, algorithm: str, width: int, features_stay: bool) -> bool:
+def takes_weights(backend: str, algorithm: str, width: int, features_stay: bool) -> bool:
     """Whether a backend's predictions and losses take weights of tokens as they are, their gradients with them.
 
     features_stay: the network is response-only.
@@ -221,7 +221,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
-_WEIGHED = "; Gram matrices are summed by weight in a pass of their own, which has gradients for weights too"
+_SUMMED_BY_WEIGHT = "; Gram matrices are summed by weight in a pass of their own, which has gradients for weights too"
 _SCALED = "; tokens are scaled by their weights first, and where weights require a gradient torch makes all of them"
 _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"

@@ -25,7 +25,7 @@ from memformer_kernels.calls.arguments import (
 from memformer_kernels.calls.attention import check_bounds
 from memformer_kernels.calls.problem import check_lengths, check_weights
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
-from memformer_kernels.torch_ops.weights import fold, scaled, unfold, weighs
+from memformer_kernels.torch_ops.weights import fold, scaled, takes_weights, unfold
 
 _UNRAGGED = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta"
 _CONTEXT = ", Tensor? lengths, Tensor? weights"
@@ -101,7 +101,7 @@ def _predict(*arguments: Any) -> Tensor:
     call = _network(network, form)
     if call.lengths is not None or call.weights is not None:
         _check_values(call, queries)
-    if call.weights is not None and not weighs(call, backend):
+    if call.weights is not None and not takes_weights(call, backend):
         call = fold(call)[0]
     return BACKENDS[backend].predict(call, queries, layers)
 
@@ -109,7 +109,7 @@ def _predict(*arguments: Any) -> Tensor:
 def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *network, form, queries, layers, backend, needs = arguments
     call = _network(network, form)
-    if call.weights is not None and not weighs(call, backend):
+    if call.weights is not None and not takes_weights(call, backend):
         if not needs[-1]:
             folded, scale = fold(call)
             grads = BACKENDS[backend].predict_backward(grad, folded, queries, layers, needs[:-1])
@@ -146,7 +146,7 @@ def _loss(
     if weights is None:
         return BACKENDS[backend].loss(call, target, queries, needs[:-1])
     check_weights(weights, lengths, context)
-    if weighs(call, backend):
+    if takes_weights(call, backend):
         return BACKENDS[backend].loss(call, target, queries, needs)
     if needs[-1]:
         return BACKENDS["torch"].loss(call, target, queries, needs)

@@ -18,10 +18,10 @@ from memformer_kernels.calls import plan
 from memformer_kernels.calls.arguments import Network, compute_dtype
 
 
-def weighs(network: Network, backend: str) -> bool:
+def takes_weights(network: Network, backend: str) -> bool:
     """Whether the backend takes the weights of a prediction or a loss as they are."""
     form = network.form
-    return plan.weighs(backend, form.space, network.z.shape[2], form.response_only)
+    return plan.takes_weights(backend, form.space, network.z.shape[2], form.response_only)
 
 
 def fold(network: Network) -> tuple[Network, Tensor]:
