@@ -479,9 +479,16 @@ def test_native_kernels_run_where_a_plan_says_so(monkeypatch: pytest.MonkeyPatch
     case, target = _case(rule="lfom"), _target()
     operators: Any = BACKENDS_BY_NAME["cpu"]._operators  # type: ignore[attr-defined]
     called: list[str] = []
+
+    def spy(name: str, right: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(*arguments: Any) -> Any:
+            called.append(name)
+            return right(*arguments)
+
+        return seen
+
     for name in ("weighted_forward", "weighted_backward", "weighted_loss"):
-        right = getattr(operators, name)
-        monkeypatch.setattr(operators, name, lambda *x, n=name, f=right: (called.append(n), f(*x)))
+        monkeypatch.setattr(operators, name, spy(name, getattr(operators, name)))
     weights = torch.where(case.weights.isnan(), 0.0, case.weights).requires_grad_()  # type: ignore[union-attr]
     options: dict[str, Any] = {"context": 4, "queries": QUERIES, "weights": weights, "algorithm": "gram"}
     memformer_predict(*_network(case), **options, backend="cpu").sum().backward()
