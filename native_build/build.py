@@ -88,8 +88,8 @@ def _device(destination: Path) -> "cuda.Cuda | None":
 
 
 def _held(destination: Path) -> list[str]:
-    """The instruction sets of the CPU library that is there."""
-    if not (destination / cpu.LIBRARY).is_file():
+    """The instruction sets of the CPU library that is there; none where either file is missing."""
+    if not ((destination / cpu.LIBRARY).is_file() and (destination / cpu.RECORD).is_file()):
         return []
     record = json.loads((destination / cpu.RECORD).read_text(encoding="utf-8"))
     return list(record.get("instruction_sets", []))

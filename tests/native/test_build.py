@@ -59,6 +59,9 @@ def test_a_first_build_for_this_processor_alone(source: Path, setup: Build) -> N
     assert "make native" in json.loads((source / LIB / "memformer_cuda.json").read_text())["reason"]
     assert setup("build_native", "--inplace", "--here").returncode == 0
     assert _record(source)["instruction_sets"] == [own]
+    (source / LIB / cpu.RECORD).unlink()
+    assert setup("build_native", "--inplace", "--here").returncode == 0
+    assert _record(source)["instruction_sets"] == [own]
     for option in ((), ("--here",)):
         assert setup("build_native", "--inplace", *option).returncode == 0
         assert _record(source)["instruction_sets"] == NAMES

@@ -1,7 +1,7 @@
 // Training of networks with any P and Q on the CPU: a part's tasks, made and used in cache, to sums of gradients.
 //
 // A group is one vector of tasks and belongs to one thread. Nothing is read but the parameters. Operations per task:
-// those of its sampler and of core/general_gram.h.
+// those of its sampler and, for each of its contexts (one, or one a query), of core/general_gram.h.
 
 #include "core/general_gram.h"
 #include "core/parameter_sums.h"

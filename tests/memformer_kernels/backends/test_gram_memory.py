@@ -12,26 +12,25 @@ from tests.memformer_kernels.cases import seeded
 
 
 def _tokens(dtype: torch.dtype) -> Tensor:
-    return torch.randn(32, 1000, 520, generator=seeded(1)).to(dtype)
+    return torch.randn(40, 1000, 520, generator=seeded(1)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", slow_but([torch.bfloat16], [torch.bfloat16, torch.float16]), ids=str)
 @pytest.mark.parametrize("ragged", [False, True])
 def test_half_precision_is_widened_a_piece_at_a_time(dtype: torch.dtype, ragged: bool) -> None:
     z = _tokens(dtype)
-    context = torch.arange(969, 1001) if ragged else 990
+    context = torch.arange(961, 1001) if ragged else 990
     assert explain(z, context=context).backend == "torch"
     made = context_gram(z, context)
     assert peak_bytes(lambda: context_gram(z, context)) < made.nbytes + z.nbytes
-    lengths = context if isinstance(context, Tensor) else torch.full((32,), context)
+    lengths = context if isinstance(context, Tensor) else torch.full((40,), context)
     rows = torch.where((torch.arange(1000) < lengths[:, None])[:, :, None], z.double(), 0.0)
     assert relative_error(made, rows.mT @ rows) < 1e-5
 
     leaf = z.clone().requires_grad_()
     out = context_gram(leaf, context)
     grad = torch.randn(out.shape, generator=seeded(2))
-    # The gradient itself is one of them; lengths and what is made of them are small.
-    assert peak_bytes(lambda: out.backward(grad)) < 2.01 * z.nbytes
+    assert peak_bytes(lambda: out.backward(grad)) < 2 * z.nbytes  # the gradient itself is one of them
     assert leaf.grad is not None
     assert relative_error(leaf.grad, rows @ (grad + grad.mT).double()) < 1e-2
 

@@ -356,7 +356,7 @@ def test_a_model_that_does_not_exist_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("structure", ["response-only", "block", "dense"])
 @pytest.mark.parametrize("tasks", ["nonisotropic", "isotropic"])
 def test_runs_at_defaults_do_not_diverge(structure: str, tasks: str, tmp_path: Path) -> None:
-    """The middle one of three seeds: a rare task throws some runs of dense networks off, which last bits decide."""
+    """All of three seeds; of dense networks the middle one, since rare tasks throw some off, which last bits decide."""
     ends, errors = [], []
     for seed in range(3):
         config = TrainingConfig(structure=structure, tasks=tasks, seed=seed, steps=500, backend="auto")
@@ -367,8 +367,9 @@ def test_runs_at_defaults_do_not_diverge(structure: str, tasks: str, tmp_path: P
         with torch.no_grad():
             found = model.predict(fresh.z, context=fresh.context)
         errors.append(float((found - fresh.target).square().median()))
-    assert median(ends) < 0.3
-    assert median(errors) < 0.05
+    judged = median if structure == "dense" else max
+    assert judged(ends) < 0.3
+    assert judged(errors) < 0.05
 
 
 def test_tied_layers_share_their_matrices(tmp_path: Path) -> None:
