@@ -1,8 +1,8 @@
 // Training of response-only networks on the CPU: a part's tasks, made and used in cache, to sums of gradients.
 //
 // A group is one vector of tasks and belongs to one thread. Nothing is read but the parameters. Operations per task:
-// those of its sampler and, for each of its contexts (one, or one a query), of core/response_gram.h; d = 5, L = 4, gamma in full: 230 multiply-adds forward, 380
-// backward.
+// those of its sampler and, for each of its contexts (one, or one a query), of core/response_gram.h; d = 5, L = 4,
+// gamma in full: 230 multiply-adds forward, 380 backward.
 
 #include "core/response_gram.h"
 
