@@ -102,8 +102,8 @@ def test_sizes_of_backends_are_the_limits() -> None:
     tiny, tokens = limits.TINY_WIDTH, limits.TINY_TOKENS
     assert table["cpu"][1] == (
         f"D up to {tiny} (d up to {tiny} where features stay), N up to {tokens} where a coefficient has a token axis; "
-        f"where features stay and in `context_gram`, D up to {limits.WIDE_WIDTH} at any N; `memformer_layer` for D "
-        f"from {tiny + 1} to {limits.WIDE_LAYER} at any N; `lfom_solve` up to d = {limits.WIDE_WEIGHTS}; "
+        f"where features stay and in `context_gram`, D up to {limits.WIDE_WIDTH} at any N; other networks in Gram space, and "
+        f"`memformer_layer`, for D from {tiny + 1} to {limits.WIDE_MATRICES} at any N; `lfom_solve` up to d = {limits.WIDE_WEIGHTS}; "
         f"heads of `linear_attention` up to {limits.HEAD_WIDTH}"
     )
     assert f"N up to {tokens} on tokens, up to {limits.TINY_CONTEXT} in Gram space" in table["cuda"][1]

@@ -101,7 +101,7 @@ class NetworkCall {
     const auto& kernels = cpu::kernels<T>();
     const int width = network.width;
     if (network.gram_space) {
-      if (network.p) return kernels.general_gram;
+      if (network.p) return width <= tiny_width ? kernels.general_gram : kernels.wide_general;
       return width <= tiny_width + 1 ? kernels.response_gram : kernels.wide_gram;
     }
     if (network.p) return kernels.general_tokens;

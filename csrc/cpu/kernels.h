@@ -17,6 +17,7 @@
   KERNEL(void, wide_gram, const Network<T>&, ParallelFor)                          \
   KERNEL(void, wide_tokens, const Network<T>&, ParallelFor)                        \
   KERNEL(void, general_gram, const Network<T>&, ParallelFor)                       \
+  KERNEL(void, wide_general, const Network<T>&, ParallelFor)                       \
   KERNEL(void, general_tokens, const Network<T>&, ParallelFor)                     \
   KERNEL(void, prefix_response, const Network<T>&, ParallelFor)                    \
   KERNEL(void, prefix_general, const Network<T>&, ParallelFor)                     \

@@ -1,7 +1,7 @@
 """The native backends, from one mathematical core (csrc/core) and with one set of operators.
 
-On the CPU (csrc/cpu) tiny problems run one task per SIMD lane, all layers in registers and cache; response-only
-networks, Gram matrices and layers that are not tiny have vectors along one task. On CUDA GPUs (csrc/cuda) tiny
+On the CPU (csrc/cpu) tiny problems run one task per SIMD lane, all layers in registers and cache; those that are not
+tiny have vectors along one task. On CUDA GPUs (csrc/cuda) tiny
 problems run one task per thread or a few, in registers and shared memory. Tensors go to the library as they are, of any
 strides and precision; results and gradients are allocated here and written there. Sums over tasks run in an order that
 no number of threads changes.

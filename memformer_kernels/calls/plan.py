@@ -21,7 +21,7 @@ from memformer_kernels.calls.limits import (
     TINY_CONTEXT,
     TINY_TOKENS,
     TINY_WIDTH,
-    WIDE_LAYER,
+    WIDE_MATRICES,
     WIDE_WEIGHTS,
     WIDE_WIDTH,
     WIDEST,
@@ -44,7 +44,8 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     on_triton = _on_triton(problem, algorithm, problem.structure == "response-only")
     if regime == "tiny Gram" and problem.device == "cuda" and problem.tokens > TINY_CONTEXT:
         regime, on_triton = "tile", _SPREAD
-    if problem.structure == "response-only" and _counted(problem.tokens, problem.width, ragged=False):
+    multiplies = algorithm == "gram" and problem.width <= WIDE_MATRICES
+    if (problem.structure == "response-only" or multiplies) and _counted(problem.tokens, problem.width, ragged=False):
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, algorithm)
     if problem.responses != 1:
         backend, where = _of_several(f"responses = {problem.responses}", backend)
@@ -79,7 +80,7 @@ def plan_layer(problem: Problem, earlier: int, backend: str) -> Plan:
     problem = problem._replace(device=availability.place(problem.device))
     regime = _regime(problem, "token")
     counted = _counted(problem.tokens, problem.width, problem.lengths is not None)
-    if TINY_WIDTH < problem.width <= WIDE_LAYER and counted:
+    if TINY_WIDTH < problem.width <= WIDE_MATRICES and counted:
         regime = _wide_on_a_cpu(problem.device, regime, problem.width, "token")
     if problem.device == "cuda" and earlier > LAYER_REGISTERS and regime.startswith("tiny"):
         regime = "tile"
@@ -286,7 +287,7 @@ def _regime(problem: Problem, algorithm: str) -> str:
 
 
 def _wide_on_a_cpu(device: str, regime: str, width: int, algorithm: str) -> str:
-    """The regime where features stay or are summed: what is not tiny has kernels of its own on a CPU."""
+    """The regime of what has kernels of its own on a CPU where it is not tiny."""
     if device != "cpu" or regime.startswith("tiny") or not 1 < width <= WIDE_WIDTH:
         return regime
     return "wide Gram" if algorithm == "gram" else "wide token"

@@ -39,12 +39,7 @@ class WideLayer {
   }
 
   void add_sums(const T* sums, double* totals) const {
-    const int d = layer_.width;
-    for (int k = 0; k < 2 * layer_.heads; ++k, sums += square_.numbers()) {
-      for (int64_t row = 0; row < d; ++row) {
-        for (int c = 0; c < d; ++c) *totals++ += static_cast<double>(sums[row * square_.step + c]);
-      }
-    }
+    for (int k = 0; k < 2 * layer_.heads; ++k, sums += square_.numbers()) totals = heads_.add(sums, totals);
     beta_.add(sums + gamma_.numbers(), gamma_.add(sums, totals));
   }
 
@@ -318,7 +313,7 @@ class WideLayer {
 template <class T>
 void run(const Layer<T>& layer, ParallelFor parallel) {
   const int width = layer.width;
-  HeadMatrices<T> heads(layer.q, layer.p, layer.heads, width);
+  HeadMatrices<T> heads(layer.q, layer.p, layer.heads, width, width);
   const int size = heads.square().size;
   const int64_t kept = layer.kept;
   const EntryCoefficients<T> gamma(layer.gamma, (layer.earlier + 1) * kept * layer.gamma_rows, width, size);

@@ -19,6 +19,7 @@ struct Square {
   explicit constexpr Square(int side) : side(side), size(whole_rows<T>(side)), step(odd_lines<T>(size)) {}
 
   constexpr int64_t numbers() const { return static_cast<int64_t>(size) * step; }
+  constexpr int64_t at(int row, int column) const { return static_cast<int64_t>(row) * step + column; }
 
   // The matrix whose rows are `from_step` apart, times a number.
   void load(const T* from, int64_t from_step, T scale, T* to) const {
@@ -39,24 +40,33 @@ struct Square {
   }
 };
 
-// Q_h, P_h and P_h^T of all heads, which all tasks share.
+// Q_h, P_h and P_h^T of all heads, which all tasks share. Given as matrices of `given` rows: D, or d for the first
+// block of matrices that are zero past it but for the last number of P_h, which is 1.
 template <class T>
 class HeadMatrices {
  public:
-  HeadMatrices(const T* q, const T* p, int heads, int d) : q_(q), p_(p), heads_(heads), square_(d) {}
+  HeadMatrices(const T* q, const T* p, int heads, int width, int given)
+      : q_(q), p_(p), heads_(heads), given_(given), square_(width) {}
 
   const Square<T>& square() const { return square_; }
   int64_t numbers() const { return 3 * heads_ * square_.numbers(); }
 
   void copy_to(T* memory) {
     memory_ = memory;
-    const int d = square_.side;
     for (int h = 0; h < heads_; ++h) {
       checkpoint_after(square_.numbers());
-      square_.load(q_ + static_cast<int64_t>(h) * d * d, d, T(1), memory + place(h));
-      square_.load(p_ + static_cast<int64_t>(h) * d * d, d, T(1), memory + place(heads_ + h));
+      read(q_, h, T(0), memory + place(h));
+      read(p_, h, T(1), memory + place(heads_ + h));
       square_.transpose_to(memory + place(heads_ + h), memory + place(2 * heads_ + h));
     }
+  }
+
+  // Adds a square's numbers that are given, row by row, to totals, and returns what is behind those.
+  double* add(const T* square, double* totals) const {
+    for (int row = 0; row < given_; ++row) {
+      for (int c = 0; c < given_; ++c) *totals++ += static_cast<double>(square[square_.at(row, c)]);
+    }
+    return totals;
   }
 
   // M of heads [first, last), and Q_h G of each of them.
@@ -88,13 +98,21 @@ class HeadMatrices {
 
  private:
   int64_t place(int64_t k) const { return k * square_.numbers(); }
+
+  void read(const T* from, int64_t h, T last, T* to) const {
+    clear(to, square_.numbers());
+    const int64_t count = given_;
+    for (int row = 0; row < given_; ++row)
+      std::copy(from + (h * count + row) * count, from + (h * count + row + 1) * count, to + square_.at(row, 0));
+    if (given_ < square_.side) to[square_.at(given_, given_)] = last;
+  }
   const T* query(int h) const { return memory_ + place(h); }
   const T* projection(int h) const { return memory_ + place(heads_ + h); }
   const T* transposed(int h) const { return memory_ + place(2 * heads_ + h); }
 
   const T* q_;
   const T* p_;
-  int heads_;
+  int heads_, given_;
   Square<T> square_;
   const T* memory_ = nullptr;
 };

@@ -310,7 +310,7 @@ def test_dispatch_by_size() -> None:
     assert regime(17, 20, granularity="token") == ("cpu", "wide token")
     assert regime(4, 129, granularity="token") == ("cpu", "wide token")
     assert regime(40, 20) == ("cpu", "wide token")
-    assert regime(18, 500, structure="block") == ("torch", "tile")
+    assert regime(18, 500, structure="block") == ("cpu", "wide Gram")
     assert regime(18, 20, structure="dense", granularity="token") == ("torch", "tile")
     for d, chosen in ((17, ("cpu", "wide Gram")), (256, ("cpu", "wide Gram")), (257, ("torch", "large"))):
         assert explain(*_quadratics(1, d)[:3])[0:3:2] == chosen
