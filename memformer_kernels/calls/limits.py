@@ -15,8 +15,9 @@ WIDE_WIDTH = 512
 a core's caches together with a layer's parameters. Beyond, torch's products share such matrices among all cores."""
 
 WIDE_MATRICES = 256
-"""Largest D of the CPU's wide regime where D-by-D matrices of a task are multiplied, for one layer and for networks whose
-features move: up to here those products were measured against torch's, and are faster with what surrounds them."""
+"""Largest D of the CPU's wide regime where D-by-D matrices of a task are multiplied, for one layer and for networks
+whose features move: up to here those products were measured against torch's, and are faster with what surrounds them.
+"""
 
 WIDE_WEIGHTS = 256
 """Most weights of a quadratic in the CPU's wide regime: h is read once a task there, so that no Gram matrix hides what
