@@ -23,15 +23,12 @@ from virtual_gpu.hardware import H200
 FORMAT = 3
 ARCHITECTURE = 90
 COUNTED = ROOT / "benchmarks" / "results" / "virtual-gpu.json"
-COPY_BYTES_S = 4.3e12
-"""What a copy is expected to reach of the nominal bandwidth, read and write counted."""
-
 HEAD = {
     "format": FORMAT,
     "measured": False,
     "gpu": H200.name,
     "bytes_s": H200.bandwidth,
-    "copy_bytes_s": COPY_BYTES_S,
+    "copy_bytes_s": H200.copied,
 }
 """Of a record, before its cases."""
 
@@ -96,7 +93,7 @@ def row_of(one: Counted) -> Row:
             else:
                 others[resource] = ns
         spent["others"] += max(others.values(), default=0.0)
-    spent["memory"] = 1e9 * one.device_bytes / COPY_BYTES_S
+    spent["memory"] = 1e9 * one.device_bytes / H200.copied
     predicted = sum(map(one.predicted_ns, one.kernels))
     return Row(one.name, one.backend, one.sources, one.unit, one.floor, one.device_bytes, spent, predicted)
 
@@ -117,7 +114,7 @@ def print_sheet(rows: Sequence[Row], console: Console) -> None:
     console.print(table)
     console.print(
         f"floor: what any kernel must move, at {H200.bandwidth / 1e9:.0f} GB/s. Need: of these kernels as they are, "
-        f"memory at {COPY_BYTES_S / 1e9:.0f} GB/s, {H200.multiprocessors} multiprocessors at {H200.clock / 1e9:.2f} "
+        f"memory at {H200.copied / 1e9:.0f} GB/s, {H200.multiprocessors} multiprocessors at {H200.clock / 1e9:.2f} "
         "GHz; bold: the most. a second: tasks, tokens, rows, steps by that need.",
         soft_wrap=True,
     )

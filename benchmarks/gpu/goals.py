@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from benchmarks.gpu.floors import COPY_BYTES_S, Row
+from benchmarks.gpu.floors import Row
 from benchmarks.measure.workloads import TILE_64, TILE_128
 from benchmarks.reports.table import figure, new_table
 from virtual_gpu.hardware import H200, PRODUCT_COST
@@ -36,7 +36,7 @@ class Goal:
         """Nanoseconds of a task: no kernel stays below them, or those of the rate that is asked for."""
         if self.rate:
             return 1e9 / self.rate
-        return 1e9 * max(row.floor_bytes / COPY_BYTES_S, 3 * self.products / TF32_PRODUCTS_S)
+        return 1e9 * max(row.floor_bytes / H200.copied, 3 * self.products / TF32_PRODUCTS_S)
 
     def reached(self, row: Row) -> float:
         """The share of the limit, or of the rate, that the prediction comes to."""

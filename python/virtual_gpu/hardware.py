@@ -24,7 +24,8 @@ class Gpu:
     name: str
     multiprocessors: int
     clock: float  # Hz
-    bandwidth: float  # bytes/s of device memory
+    bandwidth: float  # bytes/s of device memory, nominal
+    copied: float  # bytes/s that a copy is expected to reach of it, read and write counted
     shared_bytes: int  # of a multiprocessor
     results: dict[str, float]
     latency: dict[str, float]
@@ -41,13 +42,15 @@ _LATENCY = {"float": 4, "integer": 4, "double": 8, "special": 23, "convert": 8, 
 _LATENCY |= {"control": 4, "barrier": 24, "shared": 29, "cached": 40}
 _RESULTS = {"integer": 64, "special": 16, "convert": 64, "shuffle": 32}
 
-# Sizes, clocks and bandwidths: NVIDIA's data sheets of the SXM modules. Results: the CUDA C++ Programming Guide,
-# "Throughput of Native Arithmetic Instructions". Tensor cores: multiply-adds of float16, by the data sheets' rates.
+# Sizes, clocks and bandwidths: NVIDIA's data sheets of the SXM modules; a copy: nine tenths of the bandwidth. Results:
+# the CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions". Tensor cores: multiply-adds of
+# float16, by the data sheets' rates.
 H200 = Gpu(
     name="H200",
     multiprocessors=132,
     clock=1.98e9,
     bandwidth=4.8e12,
+    copied=4.3e12,
     shared_bytes=228 * 1024,
     results={**_RESULTS, "float": 128, "double": 64, "control": 128, "tensor": 2048},
     latency={**_LATENCY, "device": 480},
@@ -57,6 +60,7 @@ A100 = Gpu(
     multiprocessors=108,
     clock=1.41e9,
     bandwidth=2.04e12,
+    copied=1.83e12,
     shared_bytes=164 * 1024,
     results={**_RESULTS, "float": 64, "double": 32, "control": 64, "tensor": 1024},
     latency={**_LATENCY, "device": 470},

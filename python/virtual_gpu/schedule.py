@@ -3,12 +3,13 @@
 One multiprocessor runs the blocks that fit on it, each warp the course of instructions that a block's warps really ran.
 A warp issues in order, at most one instruction a cycle and scheduler, when its operands are ready and its unit is free;
 results come after the unit's latency; device memory serves the sectors that a block touches first, at the
-multiprocessor's share of the bandwidth, and a cache the others. Blocks that do not fit wait for others to end.
+multiprocessor's share of what a copy reaches of the bandwidth, and a first-level cache the others, as if it held all
+that a block touches. Blocks that do not fit wait for others to end.
 
 No prediction has been held against a measurement on a GPU: trust which resource it finds scarce, and one kernel against
 another, before the microseconds. It does not know how ptxas folds addresses and spills registers (it orders what stands
-between two branches again, the longest chain first, as ptxas might), caches that blocks share, how far memory stays
-below its nominal bandwidth, and clocks that vary.
+between two branches again, the longest chain first, as ptxas might), caches that blocks share or that are too small for
+what a block reads again, and clocks that vary.
 """
 
 import heapq
@@ -150,7 +151,7 @@ class _Multiprocessor:
 
     def __init__(self, gpu: Gpu, block: Sequence[Course], count: int, resident: int, active: int) -> None:
         self._gpu = gpu
-        self._bytes = min(gpu.fabric, gpu.bandwidth / gpu.clock / active)
+        self._bytes = min(gpu.fabric, gpu.copied / gpu.clock / active)
         self._block, self._count, self._resident = block, count, resident
         self._running = [len(block)] * count
         self._ready: list[dict[int, float]] = [{} for _ in range(len(block) * count)]

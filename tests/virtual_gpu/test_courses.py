@@ -89,7 +89,7 @@ def test_a_copy_is_bound_by_memory() -> None:
     blocks = 1 << 16
     made = predict(H200, courses(launch), blocks, resident_blocks(H200, 256, 16, 0))
     assert made.bound == "memory"
-    assert made.seconds == pytest.approx(blocks * 256 * 32 / H200.bandwidth, rel=0.05)
+    assert made.seconds == pytest.approx(blocks * 256 * 32 / H200.copied, rel=0.05)
 
 
 def test_a_chain_is_bound_by_its_latency() -> None:

@@ -62,7 +62,7 @@ def test_a_kernels_counters_are_added_and_its_time_is_that_of_all_multiprocessor
     assert (nothing.kernel, nothing.device_bytes, nothing.launches) == ("nothing", 0, 1)
     moved = copies.device_bytes * H200.multiprocessors
     assert copies.prediction.bound == "memory"
-    assert 1.0 <= copies.prediction.seconds / (moved / H200.bandwidth) < 1.5
+    assert 1.0 <= copies.prediction.seconds / (moved / H200.copied) < 1.5
     assert copies.prediction.seconds > 10 * nothing.prediction.seconds
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from benchmarks.gpu.floors import COPY_BYTES_S, row_of, sheet
+from benchmarks.gpu.floors import row_of, sheet
 from benchmarks.gpu.goals import GOALS, TF32_PRODUCTS_S, Goal, print_goals
 from tests.benchmarks.gpu.virtual_records import counted, use
 from virtual_gpu.hardware import H200
@@ -14,7 +14,7 @@ ROW = row_of(counted(use("only", 1.0, 60_000, issue=0.5), floor=430))
 
 
 def test_the_limit_is_of_bytes_or_of_three_products_in_tf32() -> None:
-    assert COPY_BYTES_S == 4.3e12
+    assert H200.copied == 4.3e12
     assert Goal("cuda", "W", share=0.5).limit_ns(ROW) == pytest.approx(0.1)
     assert pytest.approx(1024 * 132 * H200.clock) == TF32_PRODUCTS_S
     few, many = (Goal("cuda", "W", share=0.5, products=products) for products in (1, 10**6))
