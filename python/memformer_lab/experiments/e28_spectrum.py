@@ -96,7 +96,7 @@ def run(setting: Setting) -> Results:
     depths = setting.pick(tiny=(1, 2), quick=(1, 2, 3, 4), full=(1, 2, 3, 4, 6))
     steps, batch = setting.pick(tiny=3, quick=800, full=20_000), setting.pick(tiny=8, quick=256, full=1024)
     looked_at = setting.pick(tiny=100, quick=2_000, full=20_000)
-    judged = setting.pick(tiny=300, quick=20_000, full=400_000)
+    judged = setting.pick(tiny=300, quick=20_000, full=200_000)
     tasks = gaussian_tasks(NONISOTROPIC, setting.seed)
     exact = replace(tasks, dtype=torch.float64)
     found: list[list[_Found]] = []
