@@ -72,11 +72,14 @@ def analytic_weights(dictionary: Tensor) -> Tensor:
 
 
 def coupled_preconditioner(dictionary: Tensor, analysis: Tensor) -> Tensor:
-    """A (d, d) with A D^T = W^T, so that w + W^T (y - D w) = w + A (b - h w): `lfom_solve` with a = -A runs LISTA.
+    """A with A D^T = W^T, so that w + W^T (y - D w) = w + A (b - h w): `lfom_solve` with a = -A runs LISTA.
 
     Args:
         dictionary: D (n, d) of rank n.
-        analysis: W (n, d).
+        analysis: W (..., n, d).
+
+    Returns:
+        (..., d, d).
     """
     solved: Tensor = torch.linalg.solve(dictionary @ dictionary.mT, dictionary)
     return analysis.mT @ solved

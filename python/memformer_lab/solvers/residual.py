@@ -188,6 +188,17 @@ def shared_preconditioner(a: Tensor, mean: Tensor) -> Shared:
     return Shared(inverse @ core @ inverse.T, (products / core.square().sum()).numpy(), likeness.numpy())
 
 
+def whitened_likeness(a: Tensor, factor: Tensor) -> float:
+    """The cosine between C^T A C and I, for Sigma = C C^T: 1 where A is a positive multiple of the inverse of Sigma.
+
+    Args:
+        a: A (d, d).
+        factor: C (d, d).
+    """
+    whitened = factor.T @ a @ factor
+    return float(whitened.trace() / (whitened.norm() * math.sqrt(len(whitened))))
+
+
 def ritz_values(h: Tensor, b: Tensor, steps: int) -> Tensor:
     """Zeros of the residual polynomials of conjugate gradients: (B, k) ascending, k = min(steps, d).
 

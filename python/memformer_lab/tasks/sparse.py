@@ -59,8 +59,8 @@ class SparseTasks:
         """The identity, (d, d) float64: the error is the squared distance from w*."""
         return torch.eye(self.d, dtype=torch.float64, device="cpu")
 
-    def quadratics(self, batch: int, generator: Generator) -> Quadratics:
-        """h = D^T D, one matrix in memory for all tasks, b = D^T y and w*: ||y - D w||^2 / 2 without its constant.
+    def measurements(self, batch: int, generator: Generator) -> tuple[Tensor, Tensor]:
+        """y (batch, n) and w* (batch, d).
 
         Raises:
             ValueError: if batch < 0.
@@ -75,6 +75,16 @@ class SparseTasks:
             # E ||D w*||^2 = d density, since columns have norm 1 and entries are independent.
             deviation = math.sqrt(self.d * self.density / self.n) * 10 ** (-self.snr / 20)
             y += deviation * _normal(generator, self.dtype, *y.shape)
+        return y, weights
+
+    def quadratics(self, batch: int, generator: Generator) -> Quadratics:
+        """h = D^T D, one matrix in memory for all tasks, b = D^T y and w*: ||y - D w||^2 / 2 without its constant.
+
+        Raises:
+            ValueError: if batch < 0.
+        """
+        y, weights = self.measurements(batch, generator)
+        dictionary = self.dictionary.to(y)
         h = (dictionary.T @ dictionary).expand(batch, self.d, self.d)
         return Quadratics(h=h, b=y @ dictionary, weights=weights)
 

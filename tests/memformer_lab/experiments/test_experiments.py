@@ -121,6 +121,8 @@ _BEST = {
     "adaptive": lambda p, s, x, v: 1e-15,
     "descent-ascent": lambda p, s, x, v: -40.0,
     "shift": lambda p, s, x, v: _shift(p, s, x),
+    "sparse": lambda p, s, x, v: {"LISTA-CP, learned weights": -x, "ALISTA, analytic weights": -2 * x}.get(s.label, 0),
+    "spectrum": lambda p, s, x, v: _spectrum(p, s),
 }  # fmt: skip
 
 
@@ -172,6 +174,13 @@ def _shift(panel: Panel, one: Series, x: float) -> float:
     if one.label == "LFOM with Bm free, a rotation a prompt":
         return -9.0
     return -3.0 if one.label == "LFOM, a rotation a prompt" and x == 4 else 0.0
+
+
+def _spectrum(panel: Panel, one: Series) -> float:
+    """Momenta and shares of zeros are large, differences and what is left over are small."""
+    if panel.name == "errors":
+        return -9.0 if one.label.startswith("LFOM") else 0.0
+    return 1.0 if panel.name == "inside" or "least momentum" in one.label else -1.0
 
 
 def _reference(panel: Panel, x: float) -> float:

@@ -19,6 +19,7 @@ from memformer_lab.solvers.residual import (
     heavy_ball_polynomial,
     ritz_values,
     shared_preconditioner,
+    whitened_likeness,
 )
 from memformer_lab.tasks.gaussian import GaussianTasks
 
@@ -116,6 +117,17 @@ def test_what_is_not_positive_definite_is_refused() -> None:
         shared_preconditioner(mixed, torch.zeros(2, 2).double())
     with pytest.raises(ValueError, match="expected 0 < low < high, got low=2 and high=1"):
         chebyshev_polynomial(3, 2, 1)
+
+
+def test_likeness_to_the_inverse_covariance() -> None:
+    """1 for its multiples in any coordinates, and the cosine of the eigenvalues else."""
+    factor = torch.tensor([[2.0, 0.0], [0.7, 0.3]], dtype=torch.float64)
+    inverse = torch.linalg.inv(factor @ factor.T)
+    assert whitened_likeness(3 * inverse, factor) == pytest.approx(1, abs=1e-12)
+    assert whitened_likeness(-inverse, factor) == pytest.approx(-1, abs=1e-12)
+    root = torch.linalg.inv(factor)
+    turned = root.T @ torch.diag(torch.tensor([3.0, 1.0], dtype=torch.float64)) @ root
+    assert whitened_likeness(turned, factor) == pytest.approx(4 / math.sqrt(10 * 2), abs=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 6])
