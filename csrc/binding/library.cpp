@@ -216,16 +216,16 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
-                 int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes,
-                 double noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
-                 const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, const std::string&,
-                 double seconds, const Tensor& losses) {
+                 const MaybeTensor& tied, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
+                 int64_t queries, bool prefixes, double noise, const MaybeTensor& weight_factor,
+                 const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
+                 const MaybeTensor& index, const std::string&, double seconds, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
   const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
                             prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
-  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
-                                     clip,  factors, max_skipped, first_step, counter};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
+                                     clip,  factors, max_skipped, first_step, counter, tied};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_tasks(given, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));
@@ -268,10 +268,11 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
                   const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                   const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                   const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
-                  int64_t features, int64_t tasks, int64_t queries, const Tensor& sums, const Tensor& losses) {
+                  const MaybeTensor& tied, int64_t features, int64_t tasks, int64_t queries, const Tensor& sums,
+                  const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
-                                     clip,  factors, max_skipped, first_step, counter};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
+                                     clip,  factors, max_skipped, first_step, counter, tied};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_sums(models, sums);
@@ -395,7 +396,7 @@ void use_instruction_set(const std::string& name) {
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, "        \
   "Tensor[] masks, "                                                                                                   \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) " \
-  "counter, "
+  "counter, Tensor? tied, "
 #define MEMFORMER_TASKS                                                                                             \
   "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, bool " \
   "prefixes, float noise, "                                                                                         \

@@ -58,6 +58,7 @@ struct OptimizerArguments {
   int64_t max_skipped;
   int64_t first_step;     // that of factors[0]
   const Tensor& counter;  // (), int64 on the CPU: steps done
+  const MaybeTensor& tied;
 
   int64_t* counted() const { return static_cast<int64_t*>(counter.data_ptr()); }
   // Steps that were taken with these arguments before, and the factor of the next one.

@@ -87,6 +87,11 @@ struct OptimizerState {
   T* first;
   T* second;         // or null: SGD
   int64_t* skipped;  // (M,)
+  // How many of a model's first layers share q and p (M,), or null: none do. Their numbers and moments are the same,
+  // and their gradient is one, the sum of theirs.
+  const int64_t* tied;
+  int projections;  // 1: q, or 2: q and p; each has `layers` times `layer_flat` numbers, from the first on
+  int layer_flat;
 };
 
 // Steps [step, step + steps), or as many of them as `seconds` leave time for, at least one.

@@ -50,6 +50,11 @@ def steps_at_once(state: TrainState, sampler: Sampler) -> int:
     return min(_STEPS, max(1, min(fit, soon)) * sampler.resample_every)
 
 
+def ties(state: TrainState) -> bool:
+    """Whether layers of some model share their matrices."""
+    return any(state.tied_layers(model) > 1 for model in range(state.models))
+
+
 def parameters(state: TrainState) -> list[Tensor | None]:
     """q, p, gamma and beta, None for those that the models lack."""
     return [state.parameters.get(name) for name in _NAMES]
@@ -79,6 +84,7 @@ def update(state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int
         -1 if max_skipped is None else max_skipped,
         state.step,
         state.counter,
+        state.tied if ties(state) else None,
     )
 
 

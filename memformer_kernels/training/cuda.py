@@ -44,6 +44,8 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return f"the CUDA trainer draws statistics of at most {LONGEST_STATISTICS} examples"
     if sampler.query == "prefixes":
         return "the CUDA trainer serves one context a task: every prefix is trained on a CPU or in plain PyTorch"
+    if arguments.ties(state):
+        return "tied layers are trained on a CPU or in plain PyTorch: the CUDA trainer's have matrices of their own"
     for name in ("gamma", "beta"):
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:

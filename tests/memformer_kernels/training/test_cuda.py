@@ -17,7 +17,8 @@ STATISTICS = GaussianStatistics(D, N, 4)
 def _on_gpu(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """What `fault` reads of a state, as if its tensors were on a GPU."""
     made = {name: value[None] for name, value in model(dtype=dtype, **options).items() if value is not None}
-    return SimpleNamespace(parameters=made, dtype=dtype, device=torch.device("cuda:0"))
+    device = torch.device("cuda:0")
+    return SimpleNamespace(parameters=made, dtype=dtype, device=device, models=1, tied_layers=lambda index: 1)
 
 
 @pytest.mark.parametrize(
