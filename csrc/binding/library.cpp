@@ -218,12 +218,13 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
                  const MaybeTensor& tied, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
                  const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
-                 int64_t queries, bool prefixes, double noise, const MaybeTensor& weight_factor,
+                 int64_t queries, bool prefixes, double noise, double most_noise, const MaybeTensor& weight_factor,
                  const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
                  const MaybeTensor& index, const std::string&, double seconds, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
-                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments given{seeds,   streams,  sampler, features,   tasks,         tokens,           context,
+                            queries, prefixes, noise,   most_noise, weight_factor, covariate_factor, z,
+                            target,  index};
   const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
                                      clip,  factors, max_skipped, first_step, counter, tied};
   check_models(models, features);
@@ -243,12 +244,13 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
 void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                      const Tensor& active, int64_t step, int64_t resample_every, const Tensor& seeds,
                      const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens,
-                     int64_t context, int64_t queries, bool prefixes, double noise, const MaybeTensor& weight_factor,
-                     const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
-                     const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
+                     int64_t context, int64_t queries, bool prefixes, double noise, double most_noise,
+                     const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                     const MaybeTensor& target, const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
-                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments given{seeds,   streams,  sampler, features,   tasks,         tokens,           context,
+                            queries, prefixes, noise,   most_noise, weight_factor, covariate_factor, z,
+                            target,  index};
   check_models(models, features);
   check_tasks(given, q, draws_of(step, 1, resample_every));
   check_tensor("active", active, ScalarType::Bool, {q.size(0)}, q);
@@ -292,12 +294,13 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
 
 void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
                   int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes, double noise,
-                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                  const MaybeTensor& target, const MaybeTensor& index, int64_t draw, const Tensor& cells) {
+                  double most_noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
+                  const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, int64_t draw,
+                  const Tensor& cells) {
   with_compute_type(cells, [&](auto type) {
     using T = decltype(type);
     const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, prefixes,
-                                        noise, weight_factor, covariate_factor, z, target, index});
+                                        noise, most_noise, weight_factor, covariate_factor, z, target, index});
     cpu::kernels<T>().sample_tasks(source, draw, static_cast<T*>(cells.data_ptr()));
   });
 }
@@ -399,7 +402,7 @@ void use_instruction_set(const std::string& name) {
   "counter, Tensor? tied, "
 #define MEMFORMER_TASKS                                                                                             \
   "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, bool " \
-  "prefixes, float noise, "                                                                                         \
+  "prefixes, float noise, float most_noise, "                                                                       \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
 
 STABLE_TORCH_LIBRARY(memformer_native, m) {

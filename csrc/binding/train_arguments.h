@@ -38,7 +38,8 @@ struct TaskArguments {
   int64_t context;
   int64_t queries;
   bool prefixes;
-  double noise;
+  double noise;  // each task's own lies between this and
+  double most_noise;
   const MaybeTensor& weight_factor;
   const MaybeTensor& covariate_factor;
   const MaybeTensor& z;
@@ -83,6 +84,7 @@ TaskSource<T> task_source(const TaskArguments& given) {
   source.queries = narrow(given.queries, "queries");
   source.prefixes = given.prefixes;
   source.noise = static_cast<T>(given.noise);
+  source.noise_spread = static_cast<T>(given.most_noise - given.noise);
   source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
   source.streams = static_cast<const int64_t*>(given.streams.data_ptr());
   source.weight_factor = numbers(given.weight_factor);

@@ -106,19 +106,19 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
     """What says where the tasks of `steps` steps come from."""
     source: tuple[Tensor | None, ...]
     if isinstance(sampler, FixedTasks):
-        kind, noise = "fixed", 0.0
+        kind, noise = "fixed", (0.0, 0.0)
         source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
     elif isinstance(sampler, DrawnTasks):
-        kind, noise = "fixed", 0.0
+        kind, noise = "fixed", (0.0, 0.0)
         source = (None, None, *own.batches(sampler, state))
     else:
         kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
-        noise = sampler.noise
+        noise = sampler.noise_range
         factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
     sizes = (sampler.d, batch_of(sampler), sampler.tokens, sampler.context, queries(sampler))
-    return sampler.resample_every, *streams, kind, *sizes, sampler.query == "prefixes", noise, *source
+    return sampler.resample_every, *streams, kind, *sizes, sampler.query == "prefixes", *noise, *source
 
 
 def queries(sampler: Sampler) -> int:
