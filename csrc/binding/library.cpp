@@ -216,16 +216,17 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
-                 int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes,
-                 double noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
-                 const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, const std::string&,
-                 double seconds, const Tensor& losses) {
+                 const MaybeTensor& tied, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
+                 int64_t queries, bool prefixes, double noise, double most_noise, const MaybeTensor& weight_factor,
+                 const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
+                 const MaybeTensor& index, const std::string&, double seconds, const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
-                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
-  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
-                                     clip,  factors, max_skipped, first_step, counter};
+  const TaskArguments given{seeds,   streams,  sampler, features,   tasks,         tokens,           context,
+                            queries, prefixes, noise,   most_noise, weight_factor, covariate_factor, z,
+                            target,  index};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
+                                     clip,  factors, max_skipped, first_step, counter, tied};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_tasks(given, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));
@@ -243,12 +244,13 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
 void train_gradients(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma, const MaybeTensor& beta,
                      const Tensor& active, int64_t step, int64_t resample_every, const Tensor& seeds,
                      const Tensor& streams, const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens,
-                     int64_t context, int64_t queries, bool prefixes, double noise, const MaybeTensor& weight_factor,
-                     const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
-                     const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
+                     int64_t context, int64_t queries, bool prefixes, double noise, double most_noise,
+                     const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
+                     const MaybeTensor& target, const MaybeTensor& index, int64_t first_block, const Tensor& sums) {
   const TrainedParameters models{q, p, gamma, beta};
-  const TaskArguments given{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
-                            prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments given{seeds,   streams,  sampler, features,   tasks,         tokens,           context,
+                            queries, prefixes, noise,   most_noise, weight_factor, covariate_factor, z,
+                            target,  index};
   check_models(models, features);
   check_tasks(given, q, draws_of(step, 1, resample_every));
   check_tensor("active", active, ScalarType::Bool, {q.size(0)}, q);
@@ -268,10 +270,11 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
                   const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                   const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                   const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
-                  int64_t features, int64_t tasks, int64_t queries, const Tensor& sums, const Tensor& losses) {
+                  const MaybeTensor& tied, int64_t features, int64_t tasks, int64_t queries, const Tensor& sums,
+                  const Tensor& losses) {
   const TrainedParameters models{q, p, gamma, beta};
-  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
-                                     clip,  factors, max_skipped, first_step, counter};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
+                                     clip,  factors, max_skipped, first_step, counter, tied};
   check_models(models, features);
   check_optimizer(models, optimizer, losses);
   check_sums(models, sums);
@@ -291,12 +294,13 @@ void train_update(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamm
 
 void sample_tasks(const Tensor& seeds, const Tensor& streams, const std::string& sampler, int64_t features,
                   int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes, double noise,
-                  const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor, const MaybeTensor& z,
-                  const MaybeTensor& target, const MaybeTensor& index, int64_t draw, const Tensor& cells) {
+                  double most_noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
+                  const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, int64_t draw,
+                  const Tensor& cells) {
   with_compute_type(cells, [&](auto type) {
     using T = decltype(type);
     const auto source = task_source<T>({seeds, streams, sampler, features, tasks, tokens, context, queries, prefixes,
-                                        noise, weight_factor, covariate_factor, z, target, index});
+                                        noise, most_noise, weight_factor, covariate_factor, z, target, index});
     cpu::kernels<T>().sample_tasks(source, draw, static_cast<T*>(cells.data_ptr()));
   });
 }
@@ -395,10 +399,10 @@ void use_instruction_set(const std::string& name) {
   "Tensor(a!) q, Tensor(b!)? p, Tensor(c!)? gamma, Tensor(d!)? beta, Tensor(e!)[] first, Tensor(f!)[] second, "        \
   "Tensor[] masks, "                                                                                                   \
   "Tensor(g!) skipped, str rule, Tensor hyper, str clip, Tensor factors, int max_skipped, int first_step, Tensor(h!) " \
-  "counter, "
+  "counter, Tensor? tied, "
 #define MEMFORMER_TASKS                                                                                             \
   "Tensor seeds, Tensor streams, str sampler, int features, int tasks, int tokens, int context, int queries, bool " \
-  "prefixes, float noise, "                                                                                         \
+  "prefixes, float noise, float most_noise, "                                                                       \
   "Tensor? weight_factor, Tensor? covariate_factor, Tensor? z, Tensor? target, Tensor? index, "
 
 STABLE_TORCH_LIBRARY(memformer_native, m) {

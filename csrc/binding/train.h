@@ -61,6 +61,12 @@ class TrainCall {
     skipped_.assign(skipped, skipped + state.models);
     state.skipped = skipped_.data();
     state.max_skipped = given.max_skipped;
+    if (given.tied) {
+      const Tensor& q = parameters_[0];
+      state.tied = static_cast<const int64_t*>(given.tied->data_ptr());
+      state.projections = links_.network.response ? 1 : 2;
+      state.layer_flat = narrow(q.numel() / (q.size(0) * q.size(1)), "q");
+    }
     state.hyper = static_cast<const double*>(given.hyper.data_ptr());
     training.factors = given.next_factor();
     if (given.clip == "matrix") {

@@ -38,7 +38,8 @@ struct TaskArguments {
   int64_t context;
   int64_t queries;
   bool prefixes;
-  double noise;
+  double noise;  // each task's own lies between this and
+  double most_noise;
   const MaybeTensor& weight_factor;
   const MaybeTensor& covariate_factor;
   const MaybeTensor& z;
@@ -58,6 +59,7 @@ struct OptimizerArguments {
   int64_t max_skipped;
   int64_t first_step;     // that of factors[0]
   const Tensor& counter;  // (), int64 on the CPU: steps done
+  const MaybeTensor& tied;
 
   int64_t* counted() const { return static_cast<int64_t*>(counter.data_ptr()); }
   // Steps that were taken with these arguments before, and the factor of the next one.
@@ -82,6 +84,7 @@ TaskSource<T> task_source(const TaskArguments& given) {
   source.queries = narrow(given.queries, "queries");
   source.prefixes = given.prefixes;
   source.noise = static_cast<T>(given.noise);
+  source.noise_spread = static_cast<T>(given.most_noise - given.noise);
   source.seeds = static_cast<const int64_t*>(given.seeds.data_ptr());
   source.streams = static_cast<const int64_t*>(given.streams.data_ptr());
   source.weight_factor = numbers(given.weight_factor);

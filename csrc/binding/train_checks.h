@@ -135,6 +135,13 @@ inline void check_optimizer(const TrainedParameters& models, const OptimizerArgu
   check_tensor("hyper", given.hyper, ScalarType::Double, {count, 6}, q);
   check_tensor("losses", losses, ScalarType::Double, {-1, count}, given.counter);
   check_tensor("factors", given.factors, ScalarType::Double, {-1}, q);
+  if (given.tied) {
+    check_tensor("tied", *given.tied, ScalarType::Long, {count}, given.counter);
+    const int64_t* const tied = static_cast<const int64_t*>(given.tied->data_ptr());
+    STD_TORCH_CHECK(std::all_of(tied, tied + count, [&](int64_t k) { return k >= 0 && k <= q.size(1); }),
+                    "tied: expected at most as many layers as there are");
+    STD_TORCH_CHECK(!models.p || models.p->numel() == q.numel(), "p: expected q's shape where layers are tied");
+  }
   STD_TORCH_CHECK(
       given.first_step >= 0 && given.begun() >= 0 && given.begun() + losses.size(0) <= given.factors.size(0),
       "factors: expected one for each step");

@@ -60,8 +60,8 @@ MEMFORMER_INLINE void transform(Extent extent, const ValueOf<S>* factor, const S
 // diagonal entry; weight_factor W and covariate_factor C, (d, d) or null for the identity.
 template <class S, class Extent>
 MEMFORMER_INLINE void sample_statistics(const StatisticsPlan& plan, Extent extent, const S* normals, const S* chi,
-                                        ValueOf<S> noise, const ValueOf<S>* weight_factor,
-                                        const ValueOf<S>* covariate_factor, SymmetricQuadratic<S, Extent>& task, S* w) {
+                                        S noise, const ValueOf<S>* weight_factor, const ValueOf<S>* covariate_factor,
+                                        SymmetricQuadratic<S, Extent>& task, S* w) {
   using T = ValueOf<S>;
   constexpr int limit = Extent::limit;
   const int d = extent;

@@ -31,6 +31,9 @@ constexpr int uniforms_a_product = sizeof(T) == 4 ? 3 : 24;
 // Uniforms in a product whose exponent float32 counts exactly.
 constexpr int factors_a_logarithm = 1 << 20;
 
+// The last block of a task, of whose first word its own noise is made.
+constexpr uint32_t noise_block = (uint32_t{1} << 31) - 1;
+
 // Of a counter's words the block's alone differs between the blocks of a task: in the first two rounds, what the task
 // makes is the same for all of its blocks, and what a block makes the same for all tasks.
 template <class S>

@@ -31,7 +31,8 @@ struct TaskSource {
   int context;                // n
   int queries;                // 0: the query is integrated out
   bool prefixes;              // every query is labelled, and an example of those behind it
-  T noise;                    // sigma of the context's responses
+  T noise;                    // sigma of the context's responses,
+  T noise_spread;             // or, unless 0, sigma of each task: noise + u noise_spread, u uniform
   const int64_t* seeds;       // (M,)
   const int64_t* streams;     // (M,)
   const T* weight_factor;     // w = W g
@@ -40,6 +41,8 @@ struct TaskSource {
   const T* target;            // (T, queries)
   const int64_t* index;       // (draws, M, B): the tasks of a draw, or null for the first B
   int64_t first_draw;         // of `index`
+
+  MEMFORMER_INLINE bool noisy() const { return noise != T(0) || noise_spread != T(0); }
 };
 
 template <class T>
@@ -87,6 +90,11 @@ struct OptimizerState {
   T* first;
   T* second;         // or null: SGD
   int64_t* skipped;  // (M,)
+  // How many of a model's first layers share q and p (M,), or null: none do. Their numbers and moments are the same,
+  // and their gradient is one, the sum of theirs.
+  const int64_t* tied;
+  int projections;  // 1: q, or 2: q and p; each has `layers` times `layer_flat` numbers, from the first on
+  int layer_flat;
 };
 
 // Steps [step, step + steps), or as many of them as `seconds` leave time for, at least one.

@@ -13,6 +13,7 @@ from memformer_kernels.calls.checks import (
     Backend,
     check_choice,
     check_dtype,
+    check_flag,
     check_size,
     reject,
 )
@@ -99,6 +100,8 @@ class Memformer(nn.Module):
             full, else feature). With "scalar" and structure other than "dense", parameters do not depend on m.
         structure: "response-only" (features stay as they are), "block" (GD++: P and Q have blocks, features are
             transformed too) or "dense" (any P and Q).
+        tied: whether all layers have the same q and p, held once, so that the network is one layer in a loop; gamma and
+            beta are each layer's own.
         tokens: N, needed by token and full granularity.
         backend: as in `memformer_predict`.
         algorithm: as in `memformer_predict`.
@@ -107,7 +110,7 @@ class Memformer(nn.Module):
 
     Raises:
         ValueError: an unknown name, a size below 1 or missing `tokens`.
-        TypeError: a size that is no int.
+        TypeError: a size that is no int, or a `tied` that is no bool.
 
     Example:
         >>> model = Memformer(d=5, layers=4)
@@ -130,6 +133,7 @@ class Memformer(nn.Module):
         rule: Rule = "lfom",
         granularity: Granularity | None = None,
         structure: Structure = "response-only",
+        tied: bool = False,
         tokens: int | None = None,
         backend: Backend = "auto",
         algorithm: Algorithm = "auto",
@@ -145,15 +149,20 @@ class Memformer(nn.Module):
         self.structure = check_choice("structure", structure, STRUCTURES)
         default = _DEFAULT_GRANULARITY.get(rule, "feature")
         self.granularity = check_choice("granularity", default if granularity is None else granularity, GRANULARITIES)
+        self.tied = check_flag("tied", tied)
         self.backend = check_choice("backend", backend, BACKENDS)
         self.algorithm = check_choice("algorithm", algorithm, ALGORITHMS)
         check_dtype("dtype", dtype)
-        shapes = projection_shapes((layers, heads), d, structure, self.responses) | self._memory_shapes()
+        shapes = self._projection_shapes() | self._memory_shapes()
         sizes = {"d": d, "layers": layers, "heads": heads, "responses": self.responses, "tokens": self.tokens or 0}
         made = empty_parameters(sizes, shapes, device=device, dtype=dtype)
         self.q, self.p = made["q"], made.get("p")
         self.gamma, self.beta, self.gate = made.get("gamma"), made.get("beta"), made.get("gate")
         self.reset_parameters()
+
+    def _projection_shapes(self) -> dict[str, tuple[int, ...]]:
+        lead = (1 if self.tied else self.layers, self.heads)
+        return projection_shapes(lead, self.d, self.structure, self.responses)
 
     def _memory_shapes(self) -> dict[str, tuple[int, ...]]:
         layers, heads = self.layers, self.heads
@@ -183,11 +192,20 @@ class Memformer(nn.Module):
                 fill(self.gamma, own[:, :, None, None, None].expand(self.gamma.shape).contiguous())
 
     def stack_arguments(self) -> StackArguments:
-        """The parameters as the functions take them; residual rules get their fixed 1 for the new register here."""
+        """The parameters as the functions take them.
+
+        Residual rules get their fixed 1 for the new register here, and tied layers the q and p that they share, without
+        copies.
+        """
         gamma: Tensor | None = self.gamma
         if gamma is not None and self.rule in _RESIDUAL:
             gamma = residual_gamma(gamma)
-        return {"q": self.q, "p": self.p, "gamma": gamma, "beta": self.beta, "gate": self.gate}
+        q, p = self._of_each_layer(self.q), None if self.p is None else self._of_each_layer(self.p)
+        return {"q": q, "p": p, "gamma": gamma, "beta": self.beta, "gate": self.gate}
+
+    def _of_each_layer(self, matrices: Tensor) -> Tensor:
+        """q or p (L, H, ...) of the one that the module holds."""
+        return matrices.expand(self.layers, *matrices.shape[1:]) if self.tied else matrices
 
     def trainable_entries(self) -> dict[str, Tensor]:
         """By name of a parameter, bool of its shape: the entries that training may change.
@@ -209,20 +227,25 @@ class Memformer(nn.Module):
             arguments: "q" and those of "p", "gamma", "beta" and "gate" that the module has.
 
         Raises:
-            ValueError: other names or shapes, or another weight of the new register than the rule's; nothing has
-                changed then.
+            ValueError: other names or shapes, another weight of the new register than the rule's, or layers that differ
+                where they are tied; nothing has changed then.
         """
         own = dict(self.named_parameters(recurse=False))
         if arguments.keys() != own.keys():
             reject("arguments", list(arguments), f"{', '.join(own)}")
+        read = {name: value for name, value in self.stack_arguments().items() if isinstance(value, Tensor)}
         for name, value in arguments.items():
-            if value.shape != own[name].shape:
-                reject(f"arguments[{name!r}]", value, f"a tensor of shape {tuple(own[name].shape)}")
+            if value.shape != read[name].shape:
+                reject(f"arguments[{name!r}]", value, f"a tensor of shape {tuple(read[name].shape)}")
         if self.rule in _RESIDUAL and not torch.equal(residual_gamma(arguments["gamma"]), arguments["gamma"]):
             reject("arguments['gamma']", "another weight of a layer's new register", "1, which the rule fixes")
+        for name in ("q", "p") if self.tied else ():
+            if name in arguments and not bool((arguments[name] == arguments[name][:1]).all()):
+                reject(f"arguments[{name!r}]", "layers that differ", "the same in every layer, since they are tied")
+        given = {name: value[: own[name].shape[0]] for name, value in arguments.items()}
         with torch.no_grad():
             # One call of torch, which no signal handler cuts in two.
-            copy_all([own[name] for name in arguments], list(arguments.values()))
+            copy_all([own[name] for name in given], list(given.values()))
 
     def forward(self, z: Tensor, *, context: int | Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """Z_L (B, N, d + m); `weights` (B, N) of the context's tokens are those of `memformer_stack`."""
@@ -307,5 +330,6 @@ class Memformer(nn.Module):
         parts = (
             f"d={self.d}, layers={self.layers}, heads={self.heads}, rule={self.rule!r}, structure={self.structure!r}"
         )
+        parts = f"{parts}, tied=True" if self.tied else parts
         parts = parts if self.responses == 1 else f"{parts}, responses={self.responses}"
         return parts if self.rule == "linear" else f"{parts}, granularity={self.granularity!r}"

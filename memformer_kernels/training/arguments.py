@@ -50,6 +50,11 @@ def steps_at_once(state: TrainState, sampler: Sampler) -> int:
     return min(_STEPS, max(1, min(fit, soon)) * sampler.resample_every)
 
 
+def ties(state: TrainState) -> bool:
+    """Whether layers of some model share their matrices."""
+    return any(state.tied_layers(model) > 1 for model in range(state.models))
+
+
 def parameters(state: TrainState) -> list[Tensor | None]:
     """q, p, gamma and beta, None for those that the models lack."""
     return [state.parameters.get(name) for name in _NAMES]
@@ -79,6 +84,7 @@ def update(state: TrainState, optimizer: Optimizer, steps: int, max_skipped: int
         -1 if max_skipped is None else max_skipped,
         state.step,
         state.counter,
+        state.tied if ties(state) else None,
     )
 
 
@@ -100,19 +106,19 @@ def tasks(state: TrainState, sampler: Sampler, steps: int) -> tuple[Any, ...]:
     """What says where the tasks of `steps` steps come from."""
     source: tuple[Tensor | None, ...]
     if isinstance(sampler, FixedTasks):
-        kind, noise = "fixed", 0.0
+        kind, noise = "fixed", (0.0, 0.0)
         source = (None, None, sampler.z.contiguous(), sampler.target.contiguous(), _order(state, sampler, steps))
     elif isinstance(sampler, DrawnTasks):
-        kind, noise = "fixed", 0.0
+        kind, noise = "fixed", (0.0, 0.0)
         source = (None, None, *own.batches(sampler, state))
     else:
         kind = "statistics" if isinstance(sampler, GaussianStatistics) else "tokens"
-        noise = sampler.noise
+        noise = sampler.noise_range
         factors = [None if x is None else _for_each(x, state) for x in (sampler.weights, sampler.factor)]
         source = (*factors, None, None, None)
     streams = (_moved(state.seeds, state), _moved(state.streams, state))
     sizes = (sampler.d, batch_of(sampler), sampler.tokens, sampler.context, queries(sampler))
-    return sampler.resample_every, *streams, kind, *sizes, sampler.query == "prefixes", noise, *source
+    return sampler.resample_every, *streams, kind, *sizes, sampler.query == "prefixes", *noise, *source
 
 
 def queries(sampler: Sampler) -> int:

@@ -14,7 +14,7 @@ from memformer_kernels import availability, library
 from memformer_kernels.calls.limits import LONGEST_STATISTICS, TRAINED_FEATURES
 from memformer_kernels.training import arguments
 from memformer_kernels.training.optimizers import Optimizer
-from memformer_kernels.training.samplers import GaussianStatistics, Sampler, batch_of
+from memformer_kernels.training.samplers import GaussianSampler, GaussianStatistics, Sampler, batch_of
 from memformer_kernels.training.state import TrainState
 
 _SECONDS = 0.15
@@ -44,6 +44,10 @@ def fault(state: TrainState, sampler: Sampler) -> str | None:
         return f"the CUDA trainer draws statistics of at most {LONGEST_STATISTICS} examples"
     if sampler.query == "prefixes":
         return "the CUDA trainer serves one context a task: every prefix is trained on a CPU or in plain PyTorch"
+    if arguments.ties(state):
+        return "tied layers are trained on a CPU or in plain PyTorch: the CUDA trainer's have matrices of their own"
+    if isinstance(sampler, GaussianSampler) and len(set(sampler.noise_range)) > 1:
+        return "the CUDA trainer draws tasks of one noise: tasks with their own train on a CPU or in plain PyTorch"
     for name in ("gamma", "beta"):
         value = state.parameters.get(name)
         if value is not None and value.shape[-2] != 1:

@@ -16,7 +16,7 @@ from memformer_kernels.torch_internals import copy_all
 from memformer_kernels.training.draws import Stream, Tasks, draw_tasks
 from memformer_kernels.training.optimizers import SGD, Adam, AdamW, Optimizer
 from memformer_kernels.training.samplers import GaussianSampler, GaussianTokens, Sampler, batch_of
-from memformer_kernels.training.state import TrainState
+from memformer_kernels.training.state import TIED, TrainState
 
 TASKS_PER_BLOCK = 1024
 
@@ -114,11 +114,20 @@ def _updated(
 ) -> list[tuple[Tensor, Tensor]] | None:
     """One model's tensors and what a step makes of them, or None if something is not finite."""
     parameters = state.model(model)
-    parts = torch.split(flat.to(state.dtype), [value.numel() for value in parameters.values()])
+    parts = torch.split(flat, [value.numel() for value in parameters.values()])
     grads = {name: part.view_as(parameters[name]) for name, part in zip(parameters, parts, strict=True)}
+    # Layers that share a matrix: one gradient, in the first of them while norms are taken, then in each.
+    layers = state.tied_layers(model)
+    shared = [name for name in TIED if name in grads and layers > 1]
+    for name in shared:
+        grads[name] = torch.cat([grads[name][:layers].sum(0)[None], grads[name][1:]])
+        grads[name][1:layers] = 0.0
+    grads = {name: grad.to(state.dtype) for name, grad in grads.items()}
     for name, masks in state.masks.items():
         grads[name] = torch.where(masks[model], grads[name], 0.0)
     clip_gradients(grads, optimizer)
+    for name in shared:
+        grads[name] = torch.cat([grads[name][:1].expand(layers, -1, -1, -1), grads[name][layers:]])
     count = state.step - int(state.skipped[model]) + 1
     news: list[tuple[Tensor, Tensor]] = []
     for name, grad in grads.items():

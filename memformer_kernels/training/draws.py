@@ -12,6 +12,10 @@ floor((n - i)/2) of them, and K_ii^2 = chi^2(n - i) = -2 sum ln u, plus the squa
 draw is ever rejected, since rounding would flip acceptances. Then n H = C K (C K)^T is a Wishart matrix (Bartlett 1933)
 and b = H w* + noise C K e / n.
 
+Where each task has a noise of its own, that is low + (high - low) u with the uniform u of the first word of block
+2^31 - 1, whatever else the task takes: two noisy samplers that differ in their noise alone draw the same x,
+w* and e.
+
 Statistics come as the d tokens sqrt(d/n) [(C K)^T, (C K)^T w* + noise e], whose Gram matrix divided by d has them: a
 network with response-only or block structure reads nothing else of a context. An integrated query comes as d queries,
 the columns of C, whose squared errors sum to the expectation.
@@ -25,7 +29,7 @@ import torch
 from torch import Tensor
 
 from memformer_kernels.training import orders, own
-from memformer_kernels.training.philox import normals, task_words, uniforms
+from memformer_kernels.training.philox import NOISE_BLOCK, normals, task_words, uniforms
 from memformer_kernels.training.samplers import (
     DrawnTasks,
     FixedTasks,
@@ -68,6 +72,14 @@ class Stream:
         return normals(self.words(draw, tasks, 0, even), self.dtype)[:, :count]
 
 
+def draw_noise(sampler: GaussianSampler, stream: Stream, draw: int, tasks: range) -> float | Tensor:
+    """The noise's standard deviation: one number, or each task's own (len(tasks), 1)."""
+    low, high = sampler.noise_range
+    if low == high:
+        return low
+    return low + (high - low) * uniforms(stream.words(draw, tasks, NOISE_BLOCK, 1), stream.dtype)
+
+
 def draw_tasks(sampler: Sampler, stream: Stream, draw: int, tasks: range) -> Tasks:
     """The tasks with these indices in the global batch number `draw`."""
     if isinstance(sampler, FixedTasks):
@@ -93,10 +105,10 @@ def normal_count(sampler: GaussianSampler) -> int:
     """Normals that a task takes."""
     d, n = sampler.d, sampler.n
     if isinstance(sampler, GaussianTokens):
-        return d + sampler.tokens * d + (_labels(sampler) if sampler.noise else 0)
+        return d + sampler.tokens * d + (_labels(sampler) if sampler.noisy else 0)
     odd = sum((n - i) % 2 for i in range(d))
     queries = sampler.queries * d if sampler.query == "sampled" else 0
-    return d + d * (d - 1) // 2 + (d if sampler.noise else 0) + odd + queries
+    return d + d * (d - 1) // 2 + (d if sampler.noisy else 0) + odd + queries
 
 
 def _labels(sampler: GaussianTokens) -> int:
@@ -107,13 +119,15 @@ def _labels(sampler: GaussianTokens) -> int:
 def _draw_tokens(sampler: GaussianTokens, stream: Stream, draw: int, tasks: range) -> Tasks:
     d, n, total, labelled = sampler.d, sampler.n, sampler.tokens, _labels(sampler)
     taken = torch.split(
-        stream.normals(draw, tasks, normal_count(sampler)), [d, total * d, labelled if sampler.noise else 0], dim=1
+        stream.normals(draw, tasks, normal_count(sampler)), [d, total * d, labelled if sampler.noisy else 0], dim=1
     )
     weights = _mixed(taken[0], sampler.weights)
     x = _mixed(taken[1].reshape(len(tasks), total, d), sampler.factor)
     y = (x @ weights[:, :, None])[..., 0]
     target = y[:, n:]
-    labels = y[:, :labelled] + sampler.noise * taken[2] if sampler.noise else y[:, :labelled]
+    labels = y[:, :labelled]
+    if sampler.noisy:
+        labels = labels + draw_noise(sampler, stream, draw, tasks) * taken[2]
     if sampler.query == "prefixes":
         return Tasks(torch.cat([x, labels[..., None]], -1), target, n)
     return _finish(sampler, torch.cat([x[:, :n], labels[..., None]], -1), x[:, n:], target, weights)
@@ -125,7 +139,7 @@ def _draw_statistics(sampler: GaussianStatistics, stream: Stream, draw: int, tas
     queries = sampler.queries * d if sampler.query == "sampled" else 0
     taken = torch.split(
         stream.normals(draw, tasks, normal_count(sampler)),
-        [d, d * (d - 1) // 2, d if sampler.noise else 0, len(odd), queries],
+        [d, d * (d - 1) // 2, d if sampler.noisy else 0, len(odd), queries],
         dim=1,
     )
     weights = _mixed(taken[0], sampler.weights)
@@ -136,8 +150,8 @@ def _draw_statistics(sampler: GaussianStatistics, stream: Stream, draw: int, tas
     k[:, rows, columns] = taken[1]
     x = _mixed(k.transpose(-1, -2), sampler.factor)
     y = (x @ weights[:, :, None])[..., 0]
-    if sampler.noise:
-        y = y + sampler.noise * taken[2]
+    if sampler.noisy:
+        y = y + draw_noise(sampler, stream, draw, tasks) * taken[2]
     compressed = math.sqrt(d / n) * torch.cat([x, y[..., None]], -1)
     asked = _mixed(taken[4].reshape(len(tasks), queries // d, d), sampler.factor)
     return _finish(sampler, compressed, asked, (asked @ weights[:, :, None])[..., 0], weights)

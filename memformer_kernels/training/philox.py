@@ -26,6 +26,10 @@ _ROUNDS = 10
 
 _KEY_BLOCKS = 2**31
 
+NOISE_BLOCK = _KEY_BLOCKS - 1
+"""The last block of a task, which no other draw reaches: its first word makes the task's noise, where each has its own.
+"""
+
 LARGEST_SEED = 2**63 - 1
 
 

@@ -4,7 +4,7 @@ A task is x ~ N(0, Sigma) with Sigma = C C^T, weights w* = W g with g ~ N(0, I),
 the labelled examples alone: the target of a query is x . w*. Every sampler is checked when it is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from memformer_kernels.calls.checks import check_choice, check_flag, check_floating, reject, reject_kind
 from memformer_kernels.calls.limits import LARGEST_TASK
 from memformer_kernels.calls.problem import check_target, check_tokens
-from memformer_kernels.training.checks import check_count, check_memory, keep_number, keep_size
+from memformer_kernels.training.checks import check_count, check_memory, check_number, keep_number, keep_size
 
 Query = Literal["sampled", "integrated", "prefixes"]
 
@@ -42,7 +42,8 @@ class GaussianSampler:
             structure, gamma and beta without token axis; or "prefixes": a query is labelled and an example of those
             behind it, so that contexts have n, n + 1, ..., n + queries - 1 examples (`memformer_prefix_loss`), with
             gamma and beta without token axis.
-        noise: standard deviation of the labelled responses' noise.
+        noise: standard deviation of the labelled responses' noise: a number, or a pair (low, high) between which each
+            task has its own, drawn uniformly (mixed noise: Vladymyrov et al., arXiv 2402.14180).
         factor: C, (d, d), or None for the identity.
         weights: W, (d, d), or None for the identity.
         resample_every: steps that a batch is kept for.
@@ -56,7 +57,7 @@ class GaussianSampler:
     batch: int
     queries: int = 1
     query: Query = "sampled"
-    noise: float = 0.0
+    noise: float | tuple[float, float] = 0.0
     factor: Tensor | None = None
     weights: Tensor | None = None
     resample_every: int = 1
@@ -71,7 +72,10 @@ class GaussianSampler:
         check_choice("query", self.query, QUERIES)
         if self.query == "integrated" and self.queries != 1:
             reject("queries", self.queries, 'an int of 1, since query is "integrated" and none is drawn')
-        keep_number(self, "noise", 0.0)
+        if isinstance(self.noise, tuple | list):
+            object.__setattr__(self, "noise", _check_range("noise", self.noise))
+        else:
+            keep_number(self, "noise", 0.0)
         self.check()
 
     def check(self) -> None:
@@ -80,6 +84,16 @@ class GaussianSampler:
             matrix = getattr(self, name)
             if matrix is not None:
                 _check_matrix(name, matrix, self.d)
+
+    @property
+    def noise_range(self) -> tuple[float, float]:
+        """The smallest and the largest noise that a task may have."""
+        return self.noise if isinstance(self.noise, tuple) else (self.noise, self.noise)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether responses have noise."""
+        return self.noise_range[1] > 0
 
     @property
     def context(self) -> int:
@@ -96,9 +110,13 @@ class GaussianSampler:
 class GaussianTokens(GaussianSampler):
     """Every labelled example and every query is drawn. Attributes and errors: `GaussianSampler`.
 
-    Example: every prompt length from 1 to 20.
+    Example: every prompt length from 1 to 20; then every prompt with a noise of its own.
         >>> tasks = GaussianTokens(d=5, n=1, queries=20, query="prefixes", batch=256)
         >>> train_steps(TrainState.of([nn.Memformer(5, 4)]), tasks, 3, optimizer=Adam(0.01)).shape
+        torch.Size([3, 1])
+        >>> mixed = GaussianTokens(d=5, n=20, batch=256, noise=(0.0, 1.0))
+        >>> dense = TrainState.of([nn.Memformer(5, 4, structure="dense")])
+        >>> train_steps(dense, mixed, 3, optimizer=Adam(0.01)).shape
         torch.Size([3, 1])
     """
 
@@ -277,6 +295,16 @@ Sampler = GaussianTokens | GaussianStatistics | FixedTasks | DrawnTasks
 def batch_of(sampler: Sampler) -> int:
     """Tasks of a step, over all ranks."""
     return sampler.z.shape[0] if isinstance(sampler, FixedTasks) and sampler.batch is None else sampler.batch or 0
+
+
+def _check_range(name: str, value: Sequence[object]) -> tuple[float, float]:
+    """Two finite numbers of at least 0, the smaller one first."""
+    if len(value) != 2:
+        reject(name, value, "a number, or a pair (low, high)")
+    low, high = (check_number(name, one, 0.0) for one in value)
+    if low > high:
+        reject(name, value, "a pair (low, high) whose first number is not the larger one")
+    return low, high
 
 
 def _check_matrix(name: str, matrix: object, d: int) -> None:

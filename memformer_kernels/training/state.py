@@ -21,6 +21,7 @@ from memformer_kernels.training.state_checks import (
     check_integers,
     check_like,
     check_shape,
+    check_tied,
     check_written,
     floating,
     looks,
@@ -30,6 +31,9 @@ NAMES = ("q", "p", "gamma", "beta", "gate")
 
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
+
+TIED = ("q", "p")
+"""The parameters that tied layers share."""
 
 
 @runtime_checkable
@@ -78,6 +82,9 @@ class TrainState:
         skipped: (M,) int64 on the CPU: steps that left a model as it was, since something was not finite.
         step: steps done, skipped ones included, from 0 to 2^63 - 1.
         counter: the tensor that holds it, () int64 on the CPU.
+        tied: (M,) int64 on the CPU: how many of a model's first layers share one q and p, 0 where each layer has its
+            own; None: no model ties any. Layers that share matrices hold the same numbers, moments and masks, and move
+            by one gradient, the sum of theirs; a norm that gradients are clipped by counts them once.
 
     Raises:
         ValueError, TypeError: an attribute that does not fit, by name.
@@ -91,6 +98,7 @@ class TrainState:
     skipped: Tensor
     step: _Counter = _Counter()
     masks: dict[str, Tensor] = field(default_factory=dict)
+    tied: Tensor | None = None
     counter: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -101,7 +109,7 @@ class TrainState:
 
     def check(self) -> None:
         """Raises for an attribute that does not fit; at once where all that the last check saw is there still."""
-        seen: list[object] = [self.seeds, self.streams, self.skipped, self.counter]
+        seen: list[object] = [self.seeds, self.streams, self.skipped, self.counter, self.tied]
         for group in _GROUPS:
             held = getattr(self, group)
             if not isinstance(held, dict):
@@ -128,6 +136,11 @@ class TrainState:
             check_shape(f"masks[{name!r}]", value, self.parameters[name], torch.bool)
         for name, most in (("seeds", LARGEST_SEED), ("streams", 2**32 - 1), ("skipped", self.step)):
             check_integers(name, getattr(self, name), self.models, most)
+        if self.tied is not None:
+            check_integers("tied", self.tied, self.models, self.parameters["q"].shape[1])
+            for group in _GROUPS:
+                held = getattr(self, group)
+                check_tied(group, {name: held[name] for name in TIED if name in held}, self.tied.tolist())
         check_apart(self._labelled())
         self._seen, self._looks = seen, looks(seen)
 
@@ -168,8 +181,9 @@ class TrainState:
         Args:
             models: each an `nn.Memformer` of one response, or a mapping with "q" and, unless None, "p", "gamma", "beta"
                 and "gate", as `memformer_stack` takes them, gamma and beta with all their axes. What a module holds
-                fixed stays so: coefficients that its rule fixes, and parameters that require no gradient. Models may
-                differ in depth: the shallower ones are padded by identity layers, which training leaves alone.
+                fixed stays so: coefficients that its rule fixes, and parameters that require no gradient. What it
+                ties stays tied. Models may differ in depth: the shallower ones are padded by identity layers, which
+                training leaves alone.
             seeds: one for all models, or one for each; from 0 to 2^63 - 1.
             streams: one for each model; None counts them 0, 1, ..., so that each has its own tasks.
             trainable: for each model, by name, bool tensors that broadcast to a parameter: entries that may change, of
@@ -199,6 +213,7 @@ class TrainState:
                 reject("models", shapes[0], f"the same parameters and shapes in every model, {shapes[1]}")
         parameters = {name: torch.stack([model[name] for model in given]) for name in names}
         stacked = {name: torch.stack([mask[name] for mask in masks]) for name in names}
+        tied = [model.layers if isinstance(model, Network) and _is_tied(model) else 0 for model in models]
         seed_list = seeds if isinstance(seeds, Sequence) else [seeds] * count
         return cls(
             parameters=parameters,
@@ -208,6 +223,7 @@ class TrainState:
             streams=_integers("streams", range(count) if streams is None else _each("streams", streams)),
             skipped=torch.zeros(count, dtype=torch.int64, device="cpu"),
             masks={name: mask for name, mask in stacked.items() if not bool(mask.all())},
+            tied=_integers("tied", tied) if any(tied) else None,
         )
 
     def into(self, index: int, module: Network) -> None:
@@ -241,6 +257,10 @@ class TrainState:
     def device(self) -> torch.device:
         return self.parameters["q"].device
 
+    def tied_layers(self, index: int) -> int:
+        """How many of a model's first layers share their matrices: at least 1."""
+        return 1 if self.tied is None else max(1, int(self.tied[index]))
+
     def tensors(self) -> list[Tensor]:
         """Every tensor of the state, in a fixed order."""
         return list(self._labelled().values())
@@ -253,7 +273,8 @@ class TrainState:
         named = dict(in_order(self.parameters))
         for group in _GROUPS[1:]:
             named |= {f"{group}[{name!r}]": value for name, value in in_order(getattr(self, group)).items()}
-        return named | {name: getattr(self, name) for name in _COUNTERS}
+        named |= {name: getattr(self, name) for name in _COUNTERS}
+        return named if self.tied is None else named | {"tied": self.tied}
 
 
 def in_order(group: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -289,6 +310,10 @@ def _arguments(name: str, model: object) -> dict[str, Any]:
     if not isinstance(model, Mapping):
         reject_kind(name, model, "an nn.Memformer or a mapping from names to tensors")
     return _mapping(name, model)
+
+
+def _is_tied(model: Network) -> bool:
+    return getattr(model, "tied", False) is True
 
 
 def _integers(name: str, values: Sequence[object]) -> Tensor:

@@ -48,6 +48,15 @@ def check_shape(name: str, value: object, parameter: Tensor, dtype: torch.dtype)
         reject(name, value, f"a contiguous tensor of its parameter's shape {tuple(parameter.shape)}")
 
 
+def check_tied(group: str, held: Mapping[str, Tensor], tied: Sequence[int]) -> None:
+    """That layers which share matrices, the first `tied` of each model, hold the same of a group of tensors."""
+    for name, value in held.items():
+        for model, layers in enumerate(tied):
+            if not without_data(value) and not bool((value[model, :layers] == value[model, :1]).all()):
+                came = f"layers of model {model} that differ"
+                reject(f"{group}[{name!r}]", came, f"the same in its first {layers} layers, which are tied")
+
+
 def check_written(name: str, value: object) -> None:
     """That steps may write to a tensor wherever they are taken."""
     if isinstance(value, Tensor) and value.is_inference():

@@ -67,7 +67,7 @@ def test_every_option_reaches_the_configuration(tmp_path: Path) -> None:
         **{name.replace("-", "_"): value for name, value in options.items()}, "betas": [0.8, 0.95], "clip": None,
         "backend": "torch", "scales": [1.0, 0.5, 2.0], "tied": True,
     }  # fmt: skip
-    assert "Training step by step: tied layers share their matrices" in result.output
+    assert "Training step by step: rule 'gated_heads' trains gates" in result.output
 
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])

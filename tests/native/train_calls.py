@@ -57,10 +57,8 @@ class TrainCall:
         counts, found, ends, kept = links(state)
         flat = sum(value[0].numel() for value in state.parameters.values())
         rule, hyper, clip = arguments.rule(optimizer, state.models)
-        every, seeds, streams, kind, d, batch, all_tokens, context, queries, noise, *source = arguments.tasks(
-            state, sampler, steps
-        )
-        weights, factor, z, target, index = source
+        every, seeds, streams, kind, d, batch, all_tokens, context, *rest = arguments.tasks(state, sampler, steps)
+        queries, _, noise, _, weights, factor, z, target, index = rest
         factors = [optimizer.schedule.factor(state.step + i) for i in range(steps)]
         self.losses = torch.full((steps, state.models), -7.0, dtype=torch.float64)
         clip_ends = {"none": [], "matrix": ends, "model": [flat]}[clip]

@@ -29,21 +29,24 @@ void train_steps(const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma
                  const std::vector<Tensor>& first, const std::vector<Tensor>& second, const std::vector<Tensor>& masks,
                  const Tensor& skipped, const std::string& rule, const Tensor& hyper, const std::string& clip,
                  const Tensor& factors, int64_t max_skipped, int64_t first_step, const Tensor& counter,
-                 int64_t resample_every, const Tensor& seeds, const Tensor& streams, const std::string& sampler,
-                 int64_t features, int64_t tasks, int64_t tokens, int64_t context, int64_t queries, bool prefixes,
-                 double noise, const MaybeTensor& weight_factor, const MaybeTensor& covariate_factor,
-                 const MaybeTensor& z, const MaybeTensor& target, const MaybeTensor& index, const std::string& launches,
-                 double, const Tensor& losses) {
+                 const MaybeTensor& tied, int64_t resample_every, const Tensor& seeds, const Tensor& streams,
+                 const std::string& sampler, int64_t features, int64_t tasks, int64_t tokens, int64_t context,
+                 int64_t queries, bool prefixes, double noise, double most_noise, const MaybeTensor& weight_factor,
+                 const MaybeTensor& covariate_factor, const MaybeTensor& z, const MaybeTensor& target,
+                 const MaybeTensor& index, const std::string& launches, double, const Tensor& losses) {
   STD_TORCH_CHECK(!p && storage_of(q) == Storage::float32 && features <= cuda::most_trained_features,
                   "the CUDA trainer serves response-only models in float32 with at most ", cuda::most_trained_features,
                   " features");
   STD_TORCH_CHECK(!prefixes, "the CUDA trainer serves one context a task");
+  STD_TORCH_CHECK(noise == most_noise, "the CUDA trainer draws tasks of one noise");
+  STD_TORCH_CHECK(!tied, "the CUDA trainer serves layers with matrices of their own");
   if (losses.size(0) == 0) return;
-  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,   hyper,
-                                     clip,  factors, max_skipped, first_step, counter};
+  const OptimizerArguments optimizer{first, second,  masks,       skipped,    rule,    hyper,
+                                     clip,  factors, max_skipped, first_step, counter, tied};
   const TrainedParameters given{q, p, gamma, beta};
-  const TaskArguments source{seeds,    streams, sampler,       features,         tasks, tokens, context, queries,
-                             prefixes, noise,   weight_factor, covariate_factor, z,     target, index};
+  const TaskArguments source{seeds,   streams,  sampler, features,   tasks,         tokens,           context,
+                             queries, prefixes, noise,   most_noise, weight_factor, covariate_factor, z,
+                             target,  index};
   check_models(given, features);
   check_optimizer(given, optimizer, losses);
   check_tasks(source, q, draws_of(first_step, optimizer.begun() + losses.size(0), resample_every));

@@ -222,7 +222,7 @@ class Trainer {
       ++state_.skipped[model];
       return;
     }
-    const double* const total = totals(model);
+    double* const total = totals(model);
     const int queries = training_.source.queries ? training_.source.queries : 1;
     const double entries = static_cast<double>(training_.source.tasks) * queries;
     loss = total[state_.flat] / entries;
@@ -233,7 +233,7 @@ class Trainer {
     expand(model);
   }
 
-  bool take_step(int model, int64_t step, const double* total, double entries) {
+  bool take_step(int model, int64_t step, double* total, double entries) {
     const int64_t begin = static_cast<int64_t>(model) * state_.flat_step;
     const double* const hyper = state_.hyper + 6 * static_cast<int64_t>(model);
     T* const grad = news_ + 4 * begin;
@@ -241,11 +241,17 @@ class Trainer {
     T* const now[3] = {state_.parameters + begin, state_.first + begin,
                        state_.second ? state_.second + begin : nullptr};
     const T* const trained = state_.trained + begin;
+    // Layers that share matrices have one gradient: in the first of them while norms are taken, then in each.
+    each_copy(model, [&](int number, int copy) {
+      total[number] += total[copy];
+      total[copy] = 0.0;
+    });
     for (int k = 0; k < state_.flat; ++k) {
       grad[k] = trained[k] != T(0) ? static_cast<T>(total[k] / entries) : T(0);
     }
     for (int k = state_.flat; k < state_.flat_step; ++k) grad[k] = T(0);
     clip(hyper[5], grad);
+    each_copy(model, [&](int number, int copy) { grad[copy] = grad[number]; });
     const int64_t t = training_.step + step - state_.skipped[model] + 1;
     const auto scalars = core::step_scalars<T>(state_.rule, hyper, training_.factors[step], t);
     S wrong = S(T(0));
@@ -268,6 +274,19 @@ class Trainer {
       if (now[i]) std::memcpy(now[i], next[i], static_cast<std::size_t>(state_.flat_step) * sizeof(T));
     }
     return true;
+  }
+
+  // visit(number of a model's first layer, the same number of another layer that shares its matrices).
+  template <class Visit>
+  void each_copy(int model, Visit visit) const {
+    if (!state_.tied) return;
+    const int size = state_.layer_flat, tied = static_cast<int>(state_.tied[model]);
+    for (int projection = 0; projection < state_.projections; ++projection) {
+      const int begin = projection * network_.layers * size;
+      for (int l = 1; l < tied; ++l) {
+        for (int k = begin; k < begin + size; ++k) visit(k, k + l * size);
+      }
+    }
   }
 
   void clip(double limit, T* grad) const {

@@ -19,7 +19,7 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
   const TaskSource<T>& source = draw.source;
   const TaskCells<T> at(source);
   const int d = extent;
-  const core::StatisticsPlan plan{d, source.context, source.queries, source.noise != T(0)};
+  const core::StatisticsPlan plan{d, source.context, source.queries, source.noisy()};
   const T* const weight_factor = draw.factor(source.weight_factor);
   const T* const covariate_factor = draw.factor(source.covariate_factor);
 
@@ -32,7 +32,7 @@ void fill(const Draw<T>& draw, Extent extent, Tasks tasks, Lanes<T>* cells, Lane
   core::SymmetricQuadratic<S, Extent> task;
   task.extent = extent;
   S w[Extent::limit];
-  core::sample_statistics(plan, extent, drawn, chi, source.noise, weight_factor, covariate_factor, task, w);
+  core::sample_statistics(plan, extent, drawn, chi, noise_of(source, stream), weight_factor, covariate_factor, task, w);
   for (int k = 0; k < core::packed_size(d); ++k) cells[k] = task.h[k];
   for (int c = 0; c < d; ++c) cells[core::packed_size(d) + c] = task.b[c];
   cells[core::packed_size(d + 1) - 1] = S(T(0));
@@ -59,7 +59,7 @@ void fill(const Draw<T>& draw, Tasks tasks, Lanes<T>* cells, Lanes<T>* scratch) 
 template <class T>
 int scratch(const TaskSource<T>& source) {
   const int d = source.features;
-  return normal_cells(core::StatisticsPlan{d, source.context, source.queries, source.noise != T(0)}.normals());
+  return normal_cells(core::StatisticsPlan{d, source.context, source.queries, source.noisy()}.normals());
 }
 
 }  // namespace

@@ -41,6 +41,7 @@ class DrawnTokens {
       : source_(draw.source),
         d_(d),
         stream_(stream_of(draw, tasks)),
+        noise_(noise_of(source_, stream_)),
         covariate_factor_(draw.factor(source_.covariate_factor)),
         rows_(rows),
         buffer_(buffer) {
@@ -52,9 +53,9 @@ class DrawnTokens {
     const int d = d_;
     const S* const drawn = normals(stream_, d + static_cast<int64_t>(first) * d, count * d, buffer_);
     for (int i = 0; i < count; ++i) make(drawn + i * d, rows_ + i * (d + 1));
-    if (source_.noise != T(0)) {
+    if (source_.noisy()) {
       const S* const noise = normals(stream_, d + static_cast<int64_t>(source_.tokens) * d + first, count, buffer_);
-      for (int i = 0; i < count; ++i) rows_[i * (d + 1) + d] += noise[i] * source_.noise;
+      for (int i = 0; i < count; ++i) rows_[i * (d + 1) + d] += noise[i] * noise_;
     }
     return rows_;
   }
@@ -67,8 +68,8 @@ class DrawnTokens {
     row[d] = S(T(0));
     if (!source_.prefixes) return;
     row[d + 2] = row[d + 1];
-    if (source_.noise == T(0)) return;
-    row[d + 2] += *normals(stream_, d + static_cast<int64_t>(source_.tokens) * d + place, 1, buffer_) * source_.noise;
+    if (!source_.noisy()) return;
+    row[d + 2] += *normals(stream_, d + static_cast<int64_t>(source_.tokens) * d + place, 1, buffer_) * noise_;
   }
 
   const S* solution() const { return w_; }
@@ -86,6 +87,7 @@ class DrawnTokens {
   const TaskSource<T>& source_;
   Extent d_;
   core::Stream<S> stream_;
+  S noise_;
   const T* covariate_factor_;
   S* rows_;
   S* buffer_;

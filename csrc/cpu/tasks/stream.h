@@ -30,6 +30,18 @@ inline const S* normals(const core::Stream<S>& stream, int64_t first, int count,
   return cells + first % 4;
 }
 
+// Each task's noise.
+template <class T>
+inline Lanes<T> noise_of(const TaskSource<T>& source, const core::Stream<Lanes<T>>& stream) {
+  Lanes<T> noise(source.noise);
+  if (source.noise_spread != T(0)) {
+    Lanes<T> uniforms[4];
+    stream.uniforms(core::noise_block, uniforms);
+    noise += uniforms[0] * source.noise_spread;
+  }
+  return noise;
+}
+
 // Zeros in the lanes past the last task, whatever they hold.
 template <class T>
 inline void clear_unused(Tasks tasks, int count, Lanes<T>* cells) {

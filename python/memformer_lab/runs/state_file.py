@@ -1,7 +1,7 @@
 """Files of training states: everything that `train_steps` needs to go on exactly, for one model or an ensemble.
 
 The tensors are "parameters.q", ..., "first.q", ..., "second.q", ..., "masks.q", ... where there are masks, "seeds",
-"streams" and "skipped"; the header holds the step and whatever the caller adds.
+"streams", "skipped", and "tied" where models tie layers; the header holds the step and whatever the caller adds.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ VERSION = 2
 
 _GROUPS = ("parameters", "first", "second", "masks")
 _COUNTERS = ("seeds", "streams", "skipped")
+_TIED = "tied"
 
 
 def save_state(path: str | os.PathLike[str], state: TrainState, extra: Mapping[str, Any] | None = None) -> None:
@@ -35,6 +36,8 @@ def save_state(path: str | os.PathLike[str], state: TrainState, extra: Mapping[s
         OSError: if the file cannot be written.
     """
     tensors: dict[str, Tensor] = {name: getattr(state, name) for name in _COUNTERS}
+    if state.tied is not None:
+        tensors[_TIED] = state.tied
     for group in _GROUPS:
         tensors |= {f"{group}.{name}": value for name, value in getattr(state, group).items()}
     write_tensors(path, FORMAT, VERSION, {"step": state.step, "extra": dict(extra or {})}, tensors)
@@ -60,7 +63,7 @@ def load_state(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     counters: dict[str, Tensor] = {}
     for name, value in tensors.items():
         group, _, parameter = name.partition(".")
-        if name in _COUNTERS:
+        if name in (*_COUNTERS, _TIED):
             counters[name] = value
         elif group in groups and parameter:
             groups[group][parameter] = value.to(device)
@@ -71,6 +74,9 @@ def load_state(path: str | os.PathLike[str], device: torch.device | str = "cpu")
     try:
         parameters, first, second, masks = (groups[group] for group in _GROUPS)
         seeds, streams, skipped = (counters[name] for name in _COUNTERS)
-        return TrainState(parameters, first, second, seeds, streams, skipped, header["step"], masks), header["extra"]
+        state = TrainState(
+            parameters, first, second, seeds, streams, skipped, header["step"], masks, counters.get(_TIED)
+        )
+        return state, header["extra"]
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no training state: {error}") from error

@@ -194,8 +194,11 @@ class FusedSteps:
         return self._model
 
     def tensors(self) -> Tensors:
-        """Copies of the parameters and moments."""
-        return {group: {name: value[0].clone() for name, value in held.items()} for group, held in self._groups()}
+        """Copies of the parameters and moments, as the model holds them."""
+        return {
+            group: {name: value[: self._held(name, value)].clone() for name, value in held.items()}
+            for group, held in self._groups()
+        }
 
     def restore(self, tensors: Tensors, step: int) -> None:
         """Go on from what `tensors` gave after so many steps.
@@ -205,13 +208,19 @@ class FusedSteps:
         """
         for group, held in self._groups():
             for name, value in held.items():
-                _check(group, name, tensors[group].get(name), value[0])
-                value[0] = tensors[group][name]
+                _check(group, name, tensors[group].get(name), value[: self._held(name, value)])
+                value[:] = tensors[group][name]
         self.state.step = step
 
+    def _held(self, name: str, value: Tensor) -> int:
+        """How many layers of a parameter the model holds: the first alone where layers share it."""
+        return 1 if self._model.tied and name in ("q", "p") else len(value)
+
     def _groups(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Parameters and moments of the one model, as views."""
         state = self.state
-        return zip(GROUPS, (state.parameters, state.first, state.second), strict=True)
+        groups = ({name: x[0] for name, x in held.items()} for held in (state.parameters, state.first, state.second))
+        return zip(GROUPS, groups, strict=True)
 
 
 def drawn_sampler(tasks: StandardisedTasks | FamilyTasks, batch: int, *, queries: int, resample: int) -> DrawnTasks:

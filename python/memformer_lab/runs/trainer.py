@@ -118,8 +118,6 @@ class Trainer:
 
 def fault(config: TrainingConfig) -> str | None:
     """Why autograd trains such a run step by step, or None where `train_steps` does."""
-    if config.tied:
-        return "tied layers share their matrices"
     if config.rule == "gated_heads":
         return "rule 'gated_heads' trains gates, which no native library does"
     return None

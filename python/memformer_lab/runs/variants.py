@@ -1,4 +1,4 @@
-"""Memformers that no rule names: a preconditioner that is a number, tied layers, few registers."""
+"""Memformers that no rule names: a preconditioner that is a number, few registers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ class Variant(Memformer):
         layers: layers.
         preconditioner: "free"; "scalar": A_l is a multiple of the identity. A_l = -I/2 then stays as it is, since the
             weights of the registers, of which the linear rule gets one a layer, scale it.
-        tied: whether all layers have the same q and p, so that the network is one layer in a loop.
         registers: how many of the last registers an lfom layer weights, None for all. 1 keeps no memory.
         **arguments: of `Memformer`.
 
@@ -34,13 +33,11 @@ class Variant(Memformer):
         layers: int,
         *,
         preconditioner: Preconditioner = "free",
-        tied: bool = False,
         registers: int | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(d, layers, **{"device": "cpu", "dtype": torch.float32, **arguments})
         self.registers = registers
-        self.tied = tied
         if preconditioner == "scalar":
             if self.rule == "lfom_residual":
                 raise ValueError("rule must not be 'lfom_residual' where the preconditioner is scalar: that is 'lfom'")
@@ -49,19 +46,12 @@ class Variant(Memformer):
             self.q = nn.Parameter(start, requires_grad=False)
             if self.gamma is None:
                 self.gamma = nn.Parameter(self.q.new_ones(layers, self.heads, 1, 1))
-        if tied:
-            self.q = _first(self.q)
-            self.p = None if self.p is None else _first(self.p)
 
     def stack_arguments(self) -> StackArguments:
         """As `Memformer.stack_arguments`, with the constraints put in."""
         arguments = super().stack_arguments()
         if self.registers is not None and arguments["gamma"] is not None:
             arguments["gamma"] = _newest(arguments["gamma"], self.registers)
-        if self.tied:
-            arguments["q"] = arguments["q"].expand(self.layers, *self.q.shape[1:])
-            p = arguments["p"]
-            arguments["p"] = None if p is None else p.expand(self.layers, *p.shape[1:])
         return arguments
 
     def trainable_entries(self) -> dict[str, Tensor]:
@@ -70,11 +60,6 @@ class Variant(Memformer):
         if self.registers is not None and "gamma" in entries:
             entries["gamma"] &= _newest(torch.ones_like(entries["gamma"]), self.registers) != 0
         return entries
-
-
-def _first(stacked: nn.Parameter) -> nn.Parameter:
-    """The first layer's matrices, (1, H, ...)."""
-    return nn.Parameter(stacked.detach()[:1].clone(), requires_grad=stacked.requires_grad)
 
 
 def _newest(gamma: Tensor, registers: int) -> Tensor:

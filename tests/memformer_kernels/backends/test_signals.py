@@ -125,7 +125,7 @@ def _drawn(sampler: str, tasks: int, context: int, queries: int) -> Tensor:
     cells = _untouched(tasks, 3 + 3 * queries if queries else 4, torch.float32)
     first = torch.zeros(1, dtype=torch.int64)
     tokens = context + (queries if sampler == "tokens" else 0)
-    source = (sampler, 1, tasks, tokens, context, queries, False, 0.0, *[None] * 5)
+    source = (sampler, 1, tasks, tokens, context, queries, False, 0.0, 0.0, *[None] * 5)
     native.NATIVE.sample_tasks(first, first, *source, 0, cells)
     return cells
 

@@ -254,6 +254,80 @@ def test_device_and_dtype(make: Any) -> None:
     assert {parameter.dtype for parameter in make(dtype=torch.float32).double().parameters()} == {torch.float64}
 
 
+TIED = [*((rule, "block") for rule in RULES), ("lfom", "response-only"), ("lfom", "dense")]
+
+
+def _tied(rule: str = "lfom", structure: str = "block", **options: Any) -> Memformer:
+    model = _model(rule=rule, structure=structure, granularity="feature", tied=True, **options)
+    _shaken(model)
+    return model
+
+
+def _untied(model: Memformer) -> Memformer:
+    """The same network with matrices for each layer."""
+    untied = _model(rule=model.rule, structure=model.structure, granularity="feature", tied=False)
+    untied.load_arguments({name: x for name, x in model.stack_arguments().items() if isinstance(x, Tensor)})
+    return untied
+
+
+@on_every_path
+@pytest.mark.parametrize(("rule", "structure"), TIED)
+def test_tied_layers_are_layers_with_the_same_matrices(rule: str, structure: str, path: Path) -> None:
+    """The gradient of a shared matrix is the sum of the layers' gradients."""
+    model = _tied(rule, structure, **path.options)
+    untied, (z, target) = _untied(model), _tasks()
+    assert model.q.shape[0] == 1
+    torch.testing.assert_close(model.predict(z), untied.predict(z), rtol=1e-10, atol=1e-12)
+    for one in (model, untied):
+        one.loss(z, target).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), untied.parameters(), strict=True):
+        assert theirs.grad is not None
+        expected = theirs.grad.sum(0, keepdim=True) if name in ("q", "p") else theirs.grad
+        if rule in ("lfom_residual", "gated_heads") and name == "gamma":
+            expected = ours.grad  # the new register's weight is fixed
+        torch.testing.assert_close(ours.grad, expected, rtol=1e-8, atol=1e-11)
+
+
+def test_tied_layers_are_held_once() -> None:
+    model = _tied()
+    assert {name: tuple(x.shape[:2]) for name, x in model.named_parameters() if name in ("q", "p")} == {
+        "q": (1, HEADS),
+        "p": (1, HEADS),
+    }
+    assert {name: tuple(x.shape[:2]) for name, x in model.trainable_entries().items()} == {
+        "q": (1, HEADS),
+        "p": (1, HEADS),
+        "gamma": (LAYERS, LAYERS),
+    }
+    q = model.stack_arguments()["q"]
+    assert q.shape[0] == LAYERS
+    assert q.data_ptr() == model.q.data_ptr()
+    fresh = _model(rule="lfom", structure="block", tied=True)
+    fresh.load_state_dict(model.state_dict())
+    _assert_same_model(fresh, model)
+    _assert_same_model(copy.deepcopy(model), model)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        _untied(model).load_state_dict(model.state_dict())
+    assert "tied=True" in repr(model)
+    assert "tied" not in repr(_untied(model))
+
+
+def test_tied_layers_take_arguments_that_are_the_same_in_every_layer() -> None:
+    model, fresh = _tied(), _model(rule="lfom", structure="block", tied=True)
+    arguments = {name: x.detach().clone() for name, x in model.stack_arguments().items() if isinstance(x, Tensor)}
+    fresh.load_arguments(arguments)
+    _assert_same_model(fresh, model)
+    arguments["p"][1] += 1
+    arguments["gamma"] += 1
+    with pytest.raises(ValueError, match=r"^arguments\['p'\]: expected the same in every layer"):
+        fresh.load_arguments(arguments)
+    with pytest.raises(ValueError, match=r"^arguments\['q'\]: expected a tensor of shape \(3, 2, 3, 3\)"):
+        fresh.load_arguments({**arguments, "q": model.q.detach()})
+    _assert_same_model(fresh, model)
+    with pytest.raises(TypeError, match=r"^tied: expected a bool"):
+        _model(tied=1)
+
+
 def test_models_print_what_they_are() -> None:
     text = repr(Memformer(5, 4, heads=2, rule="lfom_shared", granularity="scalar", structure="block"))
     for part in ("d=5", "layers=4", "heads=2", "'lfom_shared'", "'scalar'", "'block'"):

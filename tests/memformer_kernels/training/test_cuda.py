@@ -17,7 +17,8 @@ STATISTICS = GaussianStatistics(D, N, 4)
 def _on_gpu(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """What `fault` reads of a state, as if its tensors were on a GPU."""
     made = {name: value[None] for name, value in model(dtype=dtype, **options).items() if value is not None}
-    return SimpleNamespace(parameters=made, dtype=dtype, device=torch.device("cuda:0"))
+    device = torch.device("cuda:0")
+    return SimpleNamespace(parameters=made, dtype=dtype, device=device, models=1, tied_layers=lambda index: 1)
 
 
 @pytest.mark.parametrize(
@@ -30,8 +31,9 @@ def _on_gpu(dtype: torch.dtype = torch.float32, **options: Any) -> Any:
         (_on_gpu(), GaussianStatistics(D, 2**24 + 1, 4), "at most 16777216 examples"),
         (_on_gpu(granularity="token", tokens=N + 1), GaussianTokens(D, N, 4), "token axis"),
         (_on_gpu(), GaussianTokens(D, 1, 4, queries=N, query="prefixes"), "one context a task"),
+        (_on_gpu(), GaussianTokens(D, N, 4, noise=(0.0, 1.0)), "tasks of one noise"),
     ],
-    ids=["float64", "block", "dense", "large", "long", "token axis", "prefixes"],
+    ids=["float64", "block", "dense", "large", "long", "token axis", "prefixes", "noise"],
 )
 def test_what_goes_to_plain_pytorch(held: Any, sampler: Sampler, reason: str) -> None:
     assert reason in str(cuda.fault(held, sampler))

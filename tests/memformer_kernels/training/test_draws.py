@@ -24,6 +24,7 @@ from memformer_kernels import (
 from memformer_kernels.training import draws
 from memformer_kernels.training.definition import block_sums
 from memformer_kernels.training.draws import Stream, Tasks, draw_tasks, normal_count, order
+from memformer_kernels.training.philox import task_words, uniforms
 from tests.memformer_kernels.training.runs import FACTOR, WEIGHTS, D, N, model
 
 TASKS = 20_000
@@ -95,6 +96,32 @@ def test_marginals_agree() -> None:
         )
     for left, right in zip(*marginals, strict=True):
         assert stats.ks_2samp(left.numpy(), right.numpy()).pvalue > 1e-5
+
+
+@pytest.mark.parametrize("kind", [GaussianTokens, GaussianStatistics])
+def test_noise_of_each_task_is_uniform(kind: type[GaussianTokens] | type[GaussianStatistics]) -> None:
+    """One level for all examples of a task, uniform over tasks; what else is drawn is that of any other noise."""
+    one, own = _draw(kind, 3, noise=1.0), _draw(kind, 3, noise=(0.5, 2.0))
+    plain = dataclasses.replace(kind(D, N, TASKS, **OPTIONS), noise=(0.3, 0.3))  # type: ignore[arg-type]
+    assert torch.equal(draw_tasks(plain, Stream(3, 0, torch.float64), 0, range(TASKS)).z, _draw(kind, 3).z)
+    assert torch.equal(one.target, own.target)
+    assert torch.equal(one.z[..., :D], own.z[..., :D])
+    # Labels are y + sigma e, and those of noise 1 and 2 tell e.
+    e = _draw(kind, 3, noise=2.0).z[:, : one.context, D] - one.z[:, : one.context, D]
+    levels = (own.z[:, : one.context, D] - one.z[:, : one.context, D]) / e + 1
+    torch.testing.assert_close(levels, levels[:, :1].expand_as(levels), rtol=1e-6, atol=1e-6)
+    assert stats.kstest(levels[:, 0].numpy(), stats.uniform(0.5, 1.5).cdf).pvalue > 1e-5
+    assert abs(float(torch.corrcoef(torch.stack([levels[:, 0], one.target[:, 0]]))[0, 1])) < 5 / math.sqrt(TASKS)
+
+
+def test_noise_of_each_task_is_drawn_alike_in_a_block_of_its_own() -> None:
+    """Whatever part of a batch is drawn, from the first word of a task's last block, in every prefix too."""
+    sampler = GaussianTokens(D, 2, 40, queries=3, query="prefixes", noise=(0.0, 1.0))
+    whole, part = (draw_tasks(sampler, STREAM, 7, range(start, 40)) for start in (0, 31))
+    assert torch.equal(whole.z[31:], part.z)
+    words = task_words(5, 0, 7, range(40), 2**31 - 1, 1)[:, :1]
+    assert torch.equal(draws.draw_noise(sampler, STREAM, 7, range(40)), uniforms(words, torch.float64))  # type: ignore[arg-type]
+    assert draws.draw_noise(dataclasses.replace(sampler, noise=0.25), STREAM, 7, range(40)) == 0.25
 
 
 @pytest.mark.parametrize("n", [3, 4, 20])

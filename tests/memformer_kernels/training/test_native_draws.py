@@ -52,7 +52,7 @@ def _cells(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype, tasks: int
         sampler.n if isinstance(sampler, GaussianSampler) else sampler.context,
         0 if isinstance(sampler, GaussianSampler) and sampler.query == "integrated" else 2,
         False,
-        float(sampler.noise) if isinstance(sampler, GaussianSampler) else 0.0,
+        *(sampler.noise_range if isinstance(sampler, GaussianSampler) else (0.0, 0.0)),
         *(None if factor is None else factor.to(dtype)[None].contiguous() for factor in factors),
         *((None, None) if isinstance(sampler, GaussianSampler) else (sampler.z, sampler.target)),
         None,
@@ -118,6 +118,7 @@ def _expected(sampler: GaussianSampler | FixedTasks, dtype: torch.dtype) -> Tens
 SAMPLERS = [
     pytest.param(GaussianStatistics(D, 8, TASKS, queries=2), id="statistics"),
     pytest.param(GaussianStatistics(5, 21, TASKS, queries=2, noise=0.3), id="noise"),
+    pytest.param(GaussianStatistics(5, 21, TASKS, queries=2, noise=(0.1, 0.9)), id="noise of each task"),
     pytest.param(GaussianStatistics(16, 16, TASKS, queries=2), id="widest"),
     pytest.param(GaussianStatistics(D, 70, TASKS, query="integrated", factor=FACTOR, weights=WEIGHTS), id="integrated"),
     pytest.param(GaussianTokens(D, 8, TASKS, queries=2), id="tokens"),
@@ -125,6 +126,7 @@ SAMPLERS = [
         GaussianTokens(D, 70, TASKS, queries=2, noise=0.3, factor=FACTOR, weights=WEIGHTS), id="tokens of many blocks"
     ),
     pytest.param(GaussianTokens(5, 33, TASKS, query="integrated", noise=0.1), id="tokens, integrated"),
+    pytest.param(GaussianTokens(5, 33, TASKS, queries=2, noise=(0.0, 2.0)), id="tokens, noise of each task"),
 ]
 
 

@@ -66,6 +66,9 @@ SAMPLERS: dict[str, Sampler] = {
     "integrated": INTEGRATED,
     "statistics": GaussianStatistics(D, N + 1, 48, queries=2, noise=0.2, resample_every=3, **SHAPED),  # type: ignore[arg-type]
     "tokens": GaussianTokens(D, N, 48, queries=2, noise=0.2, **SHAPED),  # type: ignore[arg-type]
+    "statistics, noise of each task": GaussianStatistics(D, N, 48, query="integrated", noise=(0.1, 0.9), **SHAPED),  # type: ignore[arg-type]
+    "tokens, noise of each task": GaussianTokens(D, N, 48, queries=2, noise=(0.0, 1.0), **SHAPED),  # type: ignore[arg-type]
+    "prefixes, noise of each task": GaussianTokens(D, 2, 48, queries=N, query="prefixes", noise=(0.0, 1.0)),
     "tokens, integrated": GaussianTokens(D, N, 48, query="integrated", resample_every=2),
     "full batch": FixedTasks(*_given(), N),
     "epochs": FixedTasks(*_given(), N, batch=7, resample_every=2),
@@ -125,7 +128,9 @@ def test_every_model(options: dict[str, Any], kind: str) -> None:
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["tokens", "epochs", "drawn", "prefixes", "prefixes, epochs"])
+@pytest.mark.parametrize(
+    "kind", ["tokens", "tokens, noise of each task", "epochs", "drawn", "prefixes", "prefixes, epochs"]
+)
 def test_dense_models(kind: str) -> None:
     own, theirs = _traces(state(structure="dense"), SAMPLERS[kind], OPTIMIZERS["adam"], 12)
     torch.testing.assert_close(own, theirs, rtol=EXACT, atol=0)

@@ -262,6 +262,12 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (lambda: GaussianTokens(0, 3, 1), ValueError, "d"),
     (lambda: GaussianTokens(2, 3, 0), ValueError, "batch"),
     (lambda: GaussianTokens(2, 3, 1, noise=-1.0), ValueError, "noise"),
+    (lambda: GaussianTokens(2, 3, 1, noise=(1.0, 0.5)), ValueError, "noise"),
+    (lambda: GaussianTokens(2, 3, 1, noise=(0.0, math.inf)), ValueError, "noise"),
+    (lambda: GaussianTokens(2, 3, 1, noise=(-1.0, 1.0)), ValueError, "noise"),
+    (lambda: GaussianStatistics(2, 3, 1, noise=(0.5,)), ValueError, "noise"),  # type: ignore[arg-type]
+    (lambda: GaussianTokens(2, 3, 1, noise=("a", 1.0)), TypeError, "noise"),  # type: ignore[arg-type]
+    (lambda: GaussianTokens(2, 3, 1, noise="much"), TypeError, "noise"),  # type: ignore[arg-type]
     (lambda: GaussianTokens(2, 3, 1, factor=torch.eye(3)), ValueError, "factor"),
     (lambda: GaussianTokens(2, 3, 1, weights=torch.full((2, 2), math.nan)), ValueError, "weights"),
     (lambda: GaussianTokens(2, 3, 1, query="none"), ValueError, "query"),

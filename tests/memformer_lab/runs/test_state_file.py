@@ -38,6 +38,8 @@ def _assert_same(one: TrainState, other: TrainState) -> None:
         assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
     for name in ("seeds", "streams", "skipped"):
         assert torch.equal(getattr(one, name), getattr(other, name))
+    assert (one.tied is None) == (other.tied is None)
+    assert one.tied is None or torch.equal(one.tied, other.tied)  # type: ignore[arg-type]
 
 
 def test_what_is_saved_is_loaded_and_goes_on_exactly(state: TrainState, tmp_path: Path) -> None:
@@ -48,6 +50,19 @@ def test_what_is_saved_is_loaded_and_goes_on_exactly(state: TrainState, tmp_path
     _assert_same(state, loaded)
     assert torch.equal(_advance(state, 4), _advance(loaded, 4))
     _assert_same(state, loaded)
+
+
+def test_tied_layers_stay_tied(tmp_path: Path) -> None:
+    """A state without any has no such tensor in its file, and neither have files from before there were any."""
+    torch.manual_seed(0)
+    held = TrainState.of([Memformer(3, layers, structure="block", tied=layers > 2) for layers in (3, 2)])
+    _advance(held, 2)
+    save_state(tmp_path / "state", held)
+    loaded, _ = load_state(tmp_path / "state")
+    assert loaded.tied is not None
+    assert loaded.tied.tolist() == [3, 0]
+    assert torch.equal(_advance(held, 4), _advance(loaded, 4))
+    _assert_same(held, loaded)
 
 
 def test_what_cannot_be_written_is_refused(state: TrainState, tmp_path: Path) -> None:

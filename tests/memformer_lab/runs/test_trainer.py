@@ -75,7 +75,6 @@ def test_a_trained_model_is_as_good_as_theory_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tied": True}, "backend must be 'torch', got 'auto': tied layers"),
         ({"rule": "gated_heads", "heads": 2}, "backend must be 'torch', got 'auto': rule 'gated_heads'"),
         ({"rule": "recursive", "backend": "cpu"}, "token axis|backend='cpu' is not available"),
     ],

@@ -80,6 +80,7 @@ CASES = {
     "fused, per token": dataclasses.replace(FUSED, rule="recursive", steps=70),
     "fused, residual": dataclasses.replace(FUSED, rule="lfom_residual", schedule="step", decay_every=30, warmup=5),
     "fused, by SGD with momentum": dataclasses.replace(FUSED, optimizer="sgd", momentum=0.9),
+    "fused, tied": dataclasses.replace(FUSED, structure="block", tied=True, clip=0.05),
     "fused, scalar": dataclasses.replace(FUSED, preconditioner="scalar"),
     "fused, noise, spectrum and prior": dataclasses.replace(
         FUSED, tasks="gaussian", scales=(1.0, 0.5, 0.25), prior="inverse", noise=0.1, rotation_seed=3
@@ -372,13 +373,16 @@ def test_runs_at_defaults_do_not_diverge(structure: str, tasks: str, tmp_path: P
     assert judged(errors) < 0.05
 
 
-def test_tied_layers_share_their_matrices(tmp_path: Path) -> None:
-    model = train(dataclasses.replace(SMALL, structure="block", layers=3, tied=True, clip=0.05), tmp_path).model
+@pytest.mark.parametrize("config", [SMALL, FUSED], ids=["by autograd", "fused"])
+def test_tied_layers_share_their_matrices(config: TrainingConfig, tmp_path: Path) -> None:
+    tied = dataclasses.replace(config, structure="block", layers=3, tied=True, clip=0.05)
+    model = train(tied, tmp_path).model
     arguments = model.stack_arguments()
     for name in ("q", "p"):
         assert arguments[name].shape[0] == 3  # type: ignore[literal-required]
         assert (arguments[name] == arguments[name][:1]).all()  # type: ignore[literal-required]
     assert model.q.shape[0] == 1
+    assert not torch.equal(model.q, build_model(tied).q)
 
 
 def test_noise_spectrum_and_prior_reach_the_tasks() -> None:
