@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,6 +85,15 @@ def excess(curve: Series) -> Series:
     """A trained curve less its optimum on the same tasks, seed by seed. 0 is the best."""
     rows = [[value - best for value, best in zip(row, curve.optimum, strict=True)] for row in curve.values]
     return series(curve.label, curve.x, rows, optimum=[0.0] * len(curve.x))
+
+
+def change_of(curve: Series) -> Series:
+    """A curve less its value at the place before, from its second place on, seed by seed and longer training alike."""
+    values, longer = (
+        [[after - before for before, after in pairwise(row)] for row in rows] for rows in (curve.values, curve.longer)
+    )
+    widths = [math.hypot(*pair) for pair in pairwise(curve.sampling)]
+    return series(f"{curve.label}, change", curve.x[1:], values, sampling=widths, longer=longer)
 
 
 def half_widths(rows: Sequence[Sequence[Estimate]]) -> list[float]:

@@ -79,21 +79,71 @@ def exact_optimum(tasks: GaussianTasks, layers: int) -> Optimum:
     Raises:
         ValueError: unless w* ~ N(0, Sigma^-1) or Sigma is a multiple of I, or if layers < 1.
     """
-    if tasks.weights != "inverse" and len(set(tasks.scales)) > 1:
-        raise ValueError(f"isotropic weights need equal scales for an exact optimum, got scales {tasks.scales}")
-    variance = 1.0 if tasks.weights == "inverse" else tasks.scales[0] ** 2
+    variance = _whitened_variance(tasks)
     moments = spectral_moments(tasks.d, tasks.n, 2 * layers)
     nodes = torch.linalg.eigvalsh(jacobi_matrix(moments[1:], layers)).flip(0)
     # Large and small steps in turn keep the iterates small on the way.
     nodes = nodes[_spread_order(nodes)]
-    penalty = Fraction(tasks.noise) ** 2 / tasks.n / Fraction(variance)
+    penalty = Fraction(tasks.noise) ** 2 / tasks.n / variance
     shrunk = 1 + float(penalty) / nodes
     weights = 1 / nodes if not penalty else 1 / (nodes * shrunk.cumprod(0))
-    gram = [[moments[j + k + 2] + penalty * moments[j + k + 1] for k in range(layers)] for j in range(layers)]
-    target = [moments[j + 1] for j in range(layers)]
+    gram, target = _exact_form(tasks, tasks.n, layers)
+    left = _exact_error(solve_exactly(gram, target), gram, target)
+    return Optimum(float(tasks.d * variance * left), torch.linalg.inv(tasks.covariance), nodes, weights)
+
+
+def common_errors(tasks: GaussianTasks, lengths: Sequence[int], layers: int, places: Sequence[int]) -> list[float]:
+    """Exact errors at several context lengths of the one p whose mean error over some lengths is least.
+
+    As `exact_optimum`, for a network that is trained on contexts of many lengths, each as often.
+
+    Args:
+        tasks: the distribution; its own n is not read.
+        lengths: context lengths that p is the best for, together.
+        layers: L.
+        places: context lengths that it is judged at, any.
+
+    Returns:
+        The expected squared error of a random query at each of `places`.
+
+    Raises:
+        ValueError: unless w* ~ N(0, Sigma^-1) or Sigma is a multiple of I, for no lengths, or if layers < 1.
+    """
+    variance = _whitened_variance(tasks)
+    if not lengths or layers < 1:
+        raise ValueError(f"expected at least one length and one layer, got {len(lengths)} lengths and {layers} layers")
+    forms = {n: _exact_form(tasks, n, layers) for n in sorted({*lengths, *places})}
+    one = range(layers)
+    gram = [[sum((forms[n][0][j][k] for n in lengths), Fraction(0)) for k in one] for j in one]
+    target = [sum((forms[n][1][j] for n in lengths), Fraction(0)) for j in one]
     solution = solve_exactly(gram, target)
-    left = 1 - sum((c * v for c, v in zip(solution, target, strict=True)), Fraction(0))
-    return Optimum(float(tasks.d * Fraction(variance) * left), torch.linalg.inv(tasks.covariance), nodes, weights)
+    return [float(tasks.d * variance * _exact_error(solution, *forms[n])) for n in places]
+
+
+def _whitened_variance(tasks: GaussianTasks) -> Fraction:
+    """The variance of a whitened weight, of tasks whose whitened features are isotropic."""
+    if tasks.weights != "inverse" and len(set(tasks.scales)) > 1:
+        raise ValueError(f"isotropic weights need equal scales for an exact optimum, got scales {tasks.scales}")
+    return Fraction(1.0 if tasks.weights == "inverse" else tasks.scales[0] ** 2)
+
+
+def _exact_form(tasks: GaussianTasks, n: int, layers: int) -> tuple[list[list[Fraction]], list[Fraction]]:
+    """The quadratic form of p's monomial coefficients c: the error is d times 1 - 2 target . c + c^T gram c."""
+    moments = spectral_moments(tasks.d, n, 2 * layers)
+    penalty = Fraction(tasks.noise) ** 2 / n / _whitened_variance(tasks)
+    gram = [[moments[j + k + 2] + penalty * moments[j + k + 1] for k in range(layers)] for j in range(layers)]
+    return gram, [moments[j + 1] for j in range(layers)]
+
+
+def _exact_error(
+    solution: Sequence[Fraction], gram: Sequence[Sequence[Fraction]], target: Sequence[Fraction]
+) -> Fraction:
+    """1 - 2 target . c + c^T gram c."""
+    slope = [
+        sum((a * c for a, c in zip(row, solution, strict=True)), Fraction(0)) - 2 * t
+        for row, t in zip(gram, target, strict=True)
+    ]
+    return 1 + sum((c * g for c, g in zip(solution, slope, strict=True)), Fraction(0))
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ def _changed(results: Results, value: Callable[[Panel, Series, float, float], fl
 
 
 def test_all_are_there() -> None:
-    assert [one.number for one in EXPERIMENTS] == [*range(1, 25)]
-    assert len(set(NAMES)) == 24
+    assert [one.number for one in EXPERIMENTS] == [*range(1, 27)]
+    assert len(set(NAMES)) == 26
     assert find("2") is find("lfom")
     with pytest.raises(ValueError, match="no experiment is called 'magic'; there are 1 cgd"):
         find("magic")
@@ -123,6 +123,8 @@ _BEST = {
     "shift": lambda p, s, x, v: _shift(p, s, x),
     "sparse": lambda p, s, x, v: {"LISTA-CP, learned weights": -x, "ALISTA, analytic weights": -2 * x}.get(s.label, 0),
     "spectrum": lambda p, s, x, v: _spectrum(p, s),
+    "prompt-lengths": lambda p, s, x, v: -x if "LFOM" in s.label and "alone" not in s.label else 0.0,
+    "classification": lambda p, s, x, v: -x if "LFOM" in s.label else 0.0,
 }  # fmt: skip
 
 
@@ -340,6 +342,40 @@ def test_one_scalar_that_does_as_well_refutes_the_mixture(tiny: dict[str, Result
         "gates adapt to what no head was trained on": True,
         "it takes several experts": False,
     }
+
+
+def test_one_length_does_not_stand_for_all(tiny: dict[str, Results]) -> None:
+    """What does best after 20 examples and badly after fewer gains nothing, and is not close to least squares."""
+
+    def value(panel: Panel, one: Series, x: float, old: float) -> float:
+        if "LFOM" not in one.label:
+            return 0.0
+        return 1e4 * (15 - x) if "alone" not in one.label else 0.0
+
+    verdict = find("prompt-lengths").verdict(_changed(_tiny("prompt-lengths", tiny), value), "full")
+    assert verdict.label == "reproduced in part"
+    assert [part for part, holds in verdict.parts.items() if holds] == [
+        "no worse at the longest prompt, Bm = 0",
+        "no worse at the longest prompt, Bm free",
+        "every example lowers the error",
+    ]
+
+
+def test_errors_at_the_floor_are_least_squares(tiny: dict[str, Results]) -> None:
+    """Without noise least squares is exact from d examples on, and before it has missed what the examples leave out."""
+    exact = _tiny("prompt-lengths", tiny)["share"]["least squares"]
+    assert [exact.mean(x) for x in exact.x[1:]] == pytest.approx([1e-4] * 4)
+    assert exact.mean(1) == pytest.approx(0.8, abs=0.15)
+
+
+def test_being_ahead_on_short_prompts_is_not_being_right_on_long_ones(tiny: dict[str, Results]) -> None:
+    def value(panel: Panel, one: Series, x: float, old: float) -> float:
+        return 50.0 - x / 10 if "LFOM" in one.label else 100.0
+
+    verdict = find("classification").verdict(_changed(_tiny("classification", tiny), value), "full")
+    assert verdict.label == "reproduced in part"
+    assert verdict.parts["ahead of classical classifiers on short prompts"] is True
+    assert list(verdict.parts.values()).count(False) == 2
 
 
 def test_what_is_decided_by_construction_is_decided_at_any_scale(tiny: dict[str, Results]) -> None:

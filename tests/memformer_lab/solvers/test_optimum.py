@@ -12,7 +12,7 @@ from memformer_kernels import lfom_solve
 from memformer_lab.experiments.e13_one_layer import closed_form
 from memformer_lab.solvers.estimates import estimate
 from memformer_lab.solvers.judging import solver_errors, weight_errors
-from memformer_lab.solvers.optimum import exact_optimum, sampled_form
+from memformer_lab.solvers.optimum import common_errors, exact_optimum, sampled_form
 from memformer_lab.tasks.gaussian import GaussianTasks
 from memformer_lab.tasks.seeds import generator_for
 
@@ -193,3 +193,42 @@ def test_what_has_no_closed_form_is_refused() -> None:
         exact_optimum(GaussianTasks(2, 5, (1.0, 2.0)), 2)
     with pytest.raises(ValueError, match="size 0 needs 0 moments and must be at least 1"):
         exact_optimum(_tasks(), 0)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_one_length_is_its_own_common_optimum(noise: float) -> None:
+    tasks = _tasks(noise)
+    expected = [exact_optimum(_tasks(noise, n=n), 3).error for n in (7, 20)]
+    found = [common_errors(tasks, [n], 3, [n])[0] for n in (7, 20)]
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_common_optimum_is_that_of_sampled_prompts_of_all_lengths() -> None:
+    """The least mean error over lengths, shorter than d too, by least squares on sampled tasks in float64."""
+    tasks, layers, lengths = _tasks(0.5, d=3), 2, (1, 2, 6)
+    errors = common_errors(tasks, lengths, layers, (*lengths, 9))
+    count, gram, target = 200_000, torch.zeros(layers, layers, dtype=DOUBLE), torch.zeros(layers, dtype=DOUBLE)
+    drawn = GaussianTasks(3, 9, (1.0,) * 3, noise=0.5, dtype=DOUBLE).tokens(count, torch.Generator().manual_seed(0))
+    bases = []
+    for n in (*lengths, 9):
+        x, y = drawn.z[:, :n, :-1], drawn.z[:, :n, -1:]
+        columns = [x.mT @ y / n]
+        for _ in range(layers - 1):
+            columns.append(x.mT @ (x @ columns[-1]) / n)
+        bases.append(torch.cat(columns, dim=-1))
+    wanted = drawn.weights[..., None]
+    for basis in bases[: len(lengths)]:
+        gram += (basis.mT @ basis).mean(0)
+        target += (basis.mT @ wanted).mean(0)[:, 0]
+    best = torch.linalg.solve(gram, target)
+    found = [float((basis @ best - drawn.weights).square().sum(-1).mean()) for basis in bases]
+    assert found == pytest.approx(errors, rel=0.05)
+    # A length alone can only do better there than all together.
+    assert exact_optimum(_tasks(0.5, d=3, n=6), layers).error <= errors[2]
+
+
+def test_common_optima_need_lengths_and_layers() -> None:
+    with pytest.raises(ValueError, match="expected at least one length and one layer, got 0 lengths and 2 layers"):
+        common_errors(_tasks(), [], 2, [5])
+    with pytest.raises(ValueError, match="isotropic weights need equal scales"):
+        common_errors(GaussianTasks(2, 4, (1.0, 0.5)), [4], 2, [4])
