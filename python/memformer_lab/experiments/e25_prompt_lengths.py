@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
@@ -207,8 +207,9 @@ def _panels(setting: Setting, noise: str) -> tuple[Panel, ...]:
 def _floored(one: Estimate) -> Estimate:
     """What is below the floor is shown at it: least squares is exact, and its rounding says nothing."""
     floor = math.log(_FLOOR * _D)
-    kept = {name: value for name in ("log_mean", "low", "high", "log_median") if (value := getattr(one, name)) < floor}
-    return replace(one, **dict.fromkeys(kept, floor))
+    # A NaN stays one: it is not below the floor.
+    mean, low, high, median = (max(value, floor) for value in (one.log_mean, one.low, one.high, one.log_median))
+    return Estimate(one.tasks, mean, low, high, median)
 
 
 def _shares(logs: Series) -> Series:
