@@ -42,7 +42,7 @@ Penalised = Callable[[MixtureBatch, float], Tensor]
 
 def run(setting: Setting) -> Results:
     """Trains on prompts of every length; all classifiers read the same prompts and answer the same queries."""
-    lengths = setting.pick(tiny=(10, 20, 40), quick=(10, 20, 40, 160, 640), full=(10, 20, 40, 80, 160, 320, 640))
+    lengths = setting.pick(tiny=(10, 20, 40), quick=(10, 20, 40, 160), full=(10, 20, 40, 80, 160, 320, 640))
     tasks = MixtureTasks(_D, _CLASSES, _RADIUS, _SCALES, rotation_seed=setting.seed)
     first = setting.seeds[0]
     networks: dict[str, list[Memformer]] = {}
@@ -124,7 +124,7 @@ def _label(layers: int) -> str:
 
 
 def _recipe(setting: Setting, layers: int) -> Recipe:
-    steps, batch = setting.pick(tiny=3, quick=200, full=2000), setting.pick(tiny=8, quick=32, full=64)
+    steps, batch = setting.pick(tiny=3, quick=100, full=1500), setting.pick(tiny=8, quick=32, full=64)
     return Recipe(steps, batch, 0.1 / layers, 1.0, warmup=setting.pick(tiny=1, quick=20, full=100))
 
 
@@ -147,12 +147,11 @@ def _tuned(setting: Setting, tasks: MixtureTasks, n: int, place: int) -> dict[st
     grids: dict[str, tuple[Penalised, tuple[float, ...], int]] = {
         LDA: (discriminant, (0.01, 0.03, 0.1, 0.3, 1.0), setting.pick(tiny=20, quick=500, full=2000)),
         RIDGE: (ridge_classes, (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0), setting.pick(tiny=20, quick=500, full=2000)),
-        LOGISTIC: (logistic, (0.1, 1.0, 10.0), setting.pick(tiny=4, quick=40, full=150)),
+        LOGISTIC: (logistic, (0.1, 1.0, 10.0), setting.pick(tiny=4, quick=20, full=60)),
     }
     found: dict[str, Classifier] = {}
     for name, (classifier, grid, count) in grids.items():
         drawn = tasks.draw(count, generator_for("training", setting.seed, 1 + place), n, queries=16)
-
         best = min(grid, key=partial(_rate, classifier, drawn))
         found[name] = partial(_with, classifier, best)
     return found
@@ -182,7 +181,7 @@ def _judged(
     flipped: float = 0.0,
 ) -> Rates:
     """All on the same tasks; logistic regression, of a fit a task, on the first of them."""
-    count, few = setting.pick(tiny=60, quick=1_000, full=10_000), setting.pick(tiny=10, quick=100, full=1_000)
+    count, few = setting.pick(tiny=60, quick=1_000, full=6_000), setting.pick(tiny=10, quick=60, full=600)
     chunk = setting.pick(tiny=60, quick=500, full=500)
     fixed: dict[str, Classifier] = {
         KNOWN: partial(by_known_means, tasks=tasks),
@@ -304,7 +303,7 @@ EXPERIMENT = Experiment(
     "third of it.",
     asks="whether flipped examples are memorised in many dimensions, classes of unequal means and priors, and rivals "
     "that are given an estimate of Sigma from other tasks",
-    minutes=6,
+    minutes=8,
     run=run,
     judge=judge,
     find=find,

@@ -18,7 +18,8 @@ from memformer_lab.tasks.mixtures import MixtureBatch, MixtureTasks
 def by_known_means(drawn: MixtureBatch, tasks: MixtureTasks) -> Tensor:
     """The Bayes-optimal rule of who knows the means and Sigma: the largest mu_c^T Sigma^-1 x."""
     x, _, means = _whitened(drawn, tasks)
-    return (x[:, drawn.context :] @ means.mT).argmax(-1)
+    scores: Tensor = x[:, drawn.context :] @ means.mT
+    return scores.argmax(-1)
 
 
 def in_context_optimum(drawn: MixtureBatch, tasks: MixtureTasks) -> Tensor:
@@ -53,7 +54,7 @@ def discriminant(drawn: MixtureBatch, shrinkage: float) -> Tensor:
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     size = pooled.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp(min=torch.finfo(x.dtype).tiny)
     weights = torch.linalg.solve((1 - shrinkage) * pooled + shrinkage * size * identity, means.mT)
-    scores = queries @ weights - 0.5 * (means.mT * weights).sum(1, keepdim=True)
+    scores: Tensor = queries @ weights - 0.5 * (means.mT * weights).sum(1, keepdim=True)
     return scores.masked_fill(counts.unsqueeze(1) == 0, -torch.inf).argmax(-1)
 
 
@@ -71,7 +72,8 @@ def ridge_classes(drawn: MixtureBatch, penalty: float) -> Tensor:
     identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     gram = examples.mT @ examples + penalty * identity
     weights = torch.linalg.solve(gram, examples.mT @ (labels - share))
-    return ((queries - centre) @ weights + share).argmax(-1)
+    scores: Tensor = (queries - centre) @ weights + share
+    return scores.argmax(-1)
 
 
 def logistic(drawn: MixtureBatch, strength: float) -> Tensor:
