@@ -114,7 +114,7 @@ def plain_recipe(kind: str, layers: int, setting: Setting) -> Recipe:
 
 
 def wide_recipe(start: str, setting: Setting) -> Recipe:
-    """How networks with a block are trained; one that begins as a trained network takes small steps, as in experiment 3."""
+    """How networks with a block are trained; one that begins trained takes small steps, as in experiment 3."""
     return Recipe(
         setting.pick(tiny=2, quick=60, full=1_500),
         setting.pick(tiny=4, quick=32, full=128),
