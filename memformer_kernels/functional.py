@@ -28,8 +28,9 @@ from torch import Tensor
 
 from memformer_kernels.backends.pytorch.attention import attend
 from memformer_kernels.backends.pytorch.register_update import update
+from memformer_kernels.backends.pytorch.task_coefficients import solve as solve_by_task
 from memformer_kernels.calls import call
-from memformer_kernels.calls.arguments import compute_dtype
+from memformer_kernels.calls.arguments import OF_TASKS, Quadratics, compute_dtype
 from memformer_kernels.calls.attention import check_history, check_step
 from memformer_kernels.calls.checks import Algorithm, Backend
 from memformer_kernels.torch_ops import gates, ops, sharding
@@ -489,8 +490,10 @@ def lfom_solve(
         h: (B, d, d), read in full; its gradient is dense. All tensors are float32, or all float64.
         b: (B, d); or (B, d, m), the columns of m quadratics with one h, which one product a step serves: torch's.
         a: preconditioners (L, d, d).
-        gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal.
-        beta: broadcastable to (L, d); None: 0.
+        gamma: broadcastable to (L, L, d), with three axes; entries j > l are ignored. None: ones on the diagonal. With
+            four axes, broadcastable to (B, L, L, d), each task has coefficients of its own, as conjugate gradients
+            have: torch's, and without a prox.
+        beta: broadcastable to (L, d), or with three axes to (B, L, d), likewise of each task; None: 0.
         w0: where the method starts, of b's shape, with no prox; None: 0.
         level: threshold, broadcastable to (L, d), or a number of at least 0. A tensor's values below 0 count as 0, with
             gradient zero there: learn softplus of a parameter where that might happen. None: 0.
@@ -506,7 +509,8 @@ def lfom_solve(
         w_L, of b's shape, or w_1, ..., w_L with an axis L in front with `layers`.
 
     Raises:
-        ValueError: a shape or value that does not fit; a backend without a prox where there is one.
+        ValueError: a shape or value that does not fit; a backend without a prox, or without coefficients of each
+            task, where there are some; both of them at once.
         TypeError: an argument of the wrong kind or dtype.
         RuntimeError: a backend that is not available, with the reason.
 
@@ -520,8 +524,11 @@ def lfom_solve(
         tensor([[0.4375, 0.4375]])
     """
     prox = (level, lower, upper, radius)
-    chosen = call.lfom_solve(h, b, a, gamma, beta, w0, *prox, layers, backend).backend
-    if level is lower is upper is radius is None:
+    found = call.lfom_solve(h, b, a, gamma, beta, w0, *prox, layers, backend)
+    chosen = found.backend
+    if found.form == OF_TASKS:
+        iterates = solve_by_task(Quadratics(h, b, a, gamma, beta, w0), layers)
+    elif level is lower is upper is radius is None:
         iterates = ops.lfom_solve(h, b, a, gamma, beta, w0, layers, chosen)
     else:
         tensors = [_as_tensor(x, h) for x in prox]

@@ -304,7 +304,8 @@ def lfom_solve(
     g_l = b - h w_l;  r_l = -a_l g_l + beta_l * r_{l-1};  w_{l+1} = prox_l(w_l + sum_{j<=l} gamma_{l,j} * r_j).
     `proximal` are level, lower, upper and radius, of which layer l's row is that of `prox`.
 
-    With b (B, d, m) each column is a method of its own, and iterates are (L, B, d, m).
+    With b (B, d, m) each column is a method of its own, and iterates are (L, B, d, m). gamma and beta may have an axis
+    of tasks in front of theirs.
     """
     if b.ndim == 3:
         starts = [None] * b.shape[2] if w0 is None else w0.unbind(-1)
@@ -317,13 +318,14 @@ def lfom_solve(
         residual = b - (h @ w[..., None])[..., 0]
         register = -(residual @ a[layer].transpose(-1, -2))
         if registers and beta is not None:
-            register = register + beta.expand(a.shape[0], b.shape[-1])[layer] * registers[-1]
+            decay = beta.expand(*beta.shape[:-2], a.shape[0], b.shape[-1])
+            register = register + decay[..., layer, :] * registers[-1]
         registers.append(register)
         if gamma is None:
             w = w + register
         else:
             for index in range(layer + 1):
-                w = w + gamma[layer % gamma.shape[0], index % gamma.shape[1]] * registers[index]
+                w = w + gamma[..., layer % gamma.shape[-3], index % gamma.shape[-2], :] * registers[index]
         given = {
             name: torch.as_tensor(x, dtype=b.dtype, device=b.device) for name, x in proximal.items() if x is not None
         }

@@ -70,6 +70,10 @@ class Plan(NamedTuple):
     reason: str
 
 
+OF_TASKS = "coefficients of tasks"
+"""The form of a first-order method whose gamma or beta has an axis of tasks."""
+
+
 class Call(NamedTuple):
     """All that a call is besides its tensors: the same for every call whose arguments look alike.
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from memformer_kernels.calls import plan, problem
-from memformer_kernels.calls.arguments import Attention, Call, Plan, Update
+from memformer_kernels.calls.arguments import OF_TASKS, Attention, Call, Plan, Update
 from memformer_kernels.calls.attention import check_attention
 from memformer_kernels.calls.checks import check_flag
 from memformer_kernels.calls.memo import remembered
@@ -106,7 +106,7 @@ def lfom_solve(*arguments: Any) -> Call:
     proximal = check_proximal(level, lower, upper, radius, quadratics[2], quadratics[0])
     check_flag("layers", layers)
     chosen = (plan.plan_proximal if proximal else plan.plan_quadratics)(checked, backend)
-    return Call(0, None, 0, "", chosen.backend, chosen)
+    return Call(0, None, 0, OF_TASKS if checked.per_task else "", chosen.backend, chosen)
 
 
 def linear_attention(*arguments: Any) -> tuple[Attention, Plan]:

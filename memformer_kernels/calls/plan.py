@@ -107,7 +107,9 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
     problem = problem._replace(device=availability.place(problem.device))
     regime = _quadratics_regime(problem)
     on_triton = _ONE_LAUNCH if problem.weights <= TILE_WIDTH else None
-    if problem.columns:
+    if problem.per_task:
+        backend, where = _of_torch_alone(backend, "gamma or beta has an axis of tasks", _OF_TASKS)
+    elif problem.columns:
         backend, where = _of_several("b has columns", backend)
     else:
         backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
@@ -115,7 +117,14 @@ def plan_quadratics(problem: QuadraticProblem, backend: str) -> Plan:
 
 
 def plan_proximal(problem: QuadraticProblem, backend: str) -> Plan:
-    """The plan of a first-order method whose steps end in a prox. Raises ValueError for a backend that has none."""
+    """The plan of a first-order method whose steps end in a prox.
+
+    Raises ValueError for a backend that has none, and for coefficients of each task, which no prox goes with.
+    """
+    if problem.per_task:
+        raise ValueError(
+            "gamma, beta: expected no axis of tasks where steps end in a prox (level, lower, upper or radius), got one"
+        )
     if check_choice("backend", backend, BACKENDS) not in ("auto", "torch", "cpu"):
         raise ValueError(
             'backend: expected "auto", "torch" or "cpu", since steps that end in a prox (level, lower, upper or '
@@ -226,6 +235,7 @@ _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
 _SCALED = "; tokens are scaled by their weights first, and where weights require a gradient torch makes all of them"
 _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"
+_OF_TASKS = "the kernels of other backends read coefficients that all tasks share"
 _PREFIXES_ON_TORCH = "every prefix has native kernels for tiny networks on a CPU, and is torch's elsewhere"
 _SPREAD = f"tasks of more than {TINY_CONTEXT} tokens are spread over many programs of the Triton kernels"
 _ALONG_A_TASK = "vectors run along the features or tokens of one task, which stays in a core's caches"
@@ -263,10 +273,15 @@ def _of_several(said: str, requested: str) -> tuple[str, str]:
     it was compiled for: m columns want kernels of their own. Each column as one more task would read and multiply a
     task's matrix m times, which a product with all columns at once does not.
     """
+    return _of_torch_alone(requested, said, _SEVERAL)
+
+
+def _of_torch_alone(requested: str, said: str, why: str) -> tuple[str, str]:
+    """The torch backend and why, where no other one serves what is said of the arguments."""
     check_choice("backend", requested, BACKENDS)
     if requested not in ("auto", "torch"):
-        raise ValueError(f'backend: expected "auto" or "torch", since {said} and {_SEVERAL}, got "{requested}"')
-    return "torch", _ASKED if requested == "torch" else _SEVERAL
+        raise ValueError(f'backend: expected "auto" or "torch", since {said} and {why}, got "{requested}"')
+    return "torch", _ASKED if requested == "torch" else why
 
 
 def _counted(tokens: int, width: int, ragged: bool) -> bool:

@@ -61,12 +61,14 @@ class QuadraticProblem(NamedTuple):
     """What a learned first-order method's arguments are: quadratics in d weights, and where they are.
 
     columns: whether b has an axis of columns, each the linear part of a quadratic of its own with the task's h.
+    per_task: whether gamma or beta has an axis of tasks.
     """
 
     weights: int
     device: str
     number: int = 0
     columns: bool = False
+    per_task: bool = False
 
 
 def check_tokens(z: object, name: str = "z") -> Tensor:
@@ -331,14 +333,19 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
         reject("b", b, f"shape (B, d) = ({batch}, {weights}), or (B, d, m) with m >= 1")
     if preconditioners.ndim != 3 or preconditioners.shape[0] < 1 or preconditioners.shape[1:] != matrices.shape[1:]:
         reject("a", a, f"preconditioners (L, d, d) = (L, {weights}, {weights}) with L >= 1")
-    layers = preconditioners.shape[0]
+    layers, per_task = preconditioners.shape[0], False
     if gamma is not None:
         coefficients = check_floating("gamma", gamma)
-        if coefficients.ndim != 3:
-            reject("gamma", gamma, "3 axes, broadcastable to (L, L, d)")
-        _check_broadcasts("gamma", coefficients, (layers, layers, weights))
+        if not 3 <= coefficients.ndim <= 4:
+            reject("gamma", gamma, "3 axes, broadcastable to (L, L, d), or 4, broadcastable to (B, L, L, d)")
+        per_task = coefficients.ndim == 4
+        lead = (batch,) if per_task else ()
+        _check_broadcasts("gamma", coefficients, (*lead, layers, layers, weights))
     if beta is not None:
-        _check_broadcasts("beta", check_floating("beta", beta), (layers, weights))
+        decay = check_floating("beta", beta)
+        lead = (batch,) if decay.ndim == 3 else ()
+        _check_broadcasts("beta", decay, (*lead, layers, weights))
+        per_task = per_task or decay.ndim == 3
     if w0 is not None and check_floating("w0", w0).shape != vectors.shape:
         reject("w0", w0, f"b's shape {tuple(vectors.shape)}")
     for name, tensor in {
@@ -354,7 +361,7 @@ def check_quadratics(h: object, b: object, a: object, gamma: object, beta: objec
             if not fits and (tensor.dtype == torch.float64 or not autocasts(matrices)):
                 reject_kind(name, tensor, f"float32 or float64, and h's dtype {matrices.dtype}")
             check_device(name, tensor, matrices)
-    return QuadraticProblem(weights, matrices.device.type, matrices.device.index or 0, columns)
+    return QuadraticProblem(weights, matrices.device.type, matrices.device.index or 0, columns, per_task)
 
 
 def _check_projections(q: Tensor, p: object, lead: tuple[int, ...], width: int, responses: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Comparison models in plain PyTorch: attention stacks in the Memformer's layout, a causal Transformer, an LSTM."""
+"""Comparison models: attention stacks in the Memformer's layout, feed-forward blocks, a causal Transformer, an LSTM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,63 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from memformer_kernels import memformer_layer
+from memformer_kernels.nn import Memformer
+
 Attention = Literal["linear", "softmax", "relu"]
+
+
+class FeedForward(nn.Module):
+    """The feed-forward blocks of several layers: W2 max(W1 z, 0) of each token, 4 D wide, starting from 0.
+
+    Args:
+        layers: layers, each with a block of its own.
+        width: D, numbers in a token.
+    """
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        hidden = 4 * width
+        self.up = nn.Parameter(torch.randn(layers, width, hidden, device="cpu", dtype=torch.float32) / math.sqrt(width))
+        self.down = nn.Parameter(torch.zeros(layers, hidden, width, device="cpu", dtype=torch.float32))
+
+    def forward(self, z: Tensor, layer: int) -> Tensor:
+        """What the block of a layer adds to tokens z (..., D)."""
+        added: Tensor = (z @ self.up[layer]).relu() @ self.down[layer]
+        return added
+
+
+class FeedForwardMemformer(nn.Module):
+    """A linear Transformer without memory, each of whose layers ends in a feed-forward block, on tokens z (B, N, D).
+
+        Z += (1/n) Z Q (sum over the context of z_i z_i^T) P^T,    then    z += W2 max(W1 z, 0) for every token
+
+    Examples and queries go through the same blocks. It begins as the network that it is given, since W2 begins at 0.
+
+    Args:
+        start: a Memformer of rule "linear" and one head; its matrices are copied.
+
+    Raises:
+        ValueError: for another rule, or several heads.
+    """
+
+    def __init__(self, start: Memformer) -> None:
+        super().__init__()
+        if start.rule != "linear" or start.heads != 1:
+            raise ValueError(f"start must have the rule 'linear' and 1 head, got {start.rule!r} and {start.heads}")
+        self.layers = start.layers
+        self.q = nn.Parameter(start.q.detach().clone())
+        self.p = None if start.p is None else nn.Parameter(start.p.detach().clone())
+        self.feed_forward = FeedForward(start.layers, start.d + 1)
+
+    def predict(self, z: Tensor, *, context: int, layers: bool = False) -> Tensor:
+        """(B, N - context) predictions of the queries, or (L, B, N - context) after each layer."""
+        rows = []
+        for layer in range(self.layers):
+            z, _ = memformer_layer(z, self.q[layer], None if self.p is None else self.p[layer], context=context)
+            z = z + self.feed_forward(z, layer)
+            rows.append(-z[:, context:, -1])
+        return torch.stack(rows) if layers else rows[-1]
 
 
 class AttentionStack(nn.Module):
@@ -16,7 +72,7 @@ class AttentionStack(nn.Module):
 
     linear: Z += sum over heads of (Z Q Z_c^T / n) Z_c P^T, the linear transformer with dense Q and P. relu: max(., 0)
     of the scores. softmax: the softmax of the scores over the context in place of scores / n. With a feed-forward
-    block each layer further adds W2 max(W1 z, 0), 4 D wide, starting from 0. The prediction is -Z_L[query, D-1].
+    block each layer further adds that of `FeedForward`. The prediction is -Z_L[query, D-1].
 
     Heads start with scores and outputs of turning signs: two softmax heads of opposite scores, subtracted, are linear
     attention to first order in the scores, which one head with its positive weights cannot be.
@@ -43,9 +99,7 @@ class AttentionStack(nn.Module):
         shape = (layers, heads, width, width)
         self.q = nn.Parameter(signs * start + 0.02 * torch.randn(shape, device="cpu", dtype=torch.float32))
         self.p = nn.Parameter(signs / heads * corner + 0.02 * torch.randn(shape, device="cpu", dtype=torch.float32))
-        hidden = 4 * width if feed_forward else 0
-        self.up = nn.Parameter(torch.randn(layers, width, hidden, device="cpu", dtype=torch.float32) / math.sqrt(width))
-        self.down = nn.Parameter(torch.zeros(layers, hidden, width, device="cpu", dtype=torch.float32))
+        self.feed_forward = FeedForward(layers, width) if feed_forward else None
 
     def _weights(self, scores: Tensor) -> Tensor:
         """(B, H, N, n) of scores of the same shape."""
@@ -59,8 +113,8 @@ class AttentionStack(nn.Module):
             known = z[:, None, :context]
             weights = self._weights(z[:, None] @ self.q[layer] @ known.mT)
             z = z + (weights @ (known @ self.p[layer].mT)).sum(1)
-            if self.up.shape[-1]:
-                z = z + (z @ self.up[layer]).relu() @ self.down[layer]
+            if self.feed_forward is not None:
+                z = z + self.feed_forward(z, layer)
         return -z[:, context:, -1]
 
 

@@ -14,7 +14,8 @@ example i before the layer, a_i that of its attention and r_i that of its regist
 
     rho_l = -mean_i c_i a_i,    g_l^T d_l = -mean_i c_i r_i,    d_l^T H d_l = mean_i r_i^2.
 
-`adaptive_predict` is that network, on tokens; `adaptive_solve` the same recurrence on H and b.
+`adaptive_predict` is that network, on tokens; `adaptive_solve` the same recurrence on H and b; `conjugate_gamma` gives
+the coefficients in the form of lfom, whose layers add weighted gradients of all layers before them.
 """
 
 from __future__ import annotations
@@ -120,6 +121,34 @@ def adaptive_solve(
         w, gradient = w + step * direction, gradient - step * image
         found.append(w.T)
     return AdaptiveRun(torch.stack(found), *coefficients.kept())
+
+
+def conjugate_gamma(h: Tensor, b: Tensor, a: Tensor) -> Tensor:
+    """gamma of each task with which `memformer_kernels.lfom_solve(h, b, a, gamma)` is conjugate gradients.
+
+    Unrolled, d_l is a sum over the gradients that registers hold, r_j = A g_j, so that no momentum is left:
+
+        gamma_{l,j} = gamma_l beta_{j+1} ... beta_l    for j <= l
+
+    Args:
+        h: as `adaptive_solve`.
+        b: as `adaptive_solve`.
+        a: (L, d, d), of which all layers are the same -A, as conjugate gradients preconditioned by A have them.
+
+    Returns:
+        (B, L, L, 1), 0 for j > l, and in rows of steps after a task has come to its end.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+    """
+    run = adaptive_solve(h, b, a)
+    own = torch.eye(len(a), dtype=b.dtype, device=b.device)
+    direction = torch.zeros_like(run.gamma.T)
+    rows = []
+    for layer in range(len(a)):
+        direction = run.beta[layer, :, None] * direction + own[layer]
+        rows.append(run.gamma[layer, :, None] * direction)
+    return torch.stack(rows, dim=1).unsqueeze(-1)
 
 
 def adaptive_solver(preconditioner: Tensor, layers: int) -> Callable[[Tensor, Tensor], Tensor]:

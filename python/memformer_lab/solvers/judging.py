@@ -23,6 +23,12 @@ Solver = Callable[[Tensor, Tensor], Tensor]
 """(h (B, d, d), b (B, d)) -> weights (rows, B, d)."""
 
 
+class Predictor(Protocol):
+    """What predicts queries from tokens, such as a `Memformer`."""
+
+    def predict(self, z: Tensor, *, context: int, layers: bool = False) -> Tensor: ...
+
+
 class QuadraticTasks(Protocol):
     """Tasks that are drawn as quadratics, with the factor C of their one covariance C C^T."""
 
@@ -119,8 +125,8 @@ def model_errors(models: Sequence[Memformer], tasks: Tasks, queries: int = 1, *,
     return network_errors(models, drawer(models, tasks, queries), layers=layers)
 
 
-def network_errors(models: Sequence[Memformer], draw: Draw, *, layers: bool = False) -> ErrorSampler:
-    """Errors of several models on the same tasks, row after row."""
+def network_errors(models: Sequence[Predictor], draw: Draw, *, layers: bool = False) -> ErrorSampler:
+    """Errors of several models on the same tasks, row after row; they have gradients where those are asked for."""
 
     def sample(batch: int, generator: Generator) -> Tensor:
         tasks = draw(batch, generator)

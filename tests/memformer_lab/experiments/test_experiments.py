@@ -120,6 +120,7 @@ _BEST = {
     "newton": lambda p, s, x, v: -(2.0**x) if p.name == "residual" else 1e-15,
     "adaptive": lambda p, s, x, v: 1e-15,
     "descent-ascent": lambda p, s, x, v: -40.0,
+    "feed-forward": lambda p, s, x, v: -9.0 if "feed-forward" in s.label else 0.0,
     "shift": lambda p, s, x, v: _shift(p, s, x),
     "sparse": lambda p, s, x, v: {"LISTA-CP, learned weights": -x, "ALISTA, analytic weights": -2 * x}.get(s.label, 0),
     "spectrum": lambda p, s, x, v: _spectrum(p, s),
@@ -383,6 +384,22 @@ def test_what_is_decided_by_construction_is_decided_at_any_scale(tiny: dict[str,
     assert find("adaptive").verdict(_tiny("adaptive", tiny), "full").parts == {
         "with coefficients that follow the task": True,
         "with fixed coefficients": False,
+    }
+
+
+def test_a_block_that_only_matches_gd_adds_nothing_with_bm_free(tiny: dict[str, Results]) -> None:
+    """GD++ is ahead of CGD by itself, so that being so shows nothing of a block; being ahead of first order does."""
+
+    def value(panel: Panel, one: Series, x: float, old: float) -> float:
+        if panel.name.startswith("block"):
+            return 0.0 if one.label in ("CGD", "Newton") else -9.0
+        return {"Bm = 0": -1.0, "CGD": -2.0}.get(one.label, -1.5 if "feed-forward" in one.label else 0.0)
+
+    verdict = find("feed-forward").verdict(_changed(_tiny("feed-forward", tiny), value), "full")
+    assert verdict.parts == {
+        "with Bm = 0 it does better than without a block": True,
+        "with Bm = 0 it does better than conjugate gradients": False,
+        "with Bm free it does better than without a block": False,
     }
 
 

@@ -18,8 +18,13 @@ from memformer_lab.experiments.prompts import (
     similarity,
 )
 from memformer_lab.experiments.second_order_data import turned
-from memformer_lab.experiments.sequence_models import AttentionStack, CausalTransformer, RecurrentModel
-from memformer_lab.runs.fitting import Recipe, fit_on_tasks
+from memformer_lab.experiments.sequence_models import (
+    AttentionStack,
+    CausalTransformer,
+    FeedForwardMemformer,
+    RecurrentModel,
+)
+from memformer_lab.runs.fitting import Recipe, fit_on_tasks, memformer
 from memformer_lab.solvers.estimates import Estimate
 from memformer_lab.solvers.optimizers import bfgs, conjugate_gradient, gradient_descent, ols, online_gradient_descent
 from memformer_lab.tasks.families import FAMILIES, family_tokens
@@ -67,6 +72,35 @@ def test_two_softmax_heads_are_linear_attention_where_scores_are_small() -> None
         moved = 2 / 10 * (scores - scores.mean(-1, keepdim=True)) @ (z[:, :10] @ p.double().T)
         found = stack.predict(z, 10) + z[:, 10:, -1]
     torch.testing.assert_close(found, -moved[:, 10:, -1], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("structure", ["response-only", "block"])
+def test_a_feed_forward_block_begins_as_nothing_and_serves_every_token(structure: str) -> None:
+    torch.manual_seed(0)
+    start = memformer(0, 3, 2, rule="linear", structure=structure, dtype=torch.float64)
+    model = FeedForwardMemformer(start).double()
+    batch = GaussianTasks.isotropic(3, 10, dtype=torch.float64).tokens(7, _generator(), queries=2)
+    with torch.no_grad():
+        expected = start.predict(batch.z, context=10, layers=True)
+        torch.testing.assert_close(model.predict(batch.z, context=10, layers=True), expected)
+        model.feed_forward.down.normal_(generator=_generator(1))
+        z = batch.z
+        p = torch.zeros(2, 4, 4, dtype=torch.float64)
+        p[:, 3, 3] = 1
+        if start.p is not None:
+            p[:, :3, :3] = start.p[:, 0]
+        for layer in range(2):
+            known = z[:, :10]
+            z = z + z[..., :3] @ start.q[layer, 0] @ known[..., :3].mT @ known @ p[layer].T / 10
+            z = z + (z @ model.feed_forward.up[layer]).relu() @ model.feed_forward.down[layer]
+        torch.testing.assert_close(model.predict(batch.z, context=10), -z[:, 10:, 3])
+    assert not torch.allclose(-z[:, 10:, 3], expected[-1])
+
+
+def test_a_feed_forward_block_goes_with_one_head_and_no_memory() -> None:
+    for arguments in ({"rule": "lfom"}, {"rule": "linear", "heads": 2}):
+        with pytest.raises(ValueError, match="start must have the rule 'linear' and 1 head"):
+            FeedForwardMemformer(memformer(0, 3, 2, **arguments))
 
 
 @pytest.mark.parametrize("build", [lambda: CausalTransformer(3, 8, 2, 10), lambda: RecurrentModel(3, 8)])

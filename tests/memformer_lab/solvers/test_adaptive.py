@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memformer_kernels import lfom_solve
-from memformer_lab.solvers.adaptive import adaptive_predict, adaptive_solve, adaptive_solver
+from memformer_lab.solvers.adaptive import adaptive_predict, adaptive_solve, adaptive_solver, conjugate_gamma
 from memformer_lab.solvers.judging import preconditioned_steps, quadratics_of
 from memformer_lab.solvers.optimizers import conjugate_gradient
 from memformer_lab.tasks.gaussian import GaussianTasks
@@ -50,6 +50,34 @@ def test_with_a_preconditioner_it_is_preconditioned_conjugate_gradients() -> Non
     found = adaptive_solver(a, 5)(drawn.h, drawn.b)
     assert _apart(found, expected) < 1e-10
     assert float((found[-1] - drawn.weights).norm() / drawn.weights.norm()) < 1e-8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layers", [4, 7])
+def test_lfom_with_coefficients_of_each_task_is_conjugate_gradients(kind: str, layers: int) -> None:
+    """In the contract: registers hold gradients, and gamma (B, L, L, 1) makes conjugate directions of them."""
+    tasks = KINDS[kind]
+    h, b = (one.contiguous() for one in quadratics_of(_drawn(tasks), tasks.n))
+    a = -torch.eye(tasks.d, dtype=torch.float64).expand(layers, -1, -1)
+    expected = conjugate_gradient(h, b, layers)
+    gamma = conjugate_gamma(h, b, a)
+    assert gamma.shape == (200, layers, layers, 1)
+    assert not bool(gamma[..., 0].triu(1).any())
+    assert _apart(lfom_solve(h, b, a, gamma, layers=True), expected) < 1e-10
+    run = adaptive_solve(h, b, a)
+    diagonal, beta = torch.diag_embed(run.gamma.T).unsqueeze(-1), run.beta.T.unsqueeze(-1)
+    assert _apart(lfom_solve(h, b, a, diagonal, beta, layers=True), expected) < 1e-10
+    mean = gamma.mean(0)
+    assert _apart(lfom_solve(h, b, a, mean, layers=True), expected) > 0.01, "one gamma for all tasks is not"
+
+
+def test_lfom_with_coefficients_of_each_task_is_preconditioned_conjugate_gradients() -> None:
+    tasks = KINDS["non-isotropic"]
+    preconditioner = torch.linalg.inv(tasks.covariance)
+    drawn = tasks.quadratics(300, torch.Generator().manual_seed(0))
+    h, b, a = drawn.h.contiguous(), drawn.b.contiguous(), -preconditioner.expand(5, -1, -1)
+    expected = preconditioned_steps("conjugate_gradient", preconditioner, 5)(h, b)
+    assert _apart(lfom_solve(h, b, a, conjugate_gamma(h, b, a), layers=True), expected) < 1e-10
 
 
 def test_tokens_and_quadratics_have_the_same_coefficients() -> None:
