@@ -231,14 +231,49 @@ def test_a_token_of_weight_0_is_dropped_by_selection(
         assert torch.equal(tokens[~changed], others[~changed])
 
 
-def test_weights_learn_where_a_token_of_weight_0_holds_no_numbers() -> None:
-    case = _case()
-    case.z[0, 1] = torch.nan
+@pytest.mark.parametrize("filling", [torch.nan, -torch.inf, 1e30, -3e38])
+@pytest.mark.parametrize("structure", ["response-only", "dense"])
+@KINDS
+@ON_EVERY_PATH
+def test_weights_learn_whatever_a_token_of_weight_0_holds(
+    path: Path, granularity: str, kind: str, structure: str, filling: float
+) -> None:
+    """Numbers that are none, or too large to be squared, count as 0 in the gradient of its weight."""
+    case, found = _case(kind, structure, granularity).to(torch.float32), []
     assert case.weights is not None
-    weights = case.weights.requires_grad_()
-    for algorithm in ("gram", "token"):
-        (grad,) = torch.autograd.grad(_loss(case, algorithm=algorithm), weights)
-        assert grad.isfinite().all()
+    for numbers in (0.0, filling):
+        z, weights = case.z.clone(), case.weights.clone().requires_grad_()
+        z[0, 1, 1] = z[2, 0] = numbers
+        inputs = [z.requires_grad_(), case.q.clone().requires_grad_(), weights]
+        own = replace(case, z=z, q=inputs[1], weights=weights)
+        predicted = memformer_predict(*_network(own), **_context(own), queries=QUERIES, **path.options)
+        loss = _loss(own, **path.options)
+        found.append([*torch.autograd.grad(loss, inputs), *torch.autograd.grad(predicted.square().sum(), inputs)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert all(grad.isfinite().all() for grad in found[0])
+    assert found[0][2][0, 1] != 0
+
+
+@STRUCTURES
+@KINDS
+@ON_EVERY_PATH
+def test_the_gradient_of_a_weight_of_0_may_be_too_large_for_a_number(
+    path: Path, granularity: str, kind: str, structure: str
+) -> None:
+    """It is 0 then, and those of the others are as they were."""
+    case, found = _case(kind, structure, granularity).to(torch.float32), []
+    assert case.weights is not None
+    target = 1e4 * _target().float()  # a loss whose gradients are large
+    for numbers in (1.0, 1.5e19):
+        z, weights = case.z.clone(), case.weights.clone().requires_grad_()
+        z[0, 1] = numbers
+        options: dict[str, Any] = {"context": case.context, "queries": QUERIES, "weights": weights, **path.options}
+        loss = memformer_loss(z, target, *_network(case)[1:], **options)
+        found.append(torch.autograd.grad(loss, weights)[0])
+    others = torch.arange(TASKS * TOKENS).view(TASKS, TOKENS) != 1
+    torch.testing.assert_close(found[1][others], found[0][others])
+    assert found[0][0, 1] != 0
+    assert found[1][0, 1] == 0
 
 
 @KINDS
