@@ -15,6 +15,7 @@
 #include "binding/train.h"
 #include "binding/train_checks.h"
 #include "binding/update.h"
+#include "binding/weighted.h"
 
 namespace memformer::binding {
 namespace {
@@ -57,6 +58,54 @@ void loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTen
     call.network.grad_z = made_array(grad_z);
     call.network.grad_target = array_of(grad_target);
     call.run();
+    call.write(grads);
+    const double mean = call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries));
+    Entries(value).write(0, 1, &mean);
+  });
+}
+
+void weighted_forward(const Tensor& z, const Tensor& q, const MaybeTensor& p, const MaybeTensor& gamma,
+                      const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context, int64_t queries,
+                      const Tensor& weights, const Tensor& result) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, true, queries});
+    call.network.pass = Pass::forward;
+    call.network.result = made_array(result);
+    call.network.result_layers = narrow(result.size(0), "result");
+    run_weighted(call, weights, std::nullopt);
+  });
+}
+
+void weighted_backward(const Tensor& grad, const Tensor& z, const Tensor& q, const MaybeTensor& p,
+                       const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context,
+                       int64_t queries, const Tensor& weights, const MaybeTensor& grad_z, const MaybeTensor& grad_q,
+                       const MaybeTensor& grad_p, const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta,
+                       const MaybeTensor& grad_weights) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, true, queries});
+    call.network.pass = Pass::backward;
+    call.network.result = array_of(grad);
+    call.network.result_layers = narrow(grad.size(0), "grad");
+    call.network.grad_z = made_array(grad_z);
+    run_weighted(call, weights, grad_weights);
+    call.write({grad_q, grad_p, grad_gamma, grad_beta});
+  });
+}
+
+void weighted_loss(const Tensor& z, const Tensor& target, const Tensor& q, const MaybeTensor& p,
+                   const MaybeTensor& gamma, const MaybeTensor& beta, const MaybeTensor& lengths, int64_t context,
+                   int64_t queries, const Tensor& weights, const Tensor& value, const MaybeTensor& grad_z,
+                   const MaybeTensor& grad_target, const MaybeTensor& grad_q, const MaybeTensor& grad_p,
+                   const MaybeTensor& grad_gamma, const MaybeTensor& grad_beta, const MaybeTensor& grad_weights) {
+  with_compute_type(z, [&](auto type) {
+    NetworkCall<decltype(type)> call({z, q, p, gamma, beta, lengths, context, true, queries});
+    const ParameterGrads grads{grad_q, grad_p, grad_gamma, grad_beta};
+    const bool learns = grads.any() || grad_z || grad_target || grad_weights;
+    call.network.pass = learns ? Pass::loss_backward : Pass::loss;
+    call.network.target = array_of(target);
+    call.network.grad_z = made_array(grad_z);
+    call.network.grad_target = array_of(grad_target);
+    run_weighted(call, weights, grad_weights);
     call.write(grads);
     const double mean = call.squared_error() / (static_cast<double>(z.size(0)) * static_cast<double>(queries));
     Entries(value).write(0, 1, &mean);
@@ -386,6 +435,8 @@ void use_instruction_set(const std::string& name) {
 
 #define MEMFORMER_NETWORK \
   "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, bool gram_space, int queries, "
+#define MEMFORMER_WEIGHTED \
+  "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, int queries, Tensor weights, "
 #define MEMFORMER_PREFIXES "Tensor q, Tensor? p, Tensor? gamma, Tensor? beta, int first, "
 #define MEMFORMER_LAYER \
   "Tensor z, Tensor q, Tensor? p, Tensor[] registers, Tensor? gamma, Tensor? beta, Tensor? lengths, int context, "
@@ -411,6 +462,12 @@ STABLE_TORCH_LIBRARY(memformer_native, m) {
         ") -> ()");
   m.def("loss(Tensor z, Tensor target, " MEMFORMER_NETWORK
         "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS ") -> ()");
+  m.def("weighted_forward(Tensor z, " MEMFORMER_WEIGHTED "Tensor(a!) result) -> ()");
+  m.def("weighted_backward(Tensor grad, Tensor z, " MEMFORMER_WEIGHTED "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS
+        ", Tensor(b!)? grad_weights) -> ()");
+  m.def("weighted_loss(Tensor z, Tensor target, " MEMFORMER_WEIGHTED
+        "Tensor(a!) value, Tensor(b!)? grad_z, Tensor(g!)? grad_target, " MEMFORMER_PARAMETER_GRADS
+        ", Tensor(h!)? grad_weights) -> ()");
   m.def("prefix_predict(Tensor z, " MEMFORMER_PREFIXES "Tensor(a!) result) -> ()");
   m.def("prefix_predict_backward(Tensor grad, Tensor z, " MEMFORMER_PREFIXES
         "Tensor(a!)? grad_z, " MEMFORMER_PARAMETER_GRADS ") -> ()");
@@ -456,6 +513,9 @@ STABLE_TORCH_LIBRARY_IMPL(memformer_native, CPU, m) {
   m.impl("forward", MEMFORMER_BOX(forward));
   m.impl("backward", MEMFORMER_BOX(backward));
   m.impl("loss", MEMFORMER_BOX(loss));
+  m.impl("weighted_forward", MEMFORMER_BOX(weighted_forward));
+  m.impl("weighted_backward", MEMFORMER_BOX(weighted_backward));
+  m.impl("weighted_loss", MEMFORMER_BOX(weighted_loss));
   m.impl("prefix_predict", MEMFORMER_BOX(prefix_predict));
   m.impl("prefix_predict_backward", MEMFORMER_BOX(prefix_predict_backward));
   m.impl("prefix_loss", MEMFORMER_BOX(prefix_loss));

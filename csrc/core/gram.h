@@ -27,9 +27,9 @@ MEMFORMER_INLINE constexpr int last_gram_row(int first, int end) {
   return row + 1;
 }
 
-// Rows First, ..., Last - 1 of the packed matrix, all in registers; then the rows after them.
+// Rows First, ..., Last - 1 of the packed matrix sum_i l_i r_i^T, all in registers; then the rows after them.
 template <class S, int Width, int First, int Stride>
-MEMFORMER_INLINE void gram_rows(Cells<const S, Stride> rows, int count, S* matrix) {
+MEMFORMER_INLINE void gram_rows(Cells<const S, Stride> left, Cells<const S, Stride> right, int count, S* matrix) {
   if constexpr (First < Width) {
     constexpr int last = last_gram_row(First, Width);
     constexpr int begin = packed_size(First);
@@ -40,12 +40,12 @@ MEMFORMER_INLINE void gram_rows(Cells<const S, Stride> rows, int count, S* matri
       MEMFORMER_UNROLL
       for (int r = First; r < last; ++r) {
         MEMFORMER_UNROLL
-        for (int c = 0; c <= r; ++c) sums[packed_size(r) + c - begin] += rows[i * Width + r] * rows[i * Width + c];
+        for (int c = 0; c <= r; ++c) sums[packed_size(r) + c - begin] += left[i * Width + r] * right[i * Width + c];
       }
     }
     MEMFORMER_UNROLL
     for (int k = 0; k < packed_size(last) - begin; ++k) matrix[begin + k] = sums[k];
-    gram_rows<S, Width, last, Stride>(rows, count, matrix);
+    gram_rows<S, Width, last, Stride>(left, right, count, matrix);
   }
 }
 
@@ -63,33 +63,41 @@ MEMFORMER_INLINE void add_gram_row(const S* row, Width width, S* matrix) {
   }
 }
 
-// The packed Gram matrix of at most `gram_block` rows of a compile-time width.
+// The lower half of sum_i l_i r_i^T, packed, of at most `gram_block` rows of a compile-time width.
 template <class S, int Width, int Stride>
-MEMFORMER_INLINE void block_gram(Cells<const S, Stride> rows, int count, Fixed<Width>, S* matrix) {
-  gram_rows<S, Width, 0, Stride>(rows, count, matrix);
+MEMFORMER_INLINE void block_products(Cells<const S, Stride> left, Cells<const S, Stride> right, int count, Fixed<Width>,
+                                     S* matrix) {
+  gram_rows<S, Width, 0, Stride>(left, right, count, matrix);
 }
 
 // The same for a run-time width: four columns of a row at a time.
 template <class S, int Limit, int Stride>
-MEMFORMER_INLINE void block_gram(Cells<const S, Stride> rows, int count, UpTo<Limit> width, S* matrix) {
+MEMFORMER_INLINE void block_products(Cells<const S, Stride> left, Cells<const S, Stride> right, int count,
+                                     UpTo<Limit> width, S* matrix) {
   for (int r = 0; r < width; ++r) {
     for (int c = 0; c <= r; c += 4) {
       S sums[4] = {S(0), S(0), S(0), S(0)};
       if (c + 3 <= r) {
         for (int i = 0; i < count; ++i) {
-          const S left = rows[i * width + r];
+          const S factor = left[i * width + r];
           MEMFORMER_UNROLL
-          for (int k = 0; k < 4; ++k) sums[k] += left * rows[i * width + c + k];
+          for (int k = 0; k < 4; ++k) sums[k] += factor * right[i * width + c + k];
         }
       } else {
         for (int i = 0; i < count; ++i) {
-          const S left = rows[i * width + r];
-          for (int k = 0; k <= r - c; ++k) sums[k] += left * rows[i * width + c + k];
+          const S factor = left[i * width + r];
+          for (int k = 0; k <= r - c; ++k) sums[k] += factor * right[i * width + c + k];
         }
       }
       for (int k = 0; k < 4 && c + k <= r; ++k) matrix[packed(r, c + k)] = sums[k];
     }
   }
+}
+
+// The packed Gram matrix of at most `gram_block` rows.
+template <class S, class Width, int Stride>
+MEMFORMER_INLINE void block_gram(Cells<const S, Stride> rows, int count, Width width, S* matrix) {
+  block_products(rows, rows, count, width, matrix);
 }
 
 // Gradient of the rows, added to `grads`: (dG + dG^T) z_i. `symmetric` holds dG + dG^T, packed.

@@ -10,6 +10,7 @@
 #include "cpu/attention_call.h"
 #include "cpu/quadratics_call.h"
 #include "cpu/threads.h"
+#include "cpu/weighted_gram.h"
 
 #define MEMFORMER_KERNELS(KERNEL, T)                                               \
   KERNEL(void, response_gram, const Network<T>&, ParallelFor)                      \
@@ -22,6 +23,7 @@
   KERNEL(void, prefix_response, const Network<T>&, ParallelFor)                    \
   KERNEL(void, prefix_general, const Network<T>&, ParallelFor)                     \
   KERNEL(void, context_gram, const Gram<T>&, ParallelFor)                          \
+  KERNEL(void, weighted_gram, const WeightedGram<T>&, ParallelFor)                 \
   KERNEL(void, wide_context_gram, const Gram<T>&, ParallelFor)                     \
   KERNEL(void, quadratics, const ProximalQuadratics<T>&, ParallelFor)              \
   KERNEL(void, wide_quadratics, const ProximalQuadratics<T>&, ParallelFor)         \

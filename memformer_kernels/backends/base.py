@@ -2,8 +2,9 @@
 
 A backend never validates sizes and never chooses: `problem` has checked the arguments and `plan` has named the backend
 and the algorithm. Every result is a new contiguous tensor. Gradients come as a list in the order of the call's tensors
-(`None` arguments and those whose `needs` entry is false are left out; registers count one entry each). The PyTorch
-backend alone is given calls with weights, whose entry of `needs` is the last; others are given none and no such entry.
+(`None` arguments and those whose `needs` entry is false are left out; registers count one entry each). Calls with
+weights, whose entry of `needs` is the last, are for backends of which `plan.takes_weights` says so; others are given
+none and no such entry.
 """
 
 from collections.abc import Callable, Sequence

@@ -31,6 +31,9 @@ _OPERATORS = (
     "lfom_solve_backward",
 )
 _CPU_OPERATORS = (
+    "weighted_forward",
+    "weighted_backward",
+    "weighted_loss",
     "prefix_predict",
     "prefix_predict_backward",
     "prefix_loss",
@@ -46,8 +49,8 @@ _CPU_OPERATORS = (
 class NativeBackend:
     """The operations on tensors of one library's device, "cpu" or "cuda"; `calls.plan` says which problems it serves.
 
-    The CUDA library has no kernels for every prefix, steps that end in a prox, attention and the register update: their
-    calls go elsewhere.
+    The CUDA library has no kernels for weights, every prefix, steps that end in a prox, attention and the register
+    update: their calls go elsewhere.
     """
 
     def __init__(self, name: str) -> None:
@@ -82,19 +85,29 @@ class NativeBackend:
     def predict(self, network: Network, queries: int, layers: bool) -> Tensor:
         depth = network.q.shape[0] if layers else 1
         result = network.z.new_empty((depth, network.z.shape[0], queries), dtype=compute_dtype(network.z))
-        self._operators.forward(*_arguments(network), queries, result)
+        if network.weights is not None:
+            self._operators.weighted_forward(*_weighted(network, queries), result)
+        else:
+            self._operators.forward(*_arguments(network), queries, result)
         return result
 
     def predict_backward(
         self, grad: Tensor, network: Network, queries: int, layers: bool, needs: Needs
     ) -> list[Tensor]:
+        if network.weights is not None:
+            grads = _gradients([*network[:6], network.weights], needs)
+            own = (*grads[:5], grads[6])
+            self._operators.weighted_backward(grad, *_weighted(network, queries), *own)
+            return _made(grads)
         grads = _gradients(network[:6], needs)
         self._operators.backward(grad, *_arguments(network), queries, *grads[:5])
         return _made(grads)
 
     def loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
         # Spelled out: a training call on one task is made of frames, and each helper is one.
-        z, q, p, gamma, beta, lengths, context, form, _ = network
+        z, q, p, gamma, beta, lengths, context, form, weights = network
+        if weights is not None:
+            return self._weighted_loss(network, target, queries, needs)
         dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
         value = z.new_empty((), dtype=dtype)
         grads = [
@@ -108,6 +121,21 @@ class NativeBackend:
         gram_space = form.space == "gram"
         self._operators.loss(z, target, q, p, gamma, beta, lengths, context, gram_space, queries, value, *grads)
         return [value, *[grad for grad in grads if grad is not None]]
+
+    def _weighted_loss(self, network: Network, target: Tensor, queries: int, needs: Needs) -> list[Tensor]:
+        z, *parameters = network[:5]
+        value = z.new_empty((), dtype=compute_dtype(z))
+        tensors = (z, target, *parameters, network.lengths, network.weights)
+        grads = [
+            torch.empty_like(x, dtype=value.dtype, memory_format=torch.contiguous_format)
+            if needed and x is not None
+            else None
+            for x, needed in zip(tensors, needs, strict=True)
+        ]
+        *own, _, weights = grads
+        _, *arguments = _weighted(network, queries)
+        self._operators.weighted_loss(z, target, *arguments, value, *own, weights)
+        return [value, *_made(grads)]
 
     def prefix_predict(self, network: Network, layers: bool) -> Tensor:
         z, depth = network.z, network.q.shape[0] if layers else 1
@@ -234,6 +262,11 @@ def _plain(lengths: Tensor | None) -> Tensor | None:
 def _arguments(network: Network) -> tuple[Any, ...]:
     z, q, p, gamma, beta, lengths, context, form, _ = network
     return z, q, p, gamma, beta, _plain(lengths), context, form.space == "gram"
+
+
+def _weighted(network: Network, queries: int) -> tuple[Any, ...]:
+    """A network of weighted tokens, which is in Gram space, as the library reads it."""
+    return *network[:5], _plain(network.lengths), network.context, queries, network.weights
 
 
 def _attention_arguments(call: Attention) -> tuple[Any, ...]:

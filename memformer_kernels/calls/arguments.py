@@ -97,7 +97,7 @@ class Call(NamedTuple):
 class Network(NamedTuple):
     """The arguments of a stack, gates folded into q or gamma; `lengths` (B,) are ragged contexts, else None.
 
-    `weights` (B, N) of the context's tokens come last, since the PyTorch backend alone is given any.
+    `weights` (B, N) of the context's tokens come last, since few backends are given any.
     """
 
     z: Tensor

@@ -52,7 +52,8 @@ def plan_network(problem: Problem, backend: str, algorithm: str) -> Plan:
     else:
         backend, where = _backend(backend, problem.device, problem.number, regime, on_triton)
     if problem.weighted and backend != "torch":
-        where += _SCALED
+        features_stay = problem.structure == "response-only"
+        where += _SUMMED_BY_WEIGHT if takes_weights(backend, algorithm, problem.width, features_stay) else _SCALED
     return Plan(backend, algorithm, regime, f"{why}; {where}")
 
 
@@ -165,6 +166,14 @@ def plan_update(dtype: torch.dtype, device: str, backend: str, number: int = 0) 
     return Plan(chosen, "token", "one pass", f"every register is read once; {where}")
 
 
+def takes_weights(backend: str, algorithm: str, width: int, features_stay: bool) -> bool:
+    """Whether a backend's predictions and losses take weights of tokens as they are, their gradients with them.
+
+    features_stay: the network is response-only.
+    """
+    return backend == "torch" or (backend == "cpu" and algorithm == "gram" and width <= TINY_WIDTH + features_stay)
+
+
 def _with_weighted_rows(problem: Problem, plan: Plan) -> Plan:
     """The plan where the context's tokens come back: kernels see tokens scaled by their weights, and a weight of 0
     leaves nothing of a token to bring back."""
@@ -232,6 +241,7 @@ def _on_triton(problem: Problem, algorithm: str, vectors: bool) -> str | None:
 
 _ASKED = "the backend was asked for"
 _ONE_LAUNCH = "one fused Triton kernel runs all layers of a task"
+_SUMMED_BY_WEIGHT = "; Gram matrices are summed by weight in a pass of their own, which has gradients for weights too"
 _SCALED = "; tokens are scaled by their weights first, and where weights require a gradient torch makes all of them"
 _TINY = "tiny problems run one task per SIMD lane"
 _SEVERAL = "the kernels of other backends keep one response a task, where torch's products take all of them at once"

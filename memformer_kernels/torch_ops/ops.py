@@ -25,7 +25,7 @@ from memformer_kernels.calls.arguments import (
 from memformer_kernels.calls.attention import check_bounds
 from memformer_kernels.calls.problem import check_lengths, check_weights
 from memformer_kernels.torch_ops.registration import Operation, define, define_with_gradients
-from memformer_kernels.torch_ops.weights import fold, scaled, unfold
+from memformer_kernels.torch_ops.weights import fold, scaled, takes_weights, unfold
 
 _UNRAGGED = "Tensor z, Tensor q, Tensor? p, Tensor? gamma, Tensor? beta"
 _CONTEXT = ", Tensor? lengths, Tensor? weights"
@@ -81,7 +81,8 @@ def _context_gram_fake(z: Tensor, lengths: Tensor | None, context: int, backend:
 def _stack(*arguments: Any) -> Tensor:
     *network, form, backend = arguments
     call = _network(network, form)
-    _check_values(call, 0)
+    if call.lengths is not None or call.weights is not None:
+        _check_values(call, 0)
     return _of_rows(call, backend).stack(call)
 
 
@@ -98,8 +99,9 @@ def _stack_fake(z: Tensor, *arguments: Any) -> Tensor:
 def _predict(*arguments: Any) -> Tensor:
     *network, form, queries, layers, backend = arguments
     call = _network(network, form)
-    _check_values(call, queries)
-    if call.weights is not None and backend != "torch":
+    if call.lengths is not None or call.weights is not None:
+        _check_values(call, queries)
+    if call.weights is not None and not takes_weights(call, backend):
         call = fold(call)[0]
     return BACKENDS[backend].predict(call, queries, layers)
 
@@ -107,7 +109,7 @@ def _predict(*arguments: Any) -> Tensor:
 def _predict_backward(grad: Tensor, *arguments: Any) -> list[Tensor]:
     *network, form, queries, layers, backend, needs = arguments
     call = _network(network, form)
-    if call.weights is not None and backend != "torch":
+    if call.weights is not None and not takes_weights(call, backend):
         if not needs[-1]:
             folded, scale = fold(call)
             grads = BACKENDS[backend].predict_backward(grad, folded, queries, layers, needs[:-1])
@@ -144,7 +146,9 @@ def _loss(
     if weights is None:
         return BACKENDS[backend].loss(call, target, queries, needs[:-1])
     check_weights(weights, lengths, context)
-    if backend == "torch" or needs[-1]:
+    if takes_weights(call, backend):
+        return BACKENDS[backend].loss(call, target, queries, needs)
+    if needs[-1]:
         return BACKENDS["torch"].loss(call, target, queries, needs)
     folded, scale = fold(call)
     value, *grads = BACKENDS[backend].loss(folded, target, queries, needs[:-1])
@@ -190,7 +194,8 @@ def _prefix_loss(z: Tensor, target: Tensor, *arguments: Any) -> list[Tensor]:
 def _layer(*arguments: Any) -> tuple[Tensor, Tensor]:
     *layer, form, backend = arguments
     call = _layer_of(layer, form)
-    _check_values(call, 0)
+    if call.lengths is not None or call.weights is not None:
+        _check_values(call, 0)
     return _of_rows(call, backend).layer(call)
 
 

@@ -1,4 +1,4 @@
-"""Weights of a context's tokens, folded into the tokens, so that no kernel ever sees one.
+"""Weights of a context's tokens, folded into the tokens, for kernels that do not know of any.
 
 A layer adds to a token's row what is linear in that row alone, so a scaled token stays the scaled token through all
 layers. Rows sqrt(n w_i / sum_j w_j) z_i in the context therefore make the Gram matrices of the weighted network, and
@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from memformer_kernels.backends.pytorch.context import Labelled
+from memformer_kernels.calls import plan
 from memformer_kernels.calls.arguments import Network, compute_dtype
+
+
+def takes_weights(network: Network, backend: str) -> bool:
+    """Whether the backend takes the weights of a prediction or a loss as they are."""
+    form = network.form
+    return plan.takes_weights(backend, form.space, network.z.shape[2], form.response_only)
 
 
 def fold(network: Network) -> tuple[Network, Tensor]:

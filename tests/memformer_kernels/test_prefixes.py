@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memformer_kernels import (
     build_info,
@@ -19,8 +20,9 @@ from memformer_kernels import (
     memformer_prefix_predict,
     reference,
 )
-from memformer_kernels.backends.pytorch.prefixes import block_length
-from memformer_kernels.calls.arguments import form_name
+from memformer_kernels.backends.pytorch.forms import ResponseParameters
+from memformer_kernels.backends.pytorch.prefixes import PrefixForm, block_length
+from memformer_kernels.calls.arguments import form_name, form_named
 from memformer_kernels.testing import GRADIENT_FACTOR, OUTPUT_FACTOR, Case, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.allocations import peak_bytes
@@ -360,6 +362,32 @@ def test_no_matrix_of_every_prefix_is_kept(backend: str) -> None:
     call()
     everything, results = 4 * 128 * 1024 * 16 * 16, 4 * (z.numel() + q.numel() + 1)
     assert peak_bytes(call) < (everything if backend == "torch" else 1.01 * results)
+
+
+class _Largest(TorchDispatchMode):
+    """How many numbers the largest tensor has that is made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+def test_torch_makes_no_matrix_for_a_prefix_where_features_stay() -> None:
+    tasks, prefixes, d = 2, 32, 64
+    case = make_case(
+        structure="response-only", rule="linear", tasks=tasks, tokens=prefixes + 1, width=d + 1, layers=2, heads=1
+    )
+    own = ResponseParameters(case.q, None, None, form_named(form_name("gram", "response-only", "linear", False)))
+    with torch.no_grad(), _Largest() as seen:
+        (grads,) = PrefixForm(case.z, 1, own).gradients(lambda _, predictions: predictions, 2, need_z=True)
+    assert grads.z is not None
+    assert tasks * d * d < seen.numbers < tasks * prefixes * d * d // 4
 
 
 def test_blocks_are_even_and_no_fewer_than_their_prefixes() -> None:

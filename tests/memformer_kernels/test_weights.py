@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from memformer_kernels import explain, memformer_layer, memformer_loss, memformer_predict, memformer_stack, reference
+from memformer_kernels.availability import available
+from memformer_kernels.backends import BACKENDS as BACKENDS_BY_NAME
 from memformer_kernels.nn import Memformer, MemformerLayer
 from memformer_kernels.testing import Case, float64_violations, public
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
@@ -66,6 +68,7 @@ def _paths() -> list[Any]:
     ]
 
 
+needs_library = pytest.mark.skipif(not available("cpu"), reason="the native library is not built")
 ON_EVERY_PATH = pytest.mark.parametrize(("path", "granularity"), _paths())
 
 
@@ -231,14 +234,49 @@ def test_a_token_of_weight_0_is_dropped_by_selection(
         assert torch.equal(tokens[~changed], others[~changed])
 
 
-def test_weights_learn_where_a_token_of_weight_0_holds_no_numbers() -> None:
-    case = _case()
-    case.z[0, 1] = torch.nan
+@pytest.mark.parametrize("filling", [torch.nan, -torch.inf, 1e30, -3e38])
+@pytest.mark.parametrize("structure", ["response-only", "dense"])
+@KINDS
+@ON_EVERY_PATH
+def test_weights_learn_whatever_a_token_of_weight_0_holds(
+    path: Path, granularity: str, kind: str, structure: str, filling: float
+) -> None:
+    """Numbers that are none, or too large to be squared, count as 0 in the gradient of its weight."""
+    case, found = _case(kind, structure, granularity).to(torch.float32), []
     assert case.weights is not None
-    weights = case.weights.requires_grad_()
-    for algorithm in ("gram", "token"):
-        (grad,) = torch.autograd.grad(_loss(case, algorithm=algorithm), weights)
-        assert grad.isfinite().all()
+    for numbers in (0.0, filling):
+        z, weights = case.z.clone(), case.weights.clone().requires_grad_()
+        z[0, 1, 1] = z[2, 0] = numbers
+        inputs = [z.requires_grad_(), case.q.clone().requires_grad_(), weights]
+        own = replace(case, z=z, q=inputs[1], weights=weights)
+        predicted = memformer_predict(*_network(own), **_context(own), queries=QUERIES, **path.options)
+        loss = _loss(own, **path.options)
+        found.append([*torch.autograd.grad(loss, inputs), *torch.autograd.grad(predicted.square().sum(), inputs)])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    assert all(grad.isfinite().all() for grad in found[0])
+    assert found[0][2][0, 1] != 0
+
+
+@STRUCTURES
+@KINDS
+@ON_EVERY_PATH
+def test_the_gradient_of_a_weight_of_0_may_be_too_large_for_a_number(
+    path: Path, granularity: str, kind: str, structure: str
+) -> None:
+    """It is 0 then, and those of the others are as they were."""
+    case, found = _case(kind, structure, granularity).to(torch.float32), []
+    assert case.weights is not None
+    target = 1e4 * _target().float()  # a loss whose gradients are large
+    for numbers in (1.0, 1.5e19):
+        z, weights = case.z.clone(), case.weights.clone().requires_grad_()
+        z[0, 1] = numbers
+        options: dict[str, Any] = {"context": case.context, "queries": QUERIES, "weights": weights, **path.options}
+        loss = memformer_loss(z, target, *_network(case)[1:], **options)
+        found.append(torch.autograd.grad(loss, weights)[0])
+    others = torch.arange(TASKS * TOKENS).view(TASKS, TOKENS) != 1
+    torch.testing.assert_close(found[1][others], found[0][others])
+    assert found[0][0, 1] != 0
+    assert found[1][0, 1] == 0
 
 
 @KINDS
@@ -418,7 +456,153 @@ def test_explain_says_who_knows_of_weights() -> None:
     weights, target = torch.ones(3, 7), torch.zeros(3, 1)
     assert explain(z, q[0], weights=weights).backend == "torch"
     assert explain(z, q, context=torch.tensor([3, 4, 5]), weights=weights).backend == explain(z, q).backend
-    chosen = explain(z, target, q, weights=weights)
-    assert chosen.backend == explain(z, target, q).backend
-    if chosen.backend != "torch":
-        assert "scaled by their weights" in chosen.reason
+    for algorithm, said in (("gram", "summed by weight"), ("token", "scaled by their weights")):
+        chosen = explain(z, target, q, weights=weights, algorithm=algorithm)
+        assert chosen.backend == explain(z, target, q, algorithm=algorithm).backend
+        if chosen.backend != "torch":
+            assert said in chosen.reason
+
+
+SIZES = [
+    pytest.param("response-only", 2, 6, 19, id="smallest"),
+    pytest.param("response-only", 6, 37, 19, id="more than a block"),
+    pytest.param("block", 6, 70, 19, id="rows that stream"),
+    pytest.param("dense", 16, 33, 19, id="widest dense"),
+    pytest.param("response-only", 17, 20, 19, id="widest with features that stay"),
+    pytest.param("response-only", 18, 20, 19, id="wider"),
+    pytest.param("response-only", 4, 1200, 19, id="long"),
+    pytest.param("response-only", 4, 2100, 1, id="cut into pieces"),
+    pytest.param("block", 5, 2053, 1, id="cut into whole pieces"),
+]
+
+
+@needs_library
+@KINDS
+@pytest.mark.parametrize(("structure", "width", "tokens", "tasks"), SIZES)
+def test_native_kernels_of_every_size_are_torch(structure: str, width: int, tokens: int, tasks: int, kind: str) -> None:
+    """Tasks fill some lanes and vectors; whatever argument has a gradient, alone and with all others."""
+    sizes = {"tasks": tasks, "tokens": tokens, "width": width, "layers": 2, "heads": 1, "rule": "lfom", "queries": 2}
+    context = tokens - 5
+    case = make_case(structure=structure, context=context, **sizes)
+    if kind == "ragged":
+        case = replace(case, context=context - torch.arange(tasks) * (context - 1) // 18)
+    weights = normal(seeded(5), tasks, tokens).square()
+    weights[:, 1::3] = 0
+    weights[4:5] = 0
+    weights[:, -2:] = torch.nan
+    case = replace(case, weights=weights)
+    tensors = leaves(case)
+    target = normal(seeded(6), tasks, 2).requires_grad_()
+
+    def loss(backend: str, wanted: list[str]) -> list[Tensor]:
+        given = {name: tensor.detach().requires_grad_(name in wanted) for name, tensor in tensors.items()}
+        own, goal = replace(case, **given), target.detach().requires_grad_("target" in wanted)
+        options: dict[str, Any] = {**_context(own), "queries": 2, "backend": backend, "algorithm": "gram"}
+        made = memformer_loss(own.z, goal, own.q, *own.parameters, **options)
+        predicted = memformer_predict(*_network(own), **options, layers=True)
+        inputs = [goal if name == "target" else given[name] for name in wanted]
+        first = torch.autograd.grad(made, inputs)
+        inner = [x for x in inputs if x is not goal]
+        second = torch.autograd.grad(predicted, inner, torch.ones_like(predicted)) if inner else ()
+        return [made.detach(), predicted.detach(), *first, *second]
+
+    for wanted in ([*tensors, "target"], ["weights"], ["z"], ["q"], ["target"]):
+        made, expected = loss("cpu", wanted), loss("torch", wanted)
+        torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-12)
+
+
+@needs_library
+def test_native_kernels_run_where_a_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, target = _case(rule="lfom"), _target()
+    operators: Any = BACKENDS_BY_NAME["cpu"]._operators  # type: ignore[attr-defined]
+    called: list[str] = []
+
+    def spy(name: str, right: Callable[..., Any]) -> Callable[..., Any]:
+        def seen(*arguments: Any) -> Any:
+            called.append(name)
+            return right(*arguments)
+
+        return seen
+
+    for name in ("weighted_forward", "weighted_backward", "weighted_loss"):
+        monkeypatch.setattr(operators, name, spy(name, getattr(operators, name)))
+    weights = torch.where(case.weights.isnan(), 0.0, case.weights).requires_grad_()  # type: ignore[union-attr]
+    options: dict[str, Any] = {"context": 4, "queries": QUERIES, "weights": weights, "algorithm": "gram"}
+    memformer_predict(*_network(case), **options, backend="cpu").sum().backward()
+    memformer_loss(case.z, target, *_network(case)[1:], **options, backend="cpu").backward()
+    assert called == ["weighted_forward", "weighted_backward", "weighted_loss"]
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_native_kernels_make_the_same_bits_on_any_number_of_threads(dtype: torch.dtype) -> None:
+    case = make_case(tasks=700, tokens=12, width=5, layers=3, heads=1, rule="lfom", context=9).to(dtype)
+    weights = normal(seeded(5), 700, 12).square().to(dtype)
+    inputs = [x.requires_grad_() for x in (case.z, case.q, weights)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            options: dict[str, Any] = {"context": 9, "queries": 2, "weights": weights, "backend": "cpu"}
+            predicted = memformer_predict(*_network(case), **options)
+            loss = memformer_loss(case.z, torch.ones(700, 2, dtype=dtype), *_network(case)[1:], **options)
+            grads = torch.autograd.grad(predicted.square().sum(), inputs) + torch.autograd.grad(loss, inputs)
+            found.append([predicted, loss, *grads])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@needs_library
+@KINDS
+@pytest.mark.parametrize("context", [1100, 2048, 2500])
+def test_cutting_a_long_context_changes_no_bit(context: int, kind: str) -> None:
+    """One task's context is cut into pieces; those of many tasks are not."""
+    case = make_case(tasks=1, tokens=2503, width=5, layers=3, heads=1, rule="lfom", context=context).to(torch.float32)
+    weights, found = normal(seeded(5), 1, 2503).square().float(), []
+    weights[:, ::7] = 0
+    for tasks in (1, 70):
+        z, own = (x.detach().expand(tasks, *x.shape[1:]).clone().requires_grad_() for x in (case.z, weights))
+        lengths = context if kind == "int" else torch.full((tasks,), context)
+        options: dict[str, Any] = {"context": lengths, "queries": 2, "weights": own, "backend": "cpu"}
+        predicted = memformer_predict(z, *_network(case)[1:], **options)
+        found.append([x[0] for x in (predicted, *torch.autograd.grad(predicted.square().sum(), [z, own]))])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@needs_library
+@pytest.mark.parametrize("layout", ["expanded", "transposed", "half", "shifted"])
+def test_native_kernels_read_weights_of_any_layout(layout: str) -> None:
+    case = make_case(tasks=37, tokens=21, width=6, layers=2, heads=1, rule="lfom", context=18).to(torch.float32)
+    plain = normal(seeded(5), 37, 21).square().float()
+    weights = {
+        "expanded": plain[0].expand(37, 21),
+        "transposed": plain.t().contiguous().t(),
+        "half": plain.bfloat16().float(),
+        "shifted": torch.cat([plain, plain], 1)[:, 3:24],
+    }[layout]
+    z = case.z.bfloat16() if layout == "half" else case.z
+    given = weights.bfloat16() if layout == "half" else weights
+    found = []
+    for own in (given, weights.contiguous().clone()):
+        own.requires_grad_()
+        predicted = memformer_predict(z, *_network(case)[1:], context=18, queries=2, weights=own, backend="cpu")
+        (grad,) = torch.autograd.grad(predicted.square().sum(), own)
+        assert grad.dtype == own.dtype
+        found.append((predicted, grad.float() if layout != "half" else grad.bfloat16()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@needs_library
+def test_masks_are_padding() -> None:
+    """Weights of 1 and 0 in float32: the numbers of a batch whose tokens of weight 0 are cut out, to rounding."""
+    case = make_case(tasks=50, tokens=16, width=6, layers=3, heads=1, rule="lfom", context=15).to(torch.float32)
+    kept = torch.arange(15).remainder(3) != 1
+    weights = torch.ones(50, 16)
+    weights[:, :15] = kept.float()
+    z = case.z.detach().clone()
+    z[:, :15][:, ~kept] = torch.nan
+    cut = torch.cat([case.z[:, :15][:, kept], case.z[:, 15:]], 1)
+    masked = memformer_predict(z, *_network(case)[1:], context=15, weights=weights, backend="cpu")
+    torch.testing.assert_close(masked, memformer_predict(cut, *_network(case)[1:], context=10, backend="cpu"))

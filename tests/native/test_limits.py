@@ -22,6 +22,7 @@ EXTENTS = {
     "cpu/kernels/prefix_response.cpp": {limits.TINY_WIDTH},
     "cpu/kernels/prefix_general.cpp": {limits.TINY_WIDTH},
     "cpu/kernels/context_gram.cpp": {limits.TINY_WIDTH + 1},
+    "cpu/kernels/weighted_gram.cpp": {limits.TINY_WIDTH + 1},
     "cuda/team/response_tokens.cuh": {8, limits.TINY_WIDTH},
     "cuda/thread/quadratics.cuh": {limits.TINY_WIDTH},
     "cuda/thread/response_gram_plan.cuh": {limits.TINY_WIDTH},

@@ -54,17 +54,18 @@ class GeneralGram {
     S* const outer = read + read_cells();
     S* const buffer = outer + read_cells();
 
-    rows_.begin(tasks, tile);
     readout_.begin(tasks);
-    const S scale = S(T(1)) / rows_.count();
     S gram[core::packed_size(width_limit)];
     if (network_.gram.data) {
+      rows_.begin_results(tasks, tile);
       load_packed(network_.gram, tasks, width, buffer, gram);
     } else {
+      rows_.begin(tasks, tile);
       sum_context(
           rows_.context_count(), shape_.width(), [&](int first, int count) { return rows_.context(first, count); },
           waiting, gram);
     }
+    const S scale = S(T(1)) / rows_.count();
     for (int k = 0; k < core::packed_size(width); ++k) gram[k] = gram[k] * scale;
     const core::Trace<S, 1> trace(Cells{trace_begin}, parameters_, shape_.size(), backward_);
     core::general_gram_forward(shape_, parameters_, Cells{gram}, trace, Cells{work},
@@ -78,7 +79,7 @@ class GeneralGram {
 
     core::ParameterSums<S> sink = counts_.from(sums);
     S grad[core::packed_size(width_limit)];
-    const bool wants_z = network_.grad_z.data != nullptr;
+    const bool wants_z = network_.grad_z.data || network_.grad_gram.data;
     for (int k = 0; wants_z && k < core::packed_size(width); ++k) grad[k] = S(T(0));
     core::general_gram_backward(
         shape_, parameters_, Cells{gram}, trace, Cells{work}, [&](int l, Cells to) { add_outer(l, outer, to); }, sink,
@@ -193,6 +194,7 @@ class GeneralGram {
     const int width = shape_.width();
     S* const incoming = buffer + core::gram_block * width;
     if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
+    if (!network_.grad_z.data) return;
     for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
       checkpoint_at_row(first);
       const int left = rows_.context_count() - first;

@@ -56,7 +56,7 @@ class ResponseGram {
     S* const outer = trace_cells_begin + trace_cells();
     S* const buffer = outer + network_.layers * d_;
 
-    prefetch_.begin(network_.z, tasks);
+    prefetch_.begin(network_.gram.data ? network_.gram : network_.z, tasks);
     prefetch_.advance(1, prefetch_steps);
     S matrix[core::packed_size(Width::limit)];
     sum_context_of(tasks, tile, waiting, buffer, matrix);
@@ -90,7 +90,7 @@ class ResponseGram {
                          sums + this->sums() - 1 - (network_.beta ? network_.layers * network_.kept : 0)};
     Task grad;
     grad.extent = d_;
-    const bool wants_z = network_.grad_z.data != nullptr;
+    const bool wants_z = network_.grad_z.data || network_.grad_gram.data;
     if (wants_z) {
       for (int k = 0; k < core::packed_size(d); ++k) grad.h[k] = S(T(0));
       for (int c = 0; c < d; ++c) grad.b[c] = S(T(0));
@@ -133,14 +133,15 @@ class ResponseGram {
         return;
       }
     }
-    rows_.begin(tasks, tile);
     if (network_.gram.data) {
+      rows_.begin_results(tasks, tile);
       load_packed(network_.gram, tasks, width_, buffer, matrix);
-    } else {
-      sum_context(
-          rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting,
-          matrix);
+      return;
     }
+    rows_.begin(tasks, tile);
+    sum_context(
+        rows_.context_count(), width_, [&](int first, int count) { return rows_.context(first, count); }, waiting,
+        matrix);
   }
 
   // The response slot of a row after layer l: y + x . s_{l+1}.
@@ -221,6 +222,7 @@ class ResponseGram {
     symmetric[core::packed_size(width_) - 1] = S(T(0));
     S* const incoming = buffer + core::gram_block * width_;
     if (network_.grad_gram.data) store_half(symmetric, tasks, width, buffer, network_.grad_gram);
+    if (!network_.grad_z.data) return;
     for (int first = 0; !network_.grad_gram.data && first < rows_.context_count(); first += core::gram_block) {
       checkpoint_at_row(first);
       const int left = rows_.context_count() - first;

@@ -36,27 +36,59 @@ inline Array from_row(Array array, int64_t task, int64_t row) {
   return array;
 }
 
-// Calls body(gram, first, pieces) for the whole pieces of a task's context, then for its remaining rows as one more
-// piece, with a call in which they are the tasks; matrices are the caller's.
-template <class T, class Body>
-void for_pieces(const Gram<T>& gram, int64_t task, Body body) {
-  const int64_t context = gram.lengths ? gram.lengths[task] : gram.context;
+// A task's rows from one on, as tasks of one piece each.
+inline Array pieces_from(const Array& array, int64_t task, int64_t row) {
+  Array pieces = from_row(array, task, row);
+  pieces.stride[0] = piece_rows * array.stride[1];
+  return pieces;
+}
+
+// What one task has, for all of its pieces.
+inline Array in_common(const Array& array, int64_t task) {
+  Array common = from_row(array, task, 0);
+  common.stride[0] = 0;
+  return common;
+}
+
+// Calls body(piece, first) for the whole pieces of a task's context, then for its remaining rows as one more piece,
+// with a call in which they are the tasks, and `first` of them before. cut(piece, row) takes arrays of tokens to the
+// rows from `row` on; matrices are the caller's.
+template <class Call, class Cut, class Body>
+void for_pieces(const Call& call, int64_t task, Cut cut, Body body) {
+  const int64_t context = call.lengths ? call.lengths[task] : call.context;
   const int64_t whole = context / piece_rows;
-  Gram<T> piece = gram;
+  Call piece = call;
   piece.lengths = nullptr;
-  piece.z = from_row(gram.z, task, 0);
-  piece.z.stride[0] = piece_rows * gram.z.stride[1];
-  piece.grad_z = from_row(gram.grad_z, task, 0);
-  piece.grad_z.stride[0] = piece_rows * gram.grad_z.stride[1];
+  cut(piece, 0);
   piece.tasks = whole;
   piece.tokens = piece.context = piece_rows;
   if (whole) body(piece, 0);
-  piece.z = from_row(gram.z, task, whole * piece_rows);
-  piece.grad_z = from_row(gram.grad_z, task, whole * piece_rows);
+  cut(piece, whole * piece_rows);
   piece.tasks = 1;
-  piece.tokens = static_cast<int>(gram.tokens - whole * piece_rows);
+  piece.tokens = static_cast<int>(call.tokens - whole * piece_rows);
   piece.context = static_cast<int>(context - whole * piece_rows);
   if (piece.tokens) body(piece, whole);
+}
+
+// Levels of a pairwise sum over pieces, at most.
+constexpr int piece_levels = 32;
+
+// The sum of `count` pieces' numbers, `entries` each; `waiting` holds `piece_levels` as large.
+template <class T>
+inline const T* sum_of_pieces(T* pieces, int64_t count, int entries, T* waiting) {
+  PairwiseSum<T> sum(waiting, entries);
+  for (int64_t k = 0; k < count; ++k) sum.add(pieces + k * entries, k + 1 == count);
+  return pieces + (count - 1) * entries;
+}
+
+// A task's matrix times a factor.
+template <class T>
+inline void write_matrix(const T* matrix, int width, T factor, const Array& matrices, int64_t task) {
+  T* const to = static_cast<T*>(from_row(matrices, task, 0).data);
+  for (int r = 0; r < width; ++r) {
+    for (int c = 0; c < width; ++c)
+      to[r * matrices.stride[1] + c * matrices.stride[2]] = matrix[r * width + c] * factor;
+  }
 }
 
 // Context Gram matrices, or the gradient of their tokens, piece by piece; run(call) works on whole tasks.
@@ -64,34 +96,29 @@ template <class T, class Run>
 void over_pieces(const Gram<T>& gram, Run run) {
   const int64_t entries = static_cast<int64_t>(gram.width) * gram.width;
   const int64_t most = gram.context / piece_rows + 1;
-  constexpr int levels = 32;
-  const Memory memory(gram.backward ? 0 : (most + levels) * entries * sizeof(T));
+  const Memory memory(gram.backward ? 0 : (most + piece_levels) * entries * sizeof(T));
   T* const matrices = static_cast<T*>(memory.data());
-  T* const waiting = matrices + most * entries;
   for (int64_t task = 0; task < gram.tasks; ++task) {
+    const auto cut = [&](Gram<T>& piece, int64_t row) {
+      piece.z = pieces_from(gram.z, task, row);
+      piece.grad_z = pieces_from(gram.grad_z, task, row);
+    };
     if (gram.backward) {
-      for_pieces(gram, task, [&](Gram<T>& piece, int64_t) {
-        piece.matrix = from_row(gram.matrix, task, 0);
-        piece.matrix.stride[0] = 0;
+      for_pieces(gram, task, cut, [&](Gram<T>& piece, int64_t) {
+        piece.matrix = in_common(gram.matrix, task);
         run(piece);
       });
       continue;
     }
     int64_t count = 0;
-    for_pieces(gram, task, [&](Gram<T>& piece, int64_t first) {
+    for_pieces(gram, task, cut, [&](Gram<T>& piece, int64_t first) {
       if (!piece.context) return;
       piece.matrix = {matrices + first * entries, gram.matrix.storage, {entries, gram.width, 1}};
       run(piece);
       count = first + piece.tasks;
     });
-    PairwiseSum<T> sum(waiting, static_cast<int>(entries));
-    for (int64_t k = 0; k < count; ++k) sum.add(matrices + k * entries, k + 1 == count);
-    const T* const total = matrices + (count - 1) * entries;
-    T* const to = static_cast<T*>(from_row(gram.matrix, task, 0).data);
-    for (int r = 0; r < gram.width; ++r) {
-      for (int c = 0; c < gram.width; ++c)
-        to[r * gram.matrix.stride[1] + c * gram.matrix.stride[2]] = total[r * gram.width + c];
-    }
+    const T* const total = sum_of_pieces(matrices, count, static_cast<int>(entries), matrices + most * entries);
+    write_matrix(total, gram.width, T(1), gram.matrix, task);
   }
 }
 
@@ -114,13 +141,13 @@ inline void store_half(const Lanes<T>* symmetric, Tasks tasks, int width, Lanes<
 }
 
 // Runs a network in Gram space: where cutting or dealing pays, on Gram matrices that are summed before it, and with the
-// gradient of the context's tokens made of theirs after it.
+// gradient of the context's tokens made of theirs after it. A caller may have done so itself, with sums of its own.
 template <class T, class Run>
 void with_long_contexts(const Network<T>& network, ParallelFor parallel, Run run) {
   const bool tokens_out = network.queries < 0;
   const int context = network.lengths ? network.tokens - network.queries : network.context;
   const bool first = cutting_pays<T>(network.tasks, context) || dealing_pays<T>(network.tasks, context);
-  if (tokens_out || !first) return run(network);
+  if (tokens_out || network.gram.data || !first) return run(network);
   const int64_t entries = static_cast<int64_t>(network.width) * network.width;
   const bool wants_z = network.grad_z.data != nullptr;
   const Memory memory((wants_z ? 2 : 1) * network.tasks * entries * sizeof(T));

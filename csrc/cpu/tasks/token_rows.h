@@ -41,7 +41,7 @@ class TokenRows {
   }
   int cells() const { return (resident_ ? rows_ : core::gram_block) * width_; }
 
-  // For a group whose predictions are all that `out` is asked for, and `context` for nothing.
+  // For a group whose predictions are all that `out` is asked for, and `context` for nothing: its sums are there.
   void begin_results(Tasks tasks, S* tile) {
     enter(tasks, tile);
     if (resident_) load_rows(z_, tasks, out_first_, out_count_, width_, tile + context_ * width_);

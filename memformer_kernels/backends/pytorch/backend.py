@@ -328,10 +328,19 @@ class _Errors:
 
 
 def _in_parts_of_prefixes(network: Network) -> list[tuple[Network, slice]]:
-    """The tasks in pieces, few enough that the matrices of a block of their prefixes stay in the cache."""
+    """The tasks in pieces, few enough that what layers make of a block of their prefixes stays in the cache.
+
+    That is a matrix for each prefix; or where features stay some vectors of every layer, a prefix's products with its
+    block, and the first matrix of each block.
+    """
     batch, tokens, width = network.z.shape
     most = _PART_ELEMENTS if network.z.device.type == "cpu" else _DEVICE_ELEMENTS
-    size = max(1, most // (max(block_length(tokens - network.context), 1) * width * width))
+    prefixes, matrix = max(block_length(tokens - network.context), 1), width * width
+    kept = prefixes * matrix
+    if network.form.response_only:
+        blocks = -(-(tokens - network.context) // prefixes)
+        kept = prefixes * (4 * network.q.shape[0] * width + prefixes) + blocks * matrix
+    size = max(1, most // kept)
     pieces = []
     for start in range(0, max(batch, 1), size):
         tasks = slice(start, min(start + size, batch))

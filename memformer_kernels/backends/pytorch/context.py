@@ -1,5 +1,6 @@
 """The labelled tokens of a task: selecting them, counting them, and their Gram matrix."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,13 +9,17 @@ from torch.nn.functional import pad
 
 from memformer_kernels.backends.pytorch.weights import Shares
 
+_ROOT_OF_OVERFLOW = {torch.float16: math.inf, torch.bfloat16: 2.0**64, torch.float32: 2.0**64, torch.float64: 2.0**512}
+"""The least power of two whose square is more than a sum over tokens of this type, float32 or float64, can hold."""
+
 
 @dataclass(frozen=True)
 class Labelled:
     """The first `count` tokens of every task, or for ragged contexts the first `lengths[b]` tokens of task b.
 
     Tokens outside the context are dropped by selection, so a NaN there cannot reach a sum; so is what is not finite of
-    a token of weight 0. shares: of tokens that have weights, (B, n) or for ragged contexts (B, N); None for equal ones.
+    a token of weight 0, or too large to be squared. shares: of tokens that have weights, (B, n) or for ragged contexts
+    (B, N); None for equal ones.
     """
 
     count: int
@@ -35,22 +40,23 @@ class Labelled:
 
     def select(self, tokens: Tensor) -> Tensor:
         """Context rows of (B, N, D): (B, n, D), or (B, N, D) with zeros past each task's own context."""
-        return self._finite(self._in_context(tokens))
+        return self._usable(self._in_context(tokens))
 
     def _in_context(self, tokens: Tensor) -> Tensor:
         if self.lengths is None:
             return tokens[:, : self.count]
         return torch.where(self.mask(tokens), tokens, 0.0)
 
-    def _finite(self, rows: Tensor) -> Tensor:
-        """Rows (B, n or N, D) with 0 for what is not finite of a token of weight 0.
+    def _usable(self, rows: Tensor) -> Tensor:
+        """Rows (B, n or N, D) with 0 for what is not finite of a token of weight 0, or has a square that is not.
 
-        What is finite stays: it is multiplied by 0, and is what the weight's gradient is made of.
+        All else stays: it is multiplied by 0, and is what the weight's gradient, a product of two of its numbers, is
+        made of.
         """
         if self.shares is None:
             return rows
         absent = (self.shares.values == 0)[..., None]
-        return torch.where(absent & ~rows.isfinite(), 0.0, rows)
+        return torch.where(absent & ~(rows.abs() < _ROOT_OF_OVERFLOW[rows.dtype]), 0.0, rows)
 
     def times_shares(self, rows: Tensor) -> Tensor:
         """Context rows times their shares, where tokens have weights."""
@@ -122,7 +128,7 @@ def weights_gradient(grad: Tensor | None, labelled: Labelled) -> Tensor | None:
 def without_padding(tokens: Tensor, labelled: Labelled, queries: int) -> Tensor:
     """Context and query rows only. Ragged contexts differ in length, so there padding rows become zero instead.
 
-    So does what is not finite of a context's tokens of weight 0.
+    So does what `Labelled.select` drops of a context's tokens of weight 0.
     """
     total = tokens.shape[1]
     if labelled.lengths is None:

@@ -1,12 +1,16 @@
 """Every token predicted from the tokens before it: all layers in Gram space, on the prefixes of a block at a time.
 
-A prefix's Gram matrix is that of the block's first prefix and a running sum of the products of the block's tokens; the
-prefixes of a block are tasks of the recurrences. A backward walks the blocks from the last to the first, works each out
-again and carries the gradient of the matrices of later prefixes: of those, no more than a block's are kept.
+A prefix's Gram matrix is that of the block's first prefix and the products of the block's tokens before it. Where
+features stay, layers are products with those two, and no prefix has a matrix of its own (`response.PrefixResidual`);
+with any P and Q, matrices are a running sum, and the prefixes of a block are tasks of the recurrence. A backward walks
+the blocks from the last to the first, works each out again and carries the gradient of the first matrices of later
+blocks.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,42 +30,107 @@ def block_length(prefixes: int) -> int:
     return math.ceil(prefixes / blocks)
 
 
-class _ResponseRun:
-    """The layers of a response-only network on means (M, d, D): H and, in the last column, b.
+@dataclass(frozen=True)
+class _Block:
+    """The tokens of a block (B, K, D), each the query of its prefix, and what those before them add up to.
 
-    columns: after each layer, what the features of a query are multiplied with in its response slot, (M, d).
+    base: sum of the products of all tokens before the block, (B, d or D, D). counts: tokens in the prefixes, (K,).
     """
 
-    def __init__(self, own: ResponseParameters, means: Tensor) -> None:
-        h, b = means[..., :-1].contiguous(), means[..., -1:].mT
-        self._own = own
-        self._residual = response.GramResidual(h, b, from_zero=True, transposed=h)
-        self._trace = response.run(torch.zeros_like(b), self._residual, own.a, own.memory)
-        self.columns = [state[:, 0] for state in self._trace.states[1:]]
+    tokens: Tensor
+    base: Tensor
+    counts: Tensor
 
-    def backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Gradients]:
-        """Gradients of the means and of the parameters from those of the columns."""
+    @property
+    def examples(self) -> Tensor:
+        """The block's tokens that one of its prefixes has, (B, K - 1, D): all but the last, whatever that holds."""
+        return self.tokens[:, :-1]
+
+
+class _SumsGrad(NamedTuple):
+    """Gradients of a block's base and of its tokens (B, K, D) as examples of its prefixes."""
+
+    base: Tensor
+    tokens: Tensor
+
+
+class _Run(Protocol):
+    """The layers of a network on the prefixes of a block.
+
+    columns: after each layer, what the features of a query are multiplied with in its response slot, (B, K, d).
+    """
+
+    columns: list[Tensor]
+
+    def backward(self, grads: Sequence[Tensor | None], need_z: bool) -> tuple[_SumsGrad | None, Gradients]:
+        """Gradients of the sums, where they are needed, and of the parameters, from those of the columns."""
+        ...
+
+
+class _ResponseRun:
+    """The run of a response-only network, whose prefixes are rows of a task."""
+
+    def __init__(self, own: ResponseParameters, block: _Block) -> None:
+        features, responses = block.examples[..., :-1], block.examples[..., -1:]
+        counts = block.counts[:, None]
+        b = torch.cat([block.base[:, None, :, -1], features * responses], 1).cumsum(1) / counts
+        self._own, self._block = own, block
+        self._residual = response.PrefixResidual.of(block.base[..., :-1].contiguous(), features, b, counts)
+        self._trace = response.run(torch.zeros_like(b), self._residual, own.a, own.memory)
+        self.columns = self._trace.states[1:]
+
+    def backward(self, grads: Sequence[Tensor | None], need_z: bool) -> tuple[_SumsGrad | None, Gradients]:
         own = self._own
-        outer = [None if grad is None else grad[:, None] for grad in grads]
-        made = response.run_backward(outer, self._trace, self._residual, own.a, own.memory)
-        return torch.cat(made.of_quadratics(self._trace), -1), own.gradients(made, None)
+        made = response.run_backward(grads, self._trace, self._residual, own.a, own.memory)
+        return self._sums_grad(made) if need_z else None, own.gradients(made, None)
+
+    def _sums_grad(self, made: response.ResponseGrads) -> _SumsGrad:
+        """From the gradient e of each n g = b + H s, which is that of b, and times s^T that of H."""
+        examples, residual = self._block.examples, self._residual
+        by_layer = (made.residual / self._block.counts).permute(0, 2, 3, 1)
+        of_b = by_layer.sum(1)
+        # Layer 0 multiplies with s_0 = 0.
+        errors, states = (x[:, 1:].flatten(1, 2) for x in (by_layer, torch.stack(self._trace.states[:-1], 1)))
+        base = torch.cat([errors.mT @ states, of_b.sum(1)[..., None]], -1)
+        later = _of_later(of_b)
+        features = residual.of_earlier(states).mT @ errors + residual.of_earlier(errors).mT @ states
+        features = features + later * examples[..., -1:]
+        responses = (later * examples[..., :-1]).sum(-1, keepdim=True)
+        return _SumsGrad(base, pad(torch.cat([features, responses], -1), (0, 0, 0, 1)))
 
 
 class _GeneralRun:
-    """The same for any P and Q, on whole Gram matrices (M, D, D)."""
+    """The run of a network with any P and Q, on a mean Gram matrix for each prefix."""
 
-    def __init__(self, own: GeneralParameters, means: Tensor) -> None:
-        self._own, self._metric = own, attention.GramMetric(means)
+    def __init__(self, own: GeneralParameters, block: _Block) -> None:
+        examples, self._block, self._own = block.examples, block, own
+        products = examples[..., :, None] * examples[..., None, :]
+        sums = torch.cat([block.base[:, None], products], 1).cumsum(1)
+        means = (sums / block.counts[:, None, None]).flatten(0, 1)
+        self._metric = attention.GramMetric(means)
         state = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device).expand_as(means)
         self._trace = attention.run(state, self._metric, own.q, own.p, own.memory, own.heads)
-        self.columns = [state[:, :-1, -1] for state in self._trace.states[1:]]
+        shape = block.tokens.shape[:2]
+        self.columns = [state[:, :-1, -1].unflatten(0, shape) for state in self._trace.states[1:]]
 
-    def backward(self, grads: Sequence[Tensor | None]) -> tuple[Tensor, Gradients]:
-        own, width = self._own, self._metric.initial.shape[-1]
-        outer = [None if grad is None else pad(grad[..., None], (width - 1, 0, 0, 1)) for grad in grads]
+    def backward(self, grads: Sequence[Tensor | None], need_z: bool) -> tuple[_SumsGrad | None, Gradients]:
+        own, tokens = self._own, self._block.tokens
+        width = tokens.shape[2]
+        outer = [None if grad is None else pad(grad.flatten(0, 1)[..., None], (width - 1, 0, 0, 1)) for grad in grads]
         made = attention.run_backward(outer, self._trace, self._metric, own.q, own.p, own.memory)
+        parameters = own.gradients(made, None)
+        if not need_z:
+            return None, parameters
         assert self._metric.grad is not None
-        return self._metric.grad, own.gradients(made, None)
+        grad = self._metric.grad.unflatten(0, tokens.shape[:2]) / self._block.counts[:, None, None]
+        later = _of_later(grad)
+        both = (self._block.examples[..., None, :] @ (later + later.mT))[..., 0, :]
+        return _SumsGrad(grad.sum(1), pad(both, (0, 0, 0, 1))), parameters
+
+
+def _of_later(grads: Tensor) -> Tensor:
+    """Of prefixes (B, K, ...), for each but the last, the sum over those behind it, (B, K - 1, ...)."""
+    return grads[:, 1:].flip(1).cumsum(1).flip(1)
 
 
 class PrefixForm:
@@ -91,17 +160,16 @@ class PrefixForm:
         for block, base in reversed(list(self._blocks())):
             run = self._run(block, base)
             columns = run.columns[len(run.columns) - depth :]
+            tokens = self._z[:, block]
             grad = pull(slice(block.start - self._first, block.stop - self._first), self._read(block, columns))
-            features = self._z[:, block, :-1]
-            outer = [-(layer_grad[..., None] * features).flatten(0, 1) for layer_grad in grad]
-            means_grad, own = run.backward([*[None] * (len(run.columns) - depth), *outer])
+            outer = [-(layer_grad[..., None] * tokens[..., :-1]) for layer_grad in grad]
+            sums, own = run.backward([*[None] * (len(run.columns) - depth), *outer], need_z)
             parts.append(own)
-            if need_z:
-                sums_grad = means_grad.reshape(*features.shape[:2], *means_grad.shape[1:]) / self._counts(block)
-                direct = self._direct(grad, columns)
-                rows.append(direct + self._through_later(block, sums_grad, carry))
-                total = sums_grad.sum(1)
-                carry = total if carry is None else carry + total
+            if sums is None:
+                continue
+            made = sums.tokens + self._direct(grad, columns)
+            rows.append(made if carry is None else made + self._product_grad(tokens, carry))
+            carry = sums.base if carry is None else carry + sums.base
         if need_z:
             assert carry is not None
             rows.append(self._product_grad(self._z[:, : self._first], carry))
@@ -127,49 +195,23 @@ class PrefixForm:
         tokens = self._z[:, block]
         return across_tokens(self._left(tokens), tokens)
 
-    def _counts(self, block: slice) -> Tensor:
-        """Tokens in the prefixes of a block, to divide (B, K, ., .) by."""
-        count = torch.arange(block.start, block.stop, dtype=self._z.dtype, device=self._z.device)
-        return count[:, None, None]
-
-    def _run(self, block: slice, base: Tensor) -> _ResponseRun | _GeneralRun:
-        tokens = self._z[:, block.start : block.stop - 1]
-        products = self._left(tokens)[..., :, None] * tokens[..., None, :]
-        means = torch.cat([base[:, None], products], 1).cumsum(1) / self._counts(block)
-        flat = means.flatten(0, 1)
+    def _run(self, block: slice, base: Tensor) -> _Run:
+        counts = torch.arange(block.start, block.stop, dtype=self._z.dtype, device=self._z.device)
+        given = _Block(self._z[:, block], base, counts)
         if isinstance(self._parameters, ResponseParameters):
-            return _ResponseRun(self._parameters, flat)
-        return _GeneralRun(self._parameters, flat)
+            return _ResponseRun(self._parameters, given)
+        return _GeneralRun(self._parameters, given)
 
     def _read(self, block: slice, columns: Sequence[Tensor]) -> Tensor:
         features = self._z[:, block, :-1]
-        return torch.stack([-(features * column.view_as(features)).sum(-1) for column in columns])
+        return torch.stack([-(features * column).sum(-1) for column in columns])
 
     def _direct(self, grad: Tensor, columns: Sequence[Tensor]) -> Tensor:
         """Gradient of the tokens (B, K, D) as queries: of their features alone."""
-        terms = [
-            layer_grad[..., None] * column.reshape(*layer_grad.shape, column.shape[1])
-            for layer_grad, column in zip(grad, columns, strict=True)
-        ]
+        terms = [layer_grad[..., None] * column for layer_grad, column in zip(grad, columns, strict=True)]
         return pad(-sum(terms[1:], terms[0]), (0, 1))
 
-    def _through_later(self, block: slice, sums_grad: Tensor, carry: Tensor | None) -> Tensor:
-        """Gradient of the tokens (B, K, D) as examples of later prefixes: the block's own, and `carry` of the rest."""
-        later = sums_grad[:, 1:].flip(1).cumsum(1).flip(1)
-        if carry is not None:
-            later = torch.cat([later, torch.zeros_like(sums_grad[:, :1])], 1) + carry[:, None]
-            return self._products_grad(self._z[:, block], later)
-        # No prefix has the last token, whatever it holds.
-        tokens = self._z[:, block.start : block.stop - 1]
-        return pad(self._products_grad(tokens, later), (0, 0, 0, 1))
-
-    def _products_grad(self, tokens: Tensor, grad: Tensor) -> Tensor:
-        """Gradient of tokens (B, K, D) from those of their products, (B, K, D or d, D)."""
-        left = self._left(tokens)
-        own = (left[..., None, :] @ grad)[..., 0, :]
-        return own + pad((grad @ tokens[..., None])[..., 0], (0, tokens.shape[2] - left.shape[2]))
-
     def _product_grad(self, tokens: Tensor, grad: Tensor) -> Tensor:
-        """The same where all products have one gradient (B, D or d, D)."""
+        """Gradient of tokens (B, K, D) from that of the sum of their products, (B, D or d, D)."""
         left = self._left(tokens)
         return left @ grad + pad(tokens @ grad.mT, (0, tokens.shape[2] - left.shape[2]))

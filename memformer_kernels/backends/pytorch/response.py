@@ -4,7 +4,8 @@
 
 On tokens s is the response column, g(s) = X^T s / n over the context and U = X. In Gram space s = -w, g(s) = b + H s
 and U = 1: a linear first-order method on w^T H w / 2 - b^T w (Dutta & Sra, arXiv 2410.07263), since g = b - H w.
-Responses do not meet: the rows of a task share H and the preconditioners, and one product takes all of them.
+Responses do not meet: the rows of a task share H and the preconditioners, and one product takes all of them. The rows
+may be prefixes of the task as well, whose H differ by what their tokens add.
 """
 
 from collections.abc import Sequence
@@ -87,7 +88,60 @@ class TokenResidual:
         return _every_row(grad, self.features)
 
 
-Residual = GramResidual | TokenResidual
+@dataclass(frozen=True)
+class PrefixResidual:
+    """g(s_i) = b_i + H_i s_i of K prefixes of a task, each a token longer than the one before, as rows (B, K, .).
+
+        n_i H_i = H_0 + sum_{j<i} x_j x_j^T
+
+    is multiplied with as it is written: K d^2 and 2 K^2 d multiply-adds a task, in three products, where a matrix for
+    each prefix would be K d^2 numbers to write and to read in every layer.
+
+    base: H_0 (B, d, d), symmetric. features: x (B, K - 1, d). finite: the same with 0 for what is not finite, which
+    prefixes without that token must not see. b: (B, K, d). counts: n (K, 1).
+    """
+
+    base: Tensor
+    features: Tensor
+    finite: Tensor
+    b: Tensor
+    counts: Tensor
+    from_zero: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, base: Tensor, features: Tensor, b: Tensor, counts: Tensor) -> "PrefixResidual":
+        return cls(base, features, torch.where(features.isfinite(), features, 0.0), b, counts)
+
+    def start(self, state: Tensor) -> Tensor:
+        """g (B, K, d) at s_0 = 0."""
+        return self.b
+
+    def at(self, state: Tensor) -> Tensor:
+        """g (B, K, d) at the states (B, K, d)."""
+        return self.b + self._times(state)
+
+    def transpose(self, grad: Tensor) -> Tensor:
+        """Gradient of the states from that of g."""
+        return self._times(grad)
+
+    def lift(self, preconditioned: Tensor) -> Tensor:
+        return preconditioned
+
+    def lift_transpose(self, grad: Tensor) -> Tensor:
+        return grad
+
+    def of_earlier(self, rows: Tensor) -> Tensor:
+        """x_j . row_i for rows (B, R K, d), R of each prefix: (B, R K, K - 1), with 0 where prefix i has no token j."""
+        prefixes = self.b.shape[1]
+        products = rows @ self.features.mT
+        return products.unflatten(1, (rows.shape[1] // prefixes, prefixes)).tril(-1).flatten(1, 2)
+
+    def _times(self, rows: Tensor) -> Tensor:
+        """H_i row_i, (B, K, d)."""
+        return torch.baddbmm(self.of_earlier(rows) @ self.finite, rows, self.base) / self.counts
+
+
+Residual = GramResidual | TokenResidual | PrefixResidual
 
 
 def _every_row(rows: Tensor, matrices: Tensor) -> Tensor:

@@ -38,5 +38,11 @@ class Shares:
         return cls(torch.where(empty, 0.0, parts / total), torch.where(empty, 0.0, 1 / total / largest))
 
     def gradient(self, grad: Tensor) -> Tensor:
-        """The gradient of weights (B, M) from that of their shares."""
-        return (grad - (self.values * grad).sum(1, keepdim=True)) * self.scale
+        """The gradient of weights (B, M) from that of their shares.
+
+        Of a weight of 0, which its token may take anywhere, it is 0 where that of its share is no finite number; nor
+        does that reach the other weights.
+        """
+        usable = (self.values != 0) | grad.isfinite()
+        grad = torch.where(usable, grad, 0.0)
+        return torch.where(usable, (grad - (self.values * grad).sum(1, keepdim=True)) * self.scale, 0.0)
