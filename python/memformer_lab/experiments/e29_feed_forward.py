@@ -58,7 +58,8 @@ Grid = dict[tuple[str, int], list[Memformer | FeedForwardMemformer]]
 def run(setting: Setting) -> Results:
     """Trains both kinds of networks without a block and, from two starts, with one; judges all on the same tokens."""
     tasks = GaussianTasks.isotropic(_D, _N)
-    panels, numbers = [], {}
+    panels: list[Panel] = []
+    numbers: dict[str, float] = {}
     for kind, structure in STRUCTURES.items():
         models, further = _without(kind, tasks, setting)
         chosen = _with(kind, models, further, tasks, setting)
@@ -299,7 +300,7 @@ EXPERIMENT = Experiment(
     "that it shows no order to be ahead of it too. Nor does it to be ahead of CGD with Bm free, as GD++ is.",
     asks="wider tokens, in which attention can carry a matrix, and prompts of every length, whose errors show which "
     "iteration the layers resemble",
-    minutes=17,
+    minutes=18,
     run=run,
     judge=judge,
     find=find,
