@@ -17,7 +17,7 @@ from tests.pages import PAGES, ROOT, examples, one_line, rows, run, section, tex
 SUFFIXES = "py|md|h|cpp|cu|cuh|txt|json|toml|cff|png|in"
 WRITTEN_BY_OTHERS = {"e19_name.py", "metrics.jsonl", "virtual-gpu.json", "report.html", "data.csv"}
 OLD_WORDS = ("anew", "beside", "mend", "mended", "weigh", "weighs", "weighed")
-NUMBERS = {7: "seven", 24: "twenty-four"}
+NUMBERS = {7: "seven", 29: "twenty-nine"}
 SET_BY_OTHERS = {"PYTHONPATH", "RANK", "WORLD_SIZE"}
 """Variables of Python and torchrun that tests read."""
 
@@ -102,9 +102,9 @@ def test_sizes_of_backends_are_the_limits() -> None:
     tiny, tokens = limits.TINY_WIDTH, limits.TINY_TOKENS
     assert table["cpu"][1] == (
         f"D up to {tiny} (d up to {tiny} where features stay), N up to {tokens} where a coefficient has a token axis; "
-        f"where features stay and in `context_gram`, D up to {limits.WIDE_WIDTH} at any N; other networks in Gram space, and "
-        f"`memformer_layer`, for D from {tiny + 1} to {limits.WIDE_MATRICES} at any N; `lfom_solve` up to d = {limits.WIDE_WEIGHTS}; "
-        f"heads of `linear_attention` up to {limits.HEAD_WIDTH}"
+        f"where features stay and in `context_gram`, D up to {limits.WIDE_WIDTH} at any N; other networks in Gram "
+        f"space, and `memformer_layer`, for D from {tiny + 1} to {limits.WIDE_MATRICES} at any N; `lfom_solve` up to d = "
+        f"{limits.WIDE_WEIGHTS}; heads of `linear_attention` up to {limits.HEAD_WIDTH}"
     )
     assert f"N up to {tokens} on tokens, up to {limits.TINY_CONTEXT} in Gram space" in table["cuda"][1]
     assert (

@@ -111,7 +111,7 @@ class _GeneralRun:
         state = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device).expand_as(means)
         self._trace = attention.run(state, self._metric, own.q, own.p, own.memory, own.heads)
         shape = block.tokens.shape[:2]
-        self.columns = [state[:, :-1, -1].unflatten(0, shape) for state in self._trace.states[1:]]
+        self.columns = [state[:, :-1, -1].reshape(*shape, -1) for state in self._trace.states[1:]]
 
     def backward(self, grads: Sequence[Tensor | None], need_z: bool) -> tuple[_SumsGrad | None, Gradients]:
         own, tokens = self._own, self._block.tokens
@@ -122,7 +122,7 @@ class _GeneralRun:
         if not need_z:
             return None, parameters
         assert self._metric.grad is not None
-        grad = self._metric.grad.unflatten(0, tokens.shape[:2]) / self._block.counts[:, None, None]
+        grad = self._metric.grad.view(*tokens.shape[:2], width, width) / self._block.counts[:, None, None]
         later = _of_later(grad)
         both = (self._block.examples[..., None, :] @ (later + later.mT))[..., 0, :]
         return _SumsGrad(grad.sum(1), pad(both, (0, 0, 0, 1))), parameters

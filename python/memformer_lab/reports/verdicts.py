@@ -155,7 +155,7 @@ def below(
 def all_below(
     name: str,
     one: Series,
-    other: Series,
+    other: Series | float,
     places: Iterable[float],
     slack: float = 0.0,
     *,

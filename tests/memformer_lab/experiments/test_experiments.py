@@ -54,8 +54,8 @@ def _changed(results: Results, value: Callable[[Panel, Series, float, float], fl
 
 
 def test_all_are_there() -> None:
-    assert [one.number for one in EXPERIMENTS] == [*range(1, 27)]
-    assert len(set(NAMES)) == 26
+    assert [one.number for one in EXPERIMENTS] == [*range(1, 30)]
+    assert len(set(NAMES)) == 29
     assert find("2") is find("lfom")
     with pytest.raises(ValueError, match="no experiment is called 'magic'; there are 1 cgd"):
         find("magic")
