@@ -123,8 +123,9 @@ def test_rules_of_the_regime() -> None:
     assert regime(17, 128, algorithm="token") == "wide token"
     assert regime(16, 129, algorithm="token") == "wide token"
     assert regime(513, 21) == "large"
-    assert regime(17, 600, _zeros(1, 1, 16, 16)) == "tile"
-    assert regime(129, 600, _zeros(1, 1, 128, 128)) == "large"
+    assert regime(16, 600, _zeros(1, 1, 15, 15)) == "tiny Gram"
+    assert regime(17, 600, _zeros(1, 1, 16, 16)) == regime(256, 600, _zeros(1, 1, 255, 255)) == "wide Gram"
+    assert regime(257, 600, _zeros(1, 1, 256, 256)) == "large"
     assert regime(16, 129, _zeros(1, 1, 15, 15), algorithm="token") == "tile"
 
 

@@ -111,7 +111,7 @@ class _GeneralRun:
         state = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device).expand_as(means)
         self._trace = attention.run(state, self._metric, own.q, own.p, own.memory, own.heads)
         shape = block.tokens.shape[:2]
-        self.columns = [state[:, :-1, -1].reshape(*shape, -1) for state in self._trace.states[1:]]
+        self.columns = [state[:, :-1, -1].reshape(*shape, means.shape[-1] - 1) for state in self._trace.states[1:]]
 
     def backward(self, grads: Sequence[Tensor | None], need_z: bool) -> tuple[_SumsGrad | None, Gradients]:
         own, tokens = self._own, self._block.tokens

@@ -134,7 +134,8 @@ class PrefixResidual:
         """x_j . row_i for rows (B, R K, d), R of each prefix: (B, R K, K - 1), with 0 where prefix i has no token j."""
         prefixes = self.b.shape[1]
         products = rows @ self.features.mT
-        return products.view(len(rows), -1, prefixes, products.shape[2]).tril(-1).flatten(1, 2)
+        of_each = products.view(len(rows), rows.shape[1] // prefixes, prefixes, prefixes - 1)
+        return of_each.tril(-1).flatten(1, 2)
 
     def _times(self, rows: Tensor) -> Tensor:
         """H_i row_i, (B, K, d)."""

@@ -220,7 +220,8 @@ def test_dispatch_by_size() -> None:
 
     assert backend(17, 500, "response-only", False) == "cpu"
     assert backend(16, 500, "dense", False) == "cpu"
-    assert backend(17, 500, "dense", False) == "torch"
+    assert backend(256, 500, "dense", False) == "cpu"
+    assert backend(257, 500, "dense", False) == "torch"
     assert backend(16, 128, "block", True) == "cpu"
     assert backend(16, 129, "block", True) == "torch"
 

@@ -119,7 +119,7 @@ def test_the_library_and_the_package_count_as_far() -> None:
     q, none = torch.zeros(1, 1, 1, 1, 1), [None] * 5
     counters = [torch.zeros(1, dtype=torch.int64)] * 2
     active, sums = torch.ones(1, dtype=torch.bool), torch.zeros(1, 1, 2, dtype=torch.float64)
-    task = ("tokens", 1, 1, HUGE, HUGE - 1, 1, False, 0.0)
+    task = ("tokens", 1, 1, HUGE, HUGE - 1, 1, False, 0.0, 0.0)
     calls = [
         lambda: NATIVE.context_gram(_ones(1, HUGE, 1), None, 2, torch.empty(1, 1, 1)),
         lambda: NATIVE.train_gradients(q, None, None, None, active, 0, 1, *counters, *task, *none, 0, sums),
