@@ -18,7 +18,7 @@ from benchmarks.reports.table import figure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-PAGES = ("README.md", "docs/performance.md", "docs/training.md")
+PAGES = ("README.md", "docs/performance.md", "docs/training.md", "docs/prefixes.md", "docs/proximal.md")
 """The pages that have such parts."""
 
 _PART = re.compile(r"(<!-- record: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -180,8 +180,7 @@ def _trainer() -> str:
 
 
 def _trainer_record() -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((RESULTS / "trainer-cpu.json").read_text(encoding="utf-8"))
-    return record
+    return _record("trainer-cpu.json")
 
 
 def _step_ms(step: Mapping[str, Any]) -> float:
@@ -189,7 +188,7 @@ def _step_ms(step: Mapping[str, Any]) -> float:
 
 
 def _overhead() -> str:
-    record: dict[str, Any] = json.loads((RESULTS / "overhead-cpu.json").read_text(encoding="utf-8"))
+    record = _record("overhead-cpu.json")
     lines = [
         "| one task of workload W | public call, us | empty registered operation, us | ratio |",
         "|---|---|---|---|",
@@ -197,6 +196,56 @@ def _overhead() -> str:
     for one in record["comparisons"]:
         public, empty = one["public"]["median_us"], one["empty"]["median_us"]
         lines.append(f"| {one['call']} | {public:.1f} | {empty:.1f} | {public / empty:.2f} |")
+    return "\n".join(lines)
+
+
+def _prefixes() -> str:
+    record = _record("prefixes-cpu.json")
+    head = _prose(
+        "Milliseconds (medians) of the loss at every prompt length and its gradients in q and gamma, network and",
+        f"tasks of W, on {_cores(record)}; x: the time over the quickest of ours; MB: the peak of a call's memory, its",
+        "results included.",
+    )
+    return f"{head}\n\n{_against_ours(record['timings'], {})}"
+
+
+def _proximal() -> str:
+    record = _record("proximal-cpu.json")
+    most = max(timing["case"]["batch"] for timing in record["timings"])
+    timings = [timing for timing in record["timings"] if timing["case"]["batch"] == most]
+    case = timings[0]["case"]
+    head = _prose(
+        f"Milliseconds (medians) of the recovery error and its gradients in what is learned, {case['d']} weights from",
+        f"{case['measured']} measurements, a dictionary a task, on {_cores(record)}; x: the time over the quickest of",
+        "ours; MB: the peak of a call's memory, its results included.",
+    )
+    return f"{head}\n\n{_against_ours(timings, {'layers': 'layers', 'learned': 'learned'})}"
+
+
+def _record(name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return record
+
+
+def _cores(record: Mapping[str, Any]) -> str:
+    return f"{record['machine']['threads']} cores of an {record['machine']['processor']}, in one run"
+
+
+def _against_ours(timings: Sequence[Mapping[str, Any]], fields: Mapping[str, str]) -> str:
+    """A row a provider and case, quickest first within a case. fields: of a case, with their titles."""
+    cases: dict[str, list[Mapping[str, Any]]] = {}
+    for timing in timings:
+        cases.setdefault(json.dumps(timing["case"]), []).append(timing)
+    titles = [*fields.values(), "tasks", "provider", "ms", "x", "MB"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for one in cases.values():
+        best = min(timing["ms"] for timing in one if timing["provider"].startswith("memformer_kernels"))
+        for timing in sorted(one, key=lambda timing: float(timing["ms"])):
+            case, name = timing["case"], timing["provider"]
+            name = f"**{name}**" if name.startswith("memformer_kernels") else name
+            memory = "" if timing["peak_mb"] is None else figure(timing["peak_mb"])
+            cells = [*(str(case[field]) for field in fields), f"{case['batch']:,}", name, figure(timing["ms"])]
+            lines.append(f"| {' | '.join([*cells, figure(timing['ms'] / best), memory])} |")
     return "\n".join(lines)
 
 
@@ -255,6 +304,8 @@ PARTS: Mapping[str, Callable[[], str]] = MappingProxyType(
         "dispatch": _dispatch,
         "trainer": _trainer,
         "overhead": _overhead,
+        "prefixes": _prefixes,
+        "proximal": _proximal,
         "summary": _summary,
     }
 )

@@ -129,12 +129,14 @@ def test_the_record_is_of_the_main_job_as_it_is() -> None:
     assert [(one["name"], one["contexts"]) for one in record["sets"]] == [(x, budget.contexts) for x in budget.sets]
 
 
-def test_all_experiments_are_committed_at_full_scale_of_one_revision() -> None:
+def test_all_experiments_are_committed_at_full_scale() -> None:
+    """Of more than one revision: each record says which sources found it, and `verdicts` are those of today."""
     records = experiments()
     assert records.keys() == {one.name for one in EXPERIMENTS}
     assert {record["scale"] for record in records.values()} == {"full"}
     assert len({record["seed"] for record in records.values()}) == 1
-    assert len({json.dumps(record["versions"], sort_keys=True) for record in records.values()}) == 1
+    assert all(len(record["versions"]["sources"]) == 12 for record in records.values())
+    assert f"by {len({record['versions']['sources'] for record in records.values()})} revisions" in text_of(PAGE)
     page = text_of("docs/experiments/README.md")
     for name, record in records.items():
         assert f"]({name}.json)" in page
@@ -205,6 +207,27 @@ def test_the_claims_sentences_are_what_the_experiments_found() -> None:
     )
     assert f"One head reaches {heads[1.0]:.2f} in two layers with Bm free, five heads {heads[5.0]:.2f}" in said
     assert f"trained briefly they reach {brief[1.0]:.2f} and {brief[5.0]:.2f}" in said
+    prompts, least = (means(records["prompt-lengths"], "share", label) for label in ("LFOM, 8 layers", "least squares"))
+    assert abs(prompts[2.0] - least[2.0]) < 0.05
+    assert f"and {prompts[5.0] - least[5.0]:.2f} above it after five, where least squares is exact" in said
+    assert f"after twenty they are {prompts[20.0] - least[20.0]:.2f} above it" in said
+    assert means(records["classification"], "excess", "LFOM, 1 layer")[640.0] < math.log(1.05)
+    codes = [
+        10 * means(records["sparse"], "layers", label)[16.0] / math.log(10)
+        for label in ("LISTA-CP, learned weights", "ALISTA, analytic weights", "ISTA", "FISTA")
+    ]
+    assert (
+        "leave {:.1f} dB of sparse codes, with analytic weights {:.1f}, ISTA {:.1f} and FISTA {:.1f}".format(*codes)
+        in said
+    )
+    blocks = [
+        means(records["feed-forward"], panel, before)[3.0] - means(records["feed-forward"], panel, with_block)[3.0]
+        for panel, before, with_block in (
+            ("response-only-log_median", "Bm = 0", "Bm = 0 + feed-forward"),
+            ("block-log_median", "GD++, best coefficients", "GD++ + feed-forward"),
+        )
+    ]
+    assert "block takes {:.2f} off ln of the median of three layers with Bm = 0 and {:.2f} with".format(*blocks) in said
     ours, clipped = (
         means(records["depth"], "depth", label)
         for label in ("gradient descent start, no clipping", "random start, clipped to 0.01")

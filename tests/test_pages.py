@@ -103,8 +103,8 @@ def test_sizes_of_backends_are_the_limits() -> None:
     assert table["cpu"][1] == (
         f"D up to {tiny} (d up to {tiny} where features stay), N up to {tokens} where a coefficient has a token axis; "
         f"where features stay and in `context_gram`, D up to {limits.WIDE_WIDTH} at any N; other networks in Gram "
-        f"space, and `memformer_layer`, for D from {tiny + 1} to {limits.WIDE_MATRICES} at any N; `lfom_solve` up to d = "
-        f"{limits.WIDE_WEIGHTS}; heads of `linear_attention` up to {limits.HEAD_WIDTH}"
+        f"space, and `memformer_layer`, for D from {tiny + 1} to {limits.WIDE_MATRICES} at any N; `lfom_solve` up to "
+        f"d = {limits.WIDE_WEIGHTS}; heads of `linear_attention` up to {limits.HEAD_WIDTH}"
     )
     assert f"N up to {tokens} on tokens, up to {limits.TINY_CONTEXT} in Gram space" in table["cuda"][1]
     assert (

@@ -154,3 +154,9 @@ def check_like(name: str, tensor: Tensor, first: Tensor) -> Tensor:
     if torch.float64 in (tensor.dtype, first.dtype) or not autocasts(first):
         reject_kind(name, tensor, f"the first argument's dtype {first.dtype}")
     return tensor.to(first.dtype)
+
+
+def same_in_all(layers: Tensor) -> bool:
+    """Whether all slices along the first axis hold the same, NaN included."""
+    first = layers[:1]
+    return bool(((layers == first) | ((layers != layers) & (first != first))).all())

@@ -16,6 +16,7 @@ from memformer_kernels.calls.checks import (
     check_flag,
     check_size,
     reject,
+    same_in_all,
 )
 from memformer_kernels.functional import (
     memformer_loss,
@@ -240,7 +241,7 @@ class Memformer(nn.Module):
         if self.rule in _RESIDUAL and not torch.equal(residual_gamma(arguments["gamma"]), arguments["gamma"]):
             reject("arguments['gamma']", "another weight of a layer's new register", "1, which the rule fixes")
         for name in ("q", "p") if self.tied else ():
-            if name in arguments and not bool((arguments[name] == arguments[name][:1]).all()):
+            if name in arguments and not same_in_all(arguments[name]):
                 reject(f"arguments[{name!r}]", "layers that differ", "the same in every layer, since they are tied")
         given = {name: value[: own[name].shape[0]] for name, value in arguments.items()}
         with torch.no_grad():

@@ -117,6 +117,8 @@ class TrainState:
             seen += (*held, *held.values())
         same = len(seen) == len(self._seen) and all(map(operator.is_, seen, self._seen))
         if same and self._looks == looks(seen):
+            # Whoever writes to one of the copies that tied layers have changes no tensor's looks.
+            self._check_ties()
             return
         self._seen, self._read = [], None
         for name, value in (self._labelled() | {"counter": self.counter}).items():
@@ -138,11 +140,16 @@ class TrainState:
             check_integers(name, getattr(self, name), self.models, most)
         if self.tied is not None:
             check_integers("tied", self.tied, self.models, self.parameters["q"].shape[1])
-            for group in _GROUPS:
-                held = getattr(self, group)
-                check_tied(group, {name: held[name] for name in TIED if name in held}, self.tied.tolist())
+        self._check_ties()
         check_apart(self._labelled())
         self._seen, self._looks = seen, looks(seen)
+
+    def _check_ties(self) -> None:
+        if self.tied is None:
+            return
+        for group in _GROUPS:
+            held = getattr(self, group)
+            check_tied(group, {name: held[name] for name in TIED if name in held}, self.tied.tolist())
 
     def check_reads(self, tokens: int, width: int) -> None:
         """Raises unless the models read tasks of N tokens of D numbers; the attributes have been checked."""

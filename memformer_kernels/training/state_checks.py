@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from memformer_kernels.calls.checks import dense, reject, reject_kind
+from memformer_kernels.calls.checks import dense, reject, reject_kind, same_in_all
 from memformer_kernels.training.checks import without_data
 
 AXES = {"q": (4,), "p": (4,), "gamma": (4, 5), "beta": (4,), "gate": (1, 2)}
@@ -52,7 +52,7 @@ def check_tied(group: str, held: Mapping[str, Tensor], tied: Sequence[int]) -> N
     """That layers which share matrices, the first `tied` of each model, hold the same of a group of tensors."""
     for name, value in held.items():
         for model, layers in enumerate(tied):
-            if not without_data(value) and not bool((value[model, :layers] == value[model, :1]).all()):
+            if not without_data(value) and not same_in_all(value[model, :layers]):
                 came = f"layers of model {model} that differ"
                 reject(f"{group}[{name!r}]", came, f"the same in its first {layers} layers, which are tied")
 

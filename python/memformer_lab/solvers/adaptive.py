@@ -139,8 +139,10 @@ def conjugate_gamma(h: Tensor, b: Tensor, a: Tensor) -> Tensor:
         (B, L, L, 1), 0 for j > l, and in rows of steps after a task has come to its end.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, and for layers that differ.
     """
+    if not torch.equal(a, a[:1].expand_as(a)):
+        raise ValueError("a: expected the same matrix in every layer, got layers that differ")
     run = adaptive_solve(h, b, a)
     own = torch.eye(len(a), dtype=b.dtype, device=b.device)
     direction = torch.zeros_like(run.gamma.T)

@@ -212,6 +212,20 @@ def test_layers_that_are_no_longer_the_same_are_refused() -> None:
         train_steps(state, SAMPLER, 1, optimizer=Adam(0.01))
 
 
+def test_a_copy_that_somebody_writes_to_is_found_before_the_next_step() -> None:
+    state = TrainState.of([Memformer(4, 3, tied=True)])
+    state.parameters["q"][0, 1] += 1
+    with pytest.raises(ValueError, match=r"the same in its first 3 layers, which are tied"):
+        train_steps(state, GaussianTokens(4, 9, batch=8), 1, optimizer=SGD(0.1))
+
+
+def test_layers_that_are_no_numbers_alike_are_the_same() -> None:
+    module = Memformer(4, 3, structure="block", tied=True)
+    torch.nn.init.constant_(module.q, torch.nan)
+    TrainState.of([module]).into(0, module)
+    assert bool(module.q.isnan().all())
+
+
 def test_a_model_alone_keeps_its_ties() -> None:
     """One model of an ensemble by its parameters, tied again by hand."""
     _, state = _ensemble()

@@ -136,3 +136,9 @@ def test_shapes_are_checked() -> None:
         adaptive_solve(h, b, torch.ones(0, 2, 2))
     with pytest.raises(ValueError, match="h, b and a must be"):
         adaptive_solve(h, b, torch.ones(1, 3, 3))
+
+
+def test_layers_that_differ_are_no_conjugate_gradients() -> None:
+    h, a = torch.eye(3).expand(2, 3, 3), -torch.stack([torch.eye(3), 2 * torch.eye(3)])
+    with pytest.raises(ValueError, match="the same matrix in every layer"):
+        conjugate_gamma(h, torch.ones(2, 3), a)
