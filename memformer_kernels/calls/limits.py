@@ -16,7 +16,8 @@ a core's caches together with a layer's parameters. Beyond, torch's products sha
 
 WIDE_MATRICES = 256
 """Largest D of the CPU's wide regime where D-by-D matrices of a task are multiplied, for one layer and for networks
-whose features move: up to here those products were measured against torch's, and are faster with what surrounds them.
+whose features move: up to here those products were measured against torch's, and of several tasks are faster with what
+surrounds them.
 """
 
 WIDE_WEIGHTS = 256

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memformer_kernels import library
+from memformer_kernels import library, memformer_predict
+from memformer_kernels.testing import Case
 from tests.memformer_kernels.cases import normal, seeded
 
 _PATH = library.status("cpu").path
@@ -46,6 +47,35 @@ def with_gradients(outputs: Tensor | tuple[Tensor, ...], leaves: list[Tensor]) -
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     grads = [normal(seeded(9), *x.shape).to(x.dtype) for x in outputs]
     return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
+
+
+def assert_same_bits_on_threads(make: Callable[[], list[Tensor]]) -> None:
+    """What is made on one thread is bit for bit what is made on two and on four."""
+    threads, made = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 4):
+            torch.set_num_threads(count)
+            made.append(make())
+    finally:
+        torch.set_num_threads(threads)
+    for other in made[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+
+
+def assert_a_spoilt_task_spoils_no_other(case: Case) -> None:
+    """Of five tasks the third has a token that is no number: its results are none, and all others keep their bits."""
+    spoilt = case.z.detach().clone()
+    spoilt[2, 0, 1] = torch.nan
+    network, kept = (case.q, *case.parameters), [0, 1, 3, 4]
+    made = []
+    for z in (case.z, spoilt.requires_grad_()):
+        predictions = memformer_predict(z, *network, backend="cpu")
+        made.append((predictions, *torch.autograd.grad(predictions.sum(), [z, case.q])))
+    (clean, clean_z, _), (predictions, grad_z, grad_q) = made
+    assert torch.equal(predictions[kept], clean[kept])
+    assert predictions[2].isnan().all()
+    assert torch.equal(grad_z[kept], clean_z[kept])
+    assert grad_q.isnan().all()
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

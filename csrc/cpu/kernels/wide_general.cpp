@@ -7,7 +7,7 @@
 // out. Bytes per task: its tokens, and whatever result or token gradient is asked for, twice their tokens.
 // Multiply-adds per task (n examples, L layers, H heads, R registers each): n D^2 / 2 for the Gram matrix and for each
 // layer (2 H + R
-// + 2) D^3 forward, (4 H + 2 R + 3) D^3 backward with the gradient of the tokens, D^3 less without.
+// + 2) D^3 forward, (4 H + 2 R + 3) D^3 backward with the gradient of the tokens, 2 D^3 less without.
 
 #include "cpu/kernels.h"
 #include "cpu/wide/context_sums.h"
@@ -17,9 +17,6 @@
 
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
-
-// Rows of a task that are worked on in one go: a panel of a matrix serves all of them.
-constexpr int chunk_rows = 64;
 
 template <class T>
 class WideGeneral {
@@ -59,7 +56,8 @@ class WideGeneral {
   }
 
   int64_t scratch() const {
-    return context_.count() + context_.example_count() + squares() * square_.numbers() + 3 * chunk() + vectors();
+    return context_.count() + context_.example_count() + squares() * square_.numbers() + 3 * square_.chunk() +
+           vectors();
   }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T>) const {
@@ -106,9 +104,9 @@ class WideGeneral {
       context = scratch;
       examples = context + of.context_.count();
       x = examples + of.context_.example_count();
-      made = x + of.chunk();
-      incoming = made + of.chunk();
-      columns = incoming + of.chunk();
+      made = x + of.square_.chunk();
+      incoming = made + of.square_.chunk();
+      columns = incoming + of.square_.chunk();
       outer = columns + static_cast<int64_t>(of.network_.result_layers) * of.square_.step;
       errors = outer + static_cast<int64_t>(of.network_.result_layers) * of.square_.step;
     }
@@ -128,7 +126,6 @@ class WideGeneral {
     return (backward_ ? layers + 1 : 1) + kept_registers() + kept_grams() + layers + layers * kept + all_heads() +
            (backward_ ? 5 + kept + stack_ : 0);
   }
-  int64_t chunk() const { return static_cast<int64_t>(chunk_rows) * square_.step; }
   int64_t vectors() const {
     return static_cast<int64_t>(network_.result_layers) * (2 * square_.step + out_count_ + tile_rows);
   }
@@ -149,20 +146,6 @@ class WideGeneral {
 
   TaskRows<T> tokens(const Array& array, int64_t task) const {
     return TaskRows<T>(array, network_.tokens, network_.width, task, 0);
-  }
-
-  // Rows and zeros behind them, up to a whole tile.
-  void load(const TaskRows<T>& rows, int row, int count, T* to) const {
-    const int64_t step = square_.step;
-    rows.load(row, count, square_.step, to, nullptr);
-    clear(to + count * step, (padded_to(count, tile_rows) - count) * step);
-  }
-
-  // to (+)= rows matrix.
-  template <bool Adding>
-  void multiply_chunk(const T* rows, int count, const T* matrix, T* to) const {
-    deep_product<T, Adding>(Rows<T>{to, square_.step}, padded_to(count, tile_rows), square_.size,
-                            Left<T>{rows, square_.step, 1}, Rows<const T>{matrix, square_.step}, square_.side);
   }
 
   template <class Chunk>
@@ -264,14 +247,14 @@ class WideGeneral {
     clear(at.outer, static_cast<int64_t>(network_.result_layers) * square_.step);
     const TaskReadout<T> readout(network_, task);
     each_chunk(out_first_, network_.tokens, [&](int row, int count) {
-      load(rows, row, count, at.x);
+      square_.load_chunk(rows, row, count, at.x);
       if (!stack_) return read_predictions(readout, row - out_first_, count, at, squared);
       if (!backward_) {
-        multiply_chunk<false>(at.x, count, state(at, network_.layers), at.made);
+        square_.template multiply_chunk<false>(at.x, count, state(at, network_.layers), at.made);
         return result.store(row, count, at.made, square_.step, nullptr);
       }
-      load(result, row, count, at.incoming);
-      add_outer_products(at.x, at.incoming, count, at.state_grad);
+      square_.load_chunk(result, row, count, at.incoming);
+      square_.add_outer_products(at.x, at.incoming, count, at.state_grad);
     });
   }
 
@@ -287,14 +270,6 @@ class WideGeneral {
       if (!backward_) continue;
       T* const outer = at.outer + k * step;
       add_weighted_rows(at.x, step, count, errors, 1, size, static_cast<const T*>(outer), outer);
-    }
-  }
-
-  // to += left^T right, over rows.
-  void add_outer_products(const T* left, const T* right, int count, T* to) const {
-    for (int tile = 0; tile < square_.size; tile += tile_height) {
-      column_products(left + tile, square_.step, right, square_.step, count, square_.size, true,
-                      to + square_.at(tile, 0), square_.step);
     }
   }
 
@@ -374,16 +349,16 @@ class WideGeneral {
     const TaskRows<T> rows = tokens(network_.z, task), result = tokens(network_.result, task);
     each_chunk(0, network_.tokens, [&](int row, int count) {
       if (stack_) {
-        load(result, row, count, at.incoming);
-        multiply_chunk<false>(at.incoming, count, at.outgoing, at.made);
+        square_.load_chunk(result, row, count, at.incoming);
+        square_.template multiply_chunk<false>(at.incoming, count, at.outgoing, at.made);
       } else {
         clear(at.made, padded_to(count, tile_rows) * static_cast<int64_t>(square_.step));
       }
       const int labelled = std::clamp(n - row, 0, count);
       if (labelled) {
-        load(rows, row, labelled, at.x);
+        square_.load_chunk(rows, row, labelled, at.x);
         // What is behind the context gets none of it, were it 0 times what is no number.
-        multiply_chunk<false>(at.x, labelled, at.gram_grad, at.incoming);
+        square_.template multiply_chunk<false>(at.x, labelled, at.gram_grad, at.incoming);
         for (int64_t k = 0; k < labelled * static_cast<int64_t>(square_.step); k += S::width)
           (S::load(at.made + k) + S::load(at.incoming + k)).store(at.made + k);
       }

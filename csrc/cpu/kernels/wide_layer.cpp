@@ -15,9 +15,6 @@
 namespace memformer::cpu::MEMFORMER_ISA {
 namespace {
 
-// Rows of a task that are worked on in one go: a panel of a matrix serves all of them.
-constexpr int chunk_rows = 64;
-
 template <class T>
 class WideLayer {
   using S = Lanes<T>;
@@ -44,7 +41,7 @@ class WideLayer {
   }
 
   int64_t scratch() const {
-    return context_.count() + context_.example_count() + squares() * square_.numbers() + chunks * chunk();
+    return context_.count() + context_.example_count() + squares() * square_.numbers() + chunks * square_.chunk();
   }
 
   void operator()(int64_t task, T* sums, T* scratch, TaskVectors<T>) const {
@@ -79,11 +76,11 @@ class WideLayer {
       gram_grad = mixed_grads + (of.layer_.backward ? kept * square : 0);
       spare = gram_grad + (of.layer_.backward ? square : 0);
       x = spare + (of.layer_.backward ? square : 0);
-      grad = x + of.chunk();
-      made = grad + of.chunk();
-      fresh = made + of.chunk();
-      before = fresh + of.chunk();
-      other = before + of.chunk();
+      grad = x + of.square_.chunk();
+      made = grad + of.square_.chunk();
+      fresh = made + of.square_.chunk();
+      before = fresh + of.square_.chunk();
+      other = before + of.square_.chunk();
     }
     T *context, *examples, *gram, *query_grams, *mixed, *mixed_grads, *gram_grad, *spare;
     T *x, *grad, *made, *fresh, *before, *other;
@@ -92,7 +89,6 @@ class WideLayer {
   int64_t squares() const {
     return 1 + layer_.heads + layer_.kept * (layer_.backward ? 2 : 1) + (layer_.backward ? 2 : 0);
   }
-  int64_t chunk() const { return static_cast<int64_t>(chunk_rows) * square_.step; }
   // Heads whose sum a register holds.
   int shared() const { return layer_.heads / layer_.kept; }
   T* of_register(T* squares, int r) const { return squares + r * square_.numbers(); }
@@ -116,20 +112,8 @@ class WideLayer {
     }
   }
 
-  // Rows and zeros behind them, up to a whole tile.
-  void load(const TaskRows<T>& rows, int row, int count, T* to) const {
-    const int64_t step = square_.step;
-    rows.load(row, count, square_.step, to, nullptr);
-    clear(to + count * step, (padded_to(count, tile_rows) - count) * step);
-  }
   void store(const TaskRows<T>& rows, int row, int count, const T* from) const {
     rows.store(row, count, from, square_.step, nullptr);
-  }
-
-  template <bool Adding>
-  void multiply(const T* rows, int count, const T* matrix, T* to) const {
-    deep_product<T, Adding>(Rows<T>{to, square_.step}, padded_to(count, tile_rows), square_.size,
-                            Left<T>{rows, square_.step, 1}, Rows<const T>{matrix, square_.step}, layer_.width);
   }
 
   // body(i, c, place) for every vector of `count` rows.
@@ -175,9 +159,9 @@ class WideLayer {
 
   // The new register r of a chunk; `before` is left with that of the layer before, where it is remembered.
   void make_register(int64_t task, int r, int row, int count, Places& at) const {
-    multiply<false>(at.x, count, of_register(at.mixed, r), at.fresh);
+    square_.template multiply_chunk<false>(at.x, count, of_register(at.mixed, r), at.fresh);
     if (!betas_) return;
-    load(rows_of(last(), r, task), row, count, at.before);
+    square_.load_chunk(rows_of(last(), r, task), row, count, at.before);
     const Own own = beta(r, row);
     each_vector(count, [&](int i, int c, int64_t k) {
       (S::load(at.fresh + k) + S::load(at.before + k) * own.at(i, c)).store(at.fresh + k);
@@ -186,13 +170,13 @@ class WideLayer {
 
   void forward(int64_t task, Places& at) const {
     each_chunk([&](int row, int count) {
-      load(tokens(layer_.z, task), row, count, at.x);
+      square_.load_chunk(tokens(layer_.z, task), row, count, at.x);
       std::copy(at.x, at.x + static_cast<int64_t>(count) * square_.step, at.made);
       for (int r = 0; r < layer_.kept; ++r) {
         make_register(task, r, row, count, at);
         store(rows_of(layer_.fresh, r, task), row, count, at.fresh);
         for (int j = 0; gammas_ && j < layer_.earlier; ++j) {
-          load(rows_of(layer_.registers[j], r, task), row, count, at.other);
+          square_.load_chunk(rows_of(layer_.registers[j], r, task), row, count, at.other);
           add_weighted(gamma(j, r, row), at.other, count, at.made);
         }
         if (gammas_) {
@@ -213,7 +197,7 @@ class WideLayer {
 
   // The gradient of the new register r of a chunk, in `fresh`, from that of the result, in `grad`.
   void make_register_grad(int64_t task, int r, int row, int count, Places& at, T* to) const {
-    load(rows_of(layer_.fresh, r, task), row, count, to);
+    square_.load_chunk(rows_of(layer_.fresh, r, task), row, count, to);
     if (gammas_) return add_weighted(gamma(layer_.earlier, r, row), at.grad, count, to);
     each_vector(count, [&](int, int, int64_t k) { (S::load(to + k) + S::load(at.grad + k)).store(to + k); });
   }
@@ -222,8 +206,8 @@ class WideLayer {
     const bool wants_z = layer_.grad_z.data != nullptr;
     clear(at.mixed_grads, layer_.kept * square_.numbers());
     each_chunk([&](int row, int count) {
-      load(tokens(layer_.z, task), row, count, at.x);
-      load(tokens(layer_.result, task), row, count, at.grad);
+      square_.load_chunk(tokens(layer_.z, task), row, count, at.x);
+      square_.load_chunk(tokens(layer_.result, task), row, count, at.grad);
       for (int r = 0; r < layer_.kept; ++r) backward_chunk(task, r, row, count, sums, at);
     });
     T* const gram_grad = wants_z ? at.gram_grad : nullptr;
@@ -246,7 +230,7 @@ class WideLayer {
       make_register(task, r, row, count, at);
       add_gamma_grads(layer_.earlier, r, row, count, at.fresh, at.grad, gamma_grads);
     } else if (betas_) {
-      load(rows_of(last(), r, task), row, count, at.before);
+      square_.load_chunk(rows_of(last(), r, task), row, count, at.before);
     }
     if (betas_) {
       add_products(at.before, register_grad, count, layer_.beta_rows,
@@ -254,7 +238,7 @@ class WideLayer {
     }
     for (int j = 0; j < layer_.earlier; ++j) {
       if (gammas_) {
-        load(rows_of(layer_.registers[j], r, task), row, count, at.other);
+        square_.load_chunk(rows_of(layer_.registers[j], r, task), row, count, at.other);
         add_gamma_grads(j, r, row, count, at.other, at.grad, gamma_grads);
       }
       if (!layer_.grad_registers || !layer_.grad_registers[j].array.data) continue;
@@ -263,11 +247,7 @@ class WideLayer {
       if (betas_ && j + 1 == layer_.earlier) add_weighted(beta(r, row), register_grad, count, at.other);
       store(rows_of(layer_.grad_registers[j], r, task), row, count, at.other);
     }
-    T* const mixed_grad = of_register(at.mixed_grads, r);
-    for (int tile = 0; tile < square_.size; tile += tile_height) {
-      column_products(at.x + tile, square_.step, register_grad, square_.step, count, square_.size, true,
-                      mixed_grad + static_cast<int64_t>(tile) * square_.step, square_.step);
-    }
+    square_.add_outer_products(at.x, register_grad, count, of_register(at.mixed_grads, r));
   }
 
   void add_gamma_grads(int j, int r, int row, int count, const T* own, const T* grad, T* sums) const {
@@ -285,16 +265,16 @@ class WideLayer {
       ((S::load(at.gram_grad + k) + S::load(at.spare + k)) * scale).store(at.gram_grad + k);
     }
     each_chunk([&](int row, int count) {
-      load(tokens(layer_.result, task), row, count, at.grad);
+      square_.load_chunk(tokens(layer_.result, task), row, count, at.grad);
       std::copy(at.grad, at.grad + static_cast<int64_t>(padded_to(count, tile_rows)) * square_.step, at.made);
       for (int r = 0; r < layer_.kept; ++r) {
         make_register_grad(task, r, row, count, at, at.fresh);
-        multiply<true>(at.fresh, count, of_register(at.mixed_grads, r), at.made);
+        square_.template multiply_chunk<true>(at.fresh, count, of_register(at.mixed_grads, r), at.made);
       }
       const int labelled = std::clamp(n - row, 0, count);
       if (labelled) {
-        load(tokens(layer_.z, task), row, labelled, at.x);
-        multiply<true>(at.x, labelled, at.gram_grad, at.made);
+        square_.load_chunk(tokens(layer_.z, task), row, labelled, at.x);
+        square_.template multiply_chunk<true>(at.x, labelled, at.gram_grad, at.made);
       }
       store(tokens(layer_.grad_z, task), row, count, at.made);
     });

@@ -5,10 +5,14 @@
 
 #pragma once
 
-#include "cpu/wide/one_task.h"
+#include "cpu/wide/column_products.h"
+#include "cpu/wide/task_rows.h"
 #include "cpu/wide/tile_products.h"
 
 namespace memformer::cpu::MEMFORMER_ISA {
+
+// Rows of a task that are worked on in one go: a panel of a matrix serves all of them.
+constexpr int chunk_rows = 64;
 
 // How square matrices of `side` lie in memory: whole tiles of rows, an odd number of lines apart, zeros past the last
 // number.
@@ -37,6 +41,28 @@ struct Square {
   void multiply(const T* left, bool transposed, const T* right, T* to) const {
     const Left<T> rows = transposed ? Left<T>{left, 1, step} : Left<T>{left, step, 1};
     deep_product<T, Adding>(Rows<T>{to, step}, size, size, rows, Rows<const T>{right, step}, side);
+  }
+
+  // Numbers of a chunk of rows, a matrix's step apart.
+  constexpr int64_t chunk() const { return static_cast<int64_t>(chunk_rows) * step; }
+
+  // A chunk of a task's rows, and zeros behind them, up to a whole tile.
+  void load_chunk(const TaskRows<T>& rows, int row, int count, T* to) const {
+    rows.load(row, count, step, to, nullptr);
+    clear(to + static_cast<int64_t>(count) * step, static_cast<int64_t>(padded_to(count, tile_rows) - count) * step);
+  }
+
+  // to = the rows of a chunk times a matrix, or +=.
+  template <bool Adding>
+  void multiply_chunk(const T* rows, int count, const T* matrix, T* to) const {
+    deep_product<T, Adding>(Rows<T>{to, step}, padded_to(count, tile_rows), size, Left<T>{rows, step, 1},
+                            Rows<const T>{matrix, step}, side);
+  }
+
+  // to += the sum over the rows of two chunks of left^T right.
+  void add_outer_products(const T* left, const T* right, int count, T* to) const {
+    for (int tile = 0; tile < size; tile += tile_height)
+      column_products(left + tile, step, right, step, count, size, true, to + at(tile, 0), step);
   }
 };
 

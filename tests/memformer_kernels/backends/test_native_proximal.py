@@ -9,7 +9,7 @@ from torch import Tensor
 from memformer_kernels import lfom_solve, reference
 from memformer_kernels.testing import FLOAT64_ERROR, GRADIENT_FACTOR, OUTPUT_FACTOR, relative_error
 from tests.memformer_kernels.cases import normal, seeded
-from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
+from tests.memformer_kernels.native import LAYOUTS, assert_same_bits_on_threads, instruction_set, with_gradients
 
 __all__ = ["instruction_set"]
 
@@ -104,15 +104,7 @@ def test_sums_over_tasks_are_those_of_their_blocks(tasks: int, d: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("d", [6, 21])
 def test_results_are_the_same_bits_for_any_number_of_threads(d: int, dtype: torch.dtype) -> None:
-    threads, made = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append([x for prox in PROXES for x in _run(_given(prox, 1100, d, dtype))])
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(lambda: [x for prox in PROXES for x in _run(_given(prox, 1100, d, dtype))])
 
 
 @pytest.mark.parametrize("d", [5, 19])

@@ -10,7 +10,13 @@ from torch import Tensor
 from memformer_kernels import explain, lfom_solve, memformer_loss, memformer_predict, memformer_stack
 from memformer_kernels.testing import FLOAT64_ERROR, Case, float64_violations, public, relative_error, twin_violations
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
-from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
+from tests.memformer_kernels.native import (
+    LAYOUTS,
+    assert_a_spoilt_task_spoils_no_other,
+    assert_same_bits_on_threads,
+    instruction_set,
+    with_gradients,
+)
 
 __all__ = ["instruction_set"]
 
@@ -152,15 +158,7 @@ def _everything(tasks: int, dtype: torch.dtype) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("tasks", [5, 1100])
 def test_results_are_the_same_bits_for_any_number_of_threads(tasks: int, dtype: torch.dtype) -> None:
-    threads, made = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append(_everything(tasks, dtype))
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(lambda: _everything(tasks, dtype))
 
 
 @ON_SPACES
@@ -214,18 +212,7 @@ def test_half_tokens_are_read_exactly_and_rounded_once(sizes: dict[str, int], dt
 @pytest.mark.parametrize("granularity", ["feature", "full"])
 def test_a_spoilt_task_spoils_no_other(sizes: dict[str, int], granularity: str) -> None:
     case = _case(granularity=granularity, tasks=5, **sizes).to(torch.float64)
-    spoilt = case.z.detach().clone()
-    spoilt[2, 0, 1] = torch.nan
-    network, kept = (case.q, *case.parameters), [0, 1, 3, 4]
-    made = []
-    for z in (case.z, spoilt.requires_grad_()):
-        predictions = memformer_predict(z, *network, backend="cpu")
-        made.append((predictions, *torch.autograd.grad(predictions.sum(), [z, case.q])))
-    (clean, clean_z, _), (predictions, grad_z, grad_q) = made
-    assert torch.equal(predictions[kept], clean[kept])
-    assert predictions[2].isnan().all()
-    assert torch.equal(grad_z[kept], clean_z[kept])
-    assert grad_q.isnan().all()
+    assert_a_spoilt_task_spoils_no_other(case)
 
 
 @ON_SPACES
@@ -284,17 +271,9 @@ def test_quadratics(instruction_set: str, d: int, some: tuple[int, ...]) -> None
 
 
 def test_quadratics_give_the_same_bits_for_any_number_of_threads() -> None:
-    threads, made = torch.get_num_threads(), []
     own = [x.float().requires_grad_() for x in _quadratics(1100, 20)]
     h, b, a, gamma, beta, w0 = own
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append(with_gradients(lfom_solve(h, b, a, gamma, beta, w0=w0, layers=True), own))
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(lambda: with_gradients(lfom_solve(h, b, a, gamma, beta, w0=w0, layers=True), own))
 
 
 def test_dispatch_by_size() -> None:

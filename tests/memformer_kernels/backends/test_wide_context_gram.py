@@ -8,7 +8,7 @@ from memformer_kernels import context_gram, explain
 from memformer_kernels.testing import FLOAT64_ERROR, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import normal, seeded
-from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
+from tests.memformer_kernels.native import LAYOUTS, assert_same_bits_on_threads, instruction_set, with_gradients
 
 __all__ = ["instruction_set"]
 
@@ -103,17 +103,9 @@ def test_the_same_bits_alone_and_among_many(width: int, ragged: bool) -> None:
 
 @pytest.mark.parametrize("tasks", [1, 5, 70])
 def test_the_same_bits_for_any_number_of_threads(tasks: int) -> None:
-    threads, made = torch.get_num_threads(), []
     z = normal(seeded(6), tasks, 2500, 19).float()
     lengths = torch.randint(1, 2501, (tasks,), generator=seeded(7))
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append([*_made(z, 2499), *_made(z, lengths)])
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(lambda: [*_made(z, 2499), *_made(z, lengths)])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,7 +11,13 @@ from memformer_kernels import explain, memformer_loss, memformer_predict, memfor
 from memformer_kernels.testing import Case, float64_violations, public, relative_error, twin_violations
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import leaves, make_case, normal, seeded
-from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
+from tests.memformer_kernels.native import (
+    LAYOUTS,
+    assert_a_spoilt_task_spoils_no_other,
+    assert_same_bits_on_threads,
+    instruction_set,
+    with_gradients,
+)
 
 __all__ = ["instruction_set"]
 
@@ -114,18 +120,7 @@ def test_padding_is_never_read(structure: str, context: int | Tensor, spoilt_too
 
 def test_a_spoilt_task_spoils_no_other() -> None:
     case = _case(tasks=5).to(torch.float64)
-    spoilt = case.z.detach().clone()
-    spoilt[2, 0, 1] = torch.nan
-    network, kept = (case.q, *case.parameters), [0, 1, 3, 4]
-    made = []
-    for z in (case.z, spoilt.requires_grad_()):
-        predictions = memformer_predict(z, *network, backend="cpu")
-        made.append((predictions, *torch.autograd.grad(predictions.sum(), [z, case.q])))
-    (clean, clean_z, _), (predictions, grad_z, grad_q) = made
-    assert torch.equal(predictions[kept], clean[kept])
-    assert predictions[2].isnan().all()
-    assert torch.equal(grad_z[kept], clean_z[kept])
-    assert grad_q.isnan().all()
+    assert_a_spoilt_task_spoils_no_other(case)
 
 
 def test_squares_of_responses_may_overflow() -> None:
@@ -141,19 +136,15 @@ def test_squares_of_responses_may_overflow() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("tasks", [5, 1100])
 def test_results_are_the_same_bits_for_any_number_of_threads(tasks: int, dtype: torch.dtype) -> None:
-    threads, made = torch.get_num_threads(), []
     case = _case(tasks=tasks, width=17, layers=2).to(dtype)
     network, own = (case.q, *case.parameters), list(leaves(case).values())
     target = normal(seeded(5), tasks, 1).to(dtype)
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append(with_gradients(memformer_loss(case.z, target, *network, backend="cpu"), own))
-            made[-1] += with_gradients(memformer_stack(case.z, *network, backend="cpu"), own)
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(
+        lambda: [
+            *with_gradients(memformer_loss(case.z, target, *network, backend="cpu"), own),
+            *with_gradients(memformer_stack(case.z, *network, backend="cpu"), own),
+        ]
+    )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -11,7 +11,7 @@ from memformer_kernels import explain, memformer_layer, reference
 from memformer_kernels.testing import FLOAT64_ERROR, relative_error
 from tests.marks import slow_but
 from tests.memformer_kernels.cases import STRUCTURES, draw_projections, draw_tokens, normal, seeded
-from tests.memformer_kernels.native import LAYOUTS, instruction_set, with_gradients
+from tests.memformer_kernels.native import LAYOUTS, assert_same_bits_on_threads, instruction_set, with_gradients
 
 __all__ = ["instruction_set"]
 
@@ -141,16 +141,8 @@ def test_float32_errs_as_its_twin(width: int) -> None:
 
 
 def test_the_same_bits_for_any_number_of_threads() -> None:
-    threads, made = torch.get_num_threads(), []
     layer = _Layer(17, 20, tasks=1100, gamma=(3, 1, 1, 17), beta=(1,))
-    try:
-        for count in (1, 2, 4):
-            torch.set_num_threads(count)
-            made.append(layer.native(torch.float32))
-    finally:
-        torch.set_num_threads(threads)
-    for other in made[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(made[0], other, strict=True))
+    assert_same_bits_on_threads(lambda: layer.native(torch.float32))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
