@@ -158,3 +158,10 @@ def test_shapes_are_checked(argument: str, shape: tuple[int, ...]) -> None:
     given = _given("both") | {argument: torch.ones(shape, dtype=torch.float64)}
     with pytest.raises(ValueError, match=rf"{argument}: expected .*broadcastable to .*got"):
         lfom_solve(**given)
+
+
+def test_a_quadratic_that_is_no_number_is_none_after_the_first_step_from_zero() -> None:
+    """As with coefficients that tasks share: 0 times what is no number is none."""
+    h, b, a = torch.full((1, 2, 2), torch.nan), torch.ones(1, 2), -torch.eye(2)[None]
+    for gamma in (torch.ones(1, 1, 1), torch.ones(1, 1, 1, 1)):
+        assert bool(lfom_solve(h, b, a, gamma).isnan().all())

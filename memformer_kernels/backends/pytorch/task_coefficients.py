@@ -39,8 +39,7 @@ def _iterates(
     registers: list[Tensor] = []
     found: list[Tensor] = []
     for step in range(steps):
-        residual = rows - weights @ h.mT if step or w0 is not None else rows
-        register = -(residual @ a[step].mT)
+        register = -((rows - weights @ h.mT) @ a[step].mT)
         if beta is not None and registers:
             register = register + beta[:, step, None] * registers[-1]
         registers.append(register)
